@@ -1,0 +1,1 @@
+"""Fit a GGUF language model to the memory you have."""

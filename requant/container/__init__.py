@@ -1,0 +1,1 @@
+"""The file level: GGUF as bytes."""

@@ -1,0 +1,73 @@
+"""Every failure a user can cause, one class per exit code.
+
+A message says what is wrong, with the figure found and the limit, and what to do next; strings that come
+from a file are escaped with `printable` before they enter one.
+"""
+
+
+def printable(text: str) -> str:
+    """`text` with everything a terminal could act on (controls, bidi, surrogates) as backslash escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+class RequantError(Exception):
+    """Base of all of them; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(RequantError):
+    """The request makes no sense, whatever the files hold."""
+
+    exit_code = 2
+
+
+class BadInput(RequantError):
+    """A file is not what it should be.
+
+    `path` is the file, `what` the finding; `got`, `limit` and `hint` complete the line where they help.
+    """
+
+    exit_code = 3
+
+    def __init__(
+        self, path: object, what: str, *, got: object = None, limit: object = None, hint: str | None = None
+    ) -> None:
+        self.path, self.what, self.got, self.limit, self.hint = str(path), what, got, limit, hint
+        figures = ", ".join(f"{k} {v}" for k, v in (("got", got), ("limit", limit)) if v is not None)
+        message = f"{printable(self.path)}: {what}" + (f" ({figures})" if figures else "")
+        super().__init__(message + (f"; {hint}" if hint else ""))
+
+
+class InfeasibleBudget(RequantError):
+    """Even the smallest candidate of every tensor does not fit."""
+
+    exit_code = 4
+
+    def __init__(self, budget: int, smallest: int, message: str) -> None:
+        self.budget, self.smallest = budget, smallest  # bytes
+        super().__init__(message)
+
+
+class OutputRefused(BadInput):
+    """The output path is taken, or is one of the inputs."""
+
+    exit_code = 5
+
+
+class InputOutputError(BadInput):
+    """The operating system failed to read or write; `what` ends in its own words."""
+
+    exit_code = 6
+
+
+class SourceChanged(BadInput):
+    """A source file was modified while it was being read."""
+
+    exit_code = 7
+
+
+class NumericFault(BadInput):
+    """Numbers failed a check: non-finite weights, or a reconstruction error beyond the type's ceiling."""
+
+    exit_code = 8

@@ -1,0 +1,49 @@
+"""FORMATS: every ggml type that a file may hold. A block format's kernels live in the module of its name."""
+
+from requant.formats.base import BlockFormat
+
+FORMATS: dict[int, BlockFormat] = {
+    f.type_id: f
+    for f in (
+        BlockFormat("F32", 0, 1, 4, can_encode=True),
+        BlockFormat("F16", 1, 1, 2, can_encode=True),
+        BlockFormat("Q4_0", 2, 32, 18, can_encode=True),
+        BlockFormat("Q4_1", 3, 32, 20, can_encode=True),
+        BlockFormat("Q5_0", 6, 32, 22, can_encode=True),
+        BlockFormat("Q5_1", 7, 32, 24, can_encode=True),
+        BlockFormat("Q8_0", 8, 32, 34, can_encode=True),
+        BlockFormat("Q2_K", 10, 256, 84, can_encode=True),
+        BlockFormat("Q3_K", 11, 256, 110, can_encode=True),
+        BlockFormat("Q4_K", 12, 256, 144, can_encode=True),
+        BlockFormat("Q5_K", 13, 256, 176, can_encode=True),
+        BlockFormat("Q6_K", 14, 256, 210, can_encode=True),
+        BlockFormat("IQ2_XXS", 16, 256, 66),
+        BlockFormat("IQ2_XS", 17, 256, 74),
+        BlockFormat("IQ3_XXS", 18, 256, 98),
+        BlockFormat("IQ1_S", 19, 256, 50),
+        BlockFormat("IQ4_NL", 20, 32, 18),
+        BlockFormat("IQ3_S", 21, 256, 110),
+        BlockFormat("IQ2_S", 22, 256, 82),
+        BlockFormat("IQ4_XS", 23, 256, 136),
+        BlockFormat("I8", 24, 1, 1, can_decode=False),
+        BlockFormat("I16", 25, 1, 2, can_decode=False),
+        BlockFormat("I32", 26, 1, 4, can_decode=False),
+        BlockFormat("I64", 27, 1, 8, can_decode=False),
+        BlockFormat("F64", 28, 1, 8, can_decode=False),
+        BlockFormat("IQ1_M", 29, 256, 56),
+        BlockFormat("BF16", 30, 1, 2, can_encode=True),
+        BlockFormat("TQ1_0", 34, 256, 54),
+        BlockFormat("TQ2_0", 35, 256, 66),
+        BlockFormat("MXFP4", 39, 32, 17),
+        BlockFormat("NVFP4", 40, 64, 36),
+        BlockFormat("Q1_0", 41, 128, 18),
+        BlockFormat("Q2_0", 42, 64, 18),
+    )
+}
+
+_BY_NAME = {f.name: f for f in FORMATS.values()}
+
+
+def by_name(name: str) -> BlockFormat | None:
+    """The format called `name` in any case, or None."""
+    return _BY_NAME.get(name.upper())

@@ -1,0 +1,58 @@
+"""BlockFormat: what is known of a ggml type without touching its kernels."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from requant.jit import Kernel
+
+
+class Kernels(Protocol):
+    """What a format's module offers.
+
+    LAYOUT: the block as a structured dtype, field by field ggml's C struct.
+    decode(blocks, out): (n,) LAYOUT -> (n, N) float32, bit for bit what ggml's `to_float` gives.
+    encode(x, importance, blocks): (n, N) float32 and (k, N) float32 -> (n,) LAYOUT; block b is weighted by
+    importance[b % k], so k is 1, or the number of blocks in a row.
+    """
+
+    LAYOUT: np.dtype[np.void]
+    decode: Kernel
+    encode: Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFormat:
+    """A ggml type: its name and id, the weights and bytes of one block, and what requant does with it."""
+
+    name: str
+    type_id: int
+    block_weights: int
+    block_bytes: int
+    can_decode: bool = True
+    can_encode: bool = False
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight."""
+        return 8 * self.block_bytes / self.block_weights
+
+    def divides(self, n_per_row: int) -> bool:
+        """Whether a row of `n_per_row` weights is a whole number of blocks."""
+        return n_per_row % self.block_weights == 0
+
+    def n_bytes(self, n_weights: int) -> int:
+        """Bytes of `n_weights` weights, which must be whole blocks."""
+        assert self.divides(n_weights), (self.name, n_weights)
+        return n_weights // self.block_weights * self.block_bytes
+
+    @property
+    def kernels(self) -> Kernels:
+        """The module `requant.formats.<name>`, imported (with Numba) on first use."""
+        assert self.can_decode, self.name
+        return importlib.import_module(f"requant.formats.{self.name.lower()}")  # type: ignore[return-value]

@@ -1,0 +1,81 @@
+"""Small floats as integers: binary16, bfloat16, E8M0, UE4M3; and the rounding the formats share.
+
+Integer arithmetic throughout: hardware conversions are missing on some targets and flush subnormals on others.
+"""
+
+import numpy as np
+
+from requant.jit import kernel
+
+
+@kernel
+def bits_to_float(bits):
+    """The float32 whose bits are `bits` (uint32)."""
+    return np.uint32(bits).view(np.float32)
+
+
+@kernel
+def half_to_float(h):
+    """binary16 bits -> float32, exact; NaN payloads are kept."""
+    h = np.uint32(h)
+    sign = (h & np.uint32(0x8000)) << np.uint32(16)
+    rest = h & np.uint32(0x7FFF)
+    if rest >= np.uint32(0x7C00):
+        return bits_to_float(sign | np.uint32(0x7F800000) | ((rest & np.uint32(0x3FF)) << np.uint32(13)))
+    if rest >= np.uint32(0x400):
+        return bits_to_float(sign | ((rest + np.uint32(0x1C000)) << np.uint32(13)))
+    tiny = np.float32(rest) * np.float32(2.0**-24)
+    return -tiny if sign else tiny
+
+
+@kernel
+def float_to_half(x):
+    """float32 -> binary16 bits, to nearest, ties to even; overflows to infinity, NaN becomes a quiet NaN."""
+    bits = np.float32(x).view(np.uint32)
+    sign = np.uint16((bits >> np.uint32(16)) & np.uint32(0x8000))
+    rest = bits & np.uint32(0x7FFFFFFF)
+    if rest > np.uint32(0x7F800000):
+        return sign | np.uint16(0x7E00)
+    if rest >= np.uint32(0x47800000):
+        return sign | np.uint16(0x7C00)
+    if rest < np.uint32(0x38800000):  # subnormal: adding 0.5 leaves the value in the low bits, rounded to even
+        shifted = np.float32(bits_to_float(rest) + np.float32(0.5)).view(np.uint32)
+        return sign | np.uint16(shifted - np.uint32(0x3F000000))
+    odd = (rest >> np.uint32(13)) & np.uint32(1)
+    return sign | np.uint16((rest + np.uint32(0xC8000FFF) + odd) >> np.uint32(13))
+
+
+@kernel
+def bfloat_to_float(b):
+    """bfloat16 bits -> float32, exact."""
+    return bits_to_float(np.uint32(b) << np.uint32(16))
+
+
+@kernel
+def float_to_bfloat(x):
+    """float32 -> bfloat16 bits, to nearest, ties to even; NaN stays NaN (made quiet)."""
+    bits = np.float32(x).view(np.uint32)
+    if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
+        return np.uint16((bits >> np.uint32(16)) | np.uint32(64))
+    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
+@kernel
+def e8m0_half_to_float(e):
+    """E8M0 exponent byte -> half of its value, 2**(e - 128), as ggml's FP4 codes are doubled."""
+    e = np.uint32(e)
+    if e < np.uint32(2):
+        return bits_to_float(np.uint32(0x00200000) << e)
+    return bits_to_float((e - np.uint32(1)) << np.uint32(23))
+
+
+@kernel
+def ue4m3_half_to_float(e):
+    """UE4M3 scale byte -> half of its value; 0x7F (a NaN) reads as 0, bit 7 is ignored, as in ggml."""
+    e = np.uint32(e) & np.uint32(0x7F)
+    if e == np.uint32(0) or e == np.uint32(0x7F):
+        return np.float32(0.0)
+    exponent, mantissa = e >> np.uint32(3), e & np.uint32(7)
+    if exponent == np.uint32(0):
+        return np.float32(mantissa) * np.float32(2.0**-10)
+    return bits_to_float(((exponent + np.uint32(119)) << np.uint32(23)) | (mantissa << np.uint32(20)))

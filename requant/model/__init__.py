@@ -1,0 +1,1 @@
+"""The model level: what names and keys mean."""

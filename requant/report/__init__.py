@@ -1,0 +1,1 @@
+"""Strings from plans and results."""

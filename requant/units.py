@@ -1,0 +1,35 @@
+"""Sizes: bytes inside, KiB/MiB/GiB (or KB/MB/GB as powers of ten) at the edges."""
+
+import math
+import re
+
+from requant.errors import UsageError
+
+_UNITS = {"": 1, "B": 1}
+for _power, _letter in enumerate("KMGT", start=1):
+    _UNITS[f"{_letter}IB"] = 1024**_power
+    _UNITS[f"{_letter}B"] = 1000**_power
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_size(text: str) -> int:
+    """Bytes meant by `text`: `12GiB`, `800MB`, `1.5 GiB`, `4096`.
+
+    Raises UsageError on anything else; a bare `12G` is refused because it does not say which giga.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None or match[2].upper() not in _UNITS:
+        raise UsageError(f"'{text}' is not a size; write a number with KiB, MiB, GiB or KB, MB, GB (12GiB)")
+    n_bytes = math.floor(float(match[1]) * _UNITS[match[2].upper()])
+    if not 0 < n_bytes < 2**62:
+        raise UsageError(f"size '{text}' is out of range; it must be above 0 and below 4 EiB")
+    return n_bytes
+
+
+def format_size(n_bytes: float) -> str:
+    """`n_bytes` in the largest binary unit that leaves at least 1, two decimals: `1.50 GiB`."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        scale = _UNITS[unit.upper()]
+        if abs(n_bytes) >= scale:
+            return f"{n_bytes / scale:.2f} {unit}"
+    return f"{n_bytes:.0f} B"

@@ -1,0 +1,61 @@
+"""Q4_K: 8 sub-blocks of 32 four-bit codes, each with a 6-bit scale and a 6-bit minimum; 4.5 bits per weight.
+
+    x[32 s + i] = d * scale[s] * q[32 s + i] - dmin * min[s]
+
+scales packs the sixteen 6-bit numbers (see scales.py); qs[32 p + i] holds element 64 p + i low, 64 p + 32 + i high.
+Source: block_q4_K in ggml-common.h, dequantize_row_q4_K in ggml-quants.c.
+"""
+
+import numpy as np
+
+from requant.formats.bits import float_to_half, half_to_float
+from requant.formats.scales import pack_scales, unpack_scale
+from requant.formats.search import DMIN, LANES, LM, LS, ROWS, D, affine_codes, fit_affine_super_blocks, load_tile, search_affine
+from requant.jit import kernel
+
+N = 256
+SUBS, SUB = 8, 32
+TOP, SCALE_TOP = 15, 63
+LAYOUT = np.dtype([("d", "<u2"), ("dmin", "<u2"), ("scales", "u1", (12,)), ("qs", "u1", (128,))])
+
+
+@kernel
+def decode(blocks, out):
+    d, dmin, scales, qs = blocks["d"], blocks["dmin"], blocks["scales"], blocks["qs"]
+    for b in range(blocks.shape[0]):
+        scale, low = half_to_float(d[b]), half_to_float(dmin[b])
+        for s in range(SUBS):
+            ls, lm = unpack_scale(scales, b, s)
+            dl, ml = scale * np.float32(ls), low * np.float32(lm)
+            shift = np.uint8(4 * (s & 1))
+            first = SUB * (s >> 1)
+            for i in range(SUB):
+                q = (qs[b, first + i] >> shift) & np.uint8(15)
+                out[b, SUB * s + i] = dl * np.float32(q) - ml
+
+
+@kernel
+def encode(x, importance, blocks):
+    subs, weights = x.reshape(-1, SUB), importance.reshape(-1, SUB)
+    tile, w = np.empty((SUB, LANES), np.float32), np.empty((SUB, LANES), np.float32)
+    t, codes = np.zeros((ROWS, LANES), np.float32), np.empty((SUB, LANES), np.uint8)
+    for first in range(0, subs.shape[0], LANES):
+        load_tile(subs, first, tile)
+        if first == 0 or LANES % weights.shape[0]:
+            load_tile(weights, first, w)
+        search_affine(tile, w, TOP, 8, -1.0, 0.3, 2, False, t)
+        fit_affine_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, t)
+        affine_codes(tile, TOP, t, codes)
+        for j in range(0, min(LANES, subs.shape[0] - first), SUBS):
+            pack(blocks, (first + j) // SUBS, j, t, codes)
+
+
+@kernel
+def pack(blocks, b, j, t, codes):
+    blocks["d"][b] = float_to_half(t[D, j])
+    blocks["dmin"][b] = float_to_half(t[DMIN, j])
+    pack_scales(t[LS], t[LM], j, blocks["scales"], b)
+    qs = blocks["qs"]
+    for p in range(SUBS // 2):
+        for i in range(SUB):
+            qs[b, SUB * p + i] = codes[i, j + 2 * p] | codes[i, j + 2 * p + 1] << np.uint8(4)

@@ -1,0 +1,31 @@
+"""The packed sub-block scales that several K formats share.
+
+Q4_K and Q5_K keep eight 6-bit scales and eight 6-bit minima in 12 bytes: bytes 0-3 hold scales 0-3 and bytes 4-7
+minima 0-3 in their low six bits; bytes 8-11 hold scales 4-7 (low nibbles of them) and minima 4-7 (low nibbles, in
+the high half), whose upper two bits sit on top of bytes 0-3 and 4-7.
+Source: get_scale_min_k4 in ggml-quants.c.
+"""
+
+import numpy as np
+
+from requant.jit import kernel
+
+
+@kernel
+def unpack_scale(scales, b, s):
+    """Scale and minimum of sub-block `s` of block `b`; scales: (n, 12) uint8."""
+    if s < 4:
+        return scales[b, s] & np.uint8(63), scales[b, s + 4] & np.uint8(63)
+    low = scales[b, s + 4]
+    scale = (low & np.uint8(15)) | ((scales[b, s - 4] >> np.uint8(6)) << np.uint8(4))
+    return scale, (low >> np.uint8(4)) | ((scales[b, s] >> np.uint8(6)) << np.uint8(4))
+
+
+@kernel
+def pack_scales(ls, lm, j, scales, b):
+    """ls, lm: (LANES,) float32 integers 0..63, those of block `b` from lane `j` on -> scales[b]."""
+    for s in range(4):
+        high_scale, high_min = np.uint8(ls[j + s + 4]), np.uint8(lm[j + s + 4])
+        scales[b, s] = np.uint8(ls[j + s]) | (high_scale >> np.uint8(4)) << np.uint8(6)
+        scales[b, s + 4] = np.uint8(lm[j + s]) | (high_min >> np.uint8(4)) << np.uint8(6)
+        scales[b, s + 8] = (high_scale & np.uint8(15)) | (high_min & np.uint8(15)) << np.uint8(4)

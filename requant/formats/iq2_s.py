@@ -1,0 +1,43 @@
+"""IQ2_S: 256 weights as 32 codewords of a 1024-word codebook, sixteen sub-block scales; 2.5625 bits per weight.
+
+    x = d * (0.5 + ls[s]) / 4 * sign * grid[index]
+
+Index g: eight bits in qs[g], two in qh[g // 4]. Each weight has its own sign bit. ls[s] is nibble s of scales,
+for 16 weights each.
+
+Source: block_iq2_s in ggml-common.h (where qs and signs are one array), dequantize_row_iq2_s in ggml-quants.c.
+"""
+
+import numpy as np
+
+from requant.formats.bits import half_to_float
+from requant.formats.grids import IQ2_S
+from requant.jit import kernel
+
+N = 256
+LAYOUT = np.dtype(
+    [
+        ("d", "<u2"),  # binary16 bits
+        ("qs", "u1", (N // 8,)),
+        ("signs", "u1", (N // 8,)),
+        ("qh", "u1", (N // 32,)),
+        ("scales", "u1", (N // 32,)),
+    ]
+)
+
+
+@kernel
+def decode(blocks, out):
+    d, qs, all_signs, qh, scales = blocks["d"], blocks["qs"], blocks["signs"], blocks["qh"], blocks["scales"]
+    for b in range(blocks.shape[0]):
+        super_scale = half_to_float(d[b])
+        for s in range(16):
+            level = (np.uint32(scales[b, s >> 1]) >> np.uint32(4 * (s & 1))) & np.uint32(15)
+            scale = super_scale * (np.float32(0.5) + np.float32(level)) * np.float32(0.25)
+            for g in range(2 * s, 2 * s + 2):
+                high = (np.uint32(qh[b, g >> 2]) >> np.uint32(2 * (g & 3))) & np.uint32(3)
+                index = np.uint32(qs[b, g]) | (high << np.uint32(8))
+                signs = np.uint32(all_signs[b, g])
+                for j in range(8):
+                    value = scale * np.float32(IQ2_S[index, j])
+                    out[b, 8 * g + j] = -value if (signs >> np.uint32(j)) & np.uint32(1) else value

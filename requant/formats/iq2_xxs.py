@@ -1,0 +1,35 @@
+"""IQ2_XXS: 256 weights as 32 codewords of a 256-word codebook, eight sub-block scales; 2.0625 bits per weight.
+
+    x = d * (0.5 + ls[s]) / 4 * sign * grid[index]
+
+A sub-block of 32 weights is four u2 words: two hold four one-byte indices, two a 32-bit number with four times
+seven sign bits (the eighth makes the count of minuses even) and, on top, the four-bit scale.
+
+Source: block_iq2_xxs in ggml-common.h, dequantize_row_iq2_xxs in ggml-quants.c.
+"""
+
+import numpy as np
+
+from requant.formats.bits import half_to_float
+from requant.formats.grids import EVEN_SIGNS, IQ2_XXS
+from requant.jit import kernel
+
+N = 256
+LAYOUT = np.dtype([("d", "<u2"), ("qs", "<u2", (N // 8,))])  # d: binary16 bits
+
+
+@kernel
+def decode(blocks, out):
+    d, qs = blocks["d"], blocks["qs"]
+    for b in range(blocks.shape[0]):
+        super_scale = half_to_float(d[b])
+        for s in range(8):
+            indices = np.uint32(qs[b, 4 * s]) | (np.uint32(qs[b, 4 * s + 1]) << np.uint32(16))
+            rest = np.uint32(qs[b, 4 * s + 2]) | (np.uint32(qs[b, 4 * s + 3]) << np.uint32(16))
+            scale = super_scale * (np.float32(0.5) + np.float32(rest >> np.uint32(28))) * np.float32(0.25)
+            for g in range(4):
+                index = (indices >> np.uint32(8 * g)) & np.uint32(0xFF)
+                signs = np.uint32(EVEN_SIGNS[(rest >> np.uint32(7 * g)) & np.uint32(127)])
+                for j in range(8):
+                    value = scale * np.float32(IQ2_XXS[index, j])
+                    out[b, 32 * s + 8 * g + j] = -value if (signs >> np.uint32(j)) & np.uint32(1) else value

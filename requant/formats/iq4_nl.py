@@ -1,0 +1,28 @@
+"""IQ4_NL: 32 four-bit codes of a fixed non-linear scale and one half-precision factor; 4.5 bits per weight.
+
+    x[i] = d * level[q[i]]
+
+Low nibbles are weights 0-15, high nibbles 16-31.
+
+Source: block_iq4_nl in ggml-common.h, dequantize_row_iq4_nl in ggml-quants.c.
+"""
+
+import numpy as np
+
+from requant.formats.bits import half_to_float
+from requant.formats.grids import IQ4_LEVELS
+from requant.jit import kernel
+
+N = 32
+LAYOUT = np.dtype([("d", "<u2"), ("qs", "u1", (N // 2,))])  # d: binary16 bits
+
+
+@kernel
+def decode(blocks, out):
+    d, qs = blocks["d"], blocks["qs"]
+    for b in range(blocks.shape[0]):
+        scale = half_to_float(d[b])
+        for i in range(N // 2):
+            codes = np.uint32(qs[b, i])
+            out[b, i] = scale * np.float32(IQ4_LEVELS[codes & np.uint32(15)])
+            out[b, 16 + i] = scale * np.float32(IQ4_LEVELS[codes >> np.uint32(4)])

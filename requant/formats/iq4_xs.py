@@ -1,0 +1,34 @@
+"""IQ4_XS: 256 non-linear four-bit codes in eight sub-blocks with six-bit scales; 4.25 bits per weight.
+
+    x = d * (ls[s] - 32) * level[q]
+
+ls[s]: low four bits in nibble s of scales_l, high two in bits 2s of scales_h. In a sub-block low nibbles are
+weights 0-15, high nibbles 16-31.
+
+Source: block_iq4_xs in ggml-common.h, dequantize_row_iq4_xs in ggml-quants.c.
+"""
+
+import numpy as np
+
+from requant.formats.bits import half_to_float
+from requant.formats.grids import IQ4_LEVELS
+from requant.jit import kernel
+
+N = 256
+LAYOUT = np.dtype([("d", "<u2"), ("scales_h", "<u2"), ("scales_l", "u1", (4,)), ("qs", "u1", (N // 2,))])
+
+
+@kernel
+def decode(blocks, out):
+    d, scales_h, scales_l, qs = blocks["d"], blocks["scales_h"], blocks["scales_l"], blocks["qs"]
+    for b in range(blocks.shape[0]):
+        super_scale = half_to_float(d[b])
+        high_bits = np.int32(scales_h[b])
+        for s in range(8):
+            low = (np.int32(scales_l[b, s >> 1]) >> np.int32(4 * (s & 1))) & np.int32(15)
+            high = (high_bits >> np.int32(2 * s)) & np.int32(3)
+            scale = super_scale * np.float32((low | (high << np.int32(4))) - np.int32(32))
+            for i in range(16):
+                codes = np.uint32(qs[b, 16 * s + i])
+                out[b, 32 * s + i] = scale * np.float32(IQ4_LEVELS[codes & np.uint32(15)])
+                out[b, 32 * s + 16 + i] = scale * np.float32(IQ4_LEVELS[codes >> np.uint32(4)])

@@ -1,0 +1,28 @@
+"""MXFP4: 32 E2M1 codes and one E8M0 scale; 4.25 bits per weight.
+
+    x[i] = d * level[q[i]],  d = 2**(e - 128)
+
+Low nibbles are weights 0-15, high nibbles 16-31. The levels are E2M1 doubled, and the scale is halved.
+
+Source: block_mxfp4 in ggml-common.h, dequantize_row_mxfp4 in ggml-quants.c; OCP Microscaling Formats 1.0.
+"""
+
+import numpy as np
+
+from requant.formats.bits import e8m0_half_to_float
+from requant.formats.grids import FP4_LEVELS
+from requant.jit import kernel
+
+N = 32
+LAYOUT = np.dtype([("e", "u1"), ("qs", "u1", (N // 2,))])
+
+
+@kernel
+def decode(blocks, out):
+    e, qs = blocks["e"], blocks["qs"]
+    for b in range(blocks.shape[0]):
+        scale = e8m0_half_to_float(e[b])
+        for i in range(N // 2):
+            codes = np.uint32(qs[b, i])
+            out[b, i] = scale * np.float32(FP4_LEVELS[codes & np.uint32(15)])
+            out[b, 16 + i] = scale * np.float32(FP4_LEVELS[codes >> np.uint32(4)])

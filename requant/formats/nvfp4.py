@@ -1,0 +1,30 @@
+"""NVFP4: 64 E2M1 codes in four sub-blocks of 16 with an UE4M3 scale each; 4.5 bits per weight.
+
+    x = d[s] * level[q]
+
+In a sub-block low nibbles are weights 0-7, high nibbles 8-15. The levels are E2M1 doubled, and the scale is halved.
+A tensor's second-level scale, where it has one, is another tensor (".scale") and no part of this.
+
+Source: block_nvfp4 in ggml-common.h, dequantize_row_nvfp4 in ggml-quants.c.
+"""
+
+import numpy as np
+
+from requant.formats.bits import ue4m3_half_to_float
+from requant.formats.grids import FP4_LEVELS
+from requant.jit import kernel
+
+N = 64
+LAYOUT = np.dtype([("d", "u1", (4,)), ("qs", "u1", (N // 2,))])
+
+
+@kernel
+def decode(blocks, out):
+    d, qs = blocks["d"], blocks["qs"]
+    for b in range(blocks.shape[0]):
+        for s in range(4):
+            scale = ue4m3_half_to_float(d[b, s])
+            for i in range(8):
+                codes = np.uint32(qs[b, 8 * s + i])
+                out[b, 16 * s + i] = scale * np.float32(FP4_LEVELS[codes & np.uint32(15)])
+                out[b, 16 * s + 8 + i] = scale * np.float32(FP4_LEVELS[codes >> np.uint32(4)])

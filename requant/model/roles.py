@@ -1,0 +1,305 @@
+"""What a tensor's name says: its role and layer, whether it may be quantized, and to which types.
+
+Sources: tensor_allows_quantization, tensor_type_fallback and tensor_requires_imatrix in llama.cpp's
+src/llama-quant.cpp; the floors and the low-bit ban go beyond it and rest on published measurements.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from requant.formats import FORMATS, by_name
+
+_IN_A_LAYER = re.compile(r"(?:(?P<tower>.+)\.)?blk\.(?P<layer>[0-9]+)\.(?P<part>.+)")
+
+# a matrix this small in itself and next to the model cannot save bytes worth a risk
+TINY_WEIGHTS = 2**19  # 1 MiB in F16
+TINY_SHARE = 10_000  # parts of the model
+
+LOW_BIT_BPW = 2.1  # at or below it: IQ1_S, IQ1_M, IQ2_XXS, TQ1_0, TQ2_0, Q1_0
+# attn_qkv and attn_kv_b hold the K and V projections in fused form
+_NOT_LOW_BIT = frozenset(
+    [
+        "token_embd",
+        "per_layer_token_embd",
+        "output",
+        "attn_k",
+        "attn_v",
+        "attn_qkv",
+        "attn_kv_b",
+        "attn_k_b",
+        "attn_v_b",
+        "ssm_out",
+    ]
+)
+
+_NEED_IMPORTANCE = frozenset(["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"])
+
+_FALLBACK = {
+    **dict.fromkeys(["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"], "IQ4_NL"),
+    **dict.fromkeys(["Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"], "Q4_0"),
+    **{"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"},
+}
+
+# part of the name -> why it stays as it is
+_KEPT: dict[str, str] = {
+    "_norm.weight": "normalisation weights are applied element by element",
+    "ffn_gate_inp": "a router decides which experts run",
+    "ffn_gate_tid2eid.weight": "a routing table holds indices",
+    "altup": "the alternating-update matrices are tiny",
+    "laurel": "the low-rank residual matrices are tiny",
+    "per_layer_model_proj": "the per-layer projection is small and sensitive",
+    **dict.fromkeys(("ssm_conv1d", "shortconv.conv.weight"), "a short convolution is tiny"),
+    **dict.fromkeys(
+        ("ssm_alpha", "ssm_beta", "ssm_ba", "ssm_dt"), "the gates of a recurrent state are small and sensitive"
+    ),
+    **dict.fromkeys(("indexer.k_proj.weight", "indexer.q_proj.weight"), "the indexer's projections are tiny"),
+    **dict.fromkeys(("attn_rel_b.weight", ".rel_pos"), "a position bias is tiny"),
+    **dict.fromkeys(
+        (
+            f"time_mix_{part}.weight"
+            for part in [
+                "first",
+                "w0",
+                "w1",
+                "w2",
+                "v0",
+                "v1",
+                "v2",
+                "a0",
+                "a1",
+                "a2",
+                "g1",
+                "g2",
+                "decay_w1",
+                "decay_w2",
+                "lerp_fused",
+            ]
+        ),
+        "the time-mix matrices are small and sensitive",
+    ),
+    **dict.fromkeys((".position_embd", "sam.pos_embd"), "a position table is added to the stream"),
+    **dict.fromkeys(
+        ("sam.neck.", "sam.net_", ".patch_embd", ".patch_merger", "a.rvq.codebook", "mm.a.code_embd"),
+        "the engine reads this multimodal tensor as it is",
+    ),
+}
+_KEPT_EXACTLY = {
+    "position_embd.weight": "a position table is added to the stream",
+    "token_types.weight": "a token type table is added to the stream",
+}
+_KEPT_IN_ARCH: dict[str, tuple[str, ...]] = {
+    "glm5-next": (
+        *("hc_", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj"),
+        *("indexer_compressor_gate", "indexer_compressor_ape"),
+        *("ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight", "ssm_g_b.weight", "ssm_beta.weight"),
+        *("attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight"),
+    )
+}
+
+_FLOORS = {
+    **dict.fromkeys(("attn_k_b", "attn_v_b", "attn_kv_a_mqa"), "Q8_0"),  # latent attention: every head goes through
+    **dict.fromkeys(("per_layer_token_embd", "inp_gate", "proj"), "Q8_0"),
+}
+_FLOORS_IN_ARCH = {
+    ("eagle3", "fc"): "Q8_0",  # fuses three residual streams
+    ("eagle3", "output"): "Q6_K",
+    ("glm5-next", "attn_q_a"): "Q8_0",
+    ("glm5-next", "attn_q_b"): "Q8_0",
+}
+
+
+def role_of(name: str) -> str:
+    """The tensor's part in the model: `attn_q`, `ffn_down_exps`, `token_embd`, `output`, `nextn.eh_proj`.
+
+    Normalisations are all `norm`; what is no weight keeps its kind (`attn_q.bias`); a tensor of a second
+    tower keeps the tower (`v.attn_q`).
+    """
+    match = _IN_A_LAYER.fullmatch(name)
+    part = name if match is None else match["part"]
+    stem = part.removesuffix(".weight")
+    if stem != part and stem.endswith("norm"):
+        return "norm"
+    return stem if match is None or match["tower"] is None else f"{match['tower']}.{stem}"
+
+
+def layer_of(name: str) -> int | None:
+    """N of `blk.N.`, or None outside the layers."""
+    match = _IN_A_LAYER.fullmatch(name)
+    return None if match is None else int(match["layer"])
+
+
+def n_dims(shape: Sequence[int]) -> int:
+    """Dimensions without the trailing ones, at least 1 (ggml_n_dims)."""
+    return max((i for i, n in enumerate(shape, start=1) if n != 1), default=1)
+
+
+def is_experts(name: str, shape: Sequence[int]) -> bool:
+    """Whether the third dimension counts experts: each has its own inputs, so its own slice of importance.
+
+    attn_k_b and attn_v_b are 3-D too, but theirs counts heads.
+    """
+    return n_dims(shape) == 3 and role_of(name).endswith(("_exps", "_chexps"))
+
+
+def n_matrices(shape: Sequence[int]) -> int:
+    """How many (n_rows, n_per_row) matrices a tensor stacks: the product of the dimensions after the second."""
+    return math.prod(shape[2:])
+
+
+def is_tied(names: Collection[str]) -> bool:
+    """Whether the token embedding is also the output matrix: the model has no `output.weight`."""
+    return "token_embd.weight" in names and "output.weight" not in names
+
+
+def is_lookup(name: str, *, tied: bool) -> bool:
+    """Whether only single rows are fetched: such a table stays in host memory and costs no VRAM.
+
+    A tied token embedding is multiplied with too, and llama.cpp copies it to the device for that.
+    """
+    return name == "per_layer_token_embd.weight" or (name == "token_embd.weight" and not tied)
+
+
+def never_quantize(
+    arch: str, name: str, shape: Sequence[int], type_id: int, *, model_weights: int | None = None
+) -> str | None:
+    """Why the tensor must keep its type, or None if it may be quantized.
+
+    With `model_weights`, the number of weights in the whole model, matrices that are under both bounds of
+    "tiny" stay too: fewer than 512 Ki weights (1 MiB in F16) and less than 1/10000 of the model.
+    """
+    reason = _no_matrix(name, shape, type_id) or _kept_by_name(arch, name)
+    if (
+        reason is None
+        and model_weights is not None
+        and math.prod(shape) < min(TINY_WEIGHTS, model_weights / TINY_SHARE)
+    ):
+        return "it is too small to save anything"
+    return reason
+
+
+def _no_matrix(name: str, shape: Sequence[int], type_id: int) -> str | None:
+    if math.prod(shape) == 0:
+        return "it is empty"
+    if type_id not in FORMATS or not FORMATS[type_id].can_decode:
+        return "its type holds no weights"
+    if n_dims(shape) < 2:
+        return "it is no matrix"
+    return None if name.endswith("weight") else "it is no weight"
+
+
+def _kept_by_name(arch: str, name: str) -> str | None:
+    if name in _KEPT_EXACTLY:
+        return _KEPT_EXACTLY[name]
+    if any(part in name for part in _KEPT_IN_ARCH.get(arch, ())):
+        return f"{arch} needs it as it is"
+    return next((reason for part, reason in _KEPT.items() if part in name), None)
+
+
+def floor_type(arch: str, name: str) -> str | None:
+    """The smallest type worth giving to the tensor whatever the budget, or None.
+
+    A source below it is copied; the floor never asks for more bits than the source has.
+    """
+    role = role_of(name)
+    if role.startswith("nextn.") or arch == "clip":
+        return "Q8_0"
+    return _FLOORS_IN_ARCH.get((arch, role)) or _FLOORS.get(role)
+
+
+def needs_importance(type_name: str, role: str) -> bool:
+    """Whether the type makes sense only with measured importance.
+
+    As in llama-quantize, IQ3_XXS is open to the embedding and the output, which few imatrix files cover.
+    """
+    return type_name in _NEED_IMPORTANCE and not (type_name == "IQ3_XXS" and role in ("token_embd", "output"))
+
+
+def is_below(type_name: str, floor: str) -> bool:
+    """Whether `type_name` has fewer bits per weight than `floor`; both are names in FORMATS."""
+    return _bpw(type_name) < _bpw(floor)
+
+
+def fallback_type(type_name: str, n_per_row: int) -> str | None:
+    """What llama-quantize takes instead of a type whose block does not divide the row; None where it refuses."""
+    alternative = _FALLBACK.get(type_name)
+    if alternative is None:
+        return "F16" if _block(type_name) <= 32 else None
+    return alternative if n_per_row % _block(alternative) == 0 else "F16"
+
+
+def usable_types(n_per_row: int, types: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """The types whose block divides a row of `n_per_row` weights, and why each other one does not do."""
+    usable: list[str] = []
+    skipped: dict[str, str] = {}
+    for name in types:
+        if n_per_row % _block(name) == 0:
+            usable.append(name)
+            continue
+        reason = f"a row of {n_per_row} is no multiple of its block of {_block(name)}"
+        fallback = fallback_type(name, n_per_row)
+        instead = "llama-quantize refuses" if fallback is None else f"llama-quantize would use {fallback}"
+        skipped[name] = f"{reason}; {instead}"
+    return usable, skipped
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The types a tensor may get, in the order asked for, and why each other one is left out."""
+
+    types: tuple[str, ...]
+    skipped: Mapping[str, str]
+
+
+def candidates(
+    arch: str,
+    name: str,
+    shape: Sequence[int],
+    types: Iterable[str],
+    *,
+    has_importance: bool,
+    floor: str | None = None,
+) -> Candidates:
+    """The `types` that suit the tensor: block, floor of its role, low-bit ban, importance.
+
+    `floor` is a further smallest type (the guard rail of `stock.py`). Assumes never_quantize said None.
+    """
+    usable, skipped = usable_types(shape[0], types)
+    role = role_of(name)
+    floors = [f for f in (floor, floor_type(arch, name)) if f is not None]
+    kept = []
+    for type_name in usable:
+        reason = _unsuitable(arch, role, type_name, floors, has_importance)
+        if reason is None:
+            kept.append(type_name)
+        else:
+            skipped[type_name] = reason
+    return Candidates(tuple(kept), skipped)
+
+
+def _unsuitable(arch: str, role: str, type_name: str, floors: list[str], has_importance: bool) -> str | None:
+    for floor in floors:
+        if is_below(type_name, floor):
+            return f"{role} is never below {floor}"
+    if role in _NOT_LOW_BIT and _bpw(type_name) <= LOW_BIT_BPW:
+        return f"{role} does not survive {_bpw(type_name):.2f} bits per weight"
+    if needs_importance(type_name, role) and not has_importance:
+        return "it needs an importance matrix that covers the tensor"
+    if type_name == "NVFP4" and arch == "eagle3":
+        return "the engine does not apply its second-level scale in a draft head"
+    return None
+
+
+def _bpw(type_name: str) -> float:
+    fmt = by_name(type_name)
+    assert fmt is not None, type_name
+    return fmt.bpw
+
+
+def _block(type_name: str) -> int:
+    fmt = by_name(type_name)
+    assert fmt is not None, type_name
+    return fmt.block_weights

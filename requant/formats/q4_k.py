@@ -8,9 +8,10 @@ Source: block_q4_K in ggml-common.h, dequantize_row_q4_K in ggml-quants.c.
 
 import numpy as np
 
+from requant.formats.affine import affine_super_blocks
 from requant.formats.bits import float_to_half, half_to_float
 from requant.formats.scales import pack_scales, unpack_scale
-from requant.formats.search import DMIN, LANES, LM, LS, ROWS, D, affine_codes, fit_affine_super_blocks, load_tile, search_affine
+from requant.formats.search import DMIN, LANES, LM, LS, D, buffers, load
 from requant.jit import kernel
 
 N = 256
@@ -37,21 +38,16 @@ def decode(blocks, out):
 @kernel
 def encode(x, importance, blocks):
     subs, weights = x.reshape(-1, SUB), importance.reshape(-1, SUB)
-    tile, w = np.empty((SUB, LANES), np.float32), np.empty((SUB, LANES), np.float32)
-    t, codes = np.zeros((ROWS, LANES), np.float32), np.empty((SUB, LANES), np.uint8)
+    tile, w, t, codes = buffers(SUB)
     for first in range(0, subs.shape[0], LANES):
-        load_tile(subs, first, tile)
-        if first == 0 or LANES % weights.shape[0]:
-            load_tile(weights, first, w)
-        search_affine(tile, w, TOP, 8, -1.0, 0.3, 2, False, t)
-        fit_affine_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, t)
-        affine_codes(tile, TOP, t, codes)
+        load(subs, weights, first, tile, w)
+        affine_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, -1.0, 0.3, t, codes)
         for j in range(0, min(LANES, subs.shape[0] - first), SUBS):
-            pack(blocks, (first + j) // SUBS, j, t, codes)
+            _pack(blocks, (first + j) // SUBS, j, t, codes)
 
 
 @kernel
-def pack(blocks, b, j, t, codes):
+def _pack(blocks, b, j, t, codes):
     blocks["d"][b] = float_to_half(t[D, j])
     blocks["dmin"][b] = float_to_half(t[DMIN, j])
     pack_scales(t[LS], t[LM], j, blocks["scales"], b)

@@ -1,0 +1,237 @@
+"""Search for x = scale * q + min: codes 0..top, a scale and a minimum per sub-block (Q2_K, Q4_K, Q5_K, Q4_1, Q5_1)."""
+
+import numpy as np
+
+from requant.formats.bits import float_to_half, half_to_float
+from requant.formats.search import (
+    BASE_LM,
+    BASE_LS,
+    DMIN,
+    ERROR,
+    GAIN,
+    HUGE,
+    LANES,
+    LAST_ERROR,
+    LL,
+    LM,
+    LOW,
+    LS,
+    MIN,
+    ONE,
+    SCALE,
+    SPAN,
+    SUM_W,
+    SUM_X,
+    TRY_INVERSE,
+    TRY_LM,
+    TRY_LS,
+    TRY_MIN,
+    XL,
+    ZERO,
+    D,
+    L,
+    measure,
+)
+from requant.jit import kernel
+
+
+@kernel
+def _affine_sums(x, w, top, t):
+    """Sums over the codes that TRY_INVERSE and TRY_MIN give."""
+    high = np.float32(top)
+    for j in range(LANES):
+        t[L, j] = ZERO
+        t[LL, j] = ZERO
+        t[XL, j] = ZERO
+    for i in range(x.shape[0]):
+        for j in range(LANES):
+            v = x[i, j]
+            q = min(max(np.rint((v - t[TRY_MIN, j]) * t[TRY_INVERSE, j]), ZERO), high)
+            wq = w[i, j] * q
+            t[L, j] += wq
+            t[LL, j] += wq * q
+            t[XL, j] += wq * v
+
+
+@kernel
+def _affine_trial(x, w, top, signed_min, t):
+    """Fit scale and min to the codes of the trial; keep them where they explain more."""
+    _affine_sums(x, w, top, t)
+    for j in range(LANES):
+        det = t[SUM_W, j] * t[LL, j] - t[L, j] * t[L, j]
+        inverse = ONE / det if det > ZERO else ZERO
+        scale = (t[SUM_W, j] * t[XL, j] - t[SUM_X, j] * t[L, j]) * inverse
+        low = (t[LL, j] * t[SUM_X, j] - t[L, j] * t[XL, j]) * inverse
+        if low > ZERO and not signed_min:
+            low = ZERO
+            scale = t[XL, j] / t[LL, j]
+        gain = scale * t[XL, j] + low * t[SUM_X, j]
+        if gain > t[GAIN, j] and scale > ZERO:
+            t[GAIN, j] = gain
+            t[SCALE, j] = scale
+            t[MIN, j] = low
+
+
+@kernel
+def _search_affine(x, w, top, n_candidates, first, step, n_repeats, signed_min, t):
+    """Best (SCALE, MIN) per lane for codes 0..top; without `signed_min`, MIN is never above 0.
+
+    The candidates map the range to top + first, top + first + step, ... codes.
+    """
+    measure(x, w, t)
+    for j in range(LANES):
+        if t[LOW, j] > ZERO and not signed_min:
+            t[LOW, j] = ZERO
+        span = t[SPAN, j] - t[LOW, j]
+        t[SPAN, j] = ONE / span if span > ZERO else ZERO
+        t[TRY_MIN, j] = t[LOW, j]
+        t[SCALE, j] = ZERO  # a constant sub-block is its minimum
+        t[MIN, j] = t[SUM_X, j] / t[SUM_W, j]
+        if t[MIN, j] > ZERO and not signed_min:
+            t[MIN, j] = ZERO
+        t[GAIN, j] = t[MIN, j] * t[SUM_X, j]
+    for c in range(n_candidates):
+        reach = np.float32(top) + np.float32(first) + np.float32(step) * np.float32(c)
+        for j in range(LANES):
+            t[TRY_INVERSE, j] = reach * t[SPAN, j]
+        _affine_trial(x, w, top, signed_min, t)
+    for _ in range(n_repeats):
+        for j in range(LANES):
+            t[TRY_INVERSE, j] = ONE / t[SCALE, j] if t[SCALE, j] > ZERO else ZERO
+            t[TRY_MIN, j] = t[MIN, j]
+        _affine_trial(x, w, top, signed_min, t)
+
+
+@kernel
+def _affine_error(x, w, top, t):
+    """Weighted squared error per lane, into LAST_ERROR, of scales D * TRY_LS and minima DMIN * TRY_LM."""
+    high = np.float32(top)
+    for j in range(LANES):
+        scale = t[D, j] * t[TRY_LS, j]
+        t[TRY_INVERSE, j] = ONE / scale if scale > ZERO else ZERO
+        t[TRY_MIN, j] = t[DMIN, j] * t[TRY_LM, j]
+        t[LAST_ERROR, j] = ZERO
+    for i in range(x.shape[0]):
+        for j in range(LANES):
+            shifted = x[i, j] + t[TRY_MIN, j]
+            q = min(max(np.rint(shifted * t[TRY_INVERSE, j]), ZERO), high)
+            miss = t[D, j] * t[TRY_LS, j] * q - shifted
+            t[LAST_ERROR, j] += w[i, j] * miss * miss
+
+
+@kernel
+def _refine_affine(x, w, top, scale_top, reach, t):
+    """Re-choose LS and LM among their neighbours up to `reach` away, by true error."""
+    limit = np.float32(scale_top)
+    for j in range(LANES):
+        t[ERROR, j] = HUGE
+        t[BASE_LS, j] = t[LS, j]
+        t[BASE_LM, j] = t[LM, j]
+    for a in range(-reach, reach + 1):
+        for b in range(-reach, reach + 1):
+            for j in range(LANES):
+                t[TRY_LS, j] = min(max(t[BASE_LS, j] + np.float32(a), ZERO), limit)
+                t[TRY_LM, j] = min(max(t[BASE_LM, j] + np.float32(b), ZERO), limit)
+            _affine_error(x, w, top, t)
+            for j in range(LANES):
+                if t[LAST_ERROR, j] < t[ERROR, j]:
+                    t[ERROR, j] = t[LAST_ERROR, j]
+                    t[LS, j] = t[TRY_LS, j]
+                    t[LM, j] = t[TRY_LM, j]
+
+
+@kernel
+def _refit_affine(x, w, top, n_subs, t):
+    """Solve each super-block's D and DMIN anew for its codes and integer scales; keep them where the error falls."""
+    for j in range(LANES):
+        scale = t[D, j] * t[LS, j]
+        t[TRY_INVERSE, j] = ONE / scale if scale > ZERO else ZERO
+        t[TRY_MIN, j] = -t[DMIN, j] * t[LM, j]
+        t[TRY_LS, j] = t[LS, j]
+        t[TRY_LM, j] = t[LM, j]
+    _affine_sums(x, w, top, t)
+    for g in range(0, LANES, n_subs):
+        aa = ab = bb = xa = xb = ZERO
+        for j in range(g, g + n_subs):
+            aa += t[LS, j] * t[LS, j] * t[LL, j]
+            ab += t[LS, j] * t[LM, j] * t[L, j]
+            bb += t[LM, j] * t[LM, j] * t[SUM_W, j]
+            xa += t[LS, j] * t[XL, j]
+            xb += t[LM, j] * t[SUM_X, j]
+        det = aa * bb - ab * ab
+        d, dmin = t[D, g], t[DMIN, g]
+        if det > ZERO:
+            d = (xa * bb - xb * ab) / det
+            dmin = (xa * ab - xb * aa) / det
+        elif aa > ZERO:
+            d = xa / aa
+        d = half_to_float(float_to_half(max(d, ZERO)))
+        dmin = half_to_float(float_to_half(max(dmin, ZERO)))
+        for j in range(g, g + n_subs):
+            t[BASE_LS, j] = t[D, j]  # what to go back to
+            t[BASE_LM, j] = t[DMIN, j]
+            t[D, j] = d
+            t[DMIN, j] = dmin
+    _affine_error(x, w, top, t)
+    for g in range(0, LANES, n_subs):
+        before = after = ZERO
+        for j in range(g, g + n_subs):
+            before += t[ERROR, j]
+            after += t[LAST_ERROR, j]
+        for j in range(g, g + n_subs):
+            if after < before:
+                t[ERROR, j] = t[LAST_ERROR, j]
+            else:
+                t[D, j] = t[BASE_LS, j]
+                t[DMIN, j] = t[BASE_LM, j]
+
+
+@kernel
+def affine_super_blocks(x, w, top, scale_top, n_subs, first, step, t, codes):
+    """Codes 0..top with LS, LM in 0..scale_top per lane and the halves D, DMIN per super-block of `n_subs` lanes.
+
+    x = D * LS * code - DMIN * LM; `first` and `step` as in search_affine.
+    """
+    _search_affine(x, w, top, 8, first, step, 2, False, t)
+    limit = np.float32(scale_top)
+    for g in range(0, LANES, n_subs):
+        largest_scale = largest_min = ZERO
+        for j in range(g, g + n_subs):
+            largest_scale = max(largest_scale, t[SCALE, j])
+            largest_min = max(largest_min, -t[MIN, j])
+        d = half_to_float(float_to_half(largest_scale / limit))
+        dmin = half_to_float(float_to_half(largest_min / limit))
+        for j in range(g, g + n_subs):
+            t[D, j] = d
+            t[DMIN, j] = dmin
+            t[LS, j] = min(np.rint(t[SCALE, j] / d), limit) if d > ZERO else ZERO
+            t[LM, j] = min(np.rint(-t[MIN, j] / dmin), limit) if dmin > ZERO else ZERO
+    _refine_affine(x, w, top, scale_top, 1, t)
+    _refit_affine(x, w, top, n_subs, t)
+    _affine_codes(x, top, t, codes)
+
+
+@kernel
+def _affine_codes(x, top, t, codes):
+    """codes: (n, LANES) uint8, the nearest for scale D * LS and minimum -DMIN * LM."""
+    high = np.float32(top)
+    for j in range(LANES):
+        scale = t[D, j] * t[LS, j]
+        t[TRY_INVERSE, j] = ONE / scale if scale > ZERO else ZERO
+        t[TRY_MIN, j] = t[DMIN, j] * t[LM, j]
+    for i in range(x.shape[0]):
+        for j in range(LANES):
+            q = np.rint((x[i, j] + t[TRY_MIN, j]) * t[TRY_INVERSE, j])
+            codes[i, j] = np.uint8(min(max(q, ZERO), high))
+
+
+@kernel
+def affine_blocks(x, w, top, first, step, t, codes):
+    """Codes 0..top with the halves D and -DMIN per lane: x = D * code - DMIN, a minimum of either sign."""
+    _search_affine(x, w, top, 8, first, step, 2, True, t)
+    for j in range(LANES):
+        t[D, j] = half_to_float(float_to_half(t[SCALE, j]))
+        t[DMIN, j] = half_to_float(float_to_half(-t[MIN, j]))
+        t[LS, j] = ONE
+        t[LM, j] = ONE
+    _affine_codes(x, top, t, codes)

@@ -1,0 +1,74 @@
+"""Q3_K: 16 sub-blocks of 16 three-bit codes, each with a signed 6-bit scale; 3.4375 bits per weight.
+
+    x[16 s + i] = d * (scale[s] - 32) * (q[16 s + i] - 4)
+
+Element 128 h + 32 k + i (k = 0..3, i = 0..31) has its low two bits in qs[32 h + i] at 2 k and its third bit in
+hmask[i] at 4 h + k. Scale s has its low nibble in scales[s % 8] (high half for s >= 8) and its upper two bits in
+scales[8 + s % 4] at 2 (s / 4).
+Source: block_q3_K in ggml-common.h, dequantize_row_q3_K in ggml-quants.c.
+"""
+
+import numpy as np
+
+from requant.formats.bits import float_to_half, half_to_float
+from requant.formats.search import LANES, LS, D, buffers, load
+from requant.formats.symmetric import symmetric_super_blocks
+from requant.jit import kernel
+
+N = 256
+SUBS, SUB = 16, 16
+TOP, SCALE_TOP = 4, 32
+LAYOUT = np.dtype([("hmask", "u1", (32,)), ("qs", "u1", (64,)), ("scales", "u1", (12,)), ("d", "<u2")])
+
+
+@kernel
+def decode(blocks, out):
+    d, scales, hmask, qs = blocks["d"], blocks["scales"], blocks["hmask"], blocks["qs"]
+    for b in range(blocks.shape[0]):
+        scale = half_to_float(d[b])
+        for s in range(SUBS):
+            low = (scales[b, s & 7] >> np.uint8(4 * (s >> 3))) & np.uint8(15)
+            ls = low | ((scales[b, 8 + (s & 3)] >> np.uint8(2 * (s >> 2))) & np.uint8(3)) << np.uint8(4)
+            dl = scale * np.float32(np.int32(ls) - np.int32(32))
+            odd, shift, bit = SUB * (s & 1), np.uint8(s & 6), np.uint8(s >> 1)
+            first = 32 * (s >> 3) + odd
+            for i in range(SUB):
+                high = ((hmask[b, odd + i] >> bit) & np.uint8(1)) << np.uint8(2)
+                q = ((qs[b, first + i] >> shift) & np.uint8(3)) | high
+                out[b, SUB * s + i] = dl * np.float32(np.int32(q) - np.int32(4))
+
+
+@kernel
+def encode(x, importance, blocks):
+    subs, weights = x.reshape(-1, SUB), importance.reshape(-1, SUB)
+    tile, w, t, codes = buffers(SUB)
+    for first in range(0, subs.shape[0], LANES):
+        load(subs, weights, first, tile, w)
+        symmetric_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, 4, -0.9, 0.4, t, codes)
+        for j in range(0, min(LANES, subs.shape[0] - first), SUBS):
+            _pack(blocks, (first + j) // SUBS, j, t, codes)
+
+
+@kernel
+def _pack(blocks, b, j, t, codes):
+    blocks["d"][b] = float_to_half(t[D, j])
+    scales, hmask, qs = blocks["scales"], blocks["hmask"], blocks["qs"]
+    for s in range(8):
+        low, high = np.uint8(t[LS, j + s] + np.float32(SCALE_TOP)), np.uint8(t[LS, j + s + 8] + np.float32(SCALE_TOP))
+        scales[b, s] = (low & np.uint8(15)) | (high & np.uint8(15)) << np.uint8(4)
+    for s in range(4):
+        upper = np.uint8(0)
+        for k in range(4):
+            upper |= (np.uint8(t[LS, j + s + 4 * k] + np.float32(SCALE_TOP)) >> np.uint8(4)) << np.uint8(2 * k)
+        scales[b, 8 + s] = upper
+    for odd in range(2):
+        for i in range(SUB):
+            mask = np.uint8(0)
+            for half in range(2):
+                low = np.uint8(0)
+                for k in range(4):
+                    q = codes[i, j + 8 * half + 2 * k + odd]
+                    low |= (q & np.uint8(3)) << np.uint8(2 * k)
+                    mask |= (q >> np.uint8(2)) << np.uint8(4 * half + k)
+                qs[b, 32 * half + SUB * odd + i] = low
+            hmask[b, SUB * odd + i] = mask

@@ -1,0 +1,63 @@
+"""Q5_K: 8 sub-blocks of 32 five-bit codes, each with a 6-bit scale and a 6-bit minimum; 5.5 bits per weight.
+
+    x[32 s + i] = d * scale[s] * q[32 s + i] - dmin * min[s]
+
+As Q4_K, with the fifth bit of element 32 s + i as bit s of qh[i].
+Source: block_q5_K in ggml-common.h, dequantize_row_q5_K in ggml-quants.c.
+"""
+
+import numpy as np
+
+from requant.formats.affine import affine_super_blocks
+from requant.formats.bits import float_to_half, half_to_float
+from requant.formats.scales import pack_scales, unpack_scale
+from requant.formats.search import DMIN, LANES, LM, LS, D, buffers, load
+from requant.jit import kernel
+
+N = 256
+SUBS, SUB = 8, 32
+TOP, SCALE_TOP = 31, 63
+LAYOUT = np.dtype([("d", "<u2"), ("dmin", "<u2"), ("scales", "u1", (12,)), ("qh", "u1", (32,)), ("qs", "u1", (128,))])
+
+
+@kernel
+def decode(blocks, out):
+    d, dmin, scales, qh, qs = blocks["d"], blocks["dmin"], blocks["scales"], blocks["qh"], blocks["qs"]
+    for b in range(blocks.shape[0]):
+        scale, low = half_to_float(d[b]), half_to_float(dmin[b])
+        for s in range(SUBS):
+            ls, lm = unpack_scale(scales, b, s)
+            dl, ml = scale * np.float32(ls), low * np.float32(lm)
+            shift, bit = np.uint8(4 * (s & 1)), np.uint8(s)
+            first = SUB * (s >> 1)
+            for i in range(SUB):
+                high = ((qh[b, i] >> bit) & np.uint8(1)) << np.uint8(4)
+                q = ((qs[b, first + i] >> shift) & np.uint8(15)) | high
+                out[b, SUB * s + i] = dl * np.float32(q) - ml
+
+
+@kernel
+def encode(x, importance, blocks):
+    subs, weights = x.reshape(-1, SUB), importance.reshape(-1, SUB)
+    tile, w, t, codes = buffers(SUB)
+    for first in range(0, subs.shape[0], LANES):
+        load(subs, weights, first, tile, w)
+        affine_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, -1.0, 0.3, t, codes)
+        for j in range(0, min(LANES, subs.shape[0] - first), SUBS):
+            _pack(blocks, (first + j) // SUBS, j, t, codes)
+
+
+@kernel
+def _pack(blocks, b, j, t, codes):
+    blocks["d"][b] = float_to_half(t[D, j])
+    blocks["dmin"][b] = float_to_half(t[DMIN, j])
+    pack_scales(t[LS], t[LM], j, blocks["scales"], b)
+    qs, qh = blocks["qs"], blocks["qh"]
+    for i in range(SUB):
+        high = np.uint8(0)
+        for s in range(SUBS):
+            high |= (codes[i, j + s] >> np.uint8(4)) << np.uint8(s)
+        qh[b, i] = high
+        for p in range(SUBS // 2):
+            low, upper = codes[i, j + 2 * p] & np.uint8(15), codes[i, j + 2 * p + 1] & np.uint8(15)
+            qs[b, SUB * p + i] = low | upper << np.uint8(4)

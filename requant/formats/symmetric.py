@@ -1,0 +1,184 @@
+"""Search for x = scale * q: codes -top..top - 1 and a signed scale per sub-block (Q3_K, Q6_K, Q4_0, Q5_0, Q8_0)."""
+
+import numpy as np
+
+from requant.formats.bits import float_to_half, half_to_float
+from requant.formats.search import (
+    BASE_LS,
+    ERROR,
+    GAIN,
+    HUGE,
+    LANES,
+    LAST_ERROR,
+    LL,
+    LS,
+    ONE,
+    PEAK,
+    SCALE,
+    TRY_INVERSE,
+    TRY_LS,
+    XL,
+    ZERO,
+    D,
+    measure,
+)
+from requant.jit import kernel
+
+
+@kernel
+def _symmetric_sums(x, w, top, t):
+    """Sums over the codes -top .. top - 1 that TRY_INVERSE gives."""
+    low, high = -np.float32(top), np.float32(top - 1)
+    for j in range(LANES):
+        t[LL, j] = ZERO
+        t[XL, j] = ZERO
+    for i in range(x.shape[0]):
+        for j in range(LANES):
+            v = x[i, j]
+            q = min(max(np.rint(v * t[TRY_INVERSE, j]), low), high)
+            wq = w[i, j] * q
+            t[LL, j] += wq * q
+            t[XL, j] += wq * v
+
+
+@kernel
+def _symmetric_trial(x, w, top, t):
+    """Fit the scale to the codes of the trial; keep it where it explains more."""
+    _symmetric_sums(x, w, top, t)
+    for j in range(LANES):
+        scale = t[XL, j] / t[LL, j] if t[LL, j] > ZERO else ZERO
+        gain = scale * t[XL, j]
+        if gain > t[GAIN, j]:
+            t[GAIN, j] = gain
+            t[SCALE, j] = scale
+
+
+@kernel
+def _search_symmetric(x, w, top, n_candidates, first, step, n_repeats, t):
+    """Best SCALE (of either sign) per lane for codes -top .. top - 1.
+
+    The candidates put the largest magnitude at code -(top + first), -(top + first + step), ... and, with the
+    other sign, at the same distances beyond top - 1: which side has the spare code matters.
+    """
+    measure(x, w, t)
+    for j in range(LANES):
+        t[PEAK, j] = ONE / t[PEAK, j] if t[PEAK, j] != ZERO else ZERO
+        t[SCALE, j] = ZERO
+        t[GAIN, j] = ZERO
+    for c in range(n_candidates):
+        reach = np.float32(top) + np.float32(first) + np.float32(step) * np.float32(c)
+        for side in (-reach, reach - ONE):
+            for j in range(LANES):
+                t[TRY_INVERSE, j] = side * t[PEAK, j]
+            _symmetric_trial(x, w, top, t)
+    for _ in range(n_repeats):
+        for j in range(LANES):
+            t[TRY_INVERSE, j] = ONE / t[SCALE, j] if t[SCALE, j] != ZERO else ZERO
+        _symmetric_trial(x, w, top, t)
+
+
+@kernel
+def _symmetric_error(x, w, top, t):
+    """Weighted squared error per lane, into LAST_ERROR, of scales D * TRY_LS."""
+    low, high = -np.float32(top), np.float32(top - 1)
+    for j in range(LANES):
+        t[SCALE, j] = t[D, j] * t[TRY_LS, j]
+        t[TRY_INVERSE, j] = ONE / t[SCALE, j] if t[SCALE, j] != ZERO else ZERO
+        t[LAST_ERROR, j] = ZERO
+    for i in range(x.shape[0]):
+        for j in range(LANES):
+            q = min(max(np.rint(x[i, j] * t[TRY_INVERSE, j]), low), high)
+            miss = t[SCALE, j] * q - x[i, j]
+            t[LAST_ERROR, j] += w[i, j] * miss * miss
+
+
+@kernel
+def _refine_symmetric(x, w, top, scale_top, reach, t):
+    """Re-choose LS among its neighbours up to `reach` away, by true error."""
+    low, high = -np.float32(scale_top), np.float32(scale_top - 1)
+    for j in range(LANES):
+        t[ERROR, j] = HUGE
+        t[BASE_LS, j] = t[LS, j]
+    for a in range(-reach, reach + 1):
+        for j in range(LANES):
+            t[TRY_LS, j] = min(max(t[BASE_LS, j] + np.float32(a), low), high)
+        _symmetric_error(x, w, top, t)
+        for j in range(LANES):
+            if t[LAST_ERROR, j] < t[ERROR, j]:
+                t[ERROR, j] = t[LAST_ERROR, j]
+                t[LS, j] = t[TRY_LS, j]
+
+
+@kernel
+def _refit_symmetric(x, w, top, n_subs, t):
+    """Solve each super-block's D anew for its codes and integer scales; keep it where the error falls."""
+    for j in range(LANES):
+        scale = t[D, j] * t[LS, j]
+        t[TRY_INVERSE, j] = ONE / scale if scale != ZERO else ZERO
+        t[TRY_LS, j] = t[LS, j]
+        t[BASE_LS, j] = t[D, j]  # what to go back to
+    _symmetric_sums(x, w, top, t)
+    for g in range(0, LANES, n_subs):
+        aa = xa = ZERO
+        for j in range(g, g + n_subs):
+            aa += t[LS, j] * t[LS, j] * t[LL, j]
+            xa += t[LS, j] * t[XL, j]
+        d = half_to_float(float_to_half(xa / aa)) if aa > ZERO else t[D, g]
+        for j in range(g, g + n_subs):
+            t[D, j] = d
+    _symmetric_error(x, w, top, t)
+    for g in range(0, LANES, n_subs):
+        before = after = ZERO
+        for j in range(g, g + n_subs):
+            before += t[ERROR, j]
+            after += t[LAST_ERROR, j]
+        for j in range(g, g + n_subs):
+            if after < before:
+                t[ERROR, j] = t[LAST_ERROR, j]
+            else:
+                t[D, j] = t[BASE_LS, j]
+
+
+@kernel
+def symmetric_super_blocks(x, w, top, scale_top, n_subs, n_candidates, first, step, t, codes):
+    """Codes 0..2 top - 1 with LS in -scale_top .. scale_top - 1 per lane and the half D per super-block.
+
+    x = D * LS * (code - top); the candidates as in _search_symmetric.
+    """
+    _search_symmetric(x, w, top, n_candidates, first, step, 1, t)
+    low, high = -np.float32(scale_top), np.float32(scale_top - 1)
+    for g in range(0, LANES, n_subs):
+        largest = ZERO
+        for j in range(g, g + n_subs):
+            if abs(t[SCALE, j]) > abs(largest):
+                largest = t[SCALE, j]
+        d = half_to_float(float_to_half(largest / low))
+        for j in range(g, g + n_subs):
+            t[D, j] = d
+            t[LS, j] = min(max(np.rint(t[SCALE, j] / d), low), high) if d != ZERO else ZERO
+    _refine_symmetric(x, w, top, scale_top, 1, t)
+    _refit_symmetric(x, w, top, n_subs, t)
+    _symmetric_codes(x, top, t, codes)
+
+
+@kernel
+def _symmetric_codes(x, top, t, codes):
+    """codes: (n, LANES) uint8, the nearest for scale D * LS, plus `top` so that none is negative."""
+    low, high = -np.float32(top), np.float32(top - 1)
+    for j in range(LANES):
+        scale = t[D, j] * t[LS, j]
+        t[TRY_INVERSE, j] = ONE / scale if scale != ZERO else ZERO
+    for i in range(x.shape[0]):
+        for j in range(LANES):
+            q = min(max(np.rint(x[i, j] * t[TRY_INVERSE, j]), low), high)
+            codes[i, j] = np.uint8(q - low)
+
+
+@kernel
+def symmetric_blocks(x, w, top, n_candidates, first, step, t, codes):
+    """Codes 0..2 top - 1 with the half D per lane: x = D * (code - top)."""
+    _search_symmetric(x, w, top, n_candidates, first, step, 1, t)
+    for j in range(LANES):
+        t[D, j] = half_to_float(float_to_half(t[SCALE, j]))
+        t[LS, j] = ONE
+    _symmetric_codes(x, top, t, codes)

@@ -1,0 +1,90 @@
+"""Layout: the output's complete header and the place of every tensor, known before a byte is written."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from requant.container.header import MAX_DIMS, MAX_NAME, padded
+from requant.container.metadata import Metadata, alignment_of
+from requant.errors import BadInput, printable
+from requant.formats import FORMATS
+
+VERSION = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A tensor of the output: `offset` from the start of the file and `n_bytes` without padding."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_id: int
+    offset: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """`header` is complete and padded up to `data_start`, `size` the file's bytes with the last tensor's padding."""
+
+    header: bytes
+    data_start: int
+    tensors: tuple[Placed, ...]
+    size: int
+
+    @property
+    def sha256(self) -> str:
+        """The header's digest in hex: what `Header.sha256` of the finished file is."""
+        return hashlib.sha256(self.header).hexdigest()
+
+
+def lay_out(metadata: Metadata, tensors: Iterable[tuple[str, tuple[int, ...], int]], path: object) -> Layout:
+    """Where each tensor (name, shape in ggml's order, ggml type id) goes in a GGUF of version 3.
+
+    The offset is the running sum of the sizes padded to general.alignment, as every loader demands. Raises BadInput,
+    naming `path` (the output), for a tensor that no reader would take.
+    """
+    alignment = alignment_of(metadata)
+    placed: list[Placed] = []
+    infos: list[bytes] = []
+    seen: set[str] = set()
+    offset = 0
+    for name, shape, type_id in tensors:
+        n_bytes = _n_bytes(path, name, shape, type_id, seen)
+        infos.append(_encode_info(name, shape, type_id, offset))
+        placed.append(Placed(name, shape, type_id, offset, n_bytes))
+        offset += padded(n_bytes, alignment)
+    fixed = b"GGUF" + struct.pack("<IQQ", VERSION, len(infos), len(metadata))
+    header = b"".join([fixed, metadata.encode(), *infos])
+    header = header.ljust(padded(len(header), alignment), b"\0")
+    start = len(header)
+    moved = tuple(Placed(t.name, t.shape, t.type_id, start + t.offset, t.n_bytes) for t in placed)
+    return Layout(header, start, moved, start + offset)
+
+
+def _n_bytes(path: object, name: str, shape: tuple[int, ...], type_id: int, seen: set[str]) -> int:
+    what = f"tensor '{printable(name)}'"
+    n_name = len(name.encode())
+    if not 0 < n_name <= MAX_NAME:
+        raise BadInput(path, f"{what} has a name of the wrong length", got=f"{n_name} bytes", limit=MAX_NAME)
+    if name in seen:
+        raise BadInput(path, f"{what} would be written twice")
+    seen.add(name)
+    if len(shape) > MAX_DIMS:
+        raise BadInput(path, f"{what} has too many dimensions", got=len(shape), limit=MAX_DIMS)
+    block = FORMATS[type_id]
+    n_per_row = shape[0] if shape else 1
+    if not block.divides(n_per_row):
+        what = f"{what} cannot be {block.name}: its rows are not whole blocks"
+        raise BadInput(path, what, got=n_per_row, limit=f"a multiple of {block.block_weights}")
+    return block.n_bytes(math.prod(shape))
+
+
+def _encode_info(name: str, shape: tuple[int, ...], type_id: int, offset: int) -> bytes:
+    encoded = name.encode()
+    dims = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+    return struct.pack("<Q", len(encoded)) + encoded + dims + struct.pack("<iQ", type_id, offset)

@@ -1,0 +1,77 @@
+"""Split models: which files belong together, by name and in one folder only, and whether they fit each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from requant.container.metadata import Metadata
+from requant.errors import BadInput, printable
+
+MAX_SHARDS = 512  # one descriptor each, and the usual limit is 1024; the largest model seen has 191
+_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+
+
+def shard_paths(path: Path, metadata: Metadata) -> list[Path]:
+    """Every file of the model that `path` belongs to, first shard first; just `path` where it is not split.
+
+    Raises BadInput, listing the expected names, where the name does not say what the keys say or a file is missing.
+    """
+    count = metadata.get_int("split.count", 0) or 0
+    if count <= 1:
+        return [path]
+    if count > MAX_SHARDS:
+        raise BadInput(path, "key 'split.count' is too large", got=count, limit=MAX_SHARDS)
+    number = metadata.get_int("split.no")
+    if number is None or not 0 <= number < count:
+        raise BadInput(path, "key 'split.no' is out of range", got=number, limit=count - 1)
+    match = _NAME.fullmatch(path.name)
+    if match is None or (int(match[2]), int(match[3])) != (number + 1, count):
+        ending = f"-{number + 1:05d}-of-{count:05d}.gguf"
+        hint = "give the file its original name back"
+        raise BadInput(path, f"is shard {number + 1} of {count}, so its name must end in '{ending}'", hint=hint)
+    paths = [path.with_name(f"{match[1]}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
+    missing = [p.name for p in paths if not p.exists() and not p.is_symlink()]
+    if missing:
+        what = f"is part of a split model of which {len(missing)} of {count} files are missing: {_listed(missing)}"
+        raise BadInput(
+            path, what, hint=f"expected in {printable(str(path.parent))}: {_listed([p.name for p in paths])}"
+        )
+    return paths
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    shown = ", ".join(printable(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def check_shard(path: Path, metadata: Metadata, given: Metadata) -> None:
+    """Raise BadInput unless the sibling at `path` numbers itself as its name does and counts as `given` does."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    expected = {"split.no": int(match[2]) - 1, "split.count": int(match[3])}
+    for key in ("split.no", "split.count"):
+        if metadata.get_int(key) != expected[key]:
+            raise BadInput(path, f"key '{key}' does not fit its name", got=metadata.get_int(key), limit=expected[key])
+    for key in ("split.tensors.count",):
+        ours, theirs = metadata.get_int(key), given.get_int(key)
+        if None not in (ours, theirs) and ours != theirs:
+            raise BadInput(path, f"key '{key}' differs from that of the shard given", got=ours, limit=theirs)
+
+
+def check_whole(path: Path, shards: Sequence[Metadata], n_tensors: int) -> None:
+    """Raise BadInput unless the shards together have the tensors the first one counts, and are of one model.
+
+    The first shard carries all keys; another that repeats some of them must agree.
+    """
+    declared = shards[0].get_int("split.tensors.count")
+    if declared is None:
+        raise BadInput(path, "key 'split.tensors.count' is missing from the first shard")
+    if declared != n_tensors:
+        raise BadInput(path, "key 'split.tensors.count' does not fit the shards", got=n_tensors, limit=declared)
+    for shard in shards[1:]:
+        for key, value in shard.values.items():
+            if not key.startswith("split.") and shards[0].values.get(key, value) != value:
+                what = f"key '{printable(key)}' differs from that of the first shard; the files are of different models"
+                raise BadInput(shard.path, what)

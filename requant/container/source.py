@@ -1,0 +1,274 @@
+"""Source: a GGUF file, or all the shards of one, opened for reading rows and never for writing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from requant.container.files import Identity, identity, open_regular, read_into
+from requant.container.header import Header, TensorInfo, read_header
+from requant.container.metadata import Metadata
+from requant.container.shards import check_shard, check_whole, shard_paths
+from requant.errors import BadInput, InputOutputError, SourceChanged, printable
+from requant.formats.base import BlockFormat
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
+_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTensor:
+    """A tensor of a source: what the header says of it, and the index of the file that holds it."""
+
+    info: TensorInfo
+    file: int
+
+    @property
+    def name(self) -> str:
+        """Its name, as the file spells it."""
+        return self.info.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions in ggml's order, the row first."""
+        return self.info.shape
+
+    @property
+    def type_id(self) -> int:
+        """Its ggml type's id."""
+        return self.info.type_id
+
+    @property
+    def format(self) -> BlockFormat:
+        """Its ggml type."""
+        return self.info.format
+
+    @property
+    def n_rows(self) -> int:
+        """All dimensions but the first multiplied."""
+        return self.info.n_rows
+
+    @property
+    def n_per_row(self) -> int:
+        """Weights of a row."""
+        return self.info.n_per_row
+
+    @property
+    def n_weights(self) -> int:
+        """Weights of the tensor."""
+        return self.info.n_weights
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the tensor in the source."""
+        return self.info.n_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in the source."""
+        return self.info.row_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One open file: its path, descriptor, header and what `stat` said when it was opened."""
+
+    path: Path
+    descriptor: int
+    header: Header
+    status: os.stat_result
+
+
+@dataclass(slots=True)
+class Source:
+    """An open model. Use as a context manager: leaving it closes the files.
+
+    `path` is the file, or its first shard; `metadata` is that file's, split.* keys included; `tensors` are in
+    file order; `header_sha256` identifies all the headers; `warnings` are lines for the user.
+    """
+
+    path: Path
+    metadata: Metadata
+    tensors: tuple[SourceTensor, ...]
+    header_sha256: str
+    warnings: tuple[str, ...]
+    opened: tuple[SourceFile, ...]
+    _by_name: dict[str, SourceTensor] = field(repr=False)
+    _closed: bool = False
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folder."""
+        return self.path.name
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file, in the order of the shards."""
+        return tuple(f.path for f in self.opened)
+
+    @property
+    def version(self) -> int:
+        """The GGUF version."""
+        return self.opened[0].header.version
+
+    @property
+    def trailing_bytes(self) -> int:
+        """Bytes that belong to no tensor, all files together."""
+        return sum(f.header.trailing_bytes for f in self.opened)
+
+    @property
+    def identities(self) -> frozenset[Identity]:
+        """Device and inode of every file: an output must be none of them."""
+        return frozenset(identity(f.status) for f in self.opened)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def tensor(self, name: str) -> SourceTensor:
+        """The tensor called `name`; raises BadInput where there is none."""
+        if name not in self._by_name:
+            raise BadInput(self.path, f"has no tensor '{printable(name)}'")
+        return self._by_name[name]
+
+    def read_rows(self, tensor: SourceTensor, first_row: int = 0, n_rows: int | None = None) -> np.ndarray:
+        """Rows from `first_row` on (all that follow by default) as uint8 (n_rows, row_bytes); safe from any thread.
+
+        Raises SourceChanged where the file has become shorter, InputOutputError where the system fails to read.
+        """
+        import numpy as np
+
+        n = tensor.n_rows - first_row if n_rows is None else n_rows
+        assert 0 <= first_row <= first_row + n <= tensor.n_rows, (tensor.name, first_row, n_rows)
+        assert not self._closed
+        rows = np.empty((n, tensor.row_bytes), np.uint8)
+        if rows.size:
+            file = self.opened[tensor.file]
+            offset = file.header.data_start + tensor.info.offset + first_row * tensor.row_bytes
+            read_into(file.path, file.descriptor, rows.reshape(-1).data, offset)
+        return rows
+
+    def check_unchanged(self) -> None:
+        """Raise SourceChanged, naming the field before and after, if any file is not as it was when opened."""
+        for file in self.opened:
+            try:
+                now = file.path.stat()
+            except FileNotFoundError as error:
+                raise SourceChanged(file.path, "was removed while it was being read") from error
+            except OSError as error:
+                raise InputOutputError(file.path, f"cannot be checked again: {error.strerror}") from error
+            for name in ("st_dev", "st_ino", "st_size", "st_mtime_ns"):
+                before, after = getattr(file.status, name), getattr(now, name)
+                if before != after:
+                    raise SourceChanged(
+                        file.path, f"changed while it was being read: {name[3:]} was {before}, now {after}"
+                    )
+
+    def close(self) -> None:
+        """Close the files; more than once does no harm."""
+        if not self._closed:
+            self._closed = True
+            _close(self.opened)
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_source(path: Path) -> Source:
+    """The source at `path`, which may be any shard of a split model: its siblings are opened with it.
+
+    Raises BadInput for a path, header or set of shards that is not sound, InputOutputError where the system fails.
+    """
+    opened: list[SourceFile] = []
+    try:
+        given = _open(Path(path))
+        opened.append(given)
+        for sibling in shard_paths(given.path, given.header.metadata):
+            if sibling != given.path:
+                opened.append(_open(sibling))
+                check_shard(sibling, opened[-1].header.metadata, given.header.metadata)
+        opened.sort(key=lambda f: f.header.metadata.get_int("split.no", 0) or 0)
+        return _assemble(tuple(opened))
+    except BaseException:
+        _close(opened)
+        raise
+
+
+def _open(path: Path) -> SourceFile:
+    descriptor = open_regular(path)
+    try:
+        return SourceFile(path, descriptor, read_header(path, descriptor), os.fstat(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _close(files: Iterable[SourceFile]) -> None:
+    for file in files:
+        os.close(file.descriptor)
+
+
+def _assemble(opened: tuple[SourceFile, ...]) -> Source:
+    by_name: dict[str, SourceTensor] = {}
+    for i, file in enumerate(opened):
+        for info in file.header.tensors:
+            if info.name in by_name:
+                other = opened[by_name[info.name].file].path.name
+                what = f"tensor '{printable(info.name)}' is also in '{printable(other)}'"
+                raise BadInput(file.path, what)
+            by_name[info.name] = SourceTensor(info, i)
+    first = opened[0]
+    if len(opened) > 1:
+        check_whole(first.path, [f.header.metadata for f in opened], len(by_name))
+    digests = [f.header.sha256 for f in opened]
+    digest = digests[0] if len(opened) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    metadata = first.header.metadata
+    return Source(first.path, metadata, tuple(by_name.values()), digest, tuple(_warnings(opened)), opened, by_name)
+
+
+def _warnings(opened: tuple[SourceFile, ...]) -> list[str]:
+    lines: list[str] = []
+    for file in opened:
+        lines += file.header.warnings
+        if file.header.trailing_bytes:
+            lines.append(
+                f"{printable(file.path.name)} ends in {file.header.trailing_bytes} bytes of no tensor; dropped"
+            )
+    metadata = opened[0].header.metadata
+    for key, known in (("general.quantization_version", range(_QUANTIZATION_VERSION + 1)), ("general.file_type", None)):
+        value = metadata.get(key)
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or (known and value not in known)
+        ):
+            lines.append(f"key '{key}' has an unusual value ({printable(f'{value!r:.40}')}); it is not relied on")
+    return lines
+
+
+def require_model(source: Source) -> str:
+    """The architecture's name; raises BadInput for an adapter, an imatrix and anything else that is no model."""
+    kind = source.metadata.get_str("general.type", "model")
+    if kind in {"adapter", "imatrix"}:
+        hint = "pass it with --imatrix" if kind == "imatrix" else "merge it into its model first"
+        raise BadInput(source.path, "is not a model", got=f"general.type '{kind}'", hint=hint)
+    architecture = source.metadata.get_str("general.architecture")
+    if architecture is None:
+        raise BadInput(source.path, "is not a model: key 'general.architecture' is missing")
+    if len(architecture) > 64 or not _ARCHITECTURE.fullmatch(architecture):
+        shown = f"'{printable(architecture[:64])}'"
+        raise BadInput(source.path, "key 'general.architecture' is not a usable name", got=shown)
+    if not source.tensors:
+        raise BadInput(source.path, "has no tensors")
+    return architecture

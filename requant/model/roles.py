@@ -22,18 +22,7 @@ TINY_SHARE = 10_000  # parts of the model
 LOW_BIT_BPW = 2.1  # at or below it: IQ1_S, IQ1_M, IQ2_XXS, TQ1_0, TQ2_0, Q1_0
 # attn_qkv and attn_kv_b hold the K and V projections in fused form
 _NOT_LOW_BIT = frozenset(
-    [
-        "token_embd",
-        "per_layer_token_embd",
-        "output",
-        "attn_k",
-        "attn_v",
-        "attn_qkv",
-        "attn_kv_b",
-        "attn_k_b",
-        "attn_v_b",
-        "ssm_out",
-    ]
+    "token_embd per_layer_token_embd output attn_k attn_v attn_qkv attn_kv_b attn_k_b attn_v_b ssm_out".split()  # noqa: SIM905
 )
 
 _NEED_IMPORTANCE = frozenset(["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"])
@@ -61,23 +50,7 @@ _KEPT: dict[str, str] = {
     **dict.fromkeys(
         (
             f"time_mix_{part}.weight"
-            for part in [
-                "first",
-                "w0",
-                "w1",
-                "w2",
-                "v0",
-                "v1",
-                "v2",
-                "a0",
-                "a1",
-                "a2",
-                "g1",
-                "g2",
-                "decay_w1",
-                "decay_w2",
-                "lerp_fused",
-            ]
+            for part in "first w0 w1 w2 v0 v1 v2 a0 a1 a2 g1 g2 decay_w1 decay_w2 lerp_fused".split()  # noqa: SIM905
         ),
         "the time-mix matrices are small and sensitive",
     ),

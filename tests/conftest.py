@@ -1,0 +1,1 @@
+"""Makes tests/ importable (ggml, blocks, compare), whichever test is collected first."""

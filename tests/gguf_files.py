@@ -1,7 +1,7 @@
 """A small GGUF writer for tests: it writes exactly what it is told, however wrong, and right defaults otherwise."""
 
 import struct
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STR, ARR, U64, I64, F64 = range(13)
@@ -81,7 +81,6 @@ class File:
     last_padding: bool = True
     trailing: bytes = b""
     infos: tuple | None = None
-    patches: dict = field(default_factory=dict)
 
     def with_pairs(self, *pairs):
         return replace(self, pairs=self.pairs + pairs)

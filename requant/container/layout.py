@@ -8,9 +8,10 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from requant.container.header import MAX_DIMS, MAX_NAME, padded
+from requant.container.cursor import quoted
+from requant.container.infos import MAX_DIMS, MAX_NAME, padded
 from requant.container.metadata import Metadata, alignment_of
-from requant.errors import BadInput, printable
+from requant.errors import BadInput
 from requant.formats import FORMATS
 
 VERSION = 3
@@ -67,7 +68,7 @@ def lay_out(metadata: Metadata, tensors: Iterable[tuple[str, tuple[int, ...], in
 
 
 def _n_bytes(path: object, name: str, shape: tuple[int, ...], type_id: int, seen: set[str]) -> int:
-    what = f"tensor '{printable(name)}'"
+    what = f"tensor {quoted(name)}"
     n_name = len(name.encode())
     if not 0 < n_name <= MAX_NAME:
         raise BadInput(path, f"{what} has a name of the wrong length", got=f"{n_name} bytes", limit=MAX_NAME)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from requant.container.cursor import quoted
 from requant.errors import BadInput, UsageError, printable
 
 # GGUF's value types: name -> (id, struct character); the ids are gguf_type in ggml's gguf.h
@@ -123,7 +124,7 @@ class Metadata:
         return self.values[key].array_length if key in self.values else None
 
     def _wrong_type(self, key: str, wanted: str) -> BadInput:
-        return BadInput(self.path, f"key '{printable(key)}' must be {wanted}", got=self.values[key].type_name)
+        return BadInput(self.path, f"key {quoted(key)} must be {wanted}", got=self.values[key].type_name)
 
     def with_values(self, changes: Mapping[str, tuple[str, Any] | None]) -> Metadata:
         """A copy where each (type name, value) of `changes` is set in place or appended, and None removes the key.
@@ -201,9 +202,9 @@ def encode_value(key: str, type_name: str, value: Any) -> Value:
         return Value(type_id, _encode_item(type_name, value))
     except (struct.error, OverflowError, TypeError, AttributeError, UnicodeEncodeError) as error:
         shown = printable(f"{value!r:.60}")
-        raise UsageError(f"metadata key '{printable(key)}' cannot hold {shown} as {type_name}: {error}") from error
+        raise UsageError(f"metadata key {quoted(key)} cannot hold {shown} as {type_name}: {error}") from error
     except KeyError as error:
-        raise UsageError(f"metadata key '{printable(key)}': no such value type as '{printable(type_name)}'") from error
+        raise UsageError(f"metadata key {quoted(key)}: no such value type as {quoted(type_name)}") from error
 
 
 def _encode_item(type_name: str, item: Any) -> bytes:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from requant.container.cursor import quoted
 from requant.container.metadata import Metadata
 from requant.errors import BadInput, printable
 
@@ -73,5 +74,5 @@ def check_whole(path: Path, shards: Sequence[Metadata], n_tensors: int) -> None:
     for shard in shards[1:]:
         for key, value in shard.values.items():
             if not key.startswith("split.") and shards[0].values.get(key, value) != value:
-                what = f"key '{printable(key)}' differs from that of the first shard; the files are of different models"
+                what = f"key {quoted(key)} differs from that of the first shard; the files are of different models"
                 raise BadInput(shard.path, what)

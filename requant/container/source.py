@@ -11,8 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from requant.container.cursor import quoted
 from requant.container.files import Identity, identity, open_regular, read_into
-from requant.container.header import Header, TensorInfo, read_header
+from requant.container.header import Header, read_header
+from requant.container.infos import TensorInfo
 from requant.container.metadata import Metadata
 from requant.container.shards import check_shard, check_whole, shard_paths
 from requant.errors import BadInput, InputOutputError, SourceChanged, printable
@@ -136,7 +138,7 @@ class Source:
     def tensor(self, name: str) -> SourceTensor:
         """The tensor called `name`; raises BadInput where there is none."""
         if name not in self._by_name:
-            raise BadInput(self.path, f"has no tensor '{printable(name)}'")
+            raise BadInput(self.path, f"has no tensor {quoted(name)}")
         return self._by_name[name]
 
     def read_rows(self, tensor: SourceTensor, first_row: int = 0, n_rows: int | None = None) -> np.ndarray:
@@ -227,7 +229,7 @@ def _assemble(opened: tuple[SourceFile, ...]) -> Source:
         for info in file.header.tensors:
             if info.name in by_name:
                 other = opened[by_name[info.name].file].path.name
-                what = f"tensor '{printable(info.name)}' is also in '{printable(other)}'"
+                what = f"tensor {quoted(info.name)} is also in {quoted(other)}"
                 raise BadInput(file.path, what)
             by_name[info.name] = SourceTensor(info, i)
     first = opened[0]

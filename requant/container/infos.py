@@ -1,0 +1,147 @@
+"""Tensor infos: name, shape, type and offset of every tensor as the header declares them, strictly checked."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from dataclasses import dataclass
+
+from requant.container.cursor import Cursor, quoted
+from requant.errors import BadInput
+from requant.formats import FORMATS
+from requant.formats.base import BlockFormat
+
+MAX_NAME = 63  # bytes; GGML_MAX_NAME without the NUL
+MAX_DIMS = 4
+_MAX_INT64 = 2**63 - 1
+# types that ggml knows or knew, but not in files
+_NOT_IN_FILES = {
+    4: "Q4_2, removed from ggml",
+    5: "Q4_3, removed from ggml",
+    9: "Q8_1, only for activations",
+    15: "Q8_K, only for activations",
+    31: "Q4_0_4_4, removed from ggml",
+    32: "Q4_0_4_8, removed from ggml",
+    33: "Q4_0_8_8, removed from ggml",
+    36: "IQ4_NL_4_4, removed from ggml",
+    37: "IQ4_NL_4_8, removed from ggml",
+    38: "IQ4_NL_8_8, removed from ggml",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor as the header declares it: `shape` in ggml's order (fastest first), `offset` from the data's start."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_id: int
+    offset: int
+
+    @property
+    def format(self) -> BlockFormat:
+        """Its ggml type."""
+        return FORMATS[self.type_id]
+
+    @property
+    def n_weights(self) -> int:
+        """All elements; 1 for a scalar, whose shape is ()."""
+        return math.prod(self.shape)
+
+    @property
+    def n_per_row(self) -> int:
+        """Elements of a row; 1 for a scalar."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def n_rows(self) -> int:
+        """All dimensions but the first multiplied."""
+        return math.prod(self.shape[1:])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.format.n_bytes(self.n_per_row)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the tensor without padding."""
+        return self.format.n_bytes(self.n_weights)
+
+
+def padded(n_bytes: int, alignment: int) -> int:
+    """`n_bytes` rounded up to a multiple of `alignment`."""
+    return n_bytes + -n_bytes % alignment
+
+
+def read_infos(cursor: Cursor, n_tensors: int, alignment: int, warnings: list[str]) -> tuple[TensorInfo, ...]:
+    """The `n_tensors` infos at the position; raises BadInput, appends to `warnings` what is odd but harmless."""
+    tensors: dict[str, TensorInfo] = {}
+    expected = 0
+    for i in range(n_tensors):
+        name = _read_name(cursor, f"tensor {i}", warnings)
+        if name in tensors:
+            first = list(tensors).index(name)
+            raise BadInput(cursor.path, f"tensor {quoted(name)} appears twice, as tensor {first} and tensor {i}")
+        what = f"tensor {quoted(name)}"
+        shape = _read_shape(cursor, what)
+        if math.prod(shape) == 0 or not shape:
+            warnings.append(f"{what} has {'no elements' if shape else 'no dimensions'}; it is copied as it is")
+        type_id = _read_type(cursor, what, shape)
+        offset = cursor.u64(f"{what}, offset")
+        if offset != expected:
+            raise BadInput(cursor.path, f"{what} has the wrong data offset", got=offset, limit=f"exactly {expected}")
+        tensors[name] = info = TensorInfo(name, shape, type_id, offset)
+        if info.n_bytes > _MAX_INT64 - alignment - expected:
+            raise BadInput(cursor.path, f"{what} is too large to address", got=f"{info.n_bytes} bytes")
+        expected += padded(info.n_bytes, alignment)
+    return tuple(tensors.values())
+
+
+def _read_name(cursor: Cursor, what: str, warnings: list[str]) -> str:
+    name = text_of(cursor, cursor.string(f"{what}, name", MAX_NAME), f"{what}, name")
+    if not name:
+        raise BadInput(cursor.path, f"{what} has an empty name")
+    if any(unicodedata.category(c) == "Cc" for c in name):
+        raise BadInput(cursor.path, f"{what}, name {quoted(name)} contains control characters")
+    if not name.isprintable():
+        warnings.append(f"{what}, name {quoted(name)} contains invisible characters")
+    return name
+
+
+def _read_shape(cursor: Cursor, what: str) -> tuple[int, ...]:
+    n_dims = cursor.u32(f"{what}, number of dimensions")
+    if n_dims > MAX_DIMS:
+        raise BadInput(cursor.path, f"{what} has too many dimensions", got=n_dims, limit=MAX_DIMS)
+    shape = tuple(cursor.u64(f"{what}, dimension {i}") for i in range(n_dims))
+    n_weights = 1
+    for length in shape:
+        # ggml skips the zeros in this product but not what stands before them
+        n_weights *= length
+        if max(length, n_weights) > _MAX_INT64:
+            raise BadInput(cursor.path, f"{what} has too many elements", got=" x ".join(map(str, shape)))
+    return shape
+
+
+def _read_type(cursor: Cursor, what: str, shape: tuple[int, ...]) -> int:
+    type_id = cursor.i32(f"{what}, type")
+    if type_id not in FORMATS:
+        known = _NOT_IN_FILES.get(type_id)
+        hint = None if known or type_id < 0 else "a newer requant may know it"
+        raise BadInput(
+            cursor.path, f"{what} has an unknown type", got=f"{type_id}: {known}" if known else type_id, hint=hint
+        )
+    block = FORMATS[type_id]
+    n_per_row = shape[0] if shape else 1
+    if not block.divides(n_per_row):
+        what = f"{what} of type {block.name} has rows that are not whole blocks"
+        raise BadInput(cursor.path, what, got=n_per_row, limit=f"a multiple of {block.block_weights}")
+    return type_id
+
+
+def text_of(cursor: Cursor, encoded: bytes, what: str) -> str:
+    """The UTF-8 text of `encoded`; raises BadInput."""
+    try:
+        return encoded.decode()
+    except UnicodeDecodeError as error:
+        raise BadInput(cursor.path, f"{what} is not valid UTF-8", got=repr(encoded[:80])) from error

@@ -187,10 +187,10 @@ def _refit_affine(x, w, top, n_subs, t):
 
 
 @kernel
-def affine_super_blocks(x, w, top, scale_top, n_subs, first, step, t, codes):
-    """Codes 0..top with LS, LM in 0..scale_top per lane and the halves D, DMIN per super-block of `n_subs` lanes.
+def affine_super_blocks(x, w, top, scale_top, n_subs, first, step, t):
+    """LS, LM in 0..scale_top per lane and the halves D, DMIN per super-block of `n_subs` lanes.
 
-    x = D * LS * code - DMIN * LM; `first` and `step` as in search_affine.
+    x = D * LS * code - DMIN * LM with codes 0..top; `first` and `step` as in search_affine.
     """
     _search_affine(x, w, top, 8, first, step, 2, False, t)
     limit = np.float32(scale_top)
@@ -208,30 +208,26 @@ def affine_super_blocks(x, w, top, scale_top, n_subs, first, step, t, codes):
             t[LM, j] = min(np.rint(-t[MIN, j] / dmin), limit) if dmin > ZERO else ZERO
     _refine_affine(x, w, top, scale_top, 1, t)
     _refit_affine(x, w, top, n_subs, t)
-    _affine_codes(x, top, t, codes)
 
 
 @kernel
-def _affine_codes(x, top, t, codes):
-    """codes: (n, LANES) uint8, the nearest for scale D * LS and minimum -DMIN * LM."""
+def affine_codes(subs, first, top, t, codes):
+    """Codes of sub-blocks subs[first:first + LANES], row-major: the nearest for scale D * LS and minimum -DMIN * LM."""
     high = np.float32(top)
-    for j in range(LANES):
-        scale = t[D, j] * t[LS, j]
-        t[TRY_INVERSE, j] = ONE / scale if scale > ZERO else ZERO
-        t[TRY_MIN, j] = t[DMIN, j] * t[LM, j]
-    for i in range(x.shape[0]):
-        for j in range(LANES):
-            q = np.rint((x[i, j] + t[TRY_MIN, j]) * t[TRY_INVERSE, j])
-            codes[i, j] = np.uint8(min(max(q, ZERO), high))
+    for j in range(min(LANES, subs.shape[0] - first)):
+        scale, low = t[D, j] * t[LS, j], t[DMIN, j] * t[LM, j]
+        inverse = ONE / scale if scale > ZERO else ZERO
+        for i in range(subs.shape[1]):
+            q = np.rint((subs[first + j, i] + low) * inverse)
+            codes[j, i] = np.uint8(min(max(q, ZERO), high))
 
 
 @kernel
-def affine_blocks(x, w, top, first, step, t, codes):
-    """Codes 0..top with the halves D and -DMIN per lane: x = D * code - DMIN, a minimum of either sign."""
+def affine_blocks(x, w, top, first, step, t):
+    """The halves D and -DMIN per lane: x = D * code - DMIN, a minimum of either sign, codes 0..top."""
     _search_affine(x, w, top, 8, first, step, 2, True, t)
     for j in range(LANES):
         t[D, j] = half_to_float(float_to_half(t[SCALE, j]))
         t[DMIN, j] = half_to_float(float_to_half(-t[MIN, j]))
         t[LS, j] = ONE
         t[LM, j] = ONE
-    _affine_codes(x, top, t, codes)

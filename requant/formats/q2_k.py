@@ -8,7 +8,7 @@ Source: block_q2_K in ggml-common.h, dequantize_row_q2_K in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.affine import affine_super_blocks
+from requant.formats.affine import affine_codes, affine_super_blocks
 from requant.formats.bits import float_to_half, half_to_float
 from requant.formats.search import DMIN, LANES, LM, LS, D, buffers, load
 from requant.jit import kernel
@@ -39,7 +39,8 @@ def encode(x, importance, blocks):
     tile, w, t, codes = buffers(SUB)
     for first in range(0, subs.shape[0], LANES):
         load(subs, weights, first, tile, w)
-        affine_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, -0.5, 0.15, t, codes)
+        affine_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, -0.5, 0.15, t)
+        affine_codes(subs, first, TOP, t, codes)
         for j in range(0, min(LANES, subs.shape[0] - first), SUBS):
             _pack(blocks, (first + j) // SUBS, j, t, codes)
 
@@ -54,5 +55,5 @@ def _pack(blocks, b, j, t, codes):
     for p in range(4):  # half h and odd or even sub-blocks
         lane = j + 8 * (p >> 1) + (p & 1)
         for i in range(SUB):
-            low = codes[i, lane] | codes[i, lane + 2] << np.uint8(2)
-            qs[b, SUB * p + i] = low | codes[i, lane + 4] << np.uint8(4) | codes[i, lane + 6] << np.uint8(6)
+            low = codes[lane, i] | codes[lane + 2, i] << np.uint8(2)
+            qs[b, SUB * p + i] = low | codes[lane + 4, i] << np.uint8(4) | codes[lane + 6, i] << np.uint8(6)

@@ -11,8 +11,8 @@ Source: block_q3_K in ggml-common.h, dequantize_row_q3_K in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import float_to_half, half_to_float
-from requant.formats.search import LANES, LS, D, buffers, load
-from requant.formats.symmetric import symmetric_super_blocks
+from requant.formats.search import LANES, LS, D, buffers, is_flat, load
+from requant.formats.symmetric import symmetric_codes, symmetric_super_blocks
 from requant.jit import kernel
 
 N = 256
@@ -42,9 +42,14 @@ def decode(blocks, out):
 def encode(x, importance, blocks):
     subs, weights = x.reshape(-1, SUB), importance.reshape(-1, SUB)
     tile, w, t, codes = buffers(SUB)
+    flat = is_flat(importance)
     for first in range(0, subs.shape[0], LANES):
         load(subs, weights, first, tile, w)
-        symmetric_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, 4, -0.9, 0.4, t, codes)
+        if flat:  # the best scale is near the range; with importance it may well clip the largest weight
+            symmetric_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, 3, -0.7, 0.5, 0, t)
+        else:
+            symmetric_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, 8, -0.9, 0.6, 1, t)
+        symmetric_codes(subs, first, TOP, t, codes)
         for j in range(0, min(LANES, subs.shape[0] - first), SUBS):
             _pack(blocks, (first + j) // SUBS, j, t, codes)
 
@@ -61,14 +66,15 @@ def _pack(blocks, b, j, t, codes):
         for k in range(4):
             upper |= (np.uint8(t[LS, j + s + 4 * k] + np.float32(SCALE_TOP)) >> np.uint8(4)) << np.uint8(2 * k)
         scales[b, 8 + s] = upper
+    for p in range(4):  # half h and odd or even sub-blocks
+        lane = j + 8 * (p >> 1) + (p & 1)
+        for i in range(SUB):
+            low = (codes[lane, i] & np.uint8(3)) | (codes[lane + 2, i] & np.uint8(3)) << np.uint8(2)
+            high = (codes[lane + 4, i] & np.uint8(3)) | (codes[lane + 6, i] & np.uint8(3)) << np.uint8(2)
+            qs[b, SUB * p + i] = low | high << np.uint8(4)
     for odd in range(2):
         for i in range(SUB):
             mask = np.uint8(0)
-            for half in range(2):
-                low = np.uint8(0)
-                for k in range(4):
-                    q = codes[i, j + 8 * half + 2 * k + odd]
-                    low |= (q & np.uint8(3)) << np.uint8(2 * k)
-                    mask |= (q >> np.uint8(2)) << np.uint8(4 * half + k)
-                qs[b, 32 * half + SUB * odd + i] = low
+            for k in range(8):
+                mask |= (codes[j + 2 * k + odd, i] >> np.uint8(2)) << np.uint8(k)
             hmask[b, SUB * odd + i] = mask

@@ -10,7 +10,7 @@ import numpy as np
 
 from requant.formats.bits import float_to_half, half_to_float
 from requant.formats.search import LANES, D, buffers, load
-from requant.formats.symmetric import symmetric_blocks
+from requant.formats.symmetric import symmetric_blocks, symmetric_codes
 from requant.jit import kernel
 
 N = 32
@@ -33,7 +33,8 @@ def encode(x, importance, blocks):
     tile, w, t, codes = buffers(N)
     for first in range(0, x.shape[0], LANES):
         load(x, importance, first, tile, w)
-        symmetric_blocks(tile, w, TOP, 6, -0.9, 0.3, t, codes)
+        symmetric_blocks(tile, w, TOP, 6, -0.9, 0.3, t)
+        symmetric_codes(x, first, TOP, t, codes)
         for j in range(min(LANES, x.shape[0] - first)):
             _pack(blocks, first + j, j, t, codes)
 
@@ -43,4 +44,4 @@ def _pack(blocks, b, j, t, codes):
     blocks["d"][b] = float_to_half(t[D, j])
     qs = blocks["qs"]
     for i in range(N // 2):
-        qs[b, i] = codes[i, j] | codes[i + N // 2, j] << np.uint8(4)
+        qs[b, i] = codes[j, i] | codes[j, i + N // 2] << np.uint8(4)

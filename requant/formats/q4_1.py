@@ -8,7 +8,7 @@ Source: block_q4_1 in ggml-common.h, dequantize_row_q4_1 in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.affine import affine_blocks
+from requant.formats.affine import affine_blocks, affine_codes
 from requant.formats.bits import float_to_half, half_to_float
 from requant.formats.search import DMIN, LANES, D, buffers, load
 from requant.jit import kernel
@@ -33,7 +33,8 @@ def encode(x, importance, blocks):
     tile, w, t, codes = buffers(N)
     for first in range(0, x.shape[0], LANES):
         load(x, importance, first, tile, w)
-        affine_blocks(tile, w, TOP, -1.0, 0.3, t, codes)
+        affine_blocks(tile, w, TOP, -1.0, 0.3, t)
+        affine_codes(x, first, TOP, t, codes)
         for j in range(min(LANES, x.shape[0] - first)):
             _pack(blocks, first + j, j, t, codes)
 
@@ -44,4 +45,4 @@ def _pack(blocks, b, j, t, codes):
     blocks["m"][b] = float_to_half(-t[DMIN, j])
     qs = blocks["qs"]
     for i in range(N // 2):
-        qs[b, i] = codes[i, j] | codes[i + N // 2, j] << np.uint8(4)
+        qs[b, i] = codes[j, i] | codes[j, i + N // 2] << np.uint8(4)

@@ -10,7 +10,7 @@ import numpy as np
 
 from requant.formats.bits import float_to_half, half_to_float
 from requant.formats.search import LANES, D, buffers, load
-from requant.formats.symmetric import symmetric_blocks
+from requant.formats.symmetric import symmetric_blocks, symmetric_codes
 from requant.jit import kernel
 
 N = 32
@@ -36,7 +36,8 @@ def encode(x, importance, blocks):
     tile, w, t, codes = buffers(N)
     for first in range(0, x.shape[0], LANES):
         load(x, importance, first, tile, w)
-        symmetric_blocks(tile, w, TOP, 6, -0.9, 0.3, t, codes)
+        symmetric_blocks(tile, w, TOP, 6, -0.9, 0.3, t)
+        symmetric_codes(x, first, TOP, t, codes)
         for j in range(min(LANES, x.shape[0] - first)):
             _pack(blocks, first + j, j, t, codes)
 
@@ -46,9 +47,9 @@ def _pack(blocks, b, j, t, codes):
     blocks["d"][b] = float_to_half(t[D, j])
     qh, qs = blocks["qh"], blocks["qs"]
     for i in range(N // 2):
-        qs[b, i] = (codes[i, j] & np.uint8(15)) | (codes[i + N // 2, j] & np.uint8(15)) << np.uint8(4)
+        qs[b, i] = (codes[j, i] & np.uint8(15)) | (codes[j, i + N // 2] & np.uint8(15)) << np.uint8(4)
     for k in range(4):
         high = np.uint8(0)
         for i in range(8):
-            high |= (codes[8 * k + i, j] >> np.uint8(4)) << np.uint8(i)
+            high |= (codes[j, 8 * k + i] >> np.uint8(4)) << np.uint8(i)
         qh[b, k] = high

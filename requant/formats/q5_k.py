@@ -8,7 +8,7 @@ Source: block_q5_K in ggml-common.h, dequantize_row_q5_K in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.affine import affine_super_blocks
+from requant.formats.affine import affine_codes, affine_super_blocks
 from requant.formats.bits import float_to_half, half_to_float
 from requant.formats.scales import pack_scales, unpack_scale
 from requant.formats.search import DMIN, LANES, LM, LS, D, buffers, load
@@ -42,7 +42,8 @@ def encode(x, importance, blocks):
     tile, w, t, codes = buffers(SUB)
     for first in range(0, subs.shape[0], LANES):
         load(subs, weights, first, tile, w)
-        affine_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, -1.0, 0.3, t, codes)
+        affine_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, -2.0, 0.5, t)
+        affine_codes(subs, first, TOP, t, codes)
         for j in range(0, min(LANES, subs.shape[0] - first), SUBS):
             _pack(blocks, (first + j) // SUBS, j, t, codes)
 
@@ -56,8 +57,8 @@ def _pack(blocks, b, j, t, codes):
     for i in range(SUB):
         high = np.uint8(0)
         for s in range(SUBS):
-            high |= (codes[i, j + s] >> np.uint8(4)) << np.uint8(s)
+            high |= (codes[j + s, i] >> np.uint8(4)) << np.uint8(s)
         qh[b, i] = high
         for p in range(SUBS // 2):
-            low, upper = codes[i, j + 2 * p] & np.uint8(15), codes[i, j + 2 * p + 1] & np.uint8(15)
+            low, upper = codes[j + 2 * p, i] & np.uint8(15), codes[j + 2 * p + 1, i] & np.uint8(15)
             qs[b, SUB * p + i] = low | upper << np.uint8(4)

@@ -11,7 +11,7 @@ import numpy as np
 
 from requant.formats.bits import float_to_half, half_to_float
 from requant.formats.search import LANES, LS, D, buffers, load
-from requant.formats.symmetric import symmetric_super_blocks
+from requant.formats.symmetric import symmetric_codes, symmetric_super_blocks
 from requant.jit import kernel
 
 N = 256
@@ -42,7 +42,8 @@ def encode(x, importance, blocks):
     tile, w, t, codes = buffers(SUB)
     for first in range(0, subs.shape[0], LANES):
         load(subs, weights, first, tile, w)
-        symmetric_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, 8, -1.0, 0.3, t, codes)
+        symmetric_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, 8, -3.0, 1.0, 1, t)
+        symmetric_codes(subs, first, TOP, t, codes)
         for j in range(0, min(LANES, subs.shape[0] - first), SUBS):
             _pack(blocks, (first + j) // SUBS, j, t, codes)
 
@@ -56,7 +57,7 @@ def _pack(blocks, b, j, t, codes):
     for half in range(2):
         for i in range(32):
             lane, row = j + 8 * half + (i >> 4), i & 15
-            a, c, e, g = codes[row, lane], codes[row, lane + 2], codes[row, lane + 4], codes[row, lane + 6]
+            a, c, e, g = codes[lane, row], codes[lane + 2, row], codes[lane + 4, row], codes[lane + 6, row]
             ql[b, 64 * half + i] = (a & np.uint8(15)) | (e & np.uint8(15)) << np.uint8(4)
             ql[b, 64 * half + 32 + i] = (c & np.uint8(15)) | (g & np.uint8(15)) << np.uint8(4)
             high = a >> np.uint8(4) | (c >> np.uint8(4)) << np.uint8(2)

@@ -9,7 +9,7 @@ import numpy as np
 
 from requant.formats.bits import float_to_half, half_to_float
 from requant.formats.search import LANES, D, buffers, load
-from requant.formats.symmetric import symmetric_blocks
+from requant.formats.symmetric import symmetric_blocks, symmetric_codes
 from requant.jit import kernel
 
 N = 32
@@ -31,7 +31,8 @@ def encode(x, importance, blocks):
     tile, w, t, codes = buffers(N)
     for first in range(0, x.shape[0], LANES):
         load(x, importance, first, tile, w)
-        symmetric_blocks(tile, w, TOP, 2, -0.5, 0.5, t, codes)
+        symmetric_blocks(tile, w, TOP, 2, -0.5, 0.5, t)
+        symmetric_codes(x, first, TOP, t, codes)
         for j in range(min(LANES, x.shape[0] - first)):
             _pack(blocks, first + j, j, t, codes)
 
@@ -41,4 +42,4 @@ def _pack(blocks, b, j, t, codes):
     blocks["d"][b] = float_to_half(t[D, j])
     qs = blocks["qs"]
     for i in range(N):
-        qs[b, i] = np.int8(np.int32(codes[i, j]) - np.int32(TOP))
+        qs[b, i] = np.int8(np.int32(codes[j, i]) - np.int32(TOP))

@@ -9,7 +9,7 @@ fit so far (alternating least squares), then the integer scales of a super-block
 its half-precision factors refitted. An error is compared through its complement, the part of sum(w x^2) explained.
 
 x, w: (n, LANES) float32, sub-block j in column j; t: (ROWS, LANES) float32, its rows named below;
-codes: (n, LANES) uint8.
+codes: (LANES, n) uint8, row-major again for packing.
 """
 
 import numpy as np
@@ -34,7 +34,7 @@ HUGE = np.float32(3.0e38)
 def buffers(n):
     """Empty x, w, t and codes for sub-blocks of `n` weights."""
     x, w = np.empty((n, LANES), np.float32), np.empty((n, LANES), np.float32)
-    return x, w, np.zeros((ROWS, LANES), np.float32), np.empty((n, LANES), np.uint8)
+    return x, w, np.zeros((ROWS, LANES), np.float32), np.empty((LANES, n), np.uint8)
 
 
 @kernel
@@ -72,3 +72,14 @@ def measure(x, w, t):
             t[SUM_X, j] += u * v
     for j in range(LANES):
         t[PEAK, j] = t[SPAN, j] if t[SPAN, j] > -t[LOW, j] else t[LOW, j]
+
+
+@kernel
+def is_flat(importance):
+    """Whether every weight counts the same."""
+    first = importance[0, 0]
+    for r in range(importance.shape[0]):
+        for i in range(importance.shape[1]):
+            if importance[r, i] != first:
+                return False
+    return True

@@ -140,10 +140,11 @@ def _refit_symmetric(x, w, top, n_subs, t):
 
 
 @kernel
-def symmetric_super_blocks(x, w, top, scale_top, n_subs, n_candidates, first, step, t, codes):
-    """Codes 0..2 top - 1 with LS in -scale_top .. scale_top - 1 per lane and the half D per super-block.
+def symmetric_super_blocks(x, w, top, scale_top, n_subs, n_candidates, first, step, reach, t):
+    """LS in -scale_top .. scale_top - 1 per lane and the half D per super-block of `n_subs` lanes.
 
-    x = D * LS * (code - top); the candidates as in _search_symmetric.
+    x = D * LS * (code - top) with codes 0..2 top - 1; the candidates as in _search_symmetric;
+    `reach`: how far an integer scale may move when it is re-chosen.
     """
     _search_symmetric(x, w, top, n_candidates, first, step, 1, t)
     low, high = -np.float32(scale_top), np.float32(scale_top - 1)
@@ -156,29 +157,26 @@ def symmetric_super_blocks(x, w, top, scale_top, n_subs, n_candidates, first, st
         for j in range(g, g + n_subs):
             t[D, j] = d
             t[LS, j] = min(max(np.rint(t[SCALE, j] / d), low), high) if d != ZERO else ZERO
-    _refine_symmetric(x, w, top, scale_top, 1, t)
+    _refine_symmetric(x, w, top, scale_top, reach, t)
     _refit_symmetric(x, w, top, n_subs, t)
-    _symmetric_codes(x, top, t, codes)
 
 
 @kernel
-def _symmetric_codes(x, top, t, codes):
-    """codes: (n, LANES) uint8, the nearest for scale D * LS, plus `top` so that none is negative."""
+def symmetric_codes(subs, first, top, t, codes):
+    """Codes of sub-blocks subs[first:first + LANES], row-major: the nearest for scale D * LS, plus `top`."""
     low, high = -np.float32(top), np.float32(top - 1)
-    for j in range(LANES):
+    for j in range(min(LANES, subs.shape[0] - first)):
         scale = t[D, j] * t[LS, j]
-        t[TRY_INVERSE, j] = ONE / scale if scale != ZERO else ZERO
-    for i in range(x.shape[0]):
-        for j in range(LANES):
-            q = min(max(np.rint(x[i, j] * t[TRY_INVERSE, j]), low), high)
-            codes[i, j] = np.uint8(q - low)
+        inverse = ONE / scale if scale != ZERO else ZERO
+        for i in range(subs.shape[1]):
+            q = min(max(np.rint(subs[first + j, i] * inverse), low), high)
+            codes[j, i] = np.uint8(np.int32(q - low))
 
 
 @kernel
-def symmetric_blocks(x, w, top, n_candidates, first, step, t, codes):
-    """Codes 0..2 top - 1 with the half D per lane: x = D * (code - top)."""
+def symmetric_blocks(x, w, top, n_candidates, first, step, t):
+    """The half D per lane: x = D * (code - top), codes 0..2 top - 1."""
     _search_symmetric(x, w, top, n_candidates, first, step, 1, t)
     for j in range(LANES):
         t[D, j] = half_to_float(float_to_half(t[SCALE, j]))
         t[LS, j] = ONE
-    _symmetric_codes(x, top, t, codes)

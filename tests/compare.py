@@ -10,10 +10,9 @@ def assert_same_floats(got: np.ndarray, want: np.ndarray, what: str, blocks: np.
     _fail_on_difference(same, got, want, what, blocks)
 
 
-def assert_same_values(got: np.ndarray, want: np.ndarray, what: str, blocks: np.ndarray | None = None) -> None:
-    """As assert_same_floats, but -0 equals 0."""
-    same = (got == want) | (np.isnan(got) & np.isnan(want))
-    _fail_on_difference(same, got, want, what, blocks)
+def assert_within(got: np.ndarray, want: np.ndarray, tolerance: np.ndarray | float, what: str) -> None:
+    """(n, N) each: |got - want| <= tolerance, and so neither is NaN."""
+    _fail_on_difference(np.abs(got - want) <= tolerance, got, want, f"{what}, tolerance {np.max(tolerance):.3g}", None)
 
 
 def assert_same_bytes(got: np.ndarray, want: np.ndarray, what: str) -> None:

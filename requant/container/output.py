@@ -43,6 +43,7 @@ class Output:
         _check_space(self._target.parent, size, self._part)
         self._descriptor = self._create()
         try:
+            self._check_target()  # again: another run may have published it just before our lock
             self._reserve()
         except BaseException:
             self._discard()
@@ -87,6 +88,8 @@ class Output:
         self.write_at(0, header)
         self._sync(self._descriptor, self._part)
         self._read_back(header)
+        if not self._is_part(self._descriptor):
+            raise InputOutputError(self._part, "was moved or replaced while it was being written")
         self._check_target()
         try:
             self._rename()
@@ -135,10 +138,17 @@ class Output:
             raise self._busy() from error
         except OSError as error:
             raise InputOutputError(self._part, f"cannot be created: {error.strerror}") from error
-        if not self._lock(descriptor):
+        if not self._lock(descriptor) or not self._is_part(descriptor):
             os.close(descriptor)
             raise self._busy()
         return descriptor
+
+    def _is_part(self, descriptor: int) -> bool:
+        """Whether the part file's name still stands for the open file; true to the end where its lock is held."""
+        try:
+            return identity(self._part.lstat()) == identity(os.fstat(descriptor))
+        except FileNotFoundError:
+            return False
 
     def _remove_stale_part(self) -> None:
         """Remove the part file of a run that is dead, which is one whose lock is free."""
@@ -152,7 +162,8 @@ class Output:
             raise OutputRefused(self._part, what, hint="it stands where the unfinished output goes; move it away")
         descriptor = os.open(self._part, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            if identity(os.fstat(descriptor)) != identity(status) or not self._lock(descriptor):
+            # the name is looked at again: its last owner may have published, and a new one begun, before the lock
+            if not self._lock(descriptor) or not self._is_part(descriptor):
                 raise self._busy()
             # not truncated but removed: its name may be a second link to a file that somebody wants
             self._part.unlink()
@@ -236,7 +247,7 @@ class Output:
         """Remove the part file if it is still the one this run made, then let go of the lock."""
         if self._descriptor >= 0:
             with contextlib.suppress(OSError):
-                if identity(self._part.lstat()) == identity(os.fstat(self._descriptor)):
+                if self._is_part(self._descriptor):
                     self._part.unlink()
             self._close()
 

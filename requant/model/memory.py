@@ -188,7 +188,7 @@ def layer_cells(hp: Hyperparameters, settings: Settings, il: int) -> int:
 def compute_bytes(hp: Hyperparameters, settings: Settings) -> int:
     """Bytes of the compute buffer on the device, from above.
 
-    Measured against llama.cpp's own figures for seven architectures: 1.6 to 3 % above; mixtures of experts whose
+    Measured against llama.cpp's own figures for seven architectures: 1.6 to 4 % above; mixtures of experts whose
     logits are few up to 26 %, without flash attention up to 8 %.
 
     The buffer must hold the largest moment of the graph, of T = n_ubatch tokens in float32, beside the masks:

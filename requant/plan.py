@@ -95,6 +95,11 @@ class Limit:
     alignment: int = 1  # bytes to which every tensor is rounded up
     n_weights: int = 0  # for --bpw: the weights it is over
 
+    @property
+    def bpw(self) -> float:
+        """The budget in bits per weight, where the limit is over weights."""
+        return round(8 * self.budget / max(self.n_weights, 1), 4)
+
     def cost(self, n_bytes: int, on_gpu: bool) -> int:
         """What a tensor of `n_bytes` takes of the budget, in bytes."""
         return 0 if self.gpu_only and not on_gpu else -(-n_bytes // self.alignment) * self.alignment
@@ -147,7 +152,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         for limit in self.limits:
-            used = limit.other + sum(limit.cost(c.n_bytes, c.on_gpu) for c in self.choices)
+            used = self.used(limit)
             if used > limit.budget:
                 what = f"the plan needs {format_size(used)}, {used - limit.budget} bytes over its {limit.option} of"
                 hint = "choose smaller types, or raise the limit"
@@ -167,6 +172,10 @@ class Plan:
     def bpw(self) -> float:
         """Bits per weight over all tensors of the file, those that stay as they are included."""
         return 8 * self.n_bytes / max(self.n_weights, 1)
+
+    def used(self, limit: Limit) -> int:
+        """Bytes of the limit's budget that the plan takes, those that are no tensor included."""
+        return limit.other + sum(limit.cost(c.n_bytes, c.on_gpu) for c in self.choices)
 
     def types(self) -> dict[str, str]:
         """Tensor name -> type, in file order."""

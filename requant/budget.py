@@ -1,0 +1,315 @@
+"""What the user asked for, as constraints on the choice: limits in bytes, pins, floors, groups and allowed types.
+
+--vram SIZE                the tensors on the GPU, KV cache, buffers and reserve
+--size SIZE                the whole output file, header and padding included
+--bpw X                    8 x bytes / weights over all tensors of the file, those that stay as they are included
+--tensor-type REGEX=TYPE   a pin: the type, whatever it costs; as in llama-quantize the expression is lower-cased,
+                           searched in the name, and the first rule that matches decides
+--min-type REGEX=TYPE      a floor: no type of fewer bits per weight, except a copy; the first match decides
+--group REGEX              what matches with equal capture groups shares a type; without captures, all that matches
+--types T,...              the types to choose from
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from requant.errors import UsageError, printable
+from requant.formats import FORMATS, by_name
+from requant.plan import Candidate, Limit, Losses, TensorLosses
+from requant.records import suggest
+
+FILE_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
+DEVICE_ALIGNMENT = 128  # of a tensor in a CUDA buffer (ggml_backend_cuda_buffer_type_get_alignment)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """REGEX=TYPE of the option that said so."""
+
+    option: str
+    pattern: str
+    type: str
+
+    def __str__(self) -> str:
+        return f"{self.option} '{printable(self.pattern)}={self.type}'"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A budget and the wishes that go with it."""
+
+    limits: tuple[Limit, ...] = ()
+    memory: Mapping[str, int] = field(default_factory=dict)  # component -> bytes in VRAM beside the weights
+    pins: tuple[Rule, ...] = ()
+    floors: tuple[Rule, ...] = ()
+    groups: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()  # empty: all that were scored
+    output_type: str | None = None
+    embedding_type: str | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """What was asked for, for the plan's file; only what was given."""
+        asked = {
+            **{x.option.removeprefix("--"): x.bpw if x.n_weights else x.budget for x in self.limits},
+            "tensor_type": [f"{r.pattern}={r.type}" for r in self.pins],
+            "min_type": [f"{r.pattern}={r.type}" for r in self.floors],
+            "group": list(self.groups),
+            "types": list(self.types),
+            "output_tensor_type": self.output_type,
+            "token_embedding_type": self.embedding_type,
+        }
+        return {key: value for key, value in asked.items() if value}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A type for all tensors of an item, with what it takes of each limit."""
+
+    type: str
+    costs: tuple[int, ...]  # bytes, one per limit
+    n_bytes: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Tensors that share a type, by their place in the losses, and the types they may have."""
+
+    members: tuple[int, ...]
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One choice per item, within the limits: what the solver is given."""
+
+    losses: Losses
+    request: Request
+    items: tuple[Item, ...]  # ordered by their first tensor
+    notes: tuple[str, ...]
+
+
+def vram_limit(budget: int, weights_limit: int) -> Limit:
+    """--vram: of `budget` bytes, `weights_limit` are left for weights (negative where the rest alone is over)."""
+    return Limit("--vram", budget, budget - weights_limit, gpu_only=True, alignment=DEVICE_ALIGNMENT)
+
+
+def size_limit(budget: int, overhead: int, alignment: int = FILE_ALIGNMENT) -> Limit:
+    """--size: bytes of the output file; `overhead` is its header up to the data, `alignment` the file's own."""
+    return Limit("--size", budget, overhead, alignment=alignment)
+
+
+def bpw_limit(bpw: float, losses: Losses) -> Limit:
+    """--bpw: bits per weight over all tensors of the file. Raises UsageError unless 0 < bpw <= 64."""
+    if not 0 < bpw <= 64:
+        raise UsageError(f"--bpw must be above 0 and at most 64 (got {bpw:g})")
+    n_weights = sum(t.n_weights for t in losses.tensors)
+    return Limit("--bpw", math.floor(Fraction(str(bpw)) * n_weights / 8), n_weights=n_weights)
+
+
+def parse_type(text: str, option: str) -> str:
+    """The ggml type called `text` in any case. Raises UsageError naming near ones."""
+    fmt = by_name(text.strip())
+    if fmt is None:
+        names = [f.name for f in FORMATS.values()]
+        raise UsageError(f"{option}: '{printable(text)}' is not a ggml type; {suggest(text, names)}")
+    return fmt.name
+
+
+def parse_types(text: str, option: str = "--types") -> tuple[str, ...]:
+    """The types in a list parted by commas. Raises UsageError."""
+    return tuple(dict.fromkeys(parse_type(part, option) for part in text.split(",")))
+
+
+def parse_rule(text: str, option: str = "--tensor-type") -> Rule:
+    """REGEX=TYPE; the type follows the last `=`. Raises UsageError."""
+    pattern, equals, type_name = text.rpartition("=")
+    if not equals or not pattern:
+        raise UsageError(f"{option}: '{printable(text)}' is not REGEX=TYPE")
+    _compile(pattern, option)
+    return Rule(option, pattern, parse_type(type_name, option))
+
+
+def constrain(losses: Losses, request: Request) -> Problem:
+    """The choices that the request leaves. Raises UsageError where it leaves none, or a rule matches nothing."""
+    pins, floors = _Rules.of(request.pins, losses, lower=True), _Rules.of(request.floors, losses)
+    _check_types(losses, request)
+    notes = [f"{rule} decides nothing: earlier rules match the same tensors" for rule in pins.idle + floors.idle]
+    named = _named_pins(losses, request)
+    allowed = []
+    for index, tensor in enumerate(losses.tensors):
+        pin = named.get(tensor.name) or pins.first.get(index)
+        allowed.append(_allowed(tensor, pin, floors.first.get(index), request.types, notes))
+    items = []
+    for members, pattern in _groups(losses, request.groups, notes):
+        items.append(_item(losses, members, [allowed[m] for m in members], request.limits, pattern))
+    return Problem(losses, request, tuple(items), tuple(notes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """Which rule decides each tensor (by index), and the rules that never get to."""
+
+    first: dict[int, Rule]
+    idle: list[Rule]
+
+    @classmethod
+    def of(cls, rules: Iterable[Rule], losses: Losses, *, lower: bool = False) -> _Rules:
+        first: dict[int, Rule] = {}
+        idle = []
+        for rule in rules:
+            matched = _matching(rule.pattern.lower() if lower else rule.pattern, rule.option, losses)
+            if not matched.keys() - first.keys():
+                idle.append(rule)
+            first = dict.fromkeys(matched, rule) | first
+        return cls(first, idle)
+
+
+def _compile(pattern: str, option: str) -> re.Pattern[str]:
+    try:
+        with warnings.catch_warnings():
+            # Python warns where it reads a set in another way than other engines, as in [[:digit:]]
+            warnings.simplefilter("error", FutureWarning)
+            return re.compile(pattern)
+    except (re.error, FutureWarning, OverflowError, RecursionError) as error:
+        raise UsageError(f"{option}: '{printable(pattern)}' is not a regular expression: {error}") from error
+
+
+def _matching(pattern: str, option: str, losses: Losses) -> dict[int, re.Match[str]]:
+    """Index of each tensor that may be quantized and matches, with the match."""
+    compiled = _compile(pattern, option)
+    every = {i: match for i, t in enumerate(losses.tensors) if (match := compiled.search(t.name))}
+    free = {i: match for i, match in every.items() if losses.tensors[i].reason is None}
+    if not free:
+        what = "matches only tensors that stay as they are" if every else "matches no tensor"
+        example = next((t.name for t in losses.tensors if t.reason is None), "")
+        hint = f"names look like {printable(example)}" if example else "no tensor of this model can be quantized"
+        raise UsageError(f"{option}: '{printable(pattern)}' {what}; {hint}")
+    return free
+
+
+def _check_types(losses: Losses, request: Request) -> None:
+    """Every type of --types was scored for some tensor."""
+    free = [t for t in losses.tensors if t.reason is None]
+    scored = dict.fromkeys(c.type for t in free for c in t.candidates)
+    for type_name in request.types:
+        if free and type_name not in scored:
+            reason = next((t.skipped[type_name] for t in free if type_name in t.skipped), None)
+            raise UsageError(f"--types: {type_name} {_why_not(reason)}; the losses have {', '.join(scored)}")
+
+
+def _why_not(reason: str | None) -> str:
+    return (
+        "was not scored: score again with it in --types" if reason is None else f"cannot be used: {printable(reason)}"
+    )
+
+
+def _named_pins(losses: Losses, request: Request) -> dict[str, Rule]:
+    """--output-tensor-type and --token-embedding-type, which go before --tensor-type as in llama-quantize."""
+    pins = {}
+    present = {t.name: t for t in losses.tensors}
+    for name, type_name, option in (
+        ("output.weight", request.output_type, "--output-tensor-type"),
+        ("token_embd.weight", request.embedding_type, "--token-embedding-type"),
+    ):
+        if type_name is None:
+            continue
+        if name not in present:
+            tied = name == "output.weight" and "token_embd.weight" in present
+            hint = "; the embedding is the output too, use --token-embedding-type" if tied else ""
+            raise UsageError(f"{option}: the model has no {name}{hint}")
+        if (reason := present[name].reason) is not None:
+            raise UsageError(f"{option}: {name} stays as it is: {printable(reason)}")
+        pins[name] = Rule(option, name, type_name)
+    return pins
+
+
+def _allowed(
+    tensor: TensorLosses, pin: Rule | None, floor: Rule | None, types: Sequence[str], notes: list[str]
+) -> tuple[Candidate, ...]:
+    """The candidates that pins, --types and floors leave to a tensor, at least one."""
+    if tensor.reason is not None:
+        return tuple(c for c in tensor.candidates if c.type == tensor.source_type)
+    if pin is not None:
+        return (_pinned(tensor, pin),)
+    left = tuple(c for c in tensor.candidates if not types or c.type in types)
+    if not left:
+        notes.append(f"{printable(tensor.name)} can have none of --types: all that were scored are considered")
+        left = tensor.candidates
+    if floor is None:
+        return left
+    fmt = by_name(floor.type)
+    assert fmt is not None, floor
+    least = Fraction(fmt.block_bytes, fmt.block_weights)
+    above = tuple(c for c in left if c.type == tensor.source_type or c.n_bytes >= least * tensor.n_weights)
+    if not above:
+        raise UsageError(f"{floor} leaves {printable(tensor.name)} none of {', '.join(c.type for c in left)}")
+    return above
+
+
+def _pinned(tensor: TensorLosses, pin: Rule) -> Candidate:
+    found = next((c for c in tensor.candidates if c.type == pin.type), None)
+    if found is None:
+        fmt = by_name(pin.type)
+        assert fmt is not None, pin
+        reason = tensor.skipped.get(pin.type)
+        if reason is None and not fmt.divides(tensor.shape[0]):
+            reason = f"rows of {tensor.shape[0]} are no whole blocks of {fmt.block_weights}"
+        raise UsageError(f"{pin}: for {printable(tensor.name)}, {pin.type} {_why_not(reason)}")
+    return found
+
+
+def _groups(losses: Losses, patterns: Sequence[str], notes: list[str]) -> list[tuple[tuple[int, ...], str]]:
+    """The members of each item, ordered by the first, with the pattern that tied them."""
+    root = list(range(len(losses.tensors)))
+    tied_by = [""] * len(root)
+
+    def find(index: int) -> int:
+        while root[index] != index:
+            index = root[index]
+        return index
+
+    for pattern in patterns:
+        leaders: dict[tuple[str | None, ...], int] = {}
+        for index, match in _matching(pattern, "--group", losses).items():
+            leader = leaders.setdefault(match.groups(), index)
+            low, high = sorted((find(leader), find(index)))
+            root[high] = low
+            tied_by[low] = tied_by[low] or pattern
+        if all(find(i) == i and root.count(i) == 1 for i in leaders.values()):
+            notes.append(f"--group '{printable(pattern)}' ties no two tensors together")
+    members: dict[int, list[int]] = {}
+    for index in range(len(root)):
+        members.setdefault(find(index), []).append(index)
+    return [(tuple(found), tied_by[leader]) for leader, found in members.items()]
+
+
+def _item(
+    losses: Losses,
+    members: tuple[int, ...],
+    allowed: list[tuple[Candidate, ...]],
+    limits: Sequence[Limit],
+    pattern: str,
+) -> Item:
+    """The types that all members may have. Raises UsageError where there is none."""
+    tensors = [losses.tensors[m] for m in members]
+    by_type = [{c.type: c for c in candidates} for candidates in allowed]
+    options = []
+    for type_name in by_type[0]:
+        if not all(type_name in types for types in by_type):
+            continue
+        found = [types[type_name] for types in by_type]
+        pairs = list(zip(tensors, found, strict=True))
+        costs = tuple(sum(limit.cost(c.n_bytes, t.on_gpu) for t, c in pairs) for limit in limits)
+        options.append(Option(type_name, costs, sum(c.n_bytes for c in found), math.fsum(c.loss for c in found)))
+    if not options:
+        names = ", ".join(printable(t.name) for t in tensors[:3]) + (", ..." if len(tensors) > 3 else "")
+        raise UsageError(f"--group '{printable(pattern)}': {names} have no allowed type in common")
+    return Item(members, tuple(options))

@@ -1,0 +1,240 @@
+"""The multiple-choice knapsack: one option per item, least sum of losses, every sum of costs within its room.
+
+The duals of the linear relaxation price a byte of each limit. The prices bound the loss from below; repairing the
+priced choice bounds it from above; an option whose price alone lifts the lower bound over the upper one is out (Dyer,
+Kayal and Walker 1984; Kellerer, Pferschy and Pisinger, Knapsack Problems, 11.2). HiGHS solves what is left, often a
+few dozen items. A choice is accepted by its costs in whole bytes: floats only propose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+REL_GAP = 1e-6  # at which HiGHS may stop, of the loss above every item's least
+_SCALE = 1e4  # that excess in HiGHS: far above its absolute tolerances of 1e-6, far below 1e15
+_ROW_SCALE = 1e3  # the room of a limit in HiGHS: its 1e-6 is then a part in 1e9; 1e6 and 1 measure slower
+_SAFETY = 1e-9  # relative; what sums of 20000 float64 terms may err, amply
+_ROUNDS = 3  # of pricing and leaving out; the third seldom finds anything
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Options as columns; the options of an item are neighbours."""
+
+    item: Ints  # (n,) the item, rising from 0
+    loss: Floats  # (n,)
+    costs: Ints  # (n_limits, n) bytes
+    index: Ints  # (n,) the option's place within its item, as given
+
+    @property
+    def starts(self) -> Ints:
+        """(n_items,) the first option of each item."""
+        return np.flatnonzero(np.diff(self.item, prepend=-1))
+
+    def where(self, keep: npt.NDArray[np.bool_]) -> Table:
+        """The options under `keep`, which leaves every item one."""
+        return Table(self.item[keep], self.loss[keep], self.costs[:, keep], self.index[keep])
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The option of each item, a proven lower bound of the loss, and how the search ended."""
+
+    picked: tuple[int, ...] | None  # None: no choice found
+    bound: float
+    how: str
+
+
+def choose(
+    losses: Sequence[Sequence[float]], costs: Sequence[Sequence[Sequence[int]]], room: Sequence[int], time_limit: float
+) -> Answer:
+    """The best option of each item.
+
+    losses[i][j] and costs[i][j][k]: of option j of item i, the latter in bytes of limit k; room[k] bytes.
+    After `time_limit` seconds the answer is the best found, and the bound what was proven.
+    """
+    deadline = time.monotonic() + time_limit
+    table = _table(losses, costs, len(room))
+    limits = np.array(room, np.int64)
+    best, lower, upper = None, -math.inf, math.inf
+    for _ in range(_ROUNDS):
+        priced, bound = _priced(table, limits, upper)
+        lower = max(lower, bound)
+        found = _improve(table, _repair(table, _first_least(table, priced), limits), limits)
+        if found is not None and (total := math.fsum(table.loss[found])) < upper:
+            best, upper = tuple(table.index[found].tolist()), total
+        keep = (priced == 0) | (bound + priced <= upper * (1 + _SAFETY))
+        if keep.all():
+            break
+        table = table.where(keep)
+    known = Answer(best, min(lower, upper), f"optimal to {REL_GAP:g} by the linear bound")
+    if upper - lower <= REL_GAP * (upper - _excess(table)[1]):
+        return known
+    return _finish(table, limits, known, upper, deadline - time.monotonic())
+
+
+def _table(losses: Sequence[Sequence[float]], costs: Sequence[Sequence[Sequence[int]]], n_limits: int) -> Table:
+    sizes = [len(options) for options in losses]
+    return Table(
+        np.repeat(np.arange(len(sizes), dtype=np.int64), sizes),
+        np.array([x for options in losses for x in options], np.float64),
+        np.array([x for options in costs for x in options], np.int64).reshape(sum(sizes), n_limits).T,
+        np.concatenate([np.arange(n, dtype=np.int64) for n in sizes]),
+    )
+
+
+def _excess(table: Table) -> tuple[Floats, float]:
+    """(n,) loss above the item's least, and the sum of the least."""
+    least = np.minimum.reduceat(table.loss, table.starts)
+    return table.loss - least[table.item], math.fsum(least)
+
+
+def _rows(table: Table, limits: Ints) -> tuple[Floats, Floats]:
+    """Costs above the item's least (n_limits, n) and the room for them (n_limits,), in units of room / 1000."""
+    least = np.minimum.reduceat(table.costs, table.starts, axis=1)
+    costs, room = table.costs - least[:, table.item], limits - least.sum(axis=1)
+    unit = np.maximum(room, 1) / _ROW_SCALE
+    return costs / unit[:, None], room / unit
+
+
+def _priced(table: Table, limits: Ints, upper: float) -> tuple[Floats, float]:
+    """(n,) what each option costs above its item's best at the prices of the relaxation; and the bound they prove.
+
+    Any prices give a bound, so what HiGHS's tolerances do to the duals makes it weaker, never wrong.
+    """
+    from scipy.optimize import linprog
+
+    excess, base = _excess(table)
+    scale = _scale(excess, upper - base)
+    costs, room = _rows(table, limits)
+    result = linprog(
+        excess * scale, A_ub=costs, b_ub=room, A_eq=_one_each(table), b_eq=np.ones(len(table.starts)), method="highs"
+    )
+    duals = result.ineqlin.marginals if result.status == 0 else np.zeros(len(limits))
+    prices = np.maximum(-np.asarray(duals), 0.0) / scale
+    priced = excess + prices @ costs
+    least = np.minimum.reduceat(priced, table.starts)
+    return priced - least[table.item], math.fsum([base, *least, *(-prices * room)])
+
+
+def _scale(excess: Floats, known: float) -> float:
+    """The factor that makes the excess of the best known choice _SCALE."""
+    size = known if 0 < known < math.inf else float(excess.max(initial=0.0))
+    return _SCALE / size if size > 0 else 1.0
+
+
+def _one_each(table: Table) -> Any:
+    """(n_items, n) sparse: one option per item."""
+    from scipy.sparse import csr_array
+
+    n = len(table.item)
+    return csr_array((np.ones(n), (table.item, np.arange(n))))
+
+
+def _first_least(table: Table, values: Floats) -> Ints:
+    """(n_items,) the first option of least value in each item."""
+    order = np.lexsort((np.arange(len(values)), values, table.item))
+    return order[table.starts]
+
+
+def _repair(table: Table, picked: Ints, limits: Ints) -> Ints | None:
+    """`picked` moved step by step into the limits, least loss per byte first; None where that leads nowhere."""
+    picked = picked.copy()
+    for _ in range(2 * len(table.item) + 1):
+        over = table.costs[:, picked].sum(axis=1) - limits
+        if (over <= 0).all():
+            return picked
+        share = np.maximum(over, 0)[:, None].astype(np.float64)
+        now = picked[table.item]
+        saved = np.minimum(table.costs[:, now] - table.costs, share)
+        saved = (saved / np.maximum(share, 1) * (share > 0)).sum(axis=0)
+        worth = saved > 0
+        if not worth.any():
+            return None
+        ratio = np.full(len(saved), np.inf)
+        np.divide(table.loss - table.loss[now], saved, out=ratio, where=worth)
+        step = int(ratio.argmin())
+        picked[table.item[step]] = step
+    return None
+
+
+def _improve(table: Table, picked: Ints | None, limits: Ints) -> Ints | None:
+    """`picked` with every single change made that lowers the loss and fits, the largest gain first."""
+    if picked is None:
+        return None
+    picked = picked.copy()
+    while True:
+        now = picked[table.item]
+        left = limits - table.costs[:, picked].sum(axis=1)
+        fits = (table.costs - table.costs[:, now] <= left[:, None]).all(axis=0)
+        gain = np.where(fits, table.loss[now] - table.loss, 0.0)
+        step = int(gain.argmax())
+        if gain[step] <= 0:
+            return picked
+        picked[table.item[step]] = step
+
+
+def _finish(table: Table, limits: Ints, known: Answer, upper: float, time_limit: float) -> Answer:
+    """The rest by branch and cut; `known` has the loss `upper`."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    best, lower = known.picked, known.bound
+    excess, base = _excess(table)
+    scale = _scale(excess, upper - base)
+    costs, room = _rows(table, limits)
+    with _quiet():
+        result = milp(
+            excess * scale,
+            integrality=np.ones(len(excess)),
+            bounds=Bounds(0, 1),
+            constraints=[LinearConstraint(_one_each(table), 1, 1), LinearConstraint(costs, -np.inf, room)],
+            options={"time_limit": max(time_limit, 0.01), "mip_rel_gap": REL_GAP},
+        )
+    if result.x is not None:
+        found = _improve(table, _repair(table, _first_least(table, -np.round(result.x, 3)), limits), limits)
+        if found is not None and (total := math.fsum(table.loss[found])) < upper:
+            best, upper = tuple(table.index[found].tolist()), total
+    dual = result.mip_dual_bound
+    if dual is not None and math.isfinite(dual):
+        # what was left out costs more than the upper bound of then, so the bound of the rest counts up to it
+        lower = max(lower, min(base + dual / scale, upper))
+    how = {0: f"optimal to {REL_GAP:g} by HiGHS", 1: "stopped by the time limit", 2: "infeasible"}
+    return Answer(best, min(lower, upper), how.get(result.status, "HiGHS failed, the linear bound holds"))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing reaches the process's stdout inside.
+
+    HiGHS 1.12 prints `transformNewIntegerFeasibleSolution tmpSolver.run();` with its output off (HiGHS.jl issue
+    312), from C, amid the JSON that is the command's result.
+    """
+    c_library = ctypes.CDLL("ucrtbase" if os.name == "nt" else None)
+    try:
+        c_library.fflush(None)
+        kept = os.dup(1)
+    except OSError:  # there is no stdout
+        yield
+        return
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            yield
+    finally:
+        c_library.fflush(None)  # what C holds back goes nowhere too
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -60,7 +60,7 @@ def parse_header(path: Path) -> Header:
     Raises BadInput for anything that is no complete little-endian GGUF of version 2 or 3, InputOutputError where
     the system fails to read it.
     """
-    descriptor = open_regular(path)
+    descriptor = open_regular(Path(path))
     try:
         return read_header(path, descriptor)
     finally:

@@ -13,20 +13,23 @@ from typing import Any, Protocol
 
 import numba
 
+_config: Any = numba.config
+
 
 class Kernel(Protocol):
     """A compiled function on arrays; `py_func` is the same without the JIT."""
 
     py_func: Any
 
-    def __call__(self, *args: Any) -> None: ...
+    def __call__(self, *args: Any) -> None:
+        """Run on `args`."""
 
 
 def _source_state() -> str:
     """Hash over the sources of every kernel and the versions that compile them."""
     here = Path(__file__).parent
-    digest = hashlib.sha256(f"{numba.__version__} {numba.config.CPU_NAME}".encode())
-    for path in [Path(__file__), *sorted((here / "formats").glob("*.py"))]:
+    digest = hashlib.sha256(f"{numba.__version__} {_config.CPU_NAME}".encode())
+    for path in [Path(__file__), *sorted((here / "formats").glob("*.[pn][yp]*"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -56,7 +59,7 @@ def _cache_folder() -> Path | None:
 
 CACHE_FOLDER = _cache_folder()
 if CACHE_FOLDER is not None:
-    numba.config.CACHE_DIR = str(CACHE_FOLDER)
+    _config.CACHE_DIR = str(CACHE_FOLDER)
 
 
 def kernel(function: Any) -> Any:

@@ -2,21 +2,23 @@
 
 from requant.formats.base import BlockFormat
 
+__all__ = ["FORMATS", "BlockFormat", "by_name"]
+
 FORMATS: dict[int, BlockFormat] = {
     f.type_id: f
     for f in (
         BlockFormat("F32", 0, 1, 4, can_encode=True),
-        BlockFormat("F16", 1, 1, 2, can_encode=True),
-        BlockFormat("Q4_0", 2, 32, 18, can_encode=True),
-        BlockFormat("Q4_1", 3, 32, 20, can_encode=True),
-        BlockFormat("Q5_0", 6, 32, 22, can_encode=True),
-        BlockFormat("Q5_1", 7, 32, 24, can_encode=True),
-        BlockFormat("Q8_0", 8, 32, 34, can_encode=True),
-        BlockFormat("Q2_K", 10, 256, 84, can_encode=True),
-        BlockFormat("Q3_K", 11, 256, 110, can_encode=True),
-        BlockFormat("Q4_K", 12, 256, 144, can_encode=True),
-        BlockFormat("Q5_K", 13, 256, 176, can_encode=True),
-        BlockFormat("Q6_K", 14, 256, 210, can_encode=True),
+        BlockFormat("F16", 1, 1, 2, can_encode=True, gaussian_rmse=0.00021),
+        BlockFormat("Q4_0", 2, 32, 18, can_encode=True, gaussian_rmse=0.081),
+        BlockFormat("Q4_1", 3, 32, 20, can_encode=True, gaussian_rmse=0.07),
+        BlockFormat("Q5_0", 6, 32, 22, can_encode=True, gaussian_rmse=0.04),
+        BlockFormat("Q5_1", 7, 32, 24, can_encode=True, gaussian_rmse=0.034),
+        BlockFormat("Q8_0", 8, 32, 34, can_encode=True, gaussian_rmse=0.0049),
+        BlockFormat("Q2_K", 10, 256, 84, can_encode=True, gaussian_rmse=0.263),
+        BlockFormat("Q3_K", 11, 256, 110, can_encode=True, gaussian_rmse=0.144),
+        BlockFormat("Q4_K", 12, 256, 144, can_encode=True, gaussian_rmse=0.07),
+        BlockFormat("Q5_K", 13, 256, 176, can_encode=True, gaussian_rmse=0.0345),
+        BlockFormat("Q6_K", 14, 256, 210, can_encode=True, gaussian_rmse=0.0166),
         BlockFormat("IQ2_XXS", 16, 256, 66),
         BlockFormat("IQ2_XS", 17, 256, 74),
         BlockFormat("IQ3_XXS", 18, 256, 98),
@@ -31,7 +33,7 @@ FORMATS: dict[int, BlockFormat] = {
         BlockFormat("I64", 27, 1, 8, can_decode=False),
         BlockFormat("F64", 28, 1, 8, can_decode=False),
         BlockFormat("IQ1_M", 29, 256, 56),
-        BlockFormat("BF16", 30, 1, 2, can_encode=True),
+        BlockFormat("BF16", 30, 1, 2, can_encode=True, gaussian_rmse=0.0017),
         BlockFormat("TQ1_0", 34, 256, 54),
         BlockFormat("TQ2_0", 35, 256, 66),
         BlockFormat("MXFP4", 39, 32, 17),

@@ -34,6 +34,8 @@ from requant.formats.search import (
 )
 from requant.jit import kernel
 
+SINGULAR = np.float32(1e-5)  # well above the rounding of sums over 32 weights
+
 
 @kernel
 def _affine_sums(x, w, top, t):
@@ -59,12 +61,13 @@ def _affine_trial(x, w, top, signed_min, t):
     _affine_sums(x, w, top, t)
     for j in range(LANES):
         det = t[SUM_W, j] * t[LL, j] - t[L, j] * t[L, j]
-        inverse = ONE / det if det > ZERO else ZERO
+        solvable = det > SINGULAR * t[SUM_W, j] * t[LL, j]  # else all codes are alike
+        inverse = ONE / det if solvable else ZERO
         scale = (t[SUM_W, j] * t[XL, j] - t[SUM_X, j] * t[L, j]) * inverse
         low = (t[LL, j] * t[SUM_X, j] - t[L, j] * t[XL, j]) * inverse
-        if low > ZERO and not signed_min:
+        if not solvable or (low > ZERO and not signed_min):
             low = ZERO
-            scale = t[XL, j] / t[LL, j]
+            scale = t[XL, j] / t[LL, j] if t[LL, j] > ZERO else ZERO
         gain = scale * t[XL, j] + low * t[SUM_X, j]
         if gain > t[GAIN, j] and scale > ZERO:
             t[GAIN, j] = gain
@@ -86,7 +89,7 @@ def _search_affine(x, w, top, n_candidates, first, step, n_repeats, signed_min, 
         t[SPAN, j] = ONE / span if span > ZERO else ZERO
         t[TRY_MIN, j] = t[LOW, j]
         t[SCALE, j] = ZERO  # a constant sub-block is its minimum
-        t[MIN, j] = t[SUM_X, j] / t[SUM_W, j]
+        t[MIN, j] = t[SUM_X, j] / t[SUM_W, j] if t[SUM_W, j] > ZERO else t[LOW, j]
         if t[MIN, j] > ZERO and not signed_min:
             t[MIN, j] = ZERO
         t[GAIN, j] = t[MIN, j] * t[SUM_X, j]

@@ -28,7 +28,10 @@ class Kernels(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BlockFormat:
-    """A ggml type: its name and id, the weights and bytes of one block, and what requant does with it."""
+    """A ggml type: its name and id, the weights and bytes of one block, and what requant does with it.
+
+    gaussian_rmse: relative error of our encoder on normally distributed weights (scripts/bench_encode.py).
+    """
 
     name: str
     type_id: int
@@ -36,6 +39,7 @@ class BlockFormat:
     block_bytes: int
     can_decode: bool = True
     can_encode: bool = False
+    gaussian_rmse: float = 0.0
 
     @property
     def bpw(self) -> float:
@@ -55,4 +59,4 @@ class BlockFormat:
     def kernels(self) -> Kernels:
         """The module `requant.formats.<name>`, imported (with Numba) on first use."""
         assert self.can_decode, self.name
-        return importlib.import_module(f"requant.formats.{self.name.lower()}")  # type: ignore[return-value]
+        return importlib.import_module(f"requant.formats.{self.name.lower()}")

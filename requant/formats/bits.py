@@ -42,7 +42,7 @@ def float_to_half(x):
         shifted = np.float32(bits_to_float(rest) + np.float32(0.5)).view(np.uint32)
         return sign | np.uint16(shifted - np.uint32(0x3F000000))
     odd = (rest >> np.uint32(13)) & np.uint32(1)
-    return sign | np.uint16((rest + np.uint32(0xC8000FFF) + odd) >> np.uint32(13))
+    return sign | np.uint16((rest - np.uint32(0x37FFF001) + odd) >> np.uint32(13))
 
 
 @kernel
@@ -71,11 +71,11 @@ def e8m0_half_to_float(e):
 
 @kernel
 def ue4m3_half_to_float(e):
-    """UE4M3 scale byte -> half of its value; 0x7F (a NaN) reads as 0, bit 7 is ignored, as in ggml."""
-    e = np.uint32(e) & np.uint32(0x7F)
+    """UE4M3 scale byte -> half of its value; 0x7F (a NaN) reads as 0, else bit 7 is ignored, as in ggml."""
+    e = np.uint32(e)
     if e == np.uint32(0) or e == np.uint32(0x7F):
         return np.float32(0.0)
-    exponent, mantissa = e >> np.uint32(3), e & np.uint32(7)
+    exponent, mantissa = (e >> np.uint32(3)) & np.uint32(15), e & np.uint32(7)
     if exponent == np.uint32(0):
         return np.float32(mantissa) * np.float32(2.0**-10)
     return bits_to_float(((exponent + np.uint32(119)) << np.uint32(23)) | (mantissa << np.uint32(20)))

@@ -1,0 +1,118 @@
+"""The tensor level: rows of weights to and from a format, with every check that the kernels leave out."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from requant.errors import UsageError
+from requant.formats import BlockFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+# relative to the mean, so that a block of columns that were never used is still rounded well: without it, any
+# codes would do there, and the engine would read them all the same
+IMPORTANCE_FLOOR = np.float32(2.0**-20)
+# a reconstruction beyond this multiple of the format's error on normally distributed weights is a fault
+GATE = 3.0
+LOST = 0.9  # relative error of a row that holds nothing of the original
+
+
+def dequantize(data: Bytes, fmt: BlockFormat) -> Floats:
+    """Weights (n_rows, n_per_row) of `data` (n_rows, row_bytes), bit for bit as ggml decodes them.
+
+    Raises UsageError where the rows are not whole blocks, or the type holds no weights.
+    """
+    if not fmt.can_decode or data.ndim != 2 or data.shape[1] % fmt.block_bytes:
+        raise UsageError(f"an array of shape {data.shape} cannot be read as rows of {fmt.name}")
+    n_blocks = data.shape[1] // fmt.block_bytes
+    blocks = np.ascontiguousarray(data, np.uint8).reshape(-1).view(fmt.kernels.LAYOUT)
+    out = np.empty((blocks.size, fmt.block_weights), np.float32)
+    fmt.kernels.decode(blocks, out)
+    return out.reshape(data.shape[0], n_blocks * fmt.block_weights)
+
+
+def quantize(x: Floats, fmt: BlockFormat, importance: Floats | None = None) -> Bytes:
+    """`x` (n_rows, n_per_row) in `fmt` as (n_rows, row_bytes), by least (importance-weighted) squared error.
+
+    importance: (n_per_row,), any scale, finite and not negative; None weighs all columns alike. The weights must be
+    finite (`first_nonfinite`). Raises UsageError where the format cannot be written or does not divide the row.
+    """
+    if not fmt.can_encode:
+        raise UsageError(f"{fmt.name} cannot be written yet")
+    if x.ndim != 2 or not fmt.divides(x.shape[1]):
+        raise UsageError(f"rows of shape {x.shape} are no multiple of {fmt.name}'s block of {fmt.block_weights}")
+    n = fmt.block_weights
+    weights = np.ones((1, n), np.float32) if importance is None else scaled_importance(importance).reshape(-1, n)
+    rows = np.ascontiguousarray(x, np.float32).reshape(-1, n)
+    blocks = np.empty(len(rows), fmt.kernels.LAYOUT)
+    fmt.kernels.encode(rows, weights, blocks)
+    return blocks.view(np.uint8).reshape(x.shape[0], -1)
+
+
+def scaled_importance(importance: Floats) -> Floats:
+    """`importance` (n,) with mean 1 and a floor; all ones where nothing in it is above zero."""
+    mean = float(importance.mean(dtype=np.float64))
+    if mean <= 0:
+        return np.ones_like(importance)
+    scaled: Floats = np.maximum((importance / mean).astype(np.float32), IMPORTANCE_FLOOR)
+    return scaled
+
+
+def first_nonfinite(x: Floats) -> int | None:
+    """Flat index of the first NaN or infinity in `x` (n_rows, n_per_row), or None."""
+    index = int(_rows().first_nonfinite(x))
+    return None if index < 0 else index
+
+
+def row_errors(x: Floats, y: Floats, importance: Floats | None = None) -> NDArray[np.float64]:
+    """Per row of `x` and its reconstruction `y`: sum x^2, sum (x - y)^2, and both weighted by `importance` as given.
+
+    Shape (n_rows, 4), float64.
+    """
+    out = np.empty((x.shape[0], 4), np.float64)
+    weights = np.ones(x.shape[1], np.float32) if importance is None else importance
+    _rows().sum_errors(x, y, weights, out)
+    return out
+
+
+def relative_error(errors: NDArray[np.float64]) -> float:
+    """Root of error over energy, weighted, of `errors` as row_errors gives them; 0 for weights that are all zero.
+
+    NaN or infinite where the reconstruction is.
+    """
+    energy, error = float(errors[:, 2].sum()), float(errors[:, 3].sum())
+    return float(np.sqrt(error / energy)) if energy > 0 else float(np.sqrt(error))
+
+
+def gate(errors: NDArray[np.float64], fmt: BlockFormat) -> str | None:
+    """What is wrong with a reconstruction, or None: a row that was lost, or an error beyond the format's ceiling."""
+    lost = ~(errors[:, 1] < LOST**2 * errors[:, 0]) & (errors[:, 0] > 0)
+    if lost.any():
+        row = int(np.argmax(lost))
+        return f"row {row} is lost: relative error {np.sqrt(errors[row, 1] / errors[row, 0]):.3g}, limit {LOST}"
+    error, limit = relative_error(errors), min(GATE * fmt.gaussian_rmse, LOST)
+    return None if error <= limit else f"relative error {error:.3g}, limit {limit:.3g} for {fmt.name}"
+
+
+def warm_up(formats: Iterable[BlockFormat]) -> None:
+    """Compile, or load from the cache, the kernels that converting among `formats` will call."""
+    for fmt in formats:
+        n = fmt.block_weights
+        x = np.ones((1, n), np.float32)
+        data = quantize(x, fmt) if fmt.can_encode else np.zeros((1, fmt.block_bytes), np.uint8)
+        y = dequantize(data, fmt)
+        first_nonfinite(y)
+        row_errors(x, x)
+
+
+def _rows() -> Any:
+    """The kernels over rows; imported on first use, because Numba takes its time."""
+    return importlib.import_module("requant.formats.rows")

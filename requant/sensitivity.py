@@ -1,0 +1,298 @@
+"""Losses: what each type would cost each tensor, from the real error of the real encoders.
+
+Without gradients the loss of a matrix is the energy of the error it adds to its output, sum_r sum_c E[x_c^2] e_rc^2:
+absolute, so that it can be added up and compared between tensors. E[x^2] comes from an imatrix (method `cfix`) or from
+the weights alone (`dfix`). A looked-up embedding has no such sum worth comparing (its rows are tiny, the residual
+stream's energy is thousands of times theirs): its loss is its relative error times the energy that the layers add to
+the stream.
+
+Errors are measured on rows evenly spread over the tensor; the standard error of each loss is stated with it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from requant import codec
+from requant.codec import Floats
+from requant.container.source import Source, SourceTensor, require_model
+from requant.errors import BadInput, NumericFault, UsageError, printable
+from requant.formats import FORMATS, BlockFormat, by_name
+from requant.imatrix import Imatrix, importance_for
+from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
+from requant.model.memory import on_device
+from requant.model.roles import (
+    candidates,
+    is_below,
+    is_experts,
+    is_lookup,
+    is_tied,
+    layer_of,
+    n_matrices,
+    never_quantize,
+    role_of,
+)
+from requant.moments import Inputs, inputs_of, stream_gain
+from requant.plan import Candidate, Losses, TensorLosses
+
+DEFAULT_TYPES = tuple(f.name for f in FORMATS.values() if f.can_encode and f.block_weights > 1)
+# as in llama-quantize: what was already rounded to fewer bits loses more than its size shows
+_REQUANTIZABLE = ("F32", "F16", "BF16", "Q8_0")
+
+SAMPLE_WEIGHTS = 2**18  # weights of a tensor that are encoded for each candidate
+SAMPLE_ROWS = 64  # rows at least, where it has them
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Rows of a tensor: their weights, and per matrix (expert) the rows [start, stop) with the importance for them."""
+
+    x: Floats
+    n_rows: int  # of the whole tensor
+    parts: tuple[tuple[int, int, Floats | None, Floats, float], ...]  # start, stop, importance, E[x^2], share of tokens
+
+
+def survey(
+    source: Source, *, types: Sequence[str] = DEFAULT_TYPES, imatrix: Imatrix | None = None
+) -> tuple[TensorLosses, ...]:
+    """Every tensor with its role, why it must stay as it is or the types it may get; the losses are 0, not measured.
+
+    Types of more bits than the tensor has are left out: they would waste bytes and repair nothing.
+    """
+    arch = require_model(source)
+    names = {t.name for t in source.tensors}
+    tied, hp = is_tied(names), _hyperparameters(source)
+    weights = sum(t.n_weights for t in source.tensors)
+    return tuple(
+        _surveyed(arch, t, types, imatrix, model_weights=weights, on_gpu=_on_gpu(hp, t.name, tied))
+        for t in source.tensors
+    )
+
+
+def score(
+    source: Source,
+    *,
+    types: Sequence[str] = DEFAULT_TYPES,
+    imatrix: Imatrix | None = None,
+    threads: int | None = None,
+    allow_requantize: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Losses:
+    """The loss of every candidate of every tensor of `source`; `progress` is called with source bytes done.
+
+    Raises UsageError for a type that cannot be written or a source that is already below Q8_0 without
+    `allow_requantize`, NumericFault for weights that are not finite, BadInput for an imatrix of another model.
+    """
+    surveyed = survey(source, types=types, imatrix=imatrix)
+    notes = _requantization_notes(source, surveyed, allow_requantize)
+    codec.warm_up(_involved(source, types))
+    free = [(source.tensor(t.name), t) for t in surveyed if t.reason is None]
+
+    def measure(job: tuple[SourceTensor, TensorLosses]) -> tuple[TensorLosses, str, float]:
+        inputs = inputs_of(source, job[0], imatrix)
+        scored, energy = _scored(source, *job, inputs)
+        if progress is not None:
+            progress(job[0].n_bytes)
+        return scored, inputs.origin, energy
+
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        results = list(pool.map(measure, free))
+    energies = {s.name: energy for s, _, energy in results}
+    scored = _with_stream(source, {s.name: s for s, _, _ in results}, energies)
+    origins = [origin for _, origin, _ in results]
+    if imatrix is not None and (missing := len(origins) - origins.count("imatrix")):
+        notes.append(
+            f"the imatrix does not cover {missing} of {len(origins)} tensors; theirs is worked out from the weights"
+        )
+    return Losses(
+        source=source.name,
+        header_sha256=source.header_sha256,
+        arch=require_model(source),
+        method="dfix" if imatrix is None else "cfix",
+        imatrix=None if imatrix is None else Path(imatrix.path).name,
+        imatrix_sha256=None if imatrix is None else imatrix.sha256,
+        tensors=tuple(scored.get(t.name, t) for t in surveyed),
+        notes=tuple(notes),
+    )
+
+
+def _hyperparameters(source: Source) -> Hyperparameters | None:
+    """None where the architecture's keys cannot be read: a budget in file size needs none of them."""
+    try:
+        return read_hyperparameters(source.metadata, source.tensors)
+    except BadInput:
+        return None
+
+
+def _on_gpu(hp: Hyperparameters | None, name: str, tied: bool) -> bool:
+    return not is_lookup(name, tied=tied) if hp is None else on_device(hp, name, tied=tied)
+
+
+def _surveyed(
+    arch: str, tensor: SourceTensor, types: Sequence[str], imatrix: Imatrix | None, *, model_weights: int, on_gpu: bool
+) -> TensorLosses:
+    own = tensor.format
+    reason = never_quantize(arch, tensor.name, tensor.shape, tensor.type_id, model_weights=model_weights)
+    chosen: list[str] = []
+    skipped: dict[str, str] = {}
+    if reason is None:
+        covered = imatrix is not None and importance_for(imatrix, tensor.name, tensor.shape) is not None
+        found = candidates(arch, tensor.name, tensor.shape, types, has_importance=covered)
+        skipped = dict(found.skipped)
+        chosen = [t for t in found.types if t != own.name and is_below(t, own.name)]
+    sizes = [(name, _format(name).n_bytes(tensor.n_weights)) for name in chosen]
+    return TensorLosses(
+        name=tensor.name,
+        role=role_of(tensor.name),
+        layer=layer_of(tensor.name),
+        shape=tensor.shape,
+        source_type=own.name,
+        n_bytes=tensor.n_bytes,
+        on_gpu=on_gpu,
+        reason=reason,
+        candidates=(Candidate(own.name, tensor.n_bytes, 0.0), *(Candidate(n, size, 0.0) for n, size in sizes)),
+        skipped=skipped,
+    )
+
+
+def _format(name: str) -> BlockFormat:
+    fmt = by_name(name)
+    if fmt is None or not fmt.can_encode:
+        raise UsageError(f"{name} cannot be written; choose among {', '.join(DEFAULT_TYPES)}")
+    return fmt
+
+
+def _involved(source: Source, types: Sequence[str]) -> list[BlockFormat]:
+    """The formats whose kernels scoring will call, once each."""
+    decoded = {t.format for t in source.tensors if t.format.can_decode}
+    return sorted(decoded | {_format(t) for t in types}, key=lambda f: f.type_id)
+
+
+def _requantization_notes(source: Source, tensors: Sequence[TensorLosses], allowed: bool) -> list[str]:
+    """Refuse, or warn of, a source whose matrices were already rounded to less than Q8_0."""
+    rounded = [t for t in tensors if t.reason is None and t.source_type not in _REQUANTIZABLE]
+    if not rounded:
+        return []
+    total = sum(t.n_weights for t in tensors)
+    share = sum(t.n_weights for t in rounded) / total
+    what = f"{len(rounded)} of its tensors ({share:.0%} of the weights) are already quantized below Q8_0"
+    if not allowed:
+        hint = "start from an F16, BF16 or Q8_0 file, or pass --allow-requantize to lose quality twice"
+        raise BadInput(source.path, what, got=rounded[0].source_type, hint=hint)
+    return [f"{what}: losses count from what is left of them, not from the original model"]
+
+
+def _scored(source: Source, tensor: SourceTensor, surveyed: TensorLosses, inputs: Inputs) -> tuple[TensorLosses, float]:
+    """The tensor with measured candidates, and the energy of its output (both before the stream is known)."""
+    sample = _sampled(source, tensor, inputs)
+    energy, _ = _estimate(sample, sample.x * 0)
+    gain = stream_gain(source, tensor.name, energy)
+    found = [surveyed.candidates[0]]
+    skipped = dict(surveyed.skipped)
+    for candidate in surveyed.candidates[1:]:
+        fmt = _format(candidate.type)
+        y = np.concatenate([_rounded(sample.x[start:stop], fmt, w) for start, stop, w, _, _ in sample.parts])
+        loss, error = _estimate(sample, y)
+        errors = codec.row_errors(sample.x, y)
+        fault = codec.gate(errors, fmt)
+        if fault is None:
+            found.append(
+                replace(candidate, loss=loss * gain, loss_error=error * gain, rmse=codec.relative_error(errors))
+            )
+        else:
+            skipped[candidate.type] = f"it cannot represent the weights: {fault}"
+    return replace(surveyed, candidates=tuple(found), skipped=skipped), energy * gain
+
+
+def _rounded(x: Floats, fmt: BlockFormat, importance: Floats | None) -> Floats:
+    return codec.dequantize(codec.quantize(x, fmt, importance), fmt)
+
+
+def _sampled(source: Source, tensor: SourceTensor, inputs: Inputs) -> _Sample:
+    """Rows evenly spread over the tensor, all of them where it is small. Raises NumericFault."""
+    n_sampled = min(tensor.n_rows, max(SAMPLE_ROWS, SAMPLE_WEIGHTS // tensor.n_per_row))
+    rows = (np.arange(n_sampled) * tensor.n_rows + tensor.n_rows // 2) // n_sampled
+    if n_sampled == tensor.n_rows:
+        data = source.read_rows(tensor)
+    else:
+        data = np.concatenate([source.read_rows(tensor, int(r), 1) for r in rows])
+    x = codec.dequantize(data, tensor.format)
+    bad = codec.first_nonfinite(x)
+    if bad is not None:
+        index = int(rows[bad // tensor.n_per_row]) * tensor.n_per_row + bad % tensor.n_per_row
+        got = f"{x.reshape(-1)[bad]} at weight {index}"
+        raise NumericFault(source.path, f"tensor '{printable(tensor.name)}' is not finite", got=got)
+    return _Sample(x, tensor.n_rows, _parts(tensor, rows, inputs, _token_shares(source, tensor)))
+
+
+def _parts(
+    tensor: SourceTensor, rows: NDArray[np.intp], inputs: Inputs, shares: Floats
+) -> tuple[tuple[int, int, Floats | None, Floats, float], ...]:
+    """The sampled rows of each matrix, which share its importance; a measured one also weights the encoder."""
+    matrices = n_matrices(tensor.shape)
+    owner = rows // (tensor.n_rows // matrices)
+    starts = np.flatnonzero(np.diff(owner, prepend=-1))
+    parts = []
+    for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
+        m = int(owner[start])
+        moments = inputs.moments[m if len(inputs.moments) > 1 else 0]
+        parts.append(
+            (int(start), int(stop), moments if inputs.origin == "imatrix" else None, moments, float(shares[m]))
+        )
+    return tuple(parts)
+
+
+def _token_shares(source: Source, tensor: SourceTensor) -> Floats:
+    """How many of a token's passes go through each matrix: all, or the share of the experts used per token."""
+    matrices = n_matrices(tensor.shape)
+    share = 1.0
+    if is_experts(tensor.name, tensor.shape):
+        arch = source.metadata.get_str("general.architecture", "")
+        used = source.metadata.get(f"{arch}.expert_used_count", matrices)
+        share = min(1.0, int(used) / matrices)
+    return np.full(matrices, share, np.float32)
+
+
+def _estimate(sample: _Sample, y: Floats) -> tuple[float, float]:
+    """Loss of the whole tensor if its rows became `y`, and its standard error."""
+    per_row = np.concatenate(
+        [codec.row_errors(sample.x[a:b], y[a:b], moments)[:, 3] * share for a, b, _, moments, share in sample.parts]
+    )
+    n = len(per_row)
+    if n < 2 or n == sample.n_rows:
+        return float(per_row.sum()) * sample.n_rows / n, 0.0
+    spread = float(per_row.std(ddof=1)) / np.sqrt(n) * np.sqrt(1 - n / sample.n_rows)
+    return float(per_row.mean()) * sample.n_rows, spread * sample.n_rows
+
+
+def _with_stream(
+    source: Source, scored: dict[str, TensorLosses], energies: dict[str, float]
+) -> dict[str, TensorLosses]:
+    """Give the embedding its loss: relative error squared times what the layers add to the residual stream."""
+    stream = sum(e for name, e in energies.items() if role_of(name) in _INTO_STREAM)
+    tied = is_tied({t.name for t in source.tensors})
+    for name in ("token_embd.weight", "per_layer_token_embd.weight"):
+        tensor = scored.get(name)
+        if tensor is None:
+            continue
+        found = [_as_lookup(c, stream, tied=tied and name == "token_embd.weight") for c in tensor.candidates]
+        scored[name] = replace(tensor, candidates=tuple(found))
+    return scored
+
+
+_INTO_STREAM = frozenset(("attn_output", "ffn_down", "ffn_down_exps", "ffn_down_shexp", "ssm_out"))
+
+
+def _as_lookup(candidate: Candidate, stream: float, *, tied: bool) -> Candidate:
+    """A tied embedding is looked up and multiplied with: both harms count."""
+    loss = candidate.rmse**2 * stream
+    return replace(
+        candidate, loss=loss + candidate.loss if tied else loss, loss_error=candidate.loss_error if tied else 0.0
+    )

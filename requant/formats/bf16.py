@@ -6,16 +6,18 @@ from requant.formats.bits import bfloat_to_float, float_to_bfloat
 from requant.jit import kernel
 
 N = 1
-LAYOUT = np.dtype([("x", "<u2")])
+LAYOUT = np.dtype("<u2")
 
 
 @kernel
 def decode(blocks, out):
+    flat = out.reshape(-1)
     for b in range(blocks.shape[0]):
-        out[b, 0] = bfloat_to_float(blocks["x"][b])
+        flat[b] = bfloat_to_float(blocks[b])
 
 
 @kernel
 def encode(x, importance, blocks):
+    flat = x.reshape(-1)
     for b in range(blocks.shape[0]):
-        blocks["x"][b] = float_to_bfloat(x[b, 0])
+        blocks[b] = float_to_bfloat(flat[b])

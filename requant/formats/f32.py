@@ -5,16 +5,18 @@ import numpy as np
 from requant.jit import kernel
 
 N = 1
-LAYOUT = np.dtype([("x", "<f4")])
+LAYOUT = np.dtype("<f4")
 
 
 @kernel
 def decode(blocks, out):
+    flat = out.reshape(-1)
     for b in range(blocks.shape[0]):
-        out[b, 0] = blocks["x"][b]
+        flat[b] = blocks[b]
 
 
 @kernel
 def encode(x, importance, blocks):
+    flat = x.reshape(-1)
     for b in range(blocks.shape[0]):
-        blocks["x"][b] = x[b, 0]
+        blocks[b] = flat[b]

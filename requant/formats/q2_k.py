@@ -21,6 +21,7 @@ LAYOUT = np.dtype([("scales", "u1", (16,)), ("qs", "u1", (64,)), ("d", "<u2"), (
 
 @kernel
 def decode(blocks, out):
+    n = out.shape[1] // SUBS  # SUB, but not as a constant: LLVM would unroll the loop before it can vectorize it
     d, dmin, scales, qs = blocks["d"], blocks["dmin"], blocks["scales"], blocks["qs"]
     for b in range(blocks.shape[0]):
         scale, low = half_to_float(d[b]), half_to_float(dmin[b])
@@ -28,7 +29,7 @@ def decode(blocks, out):
             dl = scale * np.float32(scales[b, s] & np.uint8(15))
             ml = low * np.float32(scales[b, s] >> np.uint8(4))
             first, shift = 32 * (s >> 3) + SUB * (s & 1), np.uint8(s & 6)
-            for i in range(SUB):
+            for i in range(n):
                 q = (qs[b, first + i] >> shift) & np.uint8(3)
                 out[b, SUB * s + i] = dl * np.float32(q) - ml
 

@@ -23,6 +23,7 @@ LAYOUT = np.dtype([("hmask", "u1", (32,)), ("qs", "u1", (64,)), ("scales", "u1",
 
 @kernel
 def decode(blocks, out):
+    n = out.shape[1] // SUBS  # SUB, but not as a constant: LLVM would unroll the loop before it can vectorize it
     d, scales, hmask, qs = blocks["d"], blocks["scales"], blocks["hmask"], blocks["qs"]
     for b in range(blocks.shape[0]):
         scale = half_to_float(d[b])
@@ -32,7 +33,7 @@ def decode(blocks, out):
             dl = scale * np.float32(np.int32(ls) - np.int32(32))
             odd, shift, bit = SUB * (s & 1), np.uint8(s & 6), np.uint8(s >> 1)
             first = 32 * (s >> 3) + odd
-            for i in range(SUB):
+            for i in range(n):
                 high = ((hmask[b, odd + i] >> bit) & np.uint8(1)) << np.uint8(2)
                 q = ((qs[b, first + i] >> shift) & np.uint8(3)) | high
                 out[b, SUB * s + i] = dl * np.float32(np.int32(q) - np.int32(4))

@@ -20,12 +20,13 @@ LAYOUT = np.dtype([("d", "<u2"), ("qs", "u1", (16,))])
 
 @kernel
 def decode(blocks, out):
+    half = out.shape[1] // 2  # not as a constant: LLVM would unroll the loop before it can vectorize it
     d, qs = blocks["d"], blocks["qs"]
     for b in range(blocks.shape[0]):
         scale = half_to_float(d[b])
-        for i in range(N // 2):
+        for i in range(half):
             out[b, i] = scale * np.float32(np.int32(qs[b, i] & np.uint8(15)) - np.int32(8))
-            out[b, i + N // 2] = scale * np.float32(np.int32(qs[b, i] >> np.uint8(4)) - np.int32(8))
+            out[b, i + half] = scale * np.float32(np.int32(qs[b, i] >> np.uint8(4)) - np.int32(8))
 
 
 @kernel

@@ -20,12 +20,13 @@ LAYOUT = np.dtype([("d", "<u2"), ("m", "<u2"), ("qs", "u1", (16,))])
 
 @kernel
 def decode(blocks, out):
+    half = out.shape[1] // 2  # not as a constant: LLVM would unroll the loop before it can vectorize it
     d, m, qs = blocks["d"], blocks["m"], blocks["qs"]
     for b in range(blocks.shape[0]):
         scale, low = half_to_float(d[b]), half_to_float(m[b])
-        for i in range(N // 2):
+        for i in range(half):
             out[b, i] = scale * np.float32(qs[b, i] & np.uint8(15)) + low
-            out[b, i + N // 2] = scale * np.float32(qs[b, i] >> np.uint8(4)) + low
+            out[b, i + half] = scale * np.float32(qs[b, i] >> np.uint8(4)) + low
 
 
 @kernel

@@ -20,15 +20,16 @@ LAYOUT = np.dtype([("d", "<u2"), ("m", "<u2"), ("qh", "u1", (4,)), ("qs", "u1", 
 
 @kernel
 def decode(blocks, out):
+    half = out.shape[1] // 2  # not as a constant: LLVM would unroll the loop before it can vectorize it
     d, m, qh, qs = blocks["d"], blocks["m"], blocks["qh"], blocks["qs"]
     for b in range(blocks.shape[0]):
         scale, low = half_to_float(d[b]), half_to_float(m[b])
-        for i in range(N // 2):
+        for i in range(half):
             bit = np.uint8(i & 7)
             first = ((qh[b, i >> 3] >> bit) & np.uint8(1)) << np.uint8(4)
             second = ((qh[b, 2 + (i >> 3)] >> bit) & np.uint8(1)) << np.uint8(4)
             out[b, i] = scale * np.float32((qs[b, i] & np.uint8(15)) | first) + low
-            out[b, i + N // 2] = scale * np.float32((qs[b, i] >> np.uint8(4)) | second) + low
+            out[b, i + half] = scale * np.float32((qs[b, i] >> np.uint8(4)) | second) + low
 
 
 @kernel

@@ -22,6 +22,7 @@ LAYOUT = np.dtype([("d", "<u2"), ("dmin", "<u2"), ("scales", "u1", (12,)), ("qh"
 
 @kernel
 def decode(blocks, out):
+    n = out.shape[1] // SUBS  # SUB, but not as a constant: LLVM would unroll the loop before it can vectorize it
     d, dmin, scales, qh, qs = blocks["d"], blocks["dmin"], blocks["scales"], blocks["qh"], blocks["qs"]
     for b in range(blocks.shape[0]):
         scale, low = half_to_float(d[b]), half_to_float(dmin[b])
@@ -30,7 +31,7 @@ def decode(blocks, out):
             dl, ml = scale * np.float32(ls), low * np.float32(lm)
             shift, bit = np.uint8(4 * (s & 1)), np.uint8(s)
             first = SUB * (s >> 1)
-            for i in range(SUB):
+            for i in range(n):
                 high = ((qh[b, i] >> bit) & np.uint8(1)) << np.uint8(4)
                 q = ((qs[b, first + i] >> shift) & np.uint8(15)) | high
                 out[b, SUB * s + i] = dl * np.float32(q) - ml

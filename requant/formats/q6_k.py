@@ -22,6 +22,7 @@ LAYOUT = np.dtype([("ql", "u1", (128,)), ("qh", "u1", (64,)), ("scales", "i1", (
 
 @kernel
 def decode(blocks, out):
+    n = out.shape[1] // SUBS  # SUB, but not as a constant: LLVM would unroll the loop before it can vectorize it
     d, scales, ql, qh = blocks["d"], blocks["scales"], blocks["ql"], blocks["qh"]
     for b in range(blocks.shape[0]):
         scale = half_to_float(d[b])
@@ -30,7 +31,7 @@ def decode(blocks, out):
             half, k, odd = s >> 3, (s >> 1) & 3, SUB * (s & 1)
             low, high = 64 * half + 32 * (k & 1) + odd, 32 * half + odd
             low_shift, high_shift = np.uint8(4 * (k >> 1)), np.uint8(2 * k)
-            for i in range(SUB):
+            for i in range(n):
                 nibble = (ql[b, low + i] >> low_shift) & np.uint8(15)
                 q = nibble | ((qh[b, high + i] >> high_shift) & np.uint8(3)) << np.uint8(4)
                 out[b, SUB * s + i] = dl * np.float32(np.int32(q) - np.int32(32))

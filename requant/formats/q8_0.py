@@ -19,10 +19,11 @@ LAYOUT = np.dtype([("d", "<u2"), ("qs", "i1", (N,))])  # d: binary16 bits
 
 @kernel
 def decode(blocks, out):
+    n = out.shape[1]  # not as a constant: LLVM would unroll the loop before it can vectorize it
     d, qs = blocks["d"], blocks["qs"]
     for b in range(blocks.shape[0]):
         scale = half_to_float(d[b])
-        for i in range(N):
+        for i in range(n):
             out[b, i] = scale * np.float32(qs[b, i])
 
 

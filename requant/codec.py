@@ -92,11 +92,16 @@ def relative_error(errors: NDArray[np.float64]) -> float:
     return float(np.sqrt(error / energy)) if energy > 0 else float(np.sqrt(error))
 
 
+def lost_row(errors: NDArray[np.float64]) -> int | None:
+    """The first row, not all zero, of which the reconstruction holds next to nothing, or is not finite; else None."""
+    lost = ~(errors[:, 1] < LOST**2 * errors[:, 0]) & (errors[:, 0] > 0)
+    return int(np.argmax(lost)) if lost.any() else None
+
+
 def gate(errors: NDArray[np.float64], fmt: BlockFormat) -> str | None:
     """What is wrong with a reconstruction, or None: a row that was lost, or an error beyond the format's ceiling."""
-    lost = ~(errors[:, 1] < LOST**2 * errors[:, 0]) & (errors[:, 0] > 0)
-    if lost.any():
-        row = int(np.argmax(lost))
+    row = lost_row(errors)
+    if row is not None:
         return f"row {row} is lost: relative error {np.sqrt(errors[row, 1] / errors[row, 0]):.3g}, limit {LOST}"
     error, limit = relative_error(errors), min(GATE * fmt.gaussian_rmse, LOST)
     return None if error <= limit else f"relative error {error:.3g}, limit {limit:.3g} for {fmt.name}"
@@ -111,6 +116,16 @@ def warm_up(formats: Iterable[BlockFormat]) -> None:
         y = dequantize(data, fmt)
         first_nonfinite(y)
         row_errors(x, x)
+
+
+def needs_compiling(formats: Iterable[BlockFormat]) -> bool:
+    """Whether `warm_up` will have to compile, which takes seconds: the cache folder lacks one of the kernels."""
+    folder = importlib.import_module("requant.jit").CACHE_FOLDER
+    kept = set() if folder is None else {path.name.split("-")[0] for path in folder.glob("*/*.nbi")}
+    wanted = {"rows.first_nonfinite", "rows.sum_errors"}
+    for fmt in formats:
+        wanted |= {f"{fmt.name.lower()}.{kernel}" for kernel in ("decode", "encode")[: 1 + fmt.can_encode]}
+    return not wanted <= kept
 
 
 def _rows() -> Any:

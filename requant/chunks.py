@@ -1,0 +1,139 @@
+"""A tensor's way from source to output in chunks of whole rows: read, checked, encoded, read back, measured, written.
+
+Where the chunks begin depends on the tensor alone, so any number of threads writes the same bytes and measures the
+same errors. No chunk crosses from one expert to the next, as each has its own importance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from requant import codec
+from requant.codec import Bytes, Floats
+from requant.container.cursor import quoted
+from requant.container.output import Output
+from requant.container.source import Source, SourceTensor
+from requant.errors import InputOutputError, NumericFault
+from requant.formats import BlockFormat
+from requant.plan import Choice
+
+# the slowest encoder does 2^20 weights in well under half a second, after which signals are looked at
+CHUNK_WEIGHTS = 2**20
+COPY_BYTES = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One tensor to write at `offset` of the output as `format`; importance: (n_matrices, n_per_row) or None."""
+
+    tensor: SourceTensor
+    choice: Choice
+    format: BlockFormat
+    offset: int
+    importance: Floats | None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows of a job's tensor."""
+
+    job: Job
+    first_row: int
+    n_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A chunk's bytes as written; errors: (4,) float64, sums as codec.row_errors has them, None for a copy."""
+
+    chunk: Chunk
+    data: Bytes
+    errors: NDArray[np.float64] | None
+
+    @property
+    def name(self) -> str:
+        """The tensor's."""
+        return self.chunk.job.tensor.name
+
+
+def chunks_of(job: Job) -> Iterator[Chunk]:
+    """The job's chunks in the order of the rows; at least one, be it empty."""
+    tensor, n_matrices = job.tensor, 1
+    most = copy_rows(tensor) if job.choice.copied else max(1, CHUNK_WEIGHTS // max(1, tensor.n_per_row))
+    if job.importance is not None and not job.choice.copied:
+        n_matrices = len(job.importance)
+    n = max(1, tensor.n_rows // n_matrices)
+    for start in range(0, max(1, tensor.n_rows), n):
+        for first in range(start, start + n, most):
+            yield Chunk(job, first, min(most, start + n - first, tensor.n_rows))
+
+
+def copy_rows(tensor: SourceTensor) -> int:
+    """Rows of a piece that is only copied or looked at."""
+    return max(1, COPY_BYTES // max(1, tensor.row_bytes))
+
+
+def write_chunk(source: Source, output: Output, chunk: Chunk) -> Done:
+    """Carry the chunk over. Raises NumericFault where weights are not finite or do not survive in the format."""
+    job = chunk.job
+    path = source.files[job.tensor.file]
+    data = source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)
+    errors = None
+    if job.choice.copied:
+        check_finite(data, job.tensor, chunk.first_row, path)
+    else:
+        data, errors = _encoded(data, chunk, path)
+    start = job.offset + chunk.first_row * data.shape[1]
+    try:
+        output.write_at(start, data)
+    except InputOutputError as error:
+        raise InputOutputError(
+            error.path, f"tensor {quoted(job.tensor.name)}: {error.what}", hint=error.hint
+        ) from error
+    return Done(chunk, data, errors)
+
+
+def check_finite(data: Bytes, tensor: SourceTensor, first_row: int, path: Path) -> None:
+    """Raise NumericFault, naming tensor, weight and value, where `data`, rows from `first_row` on, holds no number."""
+    if not tensor.format.can_decode or not data.size:
+        return
+    n = max(1, CHUNK_WEIGHTS // tensor.n_per_row)
+    for start in range(0, len(data), n):
+        _check_weights(codec.dequantize(data[start : start + n], tensor.format), tensor, first_row + start, path)
+
+
+def _check_weights(x: Floats, tensor: SourceTensor, first_row: int, path: Path) -> None:
+    index = codec.first_nonfinite(x)
+    if index is not None:
+        what = f"tensor {quoted(tensor.name)} is not finite at weight {first_row * x.shape[1] + index}"
+        hint = "the file is damaged or was badly converted; get it again"
+        raise NumericFault(path, what, got=float(x.flat[index]), hint=hint)
+
+
+def _encoded(data: Bytes, chunk: Chunk, path: Path) -> tuple[Bytes, NDArray[np.float64]]:
+    job = chunk.job
+    x = codec.dequantize(data, job.tensor.format)
+    _check_weights(x, job.tensor, chunk.first_row, path)
+    importance = None
+    if job.importance is not None:
+        importance = job.importance[chunk.first_row * len(job.importance) // job.tensor.n_rows]
+    encoded = codec.quantize(x, job.format, importance)
+    errors = codec.row_errors(x, codec.dequantize(encoded, job.format), importance)
+    lost = codec.lost_row(errors)
+    if lost is not None:
+        relative = float(np.sqrt(errors[lost, 1] / errors[lost, 0]))
+        raise gate_fault(job, f"row {chunk.first_row + lost} is lost: relative error", relative, codec.LOST, path)
+    return encoded, errors.sum(axis=0)
+
+
+def gate_fault(job: Job, what: str, error: float, limit: float, path: Path) -> NumericFault:
+    """The fault for a tensor that does not survive in the chosen format."""
+    safe = "f16" if job.format.name != "F16" else job.tensor.format.name.lower()
+    what = f"tensor {quoted(job.tensor.name)} as {job.format.name}, {what}"
+    hint = f"--tensor-type '{job.tensor.name}={safe}' keeps it"
+    return NumericFault(path, what, got=f"{error:.3g}", limit=f"{limit:.3g}", hint=hint)

@@ -1,0 +1,218 @@
+"""Convert: Source + Plan -> output, chunk by chunk on a pool of threads, published only when every check has passed.
+
+Memory is a few chunks per thread, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+import requant
+from requant import codec
+from requant.chunks import Done, Job, chunks_of, gate_fault, write_chunk
+from requant.codec import Floats
+from requant.container.cursor import quoted
+from requant.container.files import Identity, identity
+from requant.container.layout import Layout, lay_out
+from requant.container.output import Output
+from requant.container.source import Source, SourceTensor
+from requant.conversion import Conversion, Converted
+from requant.errors import BadInput, NumericFault
+from requant.formats import BlockFormat
+from requant.imatrix import Imatrix, importance_for
+from requant.model.roles import needs_importance
+from requant.plan import Choice, Losses, Plan
+from requant.pool import in_order, n_threads
+from requant.provenance import format_of, imatrix_used, output_metadata
+
+__all__ = ["Conversion", "Converted", "convert", "formats_used", "output_layout"]
+
+_CHECK_EVERY = 64  # chunks between two looks at whether the source was replaced
+
+
+def convert(
+    source: Source,
+    plan: Plan,
+    out: Path,
+    *,
+    imatrix: Imatrix | None = None,
+    losses: Losses | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Conversion:
+    """What became of `source` in the file `out`, which is there only if all went well, the same at any `threads`.
+
+    `progress` is called, in the calling thread, with the source bytes of each finished chunk; `losses` are those that
+    the plan was made from, compared with what is given here. Raises BadInput for a plan or imatrix that does not fit
+    the source, OutputRefused, InputOutputError, SourceChanged, and NumericFault for weights that are not finite or do
+    not survive in their type.
+    """
+    layout = output_layout(source, plan, imatrix)
+    importance = _importance(source, plan, imatrix)
+    notes = _notes(source, plan, imatrix, losses, importance)
+    jobs = [
+        Job(tensor, choice, format_of(choice.type), placed.offset, importance.get(tensor.name))
+        for tensor, choice, placed in zip(source.tensors, _choices(source, plan), layout.tensors, strict=True)
+    ]
+    with Output(out, layout.size, force=force, inputs=source.identities | _identity(imatrix)) as output:
+        codec.warm_up(formats_used(plan))
+        converted = _write(source, output, jobs, n_threads(threads), progress)
+        source.check_unchanged()
+        output.publish(layout.header)
+    used = imatrix_used(plan, imatrix)
+    return Conversion(
+        output=Path(out),
+        size=layout.size,
+        header_sha256=layout.sha256,
+        version=requant.__version__,
+        imatrix=None if used is None else Path(used.path).name,
+        imatrix_sha256=None if used is None else used.sha256,
+        plan=plan,
+        tensors=converted,
+        notes=(*notes, *output.warnings),
+    )
+
+
+def output_layout(source: Source, plan: Plan, imatrix: Imatrix | None = None) -> Layout:
+    """The header and every tensor's place in what `convert` will write.
+
+    Raises BadInput where the plan was made for another source, or asks for what cannot be done.
+    """
+    choices = _choices(source, plan)
+    tensors = [(t.name, t.shape, format_of(c.type).type_id) for t, c in zip(source.tensors, choices, strict=True)]
+    return lay_out(output_metadata(source, plan, imatrix), tensors, source.path)
+
+
+def formats_used(plan: Plan) -> list[BlockFormat]:
+    """The formats whose kernels a conversion calls, once each (for codec.needs_compiling)."""
+    used = {format_of(name) for choice in plan.choices for name in (choice.source_type, choice.type)}
+    return sorted((fmt for fmt in used if fmt.can_decode), key=lambda fmt: fmt.type_id)
+
+
+def _choices(source: Source, plan: Plan) -> list[Choice]:
+    """The plan's choices in the order of the source's tensors, each one feasible."""
+    if plan.header_sha256 != source.header_sha256:
+        what, hint = "the plan was made for another file", "plan again with this one"
+        raise BadInput(source.path, what, got=plan.header_sha256[:16], limit=source.header_sha256[:16], hint=hint)
+    planned = {c.name: c for c in plan.choices}
+    for choice in plan.choices:
+        source.tensor(choice.name)
+    for tensor in source.tensors:
+        wrong = _infeasible(tensor, planned.get(tensor.name))
+        if wrong is not None:
+            raise BadInput(source.path, f"tensor {quoted(tensor.name)} {wrong}")
+    return [planned[t.name] for t in source.tensors]
+
+
+def _infeasible(tensor: SourceTensor, choice: Choice | None) -> str | None:
+    if choice is None:
+        return "is not in the plan"
+    if (choice.shape, choice.source_type) != (tensor.shape, tensor.format.name):
+        return (
+            f"is {choice.source_type} {list(choice.shape)} in the plan, not {tensor.format.name} {list(tensor.shape)}"
+        )
+    return None if choice.copied else _cannot_encode(tensor, format_of(choice.type))
+
+
+def _cannot_encode(tensor: SourceTensor, fmt: BlockFormat) -> str | None:
+    if not fmt.can_encode:
+        return f"cannot be {fmt.name}, which requant does not write"
+    if not tensor.format.can_decode:
+        return f"cannot be {fmt.name}: its {tensor.format.name} values are no weights"
+    if not fmt.divides(tensor.n_per_row) or not tensor.n_weights:
+        return f"cannot be {fmt.name}: a row of {tensor.n_per_row} is not whole blocks of {fmt.block_weights}"
+    return None
+
+
+def _importance(source: Source, plan: Plan, imatrix: Imatrix | None) -> dict[str, Floats]:
+    """(n_matrices, n_per_row) for each tensor to be encoded that the imatrix covers."""
+    found: dict[str, Floats] = {}
+    missing: list[str] = []
+    for choice in plan.choices:
+        importance = None if imatrix is None or choice.copied else importance_for(imatrix, choice.name, choice.shape)
+        if importance is not None:
+            found[choice.name] = importance
+        elif not choice.copied and needs_importance(choice.type, choice.role):
+            missing.append(quoted(choice.name))
+    if missing:
+        names = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
+        what = f"{len(missing)} tensors have a type that needs an importance matrix, and none covers them: {names}"
+        raise BadInput(source.path if imatrix is None else imatrix.path, what, hint="pass one with --imatrix")
+    return found
+
+
+def _notes(
+    source: Source, plan: Plan, imatrix: Imatrix | None, losses: Losses | None, importance: Mapping[str, Floats]
+) -> list[str]:
+    notes = []
+    if losses is not None:
+        if losses.header_sha256 != source.header_sha256:
+            raise BadInput(source.path, "the losses were made for another file", hint="score this one again")
+        if losses.imatrix_sha256 != (None if imatrix is None else imatrix.sha256):
+            notes.append("the losses were made with another imatrix than the tensors")
+    encoded = [c for c in plan.choices if not c.copied]
+    if imatrix is not None and len(importance) < len(encoded):
+        notes.append(f"the imatrix does not cover {len(encoded) - len(importance)} of {len(encoded)} encoded tensors")
+    return notes
+
+
+def _identity(imatrix: Imatrix | None) -> frozenset[Identity]:
+    """The imatrix's file is an input too; that it has gone since it was read does no harm."""
+    if imatrix is not None:
+        with contextlib.suppress(OSError):
+            return frozenset([identity(Path(imatrix.path).stat())])
+    return frozenset()
+
+
+def _write(
+    source: Source, output: Output, jobs: Sequence[Job], threads: int, progress: Callable[[int], None] | None
+) -> tuple[Converted, ...]:
+    """Write every tensor. A fault in the numbers of a source that was changed meanwhile is SourceChanged."""
+    chunks = (chunk for job in jobs for chunk in chunks_of(job))
+    with contextlib.closing(in_order(lambda chunk: write_chunk(source, output, chunk), chunks, threads)) as results:
+        watched = _watched(results, source, progress)
+        try:
+            return tuple(_measured(chunks_, source) for _, chunks_ in groupby(watched, key=lambda done: done.name))
+        except NumericFault:
+            source.check_unchanged()
+            raise
+
+
+def _watched(results: Iterator[Done], source: Source, progress: Callable[[int], None] | None) -> Iterator[Done]:
+    for i, done in enumerate(results, start=1):
+        if i % _CHECK_EVERY == 0:
+            source.check_unchanged()
+        if progress is not None:
+            progress(done.chunk.n_rows * done.chunk.job.tensor.row_bytes)
+        yield done
+
+
+def _measured(chunks: Iterator[Done], source: Source) -> Converted:
+    """The tensor that `chunks` make up; raises NumericFault where its error is beyond the format's ceiling."""
+    digest, total = hashlib.sha256(), np.zeros(4)
+    for done in chunks:
+        digest.update(done.data.reshape(-1).data)
+        if done.errors is not None:
+            total += done.errors
+        job = done.chunk.job
+    error = codec.relative_error(total[None, :])
+    if not job.choice.copied and codec.gate(total[None, :], job.format) is not None:
+        limit = min(codec.GATE * job.format.gaussian_rmse, codec.LOST)
+        raise gate_fault(job, "relative error", error, limit, source.files[job.tensor.file])
+    return Converted(
+        name=job.tensor.name,
+        source_type=job.tensor.format.name,
+        type=job.format.name,
+        n_bytes=job.format.n_bytes(job.tensor.n_weights),
+        rmse=error,
+        rmse_unweighted=math.sqrt(total[1] / total[0]) if total[0] > 0 else 0.0,
+        sha256=digest.hexdigest(),
+    )

@@ -1,0 +1,227 @@
+"""Plans and losses as text: tables that fit a width in characters. Names from files are escaped."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from requant.errors import printable
+from requant.formats import by_name
+from requant.plan import Choice, Limit, Losses, Plan
+from requant.units import format_size
+
+WIDTH = 100
+_GAP = "  "
+_LABEL = 10  # characters of the left column of a summary
+_NAMED = 3  # tensors named beside a reason that several share
+
+
+def plan_table(plan: Plan, width: int = WIDTH) -> str:
+    """Everything a plan says: the types per layer and role, the types' share, the summary."""
+    return "\n\n".join(part for part in (layer_table(plan, width), type_table(plan), summary(plan, width)) if part)
+
+
+def layer_table(plan: Plan, width: int = WIDTH) -> str:
+    """The types by layer and role; equal neighbouring layers in one row, roles beyond `width` in further tables.
+
+    A `*` marks a copy. Tensors that stay as they are are left to the summary.
+    """
+    cells: dict[tuple[int | None, str], list[str]] = {}
+    for c in plan.choices:
+        if c.reason is None:
+            types = cells.setdefault((c.layer, c.role), [])
+            types.extend([mark] if (mark := c.type + "*" * c.copied) not in types else [])
+    outside = [[printable(role), "/".join(types)] for (layer, role), types in cells.items() if layer is None]
+    roles = list(dict.fromkeys(role for layer, role in cells if layer is not None))
+    layers = sorted({layer for layer, _ in cells if layer is not None})
+    rows = [["/".join(cells.get((layer, role), ["-"])) for role in roles] for layer in layers]
+    table = _wide([printable(r) for r in roles], _ranges(layers, rows), width)
+    parts = ["\n".join(_grid(outside)), *table]
+    copied = any(c.copied and c.reason is None for c in plan.choices)
+    return "\n\n".join(part for part in (*parts, "* copied from the source" if copied else "") if part)
+
+
+def type_table(plan: Plan) -> str:
+    """Per type: tensors, share of the weights, bytes, and the part of the predicted loss that falls on it."""
+    total = plan.predicted_loss
+    rows = [["type", "bpw", "tensors", "weights", "size", "loss"]]
+    for name in sorted({c.type for c in plan.choices}, key=_by_bits):
+        found = [c for c in plan.choices if c.type == name]
+        share = sum(c.n_weights for c in found) / max(plan.n_weights, 1)
+        part = math.fsum(c.loss for c in found) / total if total else 0.0
+        loss = "?" if total is None else _percent(part)
+        size = format_size(sum(c.n_bytes for c in found))
+        rows.append([name, f"{_type_bpw(name):.2f}", str(len(found)), _percent(share), size, loss])
+    size = format_size(plan.n_bytes)
+    rows.append(
+        ["all", f"{plan.bpw:.2f}", str(len(plan.choices)), _percent(1), size, "?" if total is None else _percent(1)]
+    )
+    return "\n".join(_grid(rows, right=(1, 2, 3, 4, 5)))
+
+
+def summary(plan: Plan, width: int = WIDTH) -> str:
+    """Size, predicted loss and gap, each limit with what fills it, and why tensors or types are left out."""
+    copied = sum(c.copied for c in plan.choices)
+    lines = [
+        ("source", f"{printable(plan.source)} ({printable(plan.arch)})"),
+        ("tensors", f"{len(plan.choices)}: {len(plan.choices) - copied} quantized, {copied} copied"),
+        ("size", f"{format_size(plan.n_bytes)}, {plan.bpw:.3f} bits per weight over all tensors"),
+        ("loss", _loss(plan)),
+        *((printable(limit.option), _limit(plan, limit)) for limit in plan.limits),
+        *(("stays", line) for line in _stays(plan.choices)),
+        *(("fallback", line) for line in _fallbacks(plan.choices)),
+        *(("note", printable(note)) for note in plan.notes),
+    ]
+    return "\n".join(_labelled(lines, width))
+
+
+def losses_table(losses: Losses, width: int = WIDTH) -> str:
+    """Per role and type the loss if the whole role had that type, and why tensors or types are left out."""
+    free = [t for t in losses.tensors if t.reason is None]
+    types = sorted({c.type for t in free for c in t.candidates}, key=_by_bits)
+    sums: dict[tuple[str, str], list[float]] = {}
+    for t in free:
+        for c in t.candidates:
+            for role in (t.role, ""):
+                sums.setdefault((role, c.type), []).append(c.loss)
+    counts = Counter(t.role for t in free) | Counter({"": len(free)})
+    roles = [*dict.fromkeys(t.role for t in free), ""]
+    rows = [
+        (
+            f"{printable(role) or 'all'} ({counts[role]})",
+            [_cell(sums.get((role, name), []), counts[role]) for name in types],
+        )
+        for role in roles
+    ]
+    partial = any(cell.endswith("+") for _, cells in rows for cell in cells)
+    imatrix = f", importance from {printable(losses.imatrix)}" if losses.imatrix else ", no importance matrix"
+    lines = [
+        ("source", f"{printable(losses.source)} ({printable(losses.arch)})"),
+        ("method", f"{printable(losses.method)}{imatrix}; tensors {len(losses.tensors)}, {len(free)} to quantize"),
+        *(("stays", line) for line in _reasons((t.reason, t.name) for t in losses.tensors if t.reason is not None)),
+        *(("left out", line) for line in _reasons(_skipped((t.name, t.skipped) for t in free))),
+        *(("note", printable(note)) for note in losses.notes),
+    ]
+    title = "predicted loss if every tensor of a role had the type"
+    tables = [title, *_wide(types, rows, width)] if free else []
+    legend = ["+ not every tensor of the role can have the type"] if partial else []
+    return "\n\n".join([*tables, *legend, "\n".join(_labelled(lines, width))])
+
+
+def _type_bpw(name: str) -> float:
+    fmt = by_name(name)
+    assert fmt is not None, name
+    return fmt.bpw
+
+
+def _by_bits(name: str) -> tuple[float, str]:
+    return _type_bpw(name), name
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _cell(found: Sequence[float], n_tensors: int) -> str:
+    return "-" if not found else f"{math.fsum(found):.3g}" + "+" * (len(found) < n_tensors)
+
+
+def _loss(plan: Plan) -> str:
+    if plan.predicted_loss is None:
+        return "not known, the plan was edited"
+    gap = "not known" if plan.gap is None else f"{plan.gap:.1e}" if plan.gap else "0"
+    return (
+        f"{plan.predicted_loss:.4g} predicted by {printable(plan.method)}; proven gap {gap} ({printable(plan.solver)})"
+    )
+
+
+def _limit(plan: Plan, limit: Limit) -> str:
+    """What the plan takes of a limit, part by part."""
+    used = plan.used(limit)
+    if limit.n_weights:
+        return f"{8 * used / limit.n_weights:.4f} of {limit.bpw:.4f} bits per weight"
+    parts = {"weights": used - limit.other}
+    if limit.gpu_only and plan.memory:
+        parts |= {printable(name): size for name, size in plan.memory.items() if name != "weights"}
+    if rest := used - sum(parts.values()):
+        parts["header" if limit.option == "--size" else "other"] = rest
+    listed = ", ".join(f"{name} {format_size(size)}" for name, size in parts.items())
+    return f"{format_size(used)} of {format_size(limit.budget)}, {format_size(limit.budget - used)} free: {listed}"
+
+
+def _stays(choices: Iterable[Choice]) -> list[str]:
+    return _reasons((c.reason, c.name) for c in choices if c.reason is not None)
+
+
+def _fallbacks(choices: Iterable[Choice]) -> list[str]:
+    return _reasons((note, c.name) for c in choices for note in c.notes)
+
+
+def _skipped(tensors: Iterable[tuple[str, Mapping[str, str]]]) -> Iterable[tuple[str, str]]:
+    for name, skipped in tensors:
+        for reason in dict.fromkeys(skipped.values()):
+            yield f"no {', '.join(t for t, why in skipped.items() if why == reason)}: {reason}", name
+
+
+def _reasons(pairs: Iterable[tuple[str | None, str]]) -> list[str]:
+    """`reason: count (names)` for (reason, tensor name) pairs, the most frequent first."""
+    names: dict[str, list[str]] = {}
+    for reason, name in pairs:
+        names.setdefault(reason or "", []).append(name)
+    lines = []
+    for reason, found in sorted(names.items(), key=lambda item: -len(item[1])):
+        shown = ", ".join(printable(n) for n in found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
+        count = f"{len(found)} tensor" + "s" * (len(found) > 1)
+        lines.append(f"{printable(reason)}: {count} ({shown})")
+    return lines
+
+
+def _ranges(layers: Sequence[int], rows: Sequence[list[str]]) -> list[tuple[str, list[str]]]:
+    """Rows labelled by layer, equal rows of consecutive layers in one: `0-3`."""
+    merged: list[tuple[int, int, list[str]]] = []
+    for layer, row in zip(layers, rows, strict=True):
+        if merged and merged[-1][1] == layer - 1 and merged[-1][2] == row:
+            merged[-1] = (merged[-1][0], layer, row)
+        else:
+            merged.append((layer, layer, row))
+    return [(str(a) if a == b else f"{a}-{b}", row) for a, b, row in merged]
+
+
+def _wide(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], width: int) -> list[str]:
+    """Tables of labelled rows, each of as many columns as fit `width` and at least one."""
+    label = max((len(name) for name, _ in rows), default=0)
+    sizes = [max(len(head), *(len(row[k]) for _, row in rows)) if rows else 0 for k, head in enumerate(heads)]
+    tables, start = [], 0
+    while start < len(heads):
+        end, used = start + 1, label + len(_GAP) + sizes[start]
+        while end < len(heads) and used + len(_GAP) + sizes[end] <= width:
+            used += len(_GAP) + sizes[end]
+            end += 1
+        lines = [["", *heads[start:end]], *([name, *row[start:end]] for name, row in rows)]
+        tables.append("\n".join(_grid(lines)))
+        start = end
+    return tables
+
+
+def _grid(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Lines of aligned columns; the columns in `right` are flush right."""
+    sizes = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))] if rows else []
+
+    def place(cell: str, k: int) -> str:
+        return cell.rjust(sizes[k]) if k in right else cell.ljust(sizes[k])
+
+    return [_GAP.join(place(cell, k) for k, cell in enumerate(row)).rstrip() for row in rows]
+
+
+def _labelled(lines: Iterable[tuple[str, str]], width: int) -> list[str]:
+    """Lines with their label on the left, wrapped into the right column; a label is not said twice in a row."""
+    result, last = [], ""
+    for label, text in lines:
+        shown = label if label != last else ""
+        wrapped = textwrap.wrap(text, max(width - _LABEL, 20), break_on_hyphens=False) or [""]
+        result.append(f"{shown:<{_LABEL}}{wrapped[0]}".rstrip())
+        result.extend(" " * _LABEL + more for more in wrapped[1:])
+        last = label
+    return result

@@ -30,11 +30,27 @@ from requant.formats.search import (
     ZERO,
     D,
     L,
-    measure,
 )
 from requant.jit import kernel
 
 SINGULAR = np.float32(1e-5)  # well above the rounding of sums over 32 weights
+
+
+@kernel
+def _measure(x, w, t):
+    """Lowest weight (LOW), highest (SPAN, for now) and the sums that no code enters."""
+    for j in range(LANES):
+        t[LOW, j] = x[0, j]
+        t[SPAN, j] = x[0, j]
+        t[SUM_W, j] = ZERO
+        t[SUM_X, j] = ZERO
+    for i in range(x.shape[0]):
+        for j in range(LANES):
+            v, u = x[i, j], w[i, j]
+            t[LOW, j] = min(t[LOW, j], v)
+            t[SPAN, j] = max(t[SPAN, j], v)
+            t[SUM_W, j] += u
+            t[SUM_X, j] += u * v
 
 
 @kernel
@@ -81,7 +97,7 @@ def _search_affine(x, w, top, n_candidates, first, step, n_repeats, signed_min, 
 
     The candidates map the range to top + first, top + first + step, ... codes.
     """
-    measure(x, w, t)
+    _measure(x, w, t)
     for j in range(LANES):
         if t[LOW, j] > ZERO and not signed_min:
             t[LOW, j] = ZERO

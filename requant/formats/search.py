@@ -56,25 +56,6 @@ def _load_tile(rows, first, tile):
 
 
 @kernel
-def measure(x, w, t):
-    """Range, largest magnitude (signed) and the sums that no code enters."""
-    for j in range(LANES):
-        t[LOW, j] = x[0, j]
-        t[SPAN, j] = x[0, j]
-        t[SUM_W, j] = ZERO
-        t[SUM_X, j] = ZERO
-    for i in range(x.shape[0]):
-        for j in range(LANES):
-            v, u = x[i, j], w[i, j]
-            t[LOW, j] = min(t[LOW, j], v)
-            t[SPAN, j] = max(t[SPAN, j], v)
-            t[SUM_W, j] += u
-            t[SUM_X, j] += u * v
-    for j in range(LANES):
-        t[PEAK, j] = t[SPAN, j] if t[SPAN, j] > -t[LOW, j] else t[LOW, j]
-
-
-@kernel
 def is_flat(importance):
     """Whether every weight counts the same."""
     first = importance[0, 0]

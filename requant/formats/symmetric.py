@@ -20,7 +20,6 @@ from requant.formats.search import (
     XL,
     ZERO,
     D,
-    measure,
 )
 from requant.jit import kernel
 
@@ -60,11 +59,15 @@ def _search_symmetric(x, w, top, n_candidates, first, step, n_repeats, t):
     The candidates put the largest magnitude at code -(top + first), -(top + first + step), ... and, with the
     other sign, at the same distances beyond top - 1: which side has the spare code matters.
     """
-    measure(x, w, t)
     for j in range(LANES):
-        t[PEAK, j] = ONE / t[PEAK, j] if t[PEAK, j] != ZERO else ZERO
+        t[PEAK, j] = ZERO
         t[SCALE, j] = ZERO
         t[GAIN, j] = ZERO
+    for i in range(x.shape[0]):
+        for j in range(LANES):
+            t[PEAK, j] = x[i, j] if abs(x[i, j]) > abs(t[PEAK, j]) else t[PEAK, j]
+    for j in range(LANES):
+        t[PEAK, j] = ONE / t[PEAK, j] if t[PEAK, j] != ZERO else ZERO
     for c in range(n_candidates):
         reach = np.float32(top) + np.float32(first) + np.float32(step) * np.float32(c)
         for side in (-reach, reach - ONE):

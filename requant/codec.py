@@ -107,24 +107,25 @@ def gate(errors: NDArray[np.float64], fmt: BlockFormat) -> str | None:
     return None if error <= limit else f"relative error {error:.3g}, limit {limit:.3g} for {fmt.name}"
 
 
-def warm_up(formats: Iterable[BlockFormat]) -> None:
-    """Compile, or load from the cache, the kernels that converting among `formats` will call."""
+def warm_up(formats: Iterable[BlockFormat], *, encode: bool = True) -> None:
+    """Compile, or load from the cache, the kernels that converting among `formats`, or only reading them, will call."""
     for fmt in formats:
         n = fmt.block_weights
         x = np.ones((1, n), np.float32)
-        data = quantize(x, fmt) if fmt.can_encode else np.zeros((1, fmt.block_bytes), np.uint8)
+        data = quantize(x, fmt) if encode and fmt.can_encode else np.zeros((1, fmt.block_bytes), np.uint8)
         y = dequantize(data, fmt)
         first_nonfinite(y)
         row_errors(x, x)
 
 
-def needs_compiling(formats: Iterable[BlockFormat]) -> bool:
+def needs_compiling(formats: Iterable[BlockFormat], *, encode: bool = True) -> bool:
     """Whether `warm_up` will have to compile, which takes seconds: the cache folder lacks one of the kernels."""
     folder = importlib.import_module("requant.jit").CACHE_FOLDER
     kept = set() if folder is None else {path.name.split("-")[0] for path in folder.glob("*/*.nbi")}
     wanted = {"rows.first_nonfinite", "rows.sum_errors"}
     for fmt in formats:
-        wanted |= {f"{fmt.name.lower()}.{kernel}" for kernel in ("decode", "encode")[: 1 + fmt.can_encode]}
+        n_kernels = 2 if encode and fmt.can_encode else 1
+        wanted |= {f"{fmt.name.lower()}.{kernel}" for kernel in ("decode", "encode")[:n_kernels]}
     return not wanted <= kept
 
 

@@ -47,7 +47,7 @@ def encode(x, importance, blocks):
     for first in range(0, subs.shape[0], LANES):
         load(subs, weights, first, tile, w)
         if flat:  # the best scale is near the range; with importance it may well clip the largest weight
-            symmetric_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, 3, -0.7, 0.5, 0, t)
+            symmetric_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, 3, -0.6, 0.5, 0, t)
         else:
             symmetric_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, 8, -0.9, 0.6, 1, t)
         symmetric_codes(subs, first, TOP, t, codes)

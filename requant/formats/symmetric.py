@@ -147,9 +147,9 @@ def symmetric_super_blocks(x, w, top, scale_top, n_subs, n_candidates, first, st
     """LS in -scale_top .. scale_top - 1 per lane and the half D per super-block of `n_subs` lanes.
 
     x = D * LS * (code - top) with codes 0..2 top - 1; the candidates as in _search_symmetric;
-    `reach`: how far an integer scale may move when it is re-chosen.
+    `reach`: rounds of alternating least squares, and how far an integer scale may move when it is re-chosen.
     """
-    _search_symmetric(x, w, top, n_candidates, first, step, 1, t)
+    _search_symmetric(x, w, top, n_candidates, first, step, reach, t)
     low, high = -np.float32(scale_top), np.float32(scale_top - 1)
     for g in range(0, LANES, n_subs):
         largest = ZERO

@@ -1,4 +1,4 @@
-"""Plan <-> tensor-type files: one REGEX=TYPE a line, as llama-quantize's --tensor-type-file takes them.
+"""Plans from and to recipes: one type for all; tensor-type files, one REGEX=TYPE a line as in llama-quantize.
 
 llama-quantize splits such a file at white space, knows no comments, lower-cases each expression and takes the first
 that it finds in the name. What is written here keeps to that; what is read may hold `#` comments besides.
@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from requant.budget import Rule, parse_rule
+from requant.budget import Request, Rule, parse_rule
+from requant.container.source import Source, require_model
 from requant.errors import BadInput, UsageError, printable
-from requant.plan import Plan
+from requant.formats import by_name
+from requant.model.roles import fallback_type, usable_types
+from requant.plan import Losses, Plan
 from requant.records import read_text
+from requant.sensitivity import check_requantization, survey
+from requant.solve import solve
+
+if TYPE_CHECKING:
+    from requant.imatrix import Imatrix
 
 _BEYOND = re.compile("[^!-~]+")
 _ANY_BEYOND = "[^!-~]+"
@@ -80,3 +90,53 @@ def _spelled(c: str) -> str:
     if _is_exact(c):
         return f"\\{c}" if c in _SPECIAL else c
     return "." if "!" <= c <= "~" else c
+
+
+def uniform_plan(
+    source: Source,
+    type_name: str,
+    *,
+    imatrix: Imatrix | None = None,
+    request: Request | None = None,
+    allow_requantize: bool = False,
+) -> Plan:
+    """`type_name` for every tensor that may have it, else the fallback llama-quantize would take, else as it is.
+
+    Pins, groups and limits of the `request` hold. Nothing is measured: the plan predicts no loss.
+    Raises BadInput for a source below Q8_0 without `allow_requantize`, and what `survey` and `solve` raise.
+    """
+    request = request or Request()
+    wanted = list(dict.fromkeys((type_name, *_fallbacks(source, type_name))))
+    pinned = [r.type for r in request.pins] + [t for t in (request.output_type, request.embedding_type) if t]
+    surveyed = survey(source, types=list(dict.fromkeys((*wanted, *pinned))), imatrix=imatrix)
+    notes = check_requantization(source, surveyed, allow_requantize)
+    preference = {name: float(rank) for rank, name in enumerate(wanted)}  # stands in for a loss
+    ranked = [
+        replace(t, candidates=tuple(replace(c, loss=preference.get(c.type, float(len(wanted)))) for c in t.candidates))
+        for t in surveyed
+    ]
+    losses = Losses(
+        source=source.name,
+        header_sha256=source.header_sha256,
+        arch=require_model(source),
+        method=f"uniform {type_name}",
+        imatrix=None if imatrix is None else Path(imatrix.path).name,
+        imatrix_sha256=None if imatrix is None else imatrix.sha256,
+        tensors=tuple(ranked),
+        notes=tuple(notes),
+    )
+    plan = solve(losses, request)
+    unknown = tuple(replace(c, loss=0.0) for c in plan.choices)
+    return replace(plan, choices=unknown, predicted_loss=None, gap=None, solver="one type wherever it can be used")
+
+
+def _fallbacks(source: Source, type_name: str) -> list[str]:
+    """What rows that the type's block does not divide get instead, as in llama-quantize."""
+    rows = dict.fromkeys(t.n_per_row for t in source.tensors)
+    found = [fallback_type(type_name, n) for n in rows if usable_types(n, [type_name])[1]]
+    return [name for name in dict.fromkeys(found) if name is not None and _can_be_written(name)]
+
+
+def _can_be_written(name: str) -> bool:
+    fmt = by_name(name)
+    return fmt is not None and fmt.can_encode

@@ -91,7 +91,7 @@ def score(
     `allow_requantize`, NumericFault for weights that are not finite, BadInput for an imatrix of another model.
     """
     surveyed = survey(source, types=types, imatrix=imatrix)
-    notes = _requantization_notes(source, surveyed, allow_requantize)
+    notes = check_requantization(source, surveyed, allow_requantize)
     codec.warm_up(_involved(source, types))
     free = [(source.tensor(t.name), t) for t in surveyed if t.reason is None]
 
@@ -145,8 +145,9 @@ def _surveyed(
     if reason is None:
         covered = imatrix is not None and importance_for(imatrix, tensor.name, tensor.shape) is not None
         found = candidates(arch, tensor.name, tensor.shape, types, has_importance=covered)
-        skipped = dict(found.skipped)
-        chosen = [t for t in found.types if t != own.name and is_below(t, own.name)]
+        chosen = [t for t in found.types if is_below(t, own.name)]
+        wasteful = [t for t in found.types if t != own.name and t not in chosen]
+        skipped = dict(found.skipped) | dict.fromkeys(wasteful, f"it is no smaller than the source's {own.name}")
     sizes = [(name, _format(name).n_bytes(tensor.n_weights)) for name in chosen]
     return TensorLosses(
         name=tensor.name,
@@ -175,8 +176,8 @@ def _involved(source: Source, types: Sequence[str]) -> list[BlockFormat]:
     return sorted(decoded | {_format(t) for t in types}, key=lambda f: f.type_id)
 
 
-def _requantization_notes(source: Source, tensors: Sequence[TensorLosses], allowed: bool) -> list[str]:
-    """Refuse, or warn of, a source whose matrices were already rounded to less than Q8_0."""
+def check_requantization(source: Source, tensors: Sequence[TensorLosses], allowed: bool) -> list[str]:
+    """Notes that warn of a source whose matrices were already rounded to less than Q8_0; BadInput unless `allowed`."""
     rounded = [t for t in tensors if t.reason is None and t.source_type not in _REQUANTIZABLE]
     if not rounded:
         return []

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from requant.errors import printable
 from requant.formats import by_name
-from requant.plan import Choice, Limit, Losses, Plan
+from requant.plan import EDITED, Choice, Limit, Losses, Plan
 from requant.units import format_size
 
 WIDTH = 100
@@ -130,7 +130,7 @@ def _cell(found: Sequence[float], n_tensors: int) -> str:
 
 def _loss(plan: Plan) -> str:
     if plan.predicted_loss is None:
-        return "not known, the plan was edited"
+        return "not known, the plan was edited" if EDITED in plan.notes else f"not measured ({printable(plan.method)})"
     gap = "not known" if plan.gap is None else f"{plan.gap:.1e}" if plan.gap else "0"
     return (
         f"{plan.predicted_loss:.4g} predicted by {printable(plan.method)}; proven gap {gap} ({printable(plan.solver)})"

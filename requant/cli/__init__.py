@@ -1,1 +1,17 @@
-"""The command line, a file per command."""
+"""The command line: one file per command, each a thin client of the library."""
+
+from __future__ import annotations
+
+from requant.cli import messages
+
+
+def run() -> None:
+    """The `requant` command: runs what sys.argv asks for and ends the process with its exit code."""
+    messages.prepare()
+
+    def command() -> None:
+        from requant.cli.main import main  # after prepare, so that a signal during the import is one line too
+
+        main.main(prog_name="requant", standalone_mode=False)
+
+    messages.leave(messages.exit_code_of(command))

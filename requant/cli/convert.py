@@ -1,0 +1,51 @@
+"""`requant convert`: all the stages in one go, from a model to a smaller one, its record beside it, verified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from requant.cli import messages, options, stages
+from requant.container.source import open_source
+from requant.pipeline import Wishes, check_ways
+from requant.report.engine import llama_server
+from requant.report.result import conversion_text
+from requant.report.table import plan_table
+
+
+@click.command()
+@options.model
+@click.argument("out", type=options.FILE)
+@options.budget
+@click.option("--plan", "plan_file", type=options.FILE, metavar="F", help="A plan from `requant plan`, perhaps edited.")
+@options.single_type
+@options.imatrix
+@options.losses
+@click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
+@click.option("--no-verify", is_flag=True, help="Do not read the output again.")
+@options.threads
+@options.allow_requantize
+@options.force
+@options.json_output
+@options.debug
+def command(
+    *, model: Path, out: Path, wishes: Wishes, dry_run: bool, no_verify: bool, force: bool, as_json: bool, **how: Any
+) -> None:
+    """Quantize a model to fit a budget: --vram, --size, --bpw, a --plan, or one --type for all."""
+    check_ways(wishes, how["plan_file"], how["type_name"])
+    with open_source(model) as source:
+        messages.warn(*source.warnings)
+        job = stages.prepared(source, wishes, **how)
+        if not dry_run:
+            job.check_output(out, force)
+        plan = job.plan()
+        if dry_run or not as_json:
+            messages.emit(plan.to_json() if as_json else plan_table(plan))
+        if dry_run:
+            return
+        made = job.convert(plan, out, force)
+        checked = None if no_verify else job.verify(out)
+    messages.warn(*made.notes)
+    messages.emit(made.to_json() if as_json else f"\n{conversion_text(made, checked)}\n\n{llama_server(plan, out)}")

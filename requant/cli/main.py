@@ -1,0 +1,70 @@
+"""The `requant` group; a command's module is imported when the command is used."""
+
+from __future__ import annotations
+
+import importlib
+from difflib import get_close_matches
+from typing import Any
+
+import click
+
+from requant.cli import messages
+
+# command -> what it does, said here so that `requant --help` need not import it
+COMMANDS = {
+    "inspect": "Show what a model is made of and what it needs in VRAM.",
+    "score": "Measure what each type would cost each tensor.",
+    "plan": "Choose a type for each tensor within a budget.",
+    "convert": "Quantize a model to fit a budget.",
+    "verify": "Check a converted model against its record, plan and source.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in `requant.cli.<name>` as `command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order one meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"requant.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command, or a usage error that names the nearest one."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+            raise click.UsageError(f"no command '{args[0]}'; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        import requant
+
+        messages.emit(f"requant {requant.__version__}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--debug", is_flag=True, expose_value=False, callback=messages.set_debug, help="Show where an error arose."
+)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
+@click.pass_context
+def main(ctx: click.Context, /, **_: Any) -> None:
+    """Fit a GGUF language model to the memory you have."""
+    if ctx.invoked_subcommand is None:
+        messages.emit(ctx.get_help())

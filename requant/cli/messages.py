@@ -1,0 +1,198 @@
+"""What the command line says: results on stdout; errors, warnings and progress on stderr, a line each; the exit code.
+
+Exit codes are those of `requant.errors`, with 2 for click's own usage errors, 6 for the system's and 128 + n for
+signal n. A failure that is none of them is a bug: Python's hook prints it, in one line, and the code is 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+
+from requant.errors import InputOutputError, RequantError, UsageError, printable
+
+if TYPE_CHECKING:
+    import click
+
+    from requant.formats import BlockFormat
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_OUT_OF_MEMORY = "out of memory; close other programs, or give fewer --threads"
+_state: dict[str, Any] = {"debug": False, "stopped": False}
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end; no Exception, so that nothing but cleaning up stands in its way."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(signal.Signals(number).name)
+
+
+def prepare() -> None:
+    """Signals, warnings and bugs in one line each; a stdout that any name can be written to."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, _stop)
+    warnings.showwarning = _show_warning
+    sys.excepthook = _report_bug
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def exit_code_of(command: Callable[[], object]) -> int:
+    """Run `command`; its failure becomes a line on stderr and the code."""
+    import click
+
+    try:
+        command()
+    except RequantError as error:
+        return _failed(str(error), error.exit_code)
+    except click.ClickException as error:
+        return _failed(_usage(error), UsageError.exit_code)
+    except Stopped as stop:
+        _state["stopped"] = True
+        return _failed(f"stopped by {stop}; run the same command again", 128 + stop.number)
+    except MemoryError:
+        return _failed(_OUT_OF_MEMORY, InputOutputError.exit_code)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _failed(f"{where}{error.strerror or error}", InputOutputError.exit_code)
+    except SystemExit:  # click, when the reader of its help has gone
+        _silence_stdout()
+    return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End the process. After a signal at once: threads that are still at work would be waited for."""
+    if _state["stopped"]:
+        os._exit(code)
+    sys.exit(code)
+
+
+def set_debug(_: click.Context, __: click.Parameter, value: bool) -> None:
+    """Click's callback of --debug."""
+    _state["debug"] = _state["debug"] or value
+
+
+def emit(text: str) -> None:
+    """`text` on stdout. A reader that has gone is no failure. Raises InputOutputError for a full disk."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.write(f"{text.rstrip()}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence_stdout()
+    except OSError as error:
+        _silence_stdout()
+        raise InputOutputError("stdout", f"cannot be written: {error.strerror}") from error
+
+
+def warn(*texts: str) -> None:
+    """A line on stderr for each of `texts`."""
+    for text in texts:
+        _say(f"warning: {text}")
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, where that is a terminal; yields the function that takes bytes done, from any thread."""
+    from tqdm import tqdm
+
+    lock = threading.Lock()
+    with tqdm(
+        desc=what, total=total, unit="B", unit_scale=True, unit_divisor=1024, leave=False, disable=None, file=sys.stderr
+    ) as bar:
+
+        def advance(n_bytes: int) -> None:
+            with lock:
+                bar.update(n_bytes)
+
+        yield advance
+
+
+def interruptible(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `work` returns or raises, done in another thread, so that a signal is heard even inside long C code.
+
+    Only for work that leaves nothing behind: after a signal it is not waited for.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work(*args, **kwargs))
+        except BaseException as error:  # noqa: BLE001, it is raised again below
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result()
+
+
+def announce_kernels(formats: Iterable[BlockFormat | None]) -> None:
+    """Say that the kernels of `formats` must be compiled first, if they must."""
+    from requant.codec import needs_compiling
+
+    if needs_compiling([fmt for fmt in formats if fmt is not None and fmt.can_decode]):
+        _say("compiling the block kernels, once; this takes up to half a minute")
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may be full, closed or None
+        sys.stderr.write(f"requant: {printable(text)}\n")
+        sys.stderr.flush()
+
+
+def _failed(message: str, code: int) -> int:
+    if _state["debug"]:
+        import traceback
+
+        traceback.print_exc()
+    _say(f"error: {message}")
+    return code
+
+
+def _usage(error: click.ClickException) -> str:
+    """Click's message in the form of ours."""
+    message = " ".join(error.format_message().split()).removesuffix(".")
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "requant"
+    return f"{message[:1].lower()}{message[1:]}; see {path} --help"
+
+
+def _stop(number: int, _: object) -> None:
+    if _state["stopped"]:
+        os._exit(128 + number)  # the second time: at once
+    _state["stopped"] = True
+    raise Stopped(number)
+
+
+def _silence_stdout() -> None:
+    """What is still buffered, and what follows, goes nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    warn(" ".join(str(message).split()))
+
+
+def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if _state["debug"]:
+        sys.__excepthook__(kind, error, trace)
+    what = f"{kind.__name__}: {' '.join(str(error).split())}".rstrip(": ")
+    _say(f"error: internal error, please report it: {what}; --debug shows where")

@@ -1,0 +1,135 @@
+"""Options that several commands share, as decorators; each is parsed into its value before anything is done."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from requant.budget import parse_rule, parse_type, parse_types
+from requant.cli import messages
+from requant.errors import UsageError
+from requant.pipeline import Wishes
+from requant.recipe import read_tensor_types
+from requant.units import parse_size
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+FILE = click.Path(path_type=Path)  # not checked here: what is wrong with a file is bad input, not usage
+CONTEXT = click.IntRange(1, 2**31 - 1)
+
+
+class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.4 on
+    """Bytes, from a number with its unit."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The bytes, or a UsageError that names the option."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except UsageError as error:
+            raise UsageError(f"{param.opts[0] if param else 'size'}: {error}") from error
+
+
+def _type(_: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else parse_type(value, param.opts[0])
+
+
+def _types(_: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return () if value is None else parse_types(value, param.opts[0])
+
+
+def _rules(_: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
+    return tuple(parse_rule(value, param.opts[0]) for value in values)
+
+
+def _together(*decorators: Decorator) -> Decorator:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.reduce(lambda inner, decorator: decorator(inner), reversed(decorators), command)
+
+    return decorate
+
+
+model = click.argument("model", type=FILE)
+json_output = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+threads = click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Threads; all cores by default.")
+imatrix = click.option("--imatrix", type=FILE, metavar="F", help="Importance matrix of this model (GGUF or .dat).")
+losses = click.option("--losses", type=FILE, metavar="F", help="Losses from `requant score`, instead of scoring now.")
+force = click.option("--force", is_flag=True, help="Replace files that exist.")
+types = click.option("--types", metavar="T,..", callback=_types, help="The types to choose from.")
+single_type = click.option(
+    "--type", "type_name", metavar="T", callback=_type, help="One type for all that may be quantized."
+)
+allow_requantize = click.option(
+    "--allow-requantize", is_flag=True, help="Accept a model that is already quantized below Q8_0."
+)
+debug = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    hidden=True,
+    callback=messages.set_debug,
+    help="Show where an error arose.",
+)
+
+
+def result_file(what: str) -> Decorator:
+    """-o: where the command's result goes."""
+    return click.option("-o", "--output", "out", type=FILE, metavar="F", help=f"Write the {what} here.")
+
+
+_BUDGET = (
+    click.option("--vram", type=Size(), metavar="SIZE", help="VRAM for weights, KV cache, buffers and reserve: 12GiB."),
+    click.option("--ctx", "n_ctx", type=CONTEXT, metavar="N", help="Context, over all sequences; with --vram."),
+    click.option("--cache-type-k", metavar="T", help="Type of the K cache, f16 by default; with --vram."),
+    click.option("--cache-type-v", metavar="T", help="Type of the V cache, f16 by default; with --vram."),
+    click.option("--parallel", "n_parallel", type=CONTEXT, metavar="N", help="Sequences at once; with --vram."),
+    click.option(
+        "--reserve", type=Size(), metavar="SIZE", help="VRAM to leave free (1GiB, at most a tenth); with --vram."
+    ),
+    click.option("--size", type=Size(), metavar="SIZE", help="Size of the whole file."),
+    click.option("--bpw", type=float, metavar="X", help="Bits per weight over all tensors."),
+    click.option(
+        "--tensor-type",
+        "pins",
+        multiple=True,
+        metavar="REGEX=TYPE",
+        callback=_rules,
+        help="Give these tensors this type.",
+    ),
+    click.option("--tensor-type-file", "pins_file", type=FILE, metavar="F", help="A file of REGEX=TYPE lines."),
+    click.option(
+        "--min-type",
+        "floors",
+        multiple=True,
+        metavar="REGEX=TYPE",
+        callback=_rules,
+        help="Nothing smaller for these tensors.",
+    ),
+    click.option("--group", "groups", multiple=True, metavar="REGEX", help="These tensors share a type."),
+    click.option("--output-tensor-type", "output_type", metavar="T", callback=_type, help="The type of output.weight."),
+    click.option(
+        "--token-embedding-type", "embedding_type", metavar="T", callback=_type, help="The type of token_embd.weight."
+    ),
+    types,
+)
+
+
+def budget(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a budget, which reach the command as `wishes`."""
+    names = {f.name for f in fields(Wishes)}
+
+    @functools.wraps(command)
+    def parsed(**given: Any) -> Any:
+        path = given.pop("pins_file")
+        pins = given["pins"] + (() if path is None else read_tensor_types(path))
+        asked = {name: given.pop(name) for name in names & given.keys()} | {"pins": pins}
+        return command(wishes=Wishes(**asked), **given)
+
+    return _together(*_BUDGET)(parsed)

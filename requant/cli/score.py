@@ -1,0 +1,49 @@
+"""`requant score`: what each type would cost each tensor, written to a file that plans are made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from requant.cli import messages, options, stages
+from requant.container.source import open_source
+from requant.errors import UsageError
+from requant.report.table import losses_table
+from requant.textfile import check_writable, write_text
+
+
+@click.command()
+@options.model
+@options.result_file("losses")
+@options.imatrix
+@options.types
+@options.threads
+@options.allow_requantize
+@options.force
+@options.json_output
+@options.debug
+def command(
+    *,
+    model: Path,
+    out: Path | None,
+    imatrix: Path | None,
+    types: tuple[str, ...],
+    threads: int | None,
+    allow_requantize: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Measure what each type would cost each tensor."""
+    if out is None and not as_json:
+        raise UsageError("nowhere to put the losses; say -o LOSSES.json or --json")
+    with open_source(model) as source:
+        messages.warn(*source.warnings)
+        inputs = source.identities | stages.identities(imatrix)
+        matrix = stages.read_importance(imatrix)
+        if out is not None:
+            check_writable(out, force=force, inputs=inputs)
+        losses = stages.score(source, types, matrix, threads, allow_requantize)
+        if out is not None:
+            write_text(out, losses.to_json(), force=force, inputs=inputs)
+    messages.emit(losses.to_json() if as_json else losses_table(losses))

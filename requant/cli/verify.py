@@ -1,0 +1,31 @@
+"""`requant verify`: whether a converted model is what its record, plan and source say."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+from requant.cli import messages, options, stages
+from requant.container.source import open_source
+from requant.errors import BadInput
+from requant.report.result import verification_text
+
+
+@click.command()
+@click.argument("out", type=options.FILE)
+@click.option("--source", "model", type=options.FILE, metavar="MODEL", help="The model it was made from.")
+@click.option("--plan", "wanted", type=options.FILE, metavar="F", help="A plan, or the record if not beside OUT.")
+@options.threads
+@options.json_output
+@options.debug
+def command(*, out: Path, model: Path | None, wanted: Path | None, threads: int | None, as_json: bool) -> None:
+    """Read every byte of a converted model and compare it with its record, plan and source."""
+    with ExitStack() as stack:
+        source = None if model is None else stack.enter_context(open_source(model))
+        found = stages.verify(out, source, wanted, threads)
+    messages.emit(found.to_json() if as_json else verification_text(found))
+    if not found.ok:
+        n, first = len(found.findings), found.findings[0]
+        raise BadInput(out, f"is not as it should be, {n} finding{'s' * (n > 1)}: {first}", hint="do not use it")

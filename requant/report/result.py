@@ -1,0 +1,45 @@
+"""What a conversion and a verification found, as text."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from requant.conversion import Conversion, Converted
+from requant.errors import printable
+from requant.formats import by_name
+from requant.units import format_size
+from requant.verify import Verification
+
+
+def conversion_text(made: Conversion, checked: Verification | None) -> str:
+    """The measured errors per type, the size, and whether the output was read again."""
+    state = "not verified" if checked is None else f"verified, {checked.n_tensors} tensors read again"
+    weighted = f", weighted by {printable(made.imatrix)}" if made.imatrix else ""
+    errors = _errors([t for t in made.tensors if t.type != t.source_type])
+    head = f"relative error of the weights, measured{weighted}" if errors else "every tensor is a copy"
+    written = f"{printable(str(made.output))}: {format_size(made.size)}, {made.plan.bpw:.3f} bits per weight, {state}"
+    return "\n".join([head, *errors, "", written])
+
+
+def _errors(encoded: list[Converted]) -> list[str]:
+    """A line per type, the smallest first: tensors, median and largest error, and where that is."""
+    lines = []
+    for name in sorted({t.type for t in encoded}, key=lambda name: (_bpw(name), name)):
+        found = [t for t in encoded if t.type == name]
+        worst = max(found, key=lambda t: t.rmse)
+        middle = median(t.rmse for t in found)
+        lines.append(f"{name:8}{len(found):4}  median {middle:.4f}  largest {worst.rmse:.4f} {printable(worst.name)}")
+    return lines
+
+
+def _bpw(name: str) -> float:
+    fmt = by_name(name)
+    assert fmt is not None, name
+    return fmt.bpw
+
+
+def verification_text(found: Verification) -> str:
+    """A line for what was read, and one for each finding."""
+    against = f", against its {' and '.join(found.against)}" if found.against else ""
+    read = f"{printable(str(found.output))}: {found.n_tensors} tensors, {format_size(found.n_bytes)} read{against}"
+    return "\n".join([f"{read}: {'sound' if found.ok else 'not sound'}", *(printable(line) for line in found.findings)])

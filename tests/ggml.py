@@ -80,3 +80,33 @@ def quantize_chunk(type_id: int, x: np.ndarray, importance: np.ndarray | None = 
     done = library().ggml_quantize_chunk(type_id, x.ctypes.data, out.ctypes.data, 0, n_rows, n_per_row, pointer)
     assert done == out.size
     return out.tobytes()
+
+
+class _OpenParameters(ctypes.Structure):
+    _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p))
+
+
+def file_tensors(path: Path) -> dict[str, tuple[int, int, int]]:
+    """name -> (type id, offset in the file, bytes) of a GGUF file as ggml's own reader sees it."""
+    lib = library()
+    lib.gguf_init_from_file.argtypes = [ctypes.c_char_p, _OpenParameters]
+    lib.gguf_init_from_file.restype = ctypes.c_void_p
+    context = lib.gguf_init_from_file(str(path).encode(), _OpenParameters(True, None))
+    assert context, f"ggml does not open {path}"
+    for name, result in {
+        "gguf_get_n_tensors": ctypes.c_int64,
+        "gguf_get_data_offset": ctypes.c_size_t,
+        "gguf_get_tensor_name": ctypes.c_char_p,
+        "gguf_get_tensor_type": ctypes.c_int,
+        "gguf_get_tensor_offset": ctypes.c_size_t,
+        "gguf_get_tensor_size": ctypes.c_size_t,
+    }.items():
+        getattr(lib, name).restype = result
+    opened = ctypes.c_void_p(context)
+    start = lib.gguf_get_data_offset(opened)
+    found = {}
+    for i in map(ctypes.c_int64, range(lib.gguf_get_n_tensors(opened))):
+        place = start + lib.gguf_get_tensor_offset(opened, i), lib.gguf_get_tensor_size(opened, i)
+        found[lib.gguf_get_tensor_name(opened, i).decode()] = lib.gguf_get_tensor_type(opened, i), *place
+    lib.gguf_free(opened)
+    return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from requant.budget import Request, Rule, bpw_limit, constrain, size_limit, vram_limit
 from requant.container.metadata import alignment_of
-from requant.container.source import Source
+from requant.container.source import Source, require_model
 from requant.errors import BadInput, InfeasibleBudget, UsageError, printable
 from requant.formats import by_name
 from requant.guard import guarded
@@ -107,6 +107,21 @@ def check_ways(wishes: Wishes, plan_file: object, type_name: object) -> None:
         raise UsageError("--plan decides every type; edit the plan, or plan again with these options")
     if type_name is not None and wishes.types:
         raise UsageError("--type and --types cannot be given together")
+
+
+def check_feasible(
+    source: Source, wishes: Wishes, types: Sequence[str], *, imatrix: Imatrix | None, allow_requantize: bool
+) -> None:
+    """Raise, without scoring, all that can be wrong with planning for `source` from losses of `types`.
+
+    That is what `make_plan` raises, and BadInput for a source that must not be quantized again.
+    """
+    from requant.sensitivity import check_requantization, survey
+
+    tensors = survey(source, types=types, imatrix=imatrix)
+    check_requantization(source, tensors, allow_requantize)
+    arch = require_model(source)
+    make_plan(source, Losses(source.name, source.header_sha256, arch, "", None, None, tensors), wishes, imatrix=imatrix)
 
 
 def make_plan(source: Source, losses: Losses, wishes: Wishes, *, imatrix: Imatrix | None = None) -> Plan:

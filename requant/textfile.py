@@ -19,14 +19,14 @@ def check_writable(path: Path, *, force: bool, inputs: frozenset[Identity], own:
     An existing file is refused unless `force`, or it is one of requant's with the schema `own`; one of `inputs`
     always is. Raises OutputRefused, or InputOutputError for a folder that cannot be written.
     """
-    target = Path(os.path.realpath(path))
+    target = _target(path)
     _check_target(path, target, force, inputs, own)
     _make(target, "").unlink()
 
 
 def write_text(path: Path, text: str, *, force: bool, inputs: frozenset[Identity], own: str | None = None) -> None:
     """`text` as UTF-8 at `path`; what is refused is as in `check_writable`."""
-    target = Path(os.path.realpath(path))
+    target = _target(path)
     _check_target(path, target, force, inputs, own)
     part = _make(target, text)
     try:
@@ -46,13 +46,19 @@ def has_schema(path: Path, schema: str) -> bool:
         return False
 
 
+def _target(path: Path) -> Path:
+    """The file that `path` stands for: a symbolic link's target is replaced, not the link."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError as error:  # a NUL byte
+        raise OutputRefused(path, "is not a usable path") from error
+
+
 def _check_target(path: Path, target: Path, force: bool, inputs: frozenset[Identity], own: str | None) -> None:
     try:
         status = target.stat()
     except FileNotFoundError:
         return
-    except ValueError as error:  # a NUL byte
-        raise OutputRefused(path, "is not a usable path") from error
     except OSError as error:
         raise InputOutputError(path, f"cannot be written: {error.strerror}") from error
     kind = irregular(status)

@@ -13,8 +13,8 @@ import click
 from requant.budget import parse_rule, parse_type, parse_types
 from requant.cli import messages
 from requant.errors import UsageError
+from requant.formats import FORMATS
 from requant.pipeline import Wishes
-from requant.recipe import read_tensor_types
 from requant.units import parse_size
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -35,10 +35,20 @@ class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic 
             return parse_size(value)
         except UsageError as error:
             raise UsageError(f"{param.opts[0] if param else 'size'}: {error}") from error
+        except OverflowError as error:
+            raise UsageError(f"{param.opts[0] if param else 'size'}: {value[:20]}... is out of range") from error
 
 
 def _type(_: click.Context, param: click.Parameter, value: str | None) -> str | None:
     return None if value is None else parse_type(value, param.opts[0])
+
+
+def _written_type(context: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    name = _type(context, param, value)
+    written = [f.name for f in FORMATS.values() if f.can_encode]
+    if name is not None and name not in written:
+        raise UsageError(f"{param.opts[0]}: {name} cannot be written; choose among {', '.join(written)}")
+    return name
 
 
 def _types(_: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -64,7 +74,7 @@ losses = click.option("--losses", type=FILE, metavar="F", help="Losses from `req
 force = click.option("--force", is_flag=True, help="Replace files that exist.")
 types = click.option("--types", metavar="T,..", callback=_types, help="The types to choose from.")
 single_type = click.option(
-    "--type", "type_name", metavar="T", callback=_type, help="One type for all that may be quantized."
+    "--type", "type_name", metavar="T", callback=_written_type, help="One type for all that may be quantized."
 )
 allow_requantize = click.option(
     "--allow-requantize", is_flag=True, help="Accept a model that is already quantized below Q8_0."
@@ -128,8 +138,11 @@ def budget(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def parsed(**given: Any) -> Any:
         path = given.pop("pins_file")
-        pins = given["pins"] + (() if path is None else read_tensor_types(path))
-        asked = {name: given.pop(name) for name in names & given.keys()} | {"pins": pins}
+        asked = {name: given.pop(name) for name in names & given.keys()}
+        if path is not None:
+            from requant.recipe import read_tensor_types  # needs NumPy, which most commands' help does not
+
+            asked["pins"] += read_tensor_types(path)
         return command(wishes=Wishes(**asked), **given)
 
     return _together(*_BUDGET)(parsed)

@@ -40,7 +40,7 @@ def command(
     with open_source(model) as source:
         messages.warn(*source.warnings)
         inputs = source.identities | stages.identities(imatrix)
-        matrix = stages.read_importance(imatrix)
+        matrix = stages.read_importance(imatrix, source)
         if out is not None:
             check_writable(out, force=force, inputs=inputs)
         losses = stages.score(source, types, matrix, threads, allow_requantize)

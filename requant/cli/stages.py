@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from requant.cli import messages
 from requant.container.files import Identity, identity
-from requant.container.source import Source, open_source
+from requant.container.source import Source, open_source, require_model
 from requant.errors import InputOutputError
 from requant.formats import by_name
-from requant.pipeline import Wishes, make_plan, off_plan
+from requant.model.roles import never_quantize
+from requant.pipeline import Wishes, check_feasible, make_plan, off_plan
 from requant.plan import PLAN_SCHEMA, Losses, Plan, read_losses, read_plan
 from requant.textfile import check_writable, has_schema, write_text
 
@@ -45,13 +46,15 @@ def score(
         )
 
 
-def read_importance(path: Path | None) -> Imatrix | None:
-    """The importance matrix in the file at `path`, if one is given."""
+def read_importance(path: Path | None, source: Source) -> Imatrix | None:
+    """The importance matrix in the file at `path`, if one is given; raises BadInput where it is of another model."""
     if path is None:
         return None
-    from requant.imatrix import read_imatrix
+    from requant.imatrix import coverage, read_imatrix
 
-    return read_imatrix(path)
+    arch, imatrix = require_model(source), read_imatrix(path)
+    coverage(imatrix, [t for t in source.tensors if never_quantize(arch, t.name, t.shape, t.type_id) is None])
+    return imatrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,9 @@ class Job:
             from requant.sensitivity import DEFAULT_TYPES
 
             types = self.wishes.types_to_score(DEFAULT_TYPES)
+            check_feasible(
+                self.source, self.wishes, types, imatrix=self.imatrix, allow_requantize=self.allow_requantize
+            )
             losses = score(self.source, types, self.imatrix, self.threads, self.allow_requantize)
         return messages.interruptible(make_plan, self.source, losses, self.wishes, imatrix=self.imatrix)
 
@@ -138,7 +144,7 @@ def prepared(
     allow_requantize: bool = False,
 ) -> Job:
     """The job with its small files read."""
-    matrix = read_importance(imatrix)
+    matrix = read_importance(imatrix, source)
     found = None if losses is None else read_losses(losses)
     inputs = source.identities | identities(imatrix, losses, plan_file)
     return Job(source, wishes, matrix, found, inputs, plan_file, type_name, threads, allow_requantize)

@@ -1,0 +1,17 @@
+"""Losses of the fixture, measured once."""
+
+import pytest
+from commands import IMATRIX, TINY
+
+from requant.container.source import open_source
+from requant.imatrix import read_imatrix
+from requant.sensitivity import score
+
+
+@pytest.fixture(scope="session")
+def losses(tmp_path_factory):
+    """A losses file of the tiny model."""
+    path = tmp_path_factory.mktemp("losses") / "losses.json"
+    with open_source(TINY) as source:
+        path.write_text(score(source, imatrix=read_imatrix(IMATRIX)).to_json())
+    return path

@@ -1,0 +1,160 @@
+import json
+import shlex
+
+import ggml
+import pytest
+from commands import IMATRIX, TINY, assert_failed, names, run
+
+from requant.container.source import open_source
+from requant.conversion import read_conversion
+from requant.formats import by_name
+from requant.model.hyperparameters import read_hyperparameters
+from requant.model.memory import device_bytes, on_device
+from requant.units import parse_size
+
+
+def convert(capsys, out, losses, *words):
+    """(the result, its record, what ggml sees in it); the output has been verified."""
+    ran = run(capsys, "convert", TINY, out, "--imatrix", IMATRIX, *(["--losses", losses] if losses else []), *words)
+    assert ran.code == 0, ran.err
+    assert names(out.parent) == sorted([out.name, f"{out.name}.requant.json"])
+    return ran, read_conversion(out.with_name(f"{out.name}.requant.json")), ggml.file_tensors(out)
+
+
+def test_a_budget_in_vram_is_kept_with_all_that_is_no_weight(capsys, tmp_path):
+    ran, made, seen = convert(capsys, tmp_path / "out.gguf", None, "--vram", "12MiB", "--ctx", "512")
+    plan = made.plan
+    assert plan.budget["vram"] == 12 * 2**20 and plan.budget["ctx"] == 512
+    assert all(plan.memory[part] > 0 for part in ("kv_cache", "compute", "reserve"))
+    with open_source(tmp_path / "out.gguf") as source:
+        hp = read_hyperparameters(source.metadata, source.tensors)
+        held = [t for t in source.tensors if on_device(hp, t.name, tied=False)]
+        weights = sum(device_bytes(t.format, t.shape) for t in held)
+    beside = sum(plan.memory[part] for part in ("kv_cache", "compute", "reserve"))
+    assert 0.99 * 12 * 2**20 < weights + beside <= 12 * 2**20
+    assert {name: type_id for name, (type_id, *_) in seen.items()} == {
+        name: by_name(type_name).type_id for name, type_name in plan.types().items()
+    }
+    command = shlex.split(ran.out.splitlines()[-1])
+    assert command[:3] == ["llama-server", "-m", str(tmp_path / "out.gguf")]
+    assert command[command.index("-c") + 1] == "512" and command[command.index("-ngl") + 1] == "99"
+    assert command[command.index("-ub") + 1] == str(plan.budget["ubatch"]) and "-np" in command
+    assert any("-ub" in note or "batches of" in note for note in plan.notes)
+    assert "verified" in ran.out and "kv_cache" in ran.out
+
+
+def test_cache_types_reach_the_engine(capsys, tmp_path, losses):
+    out = tmp_path / "it's out.gguf"
+    budget = ("--vram", "14MiB", "--ctx", "1024", "--cache-type-k", "q8_0", "--parallel", "2", "--reserve", "1MiB")
+    ran, made, _ = convert(capsys, out, losses, *budget)
+    command = shlex.split(ran.out.splitlines()[-1])
+    assert command[2] == str(out) and command[command.index("-ctk") + 1] == "q8_0" and "-ctv" not in command
+    assert command[command.index("-np") + 1] == "2" and made.plan.memory["reserve"] == 2**20
+
+
+@pytest.mark.parametrize("size", ["5MiB", "3600KiB", "8MB"])
+def test_the_file_is_never_larger_than_its_size(capsys, tmp_path, losses, size):
+    out = tmp_path / "out.gguf"
+    ran, made, seen = convert(capsys, out, losses, "--size", size, "--json")
+    found = json.loads(ran.out)
+    assert found["schema"] == "requant.output/1" and found["size"] == made.size == out.stat().st_size
+    assert 0.98 * parse_size(size) < out.stat().st_size <= parse_size(size)
+    assert len(seen) == len(found["tensors"])
+
+
+def test_the_smallest_size_named_is_exactly_enough(capsys, tmp_path, losses):
+    ran = run(capsys, "plan", TINY, "--losses", losses, "--size", "1MiB")
+    assert_failed(ran, 4)
+    enough = ran.err.split("raise it to ")[1].split(",")[0]
+    convert(capsys, tmp_path / "out.gguf", losses, "--size", enough)
+    assert (tmp_path / "out.gguf").stat().st_size <= parse_size(enough)
+
+
+def test_bits_per_weight_are_a_ceiling(capsys, tmp_path, losses):
+    _, made, _ = convert(capsys, tmp_path / "out.gguf", losses, "--bpw", "4.5")
+    assert 4.45 < made.plan.bpw <= 4.5
+
+
+def test_several_budgets_hold_at_once(capsys, losses):
+    ran = run(capsys, "plan", TINY, "--losses", losses, "--bpw", "4.5", "--size", "5MiB", "--vram", "16MiB", "--json")
+    found = json.loads(ran.out)
+    assert {limit["option"] for limit in found["limits"]} == {"--bpw", "--size", "--vram"}
+
+
+def test_one_type_for_all(capsys, tmp_path):
+    _, made, seen = convert(capsys, tmp_path / "out.gguf", None, "--type", "q4_k", "--tensor-type", "attn_v=Q6_K")
+    types = {name: type_id for name, (type_id, *_) in seen.items()}
+    assert (
+        types["blk.0.attn_v.weight"] == 14 and types["blk.0.ffn_up.weight"] == 12 and made.plan.predicted_loss is None
+    )
+
+
+def test_stages_by_hand_make_the_same_file_as_convert(capsys, tmp_path, losses):
+    (tmp_path / "once").mkdir()
+    (tmp_path / "stages").mkdir()
+    convert(capsys, tmp_path / "once" / "a.gguf", losses, "--bpw", "4")
+    plan = tmp_path / "plan.json"
+    assert run(capsys, "plan", TINY, "--losses", losses, "--bpw", "4", "-o", plan, "--imatrix", IMATRIX).code == 0
+    convert(capsys, tmp_path / "stages" / "a.gguf", None, "--plan", plan)
+    assert (tmp_path / "once" / "a.gguf").read_bytes() == (tmp_path / "stages" / "a.gguf").read_bytes()
+    assert run(capsys, "verify", tmp_path / "once" / "a.gguf", "--plan", plan, "--source", TINY).code == 0
+
+
+def test_score_writes_what_plan_reads(capsys, tmp_path):
+    out = tmp_path / "losses.json"
+    ran = run(capsys, "score", TINY, "-o", out, "--types", "Q4_K,q6_k", "--threads", 1)
+    assert ran.code == 0 and "Q6_K" in ran.out and ran.err == ""
+    assert json.loads(run(capsys, "score", TINY, "--types", "Q4_K,Q6_K", "--json").out) == json.loads(out.read_text())
+    ran = run(capsys, "plan", TINY, "--losses", out, "--bpw", "5", "--json")
+    assert {c["type"] for c in json.loads(ran.out)["choices"]} <= {"Q4_K", "Q6_K", "F16", "F32"}
+    assert ran.err == ""
+
+
+def test_a_dry_run_writes_nothing(capsys, tmp_path, losses):
+    words = ["convert", TINY, tmp_path / "out.gguf", "--losses", losses, "--bpw", "4.5", "--dry-run"]
+    assert "ffn_down" in run(capsys, *words).out
+    assert json.loads(run(capsys, *words, "--json").out)["schema"] == "requant.plan/1"
+    assert names(tmp_path) == []
+
+
+def test_verify_finds_a_flipped_bit_and_another_plan(capsys, tmp_path, losses):
+    out = tmp_path / "out.gguf"
+    assert run(capsys, "convert", TINY, out, "--type", "Q5_K", "--no-verify").code == 0
+    ran = run(capsys, "verify", out, "--json")
+    assert ran.code == 0 and json.loads(ran.out) | {"ok": True, "findings": []} == json.loads(ran.out)
+    plan = tmp_path / "plan.json"
+    assert run(capsys, "plan", TINY, "--losses", losses, "--bpw", "4.5", "-o", plan).code == 0
+    ran = run(capsys, "verify", out, "--plan", plan)
+    assert ran.code == 3 and "the plan says" in ran.out and len(ran.err.splitlines()) == 1
+    data = bytearray(out.read_bytes())
+    data[-1000] ^= 1
+    out.write_bytes(data)
+    ran = run(capsys, "verify", out, "--json")
+    found = json.loads(ran.out)
+    assert ran.code == 3 and not found["ok"] and found["schema"] == "requant.verify/1"
+    assert len(ran.err.splitlines()) == 1 and "is not as it should be" in ran.err
+
+
+def test_an_output_that_does_not_verify_is_an_error(capsys, tmp_path, monkeypatch):
+    from requant.convert import convert as true
+
+    def damaging(source, plan, out, **options):
+        made = true(source, plan, out, **options)
+        data = bytearray(out.read_bytes())
+        data[-1000] ^= 1
+        out.write_bytes(data)
+        return made
+
+    monkeypatch.setattr("requant.convert.convert", damaging)
+    ran = run(capsys, "convert", TINY, tmp_path / "out.gguf", "--type", "Q5_K", "--json")
+    assert_failed(ran, 6, "does not read back as it was written")
+
+
+def test_a_plan_edited_by_hand_is_carried_out(capsys, tmp_path, losses):
+    plan = tmp_path / "plan.json"
+    assert run(capsys, "plan", TINY, "--losses", losses, "--bpw", "4.5", "-o", plan).code == 0
+    edited = json.loads(plan.read_text())
+    next(c for c in edited["choices"] if c["name"] == "blk.4.attn_v.weight")["type"] = "Q2_K"
+    plan.write_text(json.dumps(edited))
+    assert run(capsys, "convert", TINY, tmp_path / "out.gguf", "--plan", plan).code == 0
+    assert ggml.file_tensors(tmp_path / "out.gguf")["blk.4.attn_v.weight"][0] == 10

@@ -1,0 +1,89 @@
+import json
+import sys
+import time
+
+import pytest
+from commands import TINY, assert_failed, run, spawn
+
+from requant.cli.main import COMMANDS, main
+
+LISTS_MODULES = "import atexit; atexit.register(lambda: print('MODULES', *sys.modules, file=sys.stderr))"
+
+
+def modules(ran):
+    line = next(line for line in ran.err.splitlines() if line.startswith("MODULES"))
+    return {name.split(".")[0] for name in line.split()}
+
+
+@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+def test_help_is_shown_without_loading_compilers_and_solvers(words):
+    ran = spawn(*words, before=LISTS_MODULES)
+    assert ran.code == 0 and ran.out.startswith("Usage: requant")
+    assert not modules(ran) & {"numba", "scipy", "tqdm", "gguf"}
+
+
+def test_inspect_loads_not_even_numpy():
+    ran = spawn("inspect", TINY, before=LISTS_MODULES)
+    assert ran.code == 0 and "llama" in ran.out
+    assert not modules(ran) & {"numba", "scipy", "numpy", "tqdm", "gguf"}
+
+
+@pytest.mark.parametrize(("words", "limit"), [(["--help"], 0.25), (["inspect", TINY], 0.5)], ids=["help", "inspect"])
+def test_what_only_looks_is_quick(words, limit):
+    def seconds():
+        begun = time.perf_counter()
+        assert spawn(*words).code == 0
+        return time.perf_counter() - begun
+
+    assert min(seconds() for _ in range(4)) <= limit
+
+
+def test_the_list_of_commands_says_what_each_says_of_itself(capsys):
+    listed = " ".join(run(capsys, "--help").out.split())
+    for name, what in COMMANDS.items():
+        assert f"{name} {what}" in listed
+        assert main.get_command(None, name).name == "command"
+        assert main.get_command(None, name).help
+
+
+def test_no_command_shows_the_help(capsys):
+    assert run(capsys).out == run(capsys, "--help").out
+
+
+def test_version_is_one_line(capsys):
+    ran = run(capsys, "--version")
+    assert ran.code == 0 and ran.out.startswith("requant ") and len(ran.out.splitlines()) == 1
+
+
+def test_a_misspelt_command_is_answered_with_the_nearest(capsys):
+    assert_failed(run(capsys, "covnert", TINY), 2, "no command 'covnert'", "did you mean convert?")
+
+
+def test_a_misspelt_option_is_answered_with_the_nearest(capsys):
+    assert_failed(run(capsys, "plan", TINY, "--vran", "1GiB"), 2, "--vran", "--vram", "see requant plan --help")
+
+
+@pytest.mark.parametrize("words", [["convert"], ["convert", TINY], ["inspect"], ["plan", TINY, "--bpw", "x"]])
+def test_missing_and_malformed_arguments_are_usage(capsys, words):
+    assert_failed(run(capsys, *words), 2, "--help")
+
+
+def test_inspect_prints_one_object(capsys):
+    ran = run(capsys, "inspect", TINY, "--json", "--ctx", 1024)
+    found = json.loads(ran.out)
+    assert found["schema"] == "requant.inspect/1" and found["arch"] == "llama" and not found["quantized"]
+    assert found["needs"]["n_ctx"] == 1024 and found["needs"]["kv_cache"] > 0
+    assert sum(t["n_bytes"] for t in found["tensors"]) == found["n_bytes"] == sum(t["n_bytes"] for t in found["types"])
+
+
+def test_inspect_lists_the_tensors_when_asked(capsys):
+    short, long = run(capsys, "inspect", TINY).out, run(capsys, "inspect", TINY, "--tensors").out
+    assert "blk.3.ffn_up.weight" in long and "blk.3.ffn_up.weight" not in short
+    assert "already quantized" not in short and "KV cache" in short
+
+
+def test_python_m_is_the_same_command():
+    import subprocess
+
+    ran = subprocess.run([sys.executable, "-m", "requant", "--help"], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("Usage: requant ") and ran.stderr == ""

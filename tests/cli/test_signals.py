@@ -1,0 +1,83 @@
+import os
+import signal
+import time
+
+import pytest
+from commands import TINY, names, start
+
+# every chunk takes a while, as those of a large model do
+SLOW = """
+import time
+import requant.convert as convert
+quick = convert.write_chunk
+def slow(*arguments):
+    time.sleep(0.3)
+    return quick(*arguments)
+convert.write_chunk = slow
+"""
+# the solver in C, deaf to signals
+DEAF = """
+import ctypes
+import requant.cli.stages as stages
+stages.make_plan = lambda *_, **__: ctypes.CDLL(None).sleep(20)
+print("ready", flush=True)
+"""
+
+
+def until(condition, process):
+    end = time.monotonic() + 30
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.02)
+
+
+def assert_stopped(process, number):
+    begun = time.monotonic()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=10)
+    assert time.monotonic() - begun < 2
+    assert process.returncode == 128 + number
+    assert err.splitlines() == [f"requant: error: stopped by {signal.Signals(number).name}; run the same command again"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_a_conversion_leaves_everything_as_it_was(tmp_path, number):
+    out = tmp_path / "out.gguf"
+    out.write_text("the old output")
+    process = start("convert", TINY, out, "--type", "Q4_K", "--force", "--json", before=SLOW)
+    until((tmp_path / "out.gguf.part").exists, process)
+    time.sleep(0.5)
+    assert_stopped(process, number)
+    assert names(tmp_path) == ["out.gguf"] and out.read_text() == "the old output"
+
+
+def test_a_signal_is_heard_while_c_code_runs(losses):
+    process = start("plan", TINY, "--losses", losses, "--bpw", "4.5", before=DEAF)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(1)
+    assert_stopped(process, signal.SIGTERM)
+
+
+def test_a_hangup_under_nohup_is_ignored(tmp_path):
+    def nohup():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    out = tmp_path / "out.gguf"
+    process = start("convert", TINY, out, "--type", "Q4_K", "--no-verify", preexec_fn=nohup)
+    until(lambda: any(name.startswith("out.gguf") for name in os.listdir(tmp_path)), process)  # noqa: PTH208
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=30) == 0 and out.exists()
+    process.communicate()
+
+
+def test_the_second_signal_ends_at_once(tmp_path):
+    stubborn = SLOW.replace("0.3", "5")
+    process = start("convert", TINY, tmp_path / "out.gguf", "--type", "Q4_K", before=stubborn)
+    until((tmp_path / "out.gguf.part").exists, process)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    process.communicate(timeout=10)
+    assert process.returncode == 130 and time.monotonic() - begun < 1 and not (tmp_path / "out.gguf").exists()

@@ -217,7 +217,7 @@ def _row_padding(losses: Losses) -> int:
     """Bytes at most by which CUDA's padding of last rows exceeds the aligned sizes that a limit counts."""
     total = 0
     for tensor in losses.tensors:
-        if tensor.on_gpu:
+        if tensor.on_gpu and tensor.shape:
             formats = [fmt for c in tensor.candidates if (fmt := by_name(c.type)) is not None]
             total += max(
                 device_bytes(fmt, tensor.shape)

@@ -141,11 +141,11 @@ def interruptible(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     return future.result()
 
 
-def announce_kernels(formats: Iterable[BlockFormat | None]) -> None:
-    """Say that the kernels of `formats` must be compiled first, if they must."""
+def announce_kernels(formats: Iterable[BlockFormat | None], *, encode: bool = True) -> None:
+    """Say that the kernels of `formats` must be compiled first, if they must; without `encode` those that read."""
     from requant.codec import needs_compiling
 
-    if needs_compiling([fmt for fmt in formats if fmt is not None and fmt.can_decode]):
+    if needs_compiling([fmt for fmt in formats if fmt is not None and fmt.can_decode], encode=encode):
         _say("compiling the block kernels, once; this takes up to half a minute")
 
 

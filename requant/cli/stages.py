@@ -162,11 +162,12 @@ def identities(*paths: Path | None) -> frozenset[Identity]:
 
 def verify(out: Path, source: Source | None, wanted: Path | None, threads: int | None) -> Verification:
     """What is wrong with `out`; `wanted` is a plan, or the record where it is not beside `out`."""
+    from requant.verify import formats_read
     from requant.verify import verify as verify_
 
     plan = read_plan(wanted) if wanted is not None and has_schema(wanted, PLAN_SCHEMA) else None
     with open_source(out) as target:
-        messages.announce_kernels(t.format for s in (target, source) if s is not None for t in s.tensors)
+        messages.announce_kernels(formats_read(target, source), encode=False)
         total = sum(t.n_bytes for t in target.tensors)
         differences = () if plan is None else tuple(off_plan(target, plan))
     with messages.progress("verifying", total) as advance:

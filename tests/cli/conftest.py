@@ -1,4 +1,7 @@
-"""Losses of the fixture, measured once."""
+"""Losses of the fixture, measured once; and the malformed-file corpus of tests/container made importable."""
+
+import sys
+from pathlib import Path
 
 import pytest
 from commands import IMATRIX, TINY
@@ -6,6 +9,8 @@ from commands import IMATRIX, TINY
 from requant.container.source import open_source
 from requant.imatrix import read_imatrix
 from requant.sensitivity import score
+
+sys.path.append(str(Path(__file__).parents[1] / "container"))
 
 
 @pytest.fixture(scope="session")

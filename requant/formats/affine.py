@@ -30,6 +30,8 @@ from requant.formats.search import (
     ZERO,
     D,
     L,
+    buffers,
+    load,
 )
 from requant.jit import kernel
 
@@ -206,12 +208,8 @@ def _refit_affine(x, w, top, n_subs, t):
 
 
 @kernel
-def affine_super_blocks(x, w, top, scale_top, n_subs, first, step, t):
-    """LS, LM in 0..scale_top per lane and the halves D, DMIN per super-block of `n_subs` lanes.
-
-    x = D * LS * code - DMIN * LM with codes 0..top; `first` and `step` as in search_affine.
-    """
-    _search_affine(x, w, top, 8, first, step, 2, False, t)
+def _fit_super_blocks(x, w, top, scale_top, n_subs, t):
+    """From SCALE and MIN per lane to LS, LM in 0..scale_top, and D, DMIN (halves) per super-block of `n_subs` lanes."""
     limit = np.float32(scale_top)
     for g in range(0, LANES, n_subs):
         largest_scale = largest_min = ZERO
@@ -230,23 +228,59 @@ def affine_super_blocks(x, w, top, scale_top, n_subs, first, step, t):
 
 
 @kernel
-def affine_codes(subs, first, top, t, codes):
-    """Codes of sub-blocks subs[first:first + LANES], row-major: the nearest for scale D * LS and minimum -DMIN * LM."""
-    high = np.float32(top)
-    for j in range(min(LANES, subs.shape[0] - first)):
-        scale, low = t[D, j] * t[LS, j], t[DMIN, j] * t[LM, j]
-        inverse = ONE / scale if scale > ZERO else ZERO
-        for i in range(subs.shape[1]):
-            q = np.rint((subs[first + j, i] + low) * inverse)
-            codes[j, i] = np.uint8(min(max(q, ZERO), high))
-
-
-@kernel
-def affine_blocks(x, w, top, first, step, t):
-    """The halves D and -DMIN per lane: x = D * code - DMIN, a minimum of either sign, codes 0..top."""
-    _search_affine(x, w, top, 8, first, step, 2, True, t)
+def _round_blocks(t):
+    """From SCALE and MIN per lane to the halves D and DMIN, where a block has no integer scales."""
     for j in range(LANES):
         t[D, j] = half_to_float(float_to_half(t[SCALE, j]))
         t[DMIN, j] = half_to_float(float_to_half(-t[MIN, j]))
         t[LS, j] = ONE
         t[LM, j] = ONE
+
+
+@kernel
+def _write(subs, start, top, t, codes):
+    """Codes of sub-blocks subs[start:start + LANES]: the nearest for scale D * LS and minimum -DMIN * LM."""
+    high = np.float32(top)
+    for j in range(min(LANES, subs.shape[0] - start)):
+        scale, low = t[D, j] * t[LS, j], t[DMIN, j] * t[LM, j]
+        inverse = ONE / scale if scale > ZERO else ZERO
+        for i in range(subs.shape[1]):
+            q = np.rint((subs[start + j, i] + low) * inverse)
+            codes[start + j, i] = np.uint8(min(max(q, ZERO), high))
+
+
+@kernel
+def _encode(subs, importance, top, scale_top, n_subs, first, step, d, dmin, scales, mins, codes):
+    """One kernel for all formats, because it is by far the slowest to compile; arrays as in encode_affine."""
+    x, w, t = buffers(subs.shape[1])
+    for start in range(0, subs.shape[0], LANES):
+        load(subs, importance, start, x, w)
+        _search_affine(x, w, top, 8, first, step, 2, n_subs == 1, t)
+        if n_subs == 1:
+            _round_blocks(t)
+        else:
+            _fit_super_blocks(x, w, top, scale_top, n_subs, t)
+        _write(subs, start, top, t, codes)
+        for j in range(min(LANES, subs.shape[0] - start)):
+            scales[start + j] = np.uint8(t[LS, j])
+            mins[start + j] = np.uint8(t[LM, j])
+        for j in range(0, min(LANES, subs.shape[0] - start), n_subs):
+            block = (start + j) // n_subs
+            d[block] = float_to_half(t[D, j])
+            dmin[block] = float_to_half(t[DMIN, j])
+
+
+def encode_affine(x, importance, n_subs, top, scale_top, first, step):
+    """Codes 0..top of `x` (n, N) with sub-blocks of N / n_subs weights: x = d * scale * code - dmin * min.
+
+    Returns d, dmin: (n,) binary16 bits; scales, mins: (n, n_subs) uint8 up to `scale_top`; codes: (n, n_subs, sub)
+    uint8. With n_subs 1 there are no integer scales (all 1), and dmin may be negative. `first` and `step` are those
+    of _search_affine.
+    """
+    n, sub = len(x), x.shape[1] // n_subs
+    d, dmin = np.empty(n, np.uint16), np.empty(n, np.uint16)
+    scales, mins = np.empty(n * n_subs, np.uint8), np.empty(n * n_subs, np.uint8)
+    codes = np.empty((n * n_subs, sub), np.uint8)
+    subs, weights = x.reshape(-1, sub), importance.reshape(-1, sub)
+    _encode(subs, weights, top, scale_top, n_subs, first, step, d, dmin, scales, mins, codes)
+    return d, dmin, scales.reshape(n, n_subs), mins.reshape(n, n_subs), codes.reshape(n, n_subs, sub)

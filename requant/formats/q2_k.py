@@ -8,9 +8,8 @@ Source: block_q2_K in ggml-common.h, dequantize_row_q2_K in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.affine import affine_codes, affine_super_blocks
-from requant.formats.bits import float_to_half, half_to_float
-from requant.formats.search import DMIN, LANES, LM, LS, D, buffers, load
+from requant.formats.affine import encode_affine
+from requant.formats.bits import half_to_float
 from requant.jit import kernel
 
 N = 256
@@ -34,27 +33,19 @@ def decode(blocks, out):
                 out[b, SUB * s + i] = dl * np.float32(q) - ml
 
 
-@kernel
 def encode(x, importance, blocks):
-    subs, weights = x.reshape(-1, SUB), importance.reshape(-1, SUB)
-    tile, w, t, codes = buffers(SUB)
-    for first in range(0, subs.shape[0], LANES):
-        load(subs, weights, first, tile, w)
-        affine_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, -0.5, 0.15, t)
-        affine_codes(subs, first, TOP, t, codes)
-        for j in range(0, min(LANES, subs.shape[0] - first), SUBS):
-            _pack(blocks, (first + j) // SUBS, j, t, codes)
+    blocks["d"], blocks["dmin"], scales, mins, codes = encode_affine(x, importance, SUBS, TOP, SCALE_TOP, -0.5, 0.15)
+    _pack(scales, mins, codes, blocks)
 
 
 @kernel
-def _pack(blocks, b, j, t, codes):
-    blocks["d"][b] = float_to_half(t[D, j])
-    blocks["dmin"][b] = float_to_half(t[DMIN, j])
-    scales, qs = blocks["scales"], blocks["qs"]
-    for s in range(SUBS):
-        scales[b, s] = np.uint8(t[LS, j + s]) | np.uint8(t[LM, j + s]) << np.uint8(4)
-    for p in range(4):  # half h and odd or even sub-blocks
-        lane = j + 8 * (p >> 1) + (p & 1)
-        for i in range(SUB):
-            low = codes[lane, i] | codes[lane + 2, i] << np.uint8(2)
-            qs[b, SUB * p + i] = low | codes[lane + 4, i] << np.uint8(4) | codes[lane + 6, i] << np.uint8(6)
+def _pack(scales, mins, codes, blocks):
+    packed, qs = blocks["scales"], blocks["qs"]
+    for b in range(codes.shape[0]):
+        for s in range(SUBS):
+            packed[b, s] = scales[b, s] | mins[b, s] << np.uint8(4)
+        for p in range(4):  # half h and odd or even sub-blocks
+            s = 8 * (p >> 1) + (p & 1)
+            for i in range(SUB):
+                low = codes[b, s, i] | codes[b, s + 2, i] << np.uint8(2)
+                qs[b, SUB * p + i] = low | codes[b, s + 4, i] << np.uint8(4) | codes[b, s + 6, i] << np.uint8(6)

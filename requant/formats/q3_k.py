@@ -10,9 +10,9 @@ Source: block_q3_K in ggml-common.h, dequantize_row_q3_K in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.bits import float_to_half, half_to_float
-from requant.formats.search import LANES, LS, D, buffers, is_flat, load
-from requant.formats.symmetric import symmetric_codes, symmetric_super_blocks
+from requant.formats.bits import half_to_float
+from requant.formats.search import is_flat
+from requant.formats.symmetric import encode_symmetric
 from requant.jit import kernel
 
 N = 256
@@ -39,43 +39,33 @@ def decode(blocks, out):
                 out[b, SUB * s + i] = dl * np.float32(np.int32(q) - np.int32(4))
 
 
-@kernel
 def encode(x, importance, blocks):
-    subs, weights = x.reshape(-1, SUB), importance.reshape(-1, SUB)
-    tile, w, t, codes = buffers(SUB)
-    flat = is_flat(importance)
-    for first in range(0, subs.shape[0], LANES):
-        load(subs, weights, first, tile, w)
-        if flat:  # the best scale is near the range; with importance it may well clip the largest weight
-            symmetric_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, 3, -0.6, 0.5, 0, t)
-        else:
-            symmetric_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, 8, -0.9, 0.6, 1, t)
-        symmetric_codes(subs, first, TOP, t, codes)
-        for j in range(0, min(LANES, subs.shape[0] - first), SUBS):
-            _pack(blocks, (first + j) // SUBS, j, t, codes)
+    # without importance the best scale is near the range; with it, it may well clip the largest weight
+    search = (3, -0.6, 0.5, 0) if is_flat(importance) else (8, -0.9, 0.6, 1)
+    blocks["d"], scales, codes = encode_symmetric(x, importance, SUBS, TOP, SCALE_TOP, *search)
+    _pack((scales + np.int8(SCALE_TOP)).view(np.uint8), codes, blocks)
 
 
 @kernel
-def _pack(blocks, b, j, t, codes):
-    blocks["d"][b] = float_to_half(t[D, j])
-    scales, hmask, qs = blocks["scales"], blocks["hmask"], blocks["qs"]
-    for s in range(8):
-        low, high = np.uint8(t[LS, j + s] + np.float32(SCALE_TOP)), np.uint8(t[LS, j + s + 8] + np.float32(SCALE_TOP))
-        scales[b, s] = (low & np.uint8(15)) | (high & np.uint8(15)) << np.uint8(4)
-    for s in range(4):
-        upper = np.uint8(0)
-        for k in range(4):
-            upper |= (np.uint8(t[LS, j + s + 4 * k] + np.float32(SCALE_TOP)) >> np.uint8(4)) << np.uint8(2 * k)
-        scales[b, 8 + s] = upper
-    for p in range(4):  # half h and odd or even sub-blocks
-        lane = j + 8 * (p >> 1) + (p & 1)
-        for i in range(SUB):
-            low = (codes[lane, i] & np.uint8(3)) | (codes[lane + 2, i] & np.uint8(3)) << np.uint8(2)
-            high = (codes[lane + 4, i] & np.uint8(3)) | (codes[lane + 6, i] & np.uint8(3)) << np.uint8(2)
-            qs[b, SUB * p + i] = low | high << np.uint8(4)
-    for odd in range(2):
-        for i in range(SUB):
-            mask = np.uint8(0)
-            for k in range(8):
-                mask |= (codes[j + 2 * k + odd, i] >> np.uint8(2)) << np.uint8(k)
-            hmask[b, SUB * odd + i] = mask
+def _pack(scales, codes, blocks):
+    packed, hmask, qs = blocks["scales"], blocks["hmask"], blocks["qs"]
+    for b in range(codes.shape[0]):
+        for s in range(8):
+            packed[b, s] = (scales[b, s] & np.uint8(15)) | (scales[b, s + 8] & np.uint8(15)) << np.uint8(4)
+        for s in range(4):
+            upper = np.uint8(0)
+            for k in range(4):
+                upper |= (scales[b, s + 4 * k] >> np.uint8(4)) << np.uint8(2 * k)
+            packed[b, 8 + s] = upper
+        for p in range(4):  # half h and odd or even sub-blocks
+            s = 8 * (p >> 1) + (p & 1)
+            for i in range(SUB):
+                low = (codes[b, s, i] & np.uint8(3)) | (codes[b, s + 2, i] & np.uint8(3)) << np.uint8(2)
+                high = (codes[b, s + 4, i] & np.uint8(3)) | (codes[b, s + 6, i] & np.uint8(3)) << np.uint8(2)
+                qs[b, SUB * p + i] = low | high << np.uint8(4)
+        for odd in range(2):
+            for i in range(SUB):
+                mask = np.uint8(0)
+                for k in range(8):
+                    mask |= (codes[b, 2 * k + odd, i] >> np.uint8(2)) << np.uint8(k)
+                hmask[b, SUB * odd + i] = mask

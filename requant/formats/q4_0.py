@@ -8,9 +8,8 @@ Source: block_q4_0 in ggml-common.h, dequantize_row_q4_0 in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.bits import float_to_half, half_to_float
-from requant.formats.search import LANES, D, buffers, load
-from requant.formats.symmetric import symmetric_blocks, symmetric_codes
+from requant.formats.bits import half_to_float
+from requant.formats.symmetric import encode_symmetric
 from requant.jit import kernel
 
 N = 32
@@ -29,20 +28,14 @@ def decode(blocks, out):
             out[b, i + half] = scale * np.float32(np.int32(qs[b, i] >> np.uint8(4)) - np.int32(8))
 
 
-@kernel
 def encode(x, importance, blocks):
-    tile, w, t, codes = buffers(N)
-    for first in range(0, x.shape[0], LANES):
-        load(x, importance, first, tile, w)
-        symmetric_blocks(tile, w, TOP, 6, -0.9, 0.3, t)
-        symmetric_codes(x, first, TOP, t, codes)
-        for j in range(min(LANES, x.shape[0] - first)):
-            _pack(blocks, first + j, j, t, codes)
+    blocks["d"], _, codes = encode_symmetric(x, importance, 1, TOP, 1, 6, -0.9, 0.3)
+    _pack(codes, blocks)
 
 
 @kernel
-def _pack(blocks, b, j, t, codes):
-    blocks["d"][b] = float_to_half(t[D, j])
+def _pack(codes, blocks):
     qs = blocks["qs"]
-    for i in range(N // 2):
-        qs[b, i] = codes[j, i] | codes[j, i + N // 2] << np.uint8(4)
+    for b in range(codes.shape[0]):
+        for i in range(N // 2):
+            qs[b, i] = codes[b, 0, i] | codes[b, 0, i + N // 2] << np.uint8(4)

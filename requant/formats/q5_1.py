@@ -8,9 +8,8 @@ Source: block_q5_1 in ggml-common.h, dequantize_row_q5_1 in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.affine import affine_blocks, affine_codes
-from requant.formats.bits import float_to_half, half_to_float
-from requant.formats.search import DMIN, LANES, D, buffers, load
+from requant.formats.affine import encode_affine
+from requant.formats.bits import half_to_float
 from requant.jit import kernel
 
 N = 32
@@ -32,26 +31,20 @@ def decode(blocks, out):
             out[b, i + half] = scale * np.float32((qs[b, i] >> np.uint8(4)) | second) + low
 
 
-@kernel
 def encode(x, importance, blocks):
-    tile, w, t, codes = buffers(N)
-    for first in range(0, x.shape[0], LANES):
-        load(x, importance, first, tile, w)
-        affine_blocks(tile, w, TOP, -1.0, 0.3, t)
-        affine_codes(x, first, TOP, t, codes)
-        for j in range(min(LANES, x.shape[0] - first)):
-            _pack(blocks, first + j, j, t, codes)
+    blocks["d"], negative, _, _, codes = encode_affine(x, importance, 1, TOP, 1, -1.0, 0.3)
+    blocks["m"] = negative ^ np.uint16(0x8000)
+    _pack(codes, blocks)
 
 
 @kernel
-def _pack(blocks, b, j, t, codes):
-    blocks["d"][b] = float_to_half(t[D, j])
-    blocks["m"][b] = float_to_half(-t[DMIN, j])
+def _pack(codes, blocks):
     qh, qs = blocks["qh"], blocks["qs"]
-    for i in range(N // 2):
-        qs[b, i] = (codes[j, i] & np.uint8(15)) | (codes[j, i + N // 2] & np.uint8(15)) << np.uint8(4)
-    for k in range(4):
-        high = np.uint8(0)
-        for i in range(8):
-            high |= (codes[j, 8 * k + i] >> np.uint8(4)) << np.uint8(i)
-        qh[b, k] = high
+    for b in range(codes.shape[0]):
+        for i in range(N // 2):
+            qs[b, i] = (codes[b, 0, i] & np.uint8(15)) | (codes[b, 0, i + N // 2] & np.uint8(15)) << np.uint8(4)
+        for k in range(4):
+            high = np.uint8(0)
+            for i in range(8):
+                high |= (codes[b, 0, 8 * k + i] >> np.uint8(4)) << np.uint8(i)
+            qh[b, k] = high

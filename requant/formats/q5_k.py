@@ -8,10 +8,9 @@ Source: block_q5_K in ggml-common.h, dequantize_row_q5_K in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.affine import affine_codes, affine_super_blocks
-from requant.formats.bits import float_to_half, half_to_float
+from requant.formats.affine import encode_affine
+from requant.formats.bits import half_to_float
 from requant.formats.scales import pack_scales, unpack_scale
-from requant.formats.search import DMIN, LANES, LM, LS, D, buffers, load
 from requant.jit import kernel
 
 N = 256
@@ -37,29 +36,21 @@ def decode(blocks, out):
                 out[b, SUB * s + i] = dl * np.float32(q) - ml
 
 
-@kernel
 def encode(x, importance, blocks):
-    subs, weights = x.reshape(-1, SUB), importance.reshape(-1, SUB)
-    tile, w, t, codes = buffers(SUB)
-    for first in range(0, subs.shape[0], LANES):
-        load(subs, weights, first, tile, w)
-        affine_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, -2.0, 0.5, t)
-        affine_codes(subs, first, TOP, t, codes)
-        for j in range(0, min(LANES, subs.shape[0] - first), SUBS):
-            _pack(blocks, (first + j) // SUBS, j, t, codes)
+    blocks["d"], blocks["dmin"], scales, mins, codes = encode_affine(x, importance, SUBS, TOP, SCALE_TOP, -2.0, 0.5)
+    _pack(scales, mins, codes, blocks)
 
 
 @kernel
-def _pack(blocks, b, j, t, codes):
-    blocks["d"][b] = float_to_half(t[D, j])
-    blocks["dmin"][b] = float_to_half(t[DMIN, j])
-    pack_scales(t[LS], t[LM], j, blocks["scales"], b)
-    qs, qh = blocks["qs"], blocks["qh"]
-    for i in range(SUB):
-        high = np.uint8(0)
-        for s in range(SUBS):
-            high |= (codes[j + s, i] >> np.uint8(4)) << np.uint8(s)
-        qh[b, i] = high
-        for p in range(SUBS // 2):
-            low, upper = codes[j + 2 * p, i] & np.uint8(15), codes[j + 2 * p + 1, i] & np.uint8(15)
-            qs[b, SUB * p + i] = low | upper << np.uint8(4)
+def _pack(scales, mins, codes, blocks):
+    packed, qs, qh = blocks["scales"], blocks["qs"], blocks["qh"]
+    for b in range(codes.shape[0]):
+        pack_scales(scales, mins, b, packed)
+        for i in range(SUB):
+            high = np.uint8(0)
+            for s in range(SUBS):
+                high |= (codes[b, s, i] >> np.uint8(4)) << np.uint8(s)
+            qh[b, i] = high
+            for p in range(SUBS // 2):
+                low, upper = codes[b, 2 * p, i] & np.uint8(15), codes[b, 2 * p + 1, i] & np.uint8(15)
+                qs[b, SUB * p + i] = low | upper << np.uint8(4)

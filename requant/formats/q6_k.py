@@ -9,9 +9,8 @@ Source: block_q6_K in ggml-common.h, dequantize_row_q6_K in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.bits import float_to_half, half_to_float
-from requant.formats.search import LANES, LS, D, buffers, load
-from requant.formats.symmetric import symmetric_codes, symmetric_super_blocks
+from requant.formats.bits import half_to_float
+from requant.formats.symmetric import encode_symmetric
 from requant.jit import kernel
 
 N = 256
@@ -37,29 +36,20 @@ def decode(blocks, out):
                 out[b, SUB * s + i] = dl * np.float32(np.int32(q) - np.int32(32))
 
 
-@kernel
 def encode(x, importance, blocks):
-    subs, weights = x.reshape(-1, SUB), importance.reshape(-1, SUB)
-    tile, w, t, codes = buffers(SUB)
-    for first in range(0, subs.shape[0], LANES):
-        load(subs, weights, first, tile, w)
-        symmetric_super_blocks(tile, w, TOP, SCALE_TOP, SUBS, 8, -3.0, 1.0, 1, t)
-        symmetric_codes(subs, first, TOP, t, codes)
-        for j in range(0, min(LANES, subs.shape[0] - first), SUBS):
-            _pack(blocks, (first + j) // SUBS, j, t, codes)
+    blocks["d"], blocks["scales"], codes = encode_symmetric(x, importance, SUBS, TOP, SCALE_TOP, 8, -3.0, 1.0)
+    _pack(codes, blocks)
 
 
 @kernel
-def _pack(blocks, b, j, t, codes):
-    blocks["d"][b] = float_to_half(t[D, j])
-    scales, ql, qh = blocks["scales"], blocks["ql"], blocks["qh"]
-    for s in range(SUBS):
-        scales[b, s] = np.int8(t[LS, j + s])
-    for half in range(2):
-        for i in range(32):
-            lane, row = j + 8 * half + (i >> 4), i & 15
-            a, c, e, g = codes[lane, row], codes[lane + 2, row], codes[lane + 4, row], codes[lane + 6, row]
-            ql[b, 64 * half + i] = (a & np.uint8(15)) | (e & np.uint8(15)) << np.uint8(4)
-            ql[b, 64 * half + 32 + i] = (c & np.uint8(15)) | (g & np.uint8(15)) << np.uint8(4)
-            high = a >> np.uint8(4) | (c >> np.uint8(4)) << np.uint8(2)
-            qh[b, 32 * half + i] = high | (e >> np.uint8(4)) << np.uint8(4) | (g >> np.uint8(4)) << np.uint8(6)
+def _pack(codes, blocks):
+    ql, qh = blocks["ql"], blocks["qh"]
+    for b in range(codes.shape[0]):
+        for half in range(2):
+            for i in range(32):
+                s, row = 8 * half + (i >> 4), i & 15
+                a, c, e, g = codes[b, s, row], codes[b, s + 2, row], codes[b, s + 4, row], codes[b, s + 6, row]
+                ql[b, 64 * half + i] = (a & np.uint8(15)) | (e & np.uint8(15)) << np.uint8(4)
+                ql[b, 64 * half + 32 + i] = (c & np.uint8(15)) | (g & np.uint8(15)) << np.uint8(4)
+                high = a >> np.uint8(4) | (c >> np.uint8(4)) << np.uint8(2)
+                qh[b, 32 * half + i] = high | (e >> np.uint8(4)) << np.uint8(4) | (g >> np.uint8(4)) << np.uint8(6)

@@ -7,9 +7,8 @@ Source: block_q8_0 in ggml-common.h, quantize_row_q8_0_ref in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.bits import float_to_half, half_to_float
-from requant.formats.search import LANES, D, buffers, load
-from requant.formats.symmetric import symmetric_blocks, symmetric_codes
+from requant.formats.bits import half_to_float
+from requant.formats.symmetric import encode_symmetric
 from requant.jit import kernel
 
 N = 32
@@ -27,20 +26,6 @@ def decode(blocks, out):
             out[b, i] = scale * np.float32(qs[b, i])
 
 
-@kernel
 def encode(x, importance, blocks):
-    tile, w, t, codes = buffers(N)
-    for first in range(0, x.shape[0], LANES):
-        load(x, importance, first, tile, w)
-        symmetric_blocks(tile, w, TOP, 2, -0.5, 0.5, t)
-        symmetric_codes(x, first, TOP, t, codes)
-        for j in range(min(LANES, x.shape[0] - first)):
-            _pack(blocks, first + j, j, t, codes)
-
-
-@kernel
-def _pack(blocks, b, j, t, codes):
-    blocks["d"][b] = float_to_half(t[D, j])
-    qs = blocks["qs"]
-    for i in range(N):
-        qs[b, i] = np.int8(np.int32(codes[j, i]) - np.int32(TOP))
+    blocks["d"], _, codes = encode_symmetric(x, importance, 1, TOP, 1, 2, -0.5, 0.5)
+    blocks["qs"] = (codes[:, 0] ^ np.uint8(TOP)).view(np.int8)

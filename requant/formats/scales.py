@@ -22,10 +22,10 @@ def unpack_scale(scales, b, s):
 
 
 @kernel
-def pack_scales(ls, lm, j, scales, b):
-    """ls, lm: (LANES,) float32 integers 0..63, those of block `b` from lane `j` on -> scales[b]."""
+def pack_scales(scales, mins, b, packed):
+    """scales, mins: (n, 8) uint8, 0..63, those of block `b` -> packed[b], (n, 12) uint8."""
     for s in range(4):
-        high_scale, high_min = np.uint8(ls[j + s + 4]), np.uint8(lm[j + s + 4])
-        scales[b, s] = np.uint8(ls[j + s]) | (high_scale >> np.uint8(4)) << np.uint8(6)
-        scales[b, s + 4] = np.uint8(lm[j + s]) | (high_min >> np.uint8(4)) << np.uint8(6)
-        scales[b, s + 8] = (high_scale & np.uint8(15)) | (high_min & np.uint8(15)) << np.uint8(4)
+        high_scale, high_min = scales[b, s + 4], mins[b, s + 4]
+        packed[b, s] = scales[b, s] | (high_scale >> np.uint8(4)) << np.uint8(6)
+        packed[b, s + 4] = mins[b, s] | (high_min >> np.uint8(4)) << np.uint8(6)
+        packed[b, s + 8] = (high_scale & np.uint8(15)) | (high_min & np.uint8(15)) << np.uint8(4)

@@ -8,8 +8,7 @@ those codes best, and keeps them where the error fell. Candidates over the range
 fit so far (alternating least squares), then the integer scales of a super-block are re-chosen by their true error and
 its half-precision factors refitted. An error is compared through its complement, the part of sum(w x^2) explained.
 
-x, w: (n, LANES) float32, sub-block j in column j; t: (ROWS, LANES) float32, its rows named below;
-codes: (LANES, n) uint8, row-major again for packing.
+x, w: (n, LANES) float32, sub-block j in column j; t: (ROWS, LANES) float32, its rows named below.
 """
 
 import numpy as np
@@ -32,9 +31,8 @@ HUGE = np.float32(3.0e38)
 
 @kernel
 def buffers(n):
-    """Empty x, w, t and codes for sub-blocks of `n` weights."""
-    x, w = np.empty((n, LANES), np.float32), np.empty((n, LANES), np.float32)
-    return x, w, np.zeros((ROWS, LANES), np.float32), np.empty((LANES, n), np.uint8)
+    """Empty x, w and t for sub-blocks of `n` weights."""
+    return np.empty((n, LANES), np.float32), np.empty((n, LANES), np.float32), np.zeros((ROWS, LANES), np.float32)
 
 
 @kernel
@@ -55,12 +53,6 @@ def _load_tile(rows, first, tile):
             tile[i, j] = rows[r, i]
 
 
-@kernel
 def is_flat(importance):
     """Whether every weight counts the same."""
-    first = importance[0, 0]
-    for r in range(importance.shape[0]):
-        for i in range(importance.shape[1]):
-            if importance[r, i] != first:
-                return False
-    return True
+    return bool((importance == importance[0, 0]).all())

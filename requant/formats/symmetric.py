@@ -20,6 +20,8 @@ from requant.formats.search import (
     XL,
     ZERO,
     D,
+    buffers,
+    load,
 )
 from requant.jit import kernel
 
@@ -143,13 +145,8 @@ def _refit_symmetric(x, w, top, n_subs, t):
 
 
 @kernel
-def symmetric_super_blocks(x, w, top, scale_top, n_subs, n_candidates, first, step, reach, t):
-    """LS in -scale_top .. scale_top - 1 per lane and the half D per super-block of `n_subs` lanes.
-
-    x = D * LS * (code - top) with codes 0..2 top - 1; the candidates as in _search_symmetric;
-    `reach`: rounds of alternating least squares, and how far an integer scale may move when it is re-chosen.
-    """
-    _search_symmetric(x, w, top, n_candidates, first, step, reach, t)
+def _fit_super_blocks(x, w, top, scale_top, n_subs, reach, t):
+    """From SCALE per lane to LS in -scale_top .. scale_top - 1 and the half D per super-block of `n_subs` lanes."""
     low, high = -np.float32(scale_top), np.float32(scale_top - 1)
     for g in range(0, LANES, n_subs):
         largest = ZERO
@@ -165,21 +162,47 @@ def symmetric_super_blocks(x, w, top, scale_top, n_subs, n_candidates, first, st
 
 
 @kernel
-def symmetric_codes(subs, first, top, t, codes):
-    """Codes of sub-blocks subs[first:first + LANES], row-major: the nearest for scale D * LS, plus `top`."""
+def _write(subs, start, top, t, codes):
+    """Codes of sub-blocks subs[start:start + LANES]: the nearest for scale D * LS, plus `top`."""
     low, high = -np.float32(top), np.float32(top - 1)
-    for j in range(min(LANES, subs.shape[0] - first)):
+    for j in range(min(LANES, subs.shape[0] - start)):
         scale = t[D, j] * t[LS, j]
         inverse = ONE / scale if scale != ZERO else ZERO
         for i in range(subs.shape[1]):
-            q = min(max(np.rint(subs[first + j, i] * inverse), low), high)
-            codes[j, i] = np.uint8(np.int32(q - low))
+            q = min(max(np.rint(subs[start + j, i] * inverse), low), high)
+            codes[start + j, i] = np.uint8(np.int32(q - low))
 
 
 @kernel
-def symmetric_blocks(x, w, top, n_candidates, first, step, t):
-    """The half D per lane: x = D * (code - top), codes 0..2 top - 1."""
-    _search_symmetric(x, w, top, n_candidates, first, step, 1, t)
-    for j in range(LANES):
-        t[D, j] = half_to_float(float_to_half(t[SCALE, j]))
-        t[LS, j] = ONE
+def _encode(subs, importance, top, scale_top, n_subs, n_candidates, first, step, reach, d, scales, codes):
+    """One kernel for all formats, because it is by far the slowest to compile; arrays as in encode_symmetric."""
+    x, w, t = buffers(subs.shape[1])
+    for start in range(0, subs.shape[0], LANES):
+        load(subs, importance, start, x, w)
+        _search_symmetric(x, w, top, n_candidates, first, step, reach, t)
+        if n_subs == 1:
+            for j in range(LANES):
+                t[D, j] = half_to_float(float_to_half(t[SCALE, j]))
+                t[LS, j] = ONE
+        else:
+            _fit_super_blocks(x, w, top, scale_top, n_subs, reach, t)
+        _write(subs, start, top, t, codes)
+        for j in range(min(LANES, subs.shape[0] - start)):
+            scales[start + j] = np.int8(t[LS, j])
+        for j in range(0, min(LANES, subs.shape[0] - start), n_subs):
+            d[(start + j) // n_subs] = float_to_half(t[D, j])
+
+
+def encode_symmetric(x, importance, n_subs, top, scale_top, n_candidates, first, step, reach=1):
+    """Codes 0 .. 2 top - 1 of `x` (n, N) with sub-blocks of N / n_subs weights: x = d * scale * (code - top).
+
+    Returns d: (n,) binary16 bits; scales: (n, n_subs) int8 in -scale_top .. scale_top - 1; codes: (n, n_subs, sub)
+    uint8. With n_subs 1 there are no integer scales (all 1). The candidates are those of _search_symmetric; `reach`
+    is the rounds of alternating least squares, and how far an integer scale may move when it is re-chosen.
+    """
+    n, sub = len(x), x.shape[1] // n_subs
+    d, scales = np.empty(n, np.uint16), np.empty(n * n_subs, np.int8)
+    codes = np.empty((n * n_subs, sub), np.uint8)
+    subs, weights = x.reshape(-1, sub), importance.reshape(-1, sub)
+    _encode(subs, weights, top, scale_top, n_subs, n_candidates, first, step, reach, d, scales, codes)
+    return d, scales.reshape(n, n_subs), codes.reshape(n, n_subs, sub)

@@ -14,7 +14,9 @@ def table() -> str:
     for f in FORMATS.values():
         read = "yes" if f.can_decode else "copied"
         written = "yes" if f.can_encode else "-"
-        lines.append(f"| {f.name} | {f.type_id} | {f.block_weights} | {f.block_bytes} | {f.bpw:g} | {read} | {written} |")
+        lines.append(
+            f"| {f.name} | {f.type_id} | {f.block_weights} | {f.block_bytes} | {f.bpw:g} | {read} | {written} |"
+        )
     return "\n".join(lines)
 
 

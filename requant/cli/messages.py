@@ -141,12 +141,26 @@ def interruptible(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     return future.result()
 
 
-def announce_kernels(formats: Iterable[BlockFormat | None], *, encode: bool = True) -> None:
-    """Say that the kernels of `formats` must be compiled first, if they must; without `encode` those that read."""
-    from requant.codec import needs_compiling
+def prepare_kernels(formats: Iterable[BlockFormat | None], *, encode: bool = True) -> None:
+    """Load the kernels of `formats`, saying so where they must be compiled; without `encode` those that read."""
+    from numba.core.event import Event, Listener, install_listener
 
-    if needs_compiling([fmt for fmt in formats if fmt is not None and fmt.can_decode], encode=encode):
-        _say("compiling the block kernels, once; this takes up to half a minute")
+    from requant.codec import warm_up
+
+    said = False
+
+    class Announcer(Listener):  # Numba asks for the class; its cache hits are no compile events
+        def on_start(self, event: Event) -> None:
+            nonlocal said
+            if not said:
+                said = True
+                _say("compiling the block kernels, once; this takes up to half a minute")
+
+        def on_end(self, event: Event) -> None:
+            pass
+
+    with install_listener("numba:compile", Announcer()):
+        interruptible(warm_up, [fmt for fmt in formats if fmt is not None and fmt.can_decode], encode=encode)
 
 
 def _say(text: str) -> None:

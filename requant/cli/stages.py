@@ -33,7 +33,7 @@ def score(
     from requant import sensitivity
 
     types = types or sensitivity.DEFAULT_TYPES
-    messages.announce_kernels({t.format for t in source.tensors} | {by_name(name) for name in types})
+    messages.prepare_kernels({t.format for t in source.tensors} | {by_name(name) for name in types})
     with messages.progress("scoring", sum(t.n_bytes for t in source.tensors)) as advance:
         return messages.interruptible(
             sensitivity.score,
@@ -103,12 +103,10 @@ class Job:
 
     def convert(self, plan: Plan, out: Path, force: bool) -> Conversion:
         """The output and its record."""
-        from requant.codec import warm_up
         from requant.conversion import OUTPUT_SCHEMA, record_path
         from requant.convert import convert, formats_used
 
-        messages.announce_kernels(formats_used(plan))
-        messages.interruptible(warm_up, formats_used(plan))
+        messages.prepare_kernels(formats_used(plan))
         with messages.progress("converting", sum(t.n_bytes for t in self.source.tensors)) as advance:
             made = convert(
                 self.source,
@@ -167,7 +165,7 @@ def verify(out: Path, source: Source | None, wanted: Path | None, threads: int |
 
     plan = read_plan(wanted) if wanted is not None and has_schema(wanted, PLAN_SCHEMA) else None
     with open_source(out) as target:
-        messages.announce_kernels(formats_read(target, source), encode=False)
+        messages.prepare_kernels(formats_read(target, source), encode=False)
         total = sum(t.n_bytes for t in target.tensors)
         differences = () if plan is None else tuple(off_plan(target, plan))
     with messages.progress("verifying", total) as advance:

@@ -6,11 +6,19 @@ from pathlib import Path
 import pytest
 from commands import IMATRIX, TINY
 
+from requant.codec import warm_up
 from requant.container.source import open_source
+from requant.formats import FORMATS
 from requant.imatrix import read_imatrix
 from requant.sensitivity import score
 
 sys.path.append(str(Path(__file__).parents[1] / "container"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernels():
+    """Compiled before anything is timed or its stderr counted."""
+    warm_up(fmt for fmt in FORMATS.values() if fmt.can_encode)
 
 
 @pytest.fixture(scope="session")

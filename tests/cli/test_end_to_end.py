@@ -1,9 +1,11 @@
 import json
+import os
 import shlex
 
 import ggml
 import pytest
-from commands import IMATRIX, TINY, assert_failed, names, run
+from commands import IMATRIX, TINY, assert_failed, names, run, spawn
+from conversions import single, small_model
 
 from requant.container.source import open_source
 from requant.conversion import read_conversion
@@ -158,3 +160,12 @@ def test_a_plan_edited_by_hand_is_carried_out(capsys, tmp_path, losses):
     plan.write_text(json.dumps(edited))
     assert run(capsys, "convert", TINY, tmp_path / "out.gguf", "--plan", plan).code == 0
     assert ggml.file_tensors(tmp_path / "out.gguf")["blk.4.attn_v.weight"][0] == 10
+
+
+def test_compiling_is_announced_once_and_what_is_cached_is_not(tmp_path):
+    path = small_model(single("blk.0.attn_q.weight", (256, 8))).write(tmp_path / "model.gguf")
+    cache = os.environ | {"REQUANT_CACHE_DIR": str(tmp_path / "kernels")}
+    first, second = (spawn("verify", path, env=cache) for _ in range(2))
+    assert (first.code, second.code) == (0, 0) and first.out == second.out
+    assert first.err == "requant: compiling the block kernels, once; this takes up to half a minute\n"
+    assert second.err == ""

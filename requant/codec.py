@@ -62,7 +62,7 @@ def scaled_importance(importance: Floats) -> Floats:
     mean = float(importance.mean(dtype=np.float64))
     if mean <= 0:
         return np.ones_like(importance)
-    scaled: Floats = np.maximum((importance / mean).astype(np.float32), IMPORTANCE_FLOOR)
+    scaled: Floats = np.maximum((importance.astype(np.float64) / mean).astype(np.float32), IMPORTANCE_FLOOR)
     return scaled
 
 

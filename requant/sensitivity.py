@@ -269,7 +269,7 @@ def _estimate(sample: _Sample, y: Floats) -> tuple[float, float]:
     n = len(per_row)
     if n < 2 or n == sample.n_rows:
         return float(per_row.sum()) * sample.n_rows / n, 0.0
-    spread = float(per_row.std(ddof=1)) / np.sqrt(n) * np.sqrt(1 - n / sample.n_rows)
+    spread = float(per_row.std(ddof=1) / np.sqrt(n) * np.sqrt(1 - n / sample.n_rows))
     return float(per_row.mean()) * sample.n_rows, spread * sample.n_rows
 
 

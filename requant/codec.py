@@ -88,8 +88,9 @@ def relative_error(errors: NDArray[np.float64]) -> float:
 
     NaN or infinite where the reconstruction is.
     """
-    energy, error = float(errors[:, 2].sum()), float(errors[:, 3].sum())
-    return float(np.sqrt(error / energy)) if energy > 0 else float(np.sqrt(error))
+    energy, error = errors[:, 2].sum(), errors[:, 3].sum()
+    with np.errstate(invalid="ignore"):  # weights near the end of float32
+        return float(np.sqrt(error / energy if energy > 0 else error))
 
 
 def lost_row(errors: NDArray[np.float64]) -> int | None:
@@ -102,7 +103,9 @@ def gate(errors: NDArray[np.float64], fmt: BlockFormat) -> str | None:
     """What is wrong with a reconstruction, or None: a row that was lost, or an error beyond the format's ceiling."""
     row = lost_row(errors)
     if row is not None:
-        return f"row {row} is lost: relative error {np.sqrt(errors[row, 1] / errors[row, 0]):.3g}, limit {LOST}"
+        return (
+            f"row {row} is lost: relative error {relative_error(errors[row : row + 1, [0, 1, 0, 1]]):.3g}, limit {LOST}"
+        )
     error, limit = relative_error(errors), min(GATE * fmt.gaussian_rmse, LOST)
     return None if error <= limit else f"relative error {error:.3g}, limit {limit:.3g} for {fmt.name}"
 
@@ -116,17 +119,6 @@ def warm_up(formats: Iterable[BlockFormat], *, encode: bool = True) -> None:
         y = dequantize(data, fmt)
         first_nonfinite(y)
         row_errors(x, x)
-
-
-def needs_compiling(formats: Iterable[BlockFormat], *, encode: bool = True) -> bool:
-    """Whether `warm_up` will have to compile, which takes seconds: the cache folder lacks one of the kernels."""
-    folder = importlib.import_module("requant.jit").CACHE_FOLDER
-    kept = set() if folder is None else {path.name.split("-")[0] for path in folder.glob("*/*.nbi")}
-    wanted = {"rows.first_nonfinite", "rows.sum_errors"}
-    for fmt in formats:
-        n_kernels = 2 if encode and fmt.can_encode else 1
-        wanted |= {f"{fmt.name.lower()}.{kernel}" for kernel in ("decode", "encode")[:n_kernels]}
-    return not wanted <= kept
 
 
 def _rows() -> Any:

@@ -92,7 +92,7 @@ def output_layout(source: Source, plan: Plan, imatrix: Imatrix | None = None) ->
 
 
 def formats_used(plan: Plan) -> list[BlockFormat]:
-    """The formats whose kernels a conversion calls, once each (for codec.needs_compiling)."""
+    """The formats whose kernels a conversion calls, once each."""
     used = {format_of(name) for choice in plan.choices for name in (choice.source_type, choice.type)}
     return sorted((fmt for fmt in used if fmt.can_decode), key=lambda fmt: fmt.type_id)
 

@@ -106,7 +106,7 @@ def verify(
 
 
 def formats_read(target: Source, source: Source | None = None) -> list[BlockFormat]:
-    """The formats whose decoders a verification calls, once each (for codec.needs_compiling)."""
+    """The formats whose decoders a verification calls, once each."""
     tensors = target.tensors + (() if source is None else source.tensors)
     return sorted({t.format for t in tensors if t.format.can_decode}, key=lambda fmt: fmt.type_id)
 

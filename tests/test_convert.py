@@ -24,7 +24,7 @@ from requant.chunks import COPY_BYTES, Job, chunks_of
 from requant.container.infos import TensorInfo
 from requant.container.source import SourceTensor, open_source
 from requant.conversion import Conversion
-from requant.convert import convert, formats_used, output_layout
+from requant.convert import convert, output_layout
 from requant.errors import BadInput, InputOutputError, NumericFault, OutputRefused, SourceChanged
 from requant.formats import FORMATS, by_name
 from requant.imatrix import importance_for, read_imatrix
@@ -406,10 +406,3 @@ def test_names_from_outside_are_escaped_and_cut(tmp_path, imatrix):
 def test_every_type_of_weights_has_a_label_for_the_file():
     assert {f.name for f in FORMATS.values() if f.can_decode} == set(_FTYPES)
     assert len(set(_FTYPES.values())) == len(_FTYPES)
-
-
-def test_warming_up_leaves_nothing_to_compile(made):
-    formats = formats_used(made.plan)
-    assert {f.name for f in formats} == {"F16", "F32", *TYPES}
-    codec.warm_up(formats)
-    assert not codec.needs_compiling(formats)

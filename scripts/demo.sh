@@ -2,31 +2,24 @@
 # Converts the tiny model in fixtures/ to a budget that forces a mix of types, or your own file:
 #     sh scripts/demo.sh [MODEL OUT BUDGET...]        sh scripts/demo.sh model-BF16.gguf out.gguf --vram 12GiB
 set -eu
-here=$(pwd)
 . "$(dirname "$0")/environment.sh"
-
-absolute() {
-    case "$1" in /*) echo "$1" ;; *) echo "$here/$1" ;; esac
-}
 
 run() {
     echo "\$ requant $*" >&2
-    .venv/bin/requant "$@"
+    "$bin/requant" "$@"
 }
 
 if [ $# -eq 0 ]; then
     environment ""
+    cd "$root"
     mkdir -p demo
     run convert fixtures/tiny-llama-f16.gguf demo/tiny-llama-11MiB.gguf --force \
         --imatrix fixtures/imatrix.gguf --vram 11MiB --ctx 512
     run verify demo/tiny-llama-11MiB.gguf --source fixtures/tiny-llama-f16.gguf
 elif [ $# -ge 3 ]; then
-    model=$(absolute "$1")
-    out=$(absolute "$2")
-    shift 2
     environment ""
-    run convert "$model" "$out" "$@"
-    run verify "$out" --source "$model"
+    run convert "$@"
+    run verify "$2" --source "$1"
 else
     echo "usage: sh scripts/demo.sh [MODEL OUT BUDGET...]; for example: sh scripts/demo.sh model.gguf out.gguf --vram 12GiB" >&2
     exit 2

@@ -1,22 +1,25 @@
-# Sourced by the other scripts: `environment EXTRAS` makes .venv in the project's root and installs requant into it.
+# Sourced by the other scripts: sets `root`, the project's folder, and `bin`, that of the programs in its .venv;
+# `environment EXTRAS` makes .venv and installs requant into it.
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+bin=$root/.venv/bin
 
 environment() {
-    cd "$(dirname "$0")/.." || exit 6
-    if [ ! -x .venv/bin/python ]; then
-        echo "requant: making .venv" >&2
+    if [ ! -x "$bin/python" ]; then
+        echo "requant: making $root/.venv" >&2
         python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
             echo "requant: Python 3.10 or newer is needed, python3 is $(python3 --version 2>&1)" >&2
             exit 2
         }
-        python3 -m venv .venv || {
+        python3 -m venv "$root/.venv" || {
             echo "requant: python3 cannot make virtual environments; on Debian install python3-venv" >&2
             exit 2
         }
     fi
-    state="$1 $(cksum pyproject.toml)"
-    if [ "$(cat .venv/requant-installed 2>/dev/null)" != "$state" ]; then
+    state="$1 $(cksum <"$root/pyproject.toml")"
+    if [ "$(cat "$root/.venv/requant-installed" 2>/dev/null)" != "$state" ]; then
         echo "requant: installing" >&2
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$1" || exit 6
-        echo "$state" >.venv/requant-installed
+        "$bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root$1" || exit 6
+        echo "$state" >"$root/.venv/requant-installed"
     fi
 }

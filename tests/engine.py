@@ -1,0 +1,65 @@
+"""The real llama.cpp (package xllamacpp) in a process of its own: what it makes of prompts with a model.
+
+    python engine.py MODEL.gguf N_TOKENS N_LIKELY PROMPT...
+
+prints JSON: for each prompt the text of N_TOKENS greedy tokens, and the N_LIKELY most likely first tokens with the
+logarithms of their probabilities.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+TIMEOUT = 120  # seconds
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    likely: dict[int, float]  # token -> log of its probability as the first one
+
+    @property
+    def top(self) -> int:
+        return max(self.likely, key=self.likely.__getitem__)
+
+
+def answers(model: Path, *prompts: str, n_tokens: int = 8, n_likely: int = 1) -> list[Answer]:
+    """One Answer a prompt; AssertionError with llama.cpp's last words where it cannot load the model."""
+    words = [sys.executable, __file__, str(model), str(n_tokens), str(n_likely), *prompts]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert run.returncode == 0, f"llama.cpp fails on {model.name} ({run.returncode}):\n{run.stderr[-2000:]}"
+    found = json.loads(run.stdout.splitlines()[-1])
+    return [Answer(text, {int(token): value for token, value in likely}) for text, likely in found]
+
+
+def divergence(before: Answer, after: Answer) -> float:
+    """KL divergence of the first token over those that both list, in nats."""
+    tokens = sorted(before.likely.keys() & after.likely.keys())
+    p, q = (np.array([answer.likely[token] for token in tokens]) for answer in (before, after))
+    return float((np.exp(p) * (p - q)).sum())
+
+
+def main(model: str, n_tokens: str, n_likely: str, *prompts: str) -> None:
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = model
+    parameters.n_ctx, parameters.n_parallel, parameters.warmup = 256, 1, False
+    # one thread: several spin while they wait for each other, for minutes on a busy machine
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
+    server = xllamacpp.Server(parameters)
+    found = []
+    for prompt in prompts:
+        asked = {"prompt": prompt, "max_tokens": int(n_tokens), "temperature": 0, "logprobs": int(n_likely)}
+        choice = server.handle_completions(asked)["choices"][0]
+        first = choice["logprobs"]["content"][0]["top_logprobs"]
+        found.append((choice["text"], [(token["id"], token["logprob"]) for token in first]))
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -13,6 +13,7 @@ from requant.convert import convert
 from requant.errors import BadInput
 from requant.formats import FORMATS
 from requant.imatrix import read_imatrix
+from requant.pipeline import Wishes, make_plan
 from requant.recipe import uniform_plan
 from requant.sensitivity import score
 from requant.solve import solve
@@ -120,28 +121,41 @@ def test_smollm2_in_eight_bits_begins_word_for_word(tmp_path):
     assert [answer.text for answer in after] == [answer.text for answer in before]
 
 
-def assert_gemma_speaks(folder, plan_of, ceiling):
-    prompts = (FRANCE, "The sun rises in the")
+def gemma_speaks(folder, plan_of):
+    """Mean KL divergence of Gemma 3 as planned from Gemma 3 as it is; and llama.cpp loads it."""
+    prompts = (
+        FRANCE,
+        "The sun rises in the",
+        "Water boils at",
+        "My name is",
+        "She opened the door and",
+        "One two three",
+    )
     with open_source(gemma3()) as source:
-        made = convert(source, plan_of(source), folder / "out.gguf")
+        made = convert(source, plan_of(source), folder / "out.gguf", force=True)
     assert made.size < gemma3().stat().st_size
     assert_ggml_sees(made.output, made.plan)
-    before, after = (engine.answers(path, *prompts, n_likely=1000) for path in (gemma3(), made.output))
+    before, after = (engine.answers(path, *prompts, n_tokens=3, n_likely=1000) for path in (gemma3(), made.output))
     assert all(answer.text.strip() for answer in after)
-    assert np.mean([engine.divergence(a, b) for a, b in zip(before, after, strict=True)]) < ceiling
+    return np.mean([engine.divergence(a, b) for a, b in zip(before, after, strict=True)])
+
+
+def gemma_in_four_bits(source):
+    return uniform_plan(source, "Q4_K", allow_requantize=True)
 
 
 def test_gemma3_in_fewer_bits_loads_and_speaks(tmp_path):
-    assert_gemma_speaks(tmp_path, lambda source: uniform_plan(source, "Q4_K", allow_requantize=True), 0.5)
+    assert gemma_speaks(tmp_path, gemma_in_four_bits) < 0.2
 
 
 @pytest.mark.slow
-def test_gemma3_within_a_budget_loads_and_speaks(tmp_path):
+@pytest.mark.xfail(strict=True, reason="losses without data set the tied embedding against the layers wrongly")
+def test_a_plan_for_gemma3_is_no_worse_than_one_type_of_its_size(tmp_path):
     def planned(source):
         losses = score(source, allow_requantize=True)
-        return solve(losses, Request((bpw_limit(5.5, losses),)))
+        return make_plan(source, losses, Wishes(bpw=gemma_in_four_bits(source).bpw))
 
-    assert_gemma_speaks(tmp_path, planned, 0.5)
+    assert gemma_speaks(tmp_path, planned) <= 1.1 * gemma_speaks(tmp_path, gemma_in_four_bits)
 
 
 @pytest.mark.slow

@@ -6,14 +6,27 @@ edit of a helper in another file, so the folder's name carries a hash of all ker
 
 import hashlib
 import os
+import pickle
 import stat
 import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
 import numba
+from numba.core.caching import FunctionCache
 
 _config: Any = numba.config
+# what unpickling a damaged file may raise
+_DAMAGED = (
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    ImportError,
+    TypeError,
+    ValueError,
+    MemoryError,
+)
 
 
 class Kernel(Protocol):
@@ -49,8 +62,10 @@ def _cache_folder() -> Path | None:
     for parent in (base, Path(tempfile.gettempdir()) / f"requant-{user}"):
         folder = parent / f"kernels-{_source_state()}"
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if _is_private(folder) and os.access(folder, os.W_OK | os.X_OK):
+            parent.parent.mkdir(parents=True, exist_ok=True)
+            for path in (parent, folder):  # who may rename the one can put their own in place of the other
+                path.mkdir(mode=0o700, exist_ok=True)
+            if _is_private(parent) and _is_private(folder) and os.access(folder, os.W_OK | os.X_OK):
                 return folder
         except OSError:
             continue
@@ -62,6 +77,21 @@ if CACHE_FOLDER is not None:
     _config.CACHE_DIR = str(CACHE_FOLDER)
 
 
+class _MendingCache(FunctionCache):
+    """Numba's cache, but a file that cannot be read is thrown away and the kernel compiled anew."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The compiled kernel for a signature, or None."""
+        try:
+            return super().load_overload(sig, target_context)
+        except _DAMAGED:
+            self.flush()
+            return None
+
+
 def kernel(function: Any) -> Any:
     """`function` compiled on first call: no GIL, IEEE arithmetic in source order, kept in the cache folder."""
-    return numba.njit(nogil=True, error_model="numpy", cache=CACHE_FOLDER is not None)(function)
+    compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    if CACHE_FOLDER is not None and not _config.DISABLE_JIT:
+        compiled._cache = _MendingCache(function)
+    return compiled

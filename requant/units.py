@@ -1,7 +1,7 @@
 """Sizes: bytes inside, KiB/MiB/GiB (or KB/MB/GB as powers of ten) at the edges."""
 
-import math
 import re
+from fractions import Fraction
 
 from requant.errors import UsageError
 
@@ -9,7 +9,7 @@ _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
     _UNITS[f"{_letter}IB"] = 1024**_power
     _UNITS[f"{_letter}B"] = 1000**_power
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+_SIZE = re.compile(r"\s*(\d{1,999}(?:\.\d{1,99})?)\s*([A-Za-z]*)\s*")
 
 
 def parse_size(text: str) -> int:
@@ -20,7 +20,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None or match[2].upper() not in _UNITS:
         raise UsageError(f"'{text}' is not a size; write a number with KiB, MiB, GiB or KB, MB, GB (12GiB)")
-    n_bytes = math.floor(float(match[1]) * _UNITS[match[2].upper()])
+    n_bytes = int(Fraction(match[1]) * _UNITS[match[2].upper()])
     if not 0 < n_bytes < 2**62:
         raise UsageError(f"size '{text}' is out of range; it must be above 0 and below 4 EiB")
     return n_bytes

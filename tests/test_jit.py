@@ -137,7 +137,6 @@ def test_a_folder_that_is_not_safely_ours_is_left_alone(filled, tmp_path, kind):
     assert files(temporary)
 
 
-@pytest.mark.xfail(strict=True, reason="only the innermost folder is looked at")
 def test_a_folder_of_ours_in_one_that_others_may_change_is_not_trusted(tmp_path):
     """Whoever may rename our folder can put their own in its place after it was looked at."""
     user = os.getuid() if hasattr(os, "getuid") else "user"
@@ -168,7 +167,6 @@ DAMAGE = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="Numba lets what its pickles raise through")
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_cache_does_no_harm(filled, tmp_path, damage, suffix):

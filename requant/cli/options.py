@@ -35,8 +35,6 @@ class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic 
             return parse_size(value)
         except UsageError as error:
             raise UsageError(f"{param.opts[0] if param else 'size'}: {error}") from error
-        except OverflowError as error:
-            raise UsageError(f"{param.opts[0] if param else 'size'}: {value[:20]}... is out of range") from error
 
 
 def _type(_: click.Context, param: click.Parameter, value: str | None) -> str | None:

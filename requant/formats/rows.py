@@ -4,7 +4,7 @@ import numpy as np
 
 from requant.jit import kernel
 
-_LANES = 16  # partial sums side by side; their order is fixed, so the result does not depend on the CPU
+_LANES = 64  # partial sums side by side; their order is fixed, so the result does not depend on the CPU
 ENERGY, ERROR, WEIGHTED_ENERGY, WEIGHTED_ERROR = 0, 1, 2, 3
 
 
@@ -30,18 +30,26 @@ def sum_errors(x, y, importance, out):
     """
     n = x.shape[1]
     sums = np.empty((4, _LANES), np.float64)
+    energy, error, weighted_energy, weighted_error = (
+        sums[ENERGY],
+        sums[ERROR],
+        sums[WEIGHTED_ENERGY],
+        sums[WEIGHTED_ERROR],
+    )
     for r in range(x.shape[0]):
         sums[:] = 0.0
         for first in range(0, n, _LANES):
-            for k in range(min(_LANES, n - first)):
-                v, w = x[r, first + k], importance[first + k]
-                energy, miss = v * v, (v - y[r, first + k]) * (v - y[r, first + k])
-                sums[ENERGY, k] += energy
-                sums[ERROR, k] += miss
-                sums[WEIGHTED_ENERGY, k] += w * energy
-                sums[WEIGHTED_ERROR, k] += w * miss
+            last = min(first + _LANES, n)
+            xs, ys, ws = x[r, first:last], y[r, first:last], importance[first:last]
+            for k in range(last - first):  # two loops over few arrays: LLVM gives up on one over all of them
+                v = np.float64(xs[k])
+                miss = v - np.float64(ys[k])
+                energy[k] += v * v
+                error[k] += miss * miss
+            for k in range(last - first):
+                v, w = np.float64(xs[k]), np.float64(ws[k])
+                miss = v - np.float64(ys[k])
+                weighted_energy[k] += w * (v * v)
+                weighted_error[k] += w * (miss * miss)
         for c in range(4):
-            total = 0.0
-            for k in range(_LANES):
-                total += sums[c, k]
-            out[r, c] = total
+            out[r, c] = sums[c].sum()

@@ -9,36 +9,50 @@ import re
 from dataclasses import replace
 
 from requant.budget import Request
+from requant.formats import by_name
 from requant.model.roles import is_below, is_tied
-from requant.model.stock import guard_type
-from requant.plan import Limit, Losses, TensorLosses
+from requant.model.stock import mixture_type, mixtures, stock_type
+from requant.plan import Losses, TensorLosses
 
 GRADIENT_FREE = ("cfix", "dfix")
 
 
 def guarded(losses: Losses, request: Request) -> Losses:
-    """`losses` without the output's (or a tied embedding's) candidates below the stock type of the budget's size.
+    """`losses` without the output's (or a tied embedding's) candidates below its type in the largest stock mixture.
 
-    What the user pinned is left alone, and so is a tensor that would be left with a copy of more bits than asked for.
+    That is the largest that would meet the request's limits; where none does, there is nothing to hold on to. What the
+    user pinned is left alone, and so is a tensor that would be left with a copy of more bits than asked for.
     """
-    sizes = [bpw for limit in request.limits if (bpw := _bpw(losses, limit)) is not None]
-    if losses.method not in GRADIENT_FREE or not sizes:
-        return losses
     tied = is_tied({t.name for t in losses.tensors})
+    mixture = _largest_mixture(losses, request, tied) if losses.method in GRADIENT_FREE and request.limits else None
+    if mixture is None:
+        return losses
+    last = "token_embd.weight" if tied else "output.weight"
     tensors = []
     for tensor in losses.tensors:
-        guard = (
-            guard_type(min(sizes), tensor.name, tensor.shape[0], tied=tied, arch=losses.arch) if tensor.shape else None
-        )
-        free = guard is not None and tensor.reason is None and not _pinned(tensor.name, request)
-        tensors.append(_without_smaller(tensor, guard, request.types) if free and guard is not None else tensor)
+        held = tensor.name == last and tensor.reason is None and not _pinned(tensor.name, request)
+        guard = stock_type(mixture, last, tensor.shape[0], tied=tied, arch=losses.arch) if held else None
+        tensors.append(tensor if guard is None else _without_smaller(tensor, guard, request.types))
     return losses if tensors == list(losses.tensors) else replace(losses, tensors=tuple(tensors))
 
 
-def _bpw(losses: Losses, limit: Limit) -> float | None:
-    """Bits that the limit leaves for each weight it is over."""
-    n_weights = sum(t.n_weights for t in losses.tensors if t.on_gpu or not limit.gpu_only)
-    return 8 * (limit.budget - limit.other) / n_weights if n_weights else None
+def _largest_mixture(losses: Losses, request: Request, tied: bool) -> str | None:
+    """The last of the mixtures whose sizes, to a first approximation, meet every limit."""
+
+    def n_bytes(tensor: TensorLosses, mixture: str) -> int:
+        if tensor.reason is not None:
+            return tensor.n_bytes
+        fmt = by_name(mixture_type(mixture, tensor.name, tensor.shape[0], tied=tied, arch=losses.arch))
+        assert fmt is not None
+        return min(tensor.n_bytes, fmt.n_bytes(tensor.n_weights))
+
+    def fits(mixture: str) -> bool:
+        return all(
+            limit.other + sum(limit.cost(n_bytes(t, mixture), t.on_gpu) for t in losses.tensors) <= limit.budget
+            for limit in request.limits
+        )
+
+    return next((mixture for mixture in reversed(mixtures()) if fits(mixture)), None)
 
 
 def _pinned(name: str, request: Request) -> bool:

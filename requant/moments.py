@@ -27,7 +27,6 @@ _BEHIND = {
         ("ffn_norm", "post_attention_norm", "attn_post_norm", "attn_norm"),
     ),
     "output": ("output_norm",),
-    "token_embd": ("output_norm",),  # as the output matrix, where it is tied
 }
 # sandwich norms: what the block adds to the stream is normalised once more
 _AFTER = {"attn_output": "post_attention_norm", "ffn_down": "post_ffw_norm"}
@@ -54,13 +53,13 @@ def inputs_of(source: Source, tensor: SourceTensor, imatrix: Imatrix | None) -> 
     return Inputs(np.ones((1, tensor.n_per_row), np.float32), "flat")
 
 
-def stream_gain(source: Source, name: str, energy: float) -> float:
-    """What a sandwich norm makes of an error energy of 1 behind it, where the block's output has `energy`; else 1."""
+def added_energy(source: Source, name: str, energy: float) -> float:
+    """What a matrix whose output has `energy` adds to the stream: the same, unless a sandwich norm comes in between."""
     role, layer = role_of(name), layer_of(name)
-    if layer is None or f"blk.{layer}.ffn_norm.weight" not in source:
-        return 1.0  # post_attention_norm is the feed-forward's own norm there
-    gamma = _gamma(source, layer, (_AFTER[role],)) if role in _AFTER else None
-    return 1.0 if gamma is None or energy <= 0 else float((gamma.astype(np.float64) ** 2).sum()) / energy
+    if role not in _AFTER or f"blk.{layer}.ffn_norm.weight" not in source:
+        return energy  # without ffn_norm, post_attention_norm is the feed-forward's own
+    gamma = _gamma(source, layer, (_AFTER[role],))
+    return energy if gamma is None else float((gamma.astype(np.float64) ** 2).sum())
 
 
 def _gamma(source: Source, layer: int | None, names: tuple[str, ...]) -> Moments | None:

@@ -1,10 +1,9 @@
 """Losses: what each type would cost each tensor, from the real error of the real encoders.
 
-Without gradients the loss of a matrix is the energy of the error it adds to its output, sum_r sum_c E[x_c^2] e_rc^2:
-absolute, so that it can be added up and compared between tensors. E[x^2] comes from an imatrix (method `cfix`) or from
-the weights alone (`dfix`). A looked-up embedding has no such sum worth comparing (its rows are tiny, the residual
-stream's energy is thousands of times theirs): its loss is its relative error times the energy that the layers add to
-the stream.
+Without gradients the loss of a matrix starts from the energy of the error it makes at its output, relative to the
+energy of that output: sum_r sum_c E[x_c^2] e_rc^2 over sum_r sum_c E[x_c^2] w_rc^2. E[x^2] comes from an imatrix
+(method `cfix`) or from the weights alone (`dfix`). stream.py makes losses of it that can be added up and compared
+between tensors: they count what reaches the residual stream.
 
 Errors are measured on rows evenly spread over the tensor; the standard error of each loss is stated with it.
 """
@@ -39,8 +38,9 @@ from requant.model.roles import (
     never_quantize,
     role_of,
 )
-from requant.moments import Inputs, inputs_of, stream_gain
+from requant.moments import Inputs, added_energy, inputs_of
 from requant.plan import Candidate, Losses, TensorLosses
+from requant.stream import with_shares, writes
 
 DEFAULT_TYPES = tuple(f.name for f in FORMATS.values() if f.can_encode and f.block_weights > 1)
 # as in llama-quantize: what was already rounded to fewer bits loses more than its size shows
@@ -105,7 +105,8 @@ def score(
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         results = list(pool.map(measure, free))
     energies = {s.name: energy for s, _, energy in results}
-    scored = _with_stream(source, {s.name: s for s, _, _ in results}, energies)
+    added = {name: added_energy(source, name, energy) for name, energy in energies.items() if writes(role_of(name))}
+    scored = with_shares({s.name: s for s, _, _ in results}, energies, added)
     origins = [origin for _, origin, _ in results]
     if imatrix is not None and (missing := len(origins) - origins.count("imatrix")):
         notes.append(
@@ -191,10 +192,9 @@ def check_requantization(source: Source, tensors: Sequence[TensorLosses], allowe
 
 
 def _scored(source: Source, tensor: SourceTensor, surveyed: TensorLosses, inputs: Inputs) -> tuple[TensorLosses, float]:
-    """The tensor with measured candidates, and the energy of its output (both before the stream is known)."""
+    """The tensor with the energy of each candidate's error at its output, and the energy of that output."""
     sample = _sampled(source, tensor, inputs)
     energy, _ = _estimate(sample, sample.x * 0)
-    gain = stream_gain(source, tensor.name, energy)
     found = [surveyed.candidates[0]]
     skipped = dict(surveyed.skipped)
     for candidate in surveyed.candidates[1:]:
@@ -204,12 +204,10 @@ def _scored(source: Source, tensor: SourceTensor, surveyed: TensorLosses, inputs
         errors = codec.row_errors(sample.x, y)
         fault = codec.gate(errors, fmt)
         if fault is None:
-            found.append(
-                replace(candidate, loss=loss * gain, loss_error=error * gain, rmse=codec.relative_error(errors))
-            )
+            found.append(replace(candidate, loss=loss, loss_error=error, rmse=codec.relative_error(errors)))
         else:
             skipped[candidate.type] = f"it cannot represent the weights: {fault}"
-    return replace(surveyed, candidates=tuple(found), skipped=skipped), energy * gain
+    return replace(surveyed, candidates=tuple(found), skipped=skipped), energy
 
 
 def _rounded(x: Floats, fmt: BlockFormat, importance: Floats | None) -> Floats:
@@ -271,29 +269,3 @@ def _estimate(sample: _Sample, y: Floats) -> tuple[float, float]:
         return float(per_row.sum()) * sample.n_rows / n, 0.0
     spread = float(per_row.std(ddof=1) / np.sqrt(n) * np.sqrt(1 - n / sample.n_rows))
     return float(per_row.mean()) * sample.n_rows, spread * sample.n_rows
-
-
-def _with_stream(
-    source: Source, scored: dict[str, TensorLosses], energies: dict[str, float]
-) -> dict[str, TensorLosses]:
-    """Give the embedding its loss: relative error squared times what the layers add to the residual stream."""
-    stream = sum(e for name, e in energies.items() if role_of(name) in _INTO_STREAM)
-    tied = is_tied({t.name for t in source.tensors})
-    for name in ("token_embd.weight", "per_layer_token_embd.weight"):
-        tensor = scored.get(name)
-        if tensor is None:
-            continue
-        found = [_as_lookup(c, stream, tied=tied and name == "token_embd.weight") for c in tensor.candidates]
-        scored[name] = replace(tensor, candidates=tuple(found))
-    return scored
-
-
-_INTO_STREAM = frozenset(("attn_output", "ffn_down", "ffn_down_exps", "ffn_down_shexp", "ssm_out"))
-
-
-def _as_lookup(candidate: Candidate, stream: float, *, tied: bool) -> Candidate:
-    """A tied embedding is looked up and multiplied with: both harms count."""
-    loss = candidate.rmse**2 * stream
-    return replace(
-        candidate, loss=loss + candidate.loss if tied else loss, loss_error=candidate.loss_error if tied else 0.0
-    )

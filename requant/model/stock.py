@@ -8,7 +8,7 @@ from __future__ import annotations
 from requant.errors import UsageError
 from requant.model.roles import fallback_type
 
-# mixture -> (its default type, its bits per weight on Llama-3.1-8B: llama.cpp, tools/quantize/README.md)
+# mixture -> (its default type, its bits per weight on Llama-3.1-8B: llama.cpp, tools/quantize/README.md); by size
 _MIXTURES = {
     "IQ1_S": ("IQ1_S", 2.0),
     "IQ1_M": ("IQ1_M", 2.15),
@@ -70,13 +70,15 @@ def _output_type(mixture: str, default: str, n_per_row: int, arch: str) -> str:
     return "Q5_K" if mixture in _OUTPUT_AS_Q5_K else "Q6_K"
 
 
-def guard_type(bpw: float, name: str, n_per_row: int, *, tied: bool, arch: str = "") -> str | None:
-    """The least type for the output, or a tied embedding, in a plan of `bpw` bits per weight; None for the rest.
+def mixtures() -> tuple[str, ...]:
+    """The mixtures known here, by rising size."""
+    return tuple(_MIXTURES)
 
-    It is what the largest stock mixture of at most that size gives: a loss that misjudges this one tensor would
-    otherwise ruin the plan, as nothing after it can repair an error in the logits.
-    """
-    if name != "output.weight" and not (name == "token_embd.weight" and tied):
-        return None
-    within = [mixture for mixture, (_, size) in _MIXTURES.items() if size <= bpw] or ["IQ1_S"]
-    return stock_type(within[-1], name, n_per_row, tied=tied, arch=arch)
+
+def mixture_type(mixture: str, name: str, n_per_row: int, *, tied: bool, arch: str = "") -> str:
+    """The type of a matrix in a `mixture`, but for the few layers that it gives more than its default type."""
+    if name in ("token_embd.weight", "output.weight"):
+        return stock_type(mixture, name, n_per_row, tied=tied, arch=arch)
+    default = _MIXTURES[mixture][0]
+    block = 32 if default in _BLOCKS_OF_32 else 256
+    return default if n_per_row % block == 0 else fallback_type(default, n_per_row) or "F16"

@@ -40,7 +40,7 @@ def with_shares(
     energies: of each tensor's output; added: what the matrices that write to the stream (`writes`) add to it.
     """
     shares = _shares(added)
-    usual = sum(shares.values()) / max(1, len(shares))  # for a block of which nothing is known
+    usual = sum(shares.values()) / len(shares) if shares else 1.0  # for a block of which nothing is known
 
     def factor(tensor: TensorLosses) -> float:
         share = 1.0 if tensor.layer is None else shares.get((tensor.layer, _block(tensor.role)), usual)

@@ -149,7 +149,7 @@ def test_gemma3_in_fewer_bits_loads_and_speaks(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="losses without data set the tied embedding against the layers wrongly")
+@pytest.mark.xfail(strict=True, reason="losses without gradients: 1.7 times, on a file that one type nearly copies")
 def test_a_plan_for_gemma3_is_no_worse_than_one_type_of_its_size(tmp_path):
     def planned(source):
         losses = score(source, allow_requantize=True)

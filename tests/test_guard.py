@@ -17,7 +17,7 @@ def output_type(losses, request):
     return solve(guarded(losses, request), request).choices[1].type
 
 
-@pytest.mark.parametrize(("bpw", "least"), [(3.3, "Q5_K"), (4.9, "Q6_K"), (5.0, "Q6_K")])
+@pytest.mark.parametrize(("bpw", "least"), [(3.3, "Q6_K"), (4.9, "Q6_K"), (5.0, "Q6_K")])
 def test_the_output_is_not_below_the_stock_type_of_the_plans_size(bpw, least):
     losses = drawn()
     request = Request((bpw_limit(bpw, losses),))

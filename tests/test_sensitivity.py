@@ -1,4 +1,4 @@
-"""Scoring: losses are the error energy of the real encoders, of all rows or of a sample that says how sure it is."""
+"""Scoring: losses count the real encoders' errors, of all rows or of a sample that says how sure it is."""
 
 from dataclasses import replace
 
@@ -17,6 +17,7 @@ from requant.imatrix import importance_for, read_imatrix
 from requant.plan import Losses
 from requant.sensitivity import DEFAULT_TYPES, check_requantization, score, survey
 from requant.solve import solve
+from requant.stream import GAINS
 
 Q, DOWN, EMBEDDING = "blk.0.attn_q.weight", "blk.0.ffn_down.weight", "token_embd.weight"
 # each has more bits and less error than the one before it
@@ -86,15 +87,16 @@ def imatrix_of(tmp_path, entries):
 
 
 @pytest.mark.parametrize("name", [Q, "blk.4.attn_v.weight", "blk.9.ffn_down.weight"])
-def test_losses_are_the_error_energy_of_the_whole_tensor(losses, imatrix, name):
+def test_losses_are_proportional_to_the_error_energy_of_the_whole_tensor(losses, imatrix, name):
     with open_source(TINY) as source:
         x = weights_of(source, name)
     importance = importance_for(imatrix, name, x.shape[::-1])[0]
     found = by_type(losses, name)
     assert set(found) == {"F16", *DEFAULT_TYPES}
+    factor = found["Q4_K"].loss / error_energy(x, "Q4_K", importance, importance)
     for type_name in DEFAULT_TYPES:
         candidate = found[type_name]
-        assert candidate.loss == pytest.approx(error_energy(x, type_name, importance, importance), rel=1e-4)
+        assert candidate.loss == pytest.approx(factor * error_energy(x, type_name, importance, importance), rel=1e-4)
         assert candidate.loss_error == 0
         assert candidate.n_bytes == by_name(type_name).n_bytes(x.size)
         fmt = by_name(type_name)
@@ -102,13 +104,19 @@ def test_losses_are_the_error_energy_of_the_whole_tensor(losses, imatrix, name):
         assert candidate.rmse == pytest.approx(np.linalg.norm(x - y) / np.linalg.norm(x), rel=1e-4)
 
 
-def test_without_an_imatrix_the_norm_says_what_the_inputs_are(data_free):
+def test_losses_are_relative_errors_by_gain_and_share(data_free):
+    """A layer of the tiny model against the sums written out: E[x^2] is gamma^2, or 1 behind no norm."""
     with open_source(TINY) as source:
         x, gamma = weights_of(source, Q), weights_of(source, "blk.0.attn_norm.weight")[0]
-        down = weights_of(source, DOWN)
-    assert by_type(data_free, Q)["Q4_K"].loss == pytest.approx(error_energy(x, "Q4_K", gamma**2), rel=1e-4)
-    flat = np.ones(down.shape[1], np.float32)
-    assert by_type(data_free, DOWN)["Q2_K"].loss == pytest.approx(error_energy(down, "Q2_K", flat), rel=1e-4)
+        added = [
+            (layer, name, energy(weights_of(source, f"blk.{layer}.{name}.weight"), np.float32(1)))
+            for layer in range(10)
+            for name in ("attn_output", "ffn_down")
+        ]
+    total, first = sum(e for _, _, e in added), added[0][2]
+    share = first / np.sqrt(first * total)
+    relative = error_energy(x, "Q4_K", gamma**2) / energy(x, gamma**2)
+    assert by_type(data_free, Q)["Q4_K"].loss == pytest.approx(GAINS["attn_q"] * share * relative, rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -119,7 +127,8 @@ def test_a_sample_is_within_four_standard_errors_of_the_whole(tmp_path, seed, ty
     x = (0.02 * rows * rng.standard_normal((6000, 256))).astype(np.float16).astype(np.float32)
     file = small_model(half(Q, (256, 6000), x), single("blk.0.attn_norm.weight", (256,), np.ones(256)))
     candidate = by_type(scored(tmp_path, file, types=(type_name,)), Q)[type_name]
-    whole = error_energy(x, type_name, np.ones(256, np.float32))
+    ones = np.ones(256, np.float32)
+    whole = GAINS["attn_q"] * error_energy(x, type_name, ones) / energy(x, ones)  # nothing is known of its share
     assert 0 < candidate.loss_error < 0.1 * whole and type(candidate.loss_error) is float
     assert abs(candidate.loss - whole) <= 4 * candidate.loss_error
 
@@ -140,23 +149,13 @@ def test_a_copy_costs_nothing_and_is_always_offered(losses):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_loss_of_an_embedding_is_its_relative_error_times_the_energy_of_the_stream(tmp_path, tied):
+def test_the_loss_of_an_embedding_is_its_relative_error(tmp_path, tied):
     output = () if tied else (half("output.weight", (256, 20), seed=5),)
-    into_stream = [half("blk.0.attn_output.weight", (256, 8), seed=2), half(DOWN, (512, 8), seed=3)]
-    file = small_model(half(EMBEDDING, (256, 20), seed=4), half(Q, (256, 8)), *into_stream, *output)
-    path = file.write(tmp_path / "model.gguf")
-    values = np.random.default_rng(0).gamma(1.0, 1.0, 512).astype(np.float32)
-    measured = imatrix_of(tmp_path, {DOWN: values[None]})
-    with open_source(path) as source:
-        found = by_type(score(source, types=("Q4_K", "Q8_0"), imatrix=measured), EMBEDDING)
-        stream = energy(weights_of(source, DOWN), values)
-        stream += energy(weights_of(source, "blk.0.attn_output.weight"), np.ones(256, np.float32))
-        x, gamma = weights_of(source, EMBEDDING), weights_of(source, "output_norm.weight")[0]
+    file = small_model(half(EMBEDDING, (256, 20), seed=4), half(Q, (256, 8)), half(DOWN, (512, 8), seed=3), *output)
+    found = by_type(scored(tmp_path, file, types=("Q4_K", "Q8_0")), EMBEDDING)
     for type_name in ("Q4_K", "Q8_0"):
-        want = found[type_name].rmse ** 2 * stream
-        if tied:  # it is the output matrix, too
-            want += error_energy(x, type_name, gamma**2)
         assert found[type_name].rmse > 0
+        want = GAINS["token_embd"] * found[type_name].rmse ** 2
         assert found[type_name].loss == pytest.approx(want, rel=1e-4)
 
 
@@ -170,8 +169,9 @@ def test_each_expert_counts_with_its_own_inputs_and_its_share_of_the_tokens(tmp_
     with open_source(path) as source:
         found = by_type(score(source, types=("Q4_K",), imatrix=imatrix_of(tmp_path, {name: values})), name)
         x = weights_of(source, name).reshape(n_experts, 8, 256)
-    want = sum(error_energy(x[e], "Q4_K", values[e], values[e]) for e in range(n_experts)) * used / n_experts
-    assert found["Q4_K"].loss == pytest.approx(want, rel=1e-4)
+    errors = sum(error_energy(x[e], "Q4_K", values[e], values[e]) for e in range(n_experts))
+    relative = errors / sum(energy(x[e], values[e]) for e in range(n_experts))  # experts share alike
+    assert found["Q4_K"].loss == pytest.approx(GAINS["ffn_down"] * relative, rel=1e-4)
 
 
 def test_experts_are_sampled_in_proportion(tmp_path):
@@ -185,6 +185,7 @@ def test_experts_are_sampled_in_proportion(tmp_path):
         candidate = by_type(score(source, types=("Q4_K",), imatrix=imatrix_of(tmp_path, {name: values})), name)["Q4_K"]
     parts = x.reshape(n_experts, 400, 256)
     whole = sum(error_energy(parts[e], "Q4_K", values[e]) for e in range(n_experts))
+    whole *= GAINS["ffn_up"] / sum(energy(parts[e], values[e]) for e in range(n_experts))
     assert candidate.loss_error > 0 and abs(candidate.loss - whole) <= 4 * candidate.loss_error
 
 

@@ -5,7 +5,7 @@ from shapes import GOLDEN, shape
 
 from requant.errors import UsageError
 from requant.formats import by_name
-from requant.model.stock import guard_type, stock_type
+from requant.model.stock import mixture_type, stock_type
 
 
 @pytest.mark.parametrize("model", sorted(GOLDEN["stock_types"]))
@@ -43,15 +43,10 @@ def test_an_unknown_mixture_is_a_usage_error():
         stock_type("Q4_K_XL", "output.weight", 4096, tied=False)
 
 
-@pytest.mark.parametrize(("bpw", "expected"), [(1.0, "Q5_K"), (2.5, "Q5_K"), (3.2, "Q6_K"), (4.9, "Q6_K"), (9, "Q8_0")])
-def test_the_guard_is_the_stock_type_of_that_size(bpw, expected):
-    assert guard_type(bpw, "output.weight", 4096, tied=False) == expected
-    assert guard_type(bpw, "token_embd.weight", 4096, tied=True) == expected
-
-
-def test_only_what_makes_logits_is_guarded():
-    assert guard_type(4.9, "token_embd.weight", 4096, tied=False) is None
-    assert guard_type(4.9, "blk.0.attn_v.weight", 4096, tied=True) is None
+def test_other_matrices_get_the_default_of_the_mixture_or_its_fallback():
+    assert mixture_type("Q4_K_M", "blk.0.ffn_up.weight", 4096, tied=False) == "Q4_K"
+    assert mixture_type("Q4_K_M", "blk.0.ffn_up.weight", 2880, tied=False) == "Q5_0"
+    assert mixture_type("Q4_K_M", "output.weight", 4096, tied=False) == "Q6_K"
 
 
 @pytest.mark.parametrize("n_per_row", [32, 2880, 40, 256])

@@ -15,10 +15,10 @@ ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "fixtures" / "decode_golden.npz"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import ggml  # noqa: E402
-from blocks import edge_blocks, random_blocks, sane_blocks  # noqa: E402
+import ggml
+from blocks import edge_blocks, random_blocks, sane_blocks
 
-from requant.formats import FORMATS  # noqa: E402
+from requant.formats import FORMATS
 
 N_SANE, N_RANDOM = 4, 3
 QUIET_NAN = np.uint32(0x7FC00000)

@@ -64,7 +64,7 @@ def test_the_size_counts_only_what_the_limit_is_over():
     assert [c.type for c in kept] == ["Q6_K", "Q8_0", "F16"]
 
 
-def test_a_tied_embedding_is_guarded_as_the_output_is():
+def test_a_tied_embedding_is_guarded_as_an_untied_one_is_given():
     losses = model(tensor("token_embd.weight", BY_TYPE, (256, 64)), *drawn().tensors[2:])
     kept = guarded(losses, Request((bpw_limit(4.9, losses),))).tensors[0]
-    assert [c.type for c in kept.candidates] == ["Q6_K", "Q8_0", "F16"]
+    assert [c.type for c in kept.candidates] == ["Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16"]

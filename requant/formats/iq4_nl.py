@@ -11,7 +11,7 @@ import numpy as np
 
 from requant.formats.bits import float_to_half, half_to_float
 from requant.formats.grids import IQ4_LEVELS
-from requant.formats.levels import iq4_blocks, iq4_codes
+from requant.formats.iq4 import iq4_blocks, iq4_codes
 from requant.formats.search import LANES, D, buffers, is_flat, load
 from requant.jit import kernel
 
@@ -33,10 +33,11 @@ def decode(blocks, out):
 @kernel
 def encode(x, importance, blocks):
     tile, w, t, codes = buffers(N)
-    n_candidates, nearest, step = (6, -16.0, 8.0) if is_flat(importance) else (8, -32.0, 8.0)
+    # importance may well make it worth to clip the largest weight
+    n_candidates, beyond, step = (6, -16.0, 8.0) if is_flat(importance) else (8, -32.0, 8.0)
     for first in range(0, x.shape[0], LANES):
         load(x, importance, first, tile, w)
-        iq4_blocks(tile, w, n_candidates, nearest, step, 1, t)
+        iq4_blocks(tile, w, n_candidates, beyond, step, t)
         iq4_codes(x, first, t, codes)
         for j in range(min(LANES, x.shape[0] - first)):
             _pack(blocks, first + j, j, t, codes)

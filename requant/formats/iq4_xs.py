@@ -12,7 +12,7 @@ import numpy as np
 
 from requant.formats.bits import float_to_half, half_to_float
 from requant.formats.grids import IQ4_LEVELS
-from requant.formats.levels import iq4_codes, iq4_super_blocks
+from requant.formats.iq4 import iq4_codes, iq4_super_blocks
 from requant.formats.search import LANES, LS, D, buffers, is_flat, load
 from requant.jit import kernel
 
@@ -42,10 +42,11 @@ def decode(blocks, out):
 def encode(x, importance, blocks):
     subs, weights = x.reshape(-1, SUB), importance.reshape(-1, SUB)
     tile, w, t, codes = buffers(SUB)
-    n_candidates, nearest, step = (4, -20.0, 12.0) if is_flat(importance) else (6, -24.0, 9.0)
+    # as for IQ4_NL, but fewer: the integer scales are chosen again
+    n_candidates, beyond, step = (4, -20.0, 12.0) if is_flat(importance) else (6, -24.0, 9.0)
     for first in range(0, subs.shape[0], LANES):
         load(subs, weights, first, tile, w)
-        iq4_super_blocks(tile, w, SCALE_TOP, SUBS, n_candidates, nearest, step, 1, 1, t)
+        iq4_super_blocks(tile, w, SCALE_TOP, SUBS, n_candidates, beyond, step, t)
         iq4_codes(subs, first, t, codes)
         for j in range(0, min(LANES, subs.shape[0] - first), SUBS):
             _pack(blocks, (first + j) // SUBS, j, t, codes)

@@ -1,10 +1,10 @@
-"""Search for x = scale * level[q]: the uneven levels of IQ4, those of FP4, and the three of ternary weights.
+"""Search for x = scale * level[q] with uneven levels: IQ4's (iq4.py), FP4's, and the three of ternary weights.
 
-The steps are search.py's, and only the nearest level is not a rounding: it is the lowest level plus one difference per
-threshold that is reached, which vectorizes where a table would not. FP4's and the ternary levels mirror each other, so
-magnitudes are compared. A threshold itself belongs to the level above, as in ggml.
+The steps are search.py's; only the nearest level is no plain rounding. For IQ4 it is the lowest level plus a difference
+for each threshold that is reached, which vectorizes where a table would not. FP4's and the ternary levels mirror each
+other, so that magnitudes do. A threshold of IQ4 itself belongs to the level above, as in ggml.
 
-Every error is compared through the sums XL and LL of the codes: a scale s explains s * (2 XL - s LL).
+Errors are compared through the sums XL and LL of the codes: a scale s explains s * (2 XL - s LL).
 """
 
 import numpy as np
@@ -19,14 +19,10 @@ from requant.formats.bits import (
     ue4m3_half_to_float,
 )
 from requant.formats.search import (
-    BASE_LM,
     BASE_LS,
-    DMIN,
-    ERROR,
     GAIN,
     HUGE,
     LANES,
-    LAST_ERROR,
     LL,
     LS,
     ONE,
@@ -42,10 +38,8 @@ from requant.formats.search import (
 )
 from requant.jit import kernel
 
-TRY_GAIN, BEST_LL, BEST_XL, LAST_D = LAST_ERROR, ERROR, DMIN, BASE_LM  # rows of t that nothing else uses here
 IQ4, FP4, TERNARY = 0, 1, 2
 F = np.float32
-LOWEST, HIGHEST = F(-127.0), F(113.0)  # of IQ4
 LARGEST_HALF = F(65504.0)
 SMALLEST_PEAK = F(2.0**-100)  # below it all is zero; its inverse is far from overflow
 
@@ -80,7 +74,7 @@ def _fp4_level(v):
 
 
 @kernel
-def _iq4_code(v):
+def iq4_code(v):
     """The place of `v` among the 15 thresholds of _iq4_level."""
     q = np.int32(v >= F(-115.5)) + np.int32(v >= F(-93.5)) + np.int32(v >= F(-74.0)) + np.int32(v >= F(-57.0))
     q += np.int32(v >= F(-42.0)) + np.int32(v >= F(-28.5)) + np.int32(v >= F(-16.0)) + np.int32(v >= F(-4.5))
@@ -98,7 +92,7 @@ def _fp4_code(v):
 
 
 @kernel
-def _sums(x, w, kind, t):
+def level_sums(x, w, kind, t):
     """Sums over the codes that TRY_INVERSE gives; of magnitudes where the levels are symmetric."""
     for j in range(LANES):
         t[LL, j] = ZERO
@@ -127,7 +121,7 @@ def _sums(x, w, kind, t):
 
 
 @kernel
-def _measure(x, t):
+def measure_peak(x, t):
     """The weight of largest magnitude, into PEAK; forgets the last tile's fit."""
     for j in range(LANES):
         t[PEAK, j] = ZERO
@@ -139,9 +133,9 @@ def _measure(x, t):
 
 
 @kernel
-def _trial(x, w, kind, t):
+def level_trial(x, w, kind, t):
     """Fit the scale to the codes of the trial; keep it where it explains more."""
-    _sums(x, w, kind, t)
+    level_sums(x, w, kind, t)
     for j in range(LANES):
         scale = t[XL, j] / t[LL, j] if t[LL, j] > ZERO else ZERO
         gain = scale * t[XL, j]
@@ -151,129 +145,18 @@ def _trial(x, w, kind, t):
 
 
 @kernel
-def _repeat(x, w, kind, n_repeats, t):
+def repeat_trials(x, w, kind, n_repeats, t):
     """Trials from the best fit so far: alternating least squares."""
     for _ in range(n_repeats):
         for j in range(LANES):
             t[TRY_INVERSE, j] = ONE / t[SCALE, j] if t[SCALE, j] != ZERO else ZERO
-        _trial(x, w, kind, t)
+        level_trial(x, w, kind, t)
 
 
 @kernel
-def search_iq4(x, w, n_candidates, first, step, n_repeats, t):
-    """Best SCALE, of either sign, per lane for IQ4's levels.
-
-    The candidates put the largest magnitude at -127 - first, -127 - first - step, ... and, with the other sign, as far
-    beyond 113.
-    """
-    _measure(x, t)
-    for c in range(n_candidates):
-        beyond = F(first) + F(step) * F(c)
-        for side in (LOWEST - beyond, HIGHEST + beyond):
-            for j in range(LANES):
-                t[TRY_INVERSE, j] = side / t[PEAK, j] if abs(t[PEAK, j]) > SMALLEST_PEAK else ZERO
-            _trial(x, w, IQ4, t)
-    _repeat(x, w, IQ4, n_repeats, t)
-
-
-@kernel
-def _half(x):
+def to_half(x):
     """`x` rounded to half precision; what is too large becomes the largest half, never infinity."""
     return half_to_float(float_to_half(min(max(x, -LARGEST_HALF), LARGEST_HALF)))
-
-
-@kernel
-def iq4_blocks(x, w, n_candidates, first, step, n_repeats, t):
-    """The half D per lane: x = D * level; the candidates as in search_iq4."""
-    search_iq4(x, w, n_candidates, first, step, n_repeats, t)
-    for j in range(LANES):
-        t[D, j] = _half(t[SCALE, j])
-        t[LS, j] = ONE
-
-
-@kernel
-def _try_integer_scales(x, w, t):
-    """What the scales D * TRY_LS explain, per lane, into TRY_GAIN."""
-    for j in range(LANES):
-        t[SCALE, j] = t[D, j] * t[TRY_LS, j]
-        t[TRY_INVERSE, j] = ONE / t[SCALE, j] if t[SCALE, j] != ZERO else ZERO
-    _sums(x, w, IQ4, t)
-    for j in range(LANES):
-        t[TRY_GAIN, j] = t[SCALE, j] * (F(2.0) * t[XL, j] - t[SCALE, j] * t[LL, j])
-
-
-@kernel
-def _refine(x, w, scale_top, reach, t):
-    """Re-choose LS among its neighbours up to `reach` away, by true error; GAIN, BEST_LL and BEST_XL are its."""
-    low, high = -F(scale_top), F(scale_top - 1)
-    for j in range(LANES):
-        t[GAIN, j] = -HUGE
-        t[BASE_LS, j] = t[LS, j]
-    for a in range(-reach, reach + 1):
-        for j in range(LANES):
-            t[TRY_LS, j] = min(max(t[BASE_LS, j] + F(a), low), high)
-        _try_integer_scales(x, w, t)
-        for j in range(LANES):
-            if t[TRY_GAIN, j] > t[GAIN, j]:
-                t[GAIN, j] = t[TRY_GAIN, j]
-                t[LS, j] = t[TRY_LS, j]
-                t[BEST_LL, j] = t[LL, j]
-                t[BEST_XL, j] = t[XL, j]
-
-
-@kernel
-def _refit(x, w, n_subs, t):
-    """Solve each super-block's D anew for its codes and integer scales; keep it where it explains more."""
-    for g in range(0, LANES, n_subs):
-        aa = xa = ZERO
-        for j in range(g, g + n_subs):
-            aa += t[LS, j] * t[LS, j] * t[BEST_LL, j]
-            xa += t[LS, j] * t[BEST_XL, j]
-        d = _half(xa / aa) if aa > ZERO else t[D, g]
-        for j in range(g, g + n_subs):
-            t[LAST_D, j] = t[D, j]
-            t[D, j] = d
-            t[TRY_LS, j] = t[LS, j]
-    _try_integer_scales(x, w, t)
-    for g in range(0, LANES, n_subs):
-        before = after = ZERO
-        for j in range(g, g + n_subs):
-            before += t[GAIN, j]
-            after += t[TRY_GAIN, j]
-        for j in range(g, g + n_subs):
-            if after <= before:
-                t[D, j] = t[LAST_D, j]
-
-
-@kernel
-def iq4_super_blocks(x, w, scale_top, n_subs, n_candidates, first, step, n_repeats, reach, t):
-    """LS in -scale_top .. scale_top - 1 per lane and the half D per super-block of `n_subs` lanes: x = D * LS * level.
-
-    The candidates as in search_iq4; `reach`: how far an integer scale may move when it is re-chosen.
-    """
-    search_iq4(x, w, n_candidates, first, step, n_repeats, t)
-    low, high = -F(scale_top), F(scale_top - 1)
-    for g in range(0, LANES, n_subs):
-        largest = ZERO
-        for j in range(g, g + n_subs):
-            if abs(t[SCALE, j]) > abs(largest):
-                largest = t[SCALE, j]
-        d = _half(largest / low)
-        for j in range(g, g + n_subs):
-            t[D, j] = d
-            t[LS, j] = min(max(np.rint(t[SCALE, j] / d), low), high) if d != ZERO else ZERO
-    _refine(x, w, scale_top, reach, t)
-    _refit(x, w, n_subs, t)
-
-
-@kernel
-def iq4_codes(subs, first, t, codes):
-    """Codes of sub-blocks subs[first:first + LANES], row-major: of the level nearest for scale D * LS."""
-    for j in range(min(LANES, subs.shape[0] - first)):
-        scale = t[D, j] * t[LS, j]
-        inverse = ONE / scale if scale != ZERO else ZERO
-        for i in range(subs.shape[1]):
-            codes[j, i] = _iq4_code(subs[first + j, i] * inverse)
 
 
 @kernel
@@ -293,7 +176,7 @@ def fit_signs(x, w, t):
     """The half D per lane that suits x = D * (-1 or 1) best."""
     _measure_magnitudes(x, w, t)
     for j in range(LANES):
-        t[D, j] = _half(t[SUM_X, j] / t[SUM_W, j]) if t[SUM_W, j] > ZERO else ZERO
+        t[D, j] = to_half(t[SUM_X, j] / t[SUM_W, j]) if t[SUM_W, j] > ZERO else ZERO
 
 
 @kernel
@@ -303,17 +186,17 @@ def search_ternary(x, w, t):
     Weights count as zero below a share of the mean magnitude, which suits any distribution with few outliers, or below
     half the largest, which suits outliers and weights that are ternary already. Then least squares and codes in turn.
     """
-    _measure(x, t)
+    measure_peak(x, t)
     _measure_magnitudes(x, w, t)
     for c in range(4):
-        share = F(0.5) + F(0.4) * F(c)  # of the mean; the threshold is at half of the inverse's inverse
+        share = F(0.5) + F(0.4) * F(c)  # of the mean: a threshold, which is half of the scale that is tried
         for j in range(LANES):
             size = F(2.0) * share * t[SUM_X, j] / t[SUM_W, j] if c < 3 and t[SUM_W, j] > ZERO else abs(t[PEAK, j])
             t[TRY_INVERSE, j] = ONE / size if size > SMALLEST_PEAK else ZERO
-        _trial(x, w, TERNARY, t)
-    _repeat(x, w, TERNARY, 3, t)
+        level_trial(x, w, TERNARY, t)
+    repeat_trials(x, w, TERNARY, 3, t)
     for j in range(LANES):
-        t[D, j] = _half(t[SCALE, j])
+        t[D, j] = to_half(t[SCALE, j])
 
 
 @kernel
@@ -339,7 +222,7 @@ def fp4_blocks(x, w, exponent_only, below, above, t):
     Tried are the codes from `below` under to `above` over the one that puts the largest magnitude at the highest
     level (UE4M3), or that has its power of two (E8M0).
     """
-    _measure(x, t)
+    measure_peak(x, t)
     for j in range(LANES):
         peak = abs(t[PEAK, j])
         t[PEAK, j] = ONE / peak if peak > SMALLEST_PEAK else ZERO
@@ -352,7 +235,7 @@ def fp4_blocks(x, w, exponent_only, below, above, t):
             t[TRY_LS, j] = min(max(t[BASE_LS, j] + F(a), ONE), highest)
             t[SCALE, j] = _fp4_scale(np.uint32(t[TRY_LS, j]), exponent_only)
             t[TRY_INVERSE, j] = ONE / t[SCALE, j]
-        _sums(x, w, FP4, t)
+        level_sums(x, w, FP4, t)
         for j in range(LANES):
             scale = t[SCALE, j] * t[PEAK, j]  # all in units of the largest magnitude: no square overflows
             gain = scale * (F(2.0) * (t[XL, j] * t[PEAK, j]) - scale * t[LL, j])

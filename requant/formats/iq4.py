@@ -1,18 +1,12 @@
-"""Search for x = scale * level[q] with IQ4's levels: a half per block (IQ4_NL) or integer scales of one (IQ4_XS)."""
+"""Search for x = scale * level[q] with IQ4's levels: a half per block (IQ4_NL) or integer scales of one (IQ4_XS).
+
+The steps are search.py's and the errors levels.py's. The nearest level is the lowest one plus a difference for each
+threshold that is reached, which vectorizes where a table would not; a threshold belongs to the level above, as in ggml.
+"""
 
 import numpy as np
 
-from requant.formats.levels import (
-    IQ4,
-    SMALLEST_PEAK,
-    F,
-    iq4_code,
-    level_sums,
-    level_trial,
-    measure_peak,
-    repeat_trials,
-    to_half,
-)
+from requant.formats.levels import SMALLEST_PEAK, F, keep_better_fit, measure_peak, to_half
 from requant.formats.search import (
     BASE_LS,
     DMIN,
@@ -48,20 +42,70 @@ NOTHING = F(-1e30)  # explained; eight of it can be added
 
 
 @kernel
+def _level(v):
+    """The level of IQ4 nearest to `v`."""
+    q = F(-127.0)
+    q += F(23.0) if v >= F(-115.5) else F(0.0)
+    q += F(21.0) if v >= F(-93.5) else F(0.0)
+    q += F(18.0) if v >= F(-74.0) else F(0.0)
+    q += F(16.0) if v >= F(-57.0) else F(0.0)
+    q += F(14.0) if v >= F(-42.0) else F(0.0)
+    q += F(13.0) if v >= F(-28.5) else F(0.0)
+    q += F(12.0) if v >= F(-16.0) else F(0.0)
+    q += F(11.0) if v >= F(-4.5) else F(0.0)
+    q += F(12.0) if v >= F(7.0) else F(0.0)
+    q += F(12.0) if v >= F(19.0) else F(0.0)
+    q += F(13.0) if v >= F(31.5) else F(0.0)
+    q += F(15.0) if v >= F(45.5) else F(0.0)
+    q += F(16.0) if v >= F(61.0) else F(0.0)
+    q += F(20.0) if v >= F(79.0) else F(0.0)
+    q += F(24.0) if v >= F(101.0) else F(0.0)
+    return q
+
+
+@kernel
+def _code(v):
+    """The place of `v` among the 15 thresholds of _level."""
+    q = np.int32(v >= F(-115.5)) + np.int32(v >= F(-93.5)) + np.int32(v >= F(-74.0)) + np.int32(v >= F(-57.0))
+    q += np.int32(v >= F(-42.0)) + np.int32(v >= F(-28.5)) + np.int32(v >= F(-16.0)) + np.int32(v >= F(-4.5))
+    q += np.int32(v >= F(7.0)) + np.int32(v >= F(19.0)) + np.int32(v >= F(31.5)) + np.int32(v >= F(45.5))
+    q += np.int32(v >= F(61.0)) + np.int32(v >= F(79.0)) + np.int32(v >= F(101.0))
+    return np.uint8(q)
+
+
+@kernel
+def _sums(x, w, t):
+    """Sums over the codes that TRY_INVERSE gives."""
+    for j in range(LANES):
+        t[LL, j] = ZERO
+        t[XL, j] = ZERO
+    for i in range(x.shape[0]):
+        for j in range(LANES):
+            v = x[i, j]
+            q = _level(v * t[TRY_INVERSE, j])
+            wq = w[i, j] * q
+            t[LL, j] += wq * q
+            t[XL, j] += wq * v
+
+
+@kernel
 def _search(x, w, n_candidates, first, step, t):
     """Best SCALE, of either sign, per lane for IQ4's levels.
 
     The candidates put the largest magnitude at -127 - first, -127 - first - step, ... and, with the other sign, as far
-    beyond 113.
+    beyond 113; the last trial starts from the best fit, as alternating least squares does.
     """
     measure_peak(x, t)
-    for c in range(n_candidates):
-        beyond = F(first) + F(step) * F(c)
-        for side in (LOWEST - beyond, HIGHEST + beyond):
-            for j in range(LANES):
+    for c in range(2 * n_candidates + 1):
+        beyond = F(first) + F(step) * F(c >> 1)
+        side = HIGHEST + beyond if c & 1 else LOWEST - beyond
+        for j in range(LANES):
+            if c == 2 * n_candidates:
+                t[TRY_INVERSE, j] = ONE / t[SCALE, j] if t[SCALE, j] != ZERO else ZERO
+            else:
                 t[TRY_INVERSE, j] = side / t[PEAK, j] if abs(t[PEAK, j]) > SMALLEST_PEAK else ZERO
-            level_trial(x, w, IQ4, t)
-    repeat_trials(x, w, IQ4, 1, t)
+        _sums(x, w, t)
+        keep_better_fit(t)
 
 
 @kernel
@@ -79,7 +123,7 @@ def _try_integer_scales(x, w, t):
     for j in range(LANES):
         t[SCALE, j] = t[D, j] * t[TRY_LS, j]
         t[TRY_INVERSE, j] = ONE / t[SCALE, j] if t[SCALE, j] != ZERO else ZERO
-    level_sums(x, w, IQ4, t)
+    _sums(x, w, t)
     for j in range(LANES):
         t[TRY_GAIN, j] = t[SCALE, j] * (F(2.0) * t[XL, j] - t[SCALE, j] * t[LL, j])
 
@@ -185,4 +229,4 @@ def iq4_codes(subs, first, t, codes):
         scale = t[D, j] * t[LS, j]
         inverse = ONE / scale if scale != ZERO else ZERO
         for i in range(subs.shape[1]):
-            codes[j, i] = iq4_code(subs[first + j, i] * inverse)
+            codes[j, i] = _code(subs[first + j, i] * inverse)

@@ -1,9 +1,6 @@
-"""Search for x = scale * level[q] with uneven levels: IQ4's (iq4.py), FP4's, and the three of ternary weights.
+"""Search for x = scale * level[q] with uneven levels: FP4's, the three of ternary weights, and a sign's two.
 
-The steps are search.py's; only the nearest level is no plain rounding. For IQ4 it is the lowest level plus a difference
-for each threshold that is reached, which vectorizes where a table would not. FP4's and the ternary levels mirror each
-other, so that magnitudes do. A threshold of IQ4 itself belongs to the level above, as in ggml.
-
+The steps are search.py's. These levels mirror each other, so that magnitudes do; those of IQ4 do not (iq4.py).
 Errors are compared through the sums XL and LL of the codes: a scale s explains s * (2 XL - s LL).
 """
 
@@ -38,32 +35,9 @@ from requant.formats.search import (
 )
 from requant.jit import kernel
 
-IQ4, FP4, TERNARY = 0, 1, 2
 F = np.float32
 LARGEST_HALF = F(65504.0)
 SMALLEST_PEAK = F(2.0**-100)  # below it all is zero; its inverse is far from overflow
-
-
-@kernel
-def _iq4_level(v):
-    """The level of IQ4 nearest to `v`."""
-    q = F(-127.0)
-    q += F(23.0) if v >= F(-115.5) else F(0.0)
-    q += F(21.0) if v >= F(-93.5) else F(0.0)
-    q += F(18.0) if v >= F(-74.0) else F(0.0)
-    q += F(16.0) if v >= F(-57.0) else F(0.0)
-    q += F(14.0) if v >= F(-42.0) else F(0.0)
-    q += F(13.0) if v >= F(-28.5) else F(0.0)
-    q += F(12.0) if v >= F(-16.0) else F(0.0)
-    q += F(11.0) if v >= F(-4.5) else F(0.0)
-    q += F(12.0) if v >= F(7.0) else F(0.0)
-    q += F(12.0) if v >= F(19.0) else F(0.0)
-    q += F(13.0) if v >= F(31.5) else F(0.0)
-    q += F(15.0) if v >= F(45.5) else F(0.0)
-    q += F(16.0) if v >= F(61.0) else F(0.0)
-    q += F(20.0) if v >= F(79.0) else F(0.0)
-    q += F(24.0) if v >= F(101.0) else F(0.0)
-    return q
 
 
 @kernel
@@ -71,16 +45,6 @@ def _fp4_level(v):
     """The doubled E2M1 magnitude nearest to `v` >= 0: a whole number up to 4, from there on one bit of mantissa."""
     rounded = bits_to_float((F(v).view(np.uint32) + np.uint32(0x00200000)) & np.uint32(0xFFC00000))
     return np.rint(v) if v < F(4.0) else min(rounded, F(12.0))
-
-
-@kernel
-def iq4_code(v):
-    """The place of `v` among the 15 thresholds of _iq4_level."""
-    q = np.int32(v >= F(-115.5)) + np.int32(v >= F(-93.5)) + np.int32(v >= F(-74.0)) + np.int32(v >= F(-57.0))
-    q += np.int32(v >= F(-42.0)) + np.int32(v >= F(-28.5)) + np.int32(v >= F(-16.0)) + np.int32(v >= F(-4.5))
-    q += np.int32(v >= F(7.0)) + np.int32(v >= F(19.0)) + np.int32(v >= F(31.5)) + np.int32(v >= F(45.5))
-    q += np.int32(v >= F(61.0)) + np.int32(v >= F(79.0)) + np.int32(v >= F(101.0))
-    return np.uint8(q)
 
 
 @kernel
@@ -92,32 +56,32 @@ def _fp4_code(v):
 
 
 @kernel
-def level_sums(x, w, kind, t):
-    """Sums over the codes that TRY_INVERSE gives; of magnitudes where the levels are symmetric."""
+def _fp4_sums(x, w, t):
+    """Sums over the magnitudes and the codes of FP4 that TRY_INVERSE gives."""
     for j in range(LANES):
         t[LL, j] = ZERO
         t[XL, j] = ZERO
     for i in range(x.shape[0]):
-        if kind == IQ4:
-            for j in range(LANES):
-                v = x[i, j]
-                q = _iq4_level(v * t[TRY_INVERSE, j])
-                wq = w[i, j] * q
-                t[LL, j] += wq * q
-                t[XL, j] += wq * v
-        elif kind == FP4:
-            for j in range(LANES):
-                v = abs(x[i, j])
-                q = _fp4_level(v * t[TRY_INVERSE, j])
-                wq = w[i, j] * q
-                t[LL, j] += wq * q
-                t[XL, j] += wq * v
-        else:
-            for j in range(LANES):
-                v = abs(x[i, j])
-                wq = w[i, j] if v * t[TRY_INVERSE, j] >= F(0.5) else ZERO
-                t[LL, j] += wq
-                t[XL, j] += wq * v
+        for j in range(LANES):
+            v = abs(x[i, j])
+            q = _fp4_level(v * t[TRY_INVERSE, j])
+            wq = w[i, j] * q
+            t[LL, j] += wq * q
+            t[XL, j] += wq * v
+
+
+@kernel
+def _ternary_sums(x, w, t):
+    """Sums over the magnitudes and the codes 0 and 1 that TRY_INVERSE gives."""
+    for j in range(LANES):
+        t[LL, j] = ZERO
+        t[XL, j] = ZERO
+    for i in range(x.shape[0]):
+        for j in range(LANES):
+            v = abs(x[i, j])
+            wq = w[i, j] if v * t[TRY_INVERSE, j] >= F(0.5) else ZERO
+            t[LL, j] += wq
+            t[XL, j] += wq * v
 
 
 @kernel
@@ -133,24 +97,14 @@ def measure_peak(x, t):
 
 
 @kernel
-def level_trial(x, w, kind, t):
-    """Fit the scale to the codes of the trial; keep it where it explains more."""
-    level_sums(x, w, kind, t)
+def keep_better_fit(t):
+    """Fit the scale to the sums of a trial; keep it where it explains more."""
     for j in range(LANES):
         scale = t[XL, j] / t[LL, j] if t[LL, j] > ZERO else ZERO
         gain = scale * t[XL, j]
         if gain > t[GAIN, j]:
             t[GAIN, j] = gain
             t[SCALE, j] = scale
-
-
-@kernel
-def repeat_trials(x, w, kind, n_repeats, t):
-    """Trials from the best fit so far: alternating least squares."""
-    for _ in range(n_repeats):
-        for j in range(LANES):
-            t[TRY_INVERSE, j] = ONE / t[SCALE, j] if t[SCALE, j] != ZERO else ZERO
-        level_trial(x, w, kind, t)
 
 
 @kernel
@@ -188,13 +142,18 @@ def search_ternary(x, w, t):
     """
     measure_peak(x, t)
     _measure_magnitudes(x, w, t)
-    for c in range(4):
-        share = F(0.5) + F(0.4) * F(c)  # of the mean: a threshold, which is half of the scale that is tried
+    for c in range(7):
+        share = F(1.0) + F(0.8) * F(c)  # of the mean; the threshold is at half
         for j in range(LANES):
-            size = F(2.0) * share * t[SUM_X, j] / t[SUM_W, j] if c < 3 and t[SUM_W, j] > ZERO else abs(t[PEAK, j])
+            if c > 3:
+                size = t[SCALE, j]
+            elif c == 3 or t[SUM_W, j] == ZERO:
+                size = abs(t[PEAK, j])
+            else:
+                size = share * t[SUM_X, j] / t[SUM_W, j]
             t[TRY_INVERSE, j] = ONE / size if size > SMALLEST_PEAK else ZERO
-        level_trial(x, w, TERNARY, t)
-    repeat_trials(x, w, TERNARY, 3, t)
+        _ternary_sums(x, w, t)
+        keep_better_fit(t)
     for j in range(LANES):
         t[D, j] = to_half(t[SCALE, j])
 
@@ -235,7 +194,7 @@ def fp4_blocks(x, w, exponent_only, below, above, t):
             t[TRY_LS, j] = min(max(t[BASE_LS, j] + F(a), ONE), highest)
             t[SCALE, j] = _fp4_scale(np.uint32(t[TRY_LS, j]), exponent_only)
             t[TRY_INVERSE, j] = ONE / t[SCALE, j]
-        level_sums(x, w, FP4, t)
+        _fp4_sums(x, w, t)
         for j in range(LANES):
             scale = t[SCALE, j] * t[PEAK, j]  # all in units of the largest magnitude: no square overflows
             gain = scale * (F(2.0) * (t[XL, j] * t[PEAK, j]) - scale * t[LL, j])

@@ -8,7 +8,7 @@ from compare import assert_same_floats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from requant.formats import by_name, levels
+from requant.formats import by_name, iq4, levels
 from requant.formats.base import BlockFormat
 from requant.formats.grids import FP4_LEVELS, IQ4_LEVELS
 
@@ -43,7 +43,7 @@ def errors(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 def test_every_value_goes_to_the_nearest_level_of_iq4():
     v = np.arange(-140, 140, 0.25)
-    code, level = apply(levels.iq4_code, v, np.uint8), apply(levels._iq4_level, v, np.float32)
+    code, level = apply(iq4._code, v, np.uint8), apply(iq4._level, v, np.float32)
     assert np.array_equal(level, IQ4[code])
     assert np.array_equal(np.abs(level - v), np.abs(IQ4 - v[:, None]).min(1))
     tied = np.abs(IQ4[np.minimum(code + 1, 15)] - v) == np.abs(level - v)

@@ -3,7 +3,8 @@
     x = d[s] * level[q]
 
 In a sub-block low nibbles are weights 0-7, high nibbles 8-15. The levels are E2M1 doubled, and the scale is halved.
-A tensor's second-level scale, where it has one, is another tensor (".scale") and no part of this.
+A tensor's second-level scale, where it has one, is another tensor (".scale") and no part of this. Who writes one
+divides the weights by it first and encodes what is left; without one, scales below 2**-6 are subnormal and coarse.
 
 Source: block_nvfp4 in ggml-common.h, dequantize_row_nvfp4 in ggml-quants.c.
 """
@@ -12,9 +13,12 @@ import numpy as np
 
 from requant.formats.bits import ue4m3_half_to_float
 from requant.formats.grids import FP4_LEVELS
+from requant.formats.levels import fp4_blocks, fp4_codes
+from requant.formats.search import LANES, LS, buffers, is_flat, load
 from requant.jit import kernel
 
 N = 64
+SUBS, SUB = 4, 16
 LAYOUT = np.dtype([("d", "u1", (4,)), ("qs", "u1", (N // 2,))])
 
 
@@ -28,3 +32,25 @@ def decode(blocks, out):
                 codes = np.uint32(qs[b, 8 * s + i])
                 out[b, 16 * s + i] = scale * np.float32(FP4_LEVELS[codes & np.uint32(15)])
                 out[b, 16 * s + 8 + i] = scale * np.float32(FP4_LEVELS[codes >> np.uint32(4)])
+
+
+@kernel
+def encode(x, importance, blocks):
+    subs, weights = x.reshape(-1, SUB), importance.reshape(-1, SUB)
+    tile, w, t, codes = buffers(SUB)
+    below, above = (1, 5) if is_flat(importance) else (2, 5)
+    for first in range(0, subs.shape[0], LANES):
+        load(subs, weights, first, tile, w)
+        fp4_blocks(tile, w, False, below, above, t)
+        fp4_codes(subs, first, t, codes)
+        for j in range(0, min(LANES, subs.shape[0] - first), SUBS):
+            _pack(blocks, (first + j) // SUBS, j, t, codes)
+
+
+@kernel
+def _pack(blocks, b, j, t, codes):
+    d, qs = blocks["d"], blocks["qs"]
+    for s in range(SUBS):
+        d[b, s] = np.uint8(t[LS, j + s])
+        for i in range(SUB // 2):
+            qs[b, SUB // 2 * s + i] = codes[j + s, i] | codes[j + s, i + SUB // 2] << np.uint8(4)

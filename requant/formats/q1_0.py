@@ -7,7 +7,9 @@ Source: block_q1_0 in ggml-common.h, dequantize_row_q1_0 in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.bits import half_to_float
+from requant.formats.bits import float_to_half, half_to_float
+from requant.formats.levels import fit_signs
+from requant.formats.search import LANES, D, buffers, load
 from requant.jit import kernel
 
 N = 128
@@ -23,3 +25,23 @@ def decode(blocks, out):
             bits = np.uint32(qs[b, i])
             for j in range(8):
                 out[b, 8 * i + j] = scale if (bits >> np.uint32(j)) & np.uint32(1) else -scale
+
+
+@kernel
+def encode(x, importance, blocks):
+    tile, w, t, _ = buffers(N)
+    for first in range(0, x.shape[0], LANES):
+        load(x, importance, first, tile, w)
+        fit_signs(tile, w, t)
+        for j in range(min(LANES, x.shape[0] - first)):
+            blocks["d"][first + j] = float_to_half(t[D, j])
+            _pack(x, first + j, blocks["qs"])
+
+
+@kernel
+def _pack(x, b, qs):
+    for i in range(N // 8):
+        bits = np.uint32(0)
+        for k in range(8):
+            bits |= np.uint32(x[b, 8 * i + k] >= np.float32(0.0)) << np.uint32(k)
+        qs[b, i] = np.uint8(bits)

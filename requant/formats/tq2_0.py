@@ -9,7 +9,9 @@ Source: block_tq2_0 in ggml-common.h, dequantize_row_tq2_0 in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.bits import half_to_float
+from requant.formats.bits import float_to_half, half_to_float
+from requant.formats.levels import search_ternary, ternary_codes
+from requant.formats.search import LANES, D, buffers, load
 from requant.jit import kernel
 
 N = 256
@@ -27,3 +29,26 @@ def decode(blocks, out):
                 for m in range(group):
                     code = (np.int32(qs[b, 32 * h + m]) >> np.int32(2 * plane)) & np.int32(3)
                     out[b, 128 * h + 32 * plane + m] = scale * np.float32(code - np.int32(1))
+
+
+@kernel
+def encode(x, importance, blocks):
+    tile, w, t, codes = buffers(N)
+    for first in range(0, x.shape[0], LANES):
+        load(x, importance, first, tile, w)
+        search_ternary(tile, w, t)
+        ternary_codes(x, first, t, codes)
+        for j in range(min(LANES, x.shape[0] - first)):
+            _pack(blocks, first + j, j, t, codes)
+
+
+@kernel
+def _pack(blocks, b, j, t, codes):
+    blocks["d"][b] = float_to_half(t[D, j])
+    qs = blocks["qs"]
+    group = codes.shape[1] // 8  # 32, as in decode
+    for h in range(2):
+        for m in range(group):
+            i = 128 * h + m
+            low = codes[j, i] | codes[j, i + 32] << np.uint8(2)
+            qs[b, 32 * h + m] = low | codes[j, i + 64] << np.uint8(4) | codes[j, i + 96] << np.uint8(6)

@@ -22,6 +22,7 @@ SHAPE = Shape(
     dim=8,
     low=np.float32(-1),
     step=np.float32(1),
+    bend=np.float32(0),
     top=2,
     delta=IQ1_DELTA,
     per_delta=1,
@@ -31,6 +32,7 @@ SHAPE = Shape(
     first=np.float32(1.0),
     stride=np.float32(0.2),
     rounds=2,
+    beside=2,
 )
 
 

@@ -21,6 +21,7 @@ SHAPE = Shape(
     dim=8,
     low=np.float32(-1),
     step=np.float32(1),
+    bend=np.float32(0),
     top=2,
     delta=IQ1_DELTA,
     per_delta=4,
@@ -30,6 +31,7 @@ SHAPE = Shape(
     first=np.float32(1.0),
     stride=np.float32(0.2),
     rounds=2,
+    beside=2,
 )
 
 

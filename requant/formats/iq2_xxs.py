@@ -22,6 +22,7 @@ SHAPE = Shape(
     dim=8,
     low=np.float32(8),
     step=np.float32(17),
+    bend=np.float32(0.5),
     top=2,
     delta=np.float32(0),
     per_delta=1,
@@ -31,6 +32,7 @@ SHAPE = Shape(
     first=np.float32(0.7),
     stride=np.float32(0.1),
     rounds=2,
+    beside=2,
 )
 
 

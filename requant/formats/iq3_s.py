@@ -30,6 +30,7 @@ SHAPE = Shape(
     dim=4,
     low=np.float32(1),
     step=np.float32(2),
+    bend=np.float32(0),
     top=7,
     delta=np.float32(0),
     per_delta=1,
@@ -39,6 +40,7 @@ SHAPE = Shape(
     first=np.float32(0.7),
     stride=np.float32(0.07),
     rounds=2,
+    beside=2,
 )
 
 

@@ -7,6 +7,7 @@ neighbours.npz, which scripts/make_grids.py writes: reading them takes 2 ms, fin
 
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +35,22 @@ def find_neighbours(words: NDArray[np.generic]) -> NDArray[np.uint16]:
     return found
 
 
+class Neighbours(NamedTuple):
+    """What an encoder needs of a codebook: words of four come by their values, words of eight by their levels."""
+
+    near: NDArray[np.uint16]  # (n_cells, NEAREST) word numbers
+    values: NDArray[np.int8]  # (n_cells, 4, NEAREST) of words of four
+    codes: NDArray[np.uint16]  # (n_cells, NEAREST) of words of eight: three levels 0, 1, 2 in two bits each
+    words: NDArray[np.int8]  # (n_words, dim), the codebook
+
+
 @functools.cache
-def neighbours(name: str) -> tuple[NDArray[np.uint16], NDArray[np.int8]]:
-    """Of the codebook grids.<name>: (n_cells, NEAREST) word numbers and, (n_cells, dim, NEAREST), their values."""
+def neighbours(name: str) -> Neighbours:
+    """Those stored for the codebook grids.<name>."""
     with np.load(STORED, allow_pickle=False) as stored:
-        found = stored[name.lower()]
+        near = stored[name.lower()]
     words = getattr(grids, name).astype(np.int8)
-    return found, np.ascontiguousarray(words[found].transpose(0, 2, 1))
+    if words.shape[1] == 4:
+        return Neighbours(near, np.ascontiguousarray(words[near].transpose(0, 2, 1)), near[:0], words)
+    codes = np.searchsorted(np.unique(words), words).astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16)
+    return Neighbours(near, np.empty((0, 4, NEAREST), np.int8), codes.sum(1, dtype=np.uint16)[near], words)

@@ -37,7 +37,7 @@ D, LS, ERROR, BEST_D, BEST_LL, BEST_XL = 11, 12, 13, 14, 15, 16  # BEST_..., LS,
 SMALLEST, LARGEST = np.float32(1e-30), np.float32(1e30)  # scales beyond do not fit a half, nor have they an inverse
 MINUS = np.uint16(0x8000)
 LARGEST_HALF = np.float32(65504.0)
-N_CANDIDATES, N_SCALES = 8, 12  # tried for a sub-block's first scale, and for d
+N_CANDIDATES, N_SCALES = 8, 16  # tried for a sub-block's first scale, and for d
 
 
 class Shape(NamedTuple):
@@ -83,13 +83,11 @@ def search(x, importance, book, shape, found):
     subs, weights = x.reshape(-1, shape.sub), importance.reshape(-1, shape.sub)
     n_words = shape.sub // shape.dim
     tile, w, t, _ = buffers(shape.sub)
-    rows, signs = np.zeros((LANES, shape.sub), np.float32), np.zeros((shape.sub // 8, LANES), np.uint8)
-    cells, keys = np.zeros((2, n_words, LANES), np.int32), np.zeros((2, LANES, n_words), np.int32)
-    cost = np.zeros((4, LANES, shape.sub), np.float32)
-    for j in range(LANES):
-        for i in range(shape.sub):
-            cost[3, j, i] = np.float32(0.25 ** (i % 8))
-    tried, best = np.zeros((LANES, n_words), np.uint16), np.zeros((LANES, n_words), np.uint16)
+    q, cost, base = np.zeros_like(tile), np.zeros((2, shape.sub, LANES), np.float32), np.zeros_like(tile)
+    signs = np.zeros((shape.sub // 8, LANES), np.uint8)
+    cells, keys = np.zeros((2, n_words, LANES), np.int32), np.zeros((2, n_words, LANES), np.int32)
+    tried, best = np.zeros((n_words, LANES), np.uint16), np.zeros((n_words, LANES), np.uint16)
+    last = shape.rounds + shape.beside
     for first in range(0, subs.shape[0], LANES):
         count = min(LANES, subs.shape[0] - first)
         load(subs, weights, first, tile, w)
@@ -98,14 +96,18 @@ def search(x, importance, book, shape, found):
         _first_scales(tile, w, shape, t)
         if shape.even:
             _make_even(tile, w, shape, t, signs)
-        for j in range(LANES):
-            for i in range(shape.sub):
-                rows[j, i] = tile[i, j]
-        last = shape.rounds + shape.beside
         for turn in range(last + 1):
             _next_scales(shape, turn, t)
-            _find_cells(tile, shape, t, cells)
-            _assign(rows, weights, first, count, book, shape, t, cells, cost, keys, tried)
+            for minus in range(1 if shape.delta == ZERO else 2):
+                delta = -shape.delta if minus else shape.delta
+                _find_cells(tile, delta, shape, t, cells[minus])
+                if shape.dim == 4:
+                    _pick_of_4(tile, w, book.values, cells[minus], count, t, keys[minus])
+                else:
+                    _level_costs(tile, w, delta, shape, t, base, cost)
+                    _pick_of_8(book.codes, cells[minus], count, base, cost, keys[minus])
+            _choose(book, cells, keys, count, shape, tried, q)
+            _sum(tile, w, q, t)
             if turn < shape.rounds:
                 _solve_scales(t)
             else:
@@ -225,49 +227,34 @@ def _solve_scales(t):
 
 
 @kernel
-def _find_cells(x, shape, t, cells):
-    """The cell of every word's weights at TRY_SCALE, with delta added and subtracted; cells: (2, n_words, LANES) int32."""
-    inverse, high = ONE / shape.step, np.float32(shape.top)
+def _find_cells(x, delta, shape, t, cells):
+    """The cell of every word's weights at TRY_SCALE with `delta` added; cells: (n_words, LANES) int32."""
+    low, inverse, high = shape.low + delta, ONE / shape.step, np.float32(shape.top)
     base = np.int32(shape.top + 1)
     for j in range(LANES):
         t[TRY_INVERSE, j] = _inverse(t[TRY_SCALE, j])
-    for minus in range(1 if shape.delta == ZERO else 2):
-        low = shape.low + (-shape.delta if minus else shape.delta)
-        for g in range(cells.shape[1]):
+    for g in range(cells.shape[0]):
+        for j in range(LANES):
+            cells[g, j] = 0
+        for i in range(g * shape.dim, (g + 1) * shape.dim):
             for j in range(LANES):
-                cells[minus, g, j] = 0
-            for i in range(g * shape.dim, (g + 1) * shape.dim):
-                for j in range(LANES):
-                    code = min(max(np.rint((x[i, j] * t[TRY_INVERSE, j] - low) * inverse), ZERO), high)
-                    cells[minus, g, j] = cells[minus, g, j] * base + np.int32(code)
+                code = min(max(np.rint((x[i, j] * t[TRY_INVERSE, j] - low) * inverse), ZERO), high)
+                cells[g, j] = cells[g, j] * base + np.int32(code)
 
 
 @kernel
-def _assign(x, weights, first, count, book, shape, t, cells, cost, keys, tried):
-    """The best words at TRY_SCALE into tried, MINUS where delta is subtracted; the sums over them."""
-    if shape.dim == 4:
-        _pick_of_4(book.values, cells[0], x, weights, first, count, t, keys[0])
-    else:
-        for minus in range(1 if shape.delta == ZERO else 2):
-            _level_costs(x, weights, first, count, -shape.delta if minus else shape.delta, shape, t, cost)
-            _pick_of_8(book.codes, cells[minus], count, cost, keys[minus])
-    _choose(book.near, cells, keys, count, shape, tried)
-    _sum(x, weights, first, count, book.words, shape, tried, t)
-
-
-@kernel
-def _pick_of_4(values, cells, x, weights, first, count, t, keys):
+def _pick_of_4(x, w, values, cells, count, t, keys):
     """Key of the best word of every cell: its weighted squared error, as bits, the lowest four of which are its place.
 
     Positive floats have the order of their bits, so that a minimum over integers finds it. values: (n_cells, 4,
-    NEAREST) int8, cells: (n_words, LANES), keys: (LANES, n_words) int32.
+    NEAREST) int8; cells, keys: (n_words, LANES) int32.
     """
-    for j in range(count):
-        scale, r = t[TRY_SCALE, j], (first + j) % weights.shape[0]
-        for g in range(cells.shape[0]):
-            i, cell = 4 * g, cells[g, j]
-            x0, x1, x2, x3 = x[j, i], x[j, i + 1], x[j, i + 2], x[j, i + 3]
-            w0, w1, w2, w3 = weights[r, i], weights[r, i + 1], weights[r, i + 2], weights[r, i + 3]
+    for g in range(cells.shape[0]):
+        i = 4 * g
+        for j in range(count):
+            scale, cell = t[TRY_SCALE, j], cells[g, j]
+            x0, x1, x2, x3 = x[i, j], x[i + 1, j], x[i + 2, j], x[i + 3, j]
+            w0, w1, w2, w3 = w[i, j], w[i + 1, j], w[i + 2, j], w[i + 3, j]
             best = np.int32(0x7FFFFFFF)
             for k in range(NEAREST):
                 m0 = x0 - scale * np.float32(values[cell, 0, k])
@@ -277,42 +264,45 @@ def _pick_of_4(values, cells, x, weights, first, count, t, keys):
                 error = (w0 * m0 * m0 + w1 * m1 * m1) + (w2 * m2 * m2 + w3 * m3 * m3)
                 key = np.int32(np.float32(error).view(np.int32) & np.int32(-NEAREST))
                 best = min(best, np.int32(key | np.int32(k)))
-            keys[j, g] = best
+            keys[g, j] = best
 
 
 @kernel
-def _level_costs(x, weights, first, count, delta, shape, t, cost):
-    """What level c = 0, 1, 2 costs each weight: cost[0] + cost[1] * c' + cost[2] * c'**2 with c' = c * 4**(i % 8).
+def _level_costs(x, w, delta, shape, t, base, cost):
+    """What level c = 0, 1, 2 costs a weight, as a polynomial: its share of base + cost[0] * c' + cost[1] * c'**2.
 
-    cost: (4, LANES, sub); cost[3] holds the factors 4**-(i % 8).
+    c' = c * 4**(i % 8), as a mask cuts it out of a word's codes. cost: (2, sub, LANES), base: a row for each word.
     """
     q0, q1 = shape.low, shape.low + shape.step
     q2 = q1 + shape.step + shape.bend + shape.bend
     three, four, half = np.float32(3.0), np.float32(4.0), np.float32(0.5)
     a, b = (four * q1 - three * q0 - q2) * half, (q0 + q2) * half - q1  # q = q0 + a c + b c^2
     aa, bb = (four * q1 * q1 - three * q0 * q0 - q2 * q2) * half, (q0 * q0 + q2 * q2) * half - q1 * q1  # and q^2
-    for j in range(count):
-        scale, r = t[TRY_SCALE, j], (first + j) % weights.shape[0]
-        for i in range(x.shape[1]):
-            v, w, place = x[j, i] - scale * delta, weights[r, i], cost[3, j, i]
-            miss, ws, v2 = v - scale * q0, w * scale * place, v + v
-            cost[0, j, i] = w * miss * miss
-            cost[1, j, i] = ws * (scale * aa - v2 * a)
-            cost[2, j, i] = ws * place * (scale * bb - v2 * b)
+    for i in range(x.shape[0]):
+        place = np.float32(0.25 ** (i % 8))
+        if i % 8 == 0:
+            for j in range(LANES):
+                base[i // 8, j] = ZERO
+        for j in range(LANES):
+            scale = t[TRY_SCALE, j]
+            v = x[i, j] - scale * delta
+            miss, ws, v2 = v - scale * q0, w[i, j] * scale * place, v + v
+            base[i // 8, j] += w[i, j] * miss * miss
+            cost[0, i, j] = ws * (scale * aa - v2 * a)
+            cost[1, i, j] = ws * place * (scale * bb - v2 * b)
 
 
 @kernel
-def _pick_of_8(codes, cells, count, cost, keys):
+def _pick_of_8(codes, cells, count, base, cost, keys):
     """As _pick_of_4, of words of eight with three levels, by what these cost; codes: (n_cells, NEAREST) uint16."""
-    for j in range(count):
-        for g in range(cells.shape[0]):
-            i, cell = 8 * g, cells[g, j]
-            a0, a1, a2, a3 = cost[1, j, i], cost[1, j, i + 1], cost[1, j, i + 2], cost[1, j, i + 3]
-            a4, a5, a6, a7 = cost[1, j, i + 4], cost[1, j, i + 5], cost[1, j, i + 6], cost[1, j, i + 7]
-            b0, b1, b2, b3 = cost[2, j, i], cost[2, j, i + 1], cost[2, j, i + 2], cost[2, j, i + 3]
-            b4, b5, b6, b7 = cost[2, j, i + 4], cost[2, j, i + 5], cost[2, j, i + 6], cost[2, j, i + 7]
-            base = (cost[0, j, i] + cost[0, j, i + 1]) + (cost[0, j, i + 2] + cost[0, j, i + 3])
-            base += (cost[0, j, i + 4] + cost[0, j, i + 5]) + (cost[0, j, i + 6] + cost[0, j, i + 7])
+    for g in range(cells.shape[0]):
+        i = 8 * g
+        for j in range(count):
+            cell, start = cells[g, j], base[g, j]
+            a0, a1, a2, a3 = cost[0, i, j], cost[0, i + 1, j], cost[0, i + 2, j], cost[0, i + 3, j]
+            a4, a5, a6, a7 = cost[0, i + 4, j], cost[0, i + 5, j], cost[0, i + 6, j], cost[0, i + 7, j]
+            b0, b1, b2, b3 = cost[1, i, j], cost[1, i + 1, j], cost[1, i + 2, j], cost[1, i + 3, j]
+            b4, b5, b6, b7 = cost[1, i + 4, j], cost[1, i + 5, j], cost[1, i + 6, j], cost[1, i + 7, j]
             best = np.int32(0x7FFFFFFF)
             for k in range(NEAREST):
                 code = np.int32(codes[cell, k])
@@ -322,94 +312,73 @@ def _pick_of_8(codes, cells, count, cost, keys):
                 c6, c7 = np.float32(np.int32(code & np.int32(0x3000))), np.float32(np.int32(code & np.int32(0xC000)))
                 error = (c0 * (a0 + b0 * c0) + c1 * (a1 + b1 * c1)) + (c2 * (a2 + b2 * c2) + c3 * (a3 + b3 * c3))
                 error += (c4 * (a4 + b4 * c4) + c5 * (a5 + b5 * c5)) + (c6 * (a6 + b6 * c6) + c7 * (a7 + b7 * c7))
-                key = np.int32(np.float32(base + error).view(np.int32) & np.int32(-NEAREST))
+                key = np.int32(np.float32(start + error).view(np.int32) & np.int32(-NEAREST))
                 best = min(best, np.int32(key | np.int32(k)))
-            keys[j, g] = best
+            keys[g, j] = best
 
 
 @kernel
-def _choose(near, cells, keys, count, shape, tried):
-    """The words of the keys; with delta added or subtracted, for per_delta words together, as errs less."""
-    for j in range(count):
-        for start in range(0, cells.shape[1], shape.per_delta):
+def _choose(book, cells, keys, count, shape, tried, q):
+    """Words and levels of the keys; with delta added or subtracted for per_delta words together, as errs less."""
+    for start in range(0, tried.shape[0], shape.per_delta):
+        for j in range(count):
             minus = 0
             if shape.delta != ZERO:
                 gain = ZERO
                 for g in range(start, start + shape.per_delta):
-                    gain += bits_to_float(np.uint32(keys[0, j, g] & np.int32(-NEAREST)))
-                    gain -= bits_to_float(np.uint32(keys[1, j, g] & np.int32(-NEAREST)))
+                    gain += bits_to_float(np.uint32(keys[0, g, j] & np.int32(-NEAREST)))
+                    gain -= bits_to_float(np.uint32(keys[1, g, j] & np.int32(-NEAREST)))
                 minus = 1 if gain > ZERO else 0
+            delta = -shape.delta if minus else shape.delta
             for g in range(start, start + shape.per_delta):
-                word = near[cells[minus, g, j], keys[minus, j, g] & np.int32(NEAREST - 1)]
-                tried[j, g] = word | np.uint16(minus << 15)
+                word = book.near[cells[minus, g, j], keys[minus, g, j] & np.int32(NEAREST - 1)]
+                tried[g, j] = word | np.uint16(minus << 15)
+                for n in range(shape.dim):
+                    q[g * shape.dim + n, j] = book.words[word, n] + delta
 
 
 @kernel
-def _sum(x, weights, first, count, words, shape, tried, t):
-    """Sums XL and LL over the words tried, and TRY_ERROR; each in eight parts, of weights 8 apart (or 4, in four)."""
-    xl, ll = np.zeros(8, np.float32), np.zeros(8, np.float32)
-    for j in range(count):
-        scale, r = t[TRY_SCALE, j], (first + j) % weights.shape[0]
-        for n in range(8):
-            xl[n] = ZERO
-            ll[n] = ZERO
-        for g in range(tried.shape[1]):
-            word = tried[j, g] & (MINUS - np.uint16(1))
-            delta = -shape.delta if tried[j, g] & MINUS else shape.delta
-            if shape.dim == 4:
-                for n in range(4):
-                    q = np.float32(words[word, n])
-                    wq = weights[r, 4 * g + n] * q
-                    xl[n] += wq * x[j, 4 * g + n]
-                    ll[n] += wq * q
-            else:
-                for n in range(8):
-                    q = np.float32(words[word, n]) + delta
-                    wq = weights[r, 8 * g + n] * q
-                    xl[n] += wq * x[j, 8 * g + n]
-                    ll[n] += wq * q
-        t[XL, j] = ((xl[0] + xl[1]) + (xl[2] + xl[3])) + ((xl[4] + xl[5]) + (xl[6] + xl[7]))
-        t[LL, j] = ((ll[0] + ll[1]) + (ll[2] + ll[3])) + ((ll[4] + ll[5]) + (ll[6] + ll[7]))
+def _sum(x, w, q, t):
+    """Sums over the levels q and, less sum(w x^2), the error at TRY_SCALE."""
+    for j in range(LANES):
+        t[LL, j] = ZERO
+        t[XL, j] = ZERO
+    for i in range(x.shape[0]):
+        for j in range(LANES):
+            wq = w[i, j] * q[i, j]
+            t[LL, j] += wq * q[i, j]
+            t[XL, j] += wq * x[i, j]
+    for j in range(LANES):
+        scale = t[TRY_SCALE, j]
         t[TRY_ERROR, j] = scale * (scale * t[LL, j] - t[XL, j] - t[XL, j])
 
 
 @kernel
-def _nearest_odd(ratio, top):
-    """The integer scale 0 .. top of which the odd number 2 ls + 1 is nearest to `ratio`."""
-    return min(max(np.rint((ratio - ONE) * np.float32(0.5)), ZERO), np.float32(top))
-
-
-@kernel
-def _solved(t, g, n_subs, d, top):
-    """The D of sub-blocks g .. g + n_subs - 1 that is best for the integer scales nearest at `d`; and its error."""
-    mm = sm = ss = ZERO
-    inverse = _inverse(d)
-    for j in range(g, g + n_subs):
-        ls = _nearest_odd(t[SCALE, j] * inverse, top)
-        m = ls + ls + ONE
-        mm += t[LL, j] * m * m
-        sm += t[LL, j] * m * t[SCALE, j]
-        ss += t[LL, j] * t[SCALE, j] * t[SCALE, j]
-    solved = sm / mm if mm > ZERO else ZERO
-    return solved, ss - solved * sm
-
-
-@kernel
 def _block_scales(shape, n_subs, t):
-    """D per super-block: of N_SCALES that bring the largest SCALE to the upper end, the one with the least error."""
-    for g in range(0, LANES, n_subs):
+    """D per super-block: of those that bring the largest SCALE near the top, the one with the least error, solved."""
+    inverse, mm, sm = np.zeros(N_SCALES, np.float32), np.zeros(N_SCALES, np.float32), np.zeros(N_SCALES, np.float32)
+    top = np.float32(shape.scale_top)
+    for first in range(0, LANES, n_subs):
         largest = ZERO
-        for j in range(g, g + n_subs):
+        for j in range(first, first + n_subs):
             largest = max(largest, t[SCALE, j])
-        start = largest / np.float32(2 * shape.scale_top + 1)
-        d, least = start, HUGE
         for c in range(N_SCALES):
-            solved, error = _solved(
-                t, g, n_subs, start * (np.float32(0.9) + np.float32(0.025) * np.float32(c)), shape.scale_top
-            )
-            if error < least:
-                d, least = solved, error
-        for j in range(g, g + n_subs):
+            inverse[c] = _inverse(largest) * (top + top + ONE) / (np.float32(0.9) + np.float32(0.025) * np.float32(c))
+            mm[c] = ZERO
+            sm[c] = ZERO
+        for j in range(first, first + n_subs):
+            scale, ll = t[SCALE, j], t[LL, j]
+            for c in range(N_SCALES):
+                ls = min(max(np.rint((scale * inverse[c] - ONE) * np.float32(0.5)), ZERO), top)
+                m = ls + ls + ONE
+                mm[c] += ll * m * m
+                sm[c] += ll * m * scale
+        d = gain = ZERO
+        for c in range(N_SCALES):
+            solved = sm[c] / mm[c] if mm[c] > ZERO else ZERO
+            if solved * sm[c] > gain:
+                d, gain = solved, solved * sm[c]
+        for j in range(first, first + n_subs):
             t[D, j] = d
             t[ERROR, j] = HUGE
 
@@ -419,7 +388,7 @@ def _integer_scales(shape, beside, t):
     """TRY_LS: the integer scale nearest to SCALE or, if `beside`, the next best."""
     for j in range(LANES):
         ratio = t[SCALE, j] * _inverse(t[D, j])
-        ls = _nearest_odd(ratio, shape.scale_top)
+        ls = min(max(np.rint((ratio - ONE) * np.float32(0.5)), ZERO), np.float32(shape.scale_top))
         if beside:
             ls = ls + ONE if ratio > ls + ls + ONE else ls - ONE
         t[TRY_LS, j] = min(max(ls, ZERO), np.float32(shape.scale_top))
@@ -441,8 +410,8 @@ def _keep_better(n_subs, count, t, tried, best):
             t[BEST_D, j] = t[D, j]
             t[BEST_XL, j] = t[XL, j]
             t[BEST_LL, j] = t[LL, j]
-            for n in range(best.shape[1]):
-                best[j, n] = tried[j, n]
+            for n in range(best.shape[0]):
+                best[n, j] = tried[n, j]
 
 
 @kernel
@@ -462,13 +431,13 @@ def _refit(n_subs, t):
 @kernel
 def _write(shape, first, count, t, best, signs, found):
     """The sub-blocks `first` to `first` + `count` into found."""
-    n_words, n_subs = best.shape[1], 256 // shape.sub
+    n_words, n_subs = best.shape[0], 256 // shape.sub
     for j in range(count):
         b, s = (first + j) // n_subs, (first + j) % n_subs
         found["d"][b] = float_to_half(t[BEST_D, j] / shape.unit)
         found["ls"][b, s] = np.uint8(t[LS, j])
         for g in range(n_words):
-            found["index"][b, s * n_words + g] = best[j, g] & (MINUS - np.uint16(1))
-            found["minus"][b, (s * n_words + g) % 32] = best[j, g] >> np.uint16(15)
+            found["index"][b, s * n_words + g] = best[g, j] & (MINUS - np.uint16(1))
+            found["minus"][b, (s * n_words + g) % 32] = best[g, j] >> np.uint16(15)
         for g in range(signs.shape[0]):
             found["signs"][b, s * signs.shape[0] + g] = signs[g, j]

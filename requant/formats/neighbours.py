@@ -41,7 +41,7 @@ class Neighbours(NamedTuple):
     near: NDArray[np.uint16]  # (n_cells, NEAREST) word numbers
     values: NDArray[np.int8]  # (n_cells, 4, NEAREST) of words of four
     codes: NDArray[np.uint16]  # (n_cells, NEAREST) of words of eight: three levels 0, 1, 2 in two bits each
-    words: NDArray[np.int8]  # (n_words, dim), the codebook
+    words: NDArray[np.float32]  # (n_words, dim), the codebook
 
 
 @functools.cache
@@ -51,6 +51,10 @@ def neighbours(name: str) -> Neighbours:
         near = stored[name.lower()]
     words = getattr(grids, name).astype(np.int8)
     if words.shape[1] == 4:
-        return Neighbours(near, np.ascontiguousarray(words[near].transpose(0, 2, 1)), near[:0], words)
+        return Neighbours(
+            near, np.ascontiguousarray(words[near].transpose(0, 2, 1)), near[:0], words.astype(np.float32)
+        )
     codes = np.searchsorted(np.unique(words), words).astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16)
-    return Neighbours(near, np.empty((0, 4, NEAREST), np.int8), codes.sum(1, dtype=np.uint16)[near], words)
+    return Neighbours(
+        near, np.empty((0, 4, NEAREST), np.int8), codes.sum(1, dtype=np.uint16)[near], words.astype(np.float32)
+    )

@@ -385,12 +385,12 @@ def _block_scales(shape, n_subs, t):
 
 @kernel
 def _integer_scales(shape, beside, t):
-    """TRY_LS: the integer scale nearest to SCALE or, if `beside`, the next best."""
+    """TRY_LS: the integer scale nearest to SCALE, then the next best ones, on this side and that."""
+    away = np.float32((beside + 1) // 2 if beside % 2 else -(beside // 2))
     for j in range(LANES):
         ratio = t[SCALE, j] * _inverse(t[D, j])
         ls = min(max(np.rint((ratio - ONE) * np.float32(0.5)), ZERO), np.float32(shape.scale_top))
-        if beside:
-            ls = ls + ONE if ratio > ls + ls + ONE else ls - ONE
+        ls += away if ratio > ls + ls + ONE else -away
         t[TRY_LS, j] = min(max(ls, ZERO), np.float32(shape.scale_top))
 
 

@@ -31,8 +31,8 @@ SHAPE = Shape(
     unit=np.float32(1.0),
     first=np.float32(1.0),
     stride=np.float32(0.2),
-    rounds=2,
-    beside=2,
+    rounds=1,
+    beside=5,
 )
 
 

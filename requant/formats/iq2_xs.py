@@ -31,8 +31,8 @@ SHAPE = Shape(
     unit=np.float32(0.125),
     first=np.float32(0.7),
     stride=np.float32(0.1),
-    rounds=2,
-    beside=2,
+    rounds=1,
+    beside=5,
 )
 
 

@@ -37,10 +37,10 @@ SHAPE = Shape(
     even=False,
     scale_top=15,
     unit=np.float32(1.0),
-    first=np.float32(0.7),
-    stride=np.float32(0.07),
-    rounds=2,
-    beside=2,
+    first=np.float32(0.65),
+    stride=np.float32(0.085),
+    rounds=1,
+    beside=4,
 )
 
 

@@ -29,10 +29,10 @@ SHAPE = Shape(
     even=True,
     scale_top=15,
     unit=np.float32(0.25),
-    first=np.float32(0.7),
-    stride=np.float32(0.07),
+    first=np.float32(0.65),
+    stride=np.float32(0.085),
     rounds=2,
-    beside=2,
+    beside=5,
 )
 
 

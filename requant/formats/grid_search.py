@@ -32,9 +32,10 @@ FOUND = np.dtype(
 # rows of t: what is known of each lane
 PEAK, SCALE, GAIN, TRY_INVERSE, TRY_SCALE, TRY_LS, TRY_ERROR = 0, 1, 2, 3, 4, 5, 6
 LL, XL = 7, 8  # sums of w q^2 and w x q for the words of the trial
-COST, AT = 9, 10
-D, LS, ERROR, BEST_D, BEST_LL, BEST_XL = 11, 12, 13, 14, 15, 16  # BEST_..., LS, ERROR: of the words kept
+COST, AT, LEVEL = 9, 10, 11
+D, LS, ERROR, BEST_D, BEST_LL, BEST_XL = 12, 13, 14, 15, 16, 17  # BEST_..., LS, ERROR: of the words kept
 SMALLEST, LARGEST = np.float32(1e-30), np.float32(1e30)  # scales beyond do not fit a half, nor have they an inverse
+ALIKE = np.float32(0.9)  # least ratio of squared mean and mean square; 0.64 where weights are normally distributed
 MINUS = np.uint16(0x8000)
 LARGEST_HALF = np.float32(65504.0)
 N_CANDIDATES, N_SCALES = 8, 16  # tried for a sub-block's first scale, and for d
@@ -93,10 +94,11 @@ def search(x, importance, book, shape, found):
         load(subs, weights, first, tile, w)
         if shape.delta == ZERO:
             _take_signs(tile, signs)
+        first_turn = -3 if _find_level(tile, w, shape, t) else 0
         _first_scales(tile, w, shape, t)
         if shape.even:
             _make_even(tile, w, shape, t, signs)
-        for turn in range(last + 1):
+        for turn in range(first_turn, last + 1):
             _next_scales(shape, turn, t)
             for minus in range(1 if shape.delta == ZERO else 2):
                 delta = -shape.delta if minus else shape.delta
@@ -109,7 +111,7 @@ def search(x, importance, book, shape, found):
             _choose(book, cells, keys, count, shape, tried, q)
             _sum(tile, w, q, t)
             if turn < shape.rounds:
-                _solve_scales(t)
+                _solve_scales(turn, t)
             else:
                 _keep_better(256 // shape.sub if turn == last else 1, count, t, tried, best)
         _write(shape, first, count, t, best, signs, found)
@@ -126,6 +128,29 @@ def _take_signs(x, signs):
                 v = x[8 * g + i, j]
                 signs[g, j] |= np.uint8(v < ZERO) << np.uint8(i)
                 x[8 * g + i, j] = abs(v)
+
+
+@kernel
+def _find_level(x, w, shape, t):
+    """Into LEVEL the mean magnitude of the lanes where all are much alike, else 0; whether there is any such lane.
+
+    Weight by weight these are met at any scale, but few words have all their levels alike.
+    """
+    found = False
+    for j in range(LANES):
+        t[LEVEL, j] = ZERO
+        t[LL, j] = ZERO
+        t[XL, j] = ZERO
+    for i in range(x.shape[0]):
+        for j in range(LANES):
+            t[LL, j] += w[i, j]
+            t[XL, j] += w[i, j] * x[i, j]
+            t[LEVEL, j] += w[i, j] * x[i, j] * x[i, j]
+    for j in range(LANES):
+        alike = t[XL, j] * t[XL, j] > ALIKE * t[LEVEL, j] * t[LL, j] and shape.delta == ZERO
+        t[LEVEL, j] = t[XL, j] / t[LL, j] if alike else ZERO
+        found = found or alike
+    return found
 
 
 @kernel
@@ -202,11 +227,14 @@ def _make_even(x, w, shape, t, signs):
 
 @kernel
 def _next_scales(shape, turn, t):
-    """TRY_SCALE of a turn: the free SCALE at first, then with d rounded the integer scales, at last with d refitted."""
+    """TRY_SCALE of a turn: before 0 SCALE and what puts LEVEL at two of the levels; SCALE for some rounds; then, with
+    d rounded, the integer scales; at last, with d solved anew for the words kept, the integer scales kept.
+    """
     n_subs = 256 // shape.sub
     if turn < shape.rounds:
+        level = shape.low if turn == -2 else shape.low + shape.step + shape.step
         for j in range(LANES):
-            t[TRY_SCALE, j] = t[SCALE, j]
+            t[TRY_SCALE, j] = t[LEVEL, j] / level if turn in (-2, -1) else t[SCALE, j]
         return
     if turn == shape.rounds:
         _block_scales(shape, n_subs, t)
@@ -220,10 +248,14 @@ def _next_scales(shape, turn, t):
 
 
 @kernel
-def _solve_scales(t):
-    """SCALE per lane: the best for the words of the trial."""
+def _solve_scales(turn, t):
+    """SCALE per lane: the best for the words of the trial; in the turns before 0 where the lane is LEVEL, if better."""
     for j in range(LANES):
-        t[SCALE, j] = t[XL, j] / t[LL, j] if t[LL, j] > ZERO and t[XL, j] > ZERO else ZERO
+        scale = t[XL, j] / t[LL, j] if t[LL, j] > ZERO and t[XL, j] > ZERO else ZERO
+        gain = scale * t[XL, j]
+        if turn >= 0 or (t[LEVEL, j] > ZERO and (turn == -3 or gain > t[GAIN, j])):
+            t[SCALE, j] = scale
+            t[GAIN, j] = gain
 
 
 @kernel

@@ -142,7 +142,8 @@ def test_outliers_leave_something_of_the_others(fmt):
     x = heavy_tailed(8, 2)
     x[:, 7::256] = 1.0
     y = decode(fmt, encode(fmt, x)).reshape(x.shape)
-    assert np.sum((y - x) ** 2) <= np.sum(x**2) * 0.25
+    limit = 0.25 if fmt.bpw > 2.1 else 0.4  # in IQ1_S the words around an outlier get an eighth of it at least
+    assert np.sum((y - x) ** 2) <= np.sum(x**2) * limit
 
 
 @each_encoded

@@ -11,7 +11,8 @@ Source: block_iq1_m in ggml-common.h (scales as bytes), dequantize_row_iq1_m in 
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.grid_search import Shape, grid_encoder
+from requant.formats.grid_search import grid_encoder
+from requant.formats.grid_words import Shape
 from requant.formats.grids import IQ1_DELTA, IQ1_S
 from requant.jit import kernel
 

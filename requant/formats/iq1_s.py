@@ -10,7 +10,8 @@ Source: block_iq1_s in ggml-common.h, dequantize_row_iq1_s in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.grid_search import Shape, grid_encoder
+from requant.formats.grid_search import grid_encoder
+from requant.formats.grid_words import Shape
 from requant.formats.grids import IQ1_DELTA, IQ1_S
 from requant.jit import kernel
 

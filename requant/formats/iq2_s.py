@@ -11,7 +11,8 @@ Source: block_iq2_s in ggml-common.h (where qs and signs are one array), dequant
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.grid_search import Shape, grid_encoder
+from requant.formats.grid_search import grid_encoder
+from requant.formats.grid_words import Shape
 from requant.formats.grids import IQ2_S
 from requant.jit import kernel
 
@@ -37,8 +38,8 @@ SHAPE = Shape(
     even=False,
     scale_top=15,
     unit=np.float32(0.125),
-    first=np.float32(0.7),
-    stride=np.float32(0.1),
+    first=np.float32(0.6),
+    stride=np.float32(0.12),
     rounds=1,
     beside=2,
 )

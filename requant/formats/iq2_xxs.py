@@ -11,7 +11,8 @@ Source: block_iq2_xxs in ggml-common.h, dequantize_row_iq2_xxs in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.grid_search import Shape, grid_encoder
+from requant.formats.grid_search import grid_encoder
+from requant.formats.grid_words import Shape
 from requant.formats.grids import EVEN_SIGNS, IQ2_XXS
 from requant.jit import kernel
 

@@ -11,7 +11,8 @@ Source: block_iq3_s in ggml-common.h, dequantize_row_iq3_s in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.grid_search import Shape, grid_encoder
+from requant.formats.grid_search import grid_encoder
+from requant.formats.grid_words import Shape
 from requant.formats.grids import IQ3_S
 from requant.jit import kernel
 
@@ -40,7 +41,7 @@ SHAPE = Shape(
     first=np.float32(0.65),
     stride=np.float32(0.085),
     rounds=1,
-    beside=4,
+    beside=5,
 )
 
 

@@ -11,7 +11,8 @@ Source: block_iq3_xxs in ggml-common.h (where qs and signs are one array), dequa
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.grid_search import Shape, grid_encoder
+from requant.formats.grid_search import grid_encoder
+from requant.formats.grid_words import Shape
 from requant.formats.grids import EVEN_SIGNS, IQ3_XXS
 from requant.jit import kernel
 
@@ -31,8 +32,8 @@ SHAPE = Shape(
     unit=np.float32(0.25),
     first=np.float32(0.65),
     stride=np.float32(0.085),
-    rounds=2,
-    beside=5,
+    rounds=1,
+    beside=7,
 )
 
 

@@ -18,8 +18,6 @@ from requant.formats.bits import float_to_half, half_to_float
 from requant.formats.grid_words import (
     AT,
     BEST_D,
-    BEST_LL,
-    BEST_XL,
     COST,
     ERROR,
     GAIN,
@@ -37,9 +35,10 @@ from requant.formats.grid_words import (
     XL,
     D,
     Shape,
-    choose_words,
     find_cells,
+    find_errors,
     inverse_of,
+    keep_words,
     level_costs,
     pick_of_4,
     pick_of_8,
@@ -88,7 +87,7 @@ def search(x, importance, book, shape, found):
     q, cost, base = np.zeros_like(tile), np.zeros((2, shape.sub, LANES), np.float32), np.zeros_like(tile)
     signs = np.zeros((shape.sub // 8, LANES), np.uint8)
     cells, keys = np.zeros((2, n_words, LANES), np.int32), np.zeros((2, n_words, LANES), np.int32)
-    tried, best = np.zeros((n_words, LANES), np.uint16), np.zeros((n_words, LANES), np.uint16)
+    minus, best = np.zeros((n_words, LANES), np.uint8), np.zeros((n_words, LANES), np.uint16)
     last = shape.rounds + shape.beside
     for first in range(0, subs.shape[0], LANES):
         count = min(LANES, subs.shape[0] - first)
@@ -100,21 +99,22 @@ def search(x, importance, book, shape, found):
         if shape.even:
             _make_even(tile, w, shape, t, signs)
         for turn in range(first_turn, last + 1):
+            if first_turn < turn <= shape.rounds or turn == last:
+                sum_levels(tile, w, book.words, best, count, shape, q, t)
+            if first_turn < turn <= shape.rounds:
+                _solve_scales(turn - 1, t)
             _next_scales(shape, turn, t)
-            for minus in range(1 if shape.delta == ZERO else 2):
-                delta = -shape.delta if minus else shape.delta
-                find_cells(tile, delta, shape, t, cells[minus])
+            for signed in range(1 if shape.delta == ZERO else 2):
+                delta = -shape.delta if signed else shape.delta
+                find_cells(tile, delta, shape, t, cells[signed])
                 if shape.dim == 4:
-                    pick_of_4(tile, w, book.values, cells[minus], count, t, keys[minus])
+                    pick_of_4(tile, w, book.values, cells[signed], count, t, keys[signed])
                 else:
                     level_costs(tile, w, delta, shape, t, base, cost)
-                    pick_of_8(book.codes, cells[minus], count, base, cost, keys[minus])
-            choose_words(book, cells, keys, count, shape, tried, q)
-            sum_levels(tile, w, q, t)
-            if turn < shape.rounds:
-                _solve_scales(turn, t)
-            else:
-                _keep_better(256 // shape.sub if turn == last else 1, count, t, tried, best)
+                    pick_of_8(book.codes, cells[signed], count, base, cost, keys[signed])
+            find_errors(keys, shape, minus, t)
+            together = 256 // shape.sub if turn == last else 1
+            _keep_better(turn < shape.rounds, together, count, book.near, cells, keys, minus, t, best)
         _write(shape, first, count, t, best, signs, found)
 
 
@@ -297,23 +297,21 @@ def _integer_scales(shape, beside, t):
 
 
 @kernel
-def _keep_better(n_subs, count, t, tried, best):
-    """Keep what was tried where it lowers the error of `n_subs` sub-blocks together."""
-    for g in range(0, count, n_subs):
+def _keep_better(always, n_subs, count, near, cells, keys, minus, t, best):
+    """Keep the words picked `always`, or where they lower the error of `n_subs` sub-blocks together."""
+    for first in range(0, count, n_subs):
         before = after = ZERO
-        for j in range(g, g + n_subs):
+        for j in range(first, first + n_subs):
             before += t[ERROR, j]
             after += t[TRY_ERROR, j]
-        if after >= before:  # not so where both are NaN
+        if after >= before and not always:  # not so where both are NaN
             continue
-        for j in range(g, g + n_subs):
-            t[ERROR, j] = t[TRY_ERROR, j]
-            t[LS, j] = t[TRY_LS, j]
-            t[BEST_D, j] = t[D, j]
-            t[BEST_XL, j] = t[XL, j]
-            t[BEST_LL, j] = t[LL, j]
-            for n in range(best.shape[0]):
-                best[n, j] = tried[n, j]
+        for j in range(first, first + n_subs):
+            if not always:
+                t[ERROR, j] = t[TRY_ERROR, j]
+                t[LS, j] = t[TRY_LS, j]
+                t[BEST_D, j] = t[D, j]
+            keep_words(near, cells, keys, minus, j, best)
 
 
 @kernel
@@ -324,8 +322,8 @@ def _refit(n_subs, t):
         for j in range(g, g + n_subs):
             t[TRY_LS, j] = t[LS, j]
             m = ONE + t[LS, j] + t[LS, j]
-            mm += m * m * t[BEST_LL, j]
-            xm += m * t[BEST_XL, j]
+            mm += m * m * t[LL, j]
+            xm += m * t[XL, j]
         for j in range(g, g + n_subs):
             t[D, j] = max(xm / mm, ZERO) if mm > ZERO else ZERO
 

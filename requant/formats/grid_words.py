@@ -12,14 +12,15 @@ import numpy as np
 
 from requant.formats.bits import bits_to_float
 from requant.formats.neighbours import NEAREST
-from requant.formats.search import LANES, ONE, ZERO
+from requant.formats.search import HUGE, LANES, ONE, ZERO
 from requant.jit import kernel
 
 # rows of t: what is known of each lane
 PEAK, SCALE, GAIN, TRY_INVERSE, TRY_SCALE, TRY_LS, TRY_ERROR = 0, 1, 2, 3, 4, 5, 6
-LL, XL = 7, 8  # sums of w q^2 and w x q for the words of the trial
+LL, XL = 7, 8  # sums of w q^2 and w x q for the words kept
 COST, AT, LEVEL = 9, 10, 11
-D, LS, ERROR, BEST_D, BEST_LL, BEST_XL = 12, 13, 14, 15, 16, 17  # BEST_..., LS, ERROR: of the words kept
+D, LS, ERROR, BEST_D = 12, 13, 14, 15  # the last three: of the words kept
+TRY_SUM, TRY_OTHER = 16, 17
 SMALLEST, LARGEST = np.float32(1e-30), np.float32(1e30)  # scales beyond do not fit a half, nor have they an inverse
 MINUS = np.uint16(0x8000)  # in a word's number: delta is subtracted
 
@@ -141,28 +142,43 @@ def pick_of_8(codes, cells, count, base, cost, keys):
 
 
 @kernel
-def choose_words(book, cells, keys, count, shape, tried, q):
-    """Words and levels of the keys; with delta added or subtracted for per_delta words together, as errs less."""
-    for start in range(0, tried.shape[0], shape.per_delta):
-        for j in range(count):
-            minus = 0
-            if shape.delta != ZERO:
-                gain = ZERO
-                for g in range(start, start + shape.per_delta):
-                    gain += bits_to_float(np.uint32(keys[0, g, j] & np.int32(-NEAREST)))
-                    gain -= bits_to_float(np.uint32(keys[1, g, j] & np.int32(-NEAREST)))
-                minus = 1 if gain > ZERO else 0
-            delta = -shape.delta if minus else shape.delta
-            for g in range(start, start + shape.per_delta):
-                word = book.near[cells[minus, g, j], keys[minus, g, j] & np.int32(NEAREST - 1)]
-                tried[g, j] = word | np.uint16(minus << 15)
-                for n in range(shape.dim):
-                    q[g * shape.dim + n, j] = book.words[word, n] + delta
+def find_errors(keys, shape, minus, t):
+    """TRY_ERROR of the words picked; minus (n_words, LANES): whether delta is subtracted, per_delta words together."""
+    for j in range(LANES):
+        t[TRY_ERROR, j] = ZERO
+    for start in range(0, minus.shape[0], shape.per_delta):
+        for j in range(LANES):
+            t[TRY_SUM, j] = ZERO
+            t[TRY_OTHER, j] = ZERO if shape.delta != ZERO else HUGE
+        for g in range(start, start + shape.per_delta):
+            for j in range(LANES):
+                t[TRY_SUM, j] += bits_to_float(np.uint32(keys[0, g, j] & np.int32(-NEAREST)))
+                t[TRY_OTHER, j] += bits_to_float(np.uint32(keys[1, g, j] & np.int32(-NEAREST)))
+        for g in range(start, start + shape.per_delta):
+            for j in range(LANES):
+                minus[g, j] = t[TRY_OTHER, j] < t[TRY_SUM, j]
+        for j in range(LANES):
+            t[TRY_ERROR, j] += min(t[TRY_SUM, j], t[TRY_OTHER, j])
 
 
 @kernel
-def sum_levels(x, w, q, t):
-    """Sums over the levels q and, less sum(w x^2), the error at TRY_SCALE."""
+def keep_words(near, cells, keys, minus, j, best):
+    """The words picked for lane `j` into best, MINUS where delta is subtracted; near: (n_cells, NEAREST) uint16."""
+    for g in range(best.shape[0]):
+        m = np.int32(minus[g, j])
+        word = near[cells[m, g, j], keys[m, g, j] & np.int32(NEAREST - 1)]
+        best[g, j] = word | np.uint16(m << 15)
+
+
+@kernel
+def sum_levels(x, w, words, best, count, shape, q, t):
+    """Sums LL and XL over the levels of the words in best, which are left in q (sub, LANES)."""
+    for g in range(best.shape[0]):
+        for j in range(count):
+            delta = -shape.delta if best[g, j] & MINUS else shape.delta
+            word = best[g, j] & np.uint16(0x7FFF)
+            for n in range(shape.dim):
+                q[g * shape.dim + n, j] = words[word, n] + delta
     for j in range(LANES):
         t[LL, j] = ZERO
         t[XL, j] = ZERO
@@ -171,6 +187,3 @@ def sum_levels(x, w, q, t):
             wq = w[i, j] * q[i, j]
             t[LL, j] += wq * q[i, j]
             t[XL, j] += wq * x[i, j]
-    for j in range(LANES):
-        scale = t[TRY_SCALE, j]
-        t[TRY_ERROR, j] = scale * (scale * t[LL, j] - t[XL, j] - t[XL, j])

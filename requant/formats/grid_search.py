@@ -60,7 +60,7 @@ FOUND = np.dtype(
 )
 ALIKE = np.float32(0.9)  # least ratio of squared mean and mean square; 0.64 where weights are normally distributed
 LARGEST_HALF = np.float32(65504.0)
-N_CANDIDATES, N_SCALES = 8, 16  # tried for a sub-block's first scale, and for d
+N_CANDIDATES, N_SCALES = 5, 16  # tried for a sub-block's first scale, and for d
 
 
 def grid_encoder(codebook: str, shape: Shape) -> Callable[[Any], Callable[[Any, Any, Any], None]]:

@@ -30,7 +30,7 @@ SHAPE = Shape(
     scale_top=7,
     unit=np.float32(1.0),
     first=np.float32(1.0),
-    stride=np.float32(0.2),
+    stride=np.float32(0.35),
     rounds=1,
     beside=1,
 )

@@ -39,7 +39,7 @@ SHAPE = Shape(
     scale_top=15,
     unit=np.float32(0.125),
     first=np.float32(0.6),
-    stride=np.float32(0.12),
+    stride=np.float32(0.2),
     rounds=1,
     beside=2,
 )

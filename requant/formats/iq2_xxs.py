@@ -31,7 +31,7 @@ SHAPE = Shape(
     scale_top=15,
     unit=np.float32(0.125),
     first=np.float32(0.7),
-    stride=np.float32(0.1),
+    stride=np.float32(0.17),
     rounds=1,
     beside=5,
 )

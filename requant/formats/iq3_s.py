@@ -39,7 +39,7 @@ SHAPE = Shape(
     scale_top=15,
     unit=np.float32(1.0),
     first=np.float32(0.65),
-    stride=np.float32(0.085),
+    stride=np.float32(0.14),
     rounds=1,
     beside=5,
 )

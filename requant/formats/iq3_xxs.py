@@ -31,7 +31,7 @@ SHAPE = Shape(
     scale_top=15,
     unit=np.float32(0.25),
     first=np.float32(0.65),
-    stride=np.float32(0.085),
+    stride=np.float32(0.14),
     rounds=1,
     beside=7,
 )

@@ -94,7 +94,7 @@ def search(x, importance, book, shape, found):
         load(subs, weights, first, tile, w)
         if shape.delta == ZERO:
             _take_signs(tile, signs)
-        first_turn = -3 if _find_level(tile, w, shape, t) else 0
+        first_turn = -3 if _find_level(tile, shape, t) else 0
         _first_scales(tile, w, shape, t)
         if shape.even:
             _make_even(tile, w, shape, t, signs)
@@ -132,24 +132,22 @@ def _take_signs(x, signs):
 
 
 @kernel
-def _find_level(x, w, shape, t):
-    """Into LEVEL the mean magnitude of the lanes where all are much alike, else 0; whether there is any such lane.
+def _find_level(x, shape, t):
+    """Into LEVEL the mean magnitude of the lanes where all are much alike, whatever their importance, else 0; whether there is any such lane.
 
     Weight by weight these are met at any scale, but few words have all their levels alike.
     """
-    found = False
+    found, n = False, np.float32(x.shape[0])
     for j in range(LANES):
         t[LEVEL, j] = ZERO
-        t[LL, j] = ZERO
         t[XL, j] = ZERO
     for i in range(x.shape[0]):
         for j in range(LANES):
-            t[LL, j] += w[i, j]
-            t[XL, j] += w[i, j] * x[i, j]
-            t[LEVEL, j] += w[i, j] * x[i, j] * x[i, j]
+            t[XL, j] += x[i, j]
+            t[LEVEL, j] += x[i, j] * x[i, j]
     for j in range(LANES):
-        alike = t[XL, j] * t[XL, j] > ALIKE * t[LEVEL, j] * t[LL, j] and shape.delta == ZERO
-        t[LEVEL, j] = t[XL, j] / t[LL, j] if alike else ZERO
+        alike = t[XL, j] * t[XL, j] > ALIKE * t[LEVEL, j] * n and shape.delta == ZERO
+        t[LEVEL, j] = t[XL, j] / n if alike else ZERO
         found = found or alike
     return found
 

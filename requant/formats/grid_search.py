@@ -133,9 +133,10 @@ def _take_signs(x, signs):
 
 @kernel
 def _find_level(x, shape, t):
-    """Into LEVEL the mean magnitude of the lanes where all are much alike, whatever their importance, else 0; whether there is any such lane.
+    """Into LEVEL the mean magnitude of the lanes where all are much alike, else 0; whether there is any such lane.
 
-    Weight by weight these are met at any scale, but few words have all their levels alike.
+    Weight by weight these are met at any scale, but few words have all their levels alike. Importance has no part in
+    it: where it is uneven, a few weights that are alike would often pass for all.
     """
     found, n = False, np.float32(x.shape[0])
     for j in range(LANES):

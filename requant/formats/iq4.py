@@ -6,6 +6,7 @@ threshold that is reached, which vectorizes where a table would not; a threshold
 
 import numpy as np
 
+from requant.formats.bits import float_to_half
 from requant.formats.levels import SMALLEST_PEAK, F, keep_better_fit, measure_peak, to_half
 from requant.formats.search import (
     BASE_LS,
@@ -31,6 +32,8 @@ from requant.formats.search import (
     ZERO,
     D,
     L,
+    buffers,
+    load,
 )
 from requant.jit import kernel
 
@@ -106,15 +109,6 @@ def _search(x, w, n_candidates, first, step, t):
                 t[TRY_INVERSE, j] = side / t[PEAK, j] if abs(t[PEAK, j]) > SMALLEST_PEAK else ZERO
         _sums(x, w, t)
         keep_better_fit(t)
-
-
-@kernel
-def iq4_blocks(x, w, n_candidates, first, step, t):
-    """The half D per lane: x = D * level; the candidates as in _search."""
-    _search(x, w, n_candidates, first, step, t)
-    for j in range(LANES):
-        t[D, j] = to_half(t[SCALE, j])
-        t[LS, j] = ONE
 
 
 @kernel
@@ -204,13 +198,11 @@ def _refit(x, w, n_subs, t):
 
 
 @kernel
-def iq4_super_blocks(x, w, scale_top, n_subs, n_candidates, first, step, t):
-    """LS in -scale_top .. scale_top - 1 per lane and the half D per super-block of `n_subs` lanes: x = D * LS * level.
+def _fit_super_blocks(x, w, scale_top, n_subs, t):
+    """From SCALE per lane to LS in -scale_top .. scale_top - 1 and the half D per super-block of `n_subs` lanes.
 
-    The candidates as in _search. D starts from the largest scale at either end of LS, for which end has the spare
-    integer matters.
+    D starts from the largest scale at either end of LS, for which end has the spare integer matters.
     """
-    _search(x, w, n_candidates, first, step, t)
     low, high = -F(scale_top), F(scale_top - 1)
     for j in range(LANES):
         t[FITTED, j] = t[SCALE, j]
@@ -223,10 +215,44 @@ def iq4_super_blocks(x, w, scale_top, n_subs, n_candidates, first, step, t):
 
 
 @kernel
-def iq4_codes(subs, first, t, codes):
-    """Codes of sub-blocks subs[first:first + LANES], row-major: of the level nearest for scale D * LS."""
-    for j in range(min(LANES, subs.shape[0] - first)):
+def _write(subs, start, t, codes):
+    """Codes of sub-blocks subs[start:start + LANES]: of the level nearest for scale D * LS."""
+    for j in range(min(LANES, subs.shape[0] - start)):
         scale = t[D, j] * t[LS, j]
         inverse = ONE / scale if scale != ZERO else ZERO
         for i in range(subs.shape[1]):
-            codes[j, i] = _code(subs[first + j, i] * inverse)
+            codes[start + j, i] = _code(subs[start + j, i] * inverse)
+
+
+@kernel
+def _encode(subs, importance, scale_top, n_subs, n_candidates, first, step, d, scales, codes):
+    """One kernel for both formats; arrays as in encode_iq4."""
+    x, w, t = buffers(subs.shape[1])
+    for start in range(0, subs.shape[0], LANES):
+        load(subs, importance, start, x, w)
+        _search(x, w, n_candidates, first, step, t)
+        if n_subs == 1:
+            for j in range(LANES):
+                t[D, j] = to_half(t[SCALE, j])
+                t[LS, j] = ONE
+        else:
+            _fit_super_blocks(x, w, scale_top, n_subs, t)
+        _write(subs, start, t, codes)
+        for j in range(min(LANES, subs.shape[0] - start)):
+            scales[start + j] = np.int8(t[LS, j])
+        for j in range(0, min(LANES, subs.shape[0] - start), n_subs):
+            d[(start + j) // n_subs] = float_to_half(t[D, j])
+
+
+def encode_iq4(x, importance, n_subs, scale_top, n_candidates, first, step):
+    """Codes of `x` (n, N) with sub-blocks of N / n_subs weights: x = d * scale * level of IQ4.
+
+    Returns d: (n,) binary16 bits; scales: (n, n_subs) int8 in -scale_top .. scale_top - 1; codes: (n, n_subs, sub)
+    uint8. With n_subs 1 there are no integer scales (all 1). The candidates are those of _search.
+    """
+    n, sub = len(x), x.shape[1] // n_subs
+    d, scales = np.empty(n, np.uint16), np.empty(n * n_subs, np.int8)
+    codes = np.empty((n * n_subs, sub), np.uint8)
+    subs, weights = x.reshape(-1, sub), importance.reshape(-1, sub)
+    _encode(subs, weights, scale_top, n_subs, n_candidates, first, step, d, scales, codes)
+    return d, scales.reshape(n, n_subs), codes.reshape(n, n_subs, sub)

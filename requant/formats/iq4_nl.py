@@ -9,10 +9,10 @@ Source: block_iq4_nl in ggml-common.h, dequantize_row_iq4_nl in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.bits import float_to_half, half_to_float
+from requant.formats.bits import half_to_float
 from requant.formats.grids import IQ4_LEVELS
-from requant.formats.iq4 import iq4_blocks, iq4_codes
-from requant.formats.search import LANES, D, buffers, is_flat, load
+from requant.formats.iq4 import encode_iq4
+from requant.formats.search import is_flat
 from requant.jit import kernel
 
 N = 32
@@ -30,22 +30,16 @@ def decode(blocks, out):
             out[b, 16 + i] = scale * np.float32(IQ4_LEVELS[codes >> np.uint32(4)])
 
 
-@kernel
 def encode(x, importance, blocks):
-    tile, w, t, codes = buffers(N)
     # importance may well make it worth to clip the largest weight
-    n_candidates, beyond, step = (6, -16.0, 8.0) if is_flat(importance) else (8, -32.0, 8.0)
-    for first in range(0, x.shape[0], LANES):
-        load(x, importance, first, tile, w)
-        iq4_blocks(tile, w, n_candidates, beyond, step, t)
-        iq4_codes(x, first, t, codes)
-        for j in range(min(LANES, x.shape[0] - first)):
-            _pack(blocks, first + j, j, t, codes)
+    search = (6, -16.0, 8.0) if is_flat(importance) else (8, -32.0, 8.0)
+    blocks["d"], _, codes = encode_iq4(x, importance, 1, 1, *search)
+    _pack(codes, blocks)
 
 
 @kernel
-def _pack(blocks, b, j, t, codes):
-    blocks["d"][b] = float_to_half(t[D, j])
+def _pack(codes, blocks):
     qs = blocks["qs"]
-    for i in range(N // 2):
-        qs[b, i] = codes[j, i] | codes[j, i + N // 2] << np.uint8(4)
+    for b in range(codes.shape[0]):
+        for i in range(N // 2):
+            qs[b, i] = codes[b, 0, i] | codes[b, 0, i + N // 2] << np.uint8(4)

@@ -10,10 +10,10 @@ Source: block_iq4_xs in ggml-common.h, dequantize_row_iq4_xs in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.bits import float_to_half, half_to_float
+from requant.formats.bits import half_to_float
 from requant.formats.grids import IQ4_LEVELS
-from requant.formats.iq4 import iq4_codes, iq4_super_blocks
-from requant.formats.search import LANES, LS, D, buffers, is_flat, load
+from requant.formats.iq4 import encode_iq4
+from requant.formats.search import is_flat
 from requant.jit import kernel
 
 N = 256
@@ -38,34 +38,22 @@ def decode(blocks, out):
                 out[b, 32 * s + 16 + i] = scale * np.float32(IQ4_LEVELS[codes >> np.uint32(4)])
 
 
-@kernel
 def encode(x, importance, blocks):
-    subs, weights = x.reshape(-1, SUB), importance.reshape(-1, SUB)
-    tile, w, t, codes = buffers(SUB)
     # as for IQ4_NL, but fewer: the integer scales are chosen again
-    n_candidates, beyond, step = (4, -20.0, 12.0) if is_flat(importance) else (6, -24.0, 9.0)
-    for first in range(0, subs.shape[0], LANES):
-        load(subs, weights, first, tile, w)
-        iq4_super_blocks(tile, w, SCALE_TOP, SUBS, n_candidates, beyond, step, t)
-        iq4_codes(subs, first, t, codes)
-        for j in range(0, min(LANES, subs.shape[0] - first), SUBS):
-            _pack(blocks, (first + j) // SUBS, j, t, codes)
+    search = (4, -20.0, 12.0) if is_flat(importance) else (6, -24.0, 9.0)
+    blocks["d"], scales, codes = encode_iq4(x, importance, SUBS, SCALE_TOP, *search)
+    _pack((scales + np.int8(SCALE_TOP)).view(np.uint8), codes, blocks)
 
 
 @kernel
-def _pack(blocks, b, j, t, codes):
-    blocks["d"][b] = float_to_half(t[D, j])
-    scales_l, qs = blocks["scales_l"], blocks["qs"]
-    high = np.uint16(0)
-    for s in range(SUBS):
-        ls = np.uint16(t[LS, j + s] + np.float32(SCALE_TOP))
-        high |= (ls >> np.uint16(4)) << np.uint16(2 * s)
-        for i in range(SUB // 2):
-            qs[b, SUB // 2 * s + i] = codes[j + s, i] | codes[j + s, i + SUB // 2] << np.uint8(4)
-    blocks["scales_h"][b] = high
-    for p in range(SUBS // 2):
-        even, odd = (
-            np.uint8(t[LS, j + 2 * p] + np.float32(SCALE_TOP)),
-            np.uint8(t[LS, j + 2 * p + 1] + np.float32(SCALE_TOP)),
-        )
-        scales_l[b, p] = (even & np.uint8(15)) | (odd & np.uint8(15)) << np.uint8(4)
+def _pack(scales, codes, blocks):
+    scales_h, scales_l, qs = blocks["scales_h"], blocks["scales_l"], blocks["qs"]
+    for b in range(codes.shape[0]):
+        high = np.uint16(0)
+        for s in range(SUBS):
+            high |= np.uint16(scales[b, s] >> np.uint8(4)) << np.uint16(2 * s)
+            for i in range(SUB // 2):
+                qs[b, SUB // 2 * s + i] = codes[b, s, i] | codes[b, s, i + SUB // 2] << np.uint8(4)
+        scales_h[b] = high
+        for p in range(SUBS // 2):
+            scales_l[b, p] = (scales[b, 2 * p] & np.uint8(15)) | (scales[b, 2 * p + 1] & np.uint8(15)) << np.uint8(4)

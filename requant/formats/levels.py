@@ -32,6 +32,8 @@ from requant.formats.search import (
     XL,
     ZERO,
     D,
+    buffers,
+    load,
 )
 from requant.jit import kernel
 
@@ -126,15 +128,26 @@ def _measure_magnitudes(x, w, t):
 
 
 @kernel
-def fit_signs(x, w, t):
-    """The half D per lane that suits x = D * (-1 or 1) best."""
-    _measure_magnitudes(x, w, t)
-    for j in range(LANES):
-        t[D, j] = to_half(t[SUM_X, j] / t[SUM_W, j]) if t[SUM_W, j] > ZERO else ZERO
+def _fit_signs(x, importance, d):
+    """Arrays as in encode_signs."""
+    tile, w, t = buffers(x.shape[1])
+    for start in range(0, x.shape[0], LANES):
+        load(x, importance, start, tile, w)
+        _measure_magnitudes(tile, w, t)
+        for j in range(min(LANES, x.shape[0] - start)):
+            size = t[SUM_X, j] / t[SUM_W, j] if t[SUM_W, j] > ZERO else ZERO
+            d[start + j] = float_to_half(min(size, LARGEST_HALF))
+
+
+def encode_signs(x, importance):
+    """The d that suits `x` (n, N) best as d * (-1 or 1), by its signs: (n,) binary16 bits."""
+    d = np.empty(len(x), np.uint16)
+    _fit_signs(x, importance, d)
+    return d
 
 
 @kernel
-def search_ternary(x, w, t):
+def _search_ternary(x, w, t):
     """The half D per lane: x = D * (-1, 0 or 1).
 
     Weights count as zero below a share of the mean magnitude, which suits any distribution with few outliers, or below
@@ -159,13 +172,25 @@ def search_ternary(x, w, t):
 
 
 @kernel
-def ternary_codes(blocks, first, t, codes):
-    """Codes 0, 1, 2 for -1, 0, 1, row-major, of blocks[first:first + LANES]: the nearest for scale D."""
-    for j in range(min(LANES, blocks.shape[0] - first)):
-        threshold = F(0.5) * t[D, j]
-        for i in range(blocks.shape[1]):
-            v = blocks[first + j, i]
-            codes[j, i] = np.uint8(1 + np.int32(v > threshold) - np.int32(v < -threshold))
+def _encode_ternary(x, importance, d, codes):
+    """Arrays as in encode_ternary."""
+    tile, w, t = buffers(x.shape[1])
+    for start in range(0, x.shape[0], LANES):
+        load(x, importance, start, tile, w)
+        _search_ternary(tile, w, t)
+        for j in range(min(LANES, x.shape[0] - start)):
+            d[start + j] = float_to_half(t[D, j])
+            threshold = F(0.5) * t[D, j]
+            for i in range(x.shape[1]):
+                v = x[start + j, i]
+                codes[start + j, i] = np.uint8(1 + np.int32(v > threshold) - np.int32(v < -threshold))
+
+
+def encode_ternary(x, importance):
+    """Codes 0, 1, 2 of `x` (n, N): x = d * (code - 1). Returns d: (n,) binary16 bits; codes: (n, N) uint8."""
+    d, codes = np.empty(len(x), np.uint16), np.empty(x.shape, np.uint8)
+    _encode_ternary(x, importance, d, codes)
+    return d, codes
 
 
 @kernel
@@ -175,7 +200,7 @@ def _fp4_scale(code, exponent_only):
 
 
 @kernel
-def fp4_blocks(x, w, exponent_only, below, above, t):
+def _search_fp4(x, w, exponent_only, below, above, t):
     """LS, the code of a lane's scale, and D, that scale halved: x = D * level of FP4.
 
     Tried are the codes from `below` under to `above` over the one that puts the largest magnitude at the highest
@@ -205,9 +230,26 @@ def fp4_blocks(x, w, exponent_only, below, above, t):
 
 
 @kernel
-def fp4_codes(subs, first, t, codes):
-    """Codes of sub-blocks subs[first:first + LANES], row-major: of the level nearest for scale D."""
-    for j in range(min(LANES, subs.shape[0] - first)):
-        inverse = ONE / t[D, j]
-        for i in range(subs.shape[1]):
-            codes[j, i] = _fp4_code(subs[first + j, i] * inverse)
+def _encode_fp4(subs, importance, exponent_only, below, above, scales, codes):
+    """One kernel for both formats; arrays as in encode_fp4."""
+    x, w, t = buffers(subs.shape[1])
+    for start in range(0, subs.shape[0], LANES):
+        load(subs, importance, start, x, w)
+        _search_fp4(x, w, exponent_only, below, above, t)
+        for j in range(min(LANES, subs.shape[0] - start)):
+            scales[start + j] = np.uint8(t[LS, j])
+            inverse = ONE / t[D, j]
+            for i in range(subs.shape[1]):
+                codes[start + j, i] = _fp4_code(subs[start + j, i] * inverse)
+
+
+def encode_fp4(x, importance, n_subs, exponent_only, below, above):
+    """E2M1 codes of `x` (n, N) with sub-blocks of N / n_subs weights: x = half the scale * level of FP4.
+
+    Returns scales: (n, n_subs) uint8, E8M0 (`exponent_only`) or UE4M3; codes: (n, n_subs, sub) uint8. `below` and
+    `above` are those of _search_fp4.
+    """
+    n, sub = len(x), x.shape[1] // n_subs
+    scales, codes = np.empty(n * n_subs, np.uint8), np.empty((n * n_subs, sub), np.uint8)
+    _encode_fp4(x.reshape(-1, sub), importance.reshape(-1, sub), exponent_only, below, above, scales, codes)
+    return scales.reshape(n, n_subs), codes.reshape(n, n_subs, sub)

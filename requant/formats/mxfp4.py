@@ -11,8 +11,8 @@ import numpy as np
 
 from requant.formats.bits import e8m0_half_to_float
 from requant.formats.grids import FP4_LEVELS
-from requant.formats.levels import fp4_blocks, fp4_codes
-from requant.formats.search import LANES, LS, buffers, is_flat, load
+from requant.formats.levels import encode_fp4
+from requant.formats.search import is_flat
 from requant.jit import kernel
 
 N = 32
@@ -30,21 +30,15 @@ def decode(blocks, out):
             out[b, 16 + i] = scale * np.float32(FP4_LEVELS[codes >> np.uint32(4)])
 
 
-@kernel
 def encode(x, importance, blocks):
-    tile, w, t, codes = buffers(N)
-    below = 1 if is_flat(importance) else 2
-    for first in range(0, x.shape[0], LANES):
-        load(x, importance, first, tile, w)
-        fp4_blocks(tile, w, True, below, 1, t)
-        fp4_codes(x, first, t, codes)
-        for j in range(min(LANES, x.shape[0] - first)):
-            _pack(blocks, first + j, j, t, codes)
+    scales, codes = encode_fp4(x, importance, 1, True, 1 if is_flat(importance) else 2, 1)
+    blocks["e"] = scales[:, 0]
+    _pack(codes, blocks)
 
 
 @kernel
-def _pack(blocks, b, j, t, codes):
-    blocks["e"][b] = np.uint8(t[LS, j])
+def _pack(codes, blocks):
     qs = blocks["qs"]
-    for i in range(N // 2):
-        qs[b, i] = codes[j, i] | codes[j, i + N // 2] << np.uint8(4)
+    for b in range(codes.shape[0]):
+        for i in range(N // 2):
+            qs[b, i] = codes[b, 0, i] | codes[b, 0, i + N // 2] << np.uint8(4)

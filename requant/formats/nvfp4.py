@@ -13,8 +13,8 @@ import numpy as np
 
 from requant.formats.bits import ue4m3_half_to_float
 from requant.formats.grids import FP4_LEVELS
-from requant.formats.levels import fp4_blocks, fp4_codes
-from requant.formats.search import LANES, LS, buffers, is_flat, load
+from requant.formats.levels import encode_fp4
+from requant.formats.search import is_flat
 from requant.jit import kernel
 
 N = 64
@@ -34,23 +34,15 @@ def decode(blocks, out):
                 out[b, 16 * s + 8 + i] = scale * np.float32(FP4_LEVELS[codes >> np.uint32(4)])
 
 
-@kernel
 def encode(x, importance, blocks):
-    subs, weights = x.reshape(-1, SUB), importance.reshape(-1, SUB)
-    tile, w, t, codes = buffers(SUB)
-    below, above = (1, 5) if is_flat(importance) else (2, 5)
-    for first in range(0, subs.shape[0], LANES):
-        load(subs, weights, first, tile, w)
-        fp4_blocks(tile, w, False, below, above, t)
-        fp4_codes(subs, first, t, codes)
-        for j in range(0, min(LANES, subs.shape[0] - first), SUBS):
-            _pack(blocks, (first + j) // SUBS, j, t, codes)
+    blocks["d"], codes = encode_fp4(x, importance, SUBS, False, 1 if is_flat(importance) else 2, 5)
+    _pack(codes, blocks)
 
 
 @kernel
-def _pack(blocks, b, j, t, codes):
-    d, qs = blocks["d"], blocks["qs"]
-    for s in range(SUBS):
-        d[b, s] = np.uint8(t[LS, j + s])
-        for i in range(SUB // 2):
-            qs[b, SUB // 2 * s + i] = codes[j + s, i] | codes[j + s, i + SUB // 2] << np.uint8(4)
+def _pack(codes, blocks):
+    qs = blocks["qs"]
+    for b in range(codes.shape[0]):
+        for s in range(SUBS):
+            for i in range(SUB // 2):
+                qs[b, SUB // 2 * s + i] = codes[b, s, i] | codes[b, s, i + SUB // 2] << np.uint8(4)

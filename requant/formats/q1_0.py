@@ -7,9 +7,8 @@ Source: block_q1_0 in ggml-common.h, dequantize_row_q1_0 in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.bits import float_to_half, half_to_float
-from requant.formats.levels import fit_signs
-from requant.formats.search import LANES, D, buffers, load
+from requant.formats.bits import half_to_float
+from requant.formats.levels import encode_signs
 from requant.jit import kernel
 
 N = 128
@@ -27,21 +26,17 @@ def decode(blocks, out):
                 out[b, 8 * i + j] = scale if (bits >> np.uint32(j)) & np.uint32(1) else -scale
 
 
-@kernel
 def encode(x, importance, blocks):
-    tile, w, t, _ = buffers(N)
-    for first in range(0, x.shape[0], LANES):
-        load(x, importance, first, tile, w)
-        fit_signs(tile, w, t)
-        for j in range(min(LANES, x.shape[0] - first)):
-            blocks["d"][first + j] = float_to_half(t[D, j])
-            _pack(x, first + j, blocks["qs"])
+    blocks["d"] = encode_signs(x, importance)
+    _pack(x, blocks)
 
 
 @kernel
-def _pack(x, b, qs):
-    for i in range(N // 8):
-        bits = np.uint32(0)
-        for k in range(8):
-            bits |= np.uint32(x[b, 8 * i + k] >= np.float32(0.0)) << np.uint32(k)
-        qs[b, i] = np.uint8(bits)
+def _pack(x, blocks):
+    qs = blocks["qs"]
+    for b in range(x.shape[0]):
+        for i in range(N // 8):
+            bits = np.uint32(0)
+            for k in range(8):
+                bits |= np.uint32(x[b, 8 * i + k] >= np.float32(0.0)) << np.uint32(k)
+            qs[b, i] = np.uint8(bits)

@@ -7,9 +7,8 @@ Source: block_q2_0 in ggml-common.h, dequantize_row_q2_0 in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.bits import float_to_half, half_to_float
-from requant.formats.search import LANES, D, buffers, load
-from requant.formats.symmetric import symmetric_blocks, symmetric_codes
+from requant.formats.bits import half_to_float
+from requant.formats.symmetric import encode_symmetric
 from requant.jit import kernel
 
 N = 64
@@ -29,24 +28,19 @@ def decode(blocks, out):
                 out[b, 4 * i + j] = scale * np.float32(code - np.int32(1))
 
 
-@kernel
 def encode(x, importance, blocks):
-    tile, w, t, codes = buffers(N)
-    for first in range(0, x.shape[0], LANES):
-        load(x, importance, first, tile, w)
-        symmetric_blocks(tile, w, TOP, 5, -0.6, 0.4, t)
-        symmetric_codes(x, first, TOP, t, codes)
-        for j in range(min(LANES, x.shape[0] - first)):
-            _pack(blocks, first + j, j, t, codes)
+    d, _, codes = encode_symmetric(x, importance, 1, TOP, 1, 5, -0.6, 0.4)
+    blocks["d"] = d ^ np.uint16(0x8000)
+    _pack(codes, blocks)
 
 
 @kernel
-def _pack(blocks, b, j, t, codes):
-    """The codes 0..3 of -2..1 become those of 1..-2, and d changes its sign."""
-    blocks["d"][b] = float_to_half(-t[D, j])
+def _pack(codes, blocks):
+    """The codes 0..3 of -2..1 become those of 1..-2, as d has changed its sign."""
     qs = blocks["qs"]
-    for i in range(N // 4):
-        byte = np.uint8(0)
-        for k in range(4):
-            byte |= (np.uint8(3) - codes[j, 4 * i + k]) << np.uint8(2 * k)
-        qs[b, i] = byte
+    for b in range(codes.shape[0]):
+        for i in range(N // 4):
+            byte = np.uint8(0)
+            for k in range(4):
+                byte |= (np.uint8(3) - codes[b, 0, 4 * i + k]) << np.uint8(2 * k)
+            qs[b, i] = byte

@@ -11,9 +11,8 @@ Source: block_tq1_0 in ggml-common.h, dequantize_row_tq1_0 in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.bits import float_to_half, half_to_float
-from requant.formats.levels import search_ternary, ternary_codes
-from requant.formats.search import LANES, D, buffers, load
+from requant.formats.bits import half_to_float
+from requant.formats.levels import encode_ternary
 from requant.jit import kernel
 
 N = 256
@@ -45,35 +44,29 @@ def decode(blocks, out):
             power *= np.int32(3)
 
 
-@kernel
 def encode(x, importance, blocks):
-    tile, w, t, codes = buffers(N)
-    for first in range(0, x.shape[0], LANES):
-        load(x, importance, first, tile, w)
-        search_ternary(tile, w, t)
-        ternary_codes(x, first, t, codes)
-        for j in range(min(LANES, x.shape[0] - first)):
-            _pack(blocks, first + j, j, t, codes)
+    blocks["d"], codes = encode_ternary(x, importance)
+    _pack(codes, blocks)
 
 
 @kernel
-def _byte(codes, j, first, step, n):
+def _byte(codes, b, first, step, n):
     """`n` trits, `step` apart, as a byte: 256 / 243 times their number in base 3, rounded up."""
     number = np.uint32(0)
     for k in range(5):
-        trit = np.uint32(codes[j, first + step * k]) if k < n else np.uint32(0)
+        trit = np.uint32(codes[b, first + step * k]) if k < n else np.uint32(0)
         number = np.uint32(number * np.uint32(3) + trit)
     return np.uint8((number * np.uint32(256) + np.uint32(242)) // np.uint32(243))
 
 
 @kernel
-def _pack(blocks, b, j, t, codes):
-    blocks["d"][b] = float_to_half(t[D, j])
+def _pack(codes, blocks):
     qs, qh = blocks["qs"], blocks["qh"]
     group = codes.shape[1] // 8  # 32, as in decode
-    for m in range(group):
-        qs[b, m] = _byte(codes, j, m, 32, 5)
-    for m in range(group // 2):
-        qs[b, 32 + m] = _byte(codes, j, 160 + m, 16, 5)
-    for m in range(4):
-        qh[b, m] = _byte(codes, j, 240 + m, 4, 4)
+    for b in range(codes.shape[0]):
+        for m in range(group):
+            qs[b, m] = _byte(codes, b, m, 32, 5)
+        for m in range(group // 2):
+            qs[b, 32 + m] = _byte(codes, b, 160 + m, 16, 5)
+        for m in range(4):
+            qh[b, m] = _byte(codes, b, 240 + m, 4, 4)

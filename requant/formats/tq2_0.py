@@ -9,9 +9,8 @@ Source: block_tq2_0 in ggml-common.h, dequantize_row_tq2_0 in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.bits import float_to_half, half_to_float
-from requant.formats.levels import search_ternary, ternary_codes
-from requant.formats.search import LANES, D, buffers, load
+from requant.formats.bits import half_to_float
+from requant.formats.levels import encode_ternary
 from requant.jit import kernel
 
 N = 256
@@ -31,24 +30,18 @@ def decode(blocks, out):
                     out[b, 128 * h + 32 * plane + m] = scale * np.float32(code - np.int32(1))
 
 
-@kernel
 def encode(x, importance, blocks):
-    tile, w, t, codes = buffers(N)
-    for first in range(0, x.shape[0], LANES):
-        load(x, importance, first, tile, w)
-        search_ternary(tile, w, t)
-        ternary_codes(x, first, t, codes)
-        for j in range(min(LANES, x.shape[0] - first)):
-            _pack(blocks, first + j, j, t, codes)
+    blocks["d"], codes = encode_ternary(x, importance)
+    _pack(codes, blocks)
 
 
 @kernel
-def _pack(blocks, b, j, t, codes):
-    blocks["d"][b] = float_to_half(t[D, j])
+def _pack(codes, blocks):
     qs = blocks["qs"]
     group = codes.shape[1] // 8  # 32, as in decode
-    for h in range(2):
-        for m in range(group):
-            i = 128 * h + m
-            low = codes[j, i] | codes[j, i + 32] << np.uint8(2)
-            qs[b, 32 * h + m] = low | codes[j, i + 64] << np.uint8(4) | codes[j, i + 96] << np.uint8(6)
+    for b in range(codes.shape[0]):
+        for h in range(2):
+            for m in range(group):
+                i = 128 * h + m
+                low = codes[b, i] | codes[b, i + 32] << np.uint8(2)
+                qs[b, 32 * h + m] = low | codes[b, i + 64] << np.uint8(4) | codes[b, i + 96] << np.uint8(6)

@@ -37,7 +37,7 @@ FORMATS: dict[int, BlockFormat] = {
         BlockFormat("TQ1_0", 34, 256, 54, can_encode=True, gaussian_rmse=0.435),
         BlockFormat("TQ2_0", 35, 256, 66, can_encode=True, gaussian_rmse=0.435),
         BlockFormat("MXFP4", 39, 32, 17, can_encode=True, gaussian_rmse=0.111),
-        BlockFormat("NVFP4", 40, 64, 36, can_encode=True, gaussian_rmse=0.089),
+        BlockFormat("NVFP4", 40, 64, 36, can_encode=True, gaussian_rmse=0.0815),
         BlockFormat("Q1_0", 41, 128, 18, can_encode=True, gaussian_rmse=0.601),
         BlockFormat("Q2_0", 42, 64, 18, can_encode=True, gaussian_rmse=0.353),
     )

@@ -62,7 +62,8 @@ def find_cells(x, delta, shape, t, cells):
             cells[g, j] = 0
         for i in range(g * shape.dim, (g + 1) * shape.dim):
             for j in range(LANES):
-                code = min(max(np.rint((x[i, j] * t[TRY_INVERSE, j] - low) * inverse), ZERO), high)
+                code = np.rint((x[i, j] * t[TRY_INVERSE, j] - low) * inverse)
+                code = min(code if code > ZERO else ZERO, high)  # a NaN is a cell too
                 cells[g, j] = cells[g, j] * base + np.int32(code)
 
 

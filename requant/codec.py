@@ -46,7 +46,7 @@ def quantize(x: Floats, fmt: BlockFormat, importance: Floats | None = None) -> B
     finite (`first_nonfinite`). Raises UsageError where the format cannot be written or does not divide the row.
     """
     if not fmt.can_encode:
-        raise UsageError(f"{fmt.name} cannot be written yet")
+        raise UsageError(f"{fmt.name} cannot be written")
     if x.ndim != 2 or not fmt.divides(x.shape[1]):
         raise UsageError(f"rows of shape {x.shape} are no multiple of {fmt.name}'s block of {fmt.block_weights}")
     n = fmt.block_weights

@@ -42,7 +42,8 @@ from requant.moments import Inputs, added_energy, inputs_of
 from requant.plan import Candidate, Losses, TensorLosses
 from requant.stream import with_shares, writes
 
-DEFAULT_TYPES = tuple(f.name for f in FORMATS.values() if f.can_encode and f.block_weights > 1)
+# the others by --types: FP4 depends on the engine, IQ and ternary types cost compile time and speed on the CPU
+DEFAULT_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 # as in llama-quantize: what was already rounded to fewer bits loses more than its size shows
 _REQUANTIZABLE = ("F32", "F16", "BF16", "Q8_0")
 
@@ -167,7 +168,8 @@ def _surveyed(
 def _format(name: str) -> BlockFormat:
     fmt = by_name(name)
     if fmt is None or not fmt.can_encode:
-        raise UsageError(f"{name} cannot be written; choose among {', '.join(DEFAULT_TYPES)}")
+        written = ", ".join(f.name for f in FORMATS.values() if f.can_encode and f.block_weights > 1)
+        raise UsageError(f"{name} cannot be written; choose among {written}")
     return fmt
 
 

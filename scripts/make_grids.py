@@ -1,4 +1,4 @@
-"""Writes requant/formats/grids.npz: the IQ codebooks, taken from the tables of the gguf package.
+"""Writes the IQ codebooks, taken from the tables of the gguf package, and the neighbours of their cells.
 
 python scripts/make_grids.py
 """
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from gguf import quants
+
+from requant.formats.neighbours import STORED, find_neighbours
 
 TARGET = Path(__file__).parent.parent / "requant" / "formats" / "grids.npz"
 CODEBOOKS = {"iq1_s": "i1", "iq2_xxs": "u1", "iq2_xs": "u1", "iq2_s": "u1", "iq3_xxs": "u1", "iq3_s": "u1"}
@@ -23,8 +25,11 @@ def codebook(name: str, dtype: str) -> np.ndarray:
 
 
 def main() -> None:
-    np.savez_compressed(TARGET, **{name: codebook(name, dtype) for name, dtype in CODEBOOKS.items()})
-    print(f"{TARGET.name}: {TARGET.stat().st_size} bytes")
+    codebooks = {name: codebook(name, dtype) for name, dtype in CODEBOOKS.items()}
+    np.savez_compressed(TARGET, **codebooks)
+    np.savez_compressed(STORED, **{name: find_neighbours(words) for name, words in codebooks.items()})
+    for path in (TARGET, STORED):
+        print(f"{path.name}: {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

@@ -68,12 +68,17 @@ def requires_importance(type_id: int) -> bool:
 
 
 def quantize_chunk(type_id: int, x: np.ndarray, importance: np.ndarray | None = None) -> bytes:
-    """x: (n_rows, n_per_row) float32, importance: (n_per_row,) float32 or None -> the rows' blocks."""
+    """x: (n_rows, n_per_row) float32, importance: (n_per_row,) float32 or None -> the rows' blocks.
+
+    Types that ggml does not write without importance get ones instead of None.
+    """
     x = np.ascontiguousarray(x, np.float32)
     n_rows, n_per_row = x.shape
     weights, n_bytes = type_sizes(type_id)
     assert n_per_row % weights == 0
     out = np.zeros(x.size // weights * n_bytes, np.uint8)
+    if importance is None and requires_importance(type_id):
+        importance = np.ones(n_per_row, np.float32)
     column_weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     assert column_weights is None or column_weights.shape == (n_per_row,)
     pointer = None if column_weights is None else column_weights.ctypes.data

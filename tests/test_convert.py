@@ -255,7 +255,7 @@ def test_a_plan_that_does_not_fit_the_source_is_refused_before_anything_is_writt
             "not whole blocks": plan_of(
                 source, (by_tensor | {Q: replace(choice(tensor, "Q8_0"), type="Q4_K")}).values()
             ),
-            "does not write": plan_of(source, (by_tensor | {Q: replace(choice(tensor, "Q8_0"), type="Q1_0")}).values()),
+            "does not write": plan_of(source, (by_tensor | {Q: replace(choice(tensor, "Q8_0"), type="I8")}).values()),
             "are no weights": plan_of(source, (by_tensor | {"ids": choice(ids, "F32")}).values()),
             r"in the plan, not F16 \[96, 4\]": plan_of(
                 source, (by_tensor | {Q: replace(choice(tensor, "Q8_0"), shape=(96, 5))}).values()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def score(
     source: Source, types: tuple[str, ...], imatrix: Imatrix | None, threads: int | None, allow_requantize: bool
 ) -> Losses:
-    """The losses of `types`, by default of all that can be written."""
+    """The losses of `types`, by default sensitivity.DEFAULT_TYPES."""
     from requant import sensitivity
 
     types = types or sensitivity.DEFAULT_TYPES

@@ -77,3 +77,23 @@ def ue4m3_half_to_float(e):
     if exponent == np.uint32(0):
         return np.float32(mantissa) * np.float32(2.0**-10)
     return bits_to_float(((exponent + np.uint32(119)) << np.uint32(23)) | (mantissa << np.uint32(20)))
+
+
+@kernel
+def floor_e8m0(x):
+    """E8M0 exponent byte of the highest power of two that is not above `x` >= 0; 0 for what lies below 2**-126."""
+    return np.float32(x).view(np.uint32) >> np.uint32(23)
+
+
+@kernel
+def nearest_ue4m3_half(x):
+    """UE4M3 byte of which half the value is nearest to `x` >= 0, ties to even, 126 (of 448) at most.
+
+    ggml's own encoder makes 126 of everything from 256 on.
+    """
+    bits = np.float32(x).view(np.uint32)
+    if bits < np.uint32(0x3C000000):  # 2**-7, half of the smallest normal scale
+        return np.uint32(np.rint(np.float32(x) * np.float32(2.0**10)))
+    odd = (bits >> np.uint32(20)) & np.uint32(1)
+    rounded = (bits + np.uint32(0x7FFFF) + odd) >> np.uint32(20)
+    return np.uint32(min(rounded - np.uint32(119 * 8), np.uint32(126)))

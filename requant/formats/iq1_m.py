@@ -11,11 +11,30 @@ Source: block_iq1_m in ggml-common.h (scales as bytes), dequantize_row_iq1_m in 
 import numpy as np
 
 from requant.formats.bits import half_to_float
+from requant.formats.grid_search import grid_encoder
+from requant.formats.grid_words import Shape
 from requant.formats.grids import IQ1_DELTA, IQ1_S
 from requant.jit import kernel
 
 N = 256
 LAYOUT = np.dtype([("qs", "u1", (N // 8,)), ("qh", "u1", (N // 16,)), ("scales", "<u2", (4,))])
+SHAPE = Shape(
+    sub=16,
+    dim=8,
+    low=np.float32(-1),
+    step=np.float32(1),
+    bend=np.float32(0),
+    top=2,
+    delta=IQ1_DELTA,
+    per_delta=1,
+    even=False,
+    scale_top=7,
+    unit=np.float32(1.0),
+    first=np.float32(1.0),
+    stride=np.float32(0.35),
+    rounds=1,
+    beside=5,
+)
 
 
 @kernel
@@ -35,3 +54,21 @@ def decode(blocks, out):
                 delta = -IQ1_DELTA if nibble & np.uint32(8) else IQ1_DELTA
                 for j in range(8):
                     out[b, 8 * g + j] = scale * (np.float32(IQ1_S[index, j]) + delta)
+
+
+@grid_encoder("IQ1_S", SHAPE)
+@kernel
+def encode(found, blocks):
+    d, ls, index, minus = found["d"], found["ls"], found["index"], found["minus"]
+    for b in range(blocks.shape[0]):
+        for k in range(4):
+            word = (d[b] >> np.uint16(4 * k)) << np.uint16(12)
+            for s in range(4):
+                word |= np.uint16(ls[b, 4 * k + s]) << np.uint16(3 * s)
+            blocks["scales"][b, k] = word
+        for g in range(N // 8):
+            blocks["qs"][b, g] = index[b, g] & np.uint16(255)
+        for h in range(N // 16):
+            low = (index[b, 2 * h] >> np.uint16(8)) | np.uint16(minus[b, 2 * h]) << np.uint16(3)
+            high = (index[b, 2 * h + 1] >> np.uint16(8)) | np.uint16(minus[b, 2 * h + 1]) << np.uint16(3)
+            blocks["qh"][b, h] = low | high << np.uint16(4)

@@ -10,11 +10,30 @@ Source: block_iq1_s in ggml-common.h, dequantize_row_iq1_s in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
+from requant.formats.grid_search import grid_encoder
+from requant.formats.grid_words import Shape
 from requant.formats.grids import IQ1_DELTA, IQ1_S
 from requant.jit import kernel
 
 N = 256
 LAYOUT = np.dtype([("d", "<u2"), ("qs", "u1", (N // 8,)), ("qh", "<u2", (N // 32,))])  # d: binary16 bits
+SHAPE = Shape(
+    sub=32,
+    dim=8,
+    low=np.float32(-1),
+    step=np.float32(1),
+    bend=np.float32(0),
+    top=2,
+    delta=IQ1_DELTA,
+    per_delta=4,
+    even=False,
+    scale_top=7,
+    unit=np.float32(1.0),
+    first=np.float32(1.0),
+    stride=np.float32(0.35),
+    rounds=1,
+    beside=1,
+)
 
 
 @kernel
@@ -32,3 +51,17 @@ def decode(blocks, out):
                 index = np.uint32(qs[b, 4 * s + g]) | (high << np.uint32(8))
                 for j in range(8):
                     out[b, 32 * s + 8 * g + j] = scale * (np.float32(IQ1_S[index, j]) + delta)
+
+
+@grid_encoder("IQ1_S", SHAPE)
+@kernel
+def encode(found, blocks):
+    d, ls, index, minus = found["d"], found["ls"], found["index"], found["minus"]
+    for b in range(blocks.shape[0]):
+        blocks["d"][b] = d[b]
+        for s in range(8):
+            bits = np.uint16(ls[b, s]) << np.uint16(12) | np.uint16(minus[b, 4 * s]) << np.uint16(15)
+            for g in range(4):
+                bits |= (index[b, 4 * s + g] >> np.uint16(8)) << np.uint16(3 * g)
+                blocks["qs"][b, 4 * s + g] = index[b, 4 * s + g] & np.uint16(255)
+            blocks["qh"][b, s] = bits

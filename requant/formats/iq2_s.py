@@ -11,6 +11,8 @@ Source: block_iq2_s in ggml-common.h (where qs and signs are one array), dequant
 import numpy as np
 
 from requant.formats.bits import half_to_float
+from requant.formats.grid_search import grid_encoder
+from requant.formats.grid_words import Shape
 from requant.formats.grids import IQ2_S
 from requant.jit import kernel
 
@@ -23,6 +25,23 @@ LAYOUT = np.dtype(
         ("qh", "u1", (N // 32,)),
         ("scales", "u1", (N // 32,)),
     ]
+)
+SHAPE = Shape(
+    sub=16,
+    dim=8,
+    low=np.float32(8),
+    step=np.float32(17),
+    bend=np.float32(0.5),
+    top=2,
+    delta=np.float32(0),
+    per_delta=1,
+    even=False,
+    scale_top=15,
+    unit=np.float32(0.125),
+    first=np.float32(0.6),
+    stride=np.float32(0.2),
+    rounds=1,
+    beside=2,
 )
 
 
@@ -41,3 +60,20 @@ def decode(blocks, out):
                 for j in range(8):
                     value = scale * np.float32(IQ2_S[index, j])
                     out[b, 8 * g + j] = -value if (signs >> np.uint32(j)) & np.uint32(1) else value
+
+
+@grid_encoder("IQ2_S", SHAPE)
+@kernel
+def encode(found, blocks):
+    d, ls, index, signs = found["d"], found["ls"], found["index"], found["signs"]
+    for b in range(blocks.shape[0]):
+        blocks["d"][b] = d[b]
+        for s in range(8):
+            blocks["scales"][b, s] = ls[b, 2 * s] | ls[b, 2 * s + 1] << np.uint8(4)
+            high = np.uint16(0)
+            for k in range(4):
+                high |= (index[b, 4 * s + k] >> np.uint16(8)) << np.uint16(2 * k)
+            blocks["qh"][b, s] = high
+        for g in range(N // 8):
+            blocks["qs"][b, g] = index[b, g] & np.uint16(255)
+            blocks["signs"][b, g] = signs[b, g]

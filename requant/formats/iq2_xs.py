@@ -11,11 +11,30 @@ Source: block_iq2_xs in ggml-common.h, dequantize_row_iq2_xs in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
+from requant.formats.grid_search import grid_encoder
+from requant.formats.grid_words import Shape
 from requant.formats.grids import EVEN_SIGNS, IQ2_XS
 from requant.jit import kernel
 
 N = 256
 LAYOUT = np.dtype([("d", "<u2"), ("qs", "<u2", (N // 8,)), ("scales", "u1", (N // 32,))])  # d: binary16 bits
+SHAPE = Shape(
+    sub=16,
+    dim=8,
+    low=np.float32(8),
+    step=np.float32(17),
+    bend=np.float32(0.5),
+    top=2,
+    delta=np.float32(0),
+    per_delta=1,
+    even=True,
+    scale_top=15,
+    unit=np.float32(0.125),
+    first=np.float32(0.7),
+    stride=np.float32(0.17),
+    rounds=1,
+    beside=5,
+)
 
 
 @kernel
@@ -32,3 +51,15 @@ def decode(blocks, out):
                 for j in range(8):
                     value = scale * np.float32(IQ2_XS[index, j])
                     out[b, 8 * g + j] = -value if (signs >> np.uint32(j)) & np.uint32(1) else value
+
+
+@grid_encoder("IQ2_XS", SHAPE)
+@kernel
+def encode(found, blocks):
+    d, ls, index, signs = found["d"], found["ls"], found["index"], found["signs"]
+    for b in range(blocks.shape[0]):
+        blocks["d"][b] = d[b]
+        for s in range(8):
+            blocks["scales"][b, s] = ls[b, 2 * s] | ls[b, 2 * s + 1] << np.uint8(4)
+        for g in range(N // 8):
+            blocks["qs"][b, g] = index[b, g] | np.uint16(signs[b, g] & np.uint8(127)) << np.uint16(9)

@@ -11,11 +11,30 @@ Source: block_iq2_xxs in ggml-common.h, dequantize_row_iq2_xxs in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
+from requant.formats.grid_search import grid_encoder
+from requant.formats.grid_words import Shape
 from requant.formats.grids import EVEN_SIGNS, IQ2_XXS
 from requant.jit import kernel
 
 N = 256
 LAYOUT = np.dtype([("d", "<u2"), ("qs", "<u2", (N // 8,))])  # d: binary16 bits
+SHAPE = Shape(
+    sub=32,
+    dim=8,
+    low=np.float32(8),
+    step=np.float32(17),
+    bend=np.float32(0.5),
+    top=2,
+    delta=np.float32(0),
+    per_delta=1,
+    even=True,
+    scale_top=15,
+    unit=np.float32(0.125),
+    first=np.float32(0.7),
+    stride=np.float32(0.17),
+    rounds=1,
+    beside=5,
+)
 
 
 @kernel
@@ -33,3 +52,19 @@ def decode(blocks, out):
                 for j in range(8):
                     value = scale * np.float32(IQ2_XXS[index, j])
                     out[b, 32 * s + 8 * g + j] = -value if (signs >> np.uint32(j)) & np.uint32(1) else value
+
+
+@grid_encoder("IQ2_XXS", SHAPE)
+@kernel
+def encode(found, blocks):
+    d, ls, index, signs = found["d"], found["ls"], found["index"], found["signs"]
+    for b in range(blocks.shape[0]):
+        blocks["d"][b] = d[b]
+        for s in range(8):
+            rest = np.uint32(ls[b, s]) << np.uint32(28)
+            for g in range(4):
+                rest |= np.uint32(signs[b, 4 * s + g] & np.uint8(127)) << np.uint32(7 * g)
+            blocks["qs"][b, 4 * s] = index[b, 4 * s] | index[b, 4 * s + 1] << np.uint16(8)
+            blocks["qs"][b, 4 * s + 1] = index[b, 4 * s + 2] | index[b, 4 * s + 3] << np.uint16(8)
+            blocks["qs"][b, 4 * s + 2] = rest & np.uint32(0xFFFF)
+            blocks["qs"][b, 4 * s + 3] = rest >> np.uint32(16)

@@ -11,6 +11,8 @@ Source: block_iq3_s in ggml-common.h, dequantize_row_iq3_s in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
+from requant.formats.grid_search import grid_encoder
+from requant.formats.grid_words import Shape
 from requant.formats.grids import IQ3_S
 from requant.jit import kernel
 
@@ -23,6 +25,23 @@ LAYOUT = np.dtype(
         ("signs", "u1", (N // 8,)),
         ("scales", "u1", (N // 64,)),
     ]
+)
+SHAPE = Shape(
+    sub=32,
+    dim=4,
+    low=np.float32(1),
+    step=np.float32(2),
+    bend=np.float32(0),
+    top=7,
+    delta=np.float32(0),
+    per_delta=1,
+    even=False,
+    scale_top=15,
+    unit=np.float32(1.0),
+    first=np.float32(0.65),
+    stride=np.float32(0.14),
+    rounds=1,
+    beside=5,
 )
 
 
@@ -43,3 +62,22 @@ def decode(blocks, out):
                     index = np.uint32(qs[b, 8 * s + c]) | (high << np.uint32(8))
                     value = scale * np.float32(IQ3_S[index, j & 3])
                     out[b, 32 * s + 8 * g + j] = -value if (signs >> np.uint32(j)) & np.uint32(1) else value
+
+
+@grid_encoder("IQ3_S", SHAPE)
+@kernel
+def encode(found, blocks):
+    d, ls, index, signs = found["d"], found["ls"], found["index"], found["signs"]
+    for b in range(blocks.shape[0]):
+        blocks["d"][b] = d[b]
+        for s in range(4):
+            blocks["scales"][b, s] = ls[b, 2 * s] | ls[b, 2 * s + 1] << np.uint8(4)
+        for c in range(N // 4):
+            blocks["qs"][b, c] = index[b, c] & np.uint16(255)
+        for s in range(8):
+            high = np.uint16(0)
+            for c in range(8):
+                high |= (index[b, 8 * s + c] >> np.uint16(8)) << np.uint16(c)
+            blocks["qh"][b, s] = high
+        for g in range(N // 8):
+            blocks["signs"][b, g] = signs[b, g]

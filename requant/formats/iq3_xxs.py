@@ -11,11 +11,30 @@ Source: block_iq3_xxs in ggml-common.h (where qs and signs are one array), dequa
 import numpy as np
 
 from requant.formats.bits import half_to_float
+from requant.formats.grid_search import grid_encoder
+from requant.formats.grid_words import Shape
 from requant.formats.grids import EVEN_SIGNS, IQ3_XXS
 from requant.jit import kernel
 
 N = 256
 LAYOUT = np.dtype([("d", "<u2"), ("qs", "u1", (N // 4,)), ("signs", "<u4", (N // 32,))])  # d: binary16 bits
+SHAPE = Shape(
+    sub=32,
+    dim=4,
+    low=np.float32(4),
+    step=np.float32(8),
+    bend=np.float32(0),
+    top=7,
+    delta=np.float32(0),
+    per_delta=1,
+    even=True,
+    scale_top=15,
+    unit=np.float32(0.25),
+    first=np.float32(0.65),
+    stride=np.float32(0.14),
+    rounds=1,
+    beside=7,
+)
 
 
 @kernel
@@ -32,3 +51,18 @@ def decode(blocks, out):
                     index = qs[b, 8 * s + 2 * g + (j >> 2)]
                     value = scale * np.float32(IQ3_XXS[index, j & 3])
                     out[b, 32 * s + 8 * g + j] = -value if (signs >> np.uint32(j)) & np.uint32(1) else value
+
+
+@grid_encoder("IQ3_XXS", SHAPE)
+@kernel
+def encode(found, blocks):
+    d, ls, index, signs = found["d"], found["ls"], found["index"], found["signs"]
+    for b in range(blocks.shape[0]):
+        blocks["d"][b] = d[b]
+        for c in range(N // 4):
+            blocks["qs"][b, c] = index[b, c]
+        for s in range(8):
+            rest = np.uint32(ls[b, s]) << np.uint32(28)
+            for g in range(4):
+                rest |= np.uint32(signs[b, 4 * s + g] & np.uint8(127)) << np.uint32(7 * g)
+            blocks["signs"][b, s] = rest

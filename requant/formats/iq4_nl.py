@@ -11,6 +11,8 @@ import numpy as np
 
 from requant.formats.bits import half_to_float
 from requant.formats.grids import IQ4_LEVELS
+from requant.formats.iq4 import encode_iq4
+from requant.formats.search import is_flat
 from requant.jit import kernel
 
 N = 32
@@ -26,3 +28,18 @@ def decode(blocks, out):
             codes = np.uint32(qs[b, i])
             out[b, i] = scale * np.float32(IQ4_LEVELS[codes & np.uint32(15)])
             out[b, 16 + i] = scale * np.float32(IQ4_LEVELS[codes >> np.uint32(4)])
+
+
+def encode(x, importance, blocks):
+    # importance may well make it worth to clip the largest weight
+    search = (6, -16.0, 8.0) if is_flat(importance) else (8, -32.0, 8.0)
+    blocks["d"], _, codes = encode_iq4(x, importance, 1, 1, *search)
+    _pack(codes, blocks)
+
+
+@kernel
+def _pack(codes, blocks):
+    qs = blocks["qs"]
+    for b in range(codes.shape[0]):
+        for i in range(N // 2):
+            qs[b, i] = codes[b, 0, i] | codes[b, 0, i + N // 2] << np.uint8(4)

@@ -11,6 +11,8 @@ import numpy as np
 
 from requant.formats.bits import e8m0_half_to_float
 from requant.formats.grids import FP4_LEVELS
+from requant.formats.levels import encode_fp4
+from requant.formats.search import is_flat
 from requant.jit import kernel
 
 N = 32
@@ -26,3 +28,17 @@ def decode(blocks, out):
             codes = np.uint32(qs[b, i])
             out[b, i] = scale * np.float32(FP4_LEVELS[codes & np.uint32(15)])
             out[b, 16 + i] = scale * np.float32(FP4_LEVELS[codes >> np.uint32(4)])
+
+
+def encode(x, importance, blocks):
+    scales, codes = encode_fp4(x, importance, 1, True, 1 if is_flat(importance) else 2, 1)
+    blocks["e"] = scales[:, 0]
+    _pack(codes, blocks)
+
+
+@kernel
+def _pack(codes, blocks):
+    qs = blocks["qs"]
+    for b in range(codes.shape[0]):
+        for i in range(N // 2):
+            qs[b, i] = codes[b, 0, i] | codes[b, 0, i + N // 2] << np.uint8(4)

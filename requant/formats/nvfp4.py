@@ -3,7 +3,8 @@
     x = d[s] * level[q]
 
 In a sub-block low nibbles are weights 0-7, high nibbles 8-15. The levels are E2M1 doubled, and the scale is halved.
-A tensor's second-level scale, where it has one, is another tensor (".scale") and no part of this.
+A tensor's second-level scale, where it has one, is another tensor (".scale") and no part of this. Who writes one
+divides the weights by it first and encodes what is left; without one, scales below 2**-6 are subnormal and coarse.
 
 Source: block_nvfp4 in ggml-common.h, dequantize_row_nvfp4 in ggml-quants.c.
 """
@@ -12,9 +13,12 @@ import numpy as np
 
 from requant.formats.bits import ue4m3_half_to_float
 from requant.formats.grids import FP4_LEVELS
+from requant.formats.levels import encode_fp4
+from requant.formats.search import is_flat
 from requant.jit import kernel
 
 N = 64
+SUBS, SUB = 4, 16
 LAYOUT = np.dtype([("d", "u1", (4,)), ("qs", "u1", (N // 2,))])
 
 
@@ -28,3 +32,17 @@ def decode(blocks, out):
                 codes = np.uint32(qs[b, 8 * s + i])
                 out[b, 16 * s + i] = scale * np.float32(FP4_LEVELS[codes & np.uint32(15)])
                 out[b, 16 * s + 8 + i] = scale * np.float32(FP4_LEVELS[codes >> np.uint32(4)])
+
+
+def encode(x, importance, blocks):
+    blocks["d"], codes = encode_fp4(x, importance, SUBS, False, 1 if is_flat(importance) else 2, 5)
+    _pack(codes, blocks)
+
+
+@kernel
+def _pack(codes, blocks):
+    qs = blocks["qs"]
+    for b in range(codes.shape[0]):
+        for s in range(SUBS):
+            for i in range(SUB // 2):
+                qs[b, SUB // 2 * s + i] = codes[b, s, i] | codes[b, s, i + SUB // 2] << np.uint8(4)

@@ -8,6 +8,7 @@ Source: block_q1_0 in ggml-common.h, dequantize_row_q1_0 in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
+from requant.formats.levels import encode_signs
 from requant.jit import kernel
 
 N = 128
@@ -23,3 +24,19 @@ def decode(blocks, out):
             bits = np.uint32(qs[b, i])
             for j in range(8):
                 out[b, 8 * i + j] = scale if (bits >> np.uint32(j)) & np.uint32(1) else -scale
+
+
+def encode(x, importance, blocks):
+    blocks["d"] = encode_signs(x, importance)
+    _pack(x, blocks)
+
+
+@kernel
+def _pack(x, blocks):
+    qs = blocks["qs"]
+    for b in range(x.shape[0]):
+        for i in range(N // 8):
+            bits = np.uint32(0)
+            for k in range(8):
+                bits |= np.uint32(x[b, 8 * i + k] >= np.float32(0.0)) << np.uint32(k)
+            qs[b, i] = np.uint8(bits)

@@ -8,9 +8,11 @@ Source: block_q2_0 in ggml-common.h, dequantize_row_q2_0 in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
+from requant.formats.symmetric import encode_symmetric
 from requant.jit import kernel
 
 N = 64
+TOP = 2
 LAYOUT = np.dtype([("d", "<u2"), ("qs", "u1", (N // 4,))])  # d: binary16 bits; qs: four codes, lowest first
 
 
@@ -24,3 +26,21 @@ def decode(blocks, out):
             for j in range(4):
                 code = (codes >> np.int32(2 * j)) & np.int32(3)
                 out[b, 4 * i + j] = scale * np.float32(code - np.int32(1))
+
+
+def encode(x, importance, blocks):
+    d, _, codes = encode_symmetric(x, importance, 1, TOP, 1, 5, -0.6, 0.4)
+    blocks["d"] = d ^ np.uint16(0x8000)
+    _pack(codes, blocks)
+
+
+@kernel
+def _pack(codes, blocks):
+    """The codes 0..3 of -2..1 become those of 1..-2, as d has changed its sign."""
+    qs = blocks["qs"]
+    for b in range(codes.shape[0]):
+        for i in range(N // 4):
+            byte = np.uint8(0)
+            for k in range(4):
+                byte |= (np.uint8(3) - codes[b, 0, 4 * i + k]) << np.uint8(2 * k)
+            qs[b, i] = byte

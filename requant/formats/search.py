@@ -48,7 +48,9 @@ def _load_tile(rows, first, tile):
     """rows: (m, n), cyclic -> tile: (n, LANES), tile[i, j] = rows[(first + j) % m, i]."""
     m, n = rows.shape
     for j in range(LANES):
-        r = (first + j) % m
+        r = first + j
+        if r >= m:  # rarely; a division for each lane would make loading a quarter slower
+            r %= m
         for i in range(n):
             tile[i, j] = rows[r, i]
 

@@ -12,6 +12,7 @@ Source: block_tq1_0 in ggml-common.h, dequantize_row_tq1_0 in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
+from requant.formats.levels import encode_ternary
 from requant.jit import kernel
 
 N = 256
@@ -41,3 +42,31 @@ def decode(blocks, out):
                 for m in range(4):
                     out[b, 240 + 4 * n + m] = scale * _trit(qh[b, m], power)
             power *= np.int32(3)
+
+
+def encode(x, importance, blocks):
+    blocks["d"], codes = encode_ternary(x, importance)
+    _pack(codes, blocks)
+
+
+@kernel
+def _byte(codes, b, first, step, n):
+    """`n` trits, `step` apart, as a byte: 256 / 243 times their number in base 3, rounded up."""
+    number = np.uint32(0)
+    for k in range(5):
+        trit = np.uint32(codes[b, first + step * k]) if k < n else np.uint32(0)
+        number = np.uint32(number * np.uint32(3) + trit)
+    return np.uint8((number * np.uint32(256) + np.uint32(242)) // np.uint32(243))
+
+
+@kernel
+def _pack(codes, blocks):
+    qs, qh = blocks["qs"], blocks["qh"]
+    group = codes.shape[1] // 8  # 32, as in decode
+    for b in range(codes.shape[0]):
+        for m in range(group):
+            qs[b, m] = _byte(codes, b, m, 32, 5)
+        for m in range(group // 2):
+            qs[b, 32 + m] = _byte(codes, b, 160 + m, 16, 5)
+        for m in range(4):
+            qh[b, m] = _byte(codes, b, 240 + m, 4, 4)

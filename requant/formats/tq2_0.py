@@ -10,6 +10,7 @@ Source: block_tq2_0 in ggml-common.h, dequantize_row_tq2_0 in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
+from requant.formats.levels import encode_ternary
 from requant.jit import kernel
 
 N = 256
@@ -27,3 +28,20 @@ def decode(blocks, out):
                 for m in range(group):
                     code = (np.int32(qs[b, 32 * h + m]) >> np.int32(2 * plane)) & np.int32(3)
                     out[b, 128 * h + 32 * plane + m] = scale * np.float32(code - np.int32(1))
+
+
+def encode(x, importance, blocks):
+    blocks["d"], codes = encode_ternary(x, importance)
+    _pack(codes, blocks)
+
+
+@kernel
+def _pack(codes, blocks):
+    qs = blocks["qs"]
+    group = codes.shape[1] // 8  # 32, as in decode
+    for b in range(codes.shape[0]):
+        for h in range(2):
+            for m in range(group):
+                i = 128 * h + m
+                low = codes[b, i] | codes[b, i + 32] << np.uint8(2)
+                qs[b, 32 * h + m] = low | codes[b, i + 64] << np.uint8(4) | codes[b, i + 96] << np.uint8(6)

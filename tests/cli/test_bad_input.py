@@ -178,7 +178,7 @@ def test_a_nonsense_expression_is_usage(capsys, losses, option):
     ("words", "said"),
     [
         (["--type", "Q9_K"], "--type: 'Q9_K' is not a ggml type"),
-        (["--type", "IQ2_XXS"], "IQ2_XXS cannot be written"),
+        (["--type", "F64"], "F64 cannot be written"),
         (["--type", "Q4_K", "--bpw", "4"], "cannot be given together"),
         (["--type", "Q4_K", "--plan", "p"], "cannot be given together"),
         (["--plan", "p", "--group", "ffn"], "--plan decides every type"),

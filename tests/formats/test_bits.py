@@ -80,3 +80,30 @@ def test_every_fp4_block_scale_is_that_of_ggml():
     assert_same_floats(apply(bits.e8m0_half_to_float, BYTES, np.float32)[:, None], want, "E8M0", BYTES[:, None])
     want = ggml.decode(40, nvfp4).reshape(256, 64)[:, :1]
     assert_same_floats(apply(bits.ue4m3_half_to_float, BYTES, np.float32)[:, None], want, "UE4M3", BYTES[:, None])
+
+
+def test_every_ue4m3_scale_survives_the_way_through_float():
+    codes = np.arange(127, dtype=np.uint8)
+    assert np.array_equal(
+        apply(bits.nearest_ue4m3_half, apply(bits.ue4m3_half_to_float, codes, np.float32), np.uint8), codes
+    )
+
+
+def test_ue4m3_scales_round_to_nearest_between_all_neighbours():
+    values = apply(bits.ue4m3_half_to_float, np.arange(127, dtype=np.uint8), np.float32)
+    middles = (values[:-1] + values[1:]) / np.float32(2)
+    above, below = np.nextafter(middles, np.float32(np.inf)), np.nextafter(middles, np.float32(0))
+    assert np.array_equal(apply(bits.nearest_ue4m3_half, above, np.uint8), np.arange(1, 127))
+    assert np.array_equal(apply(bits.nearest_ue4m3_half, below, np.uint8), np.arange(126))
+    assert np.array_equal(apply(bits.nearest_ue4m3_half, middles, np.uint8) % 2, np.zeros(126))
+    beyond = np.array([225, 1e30, np.finfo(np.float32).max, np.inf], np.float32)
+    assert (apply(bits.nearest_ue4m3_half, beyond, np.uint8) == 126).all()
+
+
+@given(st.lists(st.floats(0, width=32, allow_infinity=False), min_size=1, max_size=50))
+def test_e8m0_floor_is_the_power_of_two_below(values):
+    x = np.array(values, np.float32)
+    power = 2 * apply(bits.e8m0_half_to_float, apply(bits.floor_e8m0, x, np.uint8), np.float32)
+    normal = x >= 2.0**-126
+    assert ((power <= x) & (x / 2 < power))[normal].all()
+    assert (power <= 2.0**-127)[~normal].all()

@@ -20,6 +20,7 @@ EXACT = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8}  # relative error of one 
 each_encoded = pytest.mark.parametrize("fmt", ENCODED, ids=lambda fmt: fmt.name)
 each_quantized = pytest.mark.parametrize("fmt", QUANTIZED, ids=lambda fmt: fmt.name)
 SMALLEST_HALF = 2.0**-24
+LARGEST_NVFP4 = 6 * 448.0  # of a weight, as long as no second scale stands beside the tensor
 TENSORS = ("blk.0.attn_q", "blk.3.attn_v", "blk.5.ffn_gate", "blk.9.ffn_down")
 N_ROWS = 64
 
@@ -114,7 +115,8 @@ def test_zero_rows_stay_zero(fmt):
 @pytest.mark.parametrize("value", [1.0, -1.0, 0.1, -3e-3, 1e-30])
 def test_constant_rows_are_kept_as_well_as_the_bits_allow(fmt, value):
     y = decode(fmt, encode(fmt, np.full((2, 512), value, np.float32)))
-    tolerance = max(abs(value) * 2.0 ** -min(int(fmt.bpw), 7), SMALLEST_HALF)
+    share = 0.2 if fmt.name == "MXFP4" else 2.0 ** -min(int(fmt.bpw), 7)  # its scale is no help: 1.25 is 1 or 1.5
+    tolerance = max(abs(value) * share, SMALLEST_HALF)
     assert_within(y, np.full_like(y, value), tolerance, f"{fmt.name} of {value}")
 
 
@@ -131,7 +133,9 @@ def test_tiny_rows_stay_tiny(fmt, size):
 def test_huge_rows_do_not_become_nan(fmt, size):
     x = np.random.default_rng(7).uniform(-size, size, (2, 512)).astype(np.float32)
     y = decode(fmt, encode(fmt, x)).reshape(x.shape)
-    if size < 6.5e4:
+    if fmt.name == "NVFP4" and size > LARGEST_NVFP4:
+        assert np.abs(y).max() == LARGEST_NVFP4
+    elif size < 6.5e4:
         assert np.sqrt(np.mean((y - x) ** 2)) <= size * 2.0 ** -min(int(fmt.bpw), 7)
     elif fmt.name in ("F32", "BF16"):
         assert np.isfinite(y).all()
@@ -142,7 +146,9 @@ def test_outliers_leave_something_of_the_others(fmt):
     x = heavy_tailed(8, 2)
     x[:, 7::256] = 1.0
     y = decode(fmt, encode(fmt, x)).reshape(x.shape)
-    assert np.sum((y - x) ** 2) <= np.sum(x**2) * 0.25
+    # one bit has no other magnitude for an outlier; in IQ1_S the words around one get an eighth of it at least
+    share = 0.9 if fmt.name == "Q1_0" else 0.25 if fmt.bpw > 2.1 else 0.4
+    assert np.sum((y - x) ** 2) <= np.sum(x**2) * share
 
 
 @each_encoded
@@ -192,5 +198,7 @@ def test_error_is_what_the_bits_allow_whatever_the_shape(fmt, seed, scale, power
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(2, 256))
     x = (np.sign(values) * np.abs(values) ** power * scale).astype(np.float32)
+    if fmt.name == "NVFP4":  # its scales span 2**-9 to 448
+        x *= np.float32(100) / np.abs(x).max()
     y = decode(fmt, encode(fmt, x)).reshape(x.shape)
     assert np.sum((y - x) ** 2) <= np.sum(x**2) * 2.0 ** (-2 * (fmt.bpw - 2))

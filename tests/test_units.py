@@ -62,6 +62,4 @@ def test_a_size_is_written_in_the_largest_unit_that_leaves_one(n_bytes, text):
 
 @given(st.integers(1, 2**61))
 def test_what_is_written_is_read_back_within_its_two_decimals(n_bytes):
-    assert parse_size(format_size(n_bytes)) == pytest.approx(
-        n_bytes, rel=0.005, abs=1 + 0.005 * n_bytes
-    )  # two decimals, and whole bytes
+    assert parse_size(format_size(n_bytes)) == pytest.approx(n_bytes, rel=0.005, abs=1 + 0.005 * n_bytes)

@@ -8,8 +8,9 @@ stream. An embedding's relative error is the whole stream's, an output matrix's 
 Of what share? An error that only stays in the stream is small next to the stream's energy at the end; one that every
 later block passes on grows with the stream, and is small next to its energy where it enters. The geometric mean of
 both was the best of the three on tiny-llama, SmolLM2-135M and Gemma 3 270M together: the end alone fails on Gemma 3,
-whose stream grows a millionfold, the place of entry alone on SmolLM2 (scripts/bench_quality.py measures plans). Absolute
-error energies, without shares, are off by a factor of up to 50 between the roles of Gemma 3, whose blocks end in a norm.
+whose stream grows a millionfold, the place of entry alone on SmolLM2 (scripts/bench_quality.py measures plans).
+Absolute error energies, without shares, are off by a factor of up to 50 between the roles of Gemma 3, whose blocks end
+in a norm.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Such losses can misjudge one large tensor, and nothing after the output repairs an error in the logits. A tied embedding
 is held to what the mixture gives an untied one: held to the output's type, it took so much of a small model that the
-rest suffered more (SmolLM2-135M: twice the KL divergence of one type for all at the same bytes).
+rest suffered more (seen on SmolLM2-135M, against one type for all at the same bytes).
 """
 
 from __future__ import annotations

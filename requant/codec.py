@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from requant.errors import UsageError
-from requant.formats import BlockFormat
+from requant.formats import BlockFormat, Effort
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,7 +39,7 @@ def dequantize(data: Bytes, fmt: BlockFormat) -> Floats:
     return out.reshape(data.shape[0], n_blocks * fmt.block_weights)
 
 
-def quantize(x: Floats, fmt: BlockFormat, importance: Floats | None = None) -> Bytes:
+def quantize(x: Floats, fmt: BlockFormat, importance: Floats | None = None, effort: Effort = Effort.DEFAULT) -> Bytes:
     """`x` (n_rows, n_per_row) in `fmt` as (n_rows, row_bytes), by least (importance-weighted) squared error.
 
     importance: (n_per_row,), any scale, finite and not negative; None weighs all columns alike. The weights must be
@@ -53,7 +53,7 @@ def quantize(x: Floats, fmt: BlockFormat, importance: Floats | None = None) -> B
     weights = np.ones((1, n), np.float32) if importance is None else scaled_importance(importance).reshape(-1, n)
     rows = np.ascontiguousarray(x, np.float32).reshape(-1, n)
     blocks = np.empty(len(rows), fmt.kernels.LAYOUT)
-    fmt.kernels.encode(rows, weights, blocks)
+    fmt.kernels.encode(rows, weights, blocks, int(effort))
     return blocks.view(np.uint8).reshape(x.shape[0], -1)
 
 

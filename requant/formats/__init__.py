@@ -1,8 +1,8 @@
 """FORMATS: every ggml type that a file may hold. A block format's kernels live in the module of its name."""
 
-from requant.formats.base import BlockFormat
+from requant.formats.base import BlockFormat, Effort
 
-__all__ = ["FORMATS", "BlockFormat", "by_name"]
+__all__ = ["FORMATS", "BlockFormat", "Effort", "by_name"]
 
 FORMATS: dict[int, BlockFormat] = {
     f.type_id: f

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -12,13 +13,21 @@ if TYPE_CHECKING:
     from requant.jit import Kernel
 
 
+class Effort(IntEnum):
+    """How hard an encoder searches: time against error. The place of its numbers in a format's table."""
+
+    FAST = 0
+    DEFAULT = 1
+    BEST = 2
+
+
 class Kernels(Protocol):
     """What a format's module offers.
 
     LAYOUT: the block as a structured dtype, field by field ggml's C struct.
     decode(blocks, out): (n,) LAYOUT -> (n, N) float32, bit for bit what ggml's `to_float` gives.
-    encode(x, importance, blocks): (n, N) float32 and (k, N) float32 -> (n,) LAYOUT; block b is weighted by
-    importance[b % k], so k is 1, or the number of blocks in a row.
+    encode(x, importance, blocks, effort): (n, N) float32 and (k, N) float32 -> (n,) LAYOUT; block b is weighted by
+    importance[b % k], so k is 1, or the number of blocks in a row. effort: an Effort as int.
     """
 
     LAYOUT: np.dtype[np.void]

@@ -17,7 +17,7 @@ def decode(blocks, out):
 
 
 @kernel
-def encode(x, importance, blocks):
+def encode(x, importance, blocks, effort):
     flat = x.reshape(-1)
     for b in range(blocks.shape[0]):
         blocks[b] = float_to_bfloat(flat[b])

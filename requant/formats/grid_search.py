@@ -63,12 +63,12 @@ LARGEST_HALF = np.float32(65504.0)
 N_CANDIDATES, N_SCALES = 5, 16  # tried for a sub-block's first scale, and for d
 
 
-def grid_encoder(codebook: str, shape: Shape) -> Callable[[Any], Callable[[Any, Any, Any], None]]:
-    """Makes of a kernel pack(found, blocks) the kernel encode(x, importance, blocks) of a format."""
+def grid_encoder(codebook: str, shape: Shape) -> Callable[[Any], Callable[[Any, Any, Any, int], None]]:
+    """Makes of a kernel pack(found, blocks) the kernel encode(x, importance, blocks, effort) of a format."""
 
-    def decorate(pack: Any) -> Callable[[Any, Any, Any], None]:
+    def decorate(pack: Any) -> Callable[[Any, Any, Any, int], None]:
         @functools.wraps(pack)
-        def encode(x: Any, importance: Any, blocks: Any) -> None:
+        def encode(x: Any, importance: Any, blocks: Any, effort: int) -> None:
             found = np.zeros(len(x), FOUND)
             search(x, importance, neighbours(codebook), shape, found)
             pack(found, blocks)

@@ -30,7 +30,7 @@ def decode(blocks, out):
             out[b, 16 + i] = scale * np.float32(IQ4_LEVELS[codes >> np.uint32(4)])
 
 
-def encode(x, importance, blocks):
+def encode(x, importance, blocks, effort):
     # importance may well make it worth to clip the largest weight
     search = (6, -16.0, 8.0) if is_flat(importance) else (8, -32.0, 8.0)
     blocks["d"], _, codes = encode_iq4(x, importance, 1, 1, *search)

@@ -38,7 +38,7 @@ def decode(blocks, out):
                 out[b, 32 * s + 16 + i] = scale * np.float32(IQ4_LEVELS[codes >> np.uint32(4)])
 
 
-def encode(x, importance, blocks):
+def encode(x, importance, blocks, effort):
     # as for IQ4_NL, but fewer: the integer scales are chosen again
     search = (4, -20.0, 12.0) if is_flat(importance) else (6, -24.0, 9.0)
     blocks["d"], scales, codes = encode_iq4(x, importance, SUBS, SCALE_TOP, *search)

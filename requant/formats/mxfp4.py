@@ -30,7 +30,7 @@ def decode(blocks, out):
             out[b, 16 + i] = scale * np.float32(FP4_LEVELS[codes >> np.uint32(4)])
 
 
-def encode(x, importance, blocks):
+def encode(x, importance, blocks, effort):
     scales, codes = encode_fp4(x, importance, 1, True, 1 if is_flat(importance) else 2, 1)
     blocks["e"] = scales[:, 0]
     _pack(codes, blocks)

@@ -34,7 +34,7 @@ def decode(blocks, out):
                 out[b, 16 * s + 8 + i] = scale * np.float32(FP4_LEVELS[codes >> np.uint32(4)])
 
 
-def encode(x, importance, blocks):
+def encode(x, importance, blocks, effort):
     blocks["d"], codes = encode_fp4(x, importance, SUBS, False, 1 if is_flat(importance) else 2, 5)
     _pack(codes, blocks)
 

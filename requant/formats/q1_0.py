@@ -26,7 +26,7 @@ def decode(blocks, out):
                 out[b, 8 * i + j] = scale if (bits >> np.uint32(j)) & np.uint32(1) else -scale
 
 
-def encode(x, importance, blocks):
+def encode(x, importance, blocks, effort):
     blocks["d"] = encode_signs(x, importance)
     _pack(x, blocks)
 

@@ -28,7 +28,7 @@ def decode(blocks, out):
                 out[b, 4 * i + j] = scale * np.float32(code - np.int32(1))
 
 
-def encode(x, importance, blocks):
+def encode(x, importance, blocks, effort):
     d, _, codes = encode_symmetric(x, importance, 1, TOP, 1, 5, -0.6, 0.4)
     blocks["d"] = d ^ np.uint16(0x8000)
     _pack(codes, blocks)

@@ -39,7 +39,7 @@ def decode(blocks, out):
                 out[b, SUB * s + i] = dl * np.float32(np.int32(q) - np.int32(4))
 
 
-def encode(x, importance, blocks):
+def encode(x, importance, blocks, effort):
     # without importance the best scale is near the range; with it, it may well clip the largest weight
     search = (3, -0.6, 0.5, 0) if is_flat(importance) else (8, -0.9, 0.6, 1)
     blocks["d"], scales, codes = encode_symmetric(x, importance, SUBS, TOP, SCALE_TOP, *search)

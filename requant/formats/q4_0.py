@@ -28,7 +28,7 @@ def decode(blocks, out):
             out[b, i + half] = scale * np.float32(np.int32(qs[b, i] >> np.uint8(4)) - np.int32(8))
 
 
-def encode(x, importance, blocks):
+def encode(x, importance, blocks, effort):
     blocks["d"], _, codes = encode_symmetric(x, importance, 1, TOP, 1, 6, -0.9, 0.3)
     _pack(codes, blocks)
 

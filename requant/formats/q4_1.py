@@ -28,7 +28,7 @@ def decode(blocks, out):
             out[b, i + half] = scale * np.float32(qs[b, i] >> np.uint8(4)) + low
 
 
-def encode(x, importance, blocks):
+def encode(x, importance, blocks, effort):
     blocks["d"], negative, _, _, codes = encode_affine(x, importance, 1, TOP, 1, -1.0, 0.3)
     blocks["m"] = negative ^ np.uint16(0x8000)
     _pack(codes, blocks)

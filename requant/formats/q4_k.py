@@ -35,7 +35,7 @@ def decode(blocks, out):
                 out[b, SUB * s + i] = dl * np.float32(q) - ml
 
 
-def encode(x, importance, blocks):
+def encode(x, importance, blocks, effort):
     blocks["d"], blocks["dmin"], scales, mins, codes = encode_affine(x, importance, SUBS, TOP, SCALE_TOP, -1.0, 0.3)
     _pack(scales, mins, codes, blocks)
 

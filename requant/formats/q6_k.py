@@ -36,7 +36,7 @@ def decode(blocks, out):
                 out[b, SUB * s + i] = dl * np.float32(np.int32(q) - np.int32(32))
 
 
-def encode(x, importance, blocks):
+def encode(x, importance, blocks, effort):
     blocks["d"], blocks["scales"], codes = encode_symmetric(x, importance, SUBS, TOP, SCALE_TOP, 8, -3.0, 1.0)
     _pack(codes, blocks)
 

@@ -26,6 +26,6 @@ def decode(blocks, out):
             out[b, i] = scale * np.float32(qs[b, i])
 
 
-def encode(x, importance, blocks):
+def encode(x, importance, blocks, effort):
     blocks["d"], _, codes = encode_symmetric(x, importance, 1, TOP, 1, 2, -0.5, 0.5)
     blocks["qs"] = (codes[:, 0] ^ np.uint8(TOP)).view(np.int8)

@@ -44,7 +44,7 @@ def decode(blocks, out):
             power *= np.int32(3)
 
 
-def encode(x, importance, blocks):
+def encode(x, importance, blocks, effort):
     blocks["d"], codes = encode_ternary(x, importance)
     _pack(codes, blocks)
 

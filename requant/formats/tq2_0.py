@@ -30,7 +30,7 @@ def decode(blocks, out):
                     out[b, 128 * h + 32 * plane + m] = scale * np.float32(code - np.int32(1))
 
 
-def encode(x, importance, blocks):
+def encode(x, importance, blocks, effort):
     blocks["d"], codes = encode_ternary(x, importance)
     _pack(codes, blocks)
 

@@ -15,7 +15,7 @@ from compare import assert_same_bytes, assert_same_floats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from requant.formats import FORMATS, by_name
+from requant.formats import FORMATS, Effort, by_name
 from requant.formats.base import BlockFormat
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "decode_golden.npz"
@@ -136,5 +136,5 @@ def test_uncompiled_kernels_give_the_same_bits(fmt, golden, rows, uncompiled):
     if fmt.can_encode:
         x = rows.reshape(-1, fmt.block_weights)
         blocks = np.zeros(x.shape[0], fmt.kernels.LAYOUT)
-        fmt.kernels.encode(x, np.ones((1, fmt.block_weights), np.float32), blocks)
+        fmt.kernels.encode(x, np.ones((1, fmt.block_weights), np.float32), blocks, Effort.DEFAULT.value)
         assert_same_bytes(uncompiled[f"{fmt.name}.encoded"], blocks.view(np.uint8).reshape(x.shape[0], -1), fmt.name)

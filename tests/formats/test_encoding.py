@@ -10,7 +10,7 @@ from compare import assert_no_worse, assert_same_bytes, assert_within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from requant.formats import FORMATS, by_name
+from requant.formats import FORMATS, Effort, by_name
 from requant.formats.base import BlockFormat
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -25,12 +25,14 @@ TENSORS = ("blk.0.attn_q", "blk.3.attn_v", "blk.5.ffn_gate", "blk.9.ffn_down")
 N_ROWS = 64
 
 
-def encode(fmt: BlockFormat, x: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
+def encode(
+    fmt: BlockFormat, x: np.ndarray, importance: np.ndarray | None = None, effort: Effort = Effort.DEFAULT
+) -> np.ndarray:
     """x: (n_rows, n_per_row), importance: (n_per_row,) -> (n, block_bytes) uint8."""
     weights = np.ones(fmt.block_weights, np.float32) if importance is None else importance
     blocks = np.zeros(x.size // fmt.block_weights, fmt.kernels.LAYOUT)
     shape = (-1, fmt.block_weights)
-    fmt.kernels.encode(np.ascontiguousarray(x.reshape(shape)), weights.reshape(shape), blocks)
+    fmt.kernels.encode(np.ascontiguousarray(x.reshape(shape)), weights.reshape(shape), blocks, int(effort))
     return blocks.view(np.uint8).reshape(-1, fmt.block_bytes)
 
 

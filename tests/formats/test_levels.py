@@ -8,7 +8,7 @@ from compare import assert_same_floats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from requant.formats import by_name, iq4, levels
+from requant.formats import Effort, by_name, iq4, levels
 from requant.formats.base import BlockFormat
 from requant.formats.grids import FP4_LEVELS, IQ4_LEVELS
 
@@ -33,7 +33,7 @@ def encode(fmt: BlockFormat, x: np.ndarray, importance: np.ndarray | None = None
     """x: (n_blocks, N) -> ggml's reading of what was encoded, the same shape."""
     weights = np.ones((1, fmt.block_weights), np.float32) if importance is None else importance
     blocks = np.zeros(len(x), fmt.kernels.LAYOUT)
-    fmt.kernels.encode(x, weights, blocks)
+    fmt.kernels.encode(x, weights, blocks, Effort.DEFAULT.value)
     return ggml.decode(fmt.type_id, blocks.view(np.uint8)).reshape(x.shape)
 
 

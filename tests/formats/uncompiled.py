@@ -15,7 +15,7 @@ import numba
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from requant.formats import FORMATS
+from requant.formats import FORMATS, Effort
 from requant.formats.base import BlockFormat
 
 
@@ -31,7 +31,7 @@ def encode_rows(fmt: BlockFormat, x: np.ndarray) -> np.ndarray:
     rows = x.reshape(-1, fmt.block_weights)
     blocks = np.zeros(rows.shape[0], fmt.kernels.LAYOUT)
     with np.errstate(over="raise", invalid="raise", divide="ignore"):
-        fmt.kernels.encode(rows, np.ones((1, fmt.block_weights), np.float32), blocks)
+        fmt.kernels.encode(rows, np.ones((1, fmt.block_weights), np.float32), blocks, Effort.DEFAULT.value)
     return blocks.view(np.uint8).reshape(rows.shape[0], -1)
 
 

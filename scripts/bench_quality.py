@@ -18,7 +18,7 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests")]
 import engine
 import real_models
-from bench_encode import dithered
+from bench_formats import dithered
 
 from requant import codec
 from requant.container.layout import lay_out

@@ -59,8 +59,13 @@ def decode(type_id: int, data: bytes | np.ndarray) -> np.ndarray:
     out = np.empty(source.size // n_bytes * weights, np.float32)
     if type_id == 0:  # F32 has no to_float
         return source.ravel().view(np.float32).copy()
-    _traits(type_id).to_float(source.ctypes.data, out.ctypes.data, out.size)
+    decode_into(type_id, source, out)
     return out
+
+
+def decode_into(type_id: int, source: np.ndarray, out: np.ndarray) -> None:
+    """Whole blocks, as contiguous bytes -> `out`, contiguous float32 of as many weights."""
+    _traits(type_id).to_float(source.ctypes.data, out.ctypes.data, out.size)
 
 
 def requires_importance(type_id: int) -> bool:

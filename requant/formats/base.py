@@ -39,7 +39,7 @@ class Kernels(Protocol):
 class BlockFormat:
     """A ggml type: its name and id, the weights and bytes of one block, and what requant does with it.
 
-    gaussian_rmse: relative error of our encoder on normally distributed weights (scripts/bench_encode.py).
+    gaussian_rmse: relative error of our encoder on normally distributed weights (scripts/bench_formats.py).
     """
 
     name: str

@@ -1,11 +1,11 @@
-"""Encoders against ggml's own, on real weights: error and speed on one thread, a JSON line per type and data.
+"""Encoders and decoders against ggml's own, on real weights: error and speed on one thread, a JSON line for each.
 
-    python scripts/bench_encode.py [--types Q4_K,Q6_K] [--repeats 5] [--markdown]
+    python scripts/bench_formats.py [--types Q4_K,Q6_K] [--effort default] [--repeats 5] [--markdown]
 
 rmse_ratio is ours over ggml's (below 1 is better), weighted by the importance where there is one; speed_ratio is ggml's
-time over ours, the minimum of interleaved runs. Weights of models that come quantized are dithered by one step of
-their grid, so that the old grid helps nobody. The fixture's importance is a real imatrix; that of the other models is
-drawn from a gamma distribution.
+time over ours, the minimum of interleaved runs, and decode_ratio the same for reading. Weights of models that come
+quantized are dithered by one step of their grid, so that the old grid helps nobody. The fixture's importance is a real
+imatrix; that of the other models is drawn from a gamma distribution.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import real_models
 
 from requant import codec
 from requant.container.source import open_source
-from requant.formats import FORMATS, BlockFormat
+from requant.formats import FORMATS, BlockFormat, Effort
 from requant.imatrix import importance_for, read_imatrix
 
 LIMIT = 2**21  # weights per tensor
@@ -75,56 +75,76 @@ def error(x: np.ndarray, encoded: np.ndarray, fmt: BlockFormat, w: np.ndarray | 
     return float(codec.row_errors(x, codec.dequantize(encoded, fmt), w)[:, 3].sum())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--types", default=",".join(f.name for f in FORMATS.values() if f.can_encode))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--markdown", action="store_true", help="print the README's table instead")
-    args = parser.parse_args()
-    wanted = [f for f in FORMATS.values() if f.name in args.types.upper().split(",") and f.block_weights > 1]
+def encoding(fmt: BlockFormat, x: np.ndarray, w: np.ndarray | None, effort: Effort, repeats: int) -> dict:
+    """Both encoders on `x`."""
+    ours = codec.quantize(x, fmt, w, effort)
+    peer = np.frombuffer(ggml.quantize_chunk(fmt.type_id, x, w), np.uint8).reshape(len(x), -1)
+    calls = {
+        "ours": lambda: codec.quantize(x, fmt, w, effort),
+        "ggml": lambda: ggml.quantize_chunk(fmt.type_id, x, w),
+    }
+    seconds = fastest(calls, repeats)
+    return {
+        "rmse_ratio": round(float(np.sqrt(error(x, ours, fmt, w) / error(x, peer, fmt, w))), 4),
+        "speed_ratio": round(seconds["ggml"] / seconds["ours"], 2),
+        "ours_mweights_s": round(x.size / seconds["ours"] / 1e6, 1),
+        "ggml_mweights_s": round(x.size / seconds["ggml"] / 1e6, 1),
+    }
+
+
+def decoding(fmt: BlockFormat, x: np.ndarray, repeats: int) -> float:
+    """ggml's time over ours to decode `x`, into memory that was touched before."""
+    data = codec.quantize(x, fmt, None, Effort.FAST)
+    blocks = data.reshape(-1).view(fmt.kernels.LAYOUT)
+    out = np.zeros((blocks.size, fmt.block_weights), np.float32)
+    calls = {
+        "ours": lambda: fmt.kernels.decode(blocks, out),
+        "ggml": lambda: ggml.decode_into(fmt.type_id, data, out),
+    }
+    seconds = fastest(calls, 4 * repeats)
+    return round(seconds["ggml"] / seconds["ours"], 2)
+
+
+def measure(wanted: list[BlockFormat], effort: Effort, repeats: int) -> Iterator[dict]:
+    """A line per type, without and with importance, and tensor."""
     tensors = list(data())
-    rows = []
     for fmt in wanted:
         codec.warm_up([fmt])
         for weighted in (False, True):
             for model, x, importance in tensors:
-                w = importance if weighted else None
-                ours, peer = codec.quantize(x, fmt, w), np.frombuffer(ggml.quantize_chunk(fmt.type_id, x, w), np.uint8)
-                seconds = fastest(
-                    {
-                        "ours": lambda: codec.quantize(x, fmt, w),  # noqa: B023
-                        "ggml": lambda: ggml.quantize_chunk(fmt.type_id, x, w),  # noqa: B023
-                    },
-                    args.repeats,
-                )
-                ratio = np.sqrt(error(x, ours, fmt, w) / error(x, peer.reshape(len(x), -1), fmt, w))
-                rows.append(
-                    {
-                        "type": fmt.name,
-                        "model": model,
-                        "importance": weighted,
-                        "rmse_ratio": round(float(ratio), 4),
-                        "speed_ratio": round(seconds["ggml"] / seconds["ours"], 2),
-                        "ours_mweights_s": round(x.size / seconds["ours"] / 1e6, 1),
-                        "ggml_mweights_s": round(x.size / seconds["ggml"] / 1e6, 1),
-                    }
-                )
-                if not args.markdown:
-                    print(json.dumps(rows[-1]), flush=True)
+                row = {"type": fmt.name, "model": model, "importance": weighted, "effort": effort.name.lower()}
+                row |= encoding(fmt, x, importance if weighted else None, effort, repeats)
+                yield row if weighted else row | {"decode_ratio": decoding(fmt, x, repeats)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--types", default=",".join(f.name for f in FORMATS.values() if f.can_encode))
+    parser.add_argument("--effort", default="default", choices=[e.name.lower() for e in Effort])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--markdown", action="store_true", help="print the README's table instead")
+    args = parser.parse_args()
+    wanted = [f for f in FORMATS.values() if f.name in args.types.upper().split(",") and f.block_weights > 1]
+    rows = []
+    for row in measure(wanted, Effort[args.effort.upper()], args.repeats):
+        rows.append(row)
+        if not args.markdown:
+            print(json.dumps(row), flush=True)
     if args.markdown:
         print_table(rows)
 
 
 def print_table(rows: list[dict]) -> None:
-    """A line per type: worst error ratio and median speed ratio, without and with importance."""
-    print("| type | error ÷ ggml's, worst | speed × ggml's, median | the same with importance | |")
-    print("|---|--:|--:|--:|--:|")
+    """A line per type: worst error ratio and median speed ratio, without and with importance, and of decoding."""
+    print("| type | error ÷ ggml's, worst | speed × ggml's, median | the same with importance | | decoding × ggml's |")
+    print("|---|--:|--:|--:|--:|--:|")
     for name in dict.fromkeys(r["type"] for r in rows):
         cells = []
         for weighted in (False, True):
             mine = [r for r in rows if r["type"] == name and r["importance"] == weighted]
             cells += [f"{max(r['rmse_ratio'] for r in mine):.3f}"]
             cells += [f"{np.median([r['speed_ratio'] for r in mine]):.1f}"]
+        cells += [f"{np.median([r['decode_ratio'] for r in rows if r['type'] == name and 'decode_ratio' in r]):.1f}"]
         print(f"| {name} | {' | '.join(cells)} |")
 
 

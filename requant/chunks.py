@@ -29,13 +29,17 @@ COPY_BYTES = 2**22
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One tensor to write at `offset` of the output as `format`; importance: (n_matrices, n_per_row) or None."""
+    """One tensor to write at `offset` of the output as `format`; importance: (n_matrices, n_per_row) or None.
+
+    scales: (1,) or (n_matrices,), what the weights are divided by before they are encoded, or None.
+    """
 
     tensor: SourceTensor
     choice: Choice
     format: BlockFormat
     offset: int
     importance: Floats | None
+    scales: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,11 @@ class Chunk:
     job: Job
     first_row: int
     n_rows: int
+
+    def own(self, per_matrix: Floats) -> Floats:
+        """What of `per_matrix` (n_matrices or 1, ...) belongs to the matrix that the rows are of."""
+        found: Floats = per_matrix[self.first_row * len(per_matrix) // self.job.tensor.n_rows]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +74,8 @@ def chunks_of(job: Job) -> Iterator[Chunk]:
     """The job's chunks in the order of the rows; at least one, be it empty."""
     tensor, n_matrices = job.tensor, 1
     most = copy_rows(tensor) if job.choice.copied else max(1, CHUNK_WEIGHTS // max(1, tensor.n_per_row))
-    if job.importance is not None and not job.choice.copied:
-        n_matrices = len(job.importance)
+    if not job.choice.copied:
+        n_matrices = max([len(own) for own in (job.importance, job.scales) if own is not None], default=1)
     n = max(1, tensor.n_rows // n_matrices)
     for start in range(0, max(1, tensor.n_rows), n):
         for first in range(start, start + n, most):
@@ -119,16 +128,25 @@ def _encoded(data: Bytes, chunk: Chunk, path: Path) -> tuple[Bytes, NDArray[np.f
     job = chunk.job
     x = codec.dequantize(data, job.tensor.format)
     _check_weights(x, job.tensor, chunk.first_row, path)
-    importance = None
-    if job.importance is not None:
-        importance = job.importance[chunk.first_row * len(job.importance) // job.tensor.n_rows]
+    importance = None if job.importance is None else chunk.own(job.importance)
+    scale = 1.0
+    if job.scales is not None:
+        scale = float(chunk.own(job.scales))
+        x /= np.float32(scale)
     encoded = codec.quantize(x, job.format, importance)
     errors = codec.row_errors(x, codec.dequantize(encoded, job.format), importance)
     lost = codec.lost_row(errors)
     if lost is not None:
         relative = float(np.sqrt(errors[lost, 1] / errors[lost, 0]))
         raise gate_fault(job, f"row {chunk.first_row + lost} is lost: relative error", relative, codec.LOST, path)
-    return encoded, errors.sum(axis=0)
+    return encoded, errors.sum(axis=0) * scale**2
+
+
+def peak(source: Source, chunk: Chunk) -> float:
+    """The largest magnitude among the chunk's weights."""
+    job = chunk.job
+    data = source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)
+    return float(np.abs(codec.dequantize(data, job.tensor.format)).max(initial=0))
 
 
 def gate_fault(job: Job, what: str, error: float, limit: float, path: Path) -> NumericFault:

@@ -22,6 +22,7 @@ Floats = NDArray[np.float32]
 IMPORTANCE_FLOOR = np.float32(2.0**-20)
 # a reconstruction beyond this multiple of the format's error on normally distributed weights is a fault
 GATE = 3.0
+NVFP4_LARGEST = np.float32(6 * 448)  # weight of a block: the largest level at the largest scale
 LOST = 0.9  # relative error of a row that holds nothing of the original
 
 
@@ -55,6 +56,15 @@ def quantize(x: Floats, fmt: BlockFormat, importance: Floats | None = None, effo
     blocks = np.empty(len(rows), fmt.kernels.LAYOUT)
     fmt.kernels.encode(rows, weights, blocks, int(effort))
     return blocks.view(np.uint8).reshape(x.shape[0], -1)
+
+
+def second_scale(peak: float) -> np.float32:
+    """The second-level scale of NVFP4 for weights of at most `peak`: what to divide them by, never 0.
+
+    The largest weight then needs the largest block scale, so that those of other blocks are as far from the coarse
+    subnormal ones as can be.
+    """
+    return max(np.float32(peak) / NVFP4_LARGEST, np.finfo(np.float32).tiny)
 
 
 def scaled_importance(importance: Floats) -> Floats:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -16,8 +17,9 @@ import numpy as np
 
 import requant
 from requant import codec
-from requant.chunks import Done, Job, chunks_of, gate_fault, write_chunk
+from requant.chunks import Done, Job, chunks_of, gate_fault, peak, write_chunk
 from requant.codec import Floats
+from requant.companions import scales_of, second_level
 from requant.container.cursor import quoted
 from requant.container.files import Identity, identity
 from requant.container.layout import Layout, lay_out
@@ -27,6 +29,7 @@ from requant.conversion import Conversion, Converted
 from requant.errors import BadInput, NumericFault
 from requant.formats import BlockFormat
 from requant.imatrix import Imatrix, importance_for
+from requant.model.companions import companion_shape
 from requant.model.roles import needs_importance
 from requant.plan import Choice, Losses, Plan
 from requant.pool import in_order, n_threads
@@ -58,13 +61,20 @@ def convert(
     layout = output_layout(source, plan, imatrix)
     importance = _importance(source, plan, imatrix)
     notes = _notes(source, plan, imatrix, losses, importance)
+    scaled, threads = second_level(source, plan), n_threads(threads)
+    choices = {c.name: c for c in plan.choices if c.name not in scaled.values()}
     jobs = [
-        Job(tensor, choice, format_of(choice.type), placed.offset, importance.get(tensor.name))
-        for tensor, choice, placed in zip(source.tensors, _choices(source, plan), layout.tensors, strict=True)
+        Job(source.tensor(t.name), choice, format_of(choice.type), t.offset, importance.get(t.name))
+        for t in layout.tensors
+        if (choice := choices.get(t.name)) is not None
     ]
     with Output(out, layout.size, force=force, inputs=source.identities | _identity(imatrix)) as output:
         codec.warm_up(formats_used(plan))
-        converted = _write(source, output, jobs, n_threads(threads), progress)
+        scales = {job.tensor.name: _second_scales(source, job, threads) for job in jobs if job.tensor.name in scaled}
+        jobs = [replace(job, scales=scales.get(job.tensor.name)) for job in jobs]
+        converted = {c.name: c for c in _write(source, output, jobs, threads, progress)}
+        for name, companion in scaled.items():
+            converted[companion] = _write_companion(output, layout, companion, _on_top(source, name, scales[name]))
         source.check_unchanged()
         output.publish(layout.header)
     used = imatrix_used(plan, imatrix)
@@ -76,7 +86,7 @@ def convert(
         imatrix=None if used is None else Path(used.path).name,
         imatrix_sha256=None if used is None else used.sha256,
         plan=plan,
-        tensors=converted,
+        tensors=tuple(converted[t.name] for t in layout.tensors),
         notes=(*notes, *output.warnings),
     )
 
@@ -86,8 +96,13 @@ def output_layout(source: Source, plan: Plan, imatrix: Imatrix | None = None) ->
 
     Raises BadInput where the plan was made for another source, or asks for what cannot be done.
     """
-    choices = _choices(source, plan)
-    tensors = [(t.name, t.shape, format_of(c.type).type_id) for t, c in zip(source.tensors, choices, strict=True)]
+    scaled = second_level(source, plan)
+    tensors = []
+    for tensor, choice in zip(source.tensors, _choices(source, plan), strict=True):
+        tensors.append((tensor.name, tensor.shape, format_of(choice.type).type_id))
+        companion = scaled.get(tensor.name)
+        if companion is not None and companion not in source:
+            tensors.append((companion, companion_shape(tensor.name, tensor.shape), format_of("F32").type_id))
     return lay_out(output_metadata(source, plan, imatrix), tensors, source.path)
 
 
@@ -170,6 +185,31 @@ def _identity(imatrix: Imatrix | None) -> frozenset[Identity]:
         with contextlib.suppress(OSError):
             return frozenset([identity(Path(imatrix.path).stat())])
     return frozenset()
+
+
+def _second_scales(source: Source, job: Job, threads: int) -> Floats:
+    """The second-level scale of every matrix of a tensor, which is read once more for it."""
+    matrices = companion_shape(job.tensor.name, job.tensor.shape)[0]
+    peaks = np.zeros(matrices, np.float32)
+    chunks = list(chunks_of(replace(job, scales=peaks)))
+    with contextlib.closing(in_order(lambda chunk: peak(source, chunk), chunks, threads)) as found:
+        for chunk, value in zip(chunks, found, strict=True):
+            m = chunk.first_row * matrices // job.tensor.n_rows
+            peaks[m] = max(peaks[m], value)
+    return np.array([codec.second_scale(float(p)) for p in peaks], np.float32)
+
+
+def _on_top(source: Source, name: str, scales: Floats) -> Floats:
+    """`scales` times what the source already multiplies the matrices of the tensor by."""
+    before = scales_of(source, source.tensor(name))
+    return scales if before is None else scales * before
+
+
+def _write_companion(output: Output, layout: Layout, name: str, scales: Floats) -> Converted:
+    (placed,) = (t for t in layout.tensors if t.name == name)
+    data = scales.astype("<f4").view(np.uint8).reshape(1, -1)
+    output.write_at(placed.offset, data)
+    return Converted(name, "F32", "F32", data.size, 0.0, 0.0, hashlib.sha256(data.data).hexdigest())
 
 
 def _write(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from requant.companions import SECOND_LEVEL
 from requant.container.cursor import quoted
 from requant.container.source import Source
 from requant.conversion import Conversion
+from requant.model.companions import companion_of
 from requant.provenance import may_differ
 
 
@@ -23,11 +25,11 @@ def from_record(target: Source, made: Conversion) -> Iterator[str]:
 def _structure(target: Source, made: Conversion, size: int) -> Iterator[str]:
     if size != made.size:
         yield f"the file has {size} bytes, the record says {made.size}"
-    planned = made.plan.types()
-    yield from _names([t.name for t in target.tensors], list(planned), "the record")
+    written = {t.name: t.type for t in made.tensors}
+    yield from _names([t.name for t in target.tensors], list(written), "the record")
     for tensor in target.tensors:
-        if planned.get(tensor.name, tensor.format.name) != tensor.format.name:
-            yield f"tensor {quoted(tensor.name)} is {tensor.format.name}, the record says {planned[tensor.name]}"
+        if written.get(tensor.name, tensor.format.name) != tensor.format.name:
+            yield f"tensor {quoted(tensor.name)} is {tensor.format.name}, the record says {written[tensor.name]}"
 
 
 def _names(found: list[str], wanted: list[str], where: str) -> Iterator[str]:
@@ -64,8 +66,10 @@ def of_metadata(target: Source, source: Source) -> Iterator[str]:
 
 
 def of_tensors(target: Source, source: Source) -> Iterator[str]:
-    """Names, order and shapes that are not the source's."""
-    yield from _names([t.name for t in target.tensors], [t.name for t in source.tensors], "the source")
+    """Names, order and shapes that are not the source's, but for companions that matrices got."""
+    added = {companion_of(t.name) for t in target.tensors if t.format.name == SECOND_LEVEL}
+    found = [t.name for t in target.tensors if t.name in source or t.name not in added]
+    yield from _names(found, [t.name for t in source.tensors], "the source")
     for tensor in target.tensors:
         if tensor.name in source and source.tensor(tensor.name).shape != tensor.shape:
             shape = list(source.tensor(tensor.name).shape)

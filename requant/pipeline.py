@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from requant.budget import Request, Rule, bpw_limit, constrain, size_limit, vram_limit
+from requant.companions import SECOND_LEVEL
+from requant.container.infos import padded
 from requant.container.metadata import alignment_of
 from requant.container.source import Source, require_model
 from requant.errors import BadInput, InfeasibleBudget, UsageError, printable
@@ -28,6 +30,7 @@ from requant.plan import Losses, Plan
 from requant.solve import solve
 
 if TYPE_CHECKING:
+    from requant.container.layout import Layout
     from requant.imatrix import Imatrix
 
 MIN_UBATCH = 32  # tokens; the least that shrink_batch goes to
@@ -214,7 +217,7 @@ def _parts(memory: Memory, padding: int) -> dict[str, int]:
 
 
 def _row_padding(losses: Losses) -> int:
-    """Bytes at most by which CUDA's padding of last rows exceeds the aligned sizes that a limit counts."""
+    """Bytes at most by which CUDA's padding of last rows, and companions, exceed the aligned sizes of a limit."""
     total = 0
     for tensor in losses.tensors:
         if tensor.on_gpu and tensor.shape:
@@ -224,6 +227,7 @@ def _row_padding(losses: Losses) -> int:
                 - -(-fmt.n_bytes(tensor.n_weights) // DEVICE_ALIGNMENT) * DEVICE_ALIGNMENT
                 for fmt in formats
             )
+            total += DEVICE_ALIGNMENT * any(fmt.name == SECOND_LEVEL for fmt in formats)
     return total
 
 
@@ -275,8 +279,13 @@ def _within_size(
 
     alignment = alignment_of(source.metadata)
     plan, overhead = finish(solve(losses, replace(request, limits=(), memory={}))), 0
-    while (found := output_layout(source, plan, imatrix).data_start) > overhead:
+    while (found := _overhead(output_layout(source, plan, imatrix), plan, alignment)) > overhead:
         overhead = found
         limited = replace(request, limits=(*request.limits, size_limit(size, overhead, alignment)))
         plan = finish(_solved(losses, limited))
     return plan
+
+
+def _overhead(layout: Layout, plan: Plan, alignment: int) -> int:
+    """Bytes of the file that are in no tensor of the plan: the header, and scales that it adds."""
+    return layout.size - sum(padded(c.n_bytes, alignment) for c in plan.choices)

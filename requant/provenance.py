@@ -34,12 +34,14 @@ _MAX_F32 = 3e38
 
 _IMATRIX_KEYS = tuple(f"quantize.imatrix.{part}" for part in ("file", "dataset", "entries_count", "chunks_count"))
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+# parallel arrays: tensors, and whether their products may take 4-bit activations
+_EXTRA_KEYS = ("general.tensor_extra.name", "general.tensor_extra.prec_a4")
 _OWN = "requant."
 
 
 def may_differ(key: str) -> bool:
     """Whether a conversion may set, change or remove the key; all others are as in the source."""
-    labels = ("general.file_type", "general.quantization_version", *_IMATRIX_KEYS, *_SPLIT_KEYS)
+    labels = ("general.file_type", "general.quantization_version", *_IMATRIX_KEYS, *_SPLIT_KEYS, *_EXTRA_KEYS)
     return key in labels or key.startswith(_OWN)
 
 
@@ -67,7 +69,7 @@ def output_metadata(source: Source, plan: Plan, imatrix: Imatrix | None) -> Meta
     changes: Changes = dict.fromkeys(_SPLIT_KEYS)
     changes |= dict.fromkeys(key for key in source.metadata if key.startswith(_OWN))
     if any(not c.copied for c in plan.choices):
-        changes |= _labels(plan) | dict.fromkeys(_IMATRIX_KEYS)
+        changes |= _labels(plan) | dict.fromkeys(_IMATRIX_KEYS) | _pruned_extra(source, plan)
         used = imatrix_used(plan, imatrix)
         if used is not None:
             changes |= _imatrix_values(used)
@@ -83,6 +85,17 @@ def _labels(plan: Plan) -> Changes:
     if any(format_of(c.type).block_weights > 1 for c in plan.choices):
         labels["general.quantization_version"] = ("u32", QUANTIZATION_VERSION)
     return labels
+
+
+def _pruned_extra(source: Source, plan: Plan) -> Changes:
+    """What is said of 4-bit activations, without the tensors that are NVFP4 no more; {} where that changes nothing."""
+    names, allowed = (source.metadata.get_list(key, []) or [] for key in _EXTRA_KEYS)
+    types = plan.types()
+    left = [(n, a) for n, a in zip(names, allowed, strict=False) if types.get(n) == "NVFP4"]
+    if len(left) == len(names) or len(names) != len(allowed):  # the engine refuses unequal lengths: not ours to mend
+        return {}
+    values = ([n for n, _ in left], "arr_str"), ([a for _, a in left], "arr_bool")
+    return {key: (kind, value) if value else None for key, (value, kind) in zip(_EXTRA_KEYS, values, strict=True)}
 
 
 def _imatrix_values(imatrix: Imatrix) -> Mapping[str, tuple[str, Any] | None]:

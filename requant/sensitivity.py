@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from requant import codec
 from requant.codec import Floats
+from requant.companions import SECOND_LEVEL, scales_of, takes_second_level
 from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput, NumericFault, UsageError, printable
 from requant.formats import FORMATS, BlockFormat, by_name
@@ -57,7 +58,8 @@ class _Sample:
 
     x: Floats
     n_rows: int  # of the whole tensor
-    parts: tuple[tuple[int, int, Floats | None, Floats, float], ...]  # start, stop, importance, E[x^2], share of tokens
+    # start, stop, importance, E[x^2], share of tokens times the square of what the engine multiplies the matrix by
+    parts: tuple[tuple[int, int, Floats | None, Floats, float], ...]
 
 
 def survey(
@@ -197,11 +199,13 @@ def _scored(source: Source, tensor: SourceTensor, surveyed: TensorLosses, inputs
     """The tensor with the energy of each candidate's error at its output, and the energy of that output."""
     sample = _sampled(source, tensor, inputs)
     energy, _ = _estimate(sample, sample.x * 0)
+    two_level = takes_second_level(source, tensor)
     found = [surveyed.candidates[0]]
     skipped = dict(surveyed.skipped)
     for candidate in surveyed.candidates[1:]:
         fmt = _format(candidate.type)
-        y = np.concatenate([_rounded(sample.x[start:stop], fmt, w) for start, stop, w, _, _ in sample.parts])
+        scaled = two_level and fmt.name == SECOND_LEVEL
+        y = np.concatenate([_rounded(sample.x[start:stop], fmt, w, scaled) for start, stop, w, _, _ in sample.parts])
         loss, error = _estimate(sample, y)
         errors = codec.row_errors(sample.x, y)
         fault = codec.gate(errors, fmt)
@@ -212,8 +216,9 @@ def _scored(source: Source, tensor: SourceTensor, surveyed: TensorLosses, inputs
     return replace(surveyed, candidates=tuple(found), skipped=skipped), energy
 
 
-def _rounded(x: Floats, fmt: BlockFormat, importance: Floats | None) -> Floats:
-    return codec.dequantize(codec.quantize(x, fmt, importance), fmt)
+def _rounded(x: Floats, fmt: BlockFormat, importance: Floats | None, scaled: bool) -> Floats:
+    scale = codec.second_scale(float(np.abs(x).max(initial=0))) if scaled else np.float32(1)
+    return codec.dequantize(codec.quantize(x / scale, fmt, importance), fmt) * scale
 
 
 def _sampled(source: Source, tensor: SourceTensor, inputs: Inputs) -> _Sample:
@@ -230,7 +235,7 @@ def _sampled(source: Source, tensor: SourceTensor, inputs: Inputs) -> _Sample:
         index = int(rows[bad // tensor.n_per_row]) * tensor.n_per_row + bad % tensor.n_per_row
         got = f"{x.reshape(-1)[bad]} at weight {index}"
         raise NumericFault(source.path, f"tensor '{printable(tensor.name)}' is not finite", got=got)
-    return _Sample(x, tensor.n_rows, _parts(tensor, rows, inputs, _token_shares(source, tensor)))
+    return _Sample(x, tensor.n_rows, _parts(tensor, rows, inputs, _output_shares(source, tensor)))
 
 
 def _parts(
@@ -250,15 +255,16 @@ def _parts(
     return tuple(parts)
 
 
-def _token_shares(source: Source, tensor: SourceTensor) -> Floats:
-    """How many of a token's passes go through each matrix: all, or the share of the experts used per token."""
+def _output_shares(source: Source, tensor: SourceTensor) -> Floats:
+    """What each matrix's output counts: the share of the experts used per token times its scale squared."""
     matrices = n_matrices(tensor.shape)
     share = 1.0
     if is_experts(tensor.name, tensor.shape):
         arch = source.metadata.get_str("general.architecture", "")
         used = source.metadata.get(f"{arch}.expert_used_count", matrices)
         share = min(1.0, int(used) / matrices)
-    return np.full(matrices, share, np.float32)
+    scales = scales_of(source, tensor)
+    return np.full(matrices, share, np.float32) * (1 if scales is None else scales**2)
 
 
 def _estimate(sample: _Sample, y: Floats) -> tuple[float, float]:

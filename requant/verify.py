@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 
 from requant import codec, differences
 from requant.chunks import check_finite, copy_rows
-from requant.codec import Bytes
+from requant.codec import Bytes, Floats
+from requant.companions import SECOND_LEVEL, scales_of
 from requant.container.cursor import quoted
 from requant.container.source import Source, SourceTensor, open_source
 from requant.conversion import Conversion, Converted, read_conversion, record_path
 from requant.errors import NumericFault
 from requant.formats import BlockFormat
+from requant.model.companions import matrix_of
 from requant.pool import in_order, n_threads
 
 SCHEMA = "requant.verify/1"
@@ -57,12 +59,16 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Rows of a tensor of the output, and the tensor of the source that they are compared with."""
+    """Rows of a tensor of the output, and the tensor of the source that they are compared with.
+
+    scales: what matrix by matrix the engine multiplies the output's weights by, over what it does the source's.
+    """
 
     tensor: SourceTensor
     first_row: int
     n_rows: int
     origin: SourceTensor | None
+    scales: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +126,7 @@ def _read_all(
 ) -> Iterator[str]:
     """Every byte of every tensor; what is wrong, in file order."""
     recorded = {} if made is None else {t.name: t for t in made.tensors}
-    parts = (part for tensor in target.tensors for part in _parts(tensor, source))
+    parts = (part for tensor in target.tensors for part in _parts(tensor, target, source))
     with contextlib.closing(in_order(lambda part: _look(target, source, part), parts, threads)) as results:
         for name, seen in groupby(_counted(results, progress), key=lambda s: s.part.tensor.name):
             yield from _judged(seen, recorded.get(name))
@@ -133,13 +139,23 @@ def _counted(results: Iterator[_Seen], progress: Callable[[int], None] | None) -
         yield seen
 
 
-def _parts(tensor: SourceTensor, source: Source | None) -> Iterator[_Part]:
-    origin = None
+def _parts(tensor: SourceTensor, target: Source, source: Source | None) -> Iterator[_Part]:
+    origin, scales = None, np.ones(1, np.float32)
     if source is not None and tensor.name in source and source.tensor(tensor.name).shape == tensor.shape:
-        origin = source.tensor(tensor.name)
+        origin = None if _is_new_scale(tensor, target, source) else source.tensor(tensor.name)
+        for scaled, sign in ((scales_of(target, tensor), 1), (scales_of(source, source.tensor(tensor.name)), -1)):
+            scales = scales if scaled is None else scales * scaled**sign
     n = copy_rows(tensor)
     for first in range(0, max(1, tensor.n_rows), n):
-        yield _Part(tensor, first, min(n, tensor.n_rows - first), origin)
+        yield _Part(tensor, first, min(n, tensor.n_rows - first), origin, scales)
+
+
+def _is_new_scale(tensor: SourceTensor, target: Source, source: Source) -> bool:
+    """Whether `tensor` is the companion of a matrix that became NVFP4: its weights show whether it is right."""
+    matrix = matrix_of(tensor.name)
+    if matrix not in target or matrix not in source:
+        return False
+    return target.tensor(matrix).format.name == SECOND_LEVEL != source.tensor(matrix).format.name
 
 
 def _look(target: Source, source: Source | None, part: _Part) -> _Seen:
@@ -178,7 +194,9 @@ def _sampled_errors(
     if not rows.size:
         return None, np.zeros((0, 4))
     x = codec.dequantize(np.concatenate([source.read_rows(origin, int(row), 1) for row in rows]), origin.format)
-    errors = codec.row_errors(x, codec.dequantize(data[rows - part.first_row], part.tensor.format))
+    y = codec.dequantize(data[rows - part.first_row], part.tensor.format)
+    y *= part.scales[rows * len(part.scales) // part.tensor.n_rows][:, None]
+    errors = codec.row_errors(x, y)
     lost = codec.lost_row(errors)
     if lost is None:
         return None, errors

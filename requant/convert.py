@@ -19,7 +19,6 @@ import requant
 from requant import codec
 from requant.chunks import Done, Job, chunks_of, gate_fault, peak, write_chunk
 from requant.codec import Floats
-from requant.companions import scales_of, second_level
 from requant.container.cursor import quoted
 from requant.container.files import Identity, identity
 from requant.container.layout import Layout, lay_out
@@ -34,6 +33,7 @@ from requant.model.roles import needs_importance
 from requant.plan import Choice, Losses, Plan
 from requant.pool import in_order, n_threads
 from requant.provenance import format_of, imatrix_used, output_metadata
+from requant.second_level import scales_of, second_level
 
 __all__ = ["Conversion", "Converted", "convert", "formats_used", "output_layout"]
 

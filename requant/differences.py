@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from requant.companions import SECOND_LEVEL
 from requant.container.cursor import quoted
 from requant.container.source import Source
 from requant.conversion import Conversion
 from requant.model.companions import companion_of
 from requant.provenance import may_differ
+from requant.second_level import SECOND_LEVEL
 
 
 def from_record(target: Source, made: Conversion) -> Iterator[str]:

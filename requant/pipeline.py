@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from requant.budget import Request, Rule, bpw_limit, constrain, size_limit, vram_limit
-from requant.companions import SECOND_LEVEL
 from requant.container.infos import padded
 from requant.container.metadata import alignment_of
 from requant.container.source import Source, require_model
@@ -27,6 +26,7 @@ from requant.model.memory import (
     shrink_batch,
 )
 from requant.plan import Losses, Plan
+from requant.second_level import SECOND_LEVEL
 from requant.solve import solve
 
 if TYPE_CHECKING:

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from requant import codec
 from requant.codec import Floats
-from requant.companions import SECOND_LEVEL, scales_of, takes_second_level
 from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput, NumericFault, UsageError, printable
 from requant.formats import FORMATS, BlockFormat, by_name
@@ -41,6 +40,7 @@ from requant.model.roles import (
 )
 from requant.moments import Inputs, added_energy, inputs_of
 from requant.plan import Candidate, Losses, TensorLosses
+from requant.second_level import SECOND_LEVEL, scales_of, takes_second_level
 from requant.stream import with_shares, writes
 
 # the others by --types: FP4 depends on the engine, IQ and ternary types cost compile time and speed on the CPU

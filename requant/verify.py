@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from requant import codec, differences
 from requant.chunks import check_finite, copy_rows
 from requant.codec import Bytes, Floats
-from requant.companions import SECOND_LEVEL, scales_of
 from requant.container.cursor import quoted
 from requant.container.source import Source, SourceTensor, open_source
 from requant.conversion import Conversion, Converted, read_conversion, record_path
@@ -30,6 +29,7 @@ from requant.errors import NumericFault
 from requant.formats import BlockFormat
 from requant.model.companions import matrix_of
 from requant.pool import in_order, n_threads
+from requant.second_level import SECOND_LEVEL, scales_of
 
 SCHEMA = "requant.verify/1"
 SAMPLE_ROWS = 64

@@ -19,7 +19,7 @@ from requant.container.cursor import quoted
 from requant.container.output import Output
 from requant.container.source import Source, SourceTensor
 from requant.errors import InputOutputError, NumericFault
-from requant.formats import BlockFormat
+from requant.formats import BlockFormat, Effort
 from requant.plan import Choice
 
 # the slowest encoder does 2^20 weights in well under half a second, after which signals are looked at
@@ -39,6 +39,7 @@ class Job:
     format: BlockFormat
     offset: int
     importance: Floats | None
+    effort: Effort
     scales: Floats | None = None
 
 
@@ -133,7 +134,7 @@ def _encoded(data: Bytes, chunk: Chunk, path: Path) -> tuple[Bytes, NDArray[np.f
     if job.scales is not None:
         scale = float(chunk.own(job.scales))
         x /= np.float32(scale)
-    encoded = codec.quantize(x, job.format, importance)
+    encoded = codec.quantize(x, job.format, importance, job.effort)
     errors = codec.row_errors(x, codec.dequantize(encoded, job.format), importance)
     lost = codec.lost_row(errors)
     if lost is not None:

@@ -64,7 +64,7 @@ def convert(
     scaled, threads = second_level(source, plan), n_threads(threads)
     choices = {c.name: c for c in plan.choices if c.name not in scaled.values()}
     jobs = [
-        Job(source.tensor(t.name), choice, format_of(choice.type), t.offset, importance.get(t.name))
+        Job(source.tensor(t.name), choice, format_of(choice.type), t.offset, importance.get(t.name), plan.effort)
         for t in layout.tensors
         if (choice := choices.get(t.name)) is not None
     ]
@@ -173,6 +173,8 @@ def _notes(
             raise BadInput(source.path, "the losses were made for another file", hint="score this one again")
         if losses.imatrix_sha256 != (None if imatrix is None else imatrix.sha256):
             notes.append("the losses were made with another imatrix than the tensors")
+        if losses.effort != plan.effort:
+            notes.append(f"the losses were made with effort {losses.effort.name.lower()}")
     encoded = [c for c in plan.choices if not c.copied]
     if imatrix is not None and len(importance) < len(encoded):
         notes.append(f"the imatrix does not cover {len(encoded) - len(importance)} of {len(encoded)} encoded tensors")

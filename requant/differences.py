@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from requant.container.cursor import quoted
 from requant.container.source import Source
 from requant.conversion import Conversion
-from requant.model.companions import companion_of
+from requant.model.companions import SECOND_LEVEL, companion_of
 from requant.provenance import may_differ
-from requant.second_level import SECOND_LEVEL
 
 
 def from_record(target: Source, made: Conversion) -> Iterator[str]:

@@ -13,6 +13,7 @@ from requant.container.source import Source, require_model
 from requant.errors import BadInput, InfeasibleBudget, UsageError, printable
 from requant.formats import by_name
 from requant.guard import guarded
+from requant.model.companions import SECOND_LEVEL
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 from requant.model.memory import (
     DEFAULT_RESERVE,
@@ -26,7 +27,6 @@ from requant.model.memory import (
     shrink_batch,
 )
 from requant.plan import Losses, Plan
-from requant.second_level import SECOND_LEVEL
 from requant.solve import solve
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import BadInput, InfeasibleBudget, printable
-from requant.formats import by_name
+from requant.formats import Effort, by_name
 from requant.records import dump, parse, plain, read_text, record, value_of
 from requant.units import format_size
 
 LOSSES_SCHEMA = "requant.losses/1"
 PLAN_SCHEMA = "requant.plan/1"
-EDITED = "types were edited after solving: the predicted loss and the gap are not known"
+EDITED = "the plan was edited after solving: the predicted loss and the gap are not known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,7 @@ class Losses:
     imatrix_sha256: str | None
     tensors: tuple[TensorLosses, ...]
     notes: tuple[str, ...] = ()
+    effort: Effort = Effort.DEFAULT  # of the encoders whose errors were measured
 
     def to_json(self) -> str:
         """The file's text: ASCII, one candidate a line, the same for the same losses."""
@@ -149,6 +150,7 @@ class Plan:
     gap: float | None  # (loss - proven bound) / loss; None: not known
     solver: str = ""
     notes: tuple[str, ...] = ()
+    effort: Effort = Effort.DEFAULT  # that the encoders are to spend
 
     def __post_init__(self) -> None:
         for limit in self.limits:
@@ -182,8 +184,8 @@ class Plan:
         return {c.name: c.type for c in self.choices}
 
     def sha256(self) -> str:
-        """Hash of what decides the output's bytes: the source's header and each tensor's type."""
-        decides = {"header_sha256": self.header_sha256, "types": self.types()}
+        """Hash of what decides the output's bytes: the source's header, each tensor's type and the effort."""
+        decides = {"header_sha256": self.header_sha256, "types": self.types(), "effort": plain(self.effort)}
         return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def to_json(self) -> str:

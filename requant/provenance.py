@@ -16,6 +16,7 @@ from requant.container.source import Source
 from requant.errors import printable
 from requant.formats import BlockFormat, by_name
 from requant.imatrix import Imatrix, importance_for
+from requant.model.companions import SECOND_LEVEL
 from requant.plan import Choice, Plan
 
 Changes = dict[str, tuple[str, Any] | None]
@@ -91,7 +92,7 @@ def _pruned_extra(source: Source, plan: Plan) -> Changes:
     """What is said of 4-bit activations, without the tensors that are NVFP4 no more; {} where that changes nothing."""
     names, allowed = (source.metadata.get_list(key, []) or [] for key in _EXTRA_KEYS)
     types = plan.types()
-    left = [(n, a) for n, a in zip(names, allowed, strict=False) if types.get(n) == "NVFP4"]
+    left = [(n, a) for n, a in zip(names, allowed, strict=False) if types.get(n) == SECOND_LEVEL]
     if len(left) == len(names) or len(names) != len(allowed):  # the engine refuses unequal lengths: not ours to mend
         return {}
     values = ([n for n, _ in left], "arr_str"), ([a for _, a in left], "arr_bool")
@@ -122,6 +123,7 @@ def _own_values(source: Source, plan: Plan) -> Changes:
     return {
         "requant.version": ("str", requant.__version__),
         "requant.plan_sha256": ("str", plan.sha256()),
+        "requant.effort": ("str", plan.effort.name.lower()),
         "requant.source.name": ("str", printable(source.name)),
         "requant.source.header_sha256": ("str", source.header_sha256),
         **_layer_values(plan),

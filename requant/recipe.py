@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from requant.budget import Request, Rule, parse_rule
 from requant.container.source import Source, require_model
 from requant.errors import BadInput, UsageError, printable
-from requant.formats import by_name
+from requant.formats import Effort, by_name
 from requant.model.roles import fallback_type, usable_types
 from requant.plan import Losses, Plan
 from requant.records import read_text
@@ -99,6 +99,7 @@ def uniform_plan(
     imatrix: Imatrix | None = None,
     request: Request | None = None,
     allow_requantize: bool = False,
+    effort: Effort = Effort.DEFAULT,
 ) -> Plan:
     """`type_name` for every tensor that may have it, else the fallback llama-quantize would take, else as it is.
 
@@ -124,6 +125,7 @@ def uniform_plan(
         imatrix_sha256=None if imatrix is None else imatrix.sha256,
         tensors=tuple(ranked),
         notes=tuple(notes),
+        effort=effort,
     )
     plan = solve(losses, request)
     unknown = tuple(replace(c, loss=0.0) for c in plan.choices)

@@ -1,7 +1,8 @@
 """Frozen dataclasses as JSON that a person can edit, read back strictly.
 
 An unknown key, a missing one, a wrong type, a figure that is not finite or is negative: each is a BadInput that names
-its place in the file. Fields called `type` and `source_type` hold the name of a ggml type.
+its place in the file. Fields called `type` and `source_type` hold the name of a ggml type, an IntEnum is its member's
+name in small letters.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from enum import IntEnum
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -48,9 +50,11 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses as dicts in field order, tuples as lists."""
+    """Dataclasses as dicts in field order, tuples as lists, members of an IntEnum as their names."""
     if is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, IntEnum):
+        return value.name.lower()
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value
@@ -117,7 +121,7 @@ def record(kind: Any, raw: Any, where: str, path: object) -> Any:
 
 
 def value_of(kind: Any, raw: Any, where: str, path: object) -> Any:
-    """`raw` as the type hint `kind`: a scalar, `X | None`, tuple[X, ...], Mapping[str, X] or a dataclass."""
+    """`raw` as the type hint `kind`: scalar, IntEnum, `X | None`, tuple[X, ...], Mapping[str, X] or dataclass."""
     if is_dataclass(kind):
         return record(kind, raw, where, path)
     origin, args = get_origin(kind), get_args(kind)
@@ -132,6 +136,11 @@ def value_of(kind: Any, raw: Any, where: str, path: object) -> Any:
         if not isinstance(raw, dict):
             raise _wrong(where, "an object", raw, path)
         return {key: value_of(args[1], item, f"{where}.{printable(key)}", path) for key, item in raw.items()}
+    if isinstance(kind, type) and issubclass(kind, IntEnum):
+        names = {member.name.lower(): member for member in kind}
+        if raw not in names:
+            raise _wrong(where, f"one of {', '.join(names)}", raw, path)
+        return names[raw]
     if kind is not Any and not _SCALARS[kind][1](raw):
         raise _wrong(where, _SCALARS[kind][0], raw, path)
     return float(raw) if kind is float else raw

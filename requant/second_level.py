@@ -5,10 +5,8 @@ from __future__ import annotations
 from requant import codec
 from requant.codec import Floats
 from requant.container.source import Source, SourceTensor
-from requant.model.companions import applies_scale, companion_of, companion_shape
+from requant.model.companions import SECOND_LEVEL, applies_scale, companion_of, companion_shape
 from requant.plan import Plan
-
-SECOND_LEVEL = "NVFP4"
 
 
 def scales_of(source: Source, tensor: SourceTensor) -> Floats | None:

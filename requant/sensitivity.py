@@ -23,8 +23,9 @@ from requant import codec
 from requant.codec import Floats
 from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput, NumericFault, UsageError, printable
-from requant.formats import FORMATS, BlockFormat, by_name
+from requant.formats import FORMATS, BlockFormat, Effort, by_name
 from requant.imatrix import Imatrix, importance_for
+from requant.model.companions import SECOND_LEVEL
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 from requant.model.memory import on_device
 from requant.model.roles import (
@@ -40,7 +41,7 @@ from requant.model.roles import (
 )
 from requant.moments import Inputs, added_energy, inputs_of
 from requant.plan import Candidate, Losses, TensorLosses
-from requant.second_level import SECOND_LEVEL, scales_of, takes_second_level
+from requant.second_level import scales_of, takes_second_level
 from requant.stream import with_shares, writes
 
 # the others by --types: FP4 depends on the engine, IQ and ternary types cost compile time and speed on the CPU
@@ -86,6 +87,7 @@ def score(
     imatrix: Imatrix | None = None,
     threads: int | None = None,
     allow_requantize: bool = False,
+    effort: Effort = Effort.DEFAULT,
     progress: Callable[[int], None] | None = None,
 ) -> Losses:
     """The loss of every candidate of every tensor of `source`; `progress` is called with source bytes done.
@@ -100,7 +102,7 @@ def score(
 
     def measure(job: tuple[SourceTensor, TensorLosses]) -> tuple[TensorLosses, str, float]:
         inputs = inputs_of(source, job[0], imatrix)
-        scored, energy = _scored(source, *job, inputs)
+        scored, energy = _scored(source, *job, inputs, effort)
         if progress is not None:
             progress(job[0].n_bytes)
         return scored, inputs.origin, energy
@@ -124,6 +126,7 @@ def score(
         imatrix_sha256=None if imatrix is None else imatrix.sha256,
         tensors=tuple(scored.get(t.name, t) for t in surveyed),
         notes=tuple(notes),
+        effort=effort,
     )
 
 
@@ -195,7 +198,9 @@ def check_requantization(source: Source, tensors: Sequence[TensorLosses], allowe
     return [f"{what}: losses count from what is left of them, not from the original model"]
 
 
-def _scored(source: Source, tensor: SourceTensor, surveyed: TensorLosses, inputs: Inputs) -> tuple[TensorLosses, float]:
+def _scored(
+    source: Source, tensor: SourceTensor, surveyed: TensorLosses, inputs: Inputs, effort: Effort
+) -> tuple[TensorLosses, float]:
     """The tensor with the energy of each candidate's error at its output, and the energy of that output."""
     sample = _sampled(source, tensor, inputs)
     energy, _ = _estimate(sample, sample.x * 0)
@@ -204,8 +209,12 @@ def _scored(source: Source, tensor: SourceTensor, surveyed: TensorLosses, inputs
     skipped = dict(surveyed.skipped)
     for candidate in surveyed.candidates[1:]:
         fmt = _format(candidate.type)
-        scaled = two_level and fmt.name == SECOND_LEVEL
-        y = np.concatenate([_rounded(sample.x[start:stop], fmt, w, scaled) for start, stop, w, _, _ in sample.parts])
+        parts = []
+        for start, stop, importance, _, _ in sample.parts:
+            x = sample.x[start:stop]
+            scale = codec.second_scale(float(np.abs(x).max(initial=0))) if two_level and fmt.name == SECOND_LEVEL else 1
+            parts.append(codec.dequantize(codec.quantize(x / scale, fmt, importance, effort), fmt) * scale)
+        y = np.concatenate(parts)
         loss, error = _estimate(sample, y)
         errors = codec.row_errors(sample.x, y)
         fault = codec.gate(errors, fmt)
@@ -214,11 +223,6 @@ def _scored(source: Source, tensor: SourceTensor, surveyed: TensorLosses, inputs
         else:
             skipped[candidate.type] = f"it cannot represent the weights: {fault}"
     return replace(surveyed, candidates=tuple(found), skipped=skipped), energy
-
-
-def _rounded(x: Floats, fmt: BlockFormat, importance: Floats | None, scaled: bool) -> Floats:
-    scale = codec.second_scale(float(np.abs(x).max(initial=0))) if scaled else np.float32(1)
-    return codec.dequantize(codec.quantize(x / scale, fmt, importance), fmt) * scale
 
 
 def _sampled(source: Source, tensor: SourceTensor, inputs: Inputs) -> _Sample:

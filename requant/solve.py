@@ -136,6 +136,7 @@ def _plan(problem: Problem, picked: Sequence[Option], bound: float, how: str) ->
         gap=max(0.0, (loss - bound) / loss) if loss > 0 else 0.0,
         solver=how,
         notes=(*losses.notes, *problem.notes),
+        effort=losses.effort,
     )
 
 

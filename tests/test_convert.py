@@ -26,7 +26,7 @@ from requant.container.source import SourceTensor, open_source
 from requant.conversion import Conversion
 from requant.convert import convert, output_layout
 from requant.errors import BadInput, InputOutputError, NumericFault, OutputRefused, SourceChanged
-from requant.formats import FORMATS, by_name
+from requant.formats import FORMATS, Effort, by_name
 from requant.imatrix import importance_for, read_imatrix
 from requant.plan import Losses
 from requant.provenance import _FTYPES, may_differ
@@ -154,7 +154,7 @@ def test_chunks_cover_each_row_once_and_never_two_experts(n_per_row, n_rows, n_e
     shape = (32 * (n_per_row // 32 + 1), 100 * n_rows, n_experts)
     tensor = SourceTensor(TensorInfo("blk.0.ffn_up_exps.weight", shape, by_name("F16").type_id, 0), 0)
     importance = np.ones((n_experts, 1), np.float32) if weighted else None
-    chunks = list(chunks_of(Job(tensor, choice(tensor, type_name), by_name(type_name), 0, importance)))
+    chunks = list(chunks_of(Job(tensor, choice(tensor, type_name), by_name(type_name), 0, importance, Effort.DEFAULT)))
     rows = [row for c in chunks for row in range(c.first_row, c.first_row + c.n_rows)]
     assert rows == list(range(tensor.n_rows))
     assert all(c.n_rows == 1 or c.n_rows * tensor.row_bytes <= COPY_BYTES for c in chunks)

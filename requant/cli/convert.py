@@ -26,6 +26,7 @@ from requant.report.table import plan_table
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @click.option("--no-verify", is_flag=True, help="Do not read the output again.")
 @options.threads
+@options.effort
 @options.allow_requantize
 @options.force
 @options.json_output

@@ -13,7 +13,7 @@ import click
 from requant.budget import parse_rule, parse_type, parse_types
 from requant.cli import messages
 from requant.errors import UsageError
-from requant.formats import FORMATS
+from requant.formats import FORMATS, Effort
 from requant.pipeline import Wishes
 from requant.units import parse_size
 
@@ -49,6 +49,10 @@ def _written_type(context: click.Context, param: click.Parameter, value: str | N
     return name
 
 
+def _effort(_: click.Context, param: click.Parameter, value: str | None) -> Effort | None:
+    return None if value is None else Effort[value.upper()]
+
+
 def _types(_: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
     return () if value is None else parse_types(value, param.opts[0])
 
@@ -73,6 +77,12 @@ force = click.option("--force", is_flag=True, help="Replace files that exist.")
 types = click.option("--types", metavar="T,..", callback=_types, help="The types to choose from.")
 single_type = click.option(
     "--type", "type_name", metavar="T", callback=_written_type, help="One type for all that may be quantized."
+)
+effort = click.option(
+    "--effort",
+    type=click.Choice([e.name.lower() for e in Effort]),
+    callback=_effort,
+    help="How hard the encoders search for less error.",
 )
 allow_requantize = click.option(
     "--allow-requantize", is_flag=True, help="Accept a model that is already quantized below Q8_0."

@@ -21,6 +21,7 @@ from requant.textfile import check_writable, write_text
 @options.imatrix
 @options.result_file("plan")
 @options.threads
+@options.effort
 @options.allow_requantize
 @options.force
 @options.json_output

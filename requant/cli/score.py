@@ -9,6 +9,7 @@ import click
 from requant.cli import messages, options, stages
 from requant.container.source import open_source
 from requant.errors import UsageError
+from requant.formats import Effort
 from requant.report.table import losses_table
 from requant.textfile import check_writable, write_text
 
@@ -19,6 +20,7 @@ from requant.textfile import check_writable, write_text
 @options.imatrix
 @options.types
 @options.threads
+@options.effort
 @options.allow_requantize
 @options.force
 @options.json_output
@@ -30,6 +32,7 @@ def command(
     imatrix: Path | None,
     types: tuple[str, ...],
     threads: int | None,
+    effort: Effort | None,
     allow_requantize: bool,
     force: bool,
     as_json: bool,
@@ -43,7 +46,7 @@ def command(
         matrix = stages.read_importance(imatrix, source)
         if out is not None:
             check_writable(out, force=force, inputs=inputs)
-        losses = stages.score(source, types, matrix, threads, allow_requantize)
+        losses = stages.score(source, types, matrix, threads=threads, allow_requantize=allow_requantize, effort=effort)
         if out is not None:
             write_text(out, losses.to_json(), force=force, inputs=inputs)
     messages.emit(losses.to_json() if as_json else losses_table(losses))

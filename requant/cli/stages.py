@@ -14,7 +14,7 @@ from requant.cli import messages
 from requant.container.files import Identity, identity
 from requant.container.source import Source, open_source, require_model
 from requant.errors import InputOutputError
-from requant.formats import by_name
+from requant.formats import Effort, by_name
 from requant.model.roles import never_quantize
 from requant.pipeline import Wishes, check_feasible, make_plan, off_plan
 from requant.plan import PLAN_SCHEMA, Losses, Plan, read_losses, read_plan
@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 
 
 def score(
-    source: Source, types: tuple[str, ...], imatrix: Imatrix | None, threads: int | None, allow_requantize: bool
+    source: Source,
+    types: tuple[str, ...],
+    imatrix: Imatrix | None,
+    *,
+    threads: int | None,
+    allow_requantize: bool,
+    effort: Effort | None,
 ) -> Losses:
     """The losses of `types`, by default sensitivity.DEFAULT_TYPES."""
     from requant import sensitivity
@@ -42,6 +48,7 @@ def score(
             imatrix=imatrix,
             threads=threads,
             allow_requantize=allow_requantize,
+            effort=Effort.DEFAULT if effort is None else effort,
             progress=advance,
         )
 
@@ -70,6 +77,7 @@ class Job:
     type_name: str | None
     threads: int | None
     allow_requantize: bool
+    effort: Effort | None
 
     def check_output(self, out: Path, force: bool) -> None:
         """Raise what would keep `out` and its record from being written, before any long work."""
@@ -80,7 +88,14 @@ class Job:
             check_writable(record_path(out), force=force, inputs=self.inputs, own=OUTPUT_SCHEMA)
 
     def plan(self) -> Plan:
-        """The plan of the file, for the one type, or for the budget, then scored if no losses are given."""
+        """The plan of the file, for the one type, or for the budget, then scored if no losses are given.
+
+        --effort, where it is given, replaces that of the plan or the losses.
+        """
+        plan = self._plan()
+        return plan if self.effort is None else replace(plan, effort=self.effort)
+
+    def _plan(self) -> Plan:
         if self.plan_file is not None:
             return read_plan(self.plan_file)
         if self.type_name is not None:
@@ -98,7 +113,14 @@ class Job:
             check_feasible(
                 self.source, self.wishes, types, imatrix=self.imatrix, allow_requantize=self.allow_requantize
             )
-            losses = score(self.source, types, self.imatrix, self.threads, self.allow_requantize)
+            losses = score(
+                self.source,
+                types,
+                self.imatrix,
+                threads=self.threads,
+                allow_requantize=self.allow_requantize,
+                effort=self.effort,
+            )
         return messages.interruptible(make_plan, self.source, losses, self.wishes, imatrix=self.imatrix)
 
     def convert(self, plan: Plan, out: Path, force: bool) -> Conversion:
@@ -140,12 +162,13 @@ def prepared(
     type_name: str | None = None,
     threads: int | None = None,
     allow_requantize: bool = False,
+    effort: Effort | None = None,
 ) -> Job:
     """The job with its small files read."""
     matrix = read_importance(imatrix, source)
     found = None if losses is None else read_losses(losses)
     inputs = source.identities | identities(imatrix, losses, plan_file)
-    return Job(source, wishes, matrix, found, inputs, plan_file, type_name, threads, allow_requantize)
+    return Job(source, wishes, matrix, found, inputs, plan_file, type_name, threads, allow_requantize, effort)
 
 
 def identities(*paths: Path | None) -> frozenset[Identity]:

@@ -14,6 +14,7 @@ from collections.abc import Container, Sequence
 
 from requant.model.roles import is_experts, n_matrices, role_of
 
+SECOND_LEVEL = "NVFP4"  # the type that needs a scale
 SCALE = ".scale"
 
 # architectures, by what of their graphs applies a scale

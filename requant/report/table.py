@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from requant.errors import printable
-from requant.formats import by_name
+from requant.formats import Effort, by_name
 from requant.plan import EDITED, Choice, Limit, Losses, Plan
 from requant.units import format_size
 
@@ -69,6 +69,7 @@ def summary(plan: Plan, width: int = WIDTH) -> str:
         ("tensors", f"{len(plan.choices)}: {len(plan.choices) - copied} quantized, {copied} copied"),
         ("size", f"{format_size(plan.n_bytes)}, {plan.bpw:.3f} bits per weight over all tensors"),
         ("loss", _loss(plan)),
+        *([] if plan.effort == Effort.DEFAULT else [("effort", plan.effort.name.lower())]),
         *((printable(limit.option), _limit(plan, limit)) for limit in plan.limits),
         *(("stays", line) for line in _stays(plan.choices)),
         *(("fallback", line) for line in _fallbacks(plan.choices)),

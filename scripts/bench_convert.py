@@ -1,10 +1,11 @@
-"""Seconds, peak memory and reproducibility of convert; JSON lines.
+"""Seconds, peak memory and reproducibility of convert, and the same work by ggml's encoders; JSON lines.
 
     python scripts/bench_convert.py [MODEL.gguf] [--weights 1e9] [--repeats 3] [--types Q4_K,Q6_K]
 
 Every run is a process of its own, so that its peak (ru_maxrss of the children) is its own too; it loads its kernels
 from the cache before its clock starts, and they are compiled beforehand. One and two threads alternate, and the
-speedup is the ratio of the medians. `peak_mib` is the highest of all runs so far.
+speedup is the ratio of the medians. `peak_mib` is the highest of all runs so far. The peer encodes the same chunks of
+the same tensors with ggml_quantize_chunk on as many threads and writes them; it checks, measures and hashes nothing.
 The synthetic model is llama-shaped F16 of normally distributed weights, made in a temporary folder.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
@@ -24,15 +26,19 @@ from statistics import median
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import ggml
+
 from requant import codec
-from requant.chunks import CHUNK_WEIGHTS
+from requant.chunks import CHUNK_WEIGHTS, Chunk, Job, chunks_of
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
 from requant.container.source import Source, open_source, require_model
-from requant.convert import convert, formats_used
-from requant.formats import by_name
+from requant.convert import convert, formats_used, output_layout
+from requant.formats import Effort, by_name
 from requant.model.roles import layer_of, never_quantize, role_of
 from requant.plan import Choice, Plan
+from requant.pool import in_order
 
 WIDTH, FEED_FORWARD, VOCABULARY = 2048, 8192, 32768
 
@@ -83,19 +89,46 @@ def plan_for(source: Source, types: list[str]) -> Plan:
     return Plan(source.name, source.header_sha256, arch, "dfix", {}, (), {}, tuple(choices), None, None)
 
 
-def once(model: Path, out: Path, types: list[str], threads: int) -> None:
+def once(model: Path, out: Path, types: list[str], threads: int, *, peer: bool) -> None:
     """One conversion in this process: its seconds, without imports and kernels."""
     with open_source(model) as source:
         plan = plan_for(source, types)
         codec.warm_up(formats_used(plan))
         start = time.perf_counter()
-        convert(source, plan, out, threads=threads, force=True)
+        if peer:
+            convert_by_ggml(source, plan, out, threads)
+        else:
+            convert(source, plan, out, threads=threads, force=True)
         print(json.dumps({"seconds": time.perf_counter() - start}))
 
 
-def child(model: Path, out: Path, types: list[str], threads: int) -> tuple[float, float]:
+def convert_by_ggml(source: Source, plan: Plan, out: Path, threads: int) -> None:
+    """The plan carried out with ggml's decoders and encoders."""
+    layout = output_layout(source, plan)
+    descriptor = os.open(out, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    os.pwrite(descriptor, layout.header, 0)
+
+    def write(chunk: Chunk) -> None:
+        job = chunk.job
+        data = source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)
+        if not job.choice.copied:
+            x = ggml.decode(job.tensor.type_id, data).reshape(chunk.n_rows, -1)
+            data = ggml.quantize_chunk(job.format.type_id, x)
+        os.pwrite(descriptor, data, job.offset + chunk.first_row * job.format.n_bytes(job.tensor.n_per_row))
+
+    jobs = [
+        Job(tensor, choice, by_name(choice.type), placed.offset, None, Effort.DEFAULT)
+        for tensor, choice, placed in zip(source.tensors, plan.choices, layout.tensors, strict=True)
+    ]
+    for _ in in_order(write, (chunk for job in jobs for chunk in chunks_of(job)), threads):
+        pass
+    os.close(descriptor)
+
+
+def child(model: Path, out: Path, types: list[str], threads: int, *, peer: bool = False) -> tuple[float, float]:
     """Seconds and peak MiB of a conversion in a process of its own, the highest of all so far."""
     command = [sys.executable, __file__, str(model), "--once", str(out), str(threads), "--types", ",".join(types)]
+    command += ["--ggml"] if peer else []
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     return json.loads(ran.stdout)["seconds"], peak
@@ -114,10 +147,14 @@ def bench(model: Path, folder: Path, types: list[str], repeats: int) -> None:
         if threads in seconds:
             seconds[threads].append(taken)
         hashes[threads] = digest(out)
+    size = out.stat().st_size
     one, two = median(seconds[1]), median(seconds[2])
+    peer = {threads: child(model, out, types, threads, peer=True)[0] for threads in seconds}
     line = {
-        "model": model.name, "weights": n_weights, "types": types, "output_bytes": out.stat().st_size,
+        "model": model.name, "weights": n_weights, "types": types, "output_bytes": size,
         "seconds_1": round(one, 2), "seconds_2": round(two, 2), "speedup": round(one / two, 3),
+        "ggml_seconds_1": round(peer[1], 2), "ggml_seconds_2": round(peer[2], 2),
+        "times_ggml_1": round(peer[1] / one, 1), "times_ggml_2": round(peer[2] / two, 1),
         "mweights_per_second": round(n_weights / two / 1e6, 1), "peak_mib": round(peak, 1),
         "same_bytes_1_2_7": len(set(hashes.values())) == 1,
     }  # fmt: skip
@@ -139,10 +176,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--types", default="Q4_K,Q6_K,Q3_K,Q8_0,Q4_0")
     parser.add_argument("--once", nargs=2, metavar=("OUT", "THREADS"), help=argparse.SUPPRESS)
+    parser.add_argument("--ggml", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     types = asked.types.split(",")
     if asked.once:
-        once(asked.model, Path(asked.once[0]), types, int(asked.once[1]))
+        once(asked.model, Path(asked.once[0]), types, int(asked.once[1]), peer=asked.ggml)
         return
     with tempfile.TemporaryDirectory() as folder:
         if asked.model:

@@ -34,7 +34,9 @@ def decode(blocks, out):
 
 
 def encode(x, importance, blocks, effort):
-    blocks["d"], blocks["dmin"], scales, mins, codes = encode_affine(x, importance, SUBS, TOP, SCALE_TOP, -0.5, 0.15)
+    blocks["d"], blocks["dmin"], scales, mins, codes = encode_affine(
+        x, importance, SUBS, TOP, SCALE_TOP, -0.5, 1.05, effort
+    )
     _pack(scales, mins, codes, blocks)
 
 

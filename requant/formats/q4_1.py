@@ -29,7 +29,7 @@ def decode(blocks, out):
 
 
 def encode(x, importance, blocks, effort):
-    blocks["d"], negative, _, _, codes = encode_affine(x, importance, 1, TOP, 1, -1.0, 0.3)
+    blocks["d"], negative, _, _, codes = encode_affine(x, importance, 1, TOP, 1, -1.0, 2.1, effort)
     blocks["m"] = negative ^ np.uint16(0x8000)
     _pack(codes, blocks)
 

@@ -36,7 +36,9 @@ def decode(blocks, out):
 
 
 def encode(x, importance, blocks, effort):
-    blocks["d"], blocks["dmin"], scales, mins, codes = encode_affine(x, importance, SUBS, TOP, SCALE_TOP, -1.0, 0.3)
+    blocks["d"], blocks["dmin"], scales, mins, codes = encode_affine(
+        x, importance, SUBS, TOP, SCALE_TOP, -1.0, 2.1, effort
+    )
     _pack(scales, mins, codes, blocks)
 
 

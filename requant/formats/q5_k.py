@@ -37,7 +37,9 @@ def decode(blocks, out):
 
 
 def encode(x, importance, blocks, effort):
-    blocks["d"], blocks["dmin"], scales, mins, codes = encode_affine(x, importance, SUBS, TOP, SCALE_TOP, -2.0, 0.5)
+    blocks["d"], blocks["dmin"], scales, mins, codes = encode_affine(
+        x, importance, SUBS, TOP, SCALE_TOP, -2.0, 3.5, effort
+    )
     _pack(scales, mins, codes, blocks)
 
 

@@ -23,7 +23,8 @@ L, LL, XL = 9, 10, 11  # sums of w q, w q^2, w x q for the codes of the trial
 GAIN, SCALE, MIN = 12, 13, 14
 D, DMIN, LS, LM, ERROR, LAST_ERROR = 15, 16, 17, 18, 19, 20
 BASE_LS, BASE_LM = 21, 22
-ROWS = 23
+TRY_SCALE = 23
+ROWS = 24
 
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 HUGE = np.float32(3.0e38)

@@ -8,7 +8,7 @@ Source: block_q2_0 in ggml-common.h, dequantize_row_q2_0 in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.symmetric import encode_symmetric
+from requant.formats.symmetric import BLOCKS, encode_symmetric
 from requant.jit import kernel
 
 N = 64
@@ -29,7 +29,7 @@ def decode(blocks, out):
 
 
 def encode(x, importance, blocks, effort):
-    d, _, codes = encode_symmetric(x, importance, 1, TOP, 1, 5, -0.6, 0.4)
+    d, _, codes = encode_symmetric(x, importance, 1, TOP, 1, BLOCKS[effort], -0.6, 1.6)
     blocks["d"] = d ^ np.uint16(0x8000)
     _pack(codes, blocks)
 

@@ -12,12 +12,18 @@ import numpy as np
 
 from requant.formats.bits import half_to_float
 from requant.formats.search import is_flat
-from requant.formats.symmetric import encode_symmetric
+from requant.formats.symmetric import Spent, encode_symmetric
 from requant.jit import kernel
 
 N = 256
 SUBS, SUB = 16, 16
 TOP, SCALE_TOP = 4, 32
+# by effort, without importance and with: candidates between first and first + span
+SEARCH = (
+    ((Spent(2, 0, 1, 0, 1), -0.5, 0.6), (Spent(5, 1, 1, 1, 1), -0.9, 4.2)),
+    ((Spent(3, 0, 1, 0, 1), -0.6, 1.0), (Spent(8, 1, 1, 1, 1), -0.9, 4.2)),
+    ((Spent(4, 1, 2, 1, 1), -0.6, 1.0), (Spent(16, 2, 4, 2, 2), -0.9, 4.2)),
+)
 LAYOUT = np.dtype([("hmask", "u1", (32,)), ("qs", "u1", (64,)), ("scales", "u1", (12,)), ("d", "<u2")])
 
 
@@ -41,8 +47,8 @@ def decode(blocks, out):
 
 def encode(x, importance, blocks, effort):
     # without importance the best scale is near the range; with it, it may well clip the largest weight
-    search = (3, -0.6, 0.5, 0) if is_flat(importance) else (8, -0.9, 0.6, 1)
-    blocks["d"], scales, codes = encode_symmetric(x, importance, SUBS, TOP, SCALE_TOP, *search)
+    spent, first, span = SEARCH[effort][0] if is_flat(importance) else SEARCH[effort][1]
+    blocks["d"], scales, codes = encode_symmetric(x, importance, SUBS, TOP, SCALE_TOP, spent, first, span)
     _pack((scales + np.int8(SCALE_TOP)).view(np.uint8), codes, blocks)
 
 

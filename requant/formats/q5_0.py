@@ -9,7 +9,7 @@ Source: block_q5_0 in ggml-common.h, dequantize_row_q5_0 in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.symmetric import encode_symmetric
+from requant.formats.symmetric import BLOCKS, encode_symmetric
 from requant.jit import kernel
 
 N = 32
@@ -32,7 +32,7 @@ def decode(blocks, out):
 
 
 def encode(x, importance, blocks, effort):
-    blocks["d"], _, codes = encode_symmetric(x, importance, 1, TOP, 1, 6, -0.9, 0.3)
+    blocks["d"], _, codes = encode_symmetric(x, importance, 1, TOP, 1, BLOCKS[effort], -0.9, 1.5)
     _pack(codes, blocks)
 
 

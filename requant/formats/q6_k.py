@@ -10,12 +10,13 @@ Source: block_q6_K in ggml-common.h, dequantize_row_q6_K in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.symmetric import encode_symmetric
+from requant.formats.symmetric import Spent, encode_symmetric
 from requant.jit import kernel
 
 N = 256
 SUBS, SUB = 16, 16
 TOP, SCALE_TOP = 32, 128
+SEARCH = (Spent(4, 1, 1, 0, 1), Spent(6, 1, 1, 1, 1), Spent(20, 2, 2, 2, 2))
 LAYOUT = np.dtype([("ql", "u1", (128,)), ("qh", "u1", (64,)), ("scales", "i1", (16,)), ("d", "<u2")])
 
 
@@ -37,7 +38,9 @@ def decode(blocks, out):
 
 
 def encode(x, importance, blocks, effort):
-    blocks["d"], blocks["scales"], codes = encode_symmetric(x, importance, SUBS, TOP, SCALE_TOP, 8, -3.0, 1.0)
+    blocks["d"], blocks["scales"], codes = encode_symmetric(
+        x, importance, SUBS, TOP, SCALE_TOP, SEARCH[effort], -3.0, 7.0
+    )
     _pack(codes, blocks)
 
 
@@ -45,11 +48,12 @@ def encode(x, importance, blocks, effort):
 def _pack(codes, blocks):
     ql, qh = blocks["ql"], blocks["qh"]
     for b in range(codes.shape[0]):
-        for half in range(2):
-            for i in range(32):
-                s, row = 8 * half + (i >> 4), i & 15
-                a, c, e, g = codes[b, s, row], codes[b, s + 2, row], codes[b, s + 4, row], codes[b, s + 6, row]
-                ql[b, 64 * half + i] = (a & np.uint8(15)) | (e & np.uint8(15)) << np.uint8(4)
-                ql[b, 64 * half + 32 + i] = (c & np.uint8(15)) | (g & np.uint8(15)) << np.uint8(4)
-                high = a >> np.uint8(4) | (c >> np.uint8(4)) << np.uint8(2)
-                qh[b, 32 * half + i] = high | (e >> np.uint8(4)) << np.uint8(4) | (g >> np.uint8(4)) << np.uint8(6)
+        for p in range(4):  # half h and odd or even sub-blocks
+            half, odd = p >> 1, p & 1
+            s, low, high = 8 * half + odd, 64 * half + SUB * odd, 32 * half + SUB * odd
+            for i in range(SUB):
+                a, c, e, g = codes[b, s, i], codes[b, s + 2, i], codes[b, s + 4, i], codes[b, s + 6, i]
+                ql[b, low + i] = (a & np.uint8(15)) | (e & np.uint8(15)) << np.uint8(4)
+                ql[b, low + 32 + i] = (c & np.uint8(15)) | (g & np.uint8(15)) << np.uint8(4)
+                upper = (e >> np.uint8(4)) << np.uint8(4) | (g >> np.uint8(4)) << np.uint8(6)
+                qh[b, high + i] = a >> np.uint8(4) | (c >> np.uint8(4)) << np.uint8(2) | upper

@@ -8,11 +8,12 @@ Source: block_q8_0 in ggml-common.h, quantize_row_q8_0_ref in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.symmetric import encode_symmetric
+from requant.formats.symmetric import Spent, encode_symmetric
 from requant.jit import kernel
 
 N = 32
 TOP = 128
+SEARCH = (Spent(2, 0), Spent(2, 1), Spent(4, 1))
 LAYOUT = np.dtype([("d", "<u2"), ("qs", "i1", (N,))])  # d: binary16 bits
 
 
@@ -27,5 +28,5 @@ def decode(blocks, out):
 
 
 def encode(x, importance, blocks, effort):
-    blocks["d"], _, codes = encode_symmetric(x, importance, 1, TOP, 1, 2, -0.5, 0.5)
+    blocks["d"], _, codes = encode_symmetric(x, importance, 1, TOP, 1, SEARCH[effort], -0.5, 0.5)
     blocks["qs"] = (codes[:, 0] ^ np.uint8(TOP)).view(np.int8)

@@ -1,17 +1,23 @@
 """Search for x = scale * q: codes -top..top - 1 and a signed scale per sub-block (Q3_K, Q6_K, Q4_0, Q5_0, Q8_0)."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from requant.formats.bits import float_to_half, half_to_float
 from requant.formats.search import (
     BASE_LS,
+    DMIN,
     ERROR,
     GAIN,
     HUGE,
     LANES,
     LAST_ERROR,
     LL,
+    LM,
+    LOW,
     LS,
+    MIN,
     ONE,
     PEAK,
     SCALE,
@@ -24,6 +30,22 @@ from requant.formats.search import (
     load,
 )
 from requant.jit import kernel
+
+# rows of t that stand for something else here
+FITTED, KEPT_D, KEPT_LS, KEPT_ERROR = MIN, DMIN, LM, LOW
+
+
+class Spent(NamedTuple):
+    """How hard a search tries."""
+
+    candidates: int  # scales over the range, with either sign
+    repeats: int  # of alternating least squares from the best
+    starts: int = 1  # of d
+    reach: int = 0  # how far an integer scale may move when it is re-chosen
+    rounds: int = 1  # of integer scales and d in turn
+
+
+BLOCKS = (Spent(4, 1), Spent(5, 2), Spent(20, 4))  # of formats without integer scales, by effort
 
 
 @kernel
@@ -55,10 +77,10 @@ def _symmetric_trial(x, w, top, t):
 
 
 @kernel
-def _search_symmetric(x, w, top, n_candidates, first, step, n_repeats, t):
+def _search_symmetric(x, w, top, spent, first, span, t):
     """Best SCALE (of either sign) per lane for codes -top .. top - 1.
 
-    The candidates put the largest magnitude at code -(top + first), -(top + first + step), ... and, with the
+    The candidates put the largest magnitude at codes from -(top + first) to -(top + first + span) and, with the
     other sign, at the same distances beyond top - 1: which side has the spare code matters.
     """
     for j in range(LANES):
@@ -70,13 +92,14 @@ def _search_symmetric(x, w, top, n_candidates, first, step, n_repeats, t):
             t[PEAK, j] = x[i, j] if abs(x[i, j]) > abs(t[PEAK, j]) else t[PEAK, j]
     for j in range(LANES):
         t[PEAK, j] = ONE / t[PEAK, j] if t[PEAK, j] != ZERO else ZERO
-    for c in range(n_candidates):
-        reach = np.float32(top) + np.float32(first) + np.float32(step) * np.float32(c)
+    step = np.float32(span) / np.float32(spent.candidates - 1)
+    for c in range(spent.candidates):
+        reach = np.float32(top) + np.float32(first) + step * np.float32(c)
         for side in (-reach, reach - ONE):
             for j in range(LANES):
                 t[TRY_INVERSE, j] = side * t[PEAK, j]
             _symmetric_trial(x, w, top, t)
-    for _ in range(n_repeats):
+    for _ in range(spent.repeats):
         for j in range(LANES):
             t[TRY_INVERSE, j] = ONE / t[SCALE, j] if t[SCALE, j] != ZERO else ZERO
         _symmetric_trial(x, w, top, t)
@@ -145,20 +168,54 @@ def _refit_symmetric(x, w, top, n_subs, t):
 
 
 @kernel
-def _fit_super_blocks(x, w, top, scale_top, n_subs, reach, t):
-    """From SCALE per lane to LS in -scale_top .. scale_top - 1 and the half D per super-block of `n_subs` lanes."""
-    low, high = -np.float32(scale_top), np.float32(scale_top - 1)
+def _start(end, low, high, n_subs, t):
+    """D of each super-block of `n_subs` lanes that makes its largest scale `end`, and LS to match."""
     for g in range(0, LANES, n_subs):
         largest = ZERO
         for j in range(g, g + n_subs):
-            if abs(t[SCALE, j]) > abs(largest):
-                largest = t[SCALE, j]
-        d = half_to_float(float_to_half(largest / low))
+            if abs(t[FITTED, j]) > abs(largest):
+                largest = t[FITTED, j]
+        d = half_to_float(float_to_half(largest / end))
         for j in range(g, g + n_subs):
             t[D, j] = d
-            t[LS, j] = min(max(np.rint(t[SCALE, j] / d), low), high) if d != ZERO else ZERO
-    _refine_symmetric(x, w, top, scale_top, reach, t)
-    _refit_symmetric(x, w, top, n_subs, t)
+            t[LS, j] = min(max(np.rint(t[FITTED, j] / d), low), high) if d != ZERO else ZERO
+
+
+@kernel
+def _keep_better(first, n_subs, t):
+    """Keep the super-blocks of the `first` start, and those that a later one suits better."""
+    for g in range(0, LANES, n_subs):
+        before = after = ZERO
+        for j in range(g, g + n_subs):
+            before += t[KEPT_ERROR, j]
+            after += t[ERROR, j]
+        if first or after < before:
+            for j in range(g, g + n_subs):
+                t[KEPT_ERROR, j] = t[ERROR, j]
+                t[KEPT_D, j] = t[D, j]
+                t[KEPT_LS, j] = t[LS, j]
+
+
+@kernel
+def _fit_super_blocks(x, w, top, scale_top, n_subs, spent, t):
+    """From SCALE per lane to LS in -scale_top .. scale_top - 1 and the half D per super-block of `n_subs` lanes.
+
+    D starts from the largest scale at either end of LS, for which end has the spare integer matters, or further out.
+    """
+    low, high = -np.float32(scale_top), np.float32(scale_top - 1)
+    for j in range(LANES):
+        t[FITTED, j] = t[SCALE, j]
+        t[KEPT_ERROR, j] = ZERO
+    for start in range(spent.starts):
+        beyond = ONE + np.float32(0.03) * np.float32(start >> 1)
+        _start((high if start & 1 else low) * beyond, low, high, n_subs, t)
+        for _ in range(spent.rounds):
+            _refine_symmetric(x, w, top, scale_top, spent.reach, t)
+            _refit_symmetric(x, w, top, n_subs, t)
+        _keep_better(start == 0, n_subs, t)
+    for j in range(LANES):
+        t[D, j] = t[KEPT_D, j]
+        t[LS, j] = t[KEPT_LS, j]
 
 
 @kernel
@@ -174,18 +231,18 @@ def _write(subs, start, top, t, codes):
 
 
 @kernel
-def _encode(subs, importance, top, scale_top, n_subs, n_candidates, first, step, reach, d, scales, codes):
+def _encode(subs, importance, top, scale_top, n_subs, spent, first, span, d, scales, codes):
     """One kernel for all formats, because it is by far the slowest to compile; arrays as in encode_symmetric."""
     x, w, t = buffers(subs.shape[1])
     for start in range(0, subs.shape[0], LANES):
         load(subs, importance, start, x, w)
-        _search_symmetric(x, w, top, n_candidates, first, step, reach, t)
+        _search_symmetric(x, w, top, spent, first, span, t)
         if n_subs == 1:
             for j in range(LANES):
                 t[D, j] = half_to_float(float_to_half(t[SCALE, j]))
                 t[LS, j] = ONE
         else:
-            _fit_super_blocks(x, w, top, scale_top, n_subs, reach, t)
+            _fit_super_blocks(x, w, top, scale_top, n_subs, spent, t)
         _write(subs, start, top, t, codes)
         for j in range(min(LANES, subs.shape[0] - start)):
             scales[start + j] = np.int8(t[LS, j])
@@ -193,16 +250,16 @@ def _encode(subs, importance, top, scale_top, n_subs, n_candidates, first, step,
             d[(start + j) // n_subs] = float_to_half(t[D, j])
 
 
-def encode_symmetric(x, importance, n_subs, top, scale_top, n_candidates, first, step, reach=1):
+def encode_symmetric(x, importance, n_subs, top, scale_top, spent, first, span):
     """Codes 0 .. 2 top - 1 of `x` (n, N) with sub-blocks of N / n_subs weights: x = d * scale * (code - top).
 
     Returns d: (n,) binary16 bits; scales: (n, n_subs) int8 in -scale_top .. scale_top - 1; codes: (n, n_subs, sub)
-    uint8. With n_subs 1 there are no integer scales (all 1). The candidates are those of _search_symmetric; `reach`
-    is the rounds of alternating least squares, and how far an integer scale may move when it is re-chosen.
+    uint8. With n_subs 1 there are no integer scales (all 1). `spent`: a Spent; `first` and `span` are those of
+    _search_symmetric.
     """
     n, sub = len(x), x.shape[1] // n_subs
     d, scales = np.empty(n, np.uint16), np.empty(n * n_subs, np.int8)
     codes = np.empty((n * n_subs, sub), np.uint8)
     subs, weights = x.reshape(-1, sub), importance.reshape(-1, sub)
-    _encode(subs, weights, top, scale_top, n_subs, n_candidates, first, step, reach, d, scales, codes)
+    _encode(subs, weights, top, scale_top, n_subs, spent, first, span, d, scales, codes)
     return d, scales.reshape(n, n_subs), codes.reshape(n, n_subs, sub)

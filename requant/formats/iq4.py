@@ -4,6 +4,8 @@ The steps are search.py's and the errors levels.py's. The nearest level is the l
 threshold that is reached, which vectorizes where a table would not; a threshold belongs to the level above, as in ggml.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from requant.formats.bits import float_to_half
@@ -42,6 +44,15 @@ TRY_GAIN, BEST_LL, BEST_XL, FITTED = LAST_ERROR, ERROR, DMIN, MIN
 KEPT_GAIN, KEPT_D, KEPT_LS, KEPT_LL, KEPT_XL = LOW, SPAN, LM, L, TRY_LM
 LOWEST, HIGHEST = F(-127.0), F(113.0)  # of the levels
 NOTHING = F(-1e30)  # explained; eight of it can be added
+
+
+class Spent(NamedTuple):
+    """How hard a search tries."""
+
+    candidates: int  # scales over the range, with either sign
+    repeats: int  # of alternating least squares from the best
+    starts: int = 1  # of d
+    reach: int = 0  # how far an integer scale may move when it is re-chosen
 
 
 @kernel
@@ -92,18 +103,19 @@ def _sums(x, w, t):
 
 
 @kernel
-def _search(x, w, n_candidates, first, step, t):
+def _search(x, w, spent, first, span, t):
     """Best SCALE, of either sign, per lane for IQ4's levels.
 
-    The candidates put the largest magnitude at -127 - first, -127 - first - step, ... and, with the other sign, as far
-    beyond 113; the last trial starts from the best fit, as alternating least squares does.
+    The candidates put the largest magnitude from -127 - first to -127 - first - span and, with the other sign, as far
+    beyond 113; the last trials start from the best fit, as alternating least squares does.
     """
     measure_peak(x, t)
-    for c in range(2 * n_candidates + 1):
-        beyond = F(first) + F(step) * F(c >> 1)
+    step = F(span) / F(spent.candidates - 1)
+    for c in range(2 * spent.candidates + spent.repeats):
+        beyond = F(first) + step * F(c >> 1)
         side = HIGHEST + beyond if c & 1 else LOWEST - beyond
         for j in range(LANES):
-            if c == 2 * n_candidates:
+            if c >= 2 * spent.candidates:
                 t[TRY_INVERSE, j] = ONE / t[SCALE, j] if t[SCALE, j] != ZERO else ZERO
             else:
                 t[TRY_INVERSE, j] = side / t[PEAK, j] if abs(t[PEAK, j]) > SMALLEST_PEAK else ZERO
@@ -137,14 +149,14 @@ def _start(n_subs, end, low, high, t):
 
 
 @kernel
-def _refine(x, w, low, high, t):
-    """Re-choose LS among itself and its neighbours, by true error; GAIN, BEST_LL and BEST_XL are of the choice."""
+def _refine(x, w, low, high, reach, t):
+    """Re-choose LS among its neighbours up to `reach` away, by true error; GAIN, BEST_LL and BEST_XL are its own."""
     for j in range(LANES):
         t[GAIN, j] = -HUGE
         t[BEST_LL, j] = ZERO
         t[BEST_XL, j] = ZERO
         t[BASE_LS, j] = t[LS, j]
-    for a in range(-1, 2):
+    for a in range(-reach, reach + 1):
         for j in range(LANES):
             t[TRY_LS, j] = min(max(t[BASE_LS, j] + F(a), low), high)
         _try_integer_scales(x, w, t)
@@ -198,18 +210,19 @@ def _refit(x, w, n_subs, t):
 
 
 @kernel
-def _fit_super_blocks(x, w, scale_top, n_subs, t):
+def _fit_super_blocks(x, w, scale_top, n_subs, spent, t):
     """From SCALE per lane to LS in -scale_top .. scale_top - 1 and the half D per super-block of `n_subs` lanes.
 
-    D starts from the largest scale at either end of LS, for which end has the spare integer matters.
+    D starts from the largest scale at either end of LS, for which end has the spare integer matters, or further out.
     """
     low, high = -F(scale_top), F(scale_top - 1)
     for j in range(LANES):
         t[FITTED, j] = t[SCALE, j]
         t[KEPT_GAIN, j] = NOTHING
-    for end in (low, high):
-        _start(n_subs, end, low, high, t)
-        _refine(x, w, low, high, t)
+    for start in range(spent.starts):
+        beyond = ONE + F(0.03) * F(start >> 1)
+        _start(n_subs, (high if start & 1 else low) * beyond, low, high, t)
+        _refine(x, w, low, high, spent.reach, t)
         _keep_better(n_subs, t)
     _refit(x, w, n_subs, t)
 
@@ -225,18 +238,18 @@ def _write(subs, start, t, codes):
 
 
 @kernel
-def _encode(subs, importance, scale_top, n_subs, n_candidates, first, step, d, scales, codes):
+def _encode(subs, importance, scale_top, n_subs, spent, first, span, d, scales, codes):
     """One kernel for both formats; arrays as in encode_iq4."""
     x, w, t = buffers(subs.shape[1])
     for start in range(0, subs.shape[0], LANES):
         load(subs, importance, start, x, w)
-        _search(x, w, n_candidates, first, step, t)
+        _search(x, w, spent, first, span, t)
         if n_subs == 1:
             for j in range(LANES):
                 t[D, j] = to_half(t[SCALE, j])
                 t[LS, j] = ONE
         else:
-            _fit_super_blocks(x, w, scale_top, n_subs, t)
+            _fit_super_blocks(x, w, scale_top, n_subs, spent, t)
         _write(subs, start, t, codes)
         for j in range(min(LANES, subs.shape[0] - start)):
             scales[start + j] = np.int8(t[LS, j])
@@ -244,15 +257,15 @@ def _encode(subs, importance, scale_top, n_subs, n_candidates, first, step, d, s
             d[(start + j) // n_subs] = float_to_half(t[D, j])
 
 
-def encode_iq4(x, importance, n_subs, scale_top, n_candidates, first, step):
+def encode_iq4(x, importance, n_subs, scale_top, spent, first, span):
     """Codes of `x` (n, N) with sub-blocks of N / n_subs weights: x = d * scale * level of IQ4.
 
     Returns d: (n,) binary16 bits; scales: (n, n_subs) int8 in -scale_top .. scale_top - 1; codes: (n, n_subs, sub)
-    uint8. With n_subs 1 there are no integer scales (all 1). The candidates are those of _search.
+    uint8. With n_subs 1 there are no integer scales (all 1). `spent`: a Spent; `first` and `span` are those of _search.
     """
     n, sub = len(x), x.shape[1] // n_subs
     d, scales = np.empty(n, np.uint16), np.empty(n * n_subs, np.int8)
     codes = np.empty((n * n_subs, sub), np.uint8)
     subs, weights = x.reshape(-1, sub), importance.reshape(-1, sub)
-    _encode(subs, weights, scale_top, n_subs, n_candidates, first, step, d, scales, codes)
+    _encode(subs, weights, scale_top, n_subs, spent, first, span, d, scales, codes)
     return d, scales.reshape(n, n_subs), codes.reshape(n, n_subs, sub)

@@ -11,11 +11,12 @@ import numpy as np
 
 from requant.formats.bits import half_to_float
 from requant.formats.grids import IQ4_LEVELS
-from requant.formats.iq4 import encode_iq4
+from requant.formats.iq4 import Spent, encode_iq4
 from requant.formats.search import is_flat
 from requant.jit import kernel
 
 N = 32
+SEARCH = (Spent(4, 1), Spent(8, 1), Spent(28, 3))
 LAYOUT = np.dtype([("d", "<u2"), ("qs", "u1", (N // 2,))])  # d: binary16 bits
 
 
@@ -32,8 +33,8 @@ def decode(blocks, out):
 
 def encode(x, importance, blocks, effort):
     # importance may well make it worth to clip the largest weight
-    search = (6, -16.0, 8.0) if is_flat(importance) else (8, -32.0, 8.0)
-    blocks["d"], _, codes = encode_iq4(x, importance, 1, 1, *search)
+    first, span = (-16.0, 40.0) if is_flat(importance) else (-32.0, 56.0)
+    blocks["d"], _, codes = encode_iq4(x, importance, 1, 1, SEARCH[effort], first, span)
     _pack(codes, blocks)
 
 

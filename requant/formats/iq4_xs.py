@@ -12,13 +12,15 @@ import numpy as np
 
 from requant.formats.bits import half_to_float
 from requant.formats.grids import IQ4_LEVELS
-from requant.formats.iq4 import encode_iq4
+from requant.formats.iq4 import Spent, encode_iq4
 from requant.formats.search import is_flat
 from requant.jit import kernel
 
 N = 256
 SUBS, SUB = 8, 32
 SCALE_TOP = 32
+# fewer candidates than in IQ4_NL: the integer scales are chosen again
+SEARCH = (Spent(3, 1, 1, 1), Spent(6, 1, 2, 1), Spent(16, 2, 4, 2))
 LAYOUT = np.dtype([("d", "<u2"), ("scales_h", "<u2"), ("scales_l", "u1", (4,)), ("qs", "u1", (N // 2,))])
 
 
@@ -39,9 +41,8 @@ def decode(blocks, out):
 
 
 def encode(x, importance, blocks, effort):
-    # as for IQ4_NL, but fewer: the integer scales are chosen again
-    search = (4, -20.0, 12.0) if is_flat(importance) else (6, -24.0, 9.0)
-    blocks["d"], scales, codes = encode_iq4(x, importance, SUBS, SCALE_TOP, *search)
+    first, span = (-20.0, 36.0) if is_flat(importance) else (-24.0, 45.0)
+    blocks["d"], scales, codes = encode_iq4(x, importance, SUBS, SCALE_TOP, SEARCH[effort], first, span)
     _pack((scales + np.int8(SCALE_TOP)).view(np.uint8), codes, blocks)
 
 

@@ -16,6 +16,9 @@ from requant.formats.search import is_flat
 from requant.jit import kernel
 
 N = 32
+# scales by effort, without importance and with: below and above the one with the largest weight's power of two; no
+# others are ever better
+TRIED = (((0, 1), (1, 1)), ((1, 1), (2, 1)), ((1, 1), (3, 1)))
 LAYOUT = np.dtype([("e", "u1"), ("qs", "u1", (N // 2,))])
 
 
@@ -31,7 +34,7 @@ def decode(blocks, out):
 
 
 def encode(x, importance, blocks, effort):
-    scales, codes = encode_fp4(x, importance, 1, True, 1 if is_flat(importance) else 2, 1)
+    scales, codes = encode_fp4(x, importance, 1, True, *TRIED[effort][0 if is_flat(importance) else 1])
     blocks["e"] = scales[:, 0]
     _pack(codes, blocks)
 

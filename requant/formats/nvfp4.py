@@ -19,6 +19,8 @@ from requant.jit import kernel
 
 N = 64
 SUBS, SUB = 4, 16
+# scales by effort, without importance and with: below and above the one that holds the largest weight
+TRIED = (((0, 4), (0, 4)), ((1, 5), (1, 5)), ((2, 7), (4, 9)))
 LAYOUT = np.dtype([("d", "u1", (4,)), ("qs", "u1", (N // 2,))])
 
 
@@ -35,7 +37,7 @@ def decode(blocks, out):
 
 
 def encode(x, importance, blocks, effort):
-    blocks["d"], codes = encode_fp4(x, importance, SUBS, False, 1 if is_flat(importance) else 2, 5)
+    blocks["d"], codes = encode_fp4(x, importance, SUBS, False, *TRIED[effort][0 if is_flat(importance) else 1])
     _pack(codes, blocks)
 
 

@@ -9,7 +9,7 @@ x, w, t: as in grid_words.py.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from requant.formats.grid_words import (
     XL,
     D,
     Shape,
+    Spent,
     find_cells,
     find_errors,
     inverse_of,
@@ -63,14 +64,16 @@ LARGEST_HALF = np.float32(65504.0)
 N_CANDIDATES, N_SCALES = 5, 16  # tried for a sub-block's first scale, and for d
 
 
-def grid_encoder(codebook: str, shape: Shape) -> Callable[[Any], Callable[[Any, Any, Any, int], None]]:
+def grid_encoder(
+    codebook: str, shape: Shape, by_effort: Sequence[Spent]
+) -> Callable[[Any], Callable[[Any, Any, Any, int], None]]:
     """Makes of a kernel pack(found, blocks) the kernel encode(x, importance, blocks, effort) of a format."""
 
     def decorate(pack: Any) -> Callable[[Any, Any, Any, int], None]:
         @functools.wraps(pack)
         def encode(x: Any, importance: Any, blocks: Any, effort: int) -> None:
             found = np.zeros(len(x), FOUND)
-            search(x, importance, neighbours(codebook), shape, found)
+            search(x, importance, neighbours(codebook), shape, by_effort[effort], found)
             pack(found, blocks)
 
         return encode
@@ -79,7 +82,7 @@ def grid_encoder(codebook: str, shape: Shape) -> Callable[[Any], Callable[[Any, 
 
 
 @kernel
-def search(x, importance, book, shape, found):
+def search(x, importance, book, shape, spent, found):
     """Of x (n, 256), importance (k, 256) -> found (n,) FOUND; book as neighbours() gives it."""
     subs, weights = x.reshape(-1, shape.sub), importance.reshape(-1, shape.sub)
     n_words = shape.sub // shape.dim
@@ -88,7 +91,7 @@ def search(x, importance, book, shape, found):
     signs = np.zeros((shape.sub // 8, LANES), np.uint8)
     cells, keys = np.zeros((2, n_words, LANES), np.int32), np.zeros((2, n_words, LANES), np.int32)
     minus, best = np.zeros((n_words, LANES), np.uint8), np.zeros((n_words, LANES), np.uint16)
-    last = shape.rounds + shape.beside
+    last = spent.rounds + spent.beside
     for first in range(0, subs.shape[0], LANES):
         count = min(LANES, subs.shape[0] - first)
         load(subs, weights, first, tile, w)
@@ -99,11 +102,11 @@ def search(x, importance, book, shape, found):
         if shape.even:
             _make_even(tile, w, shape, t, signs)
         for turn in range(first_turn, last + 1):
-            if first_turn < turn <= shape.rounds or turn == last:
+            if first_turn < turn <= spent.rounds or turn == last:
                 sum_levels(tile, w, book.words, best, count, shape, q, t)
-            if first_turn < turn <= shape.rounds:
+            if first_turn < turn <= spent.rounds:
                 _solve_scales(turn - 1, t)
-            _next_scales(shape, turn, t)
+            _next_scales(shape, spent, turn, t)
             for signed in range(1 if shape.delta == ZERO else 2):
                 delta = -shape.delta if signed else shape.delta
                 find_cells(tile, delta, shape, t, cells[signed])
@@ -114,7 +117,7 @@ def search(x, importance, book, shape, found):
                     pick_of_8(book.codes, cells[signed], count, base, cost, keys[signed])
             find_errors(keys, shape, minus, t)
             together = 256 // shape.sub if turn == last else 1
-            _keep_better(turn < shape.rounds, together, count, book.near, cells, keys, minus, t, best)
+            _keep_better(turn < spent.rounds, together, count, book.near, cells, keys, minus, t, best)
         _write(shape, first, count, t, best, signs, found)
 
 
@@ -221,22 +224,22 @@ def _make_even(x, w, shape, t, signs):
 
 
 @kernel
-def _next_scales(shape, turn, t):
+def _next_scales(shape, spent, turn, t):
     """TRY_SCALE of a turn: before 0 SCALE and what puts LEVEL at two of the levels; SCALE for some rounds; then, with
     d rounded, the integer scales; at last, with d solved anew for the words kept, the integer scales kept.
     """
     n_subs = 256 // shape.sub
-    if turn < shape.rounds:
+    if turn < spent.rounds:
         level = shape.low if turn == -2 else shape.low + shape.step + shape.step
         for j in range(LANES):
             t[TRY_SCALE, j] = t[LEVEL, j] / level if turn in (-2, -1) else t[SCALE, j]
         return
-    if turn == shape.rounds:
+    if turn == spent.rounds:
         _block_scales(shape, n_subs, t)
-    elif turn == shape.rounds + shape.beside:
+    elif turn == spent.rounds + spent.beside:
         _refit(n_subs, t)
-    if turn < shape.rounds + shape.beside:
-        _integer_scales(shape, turn - shape.rounds, t)
+    if turn < spent.rounds + spent.beside:
+        _integer_scales(shape, turn - spent.rounds, t)
     for j in range(LANES):
         d = t[D, j] / shape.unit
         t[D, j] = half_to_float(float_to_half(d if d < LARGEST_HALF else LARGEST_HALF)) * shape.unit  # NaN is not below

@@ -41,6 +41,11 @@ class Shape(NamedTuple):
     unit: np.float32  # of d
     first: np.float32  # candidates for the largest weight, in multiples of the top level
     stride: np.float32
+
+
+class Spent(NamedTuple):
+    """How hard a search tries."""
+
     rounds: int  # of words and scale in turn
     beside: int  # integer scales tried
 

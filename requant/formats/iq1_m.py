@@ -12,7 +12,7 @@ import numpy as np
 
 from requant.formats.bits import half_to_float
 from requant.formats.grid_search import grid_encoder
-from requant.formats.grid_words import Shape
+from requant.formats.grid_words import Shape, Spent
 from requant.formats.grids import IQ1_DELTA, IQ1_S
 from requant.jit import kernel
 
@@ -32,9 +32,8 @@ SHAPE = Shape(
     unit=np.float32(1.0),
     first=np.float32(1.0),
     stride=np.float32(0.35),
-    rounds=1,
-    beside=5,
 )
+BY_EFFORT = (Spent(0, 1), Spent(1, 5), Spent(3, 15))
 
 
 @kernel
@@ -56,7 +55,7 @@ def decode(blocks, out):
                     out[b, 8 * g + j] = scale * (np.float32(IQ1_S[index, j]) + delta)
 
 
-@grid_encoder("IQ1_S", SHAPE)
+@grid_encoder("IQ1_S", SHAPE, BY_EFFORT)
 @kernel
 def encode(found, blocks):
     d, ls, index, minus = found["d"], found["ls"], found["index"], found["minus"]

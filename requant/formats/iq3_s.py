@@ -12,7 +12,7 @@ import numpy as np
 
 from requant.formats.bits import half_to_float
 from requant.formats.grid_search import grid_encoder
-from requant.formats.grid_words import Shape
+from requant.formats.grid_words import Shape, Spent
 from requant.formats.grids import IQ3_S
 from requant.jit import kernel
 
@@ -40,9 +40,8 @@ SHAPE = Shape(
     unit=np.float32(1.0),
     first=np.float32(0.65),
     stride=np.float32(0.14),
-    rounds=1,
-    beside=5,
 )
+BY_EFFORT = (Spent(1, 1), Spent(1, 7), Spent(3, 15))
 
 
 @kernel
@@ -64,7 +63,7 @@ def decode(blocks, out):
                     out[b, 32 * s + 8 * g + j] = -value if (signs >> np.uint32(j)) & np.uint32(1) else value
 
 
-@grid_encoder("IQ3_S", SHAPE)
+@grid_encoder("IQ3_S", SHAPE, BY_EFFORT)
 @kernel
 def encode(found, blocks):
     d, ls, index, signs = found["d"], found["ls"], found["index"], found["signs"]

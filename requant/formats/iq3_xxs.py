@@ -12,7 +12,7 @@ import numpy as np
 
 from requant.formats.bits import half_to_float
 from requant.formats.grid_search import grid_encoder
-from requant.formats.grid_words import Shape
+from requant.formats.grid_words import Shape, Spent
 from requant.formats.grids import EVEN_SIGNS, IQ3_XXS
 from requant.jit import kernel
 
@@ -32,9 +32,8 @@ SHAPE = Shape(
     unit=np.float32(0.25),
     first=np.float32(0.65),
     stride=np.float32(0.14),
-    rounds=1,
-    beside=7,
 )
+BY_EFFORT = (Spent(1, 3), Spent(1, 7), Spent(3, 15))
 
 
 @kernel
@@ -53,7 +52,7 @@ def decode(blocks, out):
                     out[b, 32 * s + 8 * g + j] = -value if (signs >> np.uint32(j)) & np.uint32(1) else value
 
 
-@grid_encoder("IQ3_XXS", SHAPE)
+@grid_encoder("IQ3_XXS", SHAPE, BY_EFFORT)
 @kernel
 def encode(found, blocks):
     d, ls, index, signs = found["d"], found["ls"], found["index"], found["signs"]

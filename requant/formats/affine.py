@@ -55,7 +55,7 @@ SUPER_BLOCKS = (
     (Spent(6, 2, 1, 1), Spent(6, 2, 3, 2)),
     (Spent(16, 2, 5, 3), Spent(24, 3, 7, 4)),
 )
-BLOCKS = (Spent(10, 2, 0, 0), Spent(24, 4, 0, 0), Spent(48, 6, 0, 0))
+BLOCKS = (Spent(10, 2, 0, 0), Spent(16, 3, 0, 0), Spent(24, 4, 0, 0))
 SINGULAR = np.float32(1e-5)  # well above the rounding of sums over 32 weights
 
 

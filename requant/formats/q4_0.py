@@ -8,7 +8,10 @@ Source: block_q4_0 in ggml-common.h, dequantize_row_q4_0 in ggml-quants.c.
 
 import numpy as np
 
+from requant.formats.base import Effort
 from requant.formats.bits import half_to_float
+from requant.formats.blocks import round_symmetric
+from requant.formats.search import is_flat
 from requant.formats.symmetric import BLOCKS, encode_symmetric
 from requant.jit import kernel
 
@@ -29,13 +32,17 @@ def decode(blocks, out):
 
 
 def encode(x, importance, blocks, effort):
-    blocks["d"], _, codes = encode_symmetric(x, importance, 1, TOP, 1, BLOCKS[effort], -0.9, 1.5)
-    _pack(codes, blocks)
+    if effort < Effort.BEST and is_flat(importance):
+        blocks["d"], codes = round_symmetric(x, TOP)
+    else:
+        blocks["d"], _, codes = encode_symmetric(x, importance, 1, TOP, 1, BLOCKS[effort], -0.9, 1.5)
+    _pack(codes.reshape(x.shape), blocks)
 
 
 @kernel
 def _pack(codes, blocks):
     qs = blocks["qs"]
+    half = codes.shape[1] // 2  # not as a constant, as in decode
     for b in range(codes.shape[0]):
-        for i in range(N // 2):
-            qs[b, i] = codes[b, 0, i] | codes[b, 0, i + N // 2] << np.uint8(4)
+        for i in range(half):
+            qs[b, i] = codes[b, i] | codes[b, i + half] << np.uint8(4)

@@ -9,7 +9,10 @@ Source: block_q4_1 in ggml-common.h, dequantize_row_q4_1 in ggml-quants.c.
 import numpy as np
 
 from requant.formats.affine import encode_affine
+from requant.formats.base import Effort
 from requant.formats.bits import half_to_float
+from requant.formats.blocks import round_affine
+from requant.formats.search import is_flat
 from requant.jit import kernel
 
 N = 32
@@ -29,14 +32,18 @@ def decode(blocks, out):
 
 
 def encode(x, importance, blocks, effort):
-    blocks["d"], negative, _, _, codes = encode_affine(x, importance, 1, TOP, 1, -1.0, 2.1, effort)
-    blocks["m"] = negative ^ np.uint16(0x8000)
-    _pack(codes, blocks)
+    if effort < Effort.BEST and is_flat(importance):
+        blocks["d"], blocks["m"], codes = round_affine(x, TOP)
+    else:
+        blocks["d"], negative, _, _, codes = encode_affine(x, importance, 1, TOP, 1, -1.0, 2.1, effort)
+        blocks["m"] = negative ^ np.uint16(0x8000)
+    _pack(codes.reshape(x.shape), blocks)
 
 
 @kernel
 def _pack(codes, blocks):
     qs = blocks["qs"]
+    half = codes.shape[1] // 2  # not as a constant, as in decode
     for b in range(codes.shape[0]):
-        for i in range(N // 2):
-            qs[b, i] = codes[b, 0, i] | codes[b, 0, i + N // 2] << np.uint8(4)
+        for i in range(half):
+            qs[b, i] = codes[b, i] | codes[b, i + half] << np.uint8(4)

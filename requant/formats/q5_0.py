@@ -8,7 +8,10 @@ Source: block_q5_0 in ggml-common.h, dequantize_row_q5_0 in ggml-quants.c.
 
 import numpy as np
 
+from requant.formats.base import Effort
 from requant.formats.bits import half_to_float
+from requant.formats.blocks import round_symmetric
+from requant.formats.search import is_flat
 from requant.formats.symmetric import BLOCKS, encode_symmetric
 from requant.jit import kernel
 
@@ -32,18 +35,22 @@ def decode(blocks, out):
 
 
 def encode(x, importance, blocks, effort):
-    blocks["d"], _, codes = encode_symmetric(x, importance, 1, TOP, 1, BLOCKS[effort], -0.9, 1.5)
-    _pack(codes, blocks)
+    if effort < Effort.BEST and is_flat(importance):
+        blocks["d"], codes = round_symmetric(x, TOP)
+    else:
+        blocks["d"], _, codes = encode_symmetric(x, importance, 1, TOP, 1, BLOCKS[effort], -0.9, 1.5)
+    _pack(codes.reshape(x.shape), blocks)
 
 
 @kernel
 def _pack(codes, blocks):
     qh, qs = blocks["qh"], blocks["qs"]
+    half = codes.shape[1] // 2  # not as a constant, as in decode
     for b in range(codes.shape[0]):
-        for i in range(N // 2):
-            qs[b, i] = (codes[b, 0, i] & np.uint8(15)) | (codes[b, 0, i + N // 2] & np.uint8(15)) << np.uint8(4)
+        for i in range(half):
+            qs[b, i] = (codes[b, i] & np.uint8(15)) | (codes[b, i + half] & np.uint8(15)) << np.uint8(4)
         for k in range(4):
             high = np.uint8(0)
             for i in range(8):
-                high |= (codes[b, 0, 8 * k + i] >> np.uint8(4)) << np.uint8(i)
+                high |= (codes[b, 8 * k + i] >> np.uint8(4)) << np.uint8(i)
             qh[b, k] = high

@@ -16,7 +16,7 @@ from requant.jit import kernel
 N = 256
 SUBS, SUB = 16, 16
 TOP, SCALE_TOP = 32, 128
-SEARCH = (Spent(4, 1, 1, 0, 1), Spent(6, 1, 1, 1, 1), Spent(20, 2, 2, 2, 2))
+SEARCH = (Spent(5, 1, 1, 0, 1), Spent(6, 1, 1, 1, 1), Spent(20, 2, 2, 2, 2))
 LAYOUT = np.dtype([("ql", "u1", (128,)), ("qh", "u1", (64,)), ("scales", "i1", (16,)), ("d", "<u2")])
 
 

@@ -45,7 +45,7 @@ class Spent(NamedTuple):
     rounds: int = 1  # of integer scales and d in turn
 
 
-BLOCKS = (Spent(4, 1), Spent(5, 2), Spent(20, 4))  # of formats without integer scales, by effort
+BLOCKS = (Spent(4, 1), Spent(5, 2), Spent(10, 2))  # of formats without integer scales, by effort
 
 
 @kernel

@@ -42,11 +42,18 @@ def decode(fmt: BlockFormat, data: np.ndarray) -> np.ndarray:
 
 
 def compare_with_ggml(fmt: BlockFormat, x: np.ndarray, importance: np.ndarray | None, what: str) -> None:
-    ours = decode(fmt, encode(fmt, x, importance))
+    """No effort has more error than ggml's encoder, nor (but for 0.1 %: grids of trials differ) than the one below."""
     peer = decode(fmt, np.frombuffer(ggml.quantize_chunk(fmt.type_id, x, importance), np.uint8))
     weights = np.ones(x.shape[1], np.float32) if importance is None else importance
     shape = (-1, fmt.block_weights)
-    assert_no_worse(x.reshape(shape), np.tile(weights, x.shape[0]).reshape(shape), ours, peer, f"{fmt.name} {what}")
+    each = np.tile(weights, x.shape[0]).reshape(shape)
+    below = np.inf
+    for effort in Effort:
+        ours = decode(fmt, encode(fmt, x, importance, effort))
+        assert_no_worse(x.reshape(shape), each, ours, peer, f"{fmt.name} {what}, effort {effort.name}")
+        error = float((each * (x.reshape(shape) - ours) ** 2).sum())
+        assert error <= 1.002 * below, effort.name
+        below = error
 
 
 def heavy_tailed(seed: int, n_rows: int = N_ROWS, n_per_row: int = 512) -> np.ndarray:
@@ -138,7 +145,7 @@ def test_huge_rows_do_not_become_nan(fmt, size):
     if fmt.name == "NVFP4" and size > LARGEST_NVFP4:
         assert np.abs(y).max() == LARGEST_NVFP4
     elif size < 6.5e4:
-        assert np.sqrt(np.mean((y - x) ** 2)) <= size * 2.0 ** -min(int(fmt.bpw), 7)
+        assert np.sqrt(np.mean((y - x) ** 2)) <= 1.1 * size * 2.0 ** -min(int(fmt.bpw), 7)
     elif fmt.name in ("F32", "BF16"):
         assert np.isfinite(y).all()
 

@@ -27,8 +27,8 @@ def decode(blocks, out):
     for b in range(blocks.shape[0]):
         scale = half_to_float(d[b])
         for i in range(half):
-            out[b, i] = scale * np.float32(np.int32(qs[b, i] & np.uint8(15)) - np.int32(8))
-            out[b, i + half] = scale * np.float32(np.int32(qs[b, i] >> np.uint8(4)) - np.int32(8))
+            out[b, i] = scale * (np.float32(qs[b, i] & np.uint8(15)) - np.float32(8.0))
+            out[b, i + half] = scale * (np.float32(qs[b, i] >> np.uint8(4)) - np.float32(8.0))
 
 
 def encode(x, importance, blocks, effort):

@@ -10,7 +10,7 @@ import numpy as np
 
 from requant.formats.affine import encode_affine
 from requant.formats.bits import half_to_float
-from requant.formats.scales import pack_scales, unpack_scale
+from requant.formats.scales import pack_scales, unpack_factors
 from requant.jit import kernel
 
 N = 256
@@ -25,14 +25,13 @@ def decode(blocks, out):
     d, dmin, scales, qs = blocks["d"], blocks["dmin"], blocks["scales"], blocks["qs"]
     for b in range(blocks.shape[0]):
         scale, low = half_to_float(d[b]), half_to_float(dmin[b])
-        for s in range(SUBS):
-            ls, lm = unpack_scale(scales, b, s)
-            dl, ml = scale * np.float32(ls), low * np.float32(lm)
-            shift = np.uint8(4 * (s & 1))
-            first = SUB * (s >> 1)
+        for p in range(SUBS // 2):
+            d0, m0 = unpack_factors(scales, b, 2 * p, scale, low)
+            d1, m1 = unpack_factors(scales, b, 2 * p + 1, scale, low)
             for i in range(n):
-                q = (qs[b, first + i] >> shift) & np.uint8(15)
-                out[b, SUB * s + i] = dl * np.float32(q) - ml
+                q = qs[b, SUB * p + i]
+                out[b, 2 * SUB * p + i] = d0 * np.float32(q & np.uint8(15)) - m0
+                out[b, 2 * SUB * p + SUB + i] = d1 * np.float32(q >> np.uint8(4)) - m1
 
 
 def encode(x, importance, blocks, effort):

@@ -10,7 +10,7 @@ import numpy as np
 
 from requant.formats.affine import encode_affine
 from requant.formats.bits import half_to_float
-from requant.formats.scales import pack_scales, unpack_scale
+from requant.formats.scales import pack_scales, unpack_factors
 from requant.jit import kernel
 
 N = 256
@@ -25,15 +25,28 @@ def decode(blocks, out):
     d, dmin, scales, qh, qs = blocks["d"], blocks["dmin"], blocks["scales"], blocks["qh"], blocks["qs"]
     for b in range(blocks.shape[0]):
         scale, low = half_to_float(d[b]), half_to_float(dmin[b])
-        for s in range(SUBS):
-            ls, lm = unpack_scale(scales, b, s)
-            dl, ml = scale * np.float32(ls), low * np.float32(lm)
-            shift, bit = np.uint8(4 * (s & 1)), np.uint8(s)
-            first = SUB * (s >> 1)
-            for i in range(n):
-                high = ((qh[b, i] >> bit) & np.uint8(1)) << np.uint8(4)
-                q = ((qs[b, first + i] >> shift) & np.uint8(15)) | high
-                out[b, SUB * s + i] = dl * np.float32(q) - ml
+        d0, m0 = unpack_factors(scales, b, 0, scale, low)
+        d1, m1 = unpack_factors(scales, b, 1, scale, low)
+        d2, m2 = unpack_factors(scales, b, 2, scale, low)
+        d3, m3 = unpack_factors(scales, b, 3, scale, low)
+        d4, m4 = unpack_factors(scales, b, 4, scale, low)
+        d5, m5 = unpack_factors(scales, b, 5, scale, low)
+        d6, m6 = unpack_factors(scales, b, 6, scale, low)
+        d7, m7 = unpack_factors(scales, b, 7, scale, low)
+        for i in range(n):
+            h = qh[b, i]
+            q = qs[b, i]
+            out[b, i] = d0 * np.float32((q & np.uint8(15)) | (h & np.uint8(1)) << np.uint8(4)) - m0
+            out[b, 32 + i] = d1 * np.float32((q >> np.uint8(4)) | (h & np.uint8(2)) << np.uint8(3)) - m1
+            q = qs[b, 32 + i]
+            out[b, 64 + i] = d2 * np.float32((q & np.uint8(15)) | (h & np.uint8(4)) << np.uint8(2)) - m2
+            out[b, 96 + i] = d3 * np.float32((q >> np.uint8(4)) | (h & np.uint8(8)) << np.uint8(1)) - m3
+            q = qs[b, 64 + i]
+            out[b, 128 + i] = d4 * np.float32((q & np.uint8(15)) | (h & np.uint8(16))) - m4
+            out[b, 160 + i] = d5 * np.float32((q >> np.uint8(4)) | (h & np.uint8(32)) >> np.uint8(1)) - m5
+            q = qs[b, 96 + i]
+            out[b, 192 + i] = d6 * np.float32((q & np.uint8(15)) | (h & np.uint8(64)) >> np.uint8(2)) - m6
+            out[b, 224 + i] = d7 * np.float32((q >> np.uint8(4)) | (h & np.uint8(128)) >> np.uint8(3)) - m7
 
 
 def encode(x, importance, blocks, effort):

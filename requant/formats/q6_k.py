@@ -26,15 +26,21 @@ def decode(blocks, out):
     d, scales, ql, qh = blocks["d"], blocks["scales"], blocks["ql"], blocks["qh"]
     for b in range(blocks.shape[0]):
         scale = half_to_float(d[b])
-        for s in range(SUBS):
-            dl = scale * np.float32(scales[b, s])
-            half, k, odd = s >> 3, (s >> 1) & 3, SUB * (s & 1)
-            low, high = 64 * half + 32 * (k & 1) + odd, 32 * half + odd
-            low_shift, high_shift = np.uint8(4 * (k >> 1)), np.uint8(2 * k)
+        for p in range(4):  # half h and odd or even sub-blocks
+            half, odd = p >> 1, p & 1
+            s, low, high = 8 * half + odd, 64 * half + SUB * odd, 32 * half + SUB * odd
+            d0, d1 = scale * np.float32(scales[b, s]), scale * np.float32(scales[b, s + 2])
+            d2, d3 = scale * np.float32(scales[b, s + 4]), scale * np.float32(scales[b, s + 6])
             for i in range(n):
-                nibble = (ql[b, low + i] >> low_shift) & np.uint8(15)
-                q = nibble | ((qh[b, high + i] >> high_shift) & np.uint8(3)) << np.uint8(4)
-                out[b, SUB * s + i] = dl * np.float32(np.int32(q) - np.int32(32))
+                first, second, upper = ql[b, low + i], ql[b, low + 32 + i], qh[b, high + i]
+                q0 = (first & np.uint8(15)) | (upper & np.uint8(3)) << np.uint8(4)
+                q1 = (second & np.uint8(15)) | (upper & np.uint8(12)) << np.uint8(2)
+                q2 = (first >> np.uint8(4)) | (upper & np.uint8(48))
+                q3 = (second >> np.uint8(4)) | (upper & np.uint8(192)) >> np.uint8(2)
+                out[b, SUB * s + i] = d0 * np.float32(np.int32(q0) - np.int32(32))
+                out[b, SUB * (s + 2) + i] = d1 * np.float32(np.int32(q1) - np.int32(32))
+                out[b, SUB * (s + 4) + i] = d2 * np.float32(np.int32(q2) - np.int32(32))
+                out[b, SUB * (s + 6) + i] = d3 * np.float32(np.int32(q3) - np.int32(32))
 
 
 def encode(x, importance, blocks, effort):

@@ -12,13 +12,14 @@ from requant.jit import kernel
 
 
 @kernel
-def unpack_scale(scales, b, s):
-    """Scale and minimum of sub-block `s` of block `b`; scales: (n, 12) uint8."""
+def unpack_factors(scales, b, s, d, dmin):
+    """D times the scale and dmin times the minimum of sub-block `s` of block `b`; scales: (n, 12) uint8."""
     if s < 4:
-        return scales[b, s] & np.uint8(63), scales[b, s + 4] & np.uint8(63)
-    low = scales[b, s + 4]
-    scale = (low & np.uint8(15)) | ((scales[b, s - 4] >> np.uint8(6)) << np.uint8(4))
-    return scale, (low >> np.uint8(4)) | ((scales[b, s] >> np.uint8(6)) << np.uint8(4))
+        scale, low = scales[b, s] & np.uint8(63), scales[b, s + 4] & np.uint8(63)
+    else:
+        scale = (scales[b, s + 4] & np.uint8(15)) | ((scales[b, s - 4] >> np.uint8(6)) << np.uint8(4))
+        low = (scales[b, s + 4] >> np.uint8(4)) | ((scales[b, s] >> np.uint8(6)) << np.uint8(4))
+    return d * np.float32(scale), dmin * np.float32(low)
 
 
 @kernel

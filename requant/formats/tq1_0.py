@@ -23,7 +23,7 @@ LAYOUT = np.dtype([("qs", "u1", (48,)), ("qh", "u1", (4,)), ("d", "<u2")])  # d:
 def _trit(byte, power):
     """The trit of `byte` that 3**n = `power` brings to the front, less 1."""
     fraction = (np.int32(byte) * power) & np.int32(0xFF)
-    return np.float32(((fraction * np.int32(3)) >> np.int32(8)) - np.int32(1))
+    return np.float32((fraction * np.int32(3)) >> np.int32(8)) - np.float32(1.0)
 
 
 @kernel

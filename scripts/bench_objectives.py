@@ -1,0 +1,149 @@
+"""What an encoder should minimise, judged by the logits of whole models: a JSON line per type, model and importance.
+
+    python scripts/bench_objectives.py [--models tiny,smollm2] [--types Q4_K,...] [--windows 32] [--markdown]
+
+Our encoders minimise the importance-weighted squared error ("plain"). ggml's weigh it by the weights themselves as
+well, large ones more ("ggml's"), in ways that differ by type (below). Every matrix in the layers that the type's block
+divides is encoded by our encoder for either objective, and by ggml's encoder; kld is the mean KL divergence of the next
+token from the F16 model over windows of 256 tokens of eval.txt. difference is (ggml's - plain) / plain of ours, with
+the standard error of the paired difference between windows. The importance is the tiny model's imatrix; SmolLM2's comes
+from a pass over calibration.txt. SmolLM2 is dithered off its grid.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import ggml
+import real_models
+from bench_quality import in_f16
+from llama_forward import WINDOW, Llama, Weights, tokens_of
+
+from requant import codec
+from requant.formats import BlockFormat, Effort, by_name
+from requant.imatrix import importance_for, read_imatrix
+
+TYPES = "Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,Q4_0,Q4_1,Q5_0,Q5_1,IQ4_NL,IQ4_XS,IQ3_S,IQ3_XXS,IQ2_S,IQ2_XS,IQ2_XXS,IQ1_M,IQ1_S"
+NEED_IMPORTANCE = ("IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")  # in ggml; all columns alike otherwise
+Encode = Callable[[np.ndarray, BlockFormat, np.ndarray | None], np.ndarray]
+
+
+def plain(x: np.ndarray, fmt: BlockFormat, importance: np.ndarray | None) -> np.ndarray:
+    return codec.quantize(x, fmt, importance)
+
+
+def as_ggml_weighs(x: np.ndarray, fmt: BlockFormat, importance: np.ndarray | None) -> np.ndarray:
+    """Our encoder with the weights of ggml-quants.c: a factor for each weight beside the importance of its column."""
+    columns = np.ones(x.shape[1], np.float32) if importance is None else codec.scaled_importance(importance)
+    weights = columns * emphasis(x, fmt.name, importance is not None)
+    weights = np.maximum(weights / weights.mean(), codec.IMPORTANCE_FLOOR).astype(np.float32)
+    blocks = np.empty(x.size // fmt.block_weights, fmt.kernels.LAYOUT)
+    shape = (-1, fmt.block_weights)
+    fmt.kernels.encode(x.reshape(shape), weights.reshape(shape), blocks, Effort.DEFAULT.value)
+    return blocks.view(np.uint8).reshape(len(x), -1)
+
+
+def emphasis(x: np.ndarray, name: str, weighted: bool) -> np.ndarray:
+    """quantize_row_*_impl with importance or where ggml demands it, quantize_row_*_ref without."""
+    if weighted and name == "Q6_K":
+        return np.ones_like(x)
+    if weighted or name in NEED_IMPORTANCE:
+        over = x.shape[1] if name[:2] in ("Q4", "Q5") and name[-1] in "01" else 32 if name == "IQ4_NL" else 256
+        factor = 1.0 if over == x.shape[1] or name in ("Q2_K", "IQ2_XXS", "IQ2_XS") else 2.0
+        return np.sqrt(factor * mean_square(x, over) + x * x)
+    if name in ("Q4_K", "Q5_K"):
+        return np.sqrt(mean_square(x, 32)) + np.abs(x)
+    if name == "Q2_K":
+        return np.abs(x)
+    return np.ones_like(x) if name[-1] in "01" else x * x  # legacy types are rounded once
+
+
+def mean_square(x: np.ndarray, over: int) -> np.ndarray:
+    parts = (x * x).reshape(-1, over).mean(1, keepdims=True)
+    return np.repeat(parts, over, axis=1).reshape(x.shape)
+
+
+def by_ggml(x: np.ndarray, fmt: BlockFormat, importance: np.ndarray | None) -> np.ndarray:
+    return np.frombuffer(ggml.quantize_chunk(fmt.type_id, x, importance), np.uint8).reshape(len(x), -1)
+
+
+def encoded(model: Llama, fmt: BlockFormat, importance: Weights | None, encode: Encode) -> Weights:
+    """The matrices of the layers that can have the type, in it and back."""
+    found = {}
+    for name, x in model.weights.items():
+        if name.startswith("blk.") and x.ndim == 2 and fmt.divides(x.shape[1]):
+            data = encode(np.ascontiguousarray(x), fmt, None if importance is None else importance[name])
+            found[name] = codec.dequantize(data, fmt)
+    return found
+
+
+def load(name: str, folder: Path) -> tuple[Llama, np.ndarray, Weights]:
+    """The model, the evaluation's tokens, and the importance of its matrices."""
+    path = real_models.TINY if name == "tiny" else in_f16(real_models.smollm2(), folder / "f16.gguf")
+    model, texts = Llama(path), [(real_models.FIXTURES / f"{part}.txt").read_text() for part in ("eval", "calibration")]
+    if name == "tiny":
+        imatrix = read_imatrix(real_models.IMATRIX)
+        shapes = {n: x.shape[::-1] for n, x in model.weights.items() if n.startswith("blk.") and x.ndim == 2}
+        importance = {n: importance_for(imatrix, n, shape)[0] for n, shape in shapes.items()}
+    else:
+        importance: Weights = {}
+        model.log_probabilities(tokens_of(path, texts[1])[: 16 * WINDOW], {}, importance)
+    return model, tokens_of(path, texts[0]), {n: np.asarray(w, np.float32) for n, w in importance.items()}
+
+
+def measure(name: str, types: list[str], n_windows: int, folder: Path) -> Iterator[dict]:
+    model, tokens, importance = load(name, folder)
+    tokens = tokens[: n_windows * WINDOW]
+    before = model.log_probabilities(tokens, {})
+    for fmt in map(by_name, types):
+        for weights in (None, importance):
+            found = []
+            for encode in (plain, as_ggml_weighs, by_ggml):
+                after = model.log_probabilities(tokens, encoded(model, fmt, weights, encode))
+                found.append((np.exp(before) * (before - after)).sum(1).reshape(-1, WINDOW).mean(1))
+            yield {"type": fmt.name, "model": name, "imatrix": weights is not None} | figures(*found)
+
+
+def figures(ours: np.ndarray, theirs: np.ndarray, peer: np.ndarray) -> dict:
+    """Of the divergences, one for each window, with either objective and of the peer."""
+    difference = theirs - ours
+    return {
+        "kld_plain": round(float(ours.mean()), 5),
+        "kld_ggml_objective": round(float(theirs.mean()), 5),
+        "kld_ggml_encoder": round(float(peer.mean()), 5),
+        "difference": round(float(difference.mean() / ours.mean()), 3),
+        "standard_error": round(float(difference.std(ddof=1) / np.sqrt(len(ours)) / ours.mean()), 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="tiny,smollm2")
+    parser.add_argument("--types", default=TYPES)
+    parser.add_argument("--windows", type=int, default=32, help="of the tiny model; a quarter of them of SmolLM2")
+    parser.add_argument("--markdown", action="store_true", help="print the table of docs/objectives.md instead")
+    args = parser.parse_args()
+    if args.markdown:
+        print("| type | model | imatrix | KLD, plain | KLD, ggml's weights | KLD, ggml's encoder | difference |")
+        print("|---|---|:-:|--:|--:|--:|--:|")
+    with tempfile.TemporaryDirectory() as folder:
+        for model in args.models.split(","):
+            windows = args.windows if model == "tiny" else args.windows // 4
+            for row in measure(model, args.types.split(","), windows, Path(folder)):
+                print(as_markdown(row) if args.markdown else json.dumps(row), flush=True)
+
+
+def as_markdown(row: dict) -> str:
+    figures = " | ".join(f"{row[f'kld_{what}']:.4f}" for what in ("plain", "ggml_objective", "ggml_encoder"))
+    difference = f"{100 * row['difference']:+.1f} ± {100 * row['standard_error']:.1f} %"
+    return f"| {row['type']} | {row['model']} | {'yes' if row['imatrix'] else 'no'} | {figures} | {difference} |"
+
+
+if __name__ == "__main__":
+    main()

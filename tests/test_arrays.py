@@ -97,3 +97,24 @@ def test_a_row_that_would_be_lost_is_named(name, size):
     x[3] = np.float32(size) * np.sign(x[3])
     with pytest.raises(NumericFault, match=f"row 3 does not survive as {name}"):
         requant.quantize(x, name)
+
+
+@pytest.mark.parametrize("name", ENCODED)
+@pytest.mark.parametrize("size", [1e-45, 1e-30, 1e-7, 1e7, 1e30, 3.4e38])
+def test_rows_of_any_size_survive_or_are_refused(name, size):
+    x = (np.random.default_rng(6).uniform(-1, 1, (2, 512)) * size).astype(np.float32)
+    try:
+        y = requant.dequantize(requant.quantize(x, name), name)
+    except NumericFault:
+        return
+    assert np.isfinite(y).all()
+    error, energy = (((a.astype(np.float64) / size) ** 2).sum(axis=1) for a in (x.astype(np.float64) - y, x))
+    assert (error <= 0.82 * energy).all()
+
+
+@pytest.mark.parametrize("name", ENCODED)
+@pytest.mark.parametrize("importance", [0.0, 1e-38, 1e38])
+def test_importance_of_any_size_is_taken(name, importance):
+    for weights in (np.full(512, importance), np.where(np.arange(512) < 256, importance, 1.0)):
+        y = requant.dequantize(requant.quantize(X, name, weights.astype(np.float32)), name)
+        assert np.isfinite(y).all() and np.abs(y).max() <= 3 * np.abs(X).max()

@@ -112,6 +112,33 @@ def test_score_writes_what_plan_reads(capsys, tmp_path):
     assert ran.err == ""
 
 
+def test_effort_reaches_encoders_plan_and_metadata(capsys, tmp_path):
+    sums, errors = set(), []
+    for effort in ("fast", "default", "best"):
+        out = tmp_path / f"{effort}.gguf"
+        ran = run(capsys, "convert", TINY, out, "--type", "Q4_K", "--effort", effort)
+        assert ran.code == 0, ran.err
+        made = read_conversion(tmp_path / f"{effort}.gguf.requant.json")
+        assert made.plan.effort.name.lower() == effort and (f"effort    {effort}" in ran.out) == (effort != "default")
+        with open_source(out) as source:
+            assert source.metadata.get_str("requant.effort") == effort
+        sums.add(made.tensors[0].sha256)
+        errors.append(sum(t.rmse_unweighted for t in made.tensors))
+    assert len(sums) == 3
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_an_effort_given_later_replaces_that_of_the_plan(capsys, tmp_path, losses):
+    plan = tmp_path / "plan.json"
+    asked = ("--losses", losses, "--imatrix", IMATRIX, "--size", "5MiB")
+    assert run(capsys, "plan", TINY, *asked, "--effort", "fast", "-o", plan).code == 0
+    assert json.loads(plan.read_text())["effort"] == "fast"
+    out = tmp_path / "out.gguf"
+    ran = run(capsys, "convert", TINY, out, "--plan", plan, "--imatrix", IMATRIX, "--effort", "best")
+    assert ran.code == 0, ran.err
+    assert read_conversion(tmp_path / "out.gguf.requant.json").plan.effort.name == "BEST"
+
+
 def test_a_dry_run_writes_nothing(capsys, tmp_path, losses):
     words = ["convert", TINY, tmp_path / "out.gguf", "--losses", losses, "--bpw", "4.5", "--dry-run"]
     assert "ffn_down" in run(capsys, *words).out

@@ -48,6 +48,7 @@ from requant.formats.grid_words import (
 from requant.formats.grids import EVEN_SIGNS
 from requant.formats.neighbours import neighbours
 from requant.formats.search import HUGE, LANES, ONE, ZERO, buffers, load
+from requant.formats.shrinkage import grow
 from requant.jit import kernel
 
 FOUND = np.dtype(
@@ -65,7 +66,7 @@ N_CANDIDATES, N_SCALES = 5, 16  # tried for a sub-block's first scale, and for d
 
 
 def grid_encoder(
-    codebook: str, shape: Shape, by_effort: Sequence[Spent]
+    codebook: str, shape: Shape, by_effort: Sequence[Spent], decode: Any
 ) -> Callable[[Any], Callable[[Any, Any, Any, int], None]]:
     """Makes of a kernel pack(found, blocks) the kernel encode(x, importance, blocks, effort) of a format."""
 
@@ -74,6 +75,10 @@ def grid_encoder(
         def encode(x: Any, importance: Any, blocks: Any, effort: int) -> None:
             found = np.zeros(len(x), FOUND)
             search(x, importance, neighbours(codebook), shape, by_effort[effort], found)
+            pack(found, blocks)
+            d = found["d"].copy()
+            grow(x, importance, blocks, decode, d)
+            found["d"] = d
             pack(found, blocks)
 
         return encode

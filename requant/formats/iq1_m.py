@@ -55,7 +55,7 @@ def decode(blocks, out):
                     out[b, 8 * g + j] = scale * (np.float32(IQ1_S[index, j]) + delta)
 
 
-@grid_encoder("IQ1_S", SHAPE, BY_EFFORT)
+@grid_encoder("IQ1_S", SHAPE, BY_EFFORT, decode)
 @kernel
 def encode(found, blocks):
     d, ls, index, minus = found["d"], found["ls"], found["index"], found["minus"]

@@ -61,7 +61,7 @@ def decode(blocks, out):
                     out[b, 8 * g + j] = -value if (signs >> np.uint32(j)) & np.uint32(1) else value
 
 
-@grid_encoder("IQ2_S", SHAPE, BY_EFFORT)
+@grid_encoder("IQ2_S", SHAPE, BY_EFFORT, decode)
 @kernel
 def encode(found, blocks):
     d, ls, index, signs = found["d"], found["ls"], found["index"], found["signs"]

@@ -10,6 +10,7 @@ import numpy as np
 
 from requant.formats.affine import encode_affine
 from requant.formats.bits import half_to_float
+from requant.formats.shrinkage import grow
 from requant.jit import kernel
 
 N = 256
@@ -34,10 +35,11 @@ def decode(blocks, out):
 
 
 def encode(x, importance, blocks, effort):
-    blocks["d"], blocks["dmin"], scales, mins, codes = encode_affine(
-        x, importance, SUBS, TOP, SCALE_TOP, -0.5, 1.05, effort
-    )
+    d, dmin, scales, mins, codes = encode_affine(x, importance, SUBS, TOP, SCALE_TOP, -0.5, 1.05, effort)
+    blocks["d"], blocks["dmin"] = d, dmin
     _pack(scales, mins, codes, blocks)
+    grow(x, importance, blocks, decode, d, dmin)
+    blocks["d"], blocks["dmin"] = d, dmin
 
 
 @kernel

@@ -3,11 +3,12 @@
     python scripts/bench_objectives.py [--models tiny,smollm2] [--types Q4_K,...] [--windows 32] [--markdown]
 
 Our encoders minimise the importance-weighted squared error ("plain"). ggml's weigh it by the weights themselves as
-well, large ones more ("ggml's"), in ways that differ by type (below). Every matrix in the layers that the type's block
-divides is encoded by our encoder for either objective, and by ggml's encoder; kld is the mean KL divergence of the next
-token from the F16 model over windows of 256 tokens of eval.txt. difference is (ggml's - plain) / plain of ours, with
-the standard error of the paired difference between windows. The importance is the tiny model's imatrix; SmolLM2's comes
-from a pass over calibration.txt. SmolLM2 is dithered off its grid.
+well, large ones more, in ways that differ by type (below). Every matrix in the layers that the type's block divides is
+encoded by our encoder for either objective, with the shrinkage of few bits half undone ("ours", the default), and by
+ggml's encoder; kld is the mean KL divergence of the next token from the F16 model over windows of 256 tokens of
+eval.txt. The last columns are relative to plain, with the standard error of the paired difference between windows.
+The importance is the tiny model's imatrix; SmolLM2's comes from a pass over calibration.txt. SmolLM2 is dithered off
+its grid.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -26,7 +28,7 @@ from bench_quality import in_f16
 from llama_forward import WINDOW, Llama, Weights, tokens_of
 
 from requant import codec
-from requant.formats import BlockFormat, Effort, by_name
+from requant.formats import BlockFormat, Effort, by_name, shrinkage
 from requant.imatrix import importance_for, read_imatrix
 
 TYPES = "Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,Q4_0,Q4_1,Q5_0,Q5_1,IQ4_NL,IQ4_XS,IQ3_S,IQ3_XXS,IQ2_S,IQ2_XS,IQ2_XXS,IQ1_M,IQ1_S"
@@ -34,8 +36,14 @@ NEED_IMPORTANCE = ("IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")  # in ggml; a
 Encode = Callable[[np.ndarray, BlockFormat, np.ndarray | None], np.ndarray]
 
 
-def plain(x: np.ndarray, fmt: BlockFormat, importance: np.ndarray | None) -> np.ndarray:
+def ours(x: np.ndarray, fmt: BlockFormat, importance: np.ndarray | None) -> np.ndarray:
     return codec.quantize(x, fmt, importance)
+
+
+def plain(x: np.ndarray, fmt: BlockFormat, importance: np.ndarray | None) -> np.ndarray:
+    """Ours, but left where least squares has it."""
+    with mock.patch.object(shrinkage, "_scale", lambda halves, factors: None):
+        return codec.quantize(x, fmt, importance)
 
 
 def as_ggml_weighs(x: np.ndarray, fmt: BlockFormat, importance: np.ndarray | None) -> np.ndarray:
@@ -45,7 +53,8 @@ def as_ggml_weighs(x: np.ndarray, fmt: BlockFormat, importance: np.ndarray | Non
     weights = np.maximum(weights / weights.mean(), codec.IMPORTANCE_FLOOR).astype(np.float32)
     blocks = np.empty(x.size // fmt.block_weights, fmt.kernels.LAYOUT)
     shape = (-1, fmt.block_weights)
-    fmt.kernels.encode(x.reshape(shape), weights.reshape(shape), blocks, Effort.DEFAULT.value)
+    with mock.patch.object(shrinkage, "_scale", lambda halves, factors: None):
+        fmt.kernels.encode(x.reshape(shape), weights.reshape(shape), blocks, Effort.DEFAULT.value)
     return blocks.view(np.uint8).reshape(len(x), -1)
 
 
@@ -104,22 +113,26 @@ def measure(name: str, types: list[str], n_windows: int, folder: Path) -> Iterat
     for fmt in map(by_name, types):
         for weights in (None, importance):
             found = []
-            for encode in (plain, as_ggml_weighs, by_ggml):
+            for encode in (plain, as_ggml_weighs, ours, by_ggml):
                 after = model.log_probabilities(tokens, encoded(model, fmt, weights, encode))
                 found.append((np.exp(before) * (before - after)).sum(1).reshape(-1, WINDOW).mean(1))
             yield {"type": fmt.name, "model": name, "imatrix": weights is not None} | figures(*found)
 
 
-def figures(ours: np.ndarray, theirs: np.ndarray, peer: np.ndarray) -> dict:
-    """Of the divergences, one for each window, with either objective and of the peer."""
-    difference = theirs - ours
-    return {
-        "kld_plain": round(float(ours.mean()), 5),
-        "kld_ggml_objective": round(float(theirs.mean()), 5),
-        "kld_ggml_encoder": round(float(peer.mean()), 5),
-        "difference": round(float(difference.mean() / ours.mean()), 3),
-        "standard_error": round(float(difference.std(ddof=1) / np.sqrt(len(ours)) / ours.mean()), 3),
+def figures(plain: np.ndarray, emphasized: np.ndarray, ours: np.ndarray, peer: np.ndarray) -> dict:
+    """Of the divergences, one for each window."""
+    found = {"plain": plain, "ggml_weights": emphasized, "ours": ours, "ggml_encoder": peer}
+    mean = {f"kld_{what}": round(float(kld.mean()), 5) for what, kld in found.items()}
+    return mean | {
+        f"{what}_over_plain": [round(float(x), 3) for x in relative(found[what], plain)]
+        for what in ("ggml_weights", "ours")
     }
+
+
+def relative(kld: np.ndarray, base: np.ndarray) -> tuple[float, float]:
+    """Mean of the paired difference over that of `base`, and its standard error."""
+    difference = kld - base
+    return difference.mean() / base.mean(), difference.std(ddof=1) / np.sqrt(len(base)) / base.mean()
 
 
 def main() -> None:
@@ -130,8 +143,8 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="print the table of docs/objectives.md instead")
     args = parser.parse_args()
     if args.markdown:
-        print("| type | model | imatrix | KLD, plain | KLD, ggml's weights | KLD, ggml's encoder | difference |")
-        print("|---|---|:-:|--:|--:|--:|--:|")
+        print("| type | model | imatrix | plain | ggml's weights | ours | ggml's encoder | its weights | ours |")
+        print("|---|---|:-:|--:|--:|--:|--:|--:|--:|")
     with tempfile.TemporaryDirectory() as folder:
         for model in args.models.split(","):
             windows = args.windows if model == "tiny" else args.windows // 4
@@ -140,9 +153,11 @@ def main() -> None:
 
 
 def as_markdown(row: dict) -> str:
-    figures = " | ".join(f"{row[f'kld_{what}']:.4f}" for what in ("plain", "ggml_objective", "ggml_encoder"))
-    difference = f"{100 * row['difference']:+.1f} ± {100 * row['standard_error']:.1f} %"
-    return f"| {row['type']} | {row['model']} | {'yes' if row['imatrix'] else 'no'} | {figures} | {difference} |"
+    klds = " | ".join(f"{row[f'kld_{what}']:.4f}" for what in ("plain", "ggml_weights", "ours", "ggml_encoder"))
+    share, error = row["ggml_weights_over_plain"]
+    mended = f"{100 * row['ours_over_plain'][0]:+.1f} ± {100 * row['ours_over_plain'][1]:.1f} %"
+    weighed = f"{100 * share:+.1f} ± {100 * error:.1f} %"
+    return f"| {row['type']} | {row['model']} | {'yes' if row['imatrix'] else 'no'} | {klds} | {weighed} | {mended} |"
 
 
 if __name__ == "__main__":

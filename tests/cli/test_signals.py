@@ -42,9 +42,13 @@ def assert_stopped(process, number):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_in_a_conversion_leaves_everything_as_it_was(tmp_path, number):
+    def listening():  # whatever the tests themselves were started to ignore
+        signal.signal(number, signal.SIG_DFL)
+
     out = tmp_path / "out.gguf"
     out.write_text("the old output")
-    process = start("convert", TINY, out, "--type", "Q4_K", "--force", "--json", before=SLOW)
+    words = ("convert", TINY, out, "--type", "Q4_K", "--force", "--json")
+    process = start(*words, before=SLOW, preexec_fn=listening)
     until((tmp_path / "out.gguf.part").exists, process)
     time.sleep(0.5)
     assert_stopped(process, number)

@@ -33,7 +33,6 @@ from requant.model.roles import needs_importance
 from requant.plan import Choice, Losses, Plan
 from requant.pool import in_order, n_threads
 from requant.provenance import format_of, imatrix_used, output_metadata
-from requant.second_level import scales_of, second_level
 
 __all__ = ["Conversion", "Converted", "convert", "formats_used", "output_layout"]
 
@@ -258,3 +257,9 @@ def _measured(chunks: Iterator[Done], source: Source) -> Converted:
         rmse_unweighted=math.sqrt(total[1] / total[0]) if total[0] > 0 else 0.0,
         sha256=digest.hexdigest(),
     )
+
+
+def second_level(source: Source, plan: Plan) -> dict[str, str]:
+    """Matrix -> its companion, of all that `plan` encodes as NVFP4 and the engine scales."""
+    encoded = (c.name for c in plan.choices if c.type == SECOND_LEVEL and not c.copied)
+    return {name: companion_of(name) for name in encoded if takes_second_level(source, source.tensor(name))}

@@ -41,7 +41,7 @@ from requant.model.roles import (
 )
 from requant.moments import Inputs, added_energy, inputs_of
 from requant.plan import Candidate, Losses, TensorLosses
-from requant.second_level import scales_of, takes_second_level
+from requant.model.companions import scales_of, takes_second_level
 from requant.stream import with_shares, writes
 
 # the others by --types: FP4 depends on the engine, IQ and ternary types cost compile time and speed on the CPU

@@ -29,7 +29,7 @@ from requant.errors import NumericFault
 from requant.formats import BlockFormat
 from requant.model.companions import SECOND_LEVEL, matrix_of
 from requant.pool import in_order, n_threads
-from requant.second_level import scales_of
+from requant.model.companions import scales_of
 
 SCHEMA = "requant.verify/1"
 SAMPLE_ROWS = 64

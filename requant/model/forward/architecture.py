@@ -1,0 +1,185 @@
+"""What the forward pass must know of a model: its family, and its keys as one record.
+
+A family is a pre-norm decoder with a gated feed-forward part; biases, norms of queries and keys, norms behind a block,
+fused projections and experts are there where their tensors are. To add one, add a line to FAMILIES.
+Sources: the architectures' files in src/models, llama-model.cpp and llama-context.cpp of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from requant.container.metadata import Metadata
+from requant.container.source import Source, require_model
+from requant.errors import BadInput, printable
+from requant.model.forward.rope import Rope
+from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
+
+STILL_WORKS = "an imatrix (--imatrix) and scores without data (--quick) still work"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """halves: which dimensions rotate together (rope.py); scaled_embedding: rows times the root of their length."""
+
+    halves: bool
+    activation: str = "silu"
+    scaled_embedding: bool = False
+    # layers of the model whose attention is scaled by n_embd / n_head instead of the head's size
+    large: int = 0
+
+
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family(halves=False),
+    "qwen2": Family(halves=True),
+    "qwen3": Family(halves=True),
+    "qwen3moe": Family(halves=True),
+    "phi3": Family(halves=True),
+    "gemma": Family(halves=True, activation="gelu", scaled_embedding=True),
+    "gemma2": Family(halves=True, activation="gelu", scaled_embedding=True, large=46),
+    "gemma3": Family(halves=True, activation="gelu", scaled_embedding=True, large=62),
+}
+# what a layer may hold; a tensor of another name would change what the layer computes
+_MATRICES = (
+    *("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "ffn_gate_inp"),
+    *("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
+)
+_NORMS = ("attn_norm", "attn_q_norm", "attn_k_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
+_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_KNOWN = frozenset(
+    [f"{name}.weight" for name in (*_MATRICES, *_NORMS)]
+    + [f"{name}{suffix}" for name in _MATRICES for suffix in (".bias", ".scale")]
+    + [*_FACTORS, "attn_rot_embd"]
+)
+_OUTSIDE = frozenset(
+    ["token_embd.weight", "output.weight", "output.bias", "output.scale", "output_norm.weight", *_FACTORS]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A model's shape as the forward pass uses it; tuples have one item per layer."""
+
+    family: Family
+    hp: Hyperparameters
+    eps: float
+    rope: Rope
+    rope_swa: Rope  # of layers with a sliding window
+    windows: tuple[int, ...]  # tokens a layer sees at most, 0 for all
+    attention_scale: float
+    attention_cap: float
+    logit_cap: float
+    expert_scale: float
+
+    @property
+    def n_layers(self) -> int:
+        """Layers that are run: all but those that predict several tokens at once."""
+        return self.hp.n_trunk
+
+    def head_sizes(self, layer: int) -> tuple[int, int]:
+        """Of the layer: dimensions of a query or key, and of a value."""
+        swa = self.windows[layer] > 0
+        hp = self.hp
+        return (hp.key_length_swa, hp.value_length_swa) if swa else (hp.key_length, hp.value_length)
+
+
+def is_supported(arch: str) -> bool:
+    """Whether the forward pass knows the architecture."""
+    return arch in FAMILIES
+
+
+def read_architecture(source: Source) -> Architecture:
+    """The architecture of `source`; raises BadInput where it, or one of its parts, is not one that can be run."""
+    arch = require_model(source)
+    if arch not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise BadInput(source.path, f"the forward pass does not know '{arch}' (it knows {known})", hint=STILL_WORKS)
+    hp = read_hyperparameters(source.metadata, source.tensors)
+    _check_tensors(source, hp)
+    keys = _Keys(source.metadata, arch)
+    family = FAMILIES[arch]
+    windows = (0,) * hp.n_layers
+    if hp.windows is not None:
+        windows = tuple(hp.windows.size if own else 0 for own in hp.windows.layers)
+    per_head = hp.n_embd // hp.n_head[0] if family.large == hp.n_layers else hp.key_length
+    rope = _rope(keys, hp, family)
+    swa_base = keys.number("rope.freq_base_swa", rope.base if arch == "gemma2" else 10000.0)
+    swa_scale = rope.scale if arch == "gemma2" else 1.0
+    swa = Rope(rope.n_dims, rope.halves, swa_base, scale=swa_scale, attn_factor=rope.attn_factor)
+    return Architecture(
+        family=family,
+        hp=hp,
+        eps=keys.number("attention.layer_norm_rms_epsilon"),
+        rope=rope,
+        rope_swa=swa,
+        windows=windows,
+        attention_scale=(keys.number("attention.scale", 0.0) if arch == "llama" else 0) or 1 / math.sqrt(per_head),
+        attention_cap=keys.number("attn_logit_softcapping", 50.0) if arch == "gemma2" else 0.0,
+        logit_cap=keys.number("final_logit_softcapping", 30.0 if arch == "gemma2" else 0.0),
+        expert_scale=keys.number("expert_weights_scale", 0.0) or 1.0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    metadata: Metadata
+    arch: str
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A number of the architecture; BadInput where it is missing without a default, or no finite number."""
+        value = self.metadata.get_float(f"{self.arch}.{key}", default)
+        if value is None or not math.isfinite(value):
+            what = "is missing" if value is None else "is not finite"
+            raise BadInput(self.metadata.path, f"key '{printable(self.arch)}.{key}' {what}", got=value)
+        return value
+
+
+def _rope(keys: _Keys, hp: Hyperparameters, family: Family) -> Rope:
+    kind = keys.metadata.get_str(f"{keys.arch}.rope.scaling.type", "linear")
+    if kind not in ("none", "linear", "yarn", "longrope"):
+        what = f"key '{keys.arch}.rope.scaling.type' is not known"
+        raise BadInput(keys.metadata.path, what, got=printable(str(kind)), hint=STILL_WORKS)
+    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
+    yarn = kind == "yarn"
+    attn_factor = keys.number("rope.scaling.attn_factor", 1.0)
+    log_mul = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
+    if yarn and log_mul and factor > 1:  # then the length is not 1 + ln(factor)/10, but that over this
+        attn_factor /= 1 + 0.1 * log_mul * math.log(factor)
+    n_dims = int(keys.number("rope.dimension_count", hp.key_length))
+    if not 0 < n_dims <= hp.key_length or n_dims % 2:
+        what = f"key '{keys.arch}.rope.dimension_count' is out of range"
+        raise BadInput(keys.metadata.path, what, got=n_dims, limit=f"an even number up to {hp.key_length}")
+    return Rope(
+        n_dims=n_dims,
+        halves=family.halves,
+        base=keys.number("rope.freq_base", 10000.0),
+        scale=1.0 if kind == "none" else 1 / factor,
+        yarn=yarn,
+        n_ctx_orig=int(keys.number("rope.scaling.original_context_length", hp.context_length)),
+        attn_factor=attn_factor,
+        beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
+    )
+
+
+def _check_tensors(source: Source, hp: Hyperparameters) -> None:
+    """Raise BadInput for a tensor that the layers here would not use, and for one that they need and miss."""
+    for tensor in source.tensors:
+        prefix, _, rest = tensor.name.partition(".")
+        layer, _, part = rest.partition(".")
+        known = part in _KNOWN if prefix == "blk" and layer.isdigit() else tensor.name in _OUTSIDE
+        if not known and not (prefix == "blk" and layer.isdigit() and int(layer) >= hp.n_trunk):
+            what = f"tensor '{printable(tensor.name)}' is not one that the forward pass of '{hp.arch}' knows"
+            raise BadInput(source.path, what, hint=STILL_WORKS)
+    needed = ["token_embd.weight", "output_norm.weight"]
+    for layer in range(hp.n_trunk):
+        names = ["attn_norm", "attn_output", "ffn_norm"]
+        names += ["attn_qkv"] if f"blk.{layer}.attn_qkv.weight" in source else ["attn_q", "attn_k", "attn_v"]
+        experts = f"blk.{layer}.ffn_gate_inp.weight" in source
+        names += ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"] if experts else ["ffn_up", "ffn_down"]
+        needed += [f"blk.{layer}.{name}.weight" for name in names]
+    for name in needed:
+        source.tensor(name)  # BadInput where it is missing

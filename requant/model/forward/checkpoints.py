@@ -1,0 +1,42 @@
+"""What each layer got as its input, kept in a temporary file, so that memory does not grow with the number of layers."""
+
+from __future__ import annotations
+
+import tempfile
+from types import TracebackType
+
+import numpy as np
+
+from requant.errors import InputOutputError
+from requant.model.forward.ops import Array
+
+
+class Checkpoints:
+    """Arrays of one shape and dtype by their index; the file, in TMPDIR, has no name and goes when it is closed."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+
+    def put(self, index: int, x: Array) -> None:
+        """Keep `x` as the item of `index`. Raises InputOutputError where the disk is full."""
+        try:
+            self._file.seek(index * x.nbytes)
+            self._file.write(np.ascontiguousarray(x).data)
+            self._file.flush()
+        except OSError as error:
+            what = f"{x.nbytes} bytes of layer inputs cannot be kept: {error.strerror}"
+            raise InputOutputError(tempfile.gettempdir(), what, hint="set TMPDIR to a folder with space") from error
+
+    def take(self, index: int, out: Array) -> None:
+        """Fill `out` with the item of `index`."""
+        self._file.seek(index * out.nbytes)
+        n_read = self._file.readinto(memoryview(out).cast("B"))
+        assert n_read == out.nbytes, (index, n_read)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()

@@ -1,0 +1,91 @@
+"""Rotary positions: the angles of every pair, and the rotation by them.
+
+Scaling: linear, yarn, and factors per frequency (llama3, longrope). Sources: ggml_rope_cache_init and rope_yarn in
+ggml/src/ggml-cpu/ops.cpp, llama-context.cpp and llama-model.cpp of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from requant.model.forward.ops import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """How positions become angles.
+
+    pairs: dimension i rotates with i + n_dims/2 (`halves`) or with its neighbour. scale: of the angles, 1 without
+    scaling; yarn: whether low frequencies alone are scaled; n_ctx_orig: the context that the model was trained for.
+    attn_factor: the length of the rotated vectors over that before, beyond what yarn does.
+    """
+
+    n_dims: int
+    halves: bool
+    base: float
+    scale: float = 1.0
+    yarn: bool = False
+    n_ctx_orig: int = 0
+    attn_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """cos and sin, each (n_tokens, 1, n_dims/2), of a window's positions."""
+
+    cos: Array
+    sin: Array
+    halves: bool
+
+    def apply(self, x: Array) -> Array:
+        """x (n_tokens, n_head, d) with its first n_dims turned."""
+        return self._turned(x, self.sin)
+
+    def back(self, g: Array) -> Array:
+        """The gradient before the turn from that after it."""
+        return self._turned(g, -self.sin)
+
+    def _turned(self, x: Array, sin: Array) -> Array:
+        n = self.cos.shape[-1]
+        out = x.copy()
+        first = np.s_[..., :n] if self.halves else np.s_[..., 0 : 2 * n : 2]
+        second = np.s_[..., n : 2 * n] if self.halves else np.s_[..., 1 : 2 * n : 2]
+        a, b = x[first], x[second]
+        out[first] = a * self.cos - b * sin
+        out[second] = a * sin + b * self.cos
+        return out
+
+
+def rotation(rope: Rope, n_tokens: int, factors: NDArray[np.float32] | None, dtype: Any) -> Rotation:
+    """The rotation of positions 0 to n_tokens - 1; factors: (n_dims/2,), what divides each frequency, or None."""
+    i = np.arange(0, rope.n_dims, 2)
+    frequencies = rope.base ** (-i / rope.n_dims)
+    if factors is not None:
+        frequencies = frequencies / factors.astype(np.float64)
+    length = rope.attn_factor
+    scaled = frequencies * rope.scale
+    if rope.yarn:
+        kept = _unscaled_share(rope)
+        scaled = scaled * (1 - kept) + frequencies * kept
+        length *= 1 + 0.1 * math.log(1 / rope.scale)
+    angles = np.arange(n_tokens)[:, None, None] * scaled
+    return Rotation((np.cos(angles) * length).astype(dtype), (np.sin(angles) * length).astype(dtype), rope.halves)
+
+
+def _unscaled_share(rope: Rope) -> NDArray[np.float64]:
+    """1 for pairs that turn often within the original context, which yarn leaves alone, 0 for those that hardly do."""
+
+    def pair_with(turns: float) -> float:
+        return rope.n_dims * math.log(rope.n_ctx_orig / (turns * 2 * math.pi)) / (2 * math.log(rope.base))
+
+    low = max(0, math.floor(pair_with(rope.beta_fast)))
+    high = min(rope.n_dims - 1, math.ceil(pair_with(rope.beta_slow)))
+    ramp = (np.arange(rope.n_dims // 2) - low) / max(0.001, high - low)
+    return 1 - np.clip(ramp, 0, 1)

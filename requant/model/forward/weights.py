@@ -1,0 +1,64 @@
+"""A model's weights as float arrays, decoded when they are asked for and not kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from requant import codec
+from requant.codec import Floats
+from requant.container.source import Source, SourceTensor
+from requant.errors import NumericFault, printable
+from requant.model.companions import SCALE, scales_of
+from requant.model.forward.ops import Array
+
+Change = Callable[[SourceTensor, Floats], Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The weights of `source` as `dtype`, times their companions.
+
+    change: what becomes of a tensor's rows (n_rows, n_per_row) before they are used, to try other weights.
+    """
+
+    source: Source
+    change: Change | None = None
+    dtype: Any = np.float32
+
+    def get(self, name: str) -> Array | None:
+        """The tensor with its last dimension first, as (n_rows, n_per_row) for a matrix; None where there is none."""
+        if name not in self.source:
+            return None
+        tensor = self.source.tensor(name)
+        x = self._decoded(tensor, self.source.read_rows(tensor))
+        scales = scales_of(self.source, tensor)
+        if scales is not None:
+            x *= np.repeat(scales, tensor.n_rows // scales.size)[:, None]
+        return x.astype(self.dtype, copy=False).reshape(tensor.shape[::-1])
+
+    def rows(self, name: str, indices: Array) -> Array:
+        """Rows of a matrix, (n, n_per_row)."""
+        tensor = self.source.tensor(name)
+        data = np.concatenate([self.source.read_rows(tensor, int(i), 1) for i in indices])
+        return self._decoded(tensor, data).astype(self.dtype, copy=False)
+
+    def layer(self, index: int) -> dict[str, Array]:
+        """All tensors of layer `index` by their name in it: `attn_q.weight`."""
+        prefix = f"blk.{index}."
+        names = [t.name for t in self.source.tensors if t.name.startswith(prefix)]
+        found = {name.removeprefix(prefix): self.get(name) for name in names if not name.endswith(SCALE)}
+        return {name: x for name, x in found.items() if x is not None}
+
+    def _decoded(self, tensor: SourceTensor, data: codec.Bytes) -> Floats:
+        x = codec.dequantize(data, tensor.format)
+        if self.change is not None:
+            x = self.change(tensor, x)
+        bad = codec.first_nonfinite(x)
+        if bad is not None:
+            what = f"tensor '{printable(tensor.name)}' is not finite"
+            raise NumericFault(self.source.path, what, got=float(x.flat[bad]))
+        return x

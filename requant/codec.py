@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+Errors = NDArray[np.float64]  # (n_rows, 4), as row_errors gives them
 
 # relative to the mean, so that a block of columns that were never used is still rounded well: without it, any
 # codes would do there, and the engine would read them all the same
@@ -67,6 +68,15 @@ def second_scale(peak: float) -> np.float32:
     return max(np.float32(peak) / NVFP4_LARGEST, np.finfo(np.float32).tiny)
 
 
+def reconstruct(
+    x: Floats, fmt: BlockFormat, importance: Floats | None = None, effort: Effort = Effort.DEFAULT, scale: float = 1
+) -> Floats:
+    """`x` as it reads back from `fmt`, encoded as by `quantize` after division by `scale`."""
+    if scale == 1:
+        return dequantize(quantize(x, fmt, importance, effort), fmt)
+    return dequantize(quantize(x / np.float32(scale), fmt, importance, effort), fmt) * np.float32(scale)
+
+
 def scaled_importance(importance: Floats) -> Floats:
     """`importance` (n,) with mean 1 and a floor; all ones where nothing in it is above zero."""
     mean = float(importance.mean(dtype=np.float64))
@@ -82,7 +92,7 @@ def first_nonfinite(x: Floats) -> int | None:
     return None if index < 0 else index
 
 
-def row_errors(x: Floats, y: Floats, importance: Floats | None = None) -> NDArray[np.float64]:
+def row_errors(x: Floats, y: Floats, importance: Floats | None = None) -> Errors:
     """Per row of `x` and its reconstruction `y`: sum x^2, sum (x - y)^2, and both weighted by `importance` as given.
 
     Shape (n_rows, 4), float64.
@@ -93,7 +103,7 @@ def row_errors(x: Floats, y: Floats, importance: Floats | None = None) -> NDArra
     return out
 
 
-def relative_error(errors: NDArray[np.float64]) -> float:
+def relative_error(errors: Errors) -> float:
     """Root of error over energy, weighted, of `errors` as row_errors gives them; 0 for weights that are all zero.
 
     NaN or infinite where the reconstruction is.
@@ -103,13 +113,13 @@ def relative_error(errors: NDArray[np.float64]) -> float:
         return float(np.sqrt(error / energy if energy > 0 else error))
 
 
-def lost_row(errors: NDArray[np.float64]) -> int | None:
+def lost_row(errors: Errors) -> int | None:
     """The first row, not all zero, of which the reconstruction holds next to nothing, or is not finite; else None."""
     lost = ~(errors[:, 1] < LOST**2 * errors[:, 0]) & (errors[:, 0] > 0)
     return int(np.argmax(lost)) if lost.any() else None
 
 
-def gate(errors: NDArray[np.float64], fmt: BlockFormat) -> str | None:
+def gate(errors: Errors, fmt: BlockFormat) -> str | None:
     """What is wrong with a reconstruction, or None: a row that was lost, or an error beyond the format's ceiling."""
     row = lost_row(errors)
     if row is not None:

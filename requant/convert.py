@@ -28,7 +28,7 @@ from requant.conversion import Conversion, Converted
 from requant.errors import BadInput, NumericFault
 from requant.formats import BlockFormat
 from requant.imatrix import Imatrix, importance_for
-from requant.model.companions import companion_shape
+from requant.model.companions import SECOND_LEVEL, companion_of, companion_shape, scales_of, takes_second_level
 from requant.model.roles import needs_importance
 from requant.plan import Choice, Losses, Plan
 from requant.pool import in_order, n_threads

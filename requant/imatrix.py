@@ -67,6 +67,11 @@ class Imatrix:
     chunk_count: int | None
     legacy: bool
 
+    @property
+    def name(self) -> str:
+        """The file's name without its folder."""
+        return Path(self.path).name
+
 
 class Shaped(Protocol):
     """What `coverage` asks of a tensor; `shape` in ggml's order."""

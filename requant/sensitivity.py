@@ -14,7 +14,6 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput, NumericFault, UsageError, printable
 from requant.formats import FORMATS, BlockFormat, Effort, by_name
 from requant.imatrix import Imatrix, importance_for
-from requant.model.companions import SECOND_LEVEL
+from requant.model.companions import SECOND_LEVEL, scales_of, takes_second_level
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 from requant.model.memory import on_device
 from requant.model.roles import (
@@ -41,7 +40,6 @@ from requant.model.roles import (
 )
 from requant.moments import Inputs, added_energy, inputs_of
 from requant.plan import Candidate, Losses, TensorLosses
-from requant.model.companions import scales_of, takes_second_level
 from requant.stream import with_shares, writes
 
 # the others by --types: FP4 depends on the engine, IQ and ternary types cost compile time and speed on the CPU
@@ -64,18 +62,31 @@ class _Sample:
 
 
 def survey(
-    source: Source, *, types: Sequence[str] = DEFAULT_TYPES, imatrix: Imatrix | None = None
+    source: Source,
+    *,
+    types: Sequence[str] = DEFAULT_TYPES,
+    imatrix: Imatrix | None = None,
+    has_importance: bool = False,
 ) -> tuple[TensorLosses, ...]:
     """Every tensor with its role, why it must stay as it is or the types it may get; the losses are 0, not measured.
 
-    Types of more bits than the tensor has are left out: they would waste bytes and repair nothing.
+    Types of more bits than the tensor has are left out: they would waste bytes and repair nothing. has_importance: all
+    tensors will have measured importance, whether an imatrix covers them or not.
     """
     arch = require_model(source)
     names = {t.name for t in source.tensors}
     tied, hp = is_tied(names), _hyperparameters(source)
     weights = sum(t.n_weights for t in source.tensors)
     return tuple(
-        _surveyed(arch, t, types, imatrix, model_weights=weights, on_gpu=_on_gpu(hp, t.name, tied))
+        _surveyed(
+            arch,
+            t,
+            types,
+            model_weights=weights,
+            on_gpu=_on_gpu(hp, t.name, tied),
+            has_importance=has_importance
+            or (imatrix is not None and importance_for(imatrix, t.name, t.shape) is not None),
+        )
         for t in source.tensors
     )
 
@@ -97,7 +108,7 @@ def score(
     """
     surveyed = survey(source, types=types, imatrix=imatrix)
     notes = check_requantization(source, surveyed, allow_requantize)
-    codec.warm_up(_involved(source, types))
+    codec.warm_up(involved(source, types))
     free = [(source.tensor(t.name), t) for t in surveyed if t.reason is None]
 
     def measure(job: tuple[SourceTensor, TensorLosses]) -> tuple[TensorLosses, str, float]:
@@ -122,7 +133,7 @@ def score(
         header_sha256=source.header_sha256,
         arch=require_model(source),
         method="dfix" if imatrix is None else "cfix",
-        imatrix=None if imatrix is None else Path(imatrix.path).name,
+        imatrix=None if imatrix is None else imatrix.name,
         imatrix_sha256=None if imatrix is None else imatrix.sha256,
         tensors=tuple(scored.get(t.name, t) for t in surveyed),
         notes=tuple(notes),
@@ -143,19 +154,18 @@ def _on_gpu(hp: Hyperparameters | None, name: str, tied: bool) -> bool:
 
 
 def _surveyed(
-    arch: str, tensor: SourceTensor, types: Sequence[str], imatrix: Imatrix | None, *, model_weights: int, on_gpu: bool
+    arch: str, tensor: SourceTensor, types: Sequence[str], *, model_weights: int, on_gpu: bool, has_importance: bool
 ) -> TensorLosses:
     own = tensor.format
     reason = never_quantize(arch, tensor.name, tensor.shape, tensor.type_id, model_weights=model_weights)
     chosen: list[str] = []
     skipped: dict[str, str] = {}
     if reason is None:
-        covered = imatrix is not None and importance_for(imatrix, tensor.name, tensor.shape) is not None
-        found = candidates(arch, tensor.name, tensor.shape, types, has_importance=covered)
+        found = candidates(arch, tensor.name, tensor.shape, types, has_importance=has_importance)
         chosen = [t for t in found.types if is_below(t, own.name)]
         wasteful = [t for t in found.types if t != own.name and t not in chosen]
         skipped = dict(found.skipped) | dict.fromkeys(wasteful, f"it is no smaller than the source's {own.name}")
-    sizes = [(name, _format(name).n_bytes(tensor.n_weights)) for name in chosen]
+    sizes = [(name, format_of(name).n_bytes(tensor.n_weights)) for name in chosen]
     return TensorLosses(
         name=tensor.name,
         role=role_of(tensor.name),
@@ -170,7 +180,8 @@ def _surveyed(
     )
 
 
-def _format(name: str) -> BlockFormat:
+def format_of(name: str) -> BlockFormat:
+    """The format called `name`; raises UsageError where it cannot be written."""
     fmt = by_name(name)
     if fmt is None or not fmt.can_encode:
         written = ", ".join(f.name for f in FORMATS.values() if f.can_encode and f.block_weights > 1)
@@ -178,10 +189,10 @@ def _format(name: str) -> BlockFormat:
     return fmt
 
 
-def _involved(source: Source, types: Sequence[str]) -> list[BlockFormat]:
+def involved(source: Source, types: Sequence[str]) -> list[BlockFormat]:
     """The formats whose kernels scoring will call, once each."""
     decoded = {t.format for t in source.tensors if t.format.can_decode}
-    return sorted(decoded | {_format(t) for t in types}, key=lambda f: f.type_id)
+    return sorted(decoded | {format_of(t) for t in types}, key=lambda f: f.type_id)
 
 
 def check_requantization(source: Source, tensors: Sequence[TensorLosses], allowed: bool) -> list[str]:
@@ -208,12 +219,12 @@ def _scored(
     found = [surveyed.candidates[0]]
     skipped = dict(surveyed.skipped)
     for candidate in surveyed.candidates[1:]:
-        fmt = _format(candidate.type)
+        fmt = format_of(candidate.type)
         parts = []
         for start, stop, importance, _, _ in sample.parts:
             x = sample.x[start:stop]
-            scale = codec.second_scale(float(np.abs(x).max(initial=0))) if two_level and fmt.name == SECOND_LEVEL else 1
-            parts.append(codec.dequantize(codec.quantize(x / scale, fmt, importance, effort), fmt) * scale)
+            scale = float(codec.second_scale(float(np.abs(x).max(initial=0)))) if two_level and fmt.name == SECOND_LEVEL else 1
+            parts.append(codec.reconstruct(x, fmt, importance, effort, scale))
         y = np.concatenate(parts)
         loss, error = _estimate(sample, y)
         errors = codec.row_errors(sample.x, y)

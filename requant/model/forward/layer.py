@@ -42,17 +42,26 @@ class Layer:
     index: int
     weights: Mapping[str, Array]
     rotation: Rotation
-    mask: Array
+
+    def run(self, x: Array, watch: Watch) -> tuple[Array, Back]:
+        """x: (n_tokens, n_embd), the residual stream of a window -> the same behind the layer; safe in threads."""
+        return _Run(self, watch).layer(x)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A layer at work on one window."""
+
+    of: Layer
     watch: Watch
 
-    def run(self, x: Array) -> tuple[Array, Back]:
-        """x: (n_tokens, n_embd), the residual stream -> the same behind the layer."""
+    def layer(self, x: Array) -> tuple[Array, Back]:
         y, back_norm = self._norm("attn_norm", x)
         mixed, back_mixer = self._attention(y)
         mixed, back_post = self._norm("post_attention_norm", mixed)
         middle = x + mixed
         z, back_ffn_norm = self._norm("ffn_norm", middle)
-        added, back_ffn = self._experts(z) if "ffn_gate_inp.weight" in self.weights else self._feed_forward(z)
+        added, back_ffn = self._experts(z) if "ffn_gate_inp.weight" in self.of.weights else self._feed_forward(z)
         added, back_post_ffn = self._norm("post_ffw_norm", added)
 
         def back(g: Array) -> Array:
@@ -63,15 +72,15 @@ class Layer:
 
     def _norm(self, name: str, x: Array) -> tuple[Array, Back]:
         """x behind the norm, or x itself where the layer does not have it."""
-        weight = self.weights.get(f"{name}.weight")
-        return (x, lambda g: g) if weight is None else rms_norm(x, weight, self.architecture.eps)
+        weight = self.of.weights.get(f"{name}.weight")
+        return (x, lambda g: g) if weight is None else rms_norm(x, weight, self.of.architecture.eps)
 
     def _product(self, part: str, x: Array, expert: int | None = None) -> tuple[Array, Back]:
         name = f"{part}.weight"
-        weight = self.weights[name] if expert is None else self.weights[name][expert]
+        weight = self.of.weights[name] if expert is None else self.of.weights[name][expert]
         self.watch.inputs(name, expert, x)
         y = x @ weight.T
-        bias = self.weights.get(f"{part}.bias")
+        bias = self.of.weights.get(f"{part}.bias")
         if bias is not None:
             y += bias if expert is None else bias[expert]
 
@@ -82,31 +91,31 @@ class Layer:
         return y, back
 
     def _attention(self, x: Array) -> tuple[Array, Back]:
-        n, il, hp = len(x), self.index, self.architecture.hp
-        d_k, d_v = self.architecture.head_sizes(il)
+        n, il, hp = len(x), self.of.index, self.of.architecture.hp
+        d_k, d_v = self.of.architecture.head_sizes(il)
         (q, k, v), back_qkv = self._qkv(x, hp.n_head[il] * d_k, hp.n_head_kv[il] * d_k)
         q, back_q = self._norm("attn_q_norm", q.reshape(n, -1, d_k))
         k, back_k = self._norm("attn_k_norm", k.reshape(n, -1, d_k))
         mixed, back_mixed = attention(
-            self.rotation.apply(q),
-            self.rotation.apply(k),
+            self.of.rotation.apply(q),
+            self.of.rotation.apply(k),
             v.reshape(n, -1, d_v),
-            scale=self.architecture.attention_scale,
-            cap=self.architecture.attention_cap,
-            mask=self.mask,
+            scale=self.of.architecture.attention_scale,
+            cap=self.of.architecture.attention_cap,
+            window=self.of.architecture.windows[il],
         )
         out, back_out = self._product("attn_output", mixed.reshape(n, -1))
 
         def back(g: Array) -> Array:
             g_q, g_k, g_v = back_mixed(back_out(g).reshape(mixed.shape))
-            g_q, g_k = back_q(self.rotation.back(g_q)), back_k(self.rotation.back(g_k))
+            g_q, g_k = back_q(self.of.rotation.back(g_q)), back_k(self.of.rotation.back(g_k))
             return back_qkv(g_q.reshape(n, -1), g_k.reshape(n, -1), g_v.reshape(n, -1))
 
         return out, back
 
     def _qkv(self, x: Array, n_q: int, n_k: int) -> tuple[tuple[Array, Array, Array], Callable[..., Array]]:
         """Queries, keys and values side by side, from one fused matrix or three."""
-        if "attn_qkv.weight" in self.weights:
+        if "attn_qkv.weight" in self.of.weights:
             y, back = self._product("attn_qkv", x)
             q, k, v = np.split(y, [n_q, n_q + n_k], axis=1)
             return (q, k, v), lambda *g: back(np.concatenate(g, axis=1))
@@ -120,11 +129,11 @@ class Layer:
     def _feed_forward(self, x: Array, suffix: str = "", expert: int | None = None) -> tuple[Array, Back]:
         """Gate and up projection, from one fused matrix or two, and down."""
         up, back_up = self._product(f"ffn_up{suffix}", x, expert)
-        if fused := f"ffn_gate{suffix}.weight" not in self.weights:
+        if fused := f"ffn_gate{suffix}.weight" not in self.of.weights:
             gate, up = np.split(up, 2, axis=1)
         else:
             gate, back_gate = self._product(f"ffn_gate{suffix}", x, expert)
-        inner, back_inner = gated(gate, up, self.architecture.family.activation)
+        inner, back_inner = gated(gate, up, self.of.architecture.family.activation)
         out, back_down = self._product(f"ffn_down{suffix}", inner, expert)
 
         def back(g: Array) -> Array:
@@ -138,11 +147,11 @@ class Layer:
     def _experts(self, x: Array) -> tuple[Array, Back]:
         """The experts that the router likes best, weighted by its softmax over them."""
         logits, back_router = self._product("ffn_gate_inp", x)
-        used = np.argsort(-logits, axis=1, kind="stable")[:, : self.architecture.hp.n_expert_used]
+        used = np.argsort(-logits, axis=1, kind="stable")[:, : self.of.architecture.hp.n_expert_used]
         chosen = np.take_along_axis(logits, used, axis=1)
         shares = np.exp(chosen - chosen.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
-        scale = x.dtype.type(self.architecture.expert_scale)
+        scale = x.dtype.type(self.of.architecture.expert_scale)
         out, parts = np.zeros_like(x), []
         for expert in range(logits.shape[1]):
             tokens, slots = np.nonzero(used == expert)

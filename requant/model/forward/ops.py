@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Back = Callable[[Array], Array]
 
+_QUERIES = 128  # whose scores are worked out together: most of those with later keys are never made
 _GELU = math.sqrt(2 / math.pi)
 
 
@@ -82,58 +83,60 @@ def softmax(x: Array) -> Array:
     """Shares along the last axis; x is overwritten with them."""
     x -= x.max(axis=-1, keepdims=True)
     np.exp(x, out=x)
-    x /= x.sum(axis=-1, keepdims=True)
+    x *= 1 / x.sum(axis=-1, keepdims=True)
     return x
 
 
 def attention(
-    q: Array, k: Array, v: Array, *, scale: float, cap: float, mask: Array
+    q: Array, k: Array, v: Array, *, scale: float, cap: float, window: int
 ) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
-    """Softmax attention of one window.
+    """Causal softmax attention within one window of tokens.
 
-    q: (n_tokens, n_head, d), k: (n_tokens, n_head_kv, d), v: (n_tokens, n_head_kv, d_v), mask: (n_tokens, n_tokens),
-    added to the scores -> (n_tokens, n_head, d_v). Queries of a group share their keys and values.
+    q: (n_tokens, n_head, d), k: (n_tokens, n_head_kv, d), v: (n_tokens, n_head_kv, d_v) -> (n_tokens, n_head, d_v).
+    Queries of a group share their keys and values. window: tokens that each sees at most, 0 for all before it.
     """
     n, n_head, _ = q.shape
-    n_kv = k.shape[1]
-    grouped = _grouped(q, n_kv)
-    keys, values = k.swapaxes(0, 1), v.swapaxes(0, 1)  # (n_kv, n_tokens, d)
-    scores = grouped @ keys.swapaxes(1, 2)
-    scores *= scale
-    scores, back_cap = soft_cap(scores, cap)
-    scores.reshape(n_head, n, n)[...] += mask
-    shares = softmax(scores)
-    out = _ungrouped(shares @ values, n, n_head)
+    queries, keys, values = (np.ascontiguousarray(x.swapaxes(0, 1)) for x in (q, k, v))  # (n_head, n_tokens, d)
+    out = np.empty((n_head, n, v.shape[2]), q.dtype)
+    blocks = []
+    for start in range(0, n, _QUERIES):
+        rows = slice(start, min(start + _QUERIES, n))
+        seen = slice(max(0, start - window + 1) if window else 0, rows.stop)  # by any of these queries
+        part = _grouped(queries[:, rows], len(keys))
+        scores = part @ keys[:, seen].swapaxes(1, 2)
+        scores *= scale
+        scores, back_cap = soft_cap(scores, cap)
+        by_head = scores.reshape(n_head, -1, scores.shape[2])
+        by_head += _mask(rows, seen, window, q.dtype)
+        shares = softmax(scores)
+        out[:, rows] = (shares @ values[:, seen]).reshape(n_head, -1, v.shape[2])
+        blocks.append((rows, seen, part, shares, back_cap))
 
     def back(g: Array) -> tuple[Array, Array, Array]:
-        g = _grouped(g, n_kv)
-        g_values = shares.swapaxes(1, 2) @ g
-        g_scores = g @ values.swapaxes(1, 2)
-        g_scores -= np.einsum("hij,hij->hi", g_scores, shares)[..., None]
-        g_scores *= shares
-        g_scores = back_cap(g_scores)
-        g_scores *= scale
-        g_q = _ungrouped(g_scores @ keys, n, n_head)
-        g_k = g_scores.swapaxes(1, 2) @ grouped
-        return g_q, g_k.swapaxes(0, 1), g_values.swapaxes(0, 1)
+        g = np.ascontiguousarray(g.swapaxes(0, 1))
+        g_q, g_k, g_v = np.empty_like(queries), np.zeros_like(keys), np.zeros_like(values)
+        for rows, seen, part, shares, back_cap in blocks:
+            g_part = _grouped(g[:, rows], len(keys))
+            g_v[:, seen] += shares.swapaxes(1, 2) @ g_part
+            g_scores = g_part @ values[:, seen].swapaxes(1, 2)
+            g_scores -= np.einsum("hij,hij->hi", g_scores, shares)[..., None]
+            g_scores *= shares
+            g_scores = back_cap(g_scores)
+            g_scores *= scale
+            g_q[:, rows] = (g_scores @ keys[:, seen]).reshape(n_head, -1, q.shape[2])
+            g_k[:, seen] += g_scores.swapaxes(1, 2) @ part
+        return g_q.swapaxes(0, 1), g_k.swapaxes(0, 1), g_v.swapaxes(0, 1)
 
-    return out, back
+    return out.swapaxes(0, 1), back
 
 
 def _grouped(x: Array, n_kv: int) -> Array:
-    """(n_tokens, n_head, d) -> (n_kv, heads of the group * n_tokens, d)."""
-    n, _, d = x.shape
-    return np.ascontiguousarray(x.swapaxes(0, 1)).reshape(n_kv, -1, d)
+    """(n_head, n, d) -> (n_kv, heads of the group * n, d)."""
+    return np.ascontiguousarray(x).reshape(n_kv, -1, x.shape[2])
 
 
-def _ungrouped(x: Array, n: int, n_head: int) -> Array:
-    return x.reshape(n_head, n, -1).swapaxes(0, 1)
-
-
-def causal_mask(n: int, window: int, dtype: Any) -> Array:
-    """(n, n): 0 where a token may look, -inf where not; window: tokens that it sees at most, 0 for all."""
-    distance = np.arange(n)[:, None] - np.arange(n)
-    blocked = distance < 0
-    if window:
-        blocked |= distance >= window
-    return np.where(blocked, -np.inf, 0).astype(dtype)
+def _mask(rows: slice, seen: slice, window: int, dtype: Any) -> Array:
+    """0 where a query of `rows` may look at a key of `seen`, -inf where not."""
+    distance = np.arange(rows.start, rows.stop)[:, None] - np.arange(seen.start, seen.stop)
+    blocked = (distance < 0) | ((distance >= window) if window else False)
+    return np.where(blocked, dtype.type(-np.inf), dtype.type(0))

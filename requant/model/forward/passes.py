@@ -1,28 +1,35 @@
 """The whole model over windows of tokens, forward and backward; one layer's weights are in memory at a time.
 
+The windows of a layer run in threads of their own, with BLAS in one each: results do not depend on their number.
+
 Arrays of all windows are (n_windows, n_ctx, n_embd). Each window starts at position 0 and sees no other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from requant.errors import BadInput, NumericFault
 from requant.model.forward.architecture import Architecture, read_architecture
 from requant.model.forward.checkpoints import Checkpoints
 from requant.model.forward.layer import Blind, Layer, Watch
-from requant.model.forward.ops import Array, causal_mask, rms_norm, soft_cap
+from requant.model.forward.ops import Array, Back, rms_norm, soft_cap
 from requant.model.forward.rope import rotation
 from requant.model.forward.weights import Weights
+from requant.pool import in_order, n_threads
 
 Tokens = NDArray[np.int32]  # (n_windows, n_ctx)
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 BLIND: Watch = Blind()
-LOGITS = 2**25  # values of logits held at a time
+Watching = Callable[[int], Watch]  # who looks on at each window
+LOGITS = 2**24  # values of logits held at a time by a thread
 _BLOCK = 512  # logits of which one sum is drawn from first
 
 
@@ -65,39 +72,41 @@ def embedded(model: Model, tokens: Tokens) -> Array:
     return stream
 
 
-def layers(model: Model, n_ctx: int, watch: Watch, order: Iterator[int]) -> Iterator[Layer]:
+def layers(model: Model, n_ctx: int, order: Iterable[int]) -> Iterator[Layer]:
     """The layers of `order` one after the other, ready to run windows of `n_ctx` tokens."""
     architecture, dtype = model.architecture, model.weights.dtype
-    masks = {size: causal_mask(n_ctx, size, dtype) for size in set(architecture.windows)}
     factors = _factors(model, n_ctx)
     full = rotation(architecture.rope, n_ctx, factors, dtype)
     swa = rotation(architecture.rope_swa, n_ctx, None, dtype)
     for index in order:
-        window = architecture.windows[index]
-        weights = model.weights.layer(index)
-        yield Layer(architecture, index, weights, swa if window else full, masks[window], watch)
+        turn = swa if architecture.windows[index] else full
+        yield Layer(architecture, index, model.weights.layer(index), turn)
 
 
 def forward(
     model: Model,
     tokens: Tokens,
     *,
-    watch: Watch = BLIND,
+    watch: Watching = lambda _: BLIND,
     checkpoints: Checkpoints | None = None,
-    done: Callable[[int], None] = lambda _: None,
+    done: Callable[[Layer], None] = lambda _: None,
+    threads: int | None = None,
 ) -> Array:
-    """The stream behind the last layer; `checkpoints` get every layer's input, `done` its index when it is done.
+    """The stream behind the last layer; `checkpoints` get every layer's input, `done` each layer after its windows.
 
     Raises NumericFault, naming the layer, where the stream is no longer finite.
     """
     x = embedded(model, tokens)
-    for layer in layers(model, tokens.shape[1], watch, iter(range(model.architecture.n_layers))):
+    for layer in layers(model, tokens.shape[1], range(model.architecture.n_layers)):
         if checkpoints is not None:
             checkpoints.put(layer.index, x)
-        for window in x:
-            window[...] = layer.run(window)[0]
+
+        def run(window: int, layer: Layer = layer) -> None:
+            x[window] = layer.run(x[window], watch(window))[0]
+
+        each(run, len(x), threads)
         check_finite(model, x, layer.index)
-        done(layer.index)
+        done(layer)
     return x
 
 
@@ -106,16 +115,33 @@ def backward(
     g: Array,
     checkpoints: Checkpoints,
     *,
-    watch: Watch,
+    watch: Watching,
     done: Callable[[Layer], None] = lambda _: None,
+    threads: int | None = None,
 ) -> None:
     """Turn `g`, the gradient behind the last layer, into that at the embedding; `done` gets each layer after it."""
     x = np.empty_like(g)
-    for layer in layers(model, g.shape[1], watch, iter(reversed(range(model.architecture.n_layers)))):
+    for layer in layers(model, g.shape[1], reversed(range(model.architecture.n_layers))):
         checkpoints.take(layer.index, x)
-        for window, gradient in zip(x, g, strict=True):
-            gradient[...] = layer.run(window)[1](gradient)
+
+        def run(window: int, layer: Layer = layer) -> None:
+            g[window] = layer.run(x[window], watch(window))[1](g[window].copy())  # who watches may keep it
+
+        each(run, len(x), threads)
         done(layer)
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """The BLAS that NumPy uses; looking for it takes milliseconds."""
+    return ThreadpoolController().select(user_api="blas")
+
+
+def each(work: Callable[[int], None], n: int, threads: int | None) -> None:
+    """`work` of 0 to n - 1 in threads, with BLAS in one each."""
+    with _blas().limit(limits=1), closing(in_order(work, range(n), n_threads(threads))) as results:
+        for _ in results:
+            pass
 
 
 def check_finite(model: Model, x: Array, layer: int) -> None:
@@ -134,25 +160,21 @@ class Head:
     matrix: Array
     bias: Array | None
 
-    def rows(self) -> int:
-        """Tokens whose logits are worked out together."""
-        return max(16, LOGITS // len(self.matrix))
+    def parts(self, n: int) -> list[slice]:
+        """Of n tokens, those whose logits are worked out together."""
+        rows = max(16, LOGITS // len(self.matrix))
+        return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
-    def run(self, x: Array, watch: Watch = BLIND) -> tuple[Array, Callable[..., Array]]:
-        """x: (n, n_embd) -> logits (n, n_vocab); back: their gradient, and what `watch` is shown in its place."""
-        architecture = self.model.architecture
-        normed, back_norm = rms_norm(x, self.norm, architecture.eps)
-        watch.inputs(self.model.output_name, None, normed)
+    def normed(self, x: Array) -> tuple[Array, Back]:
+        """x: (n, n_embd), the stream -> what the matrix is multiplied with."""
+        return rms_norm(x, self.norm, self.model.architecture.eps)
+
+    def logits(self, normed: Array) -> tuple[Array, Back]:
+        """(n, n_vocab); back: their gradient -> that at the product with the matrix."""
         logits = normed @ self.matrix.T
         if self.bias is not None:
             logits += self.bias
-        logits, back_cap = soft_cap(logits, architecture.logit_cap)
-
-        def back(g: Array, shown: Array) -> Array:
-            watch.gradients(self.model.output_name, None, normed, back_cap(shown))
-            return back_norm(back_cap(g) @ self.matrix)
-
-        return logits, back
+        return soft_cap(logits, self.model.architecture.logit_cap)
 
 
 def head_of(model: Model) -> Head:
@@ -163,28 +185,46 @@ def head_of(model: Model) -> Head:
     return Head(model, norm, matrix, model.weights.get("output.bias"))
 
 
-def log_probabilities(logits: Array) -> Array:
-    """Natural logarithms of the softmax; logits are overwritten with them."""
-    logits -= logits.max(axis=1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True, dtype=np.float64)).astype(logits.dtype)
-    return logits
+def log_probabilities(logits: Array) -> tuple[Array, Array]:
+    """Natural logarithms of the softmax, which overwrite the logits, and what was subtracted from these (n, 1)."""
+    largest = logits.max(axis=1, keepdims=True)
+    logits -= largest
+    log_sum = np.log(np.exp(logits).sum(axis=1, keepdims=True, dtype=np.float64)).astype(logits.dtype)
+    logits -= log_sum
+    return logits, largest + log_sum
 
 
-def fisher_gradient(head: Head, x: Array, rng: np.random.Generator, watch: Watch) -> None:
+def fisher_gradient(head: Head, x: Array, rng: np.random.Generator, watch: Watch) -> tuple[Array, Array]:
     """Replace x (n, n_embd), the stream behind the last layer, by the gradient of the log-likelihood of labels there.
 
     The labels are drawn from the model's own distribution p, so that squared gradients have the true Fisher information
     as their mean. At the logits that mean is known, p (1 - p), and `watch` is shown its root, which no draw blurs.
+    Yields the output matrix's inputs (n, n_embd) and the logarithm of each token's sum of exp(logits) (n,).
     """
-    for start in range(0, len(x), head.rows()):
-        part = x[start : start + head.rows()]
-        logits, back = head.run(part, watch)
-        p = np.exp(log_probabilities(logits))
-        labels = drawn(p, rng)
-        spread = np.sqrt(p * (1 - p))
-        np.negative(p, out=p)
-        p[np.arange(len(p)), labels] += 1
-        part[...] = back(p, spread)
+    normed, back_norm = head.normed(x)
+    name = head.model.output_name
+    watch.inputs(name, None, normed)
+    logits, back_cap = head.logits(normed)
+    logits, log_sum = log_probabilities(logits)
+    p = np.exp(logits)
+    labels = drawn(p, rng)
+    watch.gradients(name, None, normed, back_cap(np.sqrt(p * (1 - p))))
+    np.negative(p, out=p)
+    p[np.arange(len(p)), labels] += 1
+    x[...] = back_norm(back_cap(p) @ head.matrix)
+    return normed, log_sum[:, 0]
+
+
+def embedded_gradient(model: Model, tokens: Tokens, g: Array) -> tuple[NDArray[np.intp], Array]:
+    """The rows of the embedding that `tokens` use, and their squared gradients summed over the tokens, (n, n_embd).
+
+    g: the gradient at the stream that enters the first layer.
+    """
+    ids, place = np.unique(tokens, return_inverse=True)
+    squares = np.zeros((len(ids), g.shape[-1]), g.dtype)
+    scaled = g.reshape(-1, g.shape[-1]) * g.dtype.type(model.embedding_scale)
+    np.add.at(squares, place.reshape(-1), scaled * scaled)
+    return ids, squares
 
 
 def drawn(p: Array, rng: np.random.Generator) -> NDArray[np.intp]:

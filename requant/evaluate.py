@@ -26,6 +26,9 @@ from requant.model.forward.passes import (
     head_of,
     log_probabilities,
 )
+from requant.records import dump, plain
+
+EVALUATION_SCHEMA = "requant.evaluation/1"
 
 Floats64 = NDArray[np.float64]
 
@@ -51,10 +54,14 @@ class Evaluation:
     p999_kld: float | None = None
     same_top: float | None = None
 
+    def to_json(self) -> str:
+        """One object, the figures by their names."""
+        return dump({"schema": EVALUATION_SCHEMA} | plain(self))
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Per scored token: the likelihood of what came, and with a base its own, the divergence, and whether tops agree."""
+    """Per scored token: log-likelihood of what came; with a base also its own, the divergence, whether tops agree."""
 
     log_likelihood: Floats64
     base_log_likelihood: Floats64 | None = None

@@ -1,52 +1,54 @@
 """Losses from gradients: the KL divergence that a type's error predicts, to second order.
 
-loss = 1/2 sum_rc F_rc e_rc^2 with F_rc = E[g_r^2 x_c^2] per token: the Fisher information of a weight between input x_c
-and output r, whose gradient of the log-likelihood is g_r, with labels drawn from the model itself. F of a layer is only
-ever there in blocks of rows, in which all candidates are encoded and their errors weighed; nothing of it is stored.
+loss = 1/2 sum_rc F_rc e_rc^2 with F_rc = E[(sum_t g_tr x_tc)^2] / n_ctx, the Fisher information of the weight between
+input c and output r per token: x_t are the inputs at token t of a window, g_t the gradients at the outputs of the
+log-likelihood of labels, drawn from the model itself, at all tokens. The sum over t is inside the square because the
+error of a weight meets all tokens with the same sign: with E[g_tr^2 x_tc^2] in its place, a value projection's losses
+were too small by up to five times (SmolLM2-135M).
 
-For an output matrix g^2 has a known mean, p (1 - p); an embedding's rows have the gradients at their tokens. All rows
-are encoded, so these losses have no sampling error beyond that of the tokens.
+F of a layer is only ever there in blocks of rows, in which all candidates are encoded and their errors weighed; nothing
+of it is stored. For an output matrix, whose labels touch one token only, g^2 has a known mean, p (1 - p); an
+embedding's rows have the gradients at their tokens. All rows are encoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from requant import codec
 from requant.codec import Floats
 from requant.container.source import Source, SourceTensor, require_model
+from requant.errors import BadInput, printable
 from requant.formats import BlockFormat, Effort
-from requant.imatrix import Imatrix, importance_for
+from requant.imatrix import Imatrix, entry_of, importance_for
 from requant.model.companions import SECOND_LEVEL, scales_of, takes_second_level
+from requant.model.forward.architecture import read_architecture
 from requant.model.forward.checkpoints import Checkpoints
 from requant.model.forward.layer import Layer
 from requant.model.forward.ops import Array, soft_cap
 from requant.model.forward.passes import (
     EMBEDDING,
-    Head,
     Model,
     Tokens,
     backward,
     check_tokens,
     each,
     embedded_gradient,
-    fisher_gradient,
     forward,
-    head_of,
     model_of,
+    turn,
 )
 from requant.model.forward.weights import Weights
-from requant.model.roles import is_tied, n_matrices
+from requant.model.roles import n_matrices
 from requant.plan import Losses, TensorLosses
 from requant.sensitivity import DEFAULT_TYPES, check_requantization, format_of, involved, survey
 from requant.statistics import Sampler, Statistics
 
-METHOD = "fisher"
+METHOD, KFAC = "fisher", "kfac"
 BLOCK_WEIGHTS = 2**19  # of a matrix whose F is there at a time in a thread
-SEED = 1
 
 # F of rows of a matrix: (matrix, rows, their weights as the model sees them) -> (n_rows, n_per_row)
 Information = Callable[[int, slice, Floats], Floats]
@@ -54,7 +56,7 @@ Information = Callable[[int, slice, Floats], Floats]
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Losses of all candidates, and the statistics that were seen on the way."""
+    """Losses of all candidates, and the statistics of the model that were seen on the way."""
 
     losses: Losses
     statistics: Statistics
@@ -64,6 +66,7 @@ def score_by_gradients(
     source: Source,
     tokens: Tokens,
     *,
+    text: str = "",
     types: Sequence[str] = DEFAULT_TYPES,
     imatrix: Imatrix | None = None,
     weigh: bool = False,
@@ -74,21 +77,24 @@ def score_by_gradients(
 ) -> Scored:
     """The predicted KL divergence, in nats per token, of every candidate of every tensor of `source`.
 
-    tokens: (n_windows, n_ctx) ids. The encoders weigh columns by `imatrix`, or else, with `weigh`, by the mean squares
-    of the inputs seen here. `progress` is called with layers done, of twice their number and one. Raises what `survey`
-    and `model_of` raise, NumericFault for weights or activations that are not finite.
+    tokens: (n_windows, n_ctx) ids; text: what they are from. The encoders weigh columns by `imatrix`, or else, with
+    `weigh`, by the mean squares of the inputs seen here. `progress` is called with layers done, `n_steps` of them.
+    Raises what `survey` and `model_of` raise, NumericFault for weights or activations that are not finite.
     """
     surveyed = survey(source, types=types, imatrix=imatrix, has_importance=weigh)
     notes = check_requantization(source, surveyed, allow_requantize)
     codec.warm_up(involved(source, types))
     model = model_of(Weights(source))
     check_tokens(model, tokens)
-    work = _Work(source, surveyed, imatrix, weigh, effort, threads, Statistics(tokens.size, tokens.shape[1]))
+    work = _Work(source, _wanted(surveyed), imatrix, weigh, effort, threads, Statistics(tokens.size, tokens.shape[1]))
     with Checkpoints() as checkpoints:
         x = forward(model, tokens, checkpoints=checkpoints, threads=threads, done=lambda _: progress(1))
-        output = _pass_head(model, x, work)
-        progress(1)
         samplers = [Sampler() for _ in tokens]
+        normed, log_sum = turn(model, x, watch=lambda window: samplers[window], threads=threads)
+        output = _Output(model, normed.reshape(-1, x.shape[-1]), log_sum.reshape(-1, 1))
+        for sampler in samplers:
+            work.statistics.add("", sampler.sums)
+        progress(1)
 
         def finish(layer: Layer) -> None:
             _score_layer(work, layer.index, samplers)
@@ -100,43 +106,110 @@ def score_by_gradients(
 
         backward(model, x, checkpoints, watch=watch, done=finish, threads=threads)
     _score_ends(work, model, output, embedded_gradient(model, tokens, x))
-    losses = Losses(
-        source=source.name,
-        header_sha256=source.header_sha256,
-        arch=require_model(source),
-        method=METHOD,
+    notes.append(f"gradients over {len(tokens)} windows of {tokens.shape[1]} tokens" + (f" of {text}" if text else ""))
+    used = work.statistics.imatrix(source, text) if weigh and imatrix is None else imatrix
+    return Scored(_losses(work, surveyed, METHOD, used, notes), work.statistics)
+
+
+def score_by_statistics(
+    source: Source,
+    statistics: Imatrix,
+    *,
+    types: Sequence[str] = DEFAULT_TYPES,
+    imatrix: Imatrix | None = None,
+    threads: int | None = None,
+    allow_requantize: bool = False,
+    effort: Effort = Effort.DEFAULT,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Losses:
+    """As `score_by_gradients`, with F_rc = E[g_r^2] E[x_c^2] from a file of `requant calibrate` (the K-FAC form).
+
+    The encoders weigh columns by `imatrix`, or else by the statistics. `progress` is called with tensors done. Raises
+    BadInput where the statistics hold no gradients for a tensor that may be quantized.
+    """
+    imatrix = imatrix or statistics
+    surveyed = survey(source, types=types, imatrix=imatrix)
+    notes = check_requantization(source, surveyed, allow_requantize)
+    codec.warm_up(involved(source, types))
+    work = _Work(source, _wanted(surveyed), imatrix, False, effort, threads, Statistics(statistics.n_tokens, 1))
+    for name in work.wanted:
+        work.score(name, _product(statistics, source.tensor(name)))
+        progress(1)
+    return _losses(work, surveyed, KFAC, imatrix, notes)
+
+
+def _product(statistics: Imatrix, tensor: SourceTensor) -> Information:
+    """F of a tensor as a product, summed over the tokens of the statistics."""
+    entry = statistics.entries.get(tensor.name)
+    if entry is None or entry.gradients is None or not statistics.n_tokens:
+        what = f"holds no gradients for tensor '{printable(tensor.name)}'"
+        raise BadInput(statistics.path, what, hint="make it with `requant calibrate`, or pass it with --imatrix")
+    counts, gradients, inputs = entry.counts, entry.gradients, entry.importance
+    if gradients.shape[1] * len(gradients) == tensor.n_per_row and tensor.n_per_row != tensor.n_rows // len(gradients):
+        # a lookup: the gradients are at the row that was fetched, and any row may be
+        per_column = gradients[0] * counts[0] / tensor.n_rows
+        return lambda _, rows, weights: np.broadcast_to(per_column, weights.shape)
+
+    def information(matrix: int, rows: slice, weights: Floats) -> Floats:
+        found: Floats = np.outer(gradients[matrix, rows], inputs[matrix] * counts[matrix])
+        return found
+
+    return information
+
+
+def cannot_run(source: Source) -> BadInput | None:
+    """Why the model cannot be run, and so has no gradients, or None."""
+    try:
+        read_architecture(source)
+    except BadInput as error:
+        return error
+    return None
+
+
+def n_steps(source: Source) -> int:
+    """What `progress` of `score_by_gradients` is called with in all: every layer twice, and the head."""
+    return 2 * read_architecture(source).n_layers + 1
+
+
+def _wanted(surveyed: Sequence[TensorLosses]) -> dict[str, TensorLosses]:
+    return {t.name: t for t in surveyed if t.reason is None}
+
+
+def _losses(
+    work: _Work, surveyed: Sequence[TensorLosses], method: str, imatrix: Imatrix | None, notes: Sequence[str]
+) -> Losses:
+    return Losses(
+        source=work.source.name,
+        header_sha256=work.source.header_sha256,
+        arch=require_model(work.source),
+        method=method,
         imatrix=None if imatrix is None else imatrix.name,
         imatrix_sha256=None if imatrix is None else imatrix.sha256,
         tensors=tuple(work.scored.get(t.name, t) for t in surveyed),
         notes=tuple(notes),
-        effort=effort,
+        effort=work.effort,
     )
-    return Scored(losses, work.statistics)
 
 
+@dataclass(frozen=True, slots=True)
 class _Work:
     """What is scored and how, and what has been found so far."""
 
-    def __init__(
-        self,
-        source: Source,
-        surveyed: Sequence[TensorLosses],
-        imatrix: Imatrix | None,
-        weigh: bool,
-        effort: Effort,
-        threads: int | None,
-        statistics: Statistics,
-    ) -> None:
-        self.source, self.imatrix, self.weigh, self.effort, self.threads = source, imatrix, weigh, effort, threads
-        self.wanted = {t.name: t for t in surveyed if t.reason is None}
-        self.statistics = statistics
-        self.scored: dict[str, TensorLosses] = {}
+    source: Source
+    wanted: Mapping[str, TensorLosses]
+    imatrix: Imatrix | None
+    weigh: bool
+    effort: Effort
+    threads: int | None
+    statistics: Statistics
+    scored: dict[str, TensorLosses] = field(default_factory=dict)
 
     def importance(self, tensor: SourceTensor) -> Floats | None:
         """(n_matrices, n_per_row) for the encoders, or None."""
         if self.imatrix is not None:
             return importance_for(self.imatrix, tensor.name, tensor.shape)
-        return self.statistics.importance(tensor.name, tensor.shape) if self.weigh else None
+        found = self.statistics.arrays(tensor.name, tensor.shape) if self.weigh else None
+        return None if found is None else entry_of(found[0], found[1]).importance
 
     def score(self, name: str, information: Information) -> None:
         """Measure all candidates of the tensor; information: F, summed over tokens."""
@@ -145,43 +218,22 @@ class _Work:
             self.scored[name] = _scored(self, tensor, self.wanted[name], information)
 
 
-def _pass_head(model: Model, x: Array, work: _Work) -> _Output:
-    """Turn x, the stream behind the last layer, into its gradient; what the losses of the output matrix need."""
-    head = head_of(model)
-    flat = x.reshape(-1, x.shape[-1])
-    parts = head.parts(len(flat))
-    normed, log_sum = np.empty_like(flat), np.empty(len(flat), flat.dtype)
-    samplers = [Sampler() for _ in parts]
-
-    def work_on(index: int) -> None:
-        part = parts[index]
-        normed[part], log_sum[part] = fisher_gradient(
-            head, flat[part], np.random.default_rng((SEED, index)), samplers[index]
-        )
-
-    each(work_on, len(parts), work.threads)
-    for sampler in samplers:
-        work.statistics.add("", sampler.sums)
-    return _Output(model.output_name, normed, log_sum, head.bias, model.architecture.logit_cap)
-
-
 @dataclass(frozen=True, slots=True)
 class _Output:
-    """The output matrix's inputs (n_tokens, n_embd), and the logarithm of each token's sum of exp(logits)."""
+    """The output matrix's inputs (n_tokens, n_embd), and each token's logarithm of the sum of exp(logits), (.., 1)."""
 
-    name: str
+    model: Model
     x: Array
     log_sum: Array
-    bias: Array | None
-    cap: float
 
     def information(self, rows: slice, weights: Floats) -> Floats:
         """F of rows of the output matrix: p (1 - p) times x^2, summed over tokens."""
+        bias = self.model.weights.get("output.bias")
         logits = self.x @ weights.T
-        if self.bias is not None:
-            logits += self.bias[rows]
-        logits, back = soft_cap(logits, self.cap)
-        p = np.exp(logits - self.log_sum[:, None])
+        if bias is not None:
+            logits += bias[rows]
+        logits, back = soft_cap(logits, self.model.architecture.logit_cap)
+        p = np.exp(logits - self.log_sum)
         slope = back(np.sqrt(p * (1 - p)))
         found: Floats = (slope * slope).T @ (self.x * self.x)
         return found
@@ -190,31 +242,35 @@ class _Output:
 def _score_layer(work: _Work, index: int, samplers: Sequence[Sampler]) -> None:
     """Score the tensors of a layer whose windows have all been run."""
     prefix = f"blk.{index}."
-    kept: dict[str, dict[int, tuple[Array, Array]]] = {}
+    kept: dict[str, dict[int, list[tuple[Array, Array]]]] = {}
     for sampler in samplers:
         work.statistics.add(prefix, sampler.sums)
-    for name, expert in dict.fromkeys(key for sampler in samplers for key in sampler.kept):
-        pairs = [sampler.kept[name, expert] for sampler in samplers if (name, expert) in sampler.kept]
-        x, g = (np.concatenate(side) for side in zip(*pairs, strict=True))
-        kept.setdefault(prefix + name, {})[expert or 0] = x * x, g * g
+        for (name, expert), pair in sampler.kept.items():
+            kept.setdefault(prefix + name, {}).setdefault(expert or 0, []).append(pair)
+    for name, matrices in kept.items():
+        work.score(name, _information(matrices))
     for sampler in samplers:
         sampler.kept.clear()
-    for name, matrices in kept.items():
 
-        def information(matrix: int, rows: slice, weights: Floats, seen: Mapping[int, tuple[Array, Array]] = matrices) -> Floats:
-            if matrix not in seen:  # an expert that no token was sent to
-                return np.zeros_like(weights)
-            x, g = seen[matrix]
-            found: Floats = g[:, rows].T @ x
-            return found
 
-        work.score(name, information)
+def _information(matrices: Mapping[int, Sequence[tuple[Array, Array]]]) -> Information:
+    """F of matrices from the inputs and gradients of each window, by expert."""
+
+    def information(matrix: int, rows: slice, weights: Floats) -> Floats:
+        found = np.zeros_like(weights)
+        for x, g in matrices.get(matrix, ()):
+            gradient = g[:, rows].T @ x
+            gradient *= gradient
+            found += gradient
+        return found
+
+    return information
 
 
 def _score_ends(work: _Work, model: Model, output: _Output, gradients: tuple[Array, Array]) -> None:
     """Score the embedding and the output, which may be one matrix."""
     ids, squares = gradients
-    tied = output.name == EMBEDDING
+    tied = model.output_name == EMBEDDING
 
     def information(matrix: int, rows: slice, weights: Floats) -> Floats:
         found = output.information(rows, weights) if tied else np.zeros_like(weights)
@@ -224,7 +280,7 @@ def _score_ends(work: _Work, model: Model, output: _Output, gradients: tuple[Arr
 
     work.score(EMBEDDING, information)
     if not tied:
-        work.score(output.name, lambda matrix, rows, weights: output.information(rows, weights))
+        work.score(model.output_name, lambda matrix, rows, weights: output.information(rows, weights))
 
 
 def _scored(work: _Work, tensor: SourceTensor, surveyed: TensorLosses, information: Information) -> TensorLosses:

@@ -12,7 +12,7 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -26,7 +26,8 @@ from requant.errors import BadInput, printable
 Floats = NDArray[np.float32]
 
 _F32 = 0  # ggml type id
-_SUMS, _COUNTS = ".in_sum2", ".counts"
+SUMS, COUNTS = ".in_sum2", ".counts"
+GRADIENTS = ".g_sum2"  # requant's own: (n_rows, n_matrices) sums of squared gradients at the outputs
 _MAX_NAME = 1024  # bytes of a legacy entry's name; a GGUF tensor name has at most 63
 _MIN_ENTRY = 17  # bytes of a legacy entry: three integers, a letter, a value
 _HASH_CHUNK = 2**20
@@ -40,10 +41,13 @@ class Entry:
     negative, not scaled to any mean. Matrices whose count is 0 saw no token; they hold the mean of the others.
     `counts`: (n_matrices,) float32, tokens behind each; a legacy file does not divide its values by matrix, so its
     entries have one row of all values, and the number of calls as the only count.
+    `gradients`: (n_matrices, n_rows) float32, the mean squared gradient at each output row over the same tokens, in
+    files that `requant calibrate` wrote, or None.
     """
 
     importance: Floats
     counts: Floats
+    gradients: Floats | None = None
 
     @property
     def n_uncovered(self) -> int:
@@ -66,6 +70,12 @@ class Imatrix:
     datasets: tuple[str, ...]
     chunk_count: int | None
     legacy: bool
+    chunk_size: int | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens behind the file; 0 where it does not say."""
+        return (self.chunk_count or 0) * (self.chunk_size or 0)
 
     @property
     def name(self) -> str:
@@ -199,36 +209,37 @@ def _sha256(path: Path, descriptor: int, size: int) -> str:
 # GGUF
 
 
-def _read_gguf(path: Path, descriptor: int, size: int) -> Imatrix:
+def _read_gguf(path: Path, descriptor: int, n_bytes: int) -> Imatrix:
     header = read_header(path, descriptor)
     kind = header.metadata.get("general.type")
     if kind not in (None, "imatrix"):
         raise BadInput(path, "is a GGUF file, but no importance matrix", got=f"general.type {kind!r:.40}")
     tensors = {t.name: t for t in header.tensors}
-    names = [t.removesuffix(_SUMS) for t in tensors if t.endswith(_SUMS)]
+    names = [t.removesuffix(SUMS) for t in tensors if t.endswith(SUMS)]
     if not names:
-        raise BadInput(path, "holds no importance", got=f"{len(tensors)} tensors, none of them '*{_SUMS}'")
-    lone = next((t for t in tensors if t.endswith(_COUNTS) and t.removesuffix(_COUNTS) + _SUMS not in tensors), None)
+        raise BadInput(path, "holds no importance", got=f"{len(tensors)} tensors, none of them '*{SUMS}'")
+    lone = next((t for t in tensors if t.endswith(COUNTS) and t.removesuffix(COUNTS) + SUMS not in tensors), None)
     if lone is not None:
-        raise BadInput(path, f"entry '{printable(lone.removesuffix(_COUNTS))}' has counts, but no sums")
+        raise BadInput(path, f"entry '{printable(lone.removesuffix(COUNTS))}' has counts, but no sums")
     entries = {name: _gguf_entry(path, descriptor, header, tensors, name) for name in names}
     datasets = header.metadata.get("imatrix.datasets")
-    chunks = header.metadata.get("imatrix.chunk_count")
+    chunks, size = (header.metadata.get(f"imatrix.chunk_{what}") for what in ("count", "size"))
     return Imatrix(
         path=str(path),
-        sha256=_sha256(path, descriptor, size),
+        sha256=_sha256(path, descriptor, n_bytes),
         entries=entries,
         datasets=tuple(str(d) for d in datasets) if isinstance(datasets, list) else (),
         chunk_count=chunks if isinstance(chunks, int) else None,
         legacy=False,
+        chunk_size=size if isinstance(size, int) else None,
     )
 
 
 def _gguf_entry(path: Path, descriptor: int, header: Header, tensors: Mapping[str, TensorInfo], name: str) -> Entry:
     what = f"entry '{printable(name)}'"
-    if name + _COUNTS not in tensors:
+    if name + COUNTS not in tensors:
         raise BadInput(path, f"{what} has sums, but no counts")
-    sums, counts = tensors[name + _SUMS], tensors[name + _COUNTS]
+    sums, counts = tensors[name + SUMS], tensors[name + COUNTS]
     n_matrices = sums.n_rows
     if sums.n_weights == 0:
         raise BadInput(path, f"{what} has no sums", got=0)
@@ -242,9 +253,24 @@ def _gguf_entry(path: Path, descriptor: int, header: Header, tensors: Mapping[st
     n_tokens = _checked(path, f"{what}, counts", _read_floats(path, descriptor, header, counts))
     total = _checked(path, what, _read_floats(path, descriptor, header, sums)).reshape(n_matrices, sums.n_per_row)
     n_tokens = np.broadcast_to(n_tokens, n_matrices).astype(np.float32)
+    gradients = None
+    if name + GRADIENTS in tensors:
+        info = tensors[name + GRADIENTS]
+        if info.type_id != _F32 or info.n_rows != n_matrices or not info.n_weights:
+            raise BadInput(path, f"tensor '{printable(info.name)}' has the wrong type or shape", got=list(info.shape))
+        gradients = _checked(path, f"{what}, gradients", _read_floats(path, descriptor, header, info))
+        gradients = gradients.reshape(n_matrices, info.n_per_row)
+    entry = entry_of(total, n_tokens, gradients)
+    _checked(path, f"{what}, divided by its counts", entry.importance)
+    return entry
+
+
+def entry_of(sums: Floats, counts: Floats, gradients: Floats | None = None) -> Entry:
+    """The entry of sums of squares (n_matrices, n_per_row) over `counts` (n_matrices,) tokens; gradients: likewise."""
     with np.errstate(over="ignore"):
-        mean = (total / np.where(n_tokens > 0, n_tokens, 1)[:, None].astype(np.float64)).astype(np.float32)
-    return _with_gaps_filled(_checked(path, f"{what}, divided by its counts", mean), n_tokens)
+        divisor = np.where(counts > 0, counts, 1)[:, None].astype(np.float64)
+        entry = _with_gaps_filled((sums / divisor).astype(np.float32), counts)
+        return entry if gradients is None else replace(entry, gradients=(gradients / divisor).astype(np.float32))
 
 
 def _read_floats(path: Path, descriptor: int, header: Header, info: TensorInfo) -> Floats:

@@ -113,7 +113,13 @@ def check_ways(wishes: Wishes, plan_file: object, type_name: object) -> None:
 
 
 def check_feasible(
-    source: Source, wishes: Wishes, types: Sequence[str], *, imatrix: Imatrix | None, allow_requantize: bool
+    source: Source,
+    wishes: Wishes,
+    types: Sequence[str],
+    *,
+    imatrix: Imatrix | None,
+    allow_requantize: bool,
+    has_importance: bool = False,
 ) -> None:
     """Raise, without scoring, all that can be wrong with planning for `source` from losses of `types`.
 
@@ -121,7 +127,7 @@ def check_feasible(
     """
     from requant.sensitivity import check_requantization, survey
 
-    tensors = survey(source, types=types, imatrix=imatrix)
+    tensors = survey(source, types=types, imatrix=imatrix, has_importance=has_importance)
     check_requantization(source, tensors, allow_requantize)
     arch = require_model(source)
     make_plan(source, Losses(source.name, source.header_sha256, arch, "", None, None, tensors), wishes, imatrix=imatrix)

@@ -223,7 +223,11 @@ def _scored(
         parts = []
         for start, stop, importance, _, _ in sample.parts:
             x = sample.x[start:stop]
-            scale = float(codec.second_scale(float(np.abs(x).max(initial=0)))) if two_level and fmt.name == SECOND_LEVEL else 1
+            scale = (
+                float(codec.second_scale(float(np.abs(x).max(initial=0))))
+                if two_level and fmt.name == SECOND_LEVEL
+                else 1
+            )
             parts.append(codec.reconstruct(x, fmt, importance, effort, scale))
         y = np.concatenate(parts)
         loss, error = _estimate(sample, y)

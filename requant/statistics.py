@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from requant.codec import Floats
+from requant.container.files import Identity
+from requant.container.layout import lay_out
+from requant.container.metadata import Metadata
+from requant.container.output import Output
+from requant.container.source import Source
+from requant.imatrix import COUNTS, GRADIENTS, SUMS, Imatrix, entry_of
 from requant.model.forward.ops import Array
 from requant.model.roles import is_experts, n_matrices
 
@@ -32,7 +40,7 @@ class Sums2:
 
 @dataclass(slots=True)
 class Sampler:
-    """A Watch of one window that sums squares; gradients: whether it also waits for them.
+    """A Watch of one window that sums squares.
 
     kept: the inputs and gradients themselves, where `keep`, for whoever needs more than their sums.
     """
@@ -43,11 +51,11 @@ class Sampler:
 
     def inputs(self, name: str, expert: int | None, x: Array) -> None:
         """Sum x^2."""
-        self.sums[name, expert] = Sums2(len(x), _squares(x))
+        self.sums.setdefault((name, expert), Sums2()).add(Sums2(len(x), _squares(x)))
 
     def gradients(self, name: str, expert: int | None, x: Array, g: Array) -> None:
         """Sum g^2."""
-        self.sums[name, expert].gradients = _squares(g)
+        self.sums[name, expert].add(Sums2(gradients=_squares(g)))
         if self.keep:
             self.kept[name, expert] = x, g
 
@@ -70,16 +78,64 @@ class Statistics:
         for (name, expert), found in sums.items():
             self.matrices.setdefault((prefix + name, expert), Sums2()).add(found)
 
-    def importance(self, name: str, shape: Sequence[int]) -> Floats | None:
-        """(n_matrices, n_per_row) float32, the mean square of each column's inputs; None where none was seen.
+    def imatrix(self, source: Source, name: str) -> Imatrix:
+        """The same as an importance matrix called `name`, of what of `source` was seen."""
+        entries = {}
+        for tensor in source.tensors:
+            arrays = self.arrays(tensor.name, tensor.shape)
+            if arrays is not None:
+                sums, counts, gradients = arrays
+                entries[tensor.name] = entry_of(sums, counts, gradients)
+        digest = hashlib.sha256()
+        for key, entry in entries.items():
+            digest.update(key.encode() + entry.importance.tobytes())
+        return Imatrix(name, digest.hexdigest(), entries, (name,), self.n_tokens // self.n_ctx, False, self.n_ctx)
 
-        Matrices that no token reached have the mean of the others.
+    def arrays(self, name: str, shape: Sequence[int]) -> tuple[Floats, Floats, Floats | None] | None:
+        """Sums of squared inputs (n_matrices, n_per_row), counts (n_matrices,), and sums of squared gradients.
+
+        The last (n_matrices, n_rows), or None where none were seen; None for a tensor of which nothing was seen.
         """
         experts = is_experts(name, shape)
-        found = [self.matrices.get((name, m if experts else None)) for m in range(n_matrices(shape) if experts else 1)]
-        seen = [np.asarray(s.inputs) / s.count for s in found if s is not None and s.count]
-        if not seen:
+        n = n_matrices(shape) if experts else 1
+        found = [self.matrices.get((name, m if experts else None)) for m in range(n)]
+        if not any(f is not None for f in found):
             return None
-        mean = np.mean(seen, axis=0)
-        rows = [np.asarray(s.inputs) / s.count if s is not None and s.count else mean for s in found]
-        return np.array(rows, np.float32)
+        counts = np.array([0 if f is None else f.count for f in found], np.float32)
+        inputs = np.array([np.broadcast_to(0.0 if f is None else f.inputs, shape[0]) for f in found], np.float32)
+        if all(f is None or np.ndim(f.gradients) == 0 for f in found):
+            return inputs, counts, None
+        width = max(np.size(f.gradients) for f in found if f is not None)
+        gradients = [np.broadcast_to(0.0 if f is None else f.gradients, width) for f in found]
+        return inputs, counts, np.array(gradients, np.float32)
+
+
+def write_statistics(
+    path: Path, statistics: Statistics, source: Source, text: str, *, force: bool, inputs: frozenset[Identity]
+) -> None:
+    """`statistics` as a GGUF importance matrix at `path`, gradients in extra tensors `W.g_sum2` that others ignore.
+
+    text: what the tokens came from. Raises OutputRefused, InputOutputError.
+    """
+    arrays: dict[str, Floats] = {}
+    for tensor in source.tensors:
+        found = statistics.arrays(tensor.name, tensor.shape)
+        if found is not None:
+            sums, counts, gradients = found
+            arrays[tensor.name + SUMS] = sums
+            arrays[tensor.name + COUNTS] = counts[:, None]
+            if gradients is not None:
+                arrays[tensor.name + GRADIENTS] = gradients
+    metadata = Metadata(str(path), {}).with_values(
+        {
+            "general.type": ("str", "imatrix"),
+            "imatrix.datasets": ("arr_str", [text]),
+            "imatrix.chunk_count": ("u32", statistics.n_tokens // statistics.n_ctx),
+            "imatrix.chunk_size": ("u32", statistics.n_ctx),
+        }
+    )
+    layout = lay_out(metadata, [(name, x.shape[::-1], 0) for name, x in arrays.items()], path)
+    with Output(path, layout.size, force=force, inputs=inputs) as output:
+        for placed in layout.tensors:
+            output.write_at(placed.offset, arrays[placed.name].reshape(-1).view(np.uint8))
+        output.publish(layout.header)

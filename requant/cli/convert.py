@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from requant.cli import messages, options, stages
+from requant.cli.calibration import Calibration
 from requant.container.source import open_source
 from requant.pipeline import Wishes, check_ways
 from requant.report.engine import llama_server
@@ -22,6 +23,7 @@ from requant.report.table import plan_table
 @click.option("--plan", "plan_file", type=options.FILE, metavar="F", help="A plan from `requant plan`, perhaps edited.")
 @options.single_type
 @options.imatrix
+@options.calibration
 @options.losses
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @click.option("--no-verify", is_flag=True, help="Do not read the output again.")
@@ -32,16 +34,25 @@ from requant.report.table import plan_table
 @options.json_output
 @options.debug
 def command(
-    *, model: Path, out: Path, wishes: Wishes, dry_run: bool, no_verify: bool, force: bool, as_json: bool, **how: Any
+    *,
+    model: Path,
+    out: Path,
+    wishes: Wishes,
+    calibration: Calibration,
+    dry_run: bool,
+    no_verify: bool,
+    force: bool,
+    as_json: bool,
+    **how: Any,
 ) -> None:
     """Quantize a model to fit a budget: --vram, --size, --bpw, a --plan, or one --type for all."""
     check_ways(wishes, how["plan_file"], how["type_name"])
     with open_source(model) as source:
         messages.warn(*source.warnings)
-        job = stages.prepared(source, wishes, **how)
+        job = stages.prepared(source, wishes, calibration, **how)
         if not dry_run:
             job.check_output(out, force)
-        plan = job.plan()
+        plan, job = job.planned(weigh=True)
         if dry_run or not as_json:
             messages.emit(plan.to_json() if as_json else plan_table(plan))
         if dry_run:

@@ -13,10 +13,12 @@ from requant.cli import messages
 # command -> what it does, said here so that `requant --help` need not import it
 COMMANDS = {
     "inspect": "Show what a model is made of and what it needs in VRAM.",
+    "calibrate": "Run a model on a text and keep statistics of it.",
     "score": "Measure what each type would cost each tensor.",
     "plan": "Choose a type for each tensor within a budget.",
     "convert": "Quantize a model to fit a budget.",
     "verify": "Check a converted model against its record, plan and source.",
+    "evaluate": "Measure perplexity, and the divergence from another model.",
 }
 
 

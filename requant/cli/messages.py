@@ -108,13 +108,20 @@ def warn(*texts: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, where that is a terminal; yields the function that takes bytes done, from any thread."""
+def progress(what: str, total: int, unit: str = "B") -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, where that is a terminal; yields the function that takes units done, from any thread."""
     from tqdm import tqdm
 
     lock = threading.Lock()
     with tqdm(
-        desc=what, total=total, unit="B", unit_scale=True, unit_divisor=1024, leave=False, disable=None, file=sys.stderr
+        desc=what,
+        total=total,
+        unit=unit,
+        unit_scale=unit == "B",
+        unit_divisor=1024,
+        leave=False,
+        disable=None,
+        file=sys.stderr,
     ) as bar:
 
         def advance(n_bytes: int) -> None:

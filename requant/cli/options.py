@@ -12,10 +12,13 @@ import click
 
 from requant.budget import parse_rule, parse_type, parse_types
 from requant.cli import messages
+from requant.cli.calibration import Calibration
 from requant.errors import UsageError
 from requant.formats import FORMATS, Effort
 from requant.pipeline import Wishes
 from requant.units import parse_size
+
+MIN_CTX = 16  # tokens of a window
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 FILE = click.Path(path_type=Path)  # not checked here: what is wrong with a file is bad input, not usage
@@ -86,6 +89,56 @@ effort = click.option(
 )
 allow_requantize = click.option(
     "--allow-requantize", is_flag=True, help="Accept a model that is already quantized below Q8_0."
+)
+text = click.option("--text", type=FILE, metavar="F", help="UTF-8 text to run the model on.")
+tokens = click.option("--tokens", type=FILE, metavar="F", help="Token ids to run the model on, instead of a text.")
+window = click.option(
+    "--window",
+    "n_ctx",
+    type=click.IntRange(MIN_CTX, 2**17),
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="Tokens of a window; windows see nothing of each other.",
+)
+
+
+def windows(default: int | None) -> Decorator:
+    """--windows: how many windows of the text are run."""
+    shown = "all" if default is None else str(default)
+    return click.option(
+        "--windows",
+        "n_windows",
+        type=click.IntRange(1),
+        default=default,
+        metavar="N",
+        help=f"Windows of the text to run, spread over it; {shown} by default.",
+    )
+
+
+def _calibration(command: Callable[..., Any]) -> Callable[..., Any]:
+    names = {f.name for f in fields(Calibration)}
+
+    @functools.wraps(command)
+    def parsed(**given: Any) -> Any:
+        asked = Calibration(**{name: given.pop(name) for name in names & given.keys()})
+        if asked.text is not None and asked.tokens is not None:
+            raise UsageError("--text and --tokens cannot be given together")
+        if asked.quick and (asked.text or asked.tokens or asked.statistics):
+            raise UsageError("--quick scores without data; leave --text, --tokens and --statistics out")
+        return command(calibration=asked, **given)
+
+    return parsed
+
+
+calibration = _together(
+    _calibration,
+    text,
+    tokens,
+    windows(8),
+    window,
+    click.option("--quick", is_flag=True, help="Score without running the model: in seconds, but worse."),
+    click.option("--statistics", type=FILE, metavar="F", help="Score with these, from `requant calibrate`."),
 )
 debug = click.option(
     "--debug",

@@ -7,9 +7,11 @@ from pathlib import Path
 import click
 
 from requant.cli import messages, options, stages
+from requant.cli.calibration import Calibration
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.formats import Effort
+from requant.pipeline import Wishes
 from requant.report.table import losses_table
 from requant.textfile import check_writable, write_text
 
@@ -18,6 +20,7 @@ from requant.textfile import check_writable, write_text
 @options.model
 @options.result_file("losses")
 @options.imatrix
+@options.calibration
 @options.types
 @options.threads
 @options.effort
@@ -30,6 +33,7 @@ def command(
     model: Path,
     out: Path | None,
     imatrix: Path | None,
+    calibration: Calibration,
     types: tuple[str, ...],
     threads: int | None,
     effort: Effort | None,
@@ -42,11 +46,19 @@ def command(
         raise UsageError("nowhere to put the losses; say -o LOSSES.json or --json")
     with open_source(model) as source:
         messages.warn(*source.warnings)
-        inputs = source.identities | stages.identities(imatrix)
-        matrix = stages.read_importance(imatrix, source)
+        job = stages.prepared(source, Wishes(types=types), calibration, imatrix=imatrix)
         if out is not None:
-            check_writable(out, force=force, inputs=inputs)
-        losses = stages.score(source, types, matrix, threads=threads, allow_requantize=allow_requantize, effort=effort)
+            check_writable(out, force=force, inputs=job.inputs)
+        scored = stages.score(
+            source,
+            types,
+            job.imatrix,
+            calibration,
+            threads=threads,
+            allow_requantize=allow_requantize,
+            effort=effort,
+        )
+        losses = scored.losses
         if out is not None:
-            write_text(out, losses.to_json(), force=force, inputs=inputs)
+            write_text(out, losses.to_json(), force=force, inputs=job.inputs)
     messages.emit(losses.to_json() if as_json else losses_table(losses))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from requant.cli import messages
 from requant.container.files import Identity, identity
@@ -21,35 +21,127 @@ from requant.plan import PLAN_SCHEMA, Losses, Plan, read_losses, read_plan
 from requant.textfile import check_writable, has_schema, write_text
 
 if TYPE_CHECKING:
+    from requant.cli.calibration import Calibration
     from requant.conversion import Conversion
+    from requant.evaluate import Evaluation
     from requant.imatrix import Imatrix
+    from requant.statistics import Statistics
     from requant.verify import Verification
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Losses, and the importance that was measured on the way, for encoders that are to weigh by it."""
+
+    losses: Losses
+    measured: Imatrix | None = None
 
 
 def score(
     source: Source,
     types: tuple[str, ...],
     imatrix: Imatrix | None,
+    calibration: Calibration,
     *,
     threads: int | None,
     allow_requantize: bool,
     effort: Effort | None,
-) -> Losses:
-    """The losses of `types`, by default sensitivity.DEFAULT_TYPES."""
-    from requant import sensitivity
+    weigh: bool = False,
+) -> Scored:
+    """The losses of `types`, by default sensitivity.DEFAULT_TYPES: from gradients wherever the model can be run.
+
+    weigh: the encoders are to weigh columns by what is measured on the way, where no imatrix is given.
+    """
+    from requant import fisher, sensitivity
 
     types = types or sensitivity.DEFAULT_TYPES
     messages.prepare_kernels({t.format for t in source.tensors} | {by_name(name) for name in types})
-    with messages.progress("scoring", sum(t.n_bytes for t in source.tensors)) as advance:
-        return messages.interruptible(
-            sensitivity.score,
+    common: dict[str, Any] = {
+        "types": types,
+        "threads": threads,
+        "allow_requantize": allow_requantize,
+        "effort": Effort.DEFAULT if effort is None else effort,
+    }
+    if calibration.statistics is not None:
+        statistics = read_importance(calibration.statistics, source)
+        assert statistics is not None
+        with messages.progress("scoring", len(source.tensors), " tensors") as advance:
+            losses = messages.interruptible(
+                fisher.score_by_statistics, source, statistics, imatrix=imatrix, progress=advance, **common
+            )
+        return Scored(losses)
+    reason = None if calibration.quick else fisher.cannot_run(source)
+    if calibration.quick or reason is not None:
+        if reason is not None:
+            messages.warn(f"scoring without gradients, which makes worse plans: {reason}")
+        with messages.progress("scoring", sum(t.n_bytes for t in source.tensors)) as advance:
+            return Scored(
+                messages.interruptible(sensitivity.score, source, imatrix=imatrix, progress=advance, **common)
+            )
+    text = messages.interruptible(calibration.windows, source)
+    messages.warn(*text.notes)
+    with messages.progress("scoring", fisher.n_steps(source), " layers") as advance:
+        found = messages.interruptible(
+            fisher.score_by_gradients,
             source,
-            types=types,
+            text.windows,
+            text=text.name,
             imatrix=imatrix,
-            threads=threads,
-            allow_requantize=allow_requantize,
-            effort=Effort.DEFAULT if effort is None else effort,
+            weigh=weigh,
             progress=advance,
+            **common,
+        )
+    return Scored(found.losses, found.statistics.imatrix(source, text.name) if weigh and imatrix is None else None)
+
+
+def calibrate(
+    source: Source,
+    calibration: Calibration,
+    out: Path,
+    *,
+    force: bool,
+    inputs: frozenset[Identity],
+    no_gradients: bool,
+    max_memory: int | None,
+    threads: int | None,
+) -> Statistics:
+    """The statistics of the model on the text, written to `out`; what a stopped run has done is kept beside it."""
+    from requant import calibrate as calibrate_
+    from requant.container.output import Output
+    from requant.statistics import write_statistics
+
+    with Output(out, 0, force=force, inputs=inputs):
+        pass
+    text = messages.interruptible(calibration.windows, source)
+    messages.warn(*text.notes)
+    how: dict[str, Any] = {"gradients": not no_gradients, "max_memory": max_memory, "threads": threads}
+    messages.prepare_kernels({t.format for t in source.tensors}, encode=False)
+    n_batches = calibrate_.n_batches(source, text.windows, **how)
+    kept = out.with_name(f"{out.name}.part.npz")
+    steps = calibrate_.n_steps(source, n_batches, gradients=not no_gradients)
+    with messages.progress("calibrating", steps, " layers") as advance:
+        found = messages.interruptible(calibrate_.calibrate, source, text.windows, kept=kept, progress=advance, **how)
+    write_statistics(out, found, source, text.name, force=force, inputs=inputs)
+    kept.unlink(missing_ok=True)
+    return found
+
+
+def evaluate(source: Source, base: Source | None, calibration: Calibration, threads: int | None) -> Evaluation:
+    """The figures of the model on the text, and its divergence from `base`."""
+    from requant import evaluate as evaluate_
+    from requant.model.forward.passes import model_of
+    from requant.model.forward.weights import Weights
+
+    sources = [source] if base is None else [source, base]
+    model, reference = model_of(Weights(source)), None if base is None else model_of(Weights(base))
+    if reference is not None:
+        evaluate_.check_base(model, reference)
+    text = messages.interruptible(calibration.windows, source)
+    messages.prepare_kernels({t.format for s in sources for t in s.tensors}, encode=False)
+    steps = sum(m.architecture.n_layers for m in (model, reference) if m is not None) + 1
+    with messages.progress("evaluating", steps, " layers") as advance:
+        return messages.interruptible(
+            evaluate_.evaluate, model, text.windows, base=reference, threads=threads, progress=advance
         )
 
 
@@ -70,6 +162,7 @@ class Job:
 
     source: Source
     wishes: Wishes
+    calibration: Calibration
     imatrix: Imatrix | None
     losses: Losses | None
     inputs: frozenset[Identity]
@@ -87,41 +180,51 @@ class Job:
         with Output(out, 0, force=force, inputs=self.inputs):
             check_writable(record_path(out), force=force, inputs=self.inputs, own=OUTPUT_SCHEMA)
 
-    def plan(self) -> Plan:
+    def planned(self, *, weigh: bool = False) -> tuple[Plan, Job]:
         """The plan of the file, for the one type, or for the budget, then scored if no losses are given.
 
-        --effort, where it is given, replaces that of the plan or the losses.
+        --effort, where it is given, replaces that of the plan or the losses. weigh: the job that comes with it converts
+        with importance measured by the scoring, where no imatrix was given.
         """
-        plan = self._plan()
-        return plan if self.effort is None else replace(plan, effort=self.effort)
+        plan, job = self._planned(weigh)
+        return (plan if self.effort is None else replace(plan, effort=self.effort)), job
 
-    def _plan(self) -> Plan:
+    def _planned(self, weigh: bool) -> tuple[Plan, Job]:
         if self.plan_file is not None:
-            return read_plan(self.plan_file)
+            return read_plan(self.plan_file), self
         if self.type_name is not None:
             from requant.recipe import uniform_plan
 
             request, again = self.wishes.request, self.allow_requantize
-            return uniform_plan(
+            plan = uniform_plan(
                 self.source, self.type_name, imatrix=self.imatrix, request=request, allow_requantize=again
             )
-        losses = self.losses
+            return plan, self
+        job, losses = self, self.losses
         if losses is None:
-            from requant.sensitivity import DEFAULT_TYPES
+            scored = self._scored(weigh)
+            job, losses = replace(self, imatrix=self.imatrix or scored.measured), scored.losses
+        return messages.interruptible(make_plan, self.source, losses, self.wishes, imatrix=job.imatrix), job
 
-            types = self.wishes.types_to_score(DEFAULT_TYPES)
-            check_feasible(
-                self.source, self.wishes, types, imatrix=self.imatrix, allow_requantize=self.allow_requantize
-            )
-            losses = score(
-                self.source,
-                types,
-                self.imatrix,
-                threads=self.threads,
-                allow_requantize=self.allow_requantize,
-                effort=self.effort,
-            )
-        return messages.interruptible(make_plan, self.source, losses, self.wishes, imatrix=self.imatrix)
+    def _scored(self, weigh: bool) -> Scored:
+        from requant.fisher import cannot_run
+        from requant.sensitivity import DEFAULT_TYPES
+
+        types, again = self.wishes.types_to_score(DEFAULT_TYPES), self.allow_requantize
+        measured = weigh and not self.calibration.quick and cannot_run(self.source) is None
+        check_feasible(
+            self.source, self.wishes, types, imatrix=self.imatrix, allow_requantize=again, has_importance=measured
+        )
+        return score(
+            self.source,
+            types,
+            self.imatrix,
+            self.calibration,
+            threads=self.threads,
+            allow_requantize=again,
+            effort=self.effort,
+            weigh=weigh,
+        )
 
     def convert(self, plan: Plan, out: Path, force: bool) -> Conversion:
         """The output and its record."""
@@ -155,6 +258,7 @@ class Job:
 def prepared(
     source: Source,
     wishes: Wishes,
+    calibration: Calibration,
     *,
     imatrix: Path | None = None,
     losses: Path | None = None,
@@ -165,10 +269,14 @@ def prepared(
     effort: Effort | None = None,
 ) -> Job:
     """The job with its small files read."""
+    imatrix = imatrix if calibration.statistics is None or imatrix is not None else calibration.statistics
     matrix = read_importance(imatrix, source)
     found = None if losses is None else read_losses(losses)
-    inputs = source.identities | identities(imatrix, losses, plan_file)
-    return Job(source, wishes, matrix, found, inputs, plan_file, type_name, threads, allow_requantize, effort)
+    paths = imatrix, losses, plan_file, calibration.text, calibration.tokens, calibration.statistics
+    inputs = source.identities | identities(*paths)
+    return Job(
+        source, wishes, calibration, matrix, found, inputs, plan_file, type_name, threads, allow_requantize, effort
+    )
 
 
 def identities(*paths: Path | None) -> frozenset[Identity]:

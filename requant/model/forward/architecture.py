@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from requant.container.metadata import Metadata
 from requant.container.source import Source, require_model
@@ -28,8 +27,7 @@ class Family:
     halves: bool
     activation: str = "silu"
     scaled_embedding: bool = False
-    # layers of the model whose attention is scaled by n_embd / n_head instead of the head's size
-    large: int = 0
+    large: int = 0  # layers of the size whose attention is scaled by n_embd / n_head instead of the head's size
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -175,11 +173,11 @@ def _check_tensors(source: Source, hp: Hyperparameters) -> None:
             what = f"tensor '{printable(tensor.name)}' is not one that the forward pass of '{hp.arch}' knows"
             raise BadInput(source.path, what, hint=STILL_WORKS)
     needed = ["token_embd.weight", "output_norm.weight"]
-    for layer in range(hp.n_trunk):
+    for il in range(hp.n_trunk):
         names = ["attn_norm", "attn_output", "ffn_norm"]
-        names += ["attn_qkv"] if f"blk.{layer}.attn_qkv.weight" in source else ["attn_q", "attn_k", "attn_v"]
-        experts = f"blk.{layer}.ffn_gate_inp.weight" in source
+        names += ["attn_qkv"] if f"blk.{il}.attn_qkv.weight" in source else ["attn_q", "attn_k", "attn_v"]
+        experts = f"blk.{il}.ffn_gate_inp.weight" in source
         names += ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"] if experts else ["ffn_up", "ffn_down"]
-        needed += [f"blk.{layer}.{name}.weight" for name in names]
+        needed += [f"blk.{il}.{name}.weight" for name in names]
     for name in needed:
         source.tensor(name)  # BadInput where it is missing

@@ -1,4 +1,4 @@
-"""What each layer got as its input, kept in a temporary file, so that memory does not grow with the number of layers."""
+"""Each layer's input, kept in a temporary file, so that memory does not grow with the number of layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Checkpoints:
         """Keep `x` as the item of `index`. Raises InputOutputError where the disk is full."""
         try:
             self._file.seek(index * x.nbytes)
-            self._file.write(np.ascontiguousarray(x).data)
+            self._file.write(np.ascontiguousarray(x).view(np.uint8).data)
             self._file.flush()
         except OSError as error:
             what = f"{x.nbytes} bytes of layer inputs cannot be kept: {error.strerror}"
@@ -30,7 +30,7 @@ class Checkpoints:
     def take(self, index: int, out: Array) -> None:
         """Fill `out` with the item of `index`."""
         self._file.seek(index * out.nbytes)
-        n_read = self._file.readinto(memoryview(out).cast("B"))
+        n_read = self._file.readinto(out.view(np.uint8).data)
         assert n_read == out.nbytes, (index, n_read)
 
     def __enter__(self) -> Checkpoints:

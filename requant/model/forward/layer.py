@@ -13,7 +13,6 @@ from requant.model.forward.ops import Array, Back, attention, gated, rms_norm
 from requant.model.forward.rope import Rotation
 
 
-
 class Watch(Protocol):
     """Who looks on at every matrix product; name: of the tensor in its layer, or in the model for the output."""
 
@@ -21,7 +20,7 @@ class Watch(Protocol):
         """x: (n_tokens, n_per_row), what the matrix is multiplied with."""
 
     def gradients(self, name: str, expert: int | None, x: Array, g: Array) -> None:
-        """x as for inputs, g: (n_tokens, n_rows), the gradient of the log-likelihood at the product."""
+        """X as for inputs, g: (n_tokens, n_rows), the gradient of the log-likelihood at the product."""
 
 
 class Blind:
@@ -71,7 +70,7 @@ class _Run:
         return middle + added, back
 
     def _norm(self, name: str, x: Array) -> tuple[Array, Back]:
-        """x behind the norm, or x itself where the layer does not have it."""
+        """X behind the norm, or x itself where the layer does not have it."""
         weight = self.of.weights.get(f"{name}.weight")
         return (x, lambda g: g) if weight is None else rms_norm(x, weight, self.of.architecture.eps)
 

@@ -21,7 +21,7 @@ _GELU = math.sqrt(2 / math.pi)
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Back]:
-    """x over its root mean square along the last axis, times weight (n,)."""
+    """X over its root mean square along the last axis, times weight (n,)."""
     inverse = 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + x.dtype.type(eps))
     unit = x * inverse
 
@@ -35,7 +35,7 @@ def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Back]:
 
 
 def silu(x: Array) -> tuple[Array, Back]:
-    """x * sigmoid(x)."""
+    """X * sigmoid(x)."""
     with np.errstate(over="ignore"):
         sigmoid = 1 / (1 + np.exp(-x))
 
@@ -56,8 +56,9 @@ def gelu(x: Array) -> tuple[Array, Back]:
     tanh = np.tanh(_GELU * x * (1 + 0.044715 * square))
 
     def back(g: Array) -> Array:
-        slope = 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * _GELU * (1 + 3 * 0.044715 * square)
-        return g * slope
+        slope: Array = 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * _GELU * (1 + 3 * 0.044715 * square)
+        slope *= g
+        return slope
 
     return 0.5 * x * (1 + tanh), back
 
@@ -72,7 +73,7 @@ def gated(gate: Array, up: Array, activation: str) -> tuple[Array, Callable[[Arr
 
 
 def soft_cap(x: Array, cap: float) -> tuple[Array, Back]:
-    """cap * tanh(x / cap); x itself where the cap is 0."""
+    """Cap * tanh(x / cap); x itself where the cap is 0."""
     if not cap:
         return x, lambda g: g
     tanh = np.tanh(x / cap)
@@ -139,4 +140,5 @@ def _mask(rows: slice, seen: slice, window: int, dtype: Any) -> Array:
     """0 where a query of `rows` may look at a key of `seen`, -inf where not."""
     distance = np.arange(rows.start, rows.stop)[:, None] - np.arange(seen.start, seen.stop)
     blocked = (distance < 0) | ((distance >= window) if window else False)
-    return np.where(blocked, dtype.type(-np.inf), dtype.type(0))
+    mask: Array = np.where(blocked, dtype.type(-np.inf), dtype.type(0))
+    return mask

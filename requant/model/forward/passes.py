@@ -30,6 +30,7 @@ EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 BLIND: Watch = Blind()
 Watching = Callable[[int], Watch]  # who looks on at each window
 LOGITS = 2**24  # values of logits held at a time by a thread
+SEED = 1  # of the labels that are drawn
 _BLOCK = 512  # logits of which one sum is drawn from first
 
 
@@ -194,13 +195,30 @@ def log_probabilities(logits: Array) -> tuple[Array, Array]:
     return logits, largest + log_sum
 
 
-def fisher_gradient(head: Head, x: Array, rng: np.random.Generator, watch: Watch) -> tuple[Array, Array]:
-    """Replace x (n, n_embd), the stream behind the last layer, by the gradient of the log-likelihood of labels there.
+def turn(
+    model: Model, x: Array, *, first: int = 0, watch: Watching = lambda _: BLIND, threads: int | None = None
+) -> tuple[Array, Array]:
+    """Replace x, the stream behind the last layer, by the gradient of the log-likelihood of labels there.
 
     The labels are drawn from the model's own distribution p, so that squared gradients have the true Fisher information
     as their mean. At the logits that mean is known, p (1 - p), and `watch` is shown its root, which no draw blurs.
-    Yields the output matrix's inputs (n, n_embd) and the logarithm of each token's sum of exp(logits) (n,).
+    first: the index of the first window in the text, on which the draws depend. Yields the output matrix's inputs
+    (n_windows, n_ctx, n_embd) and the logarithm of each token's sum of exp(logits) (n_windows, n_ctx).
     """
+    head = head_of(model)
+    normed, log_sum = np.empty_like(x), np.empty(x.shape[:2], x.dtype)
+
+    def run(window: int) -> None:
+        rng = np.random.default_rng((SEED, first + window))
+        for part in head.parts(x.shape[1]):
+            found = _turned(head, x[window, part], rng, watch(window))
+            normed[window, part], log_sum[window, part] = found
+
+    each(run, len(x), threads)
+    return normed, log_sum
+
+
+def _turned(head: Head, x: Array, rng: np.random.Generator, watch: Watch) -> tuple[Array, Array]:
     normed, back_norm = head.normed(x)
     name = head.model.output_name
     watch.inputs(name, None, normed)
@@ -215,15 +233,18 @@ def fisher_gradient(head: Head, x: Array, rng: np.random.Generator, watch: Watch
     return normed, log_sum[:, 0]
 
 
-def embedded_gradient(model: Model, tokens: Tokens, g: Array) -> tuple[NDArray[np.intp], Array]:
-    """The rows of the embedding that `tokens` use, and their squared gradients summed over the tokens, (n, n_embd).
+def embedded_gradient(model: Model, tokens: Tokens, g: Array) -> tuple[Tokens, Array]:
+    """The rows of the embedding that `tokens` use, and their gradients in each window, squared and summed.
 
     g: the gradient at the stream that enters the first layer.
     """
-    ids, place = np.unique(tokens, return_inverse=True)
+    ids = np.unique(tokens)
     squares = np.zeros((len(ids), g.shape[-1]), g.dtype)
-    scaled = g.reshape(-1, g.shape[-1]) * g.dtype.type(model.embedding_scale)
-    np.add.at(squares, place.reshape(-1), scaled * scaled)
+    for window, gradients in zip(tokens, g, strict=True):
+        own, place = np.unique(window, return_inverse=True)
+        sums = np.zeros((len(own), g.shape[-1]), g.dtype)
+        np.add.at(sums, place, gradients * g.dtype.type(model.embedding_scale))
+        squares[np.searchsorted(ids, own)] += sums * sums
     return ids, squares
 
 

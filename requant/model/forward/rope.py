@@ -45,7 +45,7 @@ class Rotation:
     halves: bool
 
     def apply(self, x: Array) -> Array:
-        """x (n_tokens, n_head, d) with its first n_dims turned."""
+        """X (n_tokens, n_head, d) with its first n_dims turned."""
         return self._turned(x, self.sin)
 
     def back(self, g: Array) -> Array:

@@ -1,0 +1,179 @@
+"""Statistics of a model on a text, gathered in batches of windows, so that a long run can be taken up again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from requant.container.source import Source
+from requant.errors import InputOutputError, UsageError
+from requant.model.forward.architecture import read_architecture
+from requant.model.forward.checkpoints import Checkpoints
+from requant.model.forward.layer import Layer
+from requant.model.forward.memory import batch_windows
+from requant.model.forward.passes import (
+    EMBEDDING,
+    Model,
+    Tokens,
+    backward,
+    check_tokens,
+    embedded_gradient,
+    forward,
+    model_of,
+    turn,
+)
+from requant.model.forward.weights import Weights
+from requant.pool import n_threads
+from requant.statistics import Sampler, Statistics, Sums2
+from requant.units import format_size
+
+BATCH = 8  # windows that are run together, where memory does not limit it further
+
+
+def calibrate(
+    source: Source,
+    tokens: Tokens,
+    *,
+    gradients: bool = True,
+    max_memory: int | None = None,
+    kept: Path | None = None,
+    threads: int | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Statistics:
+    """The statistics of `source` on windows of `tokens` (n_windows, n_ctx).
+
+    max_memory: bytes that the run is to stay below. kept: where the sums so far are kept after every batch, and taken
+    up from when they are of the same model and tokens; it is removed at the end. `progress` is called with steps done
+    (`n_steps`). Raises UsageError where even one window needs more memory, and what `model_of` and `forward` raise.
+    """
+    model = model_of(Weights(source))
+    check_tokens(model, tokens)
+    batch = _batch(model, tokens, max_memory, threads, gradients)
+    identity = _identity(source, tokens, gradients)
+    done, statistics = _taken_up(kept, identity, tokens)
+    per_batch = n_steps(source, 1, gradients=gradients)
+    progress(-(-done // batch) * per_batch)
+    for first in range(done, len(tokens), batch):
+        part = tokens[first : first + batch]
+        run = _forward if not gradients else _there_and_back
+        run(model, part, first, statistics, _Running(threads, progress))
+        statistics.n_tokens += part.size
+        if kept is not None:
+            _keep(kept, identity, statistics)
+    if kept is not None:
+        kept.unlink(missing_ok=True)
+    return statistics
+
+
+def n_steps(source: Source, n_batches: int, *, gradients: bool) -> int:
+    """Steps that `progress` counts: layers, and with gradients the way back and the head."""
+    n_layers = read_architecture(source).n_layers
+    return n_batches * (2 * n_layers + 1 if gradients else n_layers)
+
+
+def n_batches(source: Source, tokens: Tokens, *, gradients: bool, max_memory: int | None, threads: int | None) -> int:
+    """How many batches `calibrate` will run."""
+    return -(-len(tokens) // _batch(model_of(Weights(source)), tokens, max_memory, threads, gradients))
+
+
+def _batch(model: Model, tokens: Tokens, max_memory: int | None, threads: int | None, gradients: bool) -> int:
+    if max_memory is None:
+        return min(BATCH, len(tokens))
+    fit, least = batch_windows(model, tokens.shape[1], max_memory, n_threads(threads), gradients)
+    if fit < 1:
+        what = f"--max-memory {format_size(max_memory)} is too little for one window; it takes {format_size(least)}"
+        raise UsageError(f"{what}, less with a smaller --window or fewer --threads")
+    return min(fit, len(tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    threads: int | None
+    progress: Callable[[int], None]
+
+
+class _Collector:
+    """A sampler for each window; sums are added in the order of the windows, whatever the threads did."""
+
+    def __init__(self, statistics: Statistics, n_windows: int, progress: Callable[[int], None]) -> None:
+        self.statistics, self.progress = statistics, progress
+        self.samplers = [Sampler() for _ in range(n_windows)]
+
+    def watch(self, window: int) -> Sampler:
+        return self.samplers[window]
+
+    def collect(self, prefix: str = "") -> None:
+        for i, sampler in enumerate(self.samplers):
+            self.statistics.add(prefix, sampler.sums)
+            self.samplers[i] = Sampler()
+        self.progress(1)
+
+    def done(self, layer: Layer) -> None:
+        self.collect(f"blk.{layer.index}.")
+
+
+def _forward(model: Model, tokens: Tokens, first: int, statistics: Statistics, running: _Running) -> None:
+    collector = _Collector(statistics, len(tokens), running.progress)
+    forward(model, tokens, watch=collector.watch, done=collector.done, threads=running.threads)
+
+
+def _there_and_back(model: Model, tokens: Tokens, first: int, statistics: Statistics, running: _Running) -> None:
+    threads = running.threads
+    collector = _Collector(statistics, len(tokens), running.progress)
+    with Checkpoints() as checkpoints:
+        x = forward(model, tokens, checkpoints=checkpoints, done=lambda _: running.progress(1), threads=threads)
+        turn(model, x, first=first, watch=collector.watch, threads=threads)
+        collector.collect()
+        backward(model, x, checkpoints, watch=collector.watch, done=collector.done, threads=threads)
+    if model.output_name != EMBEDDING:
+        squares = embedded_gradient(model, tokens, x)[1].sum(axis=0, dtype=np.float64)
+        statistics.add("", {(EMBEDDING, None): Sums2(tokens.size, gradients=squares)})
+
+
+def _identity(source: Source, tokens: Tokens, gradients: bool) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).hexdigest()
+    return json.dumps([source.header_sha256, digest, list(tokens.shape), gradients])
+
+
+def _keep(path: Path, identity: str, statistics: Statistics) -> None:
+    """Write the sums so far in one step."""
+    keys = [[name, expert, sums.count] for (name, expert), sums in statistics.matrices.items()]
+    head = json.dumps({"identity": identity, "n_tokens": statistics.n_tokens, "keys": keys})
+    arrays = {
+        f"{what}{i}": np.asarray(getattr(sums, what))
+        for i, sums in enumerate(statistics.matrices.values())
+        for what in ("inputs", "gradients")
+    }
+    part = path.with_name(f"{path.name}.new")
+    try:
+        with part.open("wb") as file:
+            np.savez(file, allow_pickle=False, head=np.frombuffer(head.encode(), np.uint8), **arrays)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputOutputError(path, f"cannot be written: {error.strerror}") from error
+
+
+def _taken_up(path: Path | None, identity: str, tokens: Tokens) -> tuple[int, Statistics]:
+    """Windows done and their sums: none where nothing of the same run was kept."""
+    fresh = 0, Statistics(0, tokens.shape[1])
+    if path is None or not path.exists():
+        return fresh
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile),
+        np.load(path, allow_pickle=False) as file,
+    ):
+        head = json.loads(file["head"].tobytes())
+        if head["identity"] == identity:
+            statistics = Statistics(head["n_tokens"], tokens.shape[1])
+            for i, (name, expert, count) in enumerate(head["keys"]):
+                statistics.matrices[name, expert] = Sums2(count, file[f"inputs{i}"], file[f"gradients{i}"])
+            return statistics.n_tokens // tokens.shape[1], statistics
+    return fresh

@@ -1,0 +1,44 @@
+"""`requant calibrate`: run a model on a text and write what its matrices saw, as a GGUF importance matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from requant.cli import messages, options, stages
+from requant.cli.calibration import Calibration
+from requant.container.source import open_source
+from requant.errors import UsageError
+from requant.report.evaluation import statistics_text
+
+
+@click.command()
+@options.model
+@options.text
+@options.tokens
+@options.windows(32)
+@options.window
+@options.result_file("statistics")
+@click.option("--no-gradients", is_flag=True, help="Only inputs: what --imatrix needs, in a third of the time.")
+@click.option("--max-memory", type=options.Size(), metavar="SIZE", help="Stay below this; more passes over the model.")
+@options.threads
+@options.force
+@options.debug
+def command(*, model: Path, out: Path | None, text: Path | None, tokens: Path | None, force: bool, **how: Any) -> None:
+    """Run a model on a text and keep statistics of it.
+
+    The result is an importance matrix that llama-quantize reads too, with the squared gradients in tensors of its own.
+    A run that was stopped goes on where it was when the same command is given again.
+    """
+    if out is None:
+        raise UsageError("nowhere to put the statistics; say -o STATS.gguf")
+    if text is not None and tokens is not None:
+        raise UsageError("--text and --tokens cannot be given together")
+    asked = Calibration(text=text, tokens=tokens, n_windows=how.pop("n_windows"), n_ctx=how.pop("n_ctx"))
+    with open_source(model) as source:
+        messages.warn(*source.warnings)
+        inputs = source.identities | stages.identities(text, tokens)
+        found = stages.calibrate(source, asked, out, force=force, inputs=inputs, **how)
+    messages.emit(statistics_text(found, source, out))

@@ -1,0 +1,33 @@
+"""What the command line says of the tokens that a model is run on, and those tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from requant.container.source import Source
+    from requant.text import Text
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The options --text, --tokens, --windows, --window, --quick and --statistics."""
+
+    text: Path | None = None
+    tokens: Path | None = None
+    n_windows: int | None = 8
+    n_ctx: int = 512
+    quick: bool = False
+    statistics: Path | None = None
+
+    def windows(self, source: Source) -> Text:
+        """The windows to run `source` on: of what was given, or else of the text that ships with requant."""
+        from requant import text
+
+        if self.tokens is not None:
+            return text.read_token_windows(self.tokens, source, self.n_ctx, self.n_windows)
+        if self.text is not None:
+            return text.read_text_windows(self.text, source, self.n_ctx, self.n_windows)
+        return text.default_windows(source, self.n_ctx, self.n_windows)

@@ -1,0 +1,51 @@
+"""`requant evaluate`: perplexity on a text, and how far a model is from the one it was made from."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+from requant.cli import messages, options, stages
+from requant.cli.calibration import Calibration
+from requant.container.source import open_source
+from requant.errors import UsageError
+from requant.report.evaluation import evaluation_text
+
+
+@click.command()
+@options.model
+@click.option("--base", type=options.FILE, metavar="F", help="The model to measure the divergence from.")
+@options.text
+@options.tokens
+@options.windows(None)
+@options.window
+@options.threads
+@options.json_output
+@options.debug
+def command(
+    *,
+    model: Path,
+    base: Path | None,
+    text: Path | None,
+    tokens: Path | None,
+    n_windows: int | None,
+    n_ctx: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure perplexity, and the divergence from another model.
+
+    As llama-perplexity does it: the second half of every window is scored. Activations are F32 here; llama.cpp rounds
+    them to 8 bits, which adds about 0.0004 nats to a quantized model's divergence.
+    """
+    if (text is None) == (tokens is None):
+        raise UsageError("say what to evaluate on: --text FILE or --tokens FILE")
+    asked = Calibration(text=text, tokens=tokens, n_windows=n_windows, n_ctx=n_ctx)
+    with ExitStack() as opened:
+        source = opened.enter_context(open_source(model))
+        reference = None if base is None else opened.enter_context(open_source(base))
+        messages.warn(*source.warnings)
+        found = stages.evaluate(source, reference, asked, threads)
+    messages.emit(found.to_json() if as_json else evaluation_text(found, model, base))

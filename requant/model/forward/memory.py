@@ -1,0 +1,42 @@
+"""What running a model takes of memory: the largest layer's weights, and activations in proportion to the tokens."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from requant.model.forward.passes import EMBEDDING, LOGITS, OUTPUT, Model
+
+_OWN = 200 * 2**20  # the interpreter, NumPy, Numba and their kernels
+_FLOAT = 4
+
+
+def batch_windows(model: Model, n_ctx: int, limit: int, threads: int, gradients: bool) -> tuple[int, int]:
+    """Windows that can be run together within `limit` bytes, and the bytes that one takes."""
+    fixed, per_window = needs(model, n_ctx, threads, gradients)
+    return (limit - fixed) // per_window, fixed + per_window
+
+
+def needs(model: Model, n_ctx: int, threads: int, gradients: bool) -> tuple[int, int]:
+    """Bytes that do not grow with the number of windows, and those that each window adds.
+
+    Fixed: the weights of the largest layer, or of the output matrix, as float32 while their bytes are being decoded,
+    and per thread one window's activations of a layer or one part of the logits. Neither grows with the layers.
+    """
+    hp = model.architecture.hp
+    layers: dict[str, int] = defaultdict(int)
+    largest: dict[str, int] = defaultdict(int)
+    for tensor in model.weights.source.tensors:
+        key = ".".join(tensor.name.split(".")[:2]) if tensor.name.startswith("blk.") else tensor.name
+        layers[key] += tensor.n_weights * _FLOAT
+        largest[key] = max(largest[key], tensor.n_bytes)
+    if OUTPUT in layers:
+        layers.pop(EMBEDDING)
+    weights = max(layers[key] + largest[key] for key in layers)
+    heads = max(hp.n_head) * hp.key_length
+    per_token = (
+        12 * hp.n_embd + 8 * heads + 8 * max((*hp.n_ff, hp.n_ff_expert * hp.n_expert_used)) + 2 * max(hp.n_head) * n_ctx
+    )
+    logits = 4 * min(LOGITS, n_ctx * hp.n_vocab)
+    active = threads * _FLOAT * max(n_ctx * per_token, logits)
+    stream = n_ctx * hp.n_embd * _FLOAT
+    return _OWN + weights + active, stream * (5 if gradients else 2)

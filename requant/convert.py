@@ -28,8 +28,9 @@ from requant.conversion import Conversion, Converted
 from requant.errors import BadInput, NumericFault
 from requant.formats import BlockFormat
 from requant.imatrix import Imatrix, importance_for
-from requant.model.companions import SECOND_LEVEL, companion_of, companion_shape, scales_of, takes_second_level
+from requant.model.companions import SECOND_LEVEL, companion_of, companion_shape
 from requant.model.roles import needs_importance
+from requant.model.scales import scales_of, takes_second_level
 from requant.plan import Choice, Losses, Plan
 from requant.pool import in_order, n_threads
 from requant.provenance import format_of, imatrix_used, output_metadata

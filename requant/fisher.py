@@ -24,7 +24,7 @@ from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput, printable
 from requant.formats import BlockFormat, Effort
 from requant.imatrix import Imatrix, entry_of, importance_for
-from requant.model.companions import SECOND_LEVEL, scales_of, takes_second_level
+from requant.model.companions import SECOND_LEVEL
 from requant.model.forward.architecture import read_architecture
 from requant.model.forward.checkpoints import Checkpoints
 from requant.model.forward.layer import Layer
@@ -43,6 +43,7 @@ from requant.model.forward.passes import (
 )
 from requant.model.forward.weights import Weights
 from requant.model.roles import n_matrices
+from requant.model.scales import scales_of, takes_second_level
 from requant.plan import Losses, TensorLosses
 from requant.sensitivity import DEFAULT_TYPES, check_requantization, format_of, involved, survey
 from requant.statistics import Sampler, Statistics
@@ -159,6 +160,7 @@ def _product(statistics: Imatrix, tensor: SourceTensor) -> Information:
 
 def cannot_run(source: Source) -> BadInput | None:
     """Why the model cannot be run, and so has no gradients, or None."""
+    require_model(source)
     try:
         read_architecture(source)
     except BadInput as error:

@@ -24,7 +24,7 @@ from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput, NumericFault, UsageError, printable
 from requant.formats import FORMATS, BlockFormat, Effort, by_name
 from requant.imatrix import Imatrix, importance_for
-from requant.model.companions import SECOND_LEVEL, scales_of, takes_second_level
+from requant.model.companions import SECOND_LEVEL
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 from requant.model.memory import on_device
 from requant.model.roles import (
@@ -38,6 +38,7 @@ from requant.model.roles import (
     never_quantize,
     role_of,
 )
+from requant.model.scales import scales_of, takes_second_level
 from requant.moments import Inputs, added_energy, inputs_of
 from requant.plan import Candidate, Losses, TensorLosses
 from requant.stream import with_shares, writes

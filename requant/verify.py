@@ -27,7 +27,8 @@ from requant.container.source import Source, SourceTensor, open_source
 from requant.conversion import Conversion, Converted, read_conversion, record_path
 from requant.errors import NumericFault
 from requant.formats import BlockFormat
-from requant.model.companions import SECOND_LEVEL, matrix_of, scales_of
+from requant.model.companions import SECOND_LEVEL, matrix_of
+from requant.model.scales import scales_of
 from requant.pool import in_order, n_threads
 
 SCHEMA = "requant.verify/1"

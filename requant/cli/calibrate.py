@@ -36,7 +36,7 @@ def command(*, model: Path, out: Path | None, text: Path | None, tokens: Path | 
         raise UsageError("nowhere to put the statistics; say -o STATS.gguf")
     if text is not None and tokens is not None:
         raise UsageError("--text and --tokens cannot be given together")
-    asked = Calibration(text=text, tokens=tokens, n_windows=how.pop("n_windows"), n_ctx=how.pop("n_ctx"))
+    asked = Calibration(text=text, tokens=tokens, n_windows=how.pop("n_windows"), window=how.pop("window"))
     with open_source(model) as source:
         messages.warn(*source.warnings)
         inputs = source.identities | stages.identities(text, tokens)

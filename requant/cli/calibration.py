@@ -18,7 +18,7 @@ class Calibration:
     text: Path | None = None
     tokens: Path | None = None
     n_windows: int | None = 8
-    n_ctx: int = 512
+    window: int = 512
     quick: bool = False
     statistics: Path | None = None
 
@@ -27,7 +27,7 @@ class Calibration:
         from requant import text
 
         if self.tokens is not None:
-            return text.read_token_windows(self.tokens, source, self.n_ctx, self.n_windows)
+            return text.read_token_windows(self.tokens, source, self.window, self.n_windows)
         if self.text is not None:
-            return text.read_text_windows(self.text, source, self.n_ctx, self.n_windows)
-        return text.default_windows(source, self.n_ctx, self.n_windows)
+            return text.read_text_windows(self.text, source, self.window, self.n_windows)
+        return text.default_windows(source, self.window, self.n_windows)

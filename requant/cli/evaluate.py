@@ -31,7 +31,7 @@ def command(
     text: Path | None,
     tokens: Path | None,
     n_windows: int | None,
-    n_ctx: int,
+    window: int,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -42,7 +42,7 @@ def command(
     """
     if (text is None) == (tokens is None):
         raise UsageError("say what to evaluate on: --text FILE or --tokens FILE")
-    asked = Calibration(text=text, tokens=tokens, n_windows=n_windows, n_ctx=n_ctx)
+    asked = Calibration(text=text, tokens=tokens, n_windows=n_windows, window=window)
     with ExitStack() as opened:
         source = opened.enter_context(open_source(model))
         reference = None if base is None else opened.enter_context(open_source(base))

@@ -94,7 +94,6 @@ text = click.option("--text", type=FILE, metavar="F", help="UTF-8 text to run th
 tokens = click.option("--tokens", type=FILE, metavar="F", help="Token ids to run the model on, instead of a text.")
 window = click.option(
     "--window",
-    "n_ctx",
     type=click.IntRange(MIN_CTX, 2**17),
     default=512,
     show_default=True,

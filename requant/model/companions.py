@@ -12,9 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
-from requant import codec
-from requant.codec import Floats
-from requant.container.source import Source, SourceTensor
 from requant.model.roles import is_experts, n_matrices, role_of
 
 SECOND_LEVEL = "NVFP4"  # the type that needs a scale
@@ -88,25 +85,3 @@ def applies_scale(arch: str, name: str, names: Container[str]) -> bool:
     if arch not in _APPLIED.get(role, ()) or not name.endswith(".weight"):
         return False
     return not (role.startswith("ffn") and companion_of(name, ".bias") in names)
-
-
-def scales_of(source: Source, tensor: SourceTensor) -> Floats | None:
-    """(1,) or (n_experts,): what the engine multiplies the matrices of `tensor` by; None where nothing says so."""
-    name = companion_of(tensor.name)
-    if name == tensor.name or name not in source or not _is_companion(source, tensor):
-        return None
-    companion = source.tensor(name)
-    return codec.dequantize(source.read_rows(companion), companion.format).reshape(-1)
-
-
-def _is_companion(source: Source, tensor: SourceTensor) -> bool:
-    found = source.tensor(companion_of(tensor.name))
-    return found.format.name == "F32" and found.shape == companion_shape(tensor.name, tensor.shape)
-
-
-def takes_second_level(source: Source, tensor: SourceTensor) -> bool:
-    """Whether `tensor` gets a companion where it is encoded as NVFP4: the engine applies it, and its name is free."""
-    arch = source.metadata.get_str("general.architecture", "") or ""
-    if not applies_scale(arch, tensor.name, source):
-        return False
-    return companion_of(tensor.name) not in source or _is_companion(source, tensor)

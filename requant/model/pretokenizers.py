@@ -38,7 +38,7 @@ def _cased(numbers: str, suffix: str = "") -> str:
     )
 
 
-_CJK = "[一-龥぀-ゟ゠-ヿ]+"
+_CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _DEEPSEEK = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
     r"""|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
@@ -58,7 +58,9 @@ _KINDS = {
     "glm4 glm5": Splitting((_LLAMA3,), True),
     "qwen2 deepseek-r1-qwen kormo f2llmv2 stablelm2 hunyuan solar-open megrez grok-2": Splitting((_QWEN2,)),
     "qwen35": Splitting((_words(r"\p{N}", letters=r"\p{L}\p{M}", others=r"\p{L}\p{M}\p{N}"),)),
-    "deepseek-coder": Splitting(("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", r"\p{N}")),
+    "deepseek-coder": Splitting(
+        ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", r"\p{N}")
+    ),
     "deepseek-v3 hunyuan-dense joyai-llm hy_v4": Splitting((r"\p{N}{1,3}", _CJK, _DEEPSEEK)),
     "falcon": Splitting((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
     "tekken": Splitting((_cased(r"\p{N}"),), True, True),

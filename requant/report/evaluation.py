@@ -16,12 +16,12 @@ def evaluation_text(found: Evaluation, model: Path, base: Path | None) -> str:
     """Perplexity, and the divergence where there is a base."""
     lines = [
         f"{printable(str(model))}: {found.n_scored} tokens scored in {found.n_windows} windows of {found.n_ctx}",
-        f"perplexity      {found.ppl:.4f} ± {found.ppl_error:.4f}",
+        f"perplexity      {found.ppl:.4f} \u00b1 {found.ppl_error:.4f}",
     ]
     if found.mean_kld is not None:
         lines += [
             f"of the base     {found.base_ppl:.4f} ({printable(str(base))})",
-            f"KL divergence   {found.mean_kld:.6f} ± {found.kld_error:.6f} nats",
+            f"KL divergence   {found.mean_kld:.6f} \u00b1 {found.kld_error:.6f} nats",
             f"  99 %          {found.p99_kld:.6f}",
             f"  99.9 %        {found.p999_kld:.6f}",
             f"same top token  {100 * (found.same_top or 0):.3f} %",

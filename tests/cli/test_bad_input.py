@@ -52,7 +52,7 @@ def test_the_process_ends_with_the_code_of_the_failure(tmp_path):
     assert_failed(spawn("convert", TINY, tmp_path / "o", "--size", "12G"), 2, "--size: '12G' is not a size")
 
 
-@pytest.mark.parametrize("decides", [["--type", "Q4_K"], ["--bpw", "8"]])
+@pytest.mark.parametrize("decides", [["--type", "Q4_K"], ["--bpw", "8", "--quick"]])
 def test_a_weight_that_is_not_a_number_stops_the_conversion(capsys, tmp_path, decides):
     model = small_model(half("blk.0.attn_q.weight", (256, 8)), single("blk.1.ffn_up.weight", (256, 4), NAN))
     path = model.write(tmp_path / "model.gguf")

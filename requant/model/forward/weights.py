@@ -12,8 +12,9 @@ from requant import codec
 from requant.codec import Floats
 from requant.container.source import Source, SourceTensor
 from requant.errors import NumericFault, printable
-from requant.model.companions import SCALE, scales_of
+from requant.model.companions import SCALE
 from requant.model.forward.ops import Array
+from requant.model.scales import scales_of
 
 Change = Callable[[SourceTensor, Floats], Floats]
 

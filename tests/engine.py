@@ -9,6 +9,7 @@ logarithms of their probabilities.
 import json
 import subprocess
 import sys
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def answers(model: Path, *prompts: str, n_tokens: int = 8, n_likely: int = 1) ->
     return [Answer(text, {int(token): value for token, value in likely}) for text, likely in found]
 
 
+def tokens(model: Path, *texts: str) -> list[list[int]]:
+    """The ids of each text, special tokens in it parsed, without BOS."""
+    words = [sys.executable, __file__, "--tokens", str(model), *texts]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert run.returncode == 0, f"llama.cpp fails on {model.name} ({run.returncode}):\n{run.stderr[-2000:]}"
+    found: list[list[int]] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
 def divergence(before: Answer, after: Answer) -> float:
     """KL divergence of the first token over those that both list, in nats."""
     tokens = sorted(before.likely.keys() & after.likely.keys())
@@ -43,7 +53,7 @@ def divergence(before: Answer, after: Answer) -> float:
     return float((np.exp(p) * (p - q)).sum())
 
 
-def main(model: str, n_tokens: str, n_likely: str, *prompts: str) -> None:
+def _server(model: str):
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
@@ -51,7 +61,11 @@ def main(model: str, n_tokens: str, n_likely: str, *prompts: str) -> None:
     parameters.n_ctx, parameters.n_parallel, parameters.warmup = 256, 1, False
     # one thread: several spin while they wait for each other, for minutes on a busy machine
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
-    server = xllamacpp.Server(parameters)
+    return xllamacpp.Server(parameters)
+
+
+def main(model: str, n_tokens: str, n_likely: str, *prompts: str) -> None:
+    server = _server(model)
     found = []
     for prompt in prompts:
         asked = {"prompt": prompt, "max_tokens": int(n_tokens), "temperature": 0, "logprobs": int(n_likely)}
@@ -61,5 +75,21 @@ def main(model: str, n_tokens: str, n_likely: str, *prompts: str) -> None:
     sys.stdout.write(json.dumps(found) + "\n")
 
 
+def print_tokens(model: str, *texts: str) -> None:
+    server = _server(model)
+    found = []
+    for text in texts:
+        body = json.dumps({"content": text, "add_special": False, "parse_special": True}).encode()
+        request = urllib.request.Request(
+            f"{server.listening_address}/tokenize", data=body, headers={"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as answer:
+            found.append(json.load(answer)["tokens"])
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1] == "--tokens":
+        print_tokens(*sys.argv[2:])
+    else:
+        main(*sys.argv[1:])

@@ -175,7 +175,8 @@ def _notes(
             notes.append("the losses were made with another imatrix than the tensors")
         if losses.effort != plan.effort:
             notes.append(f"the losses were made with effort {losses.effort.name.lower()}")
-    encoded = [c for c in plan.choices if not c.copied]
+    # no imatrix covers an embedding: it is looked up, and has no inputs
+    encoded = [c for c in plan.choices if not c.copied and (c.role != "token_embd" or c.name in importance)]
     if imatrix is not None and len(importance) < len(encoded):
         notes.append(f"the imatrix does not cover {len(encoded) - len(importance)} of {len(encoded)} encoded tensors")
     return notes

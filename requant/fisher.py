@@ -44,11 +44,11 @@ from requant.model.forward.passes import (
 from requant.model.forward.weights import Weights
 from requant.model.roles import n_matrices
 from requant.model.scales import scales_of, takes_second_level
-from requant.plan import Losses, TensorLosses
+from requant.plan import IN_NATS, Losses, TensorLosses
 from requant.sensitivity import DEFAULT_TYPES, check_requantization, format_of, involved, survey
 from requant.statistics import Sampler, Statistics
 
-METHOD, KFAC = "fisher", "kfac"
+METHOD, KFAC = IN_NATS
 BLOCK_WEIGHTS = 2**19  # of a matrix whose F is there at a time in a thread
 
 # F of rows of a matrix: (matrix, rows, their weights as the model sees them) -> (n_rows, n_per_row)

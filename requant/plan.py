@@ -22,6 +22,7 @@ from requant.units import format_size
 
 LOSSES_SCHEMA = "requant.losses/1"
 PLAN_SCHEMA = "requant.plan/1"
+IN_NATS = ("fisher", "kfac")  # methods whose losses are predicted KL divergence, in nats per token
 EDITED = "the plan was edited after solving: the predicted loss and the gap are not known"
 
 
@@ -64,7 +65,7 @@ class Losses:
     source: str  # file name, no folder
     header_sha256: str
     arch: str
-    method: str  # cfix, dfix
+    method: str  # fisher, kfac (both in nats), cfix, dfix
     imatrix: str | None
     imatrix_sha256: str | None
     tensors: tuple[TensorLosses, ...]
@@ -151,6 +152,7 @@ class Plan:
     solver: str = ""
     notes: tuple[str, ...] = ()
     effort: Effort = Effort.DEFAULT  # that the encoders are to spend
+    measured_kld: float | None = None  # nats per token, on held-out text; None: not measured
 
     def __post_init__(self) -> None:
         for limit in self.limits:
@@ -225,7 +227,7 @@ def _plan_record(raw: dict[str, Any], recorded: object, path: object) -> Plan:
     )
     if recorded is not None and recorded != plan.sha256():
         notes = (*plan.notes, *(() if EDITED in plan.notes else (EDITED,)))
-        plan = replace(plan, predicted_loss=None, gap=None, notes=notes)
+        plan = replace(plan, predicted_loss=None, gap=None, measured_kld=None, notes=notes)
     elif stale := [c.name for c, true in zip(plan.choices, choices, strict=True) if c.n_bytes != true.n_bytes]:
         raise BadInput(path, f"n_bytes of '{printable(stale[0])}' is not what its type and shape give")
     return replace(plan, choices=choices, limits=limits)

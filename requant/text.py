@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,11 +15,22 @@ from requant.errors import BadInput, InputOutputError, UsageError
 from requant.model.tokenizer import read_tokenizer
 
 Ids = NDArray[np.int32]
-_Size = tuple[int, int | None]  # tokens of a window; windows, or None for all that the text has
 
 SHIPPED = "calibration.txt"
 _SEED = 1
 _DRAWN = 8  # windows of drawn ids where no number was asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """`n` windows spread over a text, or None for all that it has, of `n_ctx` tokens.
+
+    held_out: those that lie between the ones that would be taken without it.
+    """
+
+    n_ctx: int = 512
+    n: int | None = None
+    held_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +43,8 @@ class Text:
     notes: tuple[str, ...] = ()
 
 
-def read_text_windows(path: Path, source: Source, n_ctx: int, n_windows: int | None = None) -> Text:
-    """Windows of the UTF-8 text at `path`, as many as it has or `n_windows` spread over it.
+def read_text_windows(path: Path, source: Source, size: Windows) -> Text:
+    """Windows of the UTF-8 text at `path`, as `size` says.
 
     Raises BadInput for a text that is no UTF-8, is too short, or is mostly unknown to the vocabulary.
     """
@@ -46,16 +57,16 @@ def read_text_windows(path: Path, source: Source, n_ctx: int, n_windows: int | N
         raise (BadInput if isinstance(error, FileNotFoundError | IsADirectoryError | ValueError) else InputOutputError)(
             path, f"cannot be read: {reason}"
         ) from error
-    return _of_text(path, text, Path(path).name, source, (n_ctx, n_windows))
+    return _of_text(path, text, Path(path).name, source, size)
 
 
-def shipped_windows(source: Source, n_ctx: int, n_windows: int | None = None) -> Text:
+def shipped_windows(source: Source, size: Windows) -> Text:
     """Windows of the text that ships with requant: prose, code, mathematics, chat, many languages."""
     text = files("requant").joinpath("data", SHIPPED).read_text(encoding="utf-8")
-    return _of_text(source.path, text, f"requant's {SHIPPED}", source, (n_ctx, n_windows))
+    return _of_text(source.path, text, f"requant's {SHIPPED}", source, size)
 
 
-def read_token_windows(path: Path, source: Source, n_ctx: int, n_windows: int | None = None) -> Text:
+def read_token_windows(path: Path, source: Source, size: Windows) -> Text:
     """Windows of the ids in the file at `path`, whole numbers with white space or commas between them."""
     try:
         words = Path(path).read_text(encoding="ascii").replace(",", " ").split()
@@ -65,26 +76,26 @@ def read_token_windows(path: Path, source: Source, n_ctx: int, n_windows: int | 
     n_vocab = source.tensor("token_embd.weight").n_rows
     if ids.size and not 0 <= ids.min() <= ids.max() < n_vocab:
         raise BadInput(path, "has an id that is no token of the model", got=int(ids.max()), limit=f"0 to {n_vocab - 1}")
-    return _windows(path, ids.astype(np.int32), Path(path).name, (n_ctx, n_windows), None)
+    return _windows(path, ids.astype(np.int32), Path(path).name, size, None)
 
 
-def drawn_windows(source: Source, n_ctx: int, n_windows: int) -> Text:
+def drawn_windows(source: Source, size: Windows) -> Text:
     """Windows of ids drawn evenly from the vocabulary, the same every time."""
     n_vocab = source.tensor("token_embd.weight").n_rows
-    ids = np.random.default_rng(_SEED).integers(0, n_vocab, (n_windows, n_ctx), np.int32)
+    rng = np.random.default_rng(_SEED + size.held_out)
+    ids = rng.integers(0, n_vocab, (size.n or _DRAWN, size.n_ctx), np.int32)
     return Text("random token ids", _digest(ids), ids)
 
 
-def default_windows(source: Source, n_ctx: int, n_windows: int | None) -> Text:
+def default_windows(source: Source, size: Windows) -> Text:
     """The shipped text where the file's vocabulary can be read, random ids, with a note that says why, where not."""
     try:
-        return shipped_windows(source, n_ctx, n_windows)
+        return shipped_windows(source, size)
     except (BadInput, UsageError) as error:
-        found = drawn_windows(source, n_ctx, n_windows or _DRAWN)
-        return Text(found.name, found.sha256, found.windows, (f"calibrating on random token ids: {error}",))
+        return replace(drawn_windows(source, size), notes=(f"calibrating on random token ids: {error}",))
 
 
-def _of_text(path: Path, text: str, name: str, source: Source, size: _Size) -> Text:
+def _of_text(path: Path, text: str, name: str, source: Source, size: Windows) -> Text:
     tokenizer = read_tokenizer(source.metadata)
     ids = tokenizer.encode(text)
     unknown = 0 if tokenizer.unknown is None else int((ids == tokenizer.unknown).sum())
@@ -94,23 +105,29 @@ def _of_text(path: Path, text: str, name: str, source: Source, size: _Size) -> T
     return _windows(path, ids, name, size, tokenizer.bos)
 
 
-def _windows(path: Path, ids: Ids, name: str, size: _Size, bos: int | None) -> Text:
+def _windows(path: Path, ids: Ids, name: str, size: Windows, bos: int | None) -> Text:
     """Cut into windows; those that are taken begin with BOS where every text does."""
-    n_ctx, n_windows = size
+    n_ctx = size.n_ctx
     n = len(ids) // n_ctx
     if n == 0:
         hint = "give a longer one, or a smaller --window"
         raise BadInput(
             path, "is too short", got=f"{len(ids)} tokens", limit=f"at least one window of {n_ctx}", hint=hint
         )
-    wanted = n if n_windows is None else min(n, n_windows)
+    wanted = n if size.n is None else min(n, size.n)
     taken = np.arange(wanted) * n // wanted
+    if size.held_out:
+        left = np.setdiff1d(np.arange(n), taken)
+        wanted = min(len(left), wanted)
+        if wanted == 0:
+            raise BadInput(path, "is too short to hold some of it out", got=f"{n} windows", limit=f"over {len(taken)}")
+        taken = left[np.arange(wanted) * len(left) // wanted]
     windows = ids[: n * n_ctx].reshape(n, n_ctx)[taken]
     if bos is not None:
         windows[:, 0] = bos
     notes: tuple[str, ...] = ()
-    if n_windows is not None and wanted < n_windows:
-        notes = (f"{name} has {wanted} windows of {n_ctx} tokens; {n_windows} would be more certain",)
+    if size.n is not None and n < size.n:
+        notes = (f"{name} has {n} windows of {n_ctx} tokens; {size.n} would be more certain",)
     return Text(name, _digest(windows), windows, notes)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from requant import codec
 from requant.chunks import CHUNK_WEIGHTS
@@ -37,32 +38,38 @@ def planned_weights(source: Source, plan: Plan, imatrix: Imatrix | None = None, 
         importance = None if imatrix is None else importance_for(imatrix, tensor.name, tensor.shape)
         fmt = format_of(types[tensor.name])
         two_level = fmt.name == SECOND_LEVEL and takes_second_level(source, tensor)
-        return _reconstructed(x, tensor, fmt, importance, plan.effort, two_level, n_threads(threads))
+        return _reconstructed(x, tensor, _Encoding(fmt, importance, plan.effort, two_level), n_threads(threads))
 
     return Weights(source, change)
 
 
-def _reconstructed(
-    x: Floats,
-    tensor: SourceTensor,
-    fmt: BlockFormat,
-    importance: Floats | None,
-    effort: Effort,
-    two_level: bool,
-    threads: int,
-) -> Floats:
+@dataclass(frozen=True, slots=True)
+class _Encoding:
+    """How a tensor is encoded; importance: (n_matrices or 1, n_per_row) or None."""
+
+    format: BlockFormat
+    importance: Floats | None
+    effort: Effort
+    two_level: bool
+
+    def of(self, matrix: int, x: Floats, peak: float) -> Floats:
+        """Rows of a matrix, whose largest weight is `peak`, as they read back."""
+        own = None if self.importance is None else self.importance[matrix if len(self.importance) > 1 else 0]
+        scale = float(codec.second_scale(peak)) if self.two_level else 1.0
+        return codec.reconstruct(x, self.format, own, self.effort, scale)
+
+
+def _reconstructed(x: Floats, tensor: SourceTensor, encoding: _Encoding, threads: int) -> Floats:
     """Rows of `tensor` as they read back from `fmt`: all of them, or some of a tensor that is one matrix."""
     matrices = n_matrices(tensor.shape) if len(x) == tensor.n_rows else 1
     n = len(x) // matrices
     step = max(1, CHUNK_WEIGHTS // tensor.n_per_row)
     out = np.empty_like(x)
+    peaks = [float(np.abs(m).max(initial=0)) for m in x.reshape(matrices, n, -1)] if encoding.two_level else None
 
     def work(place: tuple[int, int, int]) -> None:
         matrix, start, stop = place
-        own = None if importance is None else importance[matrix if len(importance) > 1 else 0]
-        peak = float(np.abs(x[matrix * n : (matrix + 1) * n]).max(initial=0)) if two_level else 0.0
-        scale = float(codec.second_scale(peak)) if two_level else 1.0
-        out[start:stop] = codec.reconstruct(x[start:stop], fmt, own, effort, scale)
+        out[start:stop] = encoding.of(matrix, x[start:stop], 0 if peaks is None else peaks[matrix])
 
     places = [(m, a, min(a + step, (m + 1) * n)) for m in range(matrices) for a in range(m * n, (m + 1) * n, step)]
     for _ in in_order(work, places, threads):
@@ -85,7 +92,7 @@ def near_optimal(losses: Losses, solve: Callable[[Losses], Plan], n: int) -> lis
     return list(plans.values())
 
 
-def _shaken(losses: Losses, factors: Sequence[float]) -> Losses:
+def _shaken(losses: Losses, factors: NDArray[np.float64]) -> Losses:
     tensors = tuple(
         replace(t, candidates=tuple(replace(c, loss=c.loss * f) for c in t.candidates))
         for t, f in zip(losses.tensors, factors, strict=True)

@@ -16,6 +16,7 @@ import math
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ from requant.model.hyperparameters import read_hyperparameters
 from requant.model.stock import mixture_types
 from requant.sensitivity import DEFAULT_TYPES, score
 from requant.solve import solve
-from requant.text import drawn_windows, read_text_windows
+from requant.text import Windows, drawn_windows, read_text_windows
 from requant.trial import planned_weights
 
 MODELS = {
@@ -77,14 +78,14 @@ class Bench:
     def __init__(self, source, n_windows, types):
         self.source = source
         self.imatrix = self._imatrix()
-        self.tokens = read_text_windows(FIXTURES / "eval.txt", source, 512).windows[:n_windows]
+        self.tokens = read_text_windows(FIXTURES / "eval.txt", source, Windows()).windows[:n_windows]
         base = model_of(Weights(source))
         self.reference = head_of(base), forward(base, self.tokens)
-        text = read_text_windows(FIXTURES / "calibration.txt", source, 512, 8).windows
+        text = read_text_windows(FIXTURES / "calibration.txt", source, Windows(n=8)).windows
         begun = time.perf_counter()
         on_text = score_by_gradients(source, text, types=types, imatrix=self.imatrix).losses
         self.seconds = time.perf_counter() - begun
-        random = drawn_windows(source, 512, 8).windows
+        random = drawn_windows(source, Windows(n=8)).windows
         self.losses = {
             "c": score(source, types=DEFAULT_TYPES),
             "d": score(source, types=types, imatrix=self.imatrix),
@@ -93,12 +94,14 @@ class Bench:
         }
 
     def _imatrix(self):
-        windows = read_text_windows(FIXTURES / "calibration.txt", self.source, 512).windows
+        windows = read_text_windows(FIXTURES / "calibration.txt", self.source, Windows()).windows
         return calibrate(self.source, windows, gradients=False).imatrix(self.source, "calibration.txt")
 
     def kld(self, weights):
         model = model_of(weights)
-        return summary(judge(head_of(model), forward(model, self.tokens), self.tokens, self.reference), self.tokens).mean_kld
+        return summary(
+            judge(head_of(model), forward(model, self.tokens), self.tokens, self.reference), self.tokens
+        ).mean_kld
 
     def mixture(self, types):
         """The mixture with ggml's encoders."""
@@ -119,8 +122,6 @@ class Bench:
     def of_types(self, types, losses):
         """A plan of these types, from one that allows everything."""
         plan = solve(losses, Request(limits=(size_limit(2**60, 0),)))
-        from dataclasses import replace
-
         choices = tuple(replace(c, type=types.get(c.name, c.type)) for c in plan.choices)
         return replace(plan, choices=choices)
 
@@ -146,7 +147,9 @@ class Bench:
 def measure(bench, mixture, seeds):
     hp = read_hyperparameters(bench.source.metadata, bench.source.tensors)
     types = mixture_types(mixture, bench.source.tensors, hp, has_imatrix=True)
-    size = sum(by_name(types[t.name]).n_bytes(t.n_weights) if t.name in types else t.n_bytes for t in bench.source.tensors)
+    size = sum(
+        by_name(types[t.name]).n_bytes(t.n_weights) if t.name in types else t.n_bytes for t in bench.source.tensors
+    )
     found = {"mixture": mixture, "bytes": size, "kld_a": bench.mixture(types)}
     found["kld_b"] = bench.planned(bench.of_types(types, bench.losses["e"]))
     for which in "cder":

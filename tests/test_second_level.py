@@ -13,8 +13,8 @@ from requant.container.source import open_source
 from requant.conversion import record_path
 from requant.convert import convert, output_layout
 from requant.formats import by_name
-from requant.pipeline import Wishes, make_plan
 from requant.model.scales import scales_of
+from requant.pipeline import Wishes, make_plan
 from requant.sensitivity import score
 from requant.verify import verify
 

@@ -22,12 +22,16 @@ class Calibration:
     quick: bool = False
     statistics: Path | None = None
 
-    def windows(self, source: Source) -> Text:
-        """The windows to run `source` on: of what was given, or else of the text that ships with requant."""
+    def windows(self, source: Source, *, held_out: bool = False) -> Text:
+        """The windows to run `source` on: of what was given, or else of the text that ships with requant.
+
+        held_out: other windows of the same.
+        """
         from requant import text
 
+        size = text.Windows(self.window, self.n_windows, held_out)
         if self.tokens is not None:
-            return text.read_token_windows(self.tokens, source, self.window, self.n_windows)
+            return text.read_token_windows(self.tokens, source, size)
         if self.text is not None:
-            return text.read_text_windows(self.text, source, self.window, self.n_windows)
-        return text.default_windows(source, self.window, self.n_windows)
+            return text.read_text_windows(self.text, source, size)
+        return text.default_windows(source, size)

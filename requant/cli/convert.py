@@ -10,6 +10,7 @@ import click
 from requant.cli import messages, options, stages
 from requant.cli.calibration import Calibration
 from requant.container.source import open_source
+from requant.errors import UsageError
 from requant.pipeline import Wishes, check_ways
 from requant.report.engine import llama_server
 from requant.report.result import conversion_text
@@ -25,6 +26,9 @@ from requant.report.table import plan_table
 @options.imatrix
 @options.calibration
 @options.losses
+@click.option(
+    "--measure", type=click.IntRange(1, 64), metavar="N", help="Measure N plans near the best; keep the best."
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @click.option("--no-verify", is_flag=True, help="Do not read the output again.")
 @options.threads
@@ -39,6 +43,7 @@ def command(
     out: Path,
     wishes: Wishes,
     calibration: Calibration,
+    measure: int | None,
     dry_run: bool,
     no_verify: bool,
     force: bool,
@@ -47,12 +52,16 @@ def command(
 ) -> None:
     """Quantize a model to fit a budget: --vram, --size, --bpw, a --plan, or one --type for all."""
     check_ways(wishes, how["plan_file"], how["type_name"])
+    if measure is not None and not wishes.has_budget:
+        raise UsageError("--measure chooses among plans for a budget; give --vram, --size or --bpw with it")
     with open_source(model) as source:
         messages.warn(*source.warnings)
         job = stages.prepared(source, wishes, calibration, **how)
+        if measure is not None:
+            stages.check_can_run(source)
         if not dry_run:
             job.check_output(out, force)
-        plan, job = job.planned(weigh=True)
+        plan, job = job.planned(weigh=True, measure=measure)
         if dry_run or not as_json:
             messages.emit(plan.to_json() if as_json else plan_table(plan))
         if dry_run:

@@ -145,6 +145,15 @@ def evaluate(source: Source, base: Source | None, calibration: Calibration, thre
         )
 
 
+def check_can_run(source: Source) -> None:
+    """Raise BadInput where the forward pass does not know the model."""
+    from requant.fisher import cannot_run
+
+    reason = cannot_run(source)
+    if reason is not None:
+        raise reason
+
+
 def read_importance(path: Path | None, source: Source) -> Imatrix | None:
     """The importance matrix in the file at `path`, if one is given; raises BadInput where it is of another model."""
     if path is None:
@@ -180,16 +189,17 @@ class Job:
         with Output(out, 0, force=force, inputs=self.inputs):
             check_writable(record_path(out), force=force, inputs=self.inputs, own=OUTPUT_SCHEMA)
 
-    def planned(self, *, weigh: bool = False) -> tuple[Plan, Job]:
+    def planned(self, *, weigh: bool = False, measure: int | None = None) -> tuple[Plan, Job]:
         """The plan of the file, for the one type, or for the budget, then scored if no losses are given.
 
         --effort, where it is given, replaces that of the plan or the losses. weigh: the job that comes with it converts
-        with importance measured by the scoring, where no imatrix was given.
+        with importance measured by the scoring, where no imatrix was given. measure: of so many plans near the best,
+        the one of least measured divergence.
         """
-        plan, job = self._planned(weigh)
+        plan, job = self._planned(weigh, measure)
         return (plan if self.effort is None else replace(plan, effort=self.effort)), job
 
-    def _planned(self, weigh: bool) -> tuple[Plan, Job]:
+    def _planned(self, weigh: bool, measure: int | None) -> tuple[Plan, Job]:
         if self.plan_file is not None:
             return read_plan(self.plan_file), self
         if self.type_name is not None:
@@ -204,7 +214,35 @@ class Job:
         if losses is None:
             scored = self._scored(weigh)
             job, losses = replace(self, imatrix=self.imatrix or scored.measured), scored.losses
+        if measure is not None:
+            return job._least(losses, measure), job
         return messages.interruptible(make_plan, self.source, losses, self.wishes, imatrix=job.imatrix), job
+
+    def _least(self, losses: Losses, n: int) -> Plan:
+        """Of `n` plans near the best, the one of least divergence on text that was not scored with."""
+        from requant import trial
+
+        text = messages.interruptible(self.calibration.windows, self.source, held_out=True)
+        effort = losses.effort if self.effort is None else self.effort
+
+        def solve(losses: Losses) -> Plan:
+            return replace(make_plan(self.source, losses, self.wishes, imatrix=self.imatrix), effort=effort)
+
+        plans = messages.interruptible(trial.near_optimal, losses, solve, n)
+        with messages.progress("measuring", len(plans) + 1, " models") as advance:
+            found = messages.interruptible(
+                trial.measured,
+                self.source,
+                plans,
+                text.windows,
+                imatrix=self.imatrix,
+                threads=self.threads,
+                progress=advance,
+            )
+        klds = [evaluation.mean_kld or 0.0 for evaluation in found]
+        best = klds.index(min(klds))
+        note = f"the best of {len(plans)} plans by divergence on held-out text, which was {klds[0]:.3g} for the first"
+        return replace(plans[best], measured_kld=klds[best], notes=(*plans[best].notes, note))
 
     def _scored(self, weigh: bool) -> Scored:
         from requant.fisher import cannot_run

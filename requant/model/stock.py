@@ -167,19 +167,20 @@ def _in_layer(mixture: str, role: str, at: _Place) -> str:
         return _two_bits(mixture, role, at)
     if role in _VALUES:
         return _values(mixture, role, at)
-    if role == "attn_k" and at.n_expert == 8:
-        return "Q8_0"
-    if role in ("attn_k", "attn_q") and mixture in ("IQ3_XS", "IQ3_XXS"):
-        return "IQ3_XXS" if mixture == "IQ3_XS" else "IQ2_S"
     if role == "ffn_down":
         return _down(mixture, at)
-    if role == "attn_output":
-        if at.n_expert == 8:
-            return "Q5_K" if mixture in _MORE_BEHIND_EXPERTS else default
-        return _ATTENTION_OUTPUT.get(mixture, default)
-    if role in ("ffn_gate", "ffn_up") and mixture == "IQ3_XS":
-        return "IQ3_XXS" if at.n // 8 <= at.index < 7 * at.n // 8 else default
-    return default
+    chosen = default
+    if role == "attn_k" and at.n_expert == 8:
+        chosen = "Q8_0"
+    elif role in ("attn_k", "attn_q"):
+        chosen = {"IQ3_XS": "IQ3_XXS", "IQ3_XXS": "IQ2_S"}.get(mixture, default)
+    elif role == "attn_output" and at.n_expert == 8:
+        chosen = "Q5_K" if mixture in _MORE_BEHIND_EXPERTS else default
+    elif role == "attn_output":
+        chosen = _ATTENTION_OUTPUT.get(mixture, default)
+    elif role in ("ffn_gate", "ffn_up") and mixture == "IQ3_XS" and at.n // 8 <= at.index < 7 * at.n // 8:
+        chosen = "IQ3_XXS"
+    return chosen
 
 
 def _values(mixture: str, role: str, at: _Place) -> str:
@@ -228,14 +229,15 @@ def _two_bits(mixture: str, role: str, at: _Place) -> str:
     """The mixtures of two bits and less."""
     default = _MIXTURES[mixture][0]
     better = "IQ3_S" if mixture in ("IQ2_S", "IQ2_M") else "Q2_K"
+    chosen = default
     if role in _VALUES:
-        return "Q4_K" if at.n_gqa >= 4 or at.n_expert >= 4 else better
-    if role == "attn_k" and at.n_expert == 8:
-        return "Q4_K"
-    if role == "ffn_down" and at.early:
-        return better
-    if role == "attn_output":
-        if at.n_expert == 8:
-            return "Q5_K"
-        return "IQ3_S" if better == "IQ3_S" else "IQ2_XXS" if mixture in ("IQ1_S", "IQ1_M") else default
-    return default
+        chosen = "Q4_K" if at.n_gqa >= 4 or at.n_expert >= 4 else better
+    elif role == "attn_k" and at.n_expert == 8:
+        chosen = "Q4_K"
+    elif role == "ffn_down" and at.early:
+        chosen = better
+    elif role == "attn_output" and at.n_expert == 8:
+        chosen = "Q5_K"
+    elif role == "attn_output":
+        chosen = {"IQ1_S": "IQ2_XXS", "IQ1_M": "IQ2_XXS", "IQ2_S": "IQ3_S", "IQ2_M": "IQ3_S"}.get(mixture, default)
+    return chosen

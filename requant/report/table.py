@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from requant.errors import printable
 from requant.formats import Effort, by_name
-from requant.plan import EDITED, Choice, Limit, Losses, Plan
+from requant.plan import EDITED, IN_NATS, Choice, Limit, Losses, Plan
 from requant.units import format_size
 
 WIDTH = 100
@@ -133,9 +133,11 @@ def _loss(plan: Plan) -> str:
     if plan.predicted_loss is None:
         return "not known, the plan was edited" if EDITED in plan.notes else f"not measured ({printable(plan.method)})"
     gap = "not known" if plan.gap is None else f"{plan.gap:.1e}" if plan.gap else "0"
-    return (
-        f"{plan.predicted_loss:.4g} predicted by {printable(plan.method)}; proven gap {gap} ({printable(plan.solver)})"
-    )
+    loss = f"{plan.predicted_loss:.4g} predicted by {printable(plan.method)}"
+    if plan.method in IN_NATS:
+        loss = f"predicted KL {plan.predicted_loss:.4g} nats per token ({plan.method})"
+    measured = "" if plan.measured_kld is None else f", measured {plan.measured_kld:.4g} on held-out text"
+    return f"{loss}{measured}; proven gap {gap} ({printable(plan.solver)})"
 
 
 def _limit(plan: Plan, limit: Limit) -> str:

@@ -75,7 +75,7 @@ VOCABULARY = (
 )
 
 
-def write(name, path, seed=0, vocabulary=VOCABULARY, n_tokens=len(TOKENS)):
+def write(name, path, seed=0, vocabulary=VOCABULARY, n_tokens=257):
     """The model of family `name` at `path`; vocabulary: the tokenizer's pairs, of `n_tokens` tokens."""
     family, rng = FAMILIES[name], default_rng(seed)
     keys = {
@@ -106,7 +106,7 @@ def write(name, path, seed=0, vocabulary=VOCABULARY, n_tokens=len(TOKENS)):
     tensors.append(_vector(rng, "output_norm.weight", width))
     tensors += [_vector(rng, f"{name}.weight", keys["rope.dimension_count"] // 2, 2.0) for name in family.factors]
     for il in range(N_LAYERS):
-        tensors += [t for t in _layer(rng, family, keys, width, f"blk.{il}.")]
+        tensors += _layer(rng, family, keys, width, f"blk.{il}.")
     return File(tuple(pairs), tuple(tensors)).write(path)
 
 

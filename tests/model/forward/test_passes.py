@@ -91,7 +91,7 @@ def test_every_gradient_is_that_of_finite_differences(path):
         matrices = {name for name, _ in found} | {EMBEDDING}
         for name in sorted(matrices):
             direction = rng.standard_normal(source.tensor(name).shape[::-1])
-            expected = difference(source, tokens, labels, name, direction)
+            expected = difference(source, (tokens, labels), name, direction)
             stacked = direction.reshape(-1, *direction.shape[-2:])
             got = sum((gradient * stacked[expert]).sum() for (own, expert), gradient in found.items() if own == name)
             if name == EMBEDDING:
@@ -105,7 +105,9 @@ def embedding_part(model, tokens, labels, direction):
     return float((g * model.embedding_scale * direction[tokens]).sum())
 
 
-def difference(source, tokens, labels, name, direction, step=1e-5):
+def difference(source, texts, name, direction, step=1e-5):
+    tokens, labels = texts
+
     def likelihood(sign):
         class Moved(Weights):
             def get(self, wanted):

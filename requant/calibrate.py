@@ -14,12 +14,12 @@ import numpy as np
 
 from requant.container.source import Source
 from requant.errors import InputOutputError, UsageError
+from requant.imatrix import LOOKUP
 from requant.model.forward.architecture import read_architecture
 from requant.model.forward.checkpoints import Checkpoints
 from requant.model.forward.layer import Layer
 from requant.model.forward.memory import batch_windows
 from requant.model.forward.passes import (
-    EMBEDDING,
     Model,
     Tokens,
     backward,
@@ -132,9 +132,8 @@ def _there_and_back(model: Model, tokens: Tokens, first: int, statistics: Statis
         turn(model, x, first=first, watch=collector.watch, threads=threads)
         collector.collect()
         backward(model, x, checkpoints, watch=collector.watch, done=collector.done, threads=threads)
-    if model.output_name != EMBEDDING:
-        squares = embedded_gradient(model, tokens, x)[1].sum(axis=0, dtype=np.float64)
-        statistics.add("", {(EMBEDDING, None): Sums2(tokens.size, gradients=squares)})
+    squares = embedded_gradient(model, tokens, x)[1].sum(axis=0, dtype=np.float64)
+    statistics.add("", {(LOOKUP, None): Sums2(tokens.size, gradients=squares)})
 
 
 def _identity(source: Source, tokens: Tokens, gradients: bool) -> str:

@@ -142,17 +142,22 @@ def score_by_statistics(
 def _product(statistics: Imatrix, tensor: SourceTensor) -> Information:
     """F of a tensor as a product, summed over the tokens of the statistics."""
     entry = statistics.entries.get(tensor.name)
-    if entry is None or entry.gradients is None or not statistics.n_tokens:
+    lookup = statistics.lookup if tensor.name == EMBEDDING else None
+    matrix_form = entry is not None and entry.gradients is not None
+    if (
+        not statistics.n_tokens
+        or (tensor.name == EMBEDDING and lookup is None)
+        or not (matrix_form or lookup is not None)
+    ):
         what = f"holds no gradients for tensor '{printable(tensor.name)}'"
         raise BadInput(statistics.path, what, hint="make it with `requant calibrate`, or pass it with --imatrix")
-    counts, gradients, inputs = entry.counts, entry.gradients, entry.importance
-    if gradients.shape[1] * len(gradients) == tensor.n_per_row and tensor.n_per_row != tensor.n_rows // len(gradients):
-        # a lookup: the gradients are at the row that was fetched, and any row may be
-        per_column = gradients[0] * counts[0] / tensor.n_rows
-        return lambda _, rows, weights: np.broadcast_to(per_column, weights.shape)
 
     def information(matrix: int, rows: slice, weights: Floats) -> Floats:
-        found: Floats = np.outer(gradients[matrix, rows], inputs[matrix] * counts[matrix])
+        found = np.zeros_like(weights)
+        if entry is not None and entry.gradients is not None:
+            found += np.outer(entry.gradients[matrix, rows], entry.importance[matrix] * entry.counts[matrix])
+        if lookup is not None:  # any row may be the one that is fetched
+            found += lookup * np.float32(statistics.n_tokens / tensor.n_rows)
         return found
 
     return information

@@ -28,6 +28,7 @@ Floats = NDArray[np.float32]
 _F32 = 0  # ggml type id
 SUMS, COUNTS = ".in_sum2", ".counts"
 GRADIENTS = ".g_sum2"  # requant's own: (n_rows, n_matrices) sums of squared gradients at the outputs
+LOOKUP = "token_embd.lookup"  # requant's own, with GRADIENTS: those at the rows of the embedding that are looked up
 _MAX_NAME = 1024  # bytes of a legacy entry's name; a GGUF tensor name has at most 63
 _MIN_ENTRY = 17  # bytes of a legacy entry: three integers, a letter, a value
 _HASH_CHUNK = 2**20
@@ -71,6 +72,7 @@ class Imatrix:
     chunk_count: int | None
     legacy: bool
     chunk_size: int | None = None
+    lookup: Floats | None = None  # (n_embd,), the mean squared gradient at what is looked up, from `requant calibrate`
 
     @property
     def n_tokens(self) -> int:
@@ -224,14 +226,22 @@ def _read_gguf(path: Path, descriptor: int, n_bytes: int) -> Imatrix:
     entries = {name: _gguf_entry(path, descriptor, header, tensors, name) for name in names}
     datasets = header.metadata.get("imatrix.datasets")
     chunks, size = (header.metadata.get(f"imatrix.chunk_{what}") for what in ("count", "size"))
+    size = size if isinstance(size, int) else None
+    chunks = chunks if isinstance(chunks, int) else None
+    lookup = None
+    if LOOKUP + GRADIENTS in tensors and chunks and size:
+        info = tensors[LOOKUP + GRADIENTS]
+        sums = _checked(path, f"tensor '{LOOKUP + GRADIENTS}'", _read_floats(path, descriptor, header, info))
+        lookup = sums / np.float32(chunks * size)
     return Imatrix(
         path=str(path),
         sha256=_sha256(path, descriptor, n_bytes),
         entries=entries,
         datasets=tuple(str(d) for d in datasets) if isinstance(datasets, list) else (),
-        chunk_count=chunks if isinstance(chunks, int) else None,
+        chunk_count=chunks,
         legacy=False,
-        chunk_size=size if isinstance(size, int) else None,
+        chunk_size=size,
+        lookup=lookup,
     )
 
 

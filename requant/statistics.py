@@ -16,7 +16,7 @@ from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
 from requant.container.output import Output
 from requant.container.source import Source
-from requant.imatrix import COUNTS, GRADIENTS, SUMS, Imatrix, entry_of
+from requant.imatrix import COUNTS, GRADIENTS, LOOKUP, SUMS, Imatrix, entry_of
 from requant.model.forward.ops import Array
 from requant.model.roles import is_experts, n_matrices
 
@@ -89,7 +89,17 @@ class Statistics:
         digest = hashlib.sha256()
         for key, entry in entries.items():
             digest.update(key.encode() + entry.importance.tobytes())
-        return Imatrix(name, digest.hexdigest(), entries, (name,), self.n_tokens // self.n_ctx, False, self.n_ctx)
+        lookup = self.matrices.get((LOOKUP, None))
+        return Imatrix(
+            path=name,
+            sha256=digest.hexdigest(),
+            entries=entries,
+            datasets=(name,),
+            chunk_count=self.n_tokens // self.n_ctx,
+            legacy=False,
+            chunk_size=self.n_ctx,
+            lookup=None if lookup is None else (np.asarray(lookup.gradients) / self.n_tokens).astype(np.float32),
+        )
 
     def arrays(self, name: str, shape: Sequence[int]) -> tuple[Floats, Floats, Floats | None] | None:
         """Sums of squared inputs (n_matrices, n_per_row), counts (n_matrices,), and sums of squared gradients.
@@ -126,6 +136,8 @@ def write_statistics(
             arrays[tensor.name + COUNTS] = counts[:, None]
             if gradients is not None:
                 arrays[tensor.name + GRADIENTS] = gradients
+    if (LOOKUP, None) in statistics.matrices:
+        arrays[LOOKUP + GRADIENTS] = np.array(statistics.matrices[LOOKUP, None].gradients, np.float32)
     metadata = Metadata(str(path), {}).with_values(
         {
             "general.type": ("str", "imatrix"),

@@ -99,7 +99,7 @@ def _of_text(path: Path, text: str, name: str, source: Source, size: Windows) ->
     tokenizer = read_tokenizer(source.metadata)
     ids = tokenizer.encode(text)
     unknown = 0 if tokenizer.unknown is None else int((ids == tokenizer.unknown).sum())
-    if 2 * unknown > len(ids):
+    if 3 * unknown > len(ids):
         what = "is in a script that the model's vocabulary does not have"
         raise BadInput(path, what, got=f"{unknown} of {len(ids)} tokens unknown", hint="give another --text")
     return _windows(path, ids, name, size, tokenizer.bos)

@@ -74,7 +74,7 @@ def read_tokenizer(metadata: Metadata) -> Tokenizer:
         engine,
         _end(metadata, "bos", adds_bos, default_bos, len(tokens)),
         _end(metadata, "eos", False, 2 if kind == "llama" else 11, len(tokens)),
-        metadata.get_int("tokenizer.ggml.unknown_token_id", 0 if kind == "llama" else None),
+        _unknown(metadata, tokens) if kind == "llama" else None,
     )
 
 
@@ -97,6 +97,12 @@ def _end(metadata: Metadata, which: str, default: bool, default_id: int, n_token
         key = f"tokenizer.ggml.{which}_token_id"
         raise BadInput(metadata.path, f"key '{key}' is no token", got=found, limit=f"0 to {n_tokens - 1}")
     return found
+
+
+def _unknown(metadata: Metadata, tokens: Sequence[str]) -> int | None:
+    """The id that a `llama` vocabulary has for what it cannot spell, or None."""
+    found = metadata.get_int("tokenizer.ggml.unknown_token_id", 0)
+    return found if found is not None and 0 <= found < len(tokens) else None
 
 
 def _byte_pairs(metadata: Metadata, tokens: Sequence[str]) -> tuple[Any, bool]:
@@ -143,7 +149,10 @@ def _sentence_piece(metadata: Metadata, tokens: Sequence[str]) -> Any:
         for at in range(1, len(token))
         if token[:at] in vocabulary and token[at:] in vocabulary
     ]
-    engine = library.Tokenizer(library.models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=False))
+    unknown = _unknown(metadata, tokens)
+    word = None if unknown is None else tokens[unknown]
+    model = library.models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=False, unk_token=word)
+    engine = library.Tokenizer(model)
     replace = library.normalizers.Replace(" ", _SPACE)
     if metadata.get_bool("tokenizer.ggml.add_space_prefix", True):
         engine.normalizer = library.normalizers.Sequence([library.normalizers.Prepend(_SPACE), replace])

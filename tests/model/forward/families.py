@@ -75,11 +75,11 @@ VOCABULARY = (
 )
 
 
-def write(name, path, seed=0, vocabulary=VOCABULARY, n_tokens=257):
-    """The model of family `name` at `path`; vocabulary: the tokenizer's pairs, of `n_tokens` tokens."""
+def write(name, path, seed=0, vocabulary=VOCABULARY, n_tokens=257, more=(), n_layers=N_LAYERS):
+    """The model of family `name` at `path`; vocabulary: the tokenizer's pairs, of `n_tokens` tokens; more: tensors."""
     family, rng = FAMILIES[name], default_rng(seed)
     keys = {
-        "block_count": N_LAYERS,
+        "block_count": n_layers,
         "context_length": CONTEXT,
         "embedding_length": N_EMBD,
         "feed_forward_length": N_FF,
@@ -105,9 +105,9 @@ def write(name, path, seed=0, vocabulary=VOCABULARY, n_tokens=257):
         tensors.append(_matrix(rng, "output.weight", width, n_tokens))
     tensors.append(_vector(rng, "output_norm.weight", width))
     tensors += [_vector(rng, f"{name}.weight", keys["rope.dimension_count"] // 2, 2.0) for name in family.factors]
-    for il in range(N_LAYERS):
+    for il in range(n_layers):
         tensors += _layer(rng, family, keys, width, f"blk.{il}.")
-    return File(tuple(pairs), tuple(tensors)).write(path)
+    return File(tuple(pairs), (*tensors, *more)).write(path)
 
 
 def _layer(rng, family, keys, width, at):

@@ -143,12 +143,8 @@ def _product(statistics: Imatrix, tensor: SourceTensor) -> Information:
     """F of a tensor as a product, summed over the tokens of the statistics."""
     entry = statistics.entries.get(tensor.name)
     lookup = statistics.lookup if tensor.name == EMBEDDING else None
-    matrix_form = entry is not None and entry.gradients is not None
-    if (
-        not statistics.n_tokens
-        or (tensor.name == EMBEDDING and lookup is None)
-        or not (matrix_form or lookup is not None)
-    ):
+    gradients = lookup if tensor.name == EMBEDDING else None if entry is None else entry.gradients
+    if not statistics.n_tokens or gradients is None:
         what = f"holds no gradients for tensor '{printable(tensor.name)}'"
         raise BadInput(statistics.path, what, hint="make it with `requant calibrate`, or pass it with --imatrix")
 

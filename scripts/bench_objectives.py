@@ -5,8 +5,8 @@
 Our encoders minimise the importance-weighted squared error ("plain"). ggml's weigh it by the weights themselves as
 well, large ones more, in ways that differ by type (below). Every matrix in the layers that the type's block divides is
 encoded by our encoder for either objective, with the shrinkage of few bits half undone ("ours", the default), and by
-ggml's encoder; kld is the mean KL divergence of the next token from the F16 model over windows of 256 tokens of
-eval.txt. The last columns are relative to plain, with the standard error of the paired difference between windows.
+ggml's encoder; kld is the mean KL divergence of the next token from the F16 model over the second halves of windows of 256
+tokens of eval.txt. The last columns are relative to plain, with the standard error of the paired difference between windows.
 The importance is the tiny model's imatrix; SmolLM2's comes from a pass over calibration.txt. SmolLM2 is dithered off
 its grid.
 """
@@ -25,13 +25,19 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import ggml
 import real_models
 from bench_quality import in_f16
-from llama_forward import WINDOW, Llama, Weights, tokens_of
 
 from requant import codec
+from requant.calibrate import calibrate
+from requant.container.source import Source, open_source
+from requant.evaluate import judge
 from requant.formats import BlockFormat, Effort, by_name, shrinkage
-from requant.imatrix import importance_for, read_imatrix
+from requant.imatrix import Imatrix, importance_for, read_imatrix
+from requant.model.forward.passes import Tokens, forward, head_of, model_of
+from requant.model.forward.weights import Weights
+from requant.text import Windows, read_text_windows
 
 TYPES = "Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,Q4_0,Q4_1,Q5_0,Q5_1,IQ4_NL,IQ4_XS,IQ3_S,IQ3_XXS,IQ2_S,IQ2_XS,IQ2_XXS,IQ1_M,IQ1_S"
+WINDOW = 256  # tokens
 NEED_IMPORTANCE = ("IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")  # in ggml; all columns alike otherwise
 Encode = Callable[[np.ndarray, BlockFormat, np.ndarray | None], np.ndarray]
 
@@ -82,41 +88,41 @@ def by_ggml(x: np.ndarray, fmt: BlockFormat, importance: np.ndarray | None) -> n
     return np.frombuffer(ggml.quantize_chunk(fmt.type_id, x, importance), np.uint8).reshape(len(x), -1)
 
 
-def encoded(model: Llama, fmt: BlockFormat, importance: Weights | None, encode: Encode) -> Weights:
-    """The matrices of the layers that can have the type, in it and back."""
-    found = {}
-    for name, x in model.weights.items():
-        if name.startswith("blk.") and x.ndim == 2 and fmt.divides(x.shape[1]):
-            data = encode(np.ascontiguousarray(x), fmt, None if importance is None else importance[name])
-            found[name] = codec.dequantize(data, fmt)
-    return found
+def encoded(source: Source, fmt: BlockFormat, imatrix: Imatrix | None, encode: Encode) -> Weights:
+    """The model with the matrices of its layers that can have the type in it."""
 
+    def change(tensor, x):
+        if not tensor.name.startswith("blk.") or len(tensor.shape) < 2 or not fmt.divides(tensor.n_per_row):
+            return x
+        importance = None if imatrix is None else importance_for(imatrix, tensor.name, tensor.shape)[0]
+        return codec.dequantize(encode(np.ascontiguousarray(x), fmt, importance), fmt)
 
-def load(name: str, folder: Path) -> tuple[Llama, np.ndarray, Weights]:
-    """The model, the evaluation's tokens, and the importance of its matrices."""
-    path = real_models.TINY if name == "tiny" else in_f16(real_models.smollm2(), folder / "f16.gguf")
-    model, texts = Llama(path), [(real_models.FIXTURES / f"{part}.txt").read_text() for part in ("eval", "calibration")]
-    if name == "tiny":
-        imatrix = read_imatrix(real_models.IMATRIX)
-        shapes = {n: x.shape[::-1] for n, x in model.weights.items() if n.startswith("blk.") and x.ndim == 2}
-        importance = {n: importance_for(imatrix, n, shape)[0] for n, shape in shapes.items()}
-    else:
-        importance: Weights = {}
-        model.log_probabilities(tokens_of(path, texts[1])[: 16 * WINDOW], {}, importance)
-    return model, tokens_of(path, texts[0]), {n: np.asarray(w, np.float32) for n, w in importance.items()}
+    return Weights(source, change)
 
 
 def measure(name: str, types: list[str], n_windows: int, folder: Path) -> Iterator[dict]:
-    model, tokens, importance = load(name, folder)
-    tokens = tokens[: n_windows * WINDOW]
-    before = model.log_probabilities(tokens, {})
-    for fmt in map(by_name, types):
-        for weights in (None, importance):
-            found = []
-            for encode in (plain, as_ggml_weighs, ours, by_ggml):
-                after = model.log_probabilities(tokens, encoded(model, fmt, weights, encode))
-                found.append((np.exp(before) * (before - after)).sum(1).reshape(-1, WINDOW).mean(1))
-            yield {"type": fmt.name, "model": name, "imatrix": weights is not None} | figures(*found)
+    path = real_models.TINY if name == "tiny" else in_f16(real_models.smollm2(), folder / "f16.gguf")
+    with open_source(path) as source:
+        text = read_text_windows(real_models.FIXTURES / "calibration.txt", source, Windows(WINDOW))
+        measured = None if name == "tiny" else calibrate(source, text.windows, gradients=False)
+        imatrix = read_imatrix(real_models.IMATRIX) if measured is None else measured.imatrix(source, text.name)
+        tokens = read_text_windows(real_models.FIXTURES / "eval.txt", source, Windows(WINDOW)).windows[:n_windows]
+        base = model_of(Weights(source))
+        reference = head_of(base), forward(base, tokens)
+        for fmt in map(by_name, types):
+            for weights in (None, imatrix):
+                found = [
+                    divergences(encoded(source, fmt, weights, encode), tokens, reference)
+                    for encode in (plain, as_ggml_weighs, ours, by_ggml)
+                ]
+                yield {"type": fmt.name, "model": name, "imatrix": weights is not None} | figures(*found)
+
+
+def divergences(weights: Weights, tokens: Tokens, reference: tuple) -> np.ndarray:
+    """The mean of each window's scored tokens."""
+    model = model_of(weights)
+    judged = judge(head_of(model), forward(model, tokens), tokens, reference)
+    return judged.kld.reshape(len(tokens), -1).mean(axis=1)
 
 
 def figures(plain: np.ndarray, emphasized: np.ndarray, ours: np.ndarray, peer: np.ndarray) -> dict:

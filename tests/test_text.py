@@ -46,7 +46,7 @@ def test_every_window_begins_with_bos_where_texts_do(tmp_path):
     ("content", "said"),
     [
         ("", "too short"),
-        ("tiny", "too short .got 4 tokens, limit at least one window of 512"),
+        ("tiny", "got 4 tokens, limit at least one window of 512"),
         (b"\xff\xfe", "no UTF-8"),
     ],
 )

@@ -75,7 +75,7 @@ VOCABULARY = (
 )
 
 
-def write(name, path, seed=0, vocabulary=VOCABULARY, n_tokens=257, more=(), n_layers=N_LAYERS):
+def write(name, path, seed=0, *, vocabulary=VOCABULARY, n_tokens=257, more=(), n_layers=N_LAYERS):
     """The model of family `name` at `path`; vocabulary: the tokenizer's pairs, of `n_tokens` tokens; more: tensors."""
     family, rng = FAMILIES[name], default_rng(seed)
     keys = {

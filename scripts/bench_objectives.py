@@ -5,10 +5,10 @@
 Our encoders minimise the importance-weighted squared error ("plain"). ggml's weigh it by the weights themselves as
 well, large ones more, in ways that differ by type (below). Every matrix in the layers that the type's block divides is
 encoded by our encoder for either objective, with the shrinkage of few bits half undone ("ours", the default), and by
-ggml's encoder; kld is the mean KL divergence of the next token from the F16 model over the second halves of windows of 256
-tokens of eval.txt. The last columns are relative to plain, with the standard error of the paired difference between windows.
-The importance is the tiny model's imatrix; SmolLM2's comes from a pass over calibration.txt. SmolLM2 is dithered off
-its grid.
+ggml's encoder; kld is the mean KL divergence of the next token from the F16 model over the second halves of windows
+of 256 tokens of eval.txt. The last columns are relative to plain, with the standard error of the paired difference
+between windows. The importance is the tiny model's imatrix; SmolLM2's comes from a pass over calibration.txt. SmolLM2
+is dithered off its grid.
 """
 
 import argparse

@@ -1,11 +1,22 @@
 """What llama-quantize gives embedding and output, against its own dry runs."""
 
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pytest
+import real_models
+from gguf_files import F32, STR, U32, File, pair
 from shapes import GOLDEN, shape
 
+from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.formats import by_name
-from requant.model.stock import mixture_type, stock_type
+from requant.model.hyperparameters import read_hyperparameters
+from requant.model.stock import mixture_type, mixture_types, stock_type
+
+FIXTURES = real_models.FIXTURES
 
 
 @pytest.mark.parametrize("model", sorted(GOLDEN["stock_types"]))
@@ -54,3 +65,52 @@ def test_stock_types_always_divide_the_row(n_per_row):
     for mixture in ("IQ1_S", "IQ2_M", "Q2_K", "Q3_K_M", "IQ4_XS", "Q4_0", "Q5_K_M", "Q6_K", "Q8_0"):
         for tied in (False, True):
             assert by_name(stock_type(mixture, "token_embd.weight", n_per_row, tied=tied)).divides(n_per_row)
+
+
+MIXTURES = json.loads((FIXTURES / "mixtures_golden.json").read_text())["shapes"]
+SIZES = json.loads((FIXTURES / "perplexity_golden.json").read_text())["llama_quantize_mixes"]["models"]
+
+
+@pytest.mark.parametrize("name", sorted(MIXTURES))
+def test_every_tensor_gets_what_llama_quantize_gives(name):
+    golden = MIXTURES[name]
+    hp = hyperparameters(golden["keys"])
+    tensors = [Placed(t[0], tuple(t[1]), t[2]) for t in golden["tensors"]]
+    for i, mixture in enumerate(golden["mixtures"]):
+        types = mixture_types(mixture, tensors, hp, has_imatrix=False)
+        expected = {t[0]: t[3 + i].upper() for t in golden["tensors"] if t[0] in types}
+        assert types == expected
+        kept = {t[3 + i] for t in golden["tensors"] if t[0] not in types}
+        assert kept <= {"f32", "f16"}
+
+
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [("tiny-llama", lambda: real_models.TINY), ("smollm2-135m-dithered", real_models.smollm2)],
+)
+def test_mixtures_with_an_imatrix_have_the_size_of_llama_quantizes_files(model, path):
+    """The header, the same in all, is told by the first."""
+    with open_source(path()) as source:
+        hp = read_hyperparameters(source.metadata, source.tensors)
+        headers = set()
+        for entry in SIZES[model]:
+            if entry["imatrix"] and "--pure" not in entry["type"] and entry["type"] != "F16":
+                types = mixture_types(entry["type"], source.tensors, hp, has_imatrix=True)
+                assert all(types.get(t.name) or t.format.name == "F32" for t in source.tensors)
+                sizes = [by_name(types.get(t.name, "F32")).n_bytes(t.n_weights) for t in source.tensors]
+                headers.add(entry["bytes"] - sum(sizes))
+    assert len(headers) == 1 and min(headers) > 0
+
+
+@dataclass(frozen=True)
+class Placed:
+    name: str
+    shape: tuple
+    type_id: int
+
+
+def hyperparameters(keys):
+    kinds = {int: U32, float: F32, str: STR}
+    file = File(tuple(pair(key, kinds[type(value)], value) for key, value in keys.items()))
+    with TemporaryDirectory() as folder, open_source(file.write(Path(folder) / "model.gguf")) as source:
+        return read_hyperparameters(source.metadata, source.tensors)

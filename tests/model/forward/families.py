@@ -34,6 +34,7 @@ class Family:
 
 
 FAMILIES = {
+    "unknown": Family("exotic"),
     "llama": Family("llama", tied=False, biases=("attn_q", "attn_output", "ffn_up", "ffn_down")),
     "llama3": Family("llama", factors=("rope_freqs",)),
     "llama-linear": Family("llama", {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}),

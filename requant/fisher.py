@@ -107,6 +107,9 @@ def score_by_gradients(
 
         backward(model, x, checkpoints, watch=watch, done=finish, threads=threads)
     _score_ends(work, model, output, embedded_gradient(model, tokens, x))
+    unseen = work.statistics.n_unseen(source)
+    if unseen:
+        notes.append(f"{unseen} experts saw no token and count as the others of their tensor; more --windows help")
     notes.append(f"gradients over {len(tokens)} windows of {tokens.shape[1]} tokens" + (f" of {text}" if text else ""))
     used = work.statistics.imatrix(source, text) if weigh and imatrix is None else imatrix
     return Scored(_losses(work, surveyed, METHOD, used, notes), work.statistics)
@@ -188,10 +191,17 @@ def _losses(
         method=method,
         imatrix=None if imatrix is None else imatrix.name,
         imatrix_sha256=None if imatrix is None else imatrix.sha256,
-        tensors=tuple(work.scored.get(t.name, t) for t in surveyed),
+        tensors=tuple(work.scored.get(t.name) or _as_it_is(t) for t in surveyed),
         notes=tuple(notes),
         effort=work.effort,
     )
+
+
+def _as_it_is(tensor: TensorLosses) -> TensorLosses:
+    """A tensor of which the pass saw nothing (a layer that predicts several tokens ahead) without any other type."""
+    own, *others = tensor.candidates
+    skipped = dict.fromkeys((c.type for c in others), "the model was run without the tensor, its loss is not known")
+    return replace(tensor, candidates=(own,), skipped={**tensor.skipped, **skipped})
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,11 +224,15 @@ class _Work:
         found = self.statistics.arrays(tensor.name, tensor.shape) if self.weigh else None
         return None if found is None else entry_of(found[0], found[1]).importance
 
-    def score(self, name: str, information: Information) -> None:
-        """Measure all candidates of the tensor; information: F, summed over tokens."""
+    def score(self, name: str, information: Information, n_seen: int | None = None) -> None:
+        """Measure all candidates of the tensor; information: F, summed over tokens.
+
+        n_seen: of its experts, those that saw tokens; the others are taken to lose as much on average.
+        """
         if name in self.wanted:
             tensor = self.source.tensor(name)
-            self.scored[name] = _scored(self, tensor, self.wanted[name], information)
+            factor = 1 if n_seen is None else n_matrices(tensor.shape) / n_seen
+            self.scored[name] = _scored(self, tensor, information, factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +265,7 @@ def _score_layer(work: _Work, index: int, samplers: Sequence[Sampler]) -> None:
         for (name, expert), pair in sampler.kept.items():
             kept.setdefault(prefix + name, {}).setdefault(expert or 0, []).append(pair)
     for name, matrices in kept.items():
-        work.score(name, _information(matrices))
+        work.score(name, _information(matrices), len(matrices))
     for sampler in samplers:
         sampler.kept.clear()
 
@@ -286,8 +300,9 @@ def _score_ends(work: _Work, model: Model, output: _Output, gradients: tuple[Arr
         work.score(model.output_name, lambda matrix, rows, weights: output.information(rows, weights))
 
 
-def _scored(work: _Work, tensor: SourceTensor, surveyed: TensorLosses, information: Information) -> TensorLosses:
-    """The tensor with the loss and relative error of each candidate that can represent its weights."""
+def _scored(work: _Work, tensor: SourceTensor, information: Information, factor: float) -> TensorLosses:
+    """The tensor with the loss, times `factor`, and relative error of each candidate that can represent its weights."""
+    surveyed = work.wanted[tensor.name]
     formats = [format_of(candidate.type) for candidate in surveyed.candidates[1:]]
     matrices = n_matrices(tensor.shape)
     scales = scales_of(work.source, tensor)
@@ -313,7 +328,7 @@ def _scored(work: _Work, tensor: SourceTensor, surveyed: TensorLosses, informati
             losses[index, i] = np.einsum("ij,ij,ij->", f, y, y) * float(factors[m]) ** 2
 
     each(measure, len(blocks), work.threads)
-    totals = losses.sum(axis=0) / (2 * work.statistics.n_tokens)
+    totals = losses.sum(axis=0) * factor / (2 * work.statistics.n_tokens)
     return _with_losses(surveyed, formats, totals, [np.concatenate(found) for found in zip(*errors, strict=True)])
 
 

@@ -78,6 +78,16 @@ class Statistics:
         for (name, expert), found in sums.items():
             self.matrices.setdefault((prefix + name, expert), Sums2()).add(found)
 
+    def n_unseen(self, source: Source) -> int:
+        """Experts of which some tensor saw no token."""
+        names = {name for name, expert in self.matrices if expert is not None}
+        return sum(
+            self.matrices.get((t.name, m), Sums2()).count == 0
+            for t in source.tensors
+            if t.name in names and t.name.endswith("_down_exps.weight")
+            for m in range(n_matrices(t.shape))
+        )
+
     def imatrix(self, source: Source, name: str) -> Imatrix:
         """The same as an importance matrix called `name`, of what of `source` was seen."""
         entries = {}

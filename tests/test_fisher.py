@@ -17,6 +17,7 @@ from requant.formats import by_name
 from requant.model.forward.checkpoints import Checkpoints
 from requant.model.forward.passes import backward, embedded_gradient, forward, head_of, model_of, turn
 from requant.model.forward.weights import Weights
+from requant.model.roles import n_matrices
 from requant.text import Windows, drawn_windows, read_text_windows
 
 CALIBRATION, EVAL = (real_models.FIXTURES / name for name in ("calibration.txt", "eval.txt"))
@@ -88,7 +89,7 @@ def test_a_loss_is_half_the_error_times_the_squared_gradient_of_each_window(smal
     tokens = drawn_windows(small, Windows(24, 3)).windows
     found = {t.name: t for t in score_by_gradients(small, tokens, types=("Q8_0",)).losses.tensors}
     model = model_of(Weights(small))
-    expected = {}
+    expected, seen = {}, {}
     with Checkpoints() as checkpoints:
         x = forward(model, tokens, checkpoints=checkpoints)
         turn(model, x)
@@ -101,6 +102,7 @@ def test_a_loss_is_half_the_error_times_the_squared_gradient_of_each_window(smal
                 for watch in watches:
                     for (own, expert), (x, g) in watch.pairs.items():
                         if own == name:
+                            seen.setdefault(full, set()).add(expert)
                             expected[full] += loss_of(small, full, expert, g.T.astype(np.float64) @ x)
             for i in range(len(watches)):
                 watches[i] = Kept()
@@ -108,7 +110,8 @@ def test_a_loss_is_half_the_error_times_the_squared_gradient_of_each_window(smal
         backward(model, x, checkpoints, watch=lambda i: watches[i], done=done)
     for name, value in expected.items():
         if found[name].reason is None:
-            assert found[name].candidates[-1].loss == pytest.approx(value / (2 * tokens.size), rel=1e-3), name
+            factor = n_matrices(small.tensor(name).shape) / len(seen[name])
+            assert found[name].candidates[-1].loss == pytest.approx(factor * value / (2 * tokens.size), rel=1e-3), name
     if model.output_name != "token_embd.weight":
         ids, squares = embedded_gradient(model, tokens, x)
         error = error_of(small, "token_embd.weight", 0)[ids]
@@ -162,6 +165,29 @@ def test_statistics_without_gradients_are_refused(small):
     inputs_only = calibrate(small, tokens, gradients=False).imatrix(small, "text")
     with pytest.raises(BadInput, match="no gradients for tensor"):
         score_by_statistics(small, inputs_only, types=("Q8_0",))
+
+
+def test_a_layer_that_is_not_run_keeps_its_types(tmp_path):
+    path = families.write("qwen3", tmp_path / "model.gguf", keys={"nextn_predict_layers": 1})
+    with open_source(path) as source:
+        losses = score_by_gradients(source, drawn_windows(source, Windows(16, 2)).windows, types=("Q4_0",)).losses
+    by_layer = {
+        layer: {c.type for t in losses.tensors if t.layer == layer and t.role == "attn_q" for c in t.candidates}
+        for layer in range(families.N_LAYERS)
+    }
+    assert by_layer == {0: {"F32", "Q4_0"}, 1: {"F32", "Q4_0"}, 2: {"F32"}}
+    kept = next(t for t in losses.tensors if t.name == "blk.2.attn_q.weight")
+    assert "loss is not known" in kept.skipped["Q4_0"]
+
+
+def test_experts_that_saw_no_token_count_as_the_others(tmp_path):
+    with open_source(families.write("mixtral", tmp_path / "model.gguf")) as source:
+        tokens = np.full((1, 16), 7, np.int32)  # one token: hardly more than two of four experts
+        found = score_by_gradients(source, tokens, types=("Q8_0",))
+        unseen = found.statistics.n_unseen(source)
+        assert unseen > 0 and any(note.startswith(f"{unseen} experts saw no token") for note in found.losses.notes)
+        losses = {t.name: t.candidates[-1].loss for t in found.losses.tensors if t.role == "ffn_down_exps"}
+    assert all(loss > 0 for loss in losses.values())
 
 
 def test_what_cannot_be_run_says_what_still_works(tmp_path):

@@ -76,10 +76,10 @@ VOCABULARY = (
 )
 
 
-def write(name, path, seed=0, *, vocabulary=VOCABULARY, n_tokens=257, more=(), n_layers=N_LAYERS):
+def write(name, path, seed=0, *, vocabulary=VOCABULARY, n_tokens=257, more=(), n_layers=N_LAYERS, keys=()):
     """The model of family `name` at `path`; vocabulary: the tokenizer's pairs, of `n_tokens` tokens; more: tensors."""
     family, rng = FAMILIES[name], default_rng(seed)
-    keys = {
+    keys = dict(keys) | {
         "block_count": n_layers,
         "context_length": CONTEXT,
         "embedding_length": N_EMBD,

@@ -186,7 +186,7 @@ def test_experts_that_saw_no_token_count_as_the_others(tmp_path):
         found = score_by_gradients(source, tokens, types=("Q8_0",))
         unseen = found.statistics.n_unseen(source)
         assert unseen > 0 and any(note.startswith(f"{unseen} experts saw no token") for note in found.losses.notes)
-        losses = {t.name: t.candidates[-1].loss for t in found.losses.tensors if t.role == "ffn_down_exps"}
+        losses = {t.name: t.candidates[-1].loss for t in found.losses.tensors if t.role == "ffn_up_exps"}
     assert all(loss > 0 for loss in losses.values())
 
 

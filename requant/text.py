@@ -63,7 +63,8 @@ def read_text_windows(path: Path, source: Source, size: Windows) -> Text:
 def shipped_windows(source: Source, size: Windows) -> Text:
     """Windows of the text that ships with requant: prose, code, mathematics, chat, many languages."""
     text = files("requant").joinpath("data", SHIPPED).read_text(encoding="utf-8")
-    return _of_text(source.path, text, f"requant's {SHIPPED}", source, size)
+    found = _of_text(source.path, text, f"requant's {SHIPPED}", source, size)
+    return replace(found, notes=())  # it has as many windows as it has
 
 
 def read_token_windows(path: Path, source: Source, size: Windows) -> Text:

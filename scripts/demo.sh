@@ -10,14 +10,15 @@ run() {
 }
 
 if [ $# -eq 0 ]; then
-    environment ""
+    environment "[calibrate]"
     cd "$root"
     mkdir -p demo
     run convert fixtures/tiny-llama-f16.gguf demo/tiny-llama-11MiB.gguf --force \
-        --imatrix fixtures/imatrix.gguf --vram 11MiB --ctx 512
+        --vram 11MiB --ctx 512
     run verify demo/tiny-llama-11MiB.gguf --source fixtures/tiny-llama-f16.gguf
+    run evaluate demo/tiny-llama-11MiB.gguf --base fixtures/tiny-llama-f16.gguf --text fixtures/eval.txt
 elif [ $# -ge 3 ]; then
-    environment ""
+    environment "[calibrate]"
     run convert "$@"
     run verify "$2" --source "$1"
 else

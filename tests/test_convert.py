@@ -379,7 +379,7 @@ def test_a_broken_record_is_refused(made):
 
 
 def test_notes_say_what_the_importance_matrix_leaves_out(made):
-    assert made.notes == ("the imatrix does not cover 2 of 72 encoded tensors",)
+    assert made.notes == ("the imatrix does not cover 1 of 71 encoded tensors",)
 
 
 def test_a_layer_number_out_of_all_proportion_makes_no_array_of_that_length(tmp_path):

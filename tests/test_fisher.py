@@ -60,7 +60,7 @@ def test_predicted_divergences_are_the_measured_ones_for_every_matrix():
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [real_models.smollm2, real_models.gemma3])
 def test_predicted_divergences_of_real_models_are_the_measured_ones(path):
-    predicted, measured = agreement(path(), "Q4_0", 7, 8)
+    predicted, measured = agreement(path(), "Q4_0", 9, 4)
     assert spearmanr(predicted, measured).statistic >= 0.9
     assert 0.85 <= predicted.sum() / measured.sum() <= 1.15
 

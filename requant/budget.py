@@ -1,6 +1,9 @@
 """What the user asked for, as constraints on the choice: limits in bytes, pins, floors, groups and allowed types.
 
 --vram SIZE                the tensors on the GPU, KV cache, buffers and reserve
+--ram SIZE                 what is on the CPU: tensors, their KV cache, lookup tables
+--min-speed X              tokens per second of decoding, by bytes read over the devices' bandwidths
+--max-loss X               predicted loss; the fewest bytes that keep it
 --size SIZE                the whole output file, header and padding included
 --bpw X                    8 x bytes / weights over all tensors of the file, those that stay as they are included
 --tensor-type REGEX=TYPE   a pin: the type, whatever it costs; as in llama-quantize the expression is lower-cased,
@@ -15,14 +18,14 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
 from requant.errors import UsageError, printable
 from requant.formats import FORMATS, by_name
-from requant.plan import Candidate, Limit, Losses, TensorLosses
+from requant.plan import LOSS_UNIT, Candidate, Limit, Losses, TensorLosses, Timing, use_of
 from requant.records import suggest
 
 FILE_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
@@ -53,11 +56,20 @@ class Request:
     types: tuple[str, ...] = ()  # empty: all that were scored
     output_type: str | None = None
     embedding_type: str | None = None
+    devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # tensor -> where it may be; else as scored
+    units: Mapping[str, str] = field(default_factory=dict)  # tensor -> what it is placed with, if it may be anywhere
+    shares: Mapping[str, float] = field(default_factory=dict)  # tensor -> the share read for each token, else 1
+    unusable: Mapping[str, frozenset[str]] = field(default_factory=dict)  # device -> types that do not run there
+    largest_on_cpu: int | None = None  # bytes; no tensor there is larger
+    timing: Timing | None = None
+    price: float = 0.0  # loss that a second per token is worth
+    objective: str = "loss"  # what is least: loss (with the price of time), bytes, or weights not of `preferred`
+    preferred: str = ""
 
     def describe(self) -> dict[str, Any]:
         """What was asked for, for the plan's file; only what was given."""
         asked = {
-            **{x.option.removeprefix("--"): x.bpw if x.n_weights else x.budget for x in self.limits},
+            **{x.option.removeprefix("--").replace("-", "_"): _asked(x) for x in self.limits},
             "tensor_type": [f"{r.pattern}={r.type}" for r in self.pins],
             "min_type": [f"{r.pattern}={r.type}" for r in self.floors],
             "group": list(self.groups),
@@ -70,17 +82,19 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A type for all tensors of an item, with what it takes of each limit."""
+    """A type and a device for every tensor of an item, with what that takes of each limit."""
 
-    type: str
-    costs: tuple[int, ...]  # bytes, one per limit
+    types: tuple[str, ...]  # one per member
+    devices: tuple[str, ...]
+    costs: tuple[int, ...]  # one per limit, in its unit
     n_bytes: int
     loss: float
+    value: float  # what is to be least
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Tensors that share a type, by their place in the losses, and the types they may have."""
+    """Tensors that are decided together, by their place in the losses, and what they may have."""
 
     members: tuple[int, ...]
     options: tuple[Option, ...]
@@ -96,9 +110,35 @@ class Problem:
     notes: tuple[str, ...]
 
 
+def _asked(limit: Limit) -> float:
+    """The figure of a limit as the user gave it."""
+    if limit.n_weights:
+        return limit.bpw
+    return {"ns": 1e9 / max(limit.budget, 1), "loss": limit.budget * LOSS_UNIT}.get(limit.unit, limit.budget)
+
+
 def vram_limit(budget: int, weights_limit: int) -> Limit:
     """--vram: of `budget` bytes, `weights_limit` are left for weights (negative where the rest alone is over)."""
-    return Limit("--vram", budget, budget - weights_limit, gpu_only=True, alignment=DEVICE_ALIGNMENT)
+    return Limit("--vram", budget, budget - weights_limit, device="gpu", alignment=DEVICE_ALIGNMENT)
+
+
+def ram_limit(budget: int, other: int) -> Limit:
+    """--ram: `other` bytes of it are no weights: caches and buffers of what runs on the CPU."""
+    return Limit("--ram", budget, other, device="cpu", alignment=FILE_ALIGNMENT)
+
+
+def speed_limit(tokens_per_second: float, timing: Timing) -> Limit:
+    """--min-speed. Raises UsageError unless it is above 0."""
+    if not 0 < tokens_per_second <= 1e6:
+        raise UsageError(f"--min-speed must be above 0 and at most 1000000 (got {tokens_per_second:g})")
+    return Limit("--min-speed", math.floor(1e9 / tokens_per_second), timing.fixed_ns, unit="ns")
+
+
+def loss_limit(loss: float) -> Limit:
+    """--max-loss. Raises UsageError unless it is above 0."""
+    if not 0 < loss < 1e3:
+        raise UsageError(f"--max-loss must be above 0 and below 1000 (got {loss:g})")
+    return Limit("--max-loss", math.floor(loss / LOSS_UNIT), unit="loss")
 
 
 def size_limit(budget: int, overhead: int, alignment: int = FILE_ALIGNMENT) -> Limit:
@@ -139,18 +179,29 @@ def parse_rule(text: str, option: str = "--tensor-type") -> Rule:
 
 def constrain(losses: Losses, request: Request) -> Problem:
     """The choices that the request leaves. Raises UsageError where it leaves none, or a rule matches nothing."""
+    notes: list[str] = []
+    allowed = _left(losses, request, notes)
+    tied = [
+        (members, _common_types([allowed[m] for m in members], losses, members, pattern))
+        for members, pattern in _groups(losses, request.groups, notes)
+    ]
+    return Problem(losses, request, tuple(_items(losses, request, tied)), tuple(notes))
+
+
+def allowed_candidates(losses: Losses, request: Request) -> list[tuple[Candidate, ...]]:
+    """What pins, --types and floors leave to each tensor, whatever the groups and the devices."""
+    return _left(losses, request, [])
+
+
+def _left(losses: Losses, request: Request, notes: list[str]) -> list[tuple[Candidate, ...]]:
     pins, floors = _Rules.of(request.pins, losses, lower=True), _Rules.of(request.floors, losses)
     _check_types(losses, request)
-    notes = [f"{rule} decides nothing: earlier rules match the same tensors" for rule in pins.idle + floors.idle]
+    notes.extend(f"{rule} decides nothing: earlier rules match the same tensors" for rule in pins.idle + floors.idle)
     named = _named_pins(losses, request)
-    allowed = []
-    for index, tensor in enumerate(losses.tensors):
-        pin = named.get(tensor.name) or pins.first.get(index)
-        allowed.append(_allowed(tensor, pin, floors.first.get(index), request.types, notes))
-    items = []
-    for members, pattern in _groups(losses, request.groups, notes):
-        items.append(_item(losses, members, [allowed[m] for m in members], request.limits, pattern))
-    return Problem(losses, request, tuple(items), tuple(notes))
+    return [
+        _allowed(t, named.get(t.name) or pins.first.get(i), floors.first.get(i), request.types, notes)
+        for i, t in enumerate(losses.tensors)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,25 +342,116 @@ def _groups(losses: Losses, patterns: Sequence[str], notes: list[str]) -> list[t
     return [(tuple(found), tied_by[leader]) for leader, found in members.items()]
 
 
-def _item(
-    losses: Losses,
-    members: tuple[int, ...],
-    allowed: list[tuple[Candidate, ...]],
-    limits: Sequence[Limit],
-    pattern: str,
-) -> Item:
-    """The types that all members may have. Raises UsageError where there is none."""
-    tensors = [losses.tensors[m] for m in members]
+_Tied = tuple[tuple[int, ...], list[tuple[Candidate, ...]]]  # tensors of one type, and the candidates of each type
+
+
+def _common_types(
+    allowed: list[tuple[Candidate, ...]], losses: Losses, members: tuple[int, ...], pattern: str
+) -> list[tuple[Candidate, ...]]:
+    """The candidates of all members for each type they all may have. Raises UsageError where there is none."""
     by_type = [{c.type: c for c in candidates} for candidates in allowed]
-    options = []
-    for type_name in by_type[0]:
-        if not all(type_name in types for types in by_type):
-            continue
-        found = [types[type_name] for types in by_type]
-        pairs = list(zip(tensors, found, strict=True))
-        costs = tuple(sum(limit.cost(c.n_bytes, t.on_gpu) for t, c in pairs) for limit in limits)
-        options.append(Option(type_name, costs, sum(c.n_bytes for c in found), math.fsum(c.loss for c in found)))
-    if not options:
+    common = [name for name in by_type[0] if all(name in types for types in by_type)]
+    if not common:
+        tensors = [losses.tensors[m] for m in members]
         names = ", ".join(printable(t.name) for t in tensors[:3]) + (", ..." if len(tensors) > 3 else "")
         raise UsageError(f"--group '{printable(pattern)}': {names} have no allowed type in common")
+    return [tuple(types[name] for types in by_type) for name in common]
+
+
+def devices_of(tensor: TensorLosses, request: Request) -> tuple[str, ...]:
+    """Where the tensor may be."""
+    return request.devices.get(tensor.name, ("gpu",) if tensor.on_gpu else ("cpu",))
+
+
+def _items(losses: Losses, request: Request, tied: list[_Tied]) -> Iterator[Item]:
+    """Items in the order of their first tensor; what must be on one device, though it may be on either, is one."""
+    units: dict[str, list[int]] = {}  # unit -> the tied tensors that have a member in it
+    leader = list(range(len(tied)))
+    for k, (members, _) in enumerate(tied):
+        for m in members:
+            tensor = losses.tensors[m]
+            if len(devices_of(tensor, request)) > 1:
+                units.setdefault(request.units.get(tensor.name, tensor.name), []).append(k)
+    for together in units.values():
+        first = min(leader[k] for k in together)
+        old = {leader[k] for k in together}
+        leader = [first if x in old else x for x in leader]
+    for k in range(len(tied)):
+        parts = [tied[j] for j in range(k, len(tied)) if leader[j] == k]
+        if parts:
+            yield _item(losses, request, parts)
+
+
+def _item(losses: Losses, request: Request, parts: list[_Tied]) -> Item:
+    members = tuple(m for found, _ in parts for m in found)
+    devices = dict.fromkeys(d for m in members for d in devices_of(losses.tensors[m], request))
+    free = any(len(devices_of(losses.tensors[m], request)) > 1 for m in members)
+    options: list[Option] = []
+    for device in devices if free else [""]:
+        joined: list[Option] = []
+        for found, rows in parts:
+            own = [o for row in rows if (o := _option(losses, request, found, row, device)) is not None]
+            joined = _joined(joined, own) if joined else own
+            if not joined:
+                break
+        options.extend(joined)
+    if not options:
+        tensor = losses.tensors[members[0]]
+        raise UsageError(
+            f"{printable(tensor.name)} can have no type that runs where it must be; score more types, or loosen a pin"
+        )
     return Item(members, tuple(options))
+
+
+def _option(
+    losses: Losses, request: Request, members: tuple[int, ...], row: tuple[Candidate, ...], device: str
+) -> Option | None:
+    """The members with one type each; those that may be anywhere on `device`. None where the type cannot be there."""
+    places, uses, other = [], [], 0.0
+    for m, c in zip(members, row, strict=True):
+        tensor = losses.tensors[m]
+        choices = devices_of(tensor, request)
+        place = choices[0] if len(choices) == 1 else device
+        if tensor.reason is None and c.type in request.unusable.get(place, ()):
+            return None
+        if place == "cpu" and request.largest_on_cpu is not None and _is_multiplied(tensor, request):
+            if c.n_bytes > request.largest_on_cpu:
+                return None
+        share = request.shares.get(tensor.name, 1.0)
+        use = use_of(c.n_bytes, c.type, place, tensor.role, share, c.loss, request.timing)
+        places.append(place)
+        uses.append(use)
+        if request.objective == "preferred":
+            other += tensor.n_weights if tensor.reason is None and c.type != request.preferred else 0
+    n_bytes, loss = sum(u.n_bytes for u in uses), math.fsum(u.loss for u in uses)
+    values = {"loss": loss + request.price * 1e-9 * sum(u.ns for u in uses), "bytes": float(n_bytes)}
+    costs = tuple(sum(limit.cost(u) for u in uses) for limit in request.limits)
+    types = tuple(c.type for c in row)
+    return Option(types, tuple(places), costs, n_bytes, loss, values.get(request.objective, other))
+
+
+def _is_multiplied(tensor: TensorLosses, request: Request) -> bool:
+    return tensor.reason is None and request.shares.get(tensor.name, 1.0) > 0
+
+
+def _joined(a: list[Option], b: list[Option]) -> list[Option]:
+    """Every pair of options that no other pair beats or equals in value and in each cost."""
+    import numpy as np
+
+    values = np.add.outer([o.value for o in a], [o.value for o in b]).ravel()
+    costs = (np.array([o.costs for o in a])[:, None] + np.array([o.costs for o in b])[None]).reshape(len(values), -1)
+    order = np.lexsort((*costs.T, values))
+    kept: list[int] = []
+    held = costs[:0]
+    for k in order:
+        if not (held <= costs[k]).all(axis=1).any():
+            kept.append(int(k))
+            held = costs[kept]
+    return [_sum(a[k // len(b)], b[k % len(b)]) for k in kept]
+
+
+def _sum(a: Option, b: Option) -> Option:
+    costs = tuple(x + y for x, y in zip(a.costs, b.costs, strict=True))
+    return Option(
+        a.types + b.types, a.devices + b.devices, costs, a.n_bytes + b.n_bytes, a.loss + b.loss, a.value + b.value
+    )

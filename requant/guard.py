@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from requant.budget import Request
+from requant.budget import Request, devices_of
 from requant.formats import by_name
 from requant.model.roles import is_below, is_tied
 from requant.model.stock import mixture_type, mixtures, stock_type
-from requant.plan import Losses, TensorLosses
+from requant.plan import Losses, TensorLosses, Use, use_of
 
 GRADIENT_FREE = ("cfix", "dfix")
 
@@ -48,9 +48,13 @@ def _largest_mixture(losses: Losses, request: Request) -> str | None:
         assert fmt is not None
         return min(tensor.n_bytes, fmt.n_bytes(tensor.n_weights))
 
+    def use(tensor: TensorLosses, size: int) -> Use:
+        return use_of(size, "", devices_of(tensor, request)[0], tensor.role, 1.0, 0.0, None)
+
     def fits(mixture: str) -> bool:
         return all(
-            limit.other + sum(limit.cost(n_bytes(t, mixture), t.on_gpu) for t in losses.tensors) <= limit.budget
+            limit.unit != "bytes"
+            or limit.other + sum(limit.cost(use(t, n_bytes(t, mixture))) for t in losses.tensors) <= limit.budget
             for limit in request.limits
         )
 

@@ -57,6 +57,7 @@ class Answer:
     picked: tuple[int, ...] | None  # None: no choice found
     bound: float
     how: str
+    prices: tuple[float, ...] = ()  # what a unit of each limit's room is worth, by the last relaxation
 
 
 def choose(
@@ -70,10 +71,11 @@ def choose(
     deadline = time.monotonic() + time_limit
     table = _table(losses, costs, len(room))
     limits = np.array(room, np.int64)
-    best, lower, upper = None, -math.inf, math.inf
+    best, lower, upper, prices = None, -math.inf, math.inf, np.zeros(len(room))
     for _ in range(_ROUNDS):
-        priced, bound = _priced(table, limits, upper)
-        lower = max(lower, bound)
+        priced, bound, found_prices = _priced(table, limits, upper)
+        if bound > lower:
+            lower, prices = bound, found_prices
         found = _improve(table, _repair(table, _first_least(table, priced), limits), limits)
         if found is not None and (total := math.fsum(table.loss[found])) < upper:
             best, upper = tuple(table.index[found].tolist()), total
@@ -81,7 +83,7 @@ def choose(
         if keep.all():
             break
         table = table.where(keep)
-    known = Answer(best, min(lower, upper), f"optimal to {REL_GAP:g} by the linear bound")
+    known = Answer(best, min(lower, upper), f"optimal to {REL_GAP:g} by the linear bound", tuple(prices.tolist()))
     if upper - lower <= REL_GAP * (upper - _excess(table)[1]):
         return known
     return _finish(table, limits, known, upper, deadline - time.monotonic())
@@ -111,8 +113,8 @@ def _rows(table: Table, limits: Ints) -> tuple[Floats, Floats]:
     return costs / unit[:, None], room / unit
 
 
-def _priced(table: Table, limits: Ints, upper: float) -> tuple[Floats, float]:
-    """(n,) what each option costs above its item's best at the prices of the relaxation; and the bound they prove.
+def _priced(table: Table, limits: Ints, upper: float) -> tuple[Floats, float, Floats]:
+    """(n,) what each option costs above its item's best at the prices of the relaxation; the bound they prove; and they.
 
     Any prices give a bound, so what HiGHS's tolerances do to the duals makes it weaker, never wrong.
     """
@@ -128,7 +130,8 @@ def _priced(table: Table, limits: Ints, upper: float) -> tuple[Floats, float]:
     prices = np.maximum(-np.asarray(duals), 0.0) / scale
     priced = excess + prices @ costs
     least = np.minimum.reduceat(priced, table.starts)
-    return priced - least[table.item], math.fsum([base, *least, *(-prices * room)])
+    unit = np.maximum(limits - np.minimum.reduceat(table.costs, table.starts, axis=1).sum(axis=1), 1) / _ROW_SCALE
+    return priced - least[table.item], math.fsum([base, *least, *(-prices * room)]), prices / unit
 
 
 def _scale(excess: Floats, known: float) -> float:
@@ -213,7 +216,7 @@ def _finish(table: Table, limits: Ints, known: Answer, upper: float, time_limit:
         # what was left out costs more than the upper bound of then, so the bound of the rest counts up to it
         lower = max(lower, min(base + dual / scale, upper))
     how = {0: f"optimal to {REL_GAP:g} by HiGHS", 1: "stopped by the time limit", 2: "infeasible"}
-    return Answer(best, min(lower, upper), how.get(result.status, "HiGHS failed, the linear bound holds"))
+    return Answer(best, min(lower, upper), how.get(result.status, "HiGHS failed, the linear bound holds"), known.prices)
 
 
 @contextlib.contextmanager

@@ -21,8 +21,11 @@ from requant.records import dump, parse, plain, read_text, record, value_of
 from requant.units import format_size
 
 LOSSES_SCHEMA = "requant.losses/1"
-PLAN_SCHEMA = "requant.plan/1"
+PLAN_SCHEMA = "requant.plan/2"
 IN_NATS = ("fisher", "kfac")  # methods whose losses are predicted KL divergence, in nats per token
+DEVICES = ("gpu", "cpu", "none")  # none: not loaded, as layers of multi-token prediction that are not asked for
+LOSS_UNIT = 1e-12  # nats; a limit on the loss counts in them
+_HELD_BY_HOST = ("token_embd", "per_layer_token_embd")  # roles that are in RAM whatever else
 EDITED = "the plan was edited after solving: the predicted loss and the gap are not known"
 
 
@@ -87,24 +90,70 @@ class Losses:
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
-    """A bound on bytes: sum of the tensors' costs + `other` <= `budget`."""
+class Use:
+    """What a tensor of some type takes where it is: bytes, time per token, predicted loss."""
 
-    option: str  # as the user knows it: --vram, --size, --bpw
+    n_bytes: int
+    device: str
+    in_ram: bool
+    ns: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long a token takes: what is read of each device over its bandwidth, and `fixed_ns` for all the rest.
+
+    Bandwidths in bytes per second. `slower`: how many times longer than its bytes alone a type takes. `hop_ns`: to the
+    CPU and back, for the experts of a layer that are there; a third of it counts for each of their three matrices.
+    """
+
+    gpu: float
+    cpu: float
+    fixed_ns: int = 0
+    slower: Mapping[str, float] = field(default_factory=dict)
+    hop_ns: int = 0
+
+    def ns(self, n_bytes: int, type_name: str, device: str, share: float) -> int:
+        """Nanoseconds per token, rounded up, to read a tensor of which a `share` is used for each token."""
+        if device not in ("gpu", "cpu"):
+            return 0
+        rate = self.gpu if device == "gpu" else self.cpu
+        hop = self.hop_ns // 3 if device == "cpu" and 0 < share < 1 else 0
+        return math.ceil(1e9 * n_bytes * share * self.slower.get(type_name, 1.0) / rate) + hop
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A bound: sum of the tensors' costs + `other` <= `budget`, in `unit`s: bytes, ns per token, or LOSS_UNIT nats."""
+
+    option: str  # as the user knows it: --vram, --ram, --size, --bpw, --min-speed, --max-loss
     budget: int
-    other: int = 0  # bytes inside the budget that are no tensor: KV cache and buffers, or the header
-    gpu_only: bool = False  # count only tensors that are on the GPU
+    other: int = 0  # inside the budget, but no tensor: KV cache and buffers, or the header
+    device: str = ""  # count only what is held there: gpu, cpu (that is RAM), or all
     alignment: int = 1  # bytes to which every tensor is rounded up
     n_weights: int = 0  # for --bpw: the weights it is over
+    unit: str = "bytes"
 
     @property
     def bpw(self) -> float:
         """The budget in bits per weight, where the limit is over weights."""
         return round(8 * self.budget / max(self.n_weights, 1), 4)
 
-    def cost(self, n_bytes: int, on_gpu: bool) -> int:
-        """What a tensor of `n_bytes` takes of the budget, in bytes."""
-        return 0 if self.gpu_only and not on_gpu else -(-n_bytes // self.alignment) * self.alignment
+    def cost(self, use: Use) -> int:
+        """What a tensor takes of the budget, in the limit's unit."""
+        if self.unit == "ns":
+            return use.ns
+        if self.unit == "loss":
+            return math.ceil(use.loss / LOSS_UNIT)
+        held = not self.device or (use.in_ram if self.device == "cpu" else use.device == self.device)
+        return -(-use.n_bytes // self.alignment) * self.alignment if held else 0
+
+    def show(self, amount: int) -> str:
+        """`amount` of its unit, for reading."""
+        if self.unit == "ns":
+            return f"{1e9 / max(amount, 1):.2f} tokens/s"
+        return f"{amount * LOSS_UNIT:.4g} nats" if self.unit == "loss" else format_size(amount)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +169,10 @@ class Choice:
     n_bytes: int
     loss: float
     rmse: float
-    on_gpu: bool
+    device: str  # gpu, cpu, none
     reason: str | None = None  # why it stays as it is, or None
     notes: tuple[str, ...] = ()  # types that were out of the question, and why
+    share: float = 1.0  # of the tensor that is read for each token: an expert's is n_used / n_expert, a lookup's 0
 
     @property
     def n_weights(self) -> int:
@@ -133,6 +183,22 @@ class Choice:
     def copied(self) -> bool:
         """Whether the source's bytes are taken over."""
         return self.type == self.source_type
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSummary:
+    """A layer for whoever places layers on devices; `layer` is None for all that is in no layer.
+
+    `sensitivity`: predicted loss if its matrices all had the `reference` type of the plan's runtime, nats per token,
+    None where that was not scored. `loss`: predicted for the types it has. `kv_bytes` at the planned context.
+    """
+
+    layer: int | None
+    device: str  # gpu, cpu, none; `gpu+cpu` where its experts are apart from the rest
+    n_bytes: int
+    kv_bytes: int
+    loss: float
+    sensitivity: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +219,17 @@ class Plan:
     notes: tuple[str, ...] = ()
     effort: Effort = Effort.DEFAULT  # that the encoders are to spend
     measured_kld: float | None = None  # nats per token, on held-out text; None: not measured
+    timing: Timing | None = None  # None: speed was no matter
+    runtime: Mapping[str, Any] = field(default_factory=dict)  # how the engine must be started for the figures to hold
+    layers: tuple[LayerSummary, ...] = ()
 
     def __post_init__(self) -> None:
         for limit in self.limits:
             used = self.used(limit)
             if used > limit.budget:
-                what = f"the plan needs {format_size(used)}, {used - limit.budget} bytes over its {limit.option} of"
-                hint = "choose smaller types, or raise the limit"
-                raise InfeasibleBudget(limit.budget, used, f"{what} {format_size(limit.budget)}; {hint}")
+                over = f", {used - limit.budget} bytes over" if limit.unit == "bytes" else ", beyond"
+                what = f"the plan needs {limit.show(used)}{over} its {limit.option} of {limit.show(limit.budget)}"
+                raise InfeasibleBudget(limit.budget, used, f"{what}; choose other types, or loosen the limit")
 
     @property
     def n_bytes(self) -> int:
@@ -178,8 +247,17 @@ class Plan:
         return 8 * self.n_bytes / max(self.n_weights, 1)
 
     def used(self, limit: Limit) -> int:
-        """Bytes of the limit's budget that the plan takes, those that are no tensor included."""
-        return limit.other + sum(limit.cost(c.n_bytes, c.on_gpu) for c in self.choices)
+        """What the plan takes of the limit's budget, what is no tensor included."""
+        return limit.other + sum(limit.cost(self.use(c)) for c in self.choices)
+
+    def use(self, c: Choice) -> Use:
+        """What a choice takes."""
+        return use_of(c.n_bytes, c.type, c.device, c.role, c.share, c.loss, self.timing)
+
+    @property
+    def ns_per_token(self) -> int | None:
+        """Predicted nanoseconds per token of decoding; None where no bandwidth was given or assumed."""
+        return None if self.timing is None else self.timing.fixed_ns + sum(self.use(c).ns for c in self.choices)
 
     def types(self) -> dict[str, str]:
         """Tensor name -> type, in file order."""
@@ -206,6 +284,15 @@ class Plan:
         return plan
 
 
+def use_of(
+    n_bytes: int, type_name: str, device: str, role: str, share: float, loss: float, timing: Timing | None
+) -> Use:
+    """What a tensor takes of memory, time and loss when it has the type and is on the device."""
+    ns = 0 if timing is None else timing.ns(n_bytes, type_name, device, share)
+    in_ram = device == "cpu" or (device != "none" and role in _HELD_BY_HOST)
+    return Use(n_bytes, device, in_ram, ns, loss)
+
+
 def read_losses(path: Path) -> Losses:
     """The losses in the file at `path`. Raises BadInput, InputOutputError."""
     return Losses.from_json(read_text(path), path)
@@ -222,12 +309,17 @@ def _plan_record(raw: dict[str, Any], recorded: object, path: object) -> Plan:
     if any(limit.alignment < 1 for limit in limits):
         raise BadInput(path, "alignment in limits must be 1 or above", got=0)
     plan: Plan = record(Plan, raw | {"limits": []}, "", path)
+    if any(c.device not in DEVICES for c in plan.choices):
+        raise BadInput(path, f"device must be one of {', '.join(DEVICES)}")
+    if plan.timing is not None and not (plan.timing.gpu > 0 and plan.timing.cpu > 0):
+        raise BadInput(path, "the bandwidths of timing must be above 0")
     choices = tuple(
         replace(c, n_bytes=_n_bytes(c.type, c.shape, f"choices[{i}]", path)) for i, c in enumerate(plan.choices)
     )
     if recorded is not None and recorded != plan.sha256():
         notes = (*plan.notes, *(() if EDITED in plan.notes else (EDITED,)))
-        plan = replace(plan, predicted_loss=None, gap=None, measured_kld=None, notes=notes)
+        plan = replace(plan, predicted_loss=None, gap=None, measured_kld=None, notes=notes, layers=())
+        limits = tuple(limit for limit in limits if limit.unit != "loss")
     elif stale := [c.name for c, true in zip(plan.choices, choices, strict=True) if c.n_bytes != true.n_bytes]:
         raise BadInput(path, f"n_bytes of '{printable(stale[0])}' is not what its type and shape give")
     return replace(plan, choices=choices, limits=limits)

@@ -8,51 +8,72 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from requant.budget import Item, Option, Problem, Request, constrain
 from requant.errors import InfeasibleBudget
-from requant.plan import Choice, Limit, Losses, Plan, TensorLosses
+from requant.plan import LOSS_UNIT, Choice, Limit, Losses, Plan, TensorLosses
 from requant.units import format_size
 
 TIME_LIMIT = 60.0  # seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """A plan, the value it was chosen for, what is proven of the least value, and what a unit of each limit is worth."""
+
+    plan: Plan
+    value: float
+    bound: float
+    prices: tuple[float, ...]
+
+
 def solve(losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT) -> Plan:
-    """The plan of least predicted loss within the request's limits.
+    """The plan of least predicted loss within the request's limits, or of least bytes where that is the objective.
 
     `time_limit` in seconds; when it ends the search, the plan is the best found and its gap says what is not proven.
     Raises UsageError for a request that cannot be meant, InfeasibleBudget naming the smallest budget that would do.
     """
+    return solved(losses, request, time_limit=time_limit).plan
+
+
+def solved(losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT) -> Solution:
+    """`solve`, with the figures behind the plan."""
     from requant.knapsack import choose
 
     problem = constrain(losses, request)
-    _check_feasible(problem)
+    check_feasible(problem)
     items = [_undominated(item) for item in problem.items]
     slack = [limit.budget - limit.other for limit in request.limits]
     picked = [options[-1] for options in items]
-    bound, how = math.fsum(o.loss for o in picked), "every tensor has its best type"
+    bound, how = math.fsum(o.value for o in picked), "every tensor has its best type"
+    prices = (0.0,) * len(slack)
     if any(sum(o.costs[k] for o in picked) > room for k, room in enumerate(slack)):
-        answer = choose([[o.loss for o in x] for x in items], [[o.costs for o in x] for x in items], slack, time_limit)
+        answer = choose([[o.value for o in x] for x in items], [[o.costs for o in x] for x in items], slack, time_limit)
         if answer.picked is None:
             raise _conflict(request, answer.how)
         picked = [options[index] for options, index in zip(items, answer.picked, strict=True)]
-        bound, how = answer.bound, answer.how
-    return _plan(problem, _canonical(items, picked), bound, how)
+        bound, how, prices = answer.bound, answer.how, answer.prices
+    fixed = 0.0 if request.timing is None else request.price * 1e-9 * request.timing.fixed_ns
+    picked = _canonical(items, picked)
+    value = math.fsum(o.value for o in picked) + fixed
+    gap = max(0.0, (value - bound - fixed) / value) if value > 0 else 0.0
+    return Solution(_plan(problem, picked, gap, how), value, bound + fixed, prices)
 
 
 def _undominated(item: Item) -> list[Option]:
-    """The options that no other beats or equals in every cost, in bytes and in loss; by falling loss."""
+    """The options that no other beats or equals in every cost, in bytes and in value; by falling value."""
     kept: list[Option] = []
-    for option in sorted(item.options, key=lambda o: (o.loss, o.n_bytes)):  # stable: the earlier of equals stays
+    for option in sorted(item.options, key=lambda o: (o.value, o.n_bytes)):  # stable: the earlier of equals stays
         if not any(
             k.n_bytes <= option.n_bytes and all(a <= b for a, b in zip(k.costs, option.costs, strict=True))
-            for k in kept
+            for k in reversed(kept)
         ):
             kept.append(option)
     return kept[::-1]
 
 
-def _check_feasible(problem: Problem) -> None:
+def check_feasible(problem: Problem) -> None:
     """Raises InfeasibleBudget when the smallest option of every item is over a limit."""
     faults = []
     for k, limit in enumerate(problem.request.limits):
@@ -67,12 +88,18 @@ def _check_feasible(problem: Problem) -> None:
 
 def _shortfall(limit: Limit, smallest: int, request: Request) -> str:
     """What is asked, what is needed and the figure to ask for, in the words of the option."""
+    if limit.unit != "bytes":
+        ask = f"{1e9 / smallest:.3g}" if limit.unit == "ns" else f"{1.001 * smallest * LOSS_UNIT:.3g}"
+        word = "lower" if limit.unit == "ns" else "raise"
+        asked, best = limit.show(limit.budget), limit.show(smallest)
+        return f"{limit.option} {asked} cannot be had: the best plan for it has {best}; {word} it to {ask}"
     if limit.n_weights:
         needed = math.ceil(8000 * smallest / limit.n_weights) / 1000
         return f"{limit.option} {limit.bpw:g} is below the smallest plan's {needed:g}; raise it to {needed:g}"
     parts = {"weights": smallest - limit.other}
-    parts |= request.memory if limit.gpu_only else {}
-    if not (limit.gpu_only and request.memory):
+    held = limit.device == "gpu"
+    parts |= request.memory if held else {}
+    if not (held and request.memory):
         parts |= {"other": limit.other} if limit.other else {}
     listed = ", ".join(f"{name} {format_size(size)}" for name, size in parts.items() if size)
     short = f"{limit.option} {format_size(limit.budget)} is {format_size(smallest - limit.budget)} short"
@@ -111,18 +138,26 @@ def _canonical(items: Sequence[Sequence[Option]], picked: Sequence[Option]) -> l
     for index, options in enumerate(items):
         alike.setdefault(tuple(options), []).append(index)
     result = list(picked)
-    for places in alike.values():
+    for options, places in alike.items():
+        if len(options[0].types) > 1:
+            continue
         for place, option in zip(places, sorted((picked[i] for i in places), key=lambda o: -o.n_bytes), strict=True):
             result[place] = option
     return result
 
 
-def _plan(problem: Problem, picked: Sequence[Option], bound: float, how: str) -> Plan:
-    """The plan that gives every tensor its item's type."""
+def _plan(problem: Problem, picked: Sequence[Option], gap: float, how: str) -> Plan:
+    """The plan that gives every tensor its item's type and device."""
     losses, request = problem.losses, problem.request
-    types = {m: option.type for item, option in zip(problem.items, picked, strict=True) for m in item.members}
-    choices = tuple(_choice(tensor, types[index]) for index, tensor in enumerate(losses.tensors))
-    loss = math.fsum(c.loss for c in choices)
+    chosen = {
+        m: place
+        for item, option in zip(problem.items, picked, strict=True)
+        for m, *place in zip(item.members, option.types, option.devices, strict=True)
+    }
+    choices = tuple(
+        _choice(tensor, *chosen[index], request.shares.get(tensor.name, 1.0))
+        for index, tensor in enumerate(losses.tensors)
+    )
     return Plan(
         source=losses.source,
         header_sha256=losses.header_sha256,
@@ -132,15 +167,16 @@ def _plan(problem: Problem, picked: Sequence[Option], bound: float, how: str) ->
         limits=request.limits,
         memory=dict(request.memory),
         choices=choices,
-        predicted_loss=loss,
-        gap=max(0.0, (loss - bound) / loss) if loss > 0 else 0.0,
+        predicted_loss=math.fsum(c.loss for c in choices),
+        gap=gap,
         solver=how,
         notes=(*losses.notes, *problem.notes),
         effort=losses.effort,
+        timing=request.timing,
     )
 
 
-def _choice(tensor: TensorLosses, type_name: str) -> Choice:
+def _choice(tensor: TensorLosses, type_name: str, device: str, share: float) -> Choice:
     found = next(c for c in tensor.candidates if c.type == type_name)
     because: dict[str, list[str]] = {}
     for skipped, reason in tensor.skipped.items():
@@ -155,7 +191,8 @@ def _choice(tensor: TensorLosses, type_name: str) -> Choice:
         n_bytes=found.n_bytes,
         loss=found.loss,
         rmse=found.rmse,
-        on_gpu=tensor.on_gpu,
+        device=device,
         reason=tensor.reason,
         notes=() if tensor.reason else tuple(f"no {', '.join(types)}: {reason}" for reason, types in because.items()),
+        share=share,
     )

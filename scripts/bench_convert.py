@@ -85,7 +85,7 @@ def plan_for(source: Source, types: list[str]) -> Plan:
         name = usable[0] if free else t.format.name
         size = by_name(name).n_bytes(t.n_weights)
         place = t.name, role_of(t.name), layer_of(t.name), t.shape
-        choices.append(Choice(*place, t.format.name, name, size, 0.0, 0.0, on_gpu=True))
+        choices.append(Choice(*place, t.format.name, name, size, 0.0, 0.0, device="gpu"))
     return Plan(source.name, source.header_sha256, arch, "dfix", {}, (), {}, tuple(choices), None, None)
 
 

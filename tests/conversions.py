@@ -15,7 +15,7 @@ NORM = "output_norm.weight"
 def choice(tensor, type_name, loss=0.01):
     size = by_name(type_name).n_bytes(math.prod(tensor.shape))
     role, layer = role_of(tensor.name), layer_of(tensor.name)
-    return Choice(tensor.name, role, layer, tensor.shape, tensor.format.name, type_name, size, loss, 0.07, on_gpu=True)
+    return Choice(tensor.name, role, layer, tensor.shape, tensor.format.name, type_name, size, loss, 0.07, device="gpu")
 
 
 def plan_for(source, *types):

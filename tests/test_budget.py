@@ -2,6 +2,9 @@ import pytest
 from strategies import model, tensor
 
 from requant.budget import (
+    loss_limit,
+    ram_limit,
+    speed_limit,
     Request,
     Rule,
     bpw_limit,
@@ -13,6 +16,7 @@ from requant.budget import (
     vram_limit,
 )
 from requant.errors import UsageError
+from requant.plan import Timing, Use
 from requant.plan import Limit
 
 SOME = {"Q2_K": 3.0, "Q4_K": 0.5, "Q6_K": 0.1}
@@ -30,7 +34,7 @@ LOSSES = model(
 def types_of(name, request):
     problem = constrain(LOSSES, request)
     return next(
-        [o.type for o in item.options]
+        [o.types[0] for o in item.options]
         for item in problem.items
         if name in [LOSSES.tensors[m].name for m in item.members]
     )
@@ -127,7 +131,7 @@ def test_a_floor_drops_fewer_bits_but_never_the_copy():
     assert types_of("blk.0.attn_q.weight", Request(floors=floors)) == ["Q4_K", "Q6_K", "F16"]
     low = model(tensor("blk.0.attn_q.weight", {"Q2_K": 3.0}, source_type="Q3_K"))
     problem = constrain(low, Request(floors=floors[:1]))
-    assert [o.type for o in problem.items[0].options] == ["Q3_K"]
+    assert [o.types[0] for o in problem.items[0].options] == ["Q3_K"]
 
 
 def test_a_floor_above_all_types_is_refused():
@@ -156,7 +160,7 @@ def test_a_group_that_ties_nothing_is_reported():
 
 def test_a_group_offers_what_all_members_can_have_at_summed_cost_and_loss():
     problem = constrain(LOSSES, Request((Limit("--size", 10**6, alignment=32),), groups=(r"blk\.(0)\.attn",)))
-    option = next(o for o in problem.items[1].options if o.type == "Q2_K")
+    option = next(o for o in problem.items[1].options if o.types[0] == "Q2_K")
     assert (option.n_bytes, option.loss, option.costs) == (336 + 168, 6.0, (352 + 192,))
 
 
@@ -177,8 +181,13 @@ def test_embedding_and_output_options_come_before_pins():
 
 def test_limits_count_what_their_option_means():
     vram, size = vram_limit(1000, 600), size_limit(5000, 700)
-    assert (vram.other, vram.gpu_only, vram.cost(1, True), vram.cost(1, False)) == (400, True, 128, 0)
-    assert (size.other, size.cost(33, False)) == (700, 64)
+    on_gpu, on_cpu = (Use(33, device, device == "cpu", 5, 1e-9) for device in ("gpu", "cpu"))
+    assert (vram.other, vram.device, vram.cost(on_gpu), vram.cost(on_cpu)) == (400, "gpu", 128, 0)
+    assert (size.other, size.cost(on_cpu), size.cost(on_gpu)) == (700, 64, 64)
+    ram, speed, loss = ram_limit(1000, 7), speed_limit(50, Timing(1e9, 1e9, 11)), loss_limit(0.5)
+    assert (ram.other, ram.cost(on_gpu), ram.cost(on_cpu)) == (7, 0, 64)
+    assert (speed.budget, speed.other, speed.cost(on_cpu)) == (20_000_000, 11, 5)
+    assert (loss.budget, loss.cost(on_cpu)) == (500_000_000_000, 1000)
 
 
 def test_bpw_is_over_all_tensors_and_never_rounded_up():

@@ -163,7 +163,7 @@ def test_a_plan_over_its_limit_cannot_be_made():
 
 
 def test_limits_round_up_and_count_only_the_gpu_where_told():
-    limit = Limit("--vram", 1024, gpu_only=True, alignment=128)
+    limit = Limit("--vram", 1024, device="gpu", alignment=128)
     assert [limit.cost(1, True), limit.cost(128, True), limit.cost(129, True), limit.cost(129, False)] == [
         128,
         128,

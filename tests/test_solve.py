@@ -37,7 +37,7 @@ def between(problem, share, k):
 
 
 def request_of(drawn, shares, groups=()):
-    probes = (Limit("--size", 0, alignment=32), Limit("--vram", 0, gpu_only=True, alignment=128))[: len(shares)]
+    probes = (Limit("--size", 0, alignment=32), Limit("--vram", 0, device="gpu", alignment=128))[: len(shares)]
     problem = constrain(drawn, Request(probes, groups=groups))
     limits = [between(problem, share, k) for k, share in enumerate(shares)]
     made = (size_limit(limits[0] + 500, 500), *(vram_limit(x + 100, x) for x in limits[1:]))

@@ -11,13 +11,11 @@ from typing import Any, Protocol
 
 from requant.container.metadata import Metadata
 from requant.errors import BadInput, printable
+from requant.model.caches import RECURRENT, Caches, Shape, caches_of
 from requant.model.windows import Windows, windows_of
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS in llama-hparams.h
 _MAX_COUNT = 2**31 - 1
-
-_RECURRENT_ONLY = frozenset(["mamba", "mamba2", "rwkv6", "rwkv7", "rwkv6qwen2", "arwkv7"])
-
 
 class _Named(Protocol):
     @property
@@ -32,8 +30,8 @@ class Hyperparameters:
 
     `n_layers` includes the `n_nextn` multi-token-prediction layers at the end; `windows` is None where the
     architecture requires a window and the file states none. `key_length_swa` and `value_length_swa` are the head
-    sizes of layers with a window. `latent_rank` and `key_length_mla`: latent attention, 0 without;
-    `n_shared_kv`: layers that use an earlier one's cache; `recurrent`: some layer keeps a state instead.
+    sizes of layers with a window. `n_draft_vocab`: tokens that a draft head chooses from, 0 for other models;
+    `time_step_rank`: of recurrent layers.
     """
 
     path: str
@@ -55,10 +53,9 @@ class Hyperparameters:
     n_expert_used: int
     n_ff_expert: int
     n_ff_shared: int
-    latent_rank: int
-    key_length_mla: int
-    n_shared_kv: int
-    recurrent: bool
+    n_draft_vocab: int
+    time_step_rank: int
+    caches: Caches
 
     @property
     def n_trunk(self) -> int:
@@ -96,12 +93,19 @@ def read_hyperparameters(metadata: Metadata, tensors: Iterable[_Named] = ()) -> 
     n_layers = _count(keys, "block_count", low=1, high=MAX_LAYERS)
     n_nextn = _count(keys, "nextn_predict_layers", 0, high=n_layers - 1)
     n_embd = _count(keys, "embedding_length", low=1)
-    least = 0 if arch in _RECURRENT_ONLY else 1
+    least = 0 if arch in RECURRENT else 1
     n_head = _per_layer(keys, "attention.head_count", n_layers, 0 if least == 0 else None, low=least)
     per_head = n_embd // n_head[0] if n_head[0] else 0
     key_length = _count(keys, "attention.key_length", per_head)
     value_length = _count(keys, "attention.value_length", per_head)
+    n_head_kv = _per_layer(keys, "attention.head_count_kv", n_layers, n_head, low=least)
+    n_ff = _per_layer(keys, "feed_forward_length", n_layers, 0)
     n_ff_expert = max(_per_layer(keys, "expert_feed_forward_length", n_layers, 0))
+    windows = _windows(keys, n_layers, n_layers - n_nextn)
+    latent = all(_count(keys, f"attention.{part}_length_mla", 0) for part in ("key", "value"))
+    shape = Shape(arch, n_layers, n_layers - n_nextn, n_embd, n_head, n_head_kv, n_ff, latent)
+    windowed = arch.startswith("lfm2") and bool(keys.get("attention.sliding_window"))
+    tensors = list(tensors)
     return Hyperparameters(
         path=metadata.path,
         arch=arch,
@@ -110,22 +114,26 @@ def read_hyperparameters(metadata: Metadata, tensors: Iterable[_Named] = ()) -> 
         context_length=_count(keys, "context_length", low=1),
         n_embd=n_embd,
         n_vocab=_n_vocab(keys, tensors),
-        n_ff=_per_layer(keys, "feed_forward_length", n_layers, 0),
+        n_ff=n_ff,
         n_head=n_head,
-        n_head_kv=_per_layer(keys, "attention.head_count_kv", n_layers, n_head, low=least),
+        n_head_kv=n_head_kv,
         key_length=key_length,
         value_length=value_length,
         key_length_swa=_count(keys, "attention.key_length_swa", key_length),
         value_length_swa=_count(keys, "attention.value_length_swa", value_length),
-        windows=_windows(keys, n_layers, n_layers - n_nextn),
+        windows=windows,
         n_expert=_count(keys, "expert_count", 0),
         n_expert_used=max(_per_layer(keys, "expert_used_count", n_layers, 0)),
         n_ff_expert=n_ff_expert,
         n_ff_shared=_n_ff_shared(keys, n_ff_expert),
-        latent_rank=_count(keys, "attention.kv_lora_rank", 0),
-        key_length_mla=_count(keys, "attention.key_length_mla", 0),
-        n_shared_kv=_count(keys, "attention.shared_kv_layers", 0, high=n_layers),
-        recurrent=_is_recurrent(keys),
+        n_draft_vocab=next((t.shape[0] for t in tensors if t.name == "d2t"), 0),
+        time_step_rank=_count(keys, "ssm.time_step_rank", 0),
+        caches=caches_of(
+            shape,
+            lambda key, default: _largest(keys, key, default),
+            _flags(keys, "attention.recurrent_layers", n_layers),
+            windowed=windowed,
+        ),
     )
 
 
@@ -195,6 +203,19 @@ def _windows(keys: _Keys, n_layers: int, n_trunk: int) -> Windows | None:
     return windows_of(keys.arch, n_layers, n_trunk, None if size < 0 else size, pattern)
 
 
-def _is_recurrent(keys: _Keys) -> bool:
-    marks = ("ssm.state_size", "attention.recurrent_layers", "wkv.head_size", "shortconv.l_cache", "kda.head_dim")
-    return keys.arch in _RECURRENT_ONLY or any(f"{keys.arch}.{mark}" in keys.metadata for mark in marks)
+def _largest(keys: _Keys, key: str, default: int) -> int:
+    """An integer key, or the largest item of an array."""
+    if keys.array_length(key) is None:
+        return _count(keys, key, default)
+    return max((_check(keys, key, item, 0, _MAX_COUNT) for item in keys.get(key)), default=default)
+
+
+def _flags(keys: _Keys, key: str, n_layers: int) -> tuple[bool, ...] | None:
+    """One flag per layer, None without the key."""
+    length = keys.array_length(key)
+    if length is None:
+        value = keys.get(key)
+        return None if value is None else (bool(value),) * n_layers
+    if length != n_layers:
+        raise keys.error(key, "has the wrong number of items", got=length, limit=f"{n_layers} layers")
+    return tuple(bool(item) for item in keys.get(key))

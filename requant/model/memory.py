@@ -1,7 +1,7 @@
 """What lives in VRAM beside the weights: KV cache, compute buffer and reserve; and so, what is left for weights.
 
-The figures are those of llama.cpp with every layer on one CUDA device. Cache: exact, from llama-kv-cache.cpp and
-llama-kv-cache-iswa.cpp. Compute buffer: the largest of three moments of the graph, see `compute_bytes`.
+The figures are those of llama.cpp with every layer on one CUDA device. Cache: exact, from llama-kv-cache.cpp,
+llama-kv-cache-iswa.cpp and llama-memory-recurrent.cpp. Compute buffer: the largest of three moments of the graph, see `compute_bytes`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from requant.errors import BadInput, UsageError
+from requant.errors import BadInput, UsageError, printable
 from requant.formats import by_name
 from requant.formats.base import BlockFormat
 from requant.model.hyperparameters import Hyperparameters
@@ -27,14 +27,6 @@ DEVICE_ALIGNMENT = 128  # bytes, of each tensor in a CUDA buffer
 
 CACHE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 
-# Architectures whose cache is K and V per layer and nothing else (the default branch of create_memory in
-# llama-model.cpp) and whose layers run attention and feed-forward one after the other.
-_PLAIN_CACHE = frozenset(
-    "llama llama4 mistral3 qwen2 qwen2moe qwen2vl qwen3 qwen3moe gemma gemma2 gemma3 gpt-oss phi3 phimoe olmo olmo2 "  # noqa: SIM905
-    "olmoe granite granitemoe starcoder2 internlm2 exaone exaone4 smollm3 glm4 glm4moe seed_oss ernie4_5 "
-    "ernie4_5-moe minicpm orion xverse nemotron dots1 hunyuan-dense hunyuan-moe arcee".split()
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -42,7 +34,8 @@ class Settings:
 
     `n_ctx`: tokens over all `n_parallel` sequences; `n_ubatch`: tokens computed at once; cache types are names of
     `CACHE_TYPES`; `unified`: one cache for all sequences; `n_outputs`: rows of logits computed at once, None for
-    n_ubatch as llama-cli and llama-perplexity reserve (llama-server needs one per sequence).
+    n_ubatch as llama-cli and llama-perplexity reserve (llama-server needs one per sequence). `assume`: an
+    architecture that is not known gets an upper bound instead of an error.
     """
 
     n_ctx: int
@@ -54,6 +47,7 @@ class Settings:
     flash_attn: bool = True
     swa_full: bool = False
     n_outputs: int | None = None
+    assume: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n_ctx", "n_parallel", "n_ubatch"):
@@ -159,28 +153,54 @@ def device_bytes(fmt: BlockFormat, shape: tuple[int, ...]) -> int:
 
 
 def kv_cache_bytes(hp: Hyperparameters, settings: Settings, *, padded: bool = False) -> int:
-    """Bytes of the KV cache; with `padded`, as a CUDA buffer holds it.
+    """Bytes of all that is kept of the tokens seen; with `padded`, as a CUDA buffer holds it."""
+    return sum(layer_caches(hp, settings, padded=padded))
 
-    Per layer cells x streams rows of K and of V; layers with a window keep only
-    pad256(min(cells, window x (unified ? n_parallel : 1) + batch)) cells.
+
+def layer_caches(hp: Hyperparameters, settings: Settings, *, padded: bool = False) -> list[int]:
+    """Bytes that each layer keeps, layers of multi-token prediction included with 0.
+
+    Where it attends, cells x streams rows of K and of V, or of K alone with latent attention; layers with a window
+    keep only pad256(min(cells, window x (unified ? n_parallel : 1) + batch)) cells. Where it is recurrent, a state of
+    float32 per sequence, whatever the context and the cache types.
     """
-    _check_known(hp)
+    _check_known(hp, settings)
     _check_cache_types(hp, settings)
     k_format, v_format = _cache_format(settings.cache_type_k), _cache_format(settings.cache_type_v)
-    total = 0
-    for il in range(hp.n_trunk):
-        cells = layer_cells(hp, settings, il) * settings.streams
-        for fmt, width in ((k_format, _k_width(hp, il)), (v_format, _v_width(hp, il, settings))):
-            n_bytes = fmt.n_bytes(width) * cells
-            total += device_bytes(fmt, (width, cells)) if padded and width else n_bytes
-    return total
+    sizes = []
+    for il in range(hp.n_layers):
+        total = 0
+        if hp.caches.attends[il]:
+            cells = layer_cells(hp, settings, il) * settings.streams
+            for fmt, width in ((k_format, _k_width(hp, il)), (v_format, _v_width(hp, il, settings))):
+                n_bytes = fmt.n_bytes(width) * cells
+                total += device_bytes(fmt, (width, cells)) if padded and width else n_bytes
+        if hp.caches.recurrent[il]:
+            rows = [4 * n * settings.n_parallel for n in (hp.caches.n_conv, hp.caches.n_state)]
+            total += sum(_pad(n, DEVICE_ALIGNMENT) if padded else n for n in rows)
+        if settings.assume and il < hp.n_trunk:
+            total += _bound(hp, settings)
+        sizes.append(total)
+    return sizes
+
+
+def _bound(hp: Hyperparameters, settings: Settings) -> int:
+    """What a layer of an unknown kind is taken to keep: K and V of its widest layer, an indexer's keys, a state.
+
+    All in the larger of the two types, for every cell, without windows.
+    """
+    heads = max(hp.n_head_kv) * (max(hp.key_length, hp.key_length_swa) + max(hp.value_length, hp.value_length_swa))
+    types = [_cache_format(name) for name in (settings.cache_type_k, settings.cache_type_v)]
+    width = _pad(heads + 2 * ROW_PADDING, ROW_PADDING)
+    cells = settings.cells * settings.streams
+    state = 4 * (hp.caches.n_conv + hp.caches.n_state) * settings.n_parallel
+    return max(fmt.n_bytes(width) for fmt in types) * cells + state
 
 
 def layer_cells(hp: Hyperparameters, settings: Settings, il: int) -> int:
     """Cells that layer `il` keeps per stream."""
-    if not _windowed(hp, il) or settings.swa_full:
+    if hp.windows is None or not hp.windows.layers[il] or settings.swa_full:
         return settings.cells
-    assert hp.windows is not None
     window = hp.windows.size * (settings.n_parallel if settings.unified else 1)
     return _pad(min(settings.cells, window + settings.tokens), CELL_PADDING)
 
@@ -188,41 +208,57 @@ def layer_cells(hp: Hyperparameters, settings: Settings, il: int) -> int:
 def compute_bytes(hp: Hyperparameters, settings: Settings) -> int:
     """Bytes of the compute buffer on the device, from above.
 
-    Measured against llama.cpp's own figures for seven architectures: 1.6 to 4 % above; mixtures of experts whose
+    Measured against llama.cpp's own figures for eleven architectures: 1.6 to 5 % above; mixtures of experts whose
     logits are few up to 26 %, without flash attention up to 8 %.
 
     The buffer must hold the largest moment of the graph, of T = n_ubatch tokens in float32, beside the masks:
 
-        logits     4 n_vocab n_outputs
+        logits     4 n_vocab n_outputs                    a draft head: 4 T (n_vocab + n_draft_vocab + 2 n_embd)
         feed       4 T (3 n_ff)                           gate, up, their product
         experts    4 T (n_used (3 n_ff_expert + n_embd) + 3 n_ff_shared + 2 n_expert)
         attention  4 T (2 n_head k + 4 n_kv k)            + cached K and V of a layer as F16 if not F16
                                                           + 4 n_head cells T without flash attention
+        latent     4 T (4 n_head k)
+        recurrent  4 T (3 conv + 2 inner + rank) + the state of every sequence
 
     each together with four activations of 4 T n_embd. A mask has cells x T values of F16, or F32 without flash
-    attention; there is one for full and one for windowed layers. One part in 64 is added.
+    attention; there is one for full and one for windowed layers. One part in 64 is added; twice all that is taken for
+    an architecture that is not known.
     """
-    _check_known(hp)
+    _check_known(hp, settings)
     tokens = settings.tokens
     layers = range(hp.n_trunk)
-    caches = {(_windowed(hp, il), layer_cells(hp, settings, il)) for il in layers}
+    caches = {(_windowed(hp, il), layer_cells(hp, settings, il)) for il in layers if hp.caches.attends[il]}
     masks = sum(cells * tokens * (2 if settings.flash_attn else 4) for _, cells in caches)
     # without flash attention K, V and Q are still held where the logits are computed
-    held = 0 if settings.flash_attn else max(4 * tokens * _qkv_width(hp, il) for il in layers)
+    held = 0 if settings.flash_attn or hp.caches.latent else max(4 * tokens * _qkv_width(hp, il) for il in layers)
+    logits = 4 * hp.n_vocab * min(tokens, settings.n_outputs or tokens)
+    if hp.n_draft_vocab:  # its logits are spread over the target's vocabulary
+        logits = 4 * tokens * (hp.n_vocab + hp.n_draft_vocab + 2 * hp.n_embd)
     moments = [
-        4 * hp.n_vocab * min(tokens, settings.n_outputs or tokens) + held,
+        logits + held,
         *(4 * tokens * _feed_width(hp, il) for il in layers),
-        *(_attention_bytes(hp, settings, il) for il in layers),
+        *(_attention_bytes(hp, settings, il) for il in layers if hp.caches.attends[il]),
+        *([_recurrent_bytes(hp, settings)] if any(hp.caches.recurrent) else []),
     ]
     n_bytes = max(moments) + 4 * tokens * 4 * hp.n_embd + masks + _input_bytes(hp, settings)
-    return n_bytes + n_bytes // COMPUTE_MARGIN
+    return (n_bytes + n_bytes // COMPUTE_MARGIN) * (2 if settings.assume and not hp.caches.known else 1)
+
+
+def _recurrent_bytes(hp: Hyperparameters, settings: Settings) -> int:
+    """What a recurrent layer computes with; measured for Mamba 2 and gated delta nets, generous for the others."""
+    conv = max(hp.caches.n_conv // 3, hp.n_embd)  # channels of a convolution over four tokens
+    tokens, sequences = settings.tokens, settings.n_parallel
+    width = 3 * conv + 2 * max(hp.caches.n_state // max(max(hp.n_head), 128), hp.n_embd) + hp.time_step_rank
+    return 4 * tokens * width + 4 * sequences * (hp.caches.n_state + hp.caches.n_conv)
 
 
 def _attention_bytes(hp: Hyperparameters, settings: Settings, il: int) -> int:
     tokens, cells = settings.tokens, layer_cells(hp, settings, il)
     n_bytes = 4 * tokens * _qkv_width(hp, il)
     if settings.flash_attn and {settings.cache_type_k.upper(), settings.cache_type_v.upper()} != {"F16"}:
-        n_bytes += 2 * cells * settings.streams * (_k_width(hp, il) + hp.n_head_kv[il] * _v_head(hp, il))
+        values = 0 if hp.caches.latent else hp.n_head_kv[il] * _v_head(hp, il)
+        n_bytes += 2 * cells * settings.streams * (_k_width(hp, il) + values)
     if not settings.flash_attn:
         n_bytes += 4 * hp.n_head[il] * cells * tokens
     return n_bytes
@@ -245,14 +281,15 @@ def _feed_width(hp: Hyperparameters, il: int) -> int:
 
 
 def _qkv_width(hp: Hyperparameters, il: int) -> int:
+    if hp.caches.latent:
+        return 4 * hp.n_head[il] * _k_head(hp, il)
     return 2 * hp.n_head[il] * max(_k_head(hp, il), _v_head(hp, il)) + 4 * max(
         _k_width(hp, il), hp.n_head_kv[il] * _v_head(hp, il)
     )
 
 
 def _windowed(hp: Hyperparameters, il: int) -> bool:
-    assert hp.windows is not None  # _check_known
-    return hp.windows.layers[il]
+    return hp.windows is not None and hp.windows.layers[il]
 
 
 def _k_head(hp: Hyperparameters, il: int) -> int:
@@ -269,25 +306,31 @@ def _k_width(hp: Hyperparameters, il: int) -> int:
 
 def _v_width(hp: Hyperparameters, il: int, settings: Settings) -> int:
     """Values of V per cell; without flash attention V is stored transposed, as wide as the widest layer's."""
+    if hp.caches.latent:
+        return 0
     if settings.flash_attn:
         return hp.n_head_kv[il] * _v_head(hp, il)
     return max(hp.n_head_kv[i] * _v_head(hp, i) for i in range(hp.n_layers))
 
 
-def _check_known(hp: Hyperparameters) -> None:
-    unusual = hp.recurrent or hp.latent_rank or hp.key_length_mla or hp.n_shared_kv or hp.windows is None
-    if hp.arch not in _PLAIN_CACHE or unusual or not hp.key_length or not hp.value_length:
+def _check_known(hp: Hyperparameters, settings: Settings) -> None:
+    attends = any(hp.caches.attends)
+    known = hp.caches.known and hp.windows is not None and (not attends or (hp.key_length and hp.value_length))
+    if not known and not settings.assume:
         raise BadInput(
             hp.path,
-            f"the memory that a '{hp.arch}' model with these keys needs beside its weights is not known",
-            hint="--vram cannot be used; --size and --bpw still work",
+            f"the memory that a '{printable(hp.arch)}' model with these keys needs beside its weights is not known",
+            hint="--assume plans with an upper bound; --size and --bpw need no memory",
         )
 
 
 def _check_cache_types(hp: Hyperparameters, settings: Settings) -> None:
     """llama.cpp refuses a quantized cache whose blocks do not divide a head."""
-    heads = [(settings.cache_type_k, _k_head(hp, il)) for il in range(hp.n_trunk)]
-    heads += [(settings.cache_type_v, _v_head(hp, il)) for il in range(hp.n_trunk)]
+    attending = [il for il in range(hp.n_trunk) if hp.caches.attends[il]]
+    if hp.caches.latent and settings.cache_type_k.upper() != settings.cache_type_v.upper():
+        raise UsageError("a model with latent attention has one cache: --cache-type-k and --cache-type-v must be equal")
+    heads = [(settings.cache_type_k, _k_head(hp, il)) for il in attending]
+    heads += [(settings.cache_type_v, _v_head(hp, il)) for il in attending]
     for name, length in heads:
         fmt = _cache_format(name)
         if not fmt.divides(length):

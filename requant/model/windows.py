@@ -14,7 +14,8 @@ class _Rule:
     """Every `period`-th layer is full: the last of each group, or the first with `dense_first`.
 
     `default`: the window without the key; `fixed`: the window whatever the key says, if it is above 0.
-    `optional`: no key, or 0, means no window at all; without it the key's absence is an error.
+    `optional`: no key, or 0, means no window at all; without it the key's absence is an error. `array`: the file must
+    say it layer by layer.
     """
 
     period: int
@@ -22,6 +23,7 @@ class _Rule:
     default: int | None = None
     fixed: int | None = None
     optional: bool = False
+    array: bool = False
 
 
 _RULES = {
@@ -41,6 +43,7 @@ _RULES = {
     "laguna": _Rule(4, dense_first=True, optional=True),
     "smallthinker": _Rule(4, dense_first=True, fixed=4096, optional=True),
     "llama4": _Rule(4, default=8192, fixed=8192),
+    **dict.fromkeys(("gemma4", "step35", "mimo2"), _Rule(1, array=True)),
 }
 _EXAONE4 = _Rule(4, default=4096)  # the 32B model only, which is told by its 64 layers
 
@@ -74,6 +77,8 @@ def windows_of(
     size = rule.fixed or size
     if pattern is not None and not isinstance(pattern, int):
         return Windows(size, tuple(bool(p) for p in pattern))
+    if rule.array:
+        return None
     period = rule.period if pattern is None else pattern
     layers = tuple(il < n_trunk and _has_window(il, period, rule.dense_first) for il in range(n_layers))
     return Windows(size, layers)

@@ -146,7 +146,7 @@ def _limit(plan: Plan, limit: Limit) -> str:
     if limit.n_weights:
         return f"{8 * used / limit.n_weights:.4f} of {limit.bpw:.4f} bits per weight"
     parts = {"weights": used - limit.other}
-    if limit.gpu_only and plan.memory:
+    if limit.device == "gpu" and plan.memory:
         parts |= {printable(name): size for name, size in plan.memory.items() if name != "weights"}
     if rest := used - sum(parts.values()):
         parts["header" if limit.option == "--size" else "other"] = rest

@@ -1,0 +1,114 @@
+"""What each layer keeps of the tokens it has seen: keys and values, a latent of both, or a state of fixed size.
+
+Source: create_memory in llama.cpp's src/llama-model.cpp, llm_arch_is_hybrid and llm_arch_is_recurrent in
+llama-arch.cpp, n_embd_r and n_embd_s in llama-hparams.cpp, load_arch_hparams of each architecture in src/models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+RECURRENT = frozenset("mamba mamba2 rwkv6 rwkv7 rwkv6qwen2 arwkv7".split())  # noqa: SIM905
+# hybrid architectures: which layers keep a state
+_INTERVAL = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "minimax-01": 8}  # every n-th attends, unless a key says
+_NO_HEADS = frozenset("jamba granitehybrid plamo2 lfm2 lfm2moe kimi-linear bailingmoe3".split())  # noqa: SIM905
+_NEMOTRON = frozenset(["nemotron_h", "nemotron_h_moe"])
+_BOTH = frozenset(["falcon-h1"])
+_HYBRID = frozenset(_INTERVAL) | _NO_HEADS | _NEMOTRON | _BOTH
+# attention in every layer, through the default branch of create_memory
+_ATTENTION = frozenset(
+    "afmoe apertus arcee arctic baichuan bailingmoe bailingmoe2 bitnet bloom chameleon chatglm codeshell cogvlm cohere2 "  # noqa: SIM905
+    "cohere2moe command-r dbrx deci deepseek deepseek2 deepseek2-ocr dots1 eagle3 ernie4_5 ernie4_5-moe exaone exaone-moe "
+    "exaone4 falcon gemma gemma2 gemma3 gemma3n gemma4 glm4 glm4moe gpt-oss gpt2 gptj gptneox granite granitemoe grok "
+    "grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 laguna llama llama4 maincoder mellum "
+    "minicpm minicpm3 minimax-m2 mistral3 mistral4 mpt nemotron olmo olmo2 olmoe openelm orion paddleocr "
+    "pangu-embedded phi2 phi3 phimoe plamo plamo3 plm qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe "
+    "refact seed_oss smallthinker smollm3 stablelm starcoder starcoder2 step35 mimo2 talkie xverse".split()
+)
+_GEMMA3N_OWN_KV = 20  # layers, whatever the file says
+_SHARED_KV = frozenset(["gemma4"])
+_RWKV_TOKEN_SHIFT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Caches:
+    """Per layer, whether it keeps keys and values (`attends`) and whether it keeps a state.
+
+    `latent`: the cache holds one latent row per token and no values. `n_conv` and `n_state`: float32 numbers of the
+    state per sequence. `known`: False for an architecture whose cache is not known here.
+    """
+
+    attends: tuple[bool, ...]
+    recurrent: tuple[bool, ...]
+    latent: bool
+    n_conv: int
+    n_state: int
+    known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a model decides about its caches; tuples have one item per layer, layers from `n_trunk` on are extra."""
+
+    arch: str
+    n_layers: int
+    n_trunk: int
+    n_embd: int
+    n_head: tuple[int, ...]
+    n_head_kv: tuple[int, ...]
+    n_ff: tuple[int, ...]
+    latent: bool
+
+
+def caches_of(
+    shape: Shape, count: Callable[[str, int], int], recurrent_layers: tuple[bool, ...] | None, *, windowed: bool
+) -> Caches:
+    """The caches of a model. `count(key, default)` reads an integer key; `windowed`: the model has sliding windows."""
+    arch, trunk = shape.arch, [il < shape.n_trunk for il in range(shape.n_layers)]
+    attends, recurrent = list(trunk), [False] * shape.n_layers
+    known = arch in _ATTENTION or arch in RECURRENT or arch in _HYBRID
+    if arch in RECURRENT:
+        attends, recurrent = recurrent, list(trunk)
+    elif arch in _BOTH:
+        recurrent = list(trunk)
+    elif arch in _INTERVAL:
+        every = count("full_attention_interval", _INTERVAL[arch]) or 1
+        keeps = recurrent_layers or tuple((il + 1) % every != 0 for il in range(shape.n_layers))
+        recurrent = [t and k for t, k in zip(trunk, keeps, strict=True)]
+        attends = [t and not k for t, k in zip(trunk, keeps, strict=True)]
+    elif arch in _NO_HEADS:
+        recurrent = [t and n == 0 for t, n in zip(trunk, shape.n_head_kv, strict=True)]
+        attends = [t and n > 0 for t, n in zip(trunk, shape.n_head_kv, strict=True)]
+        known = known and not windowed
+    elif arch in _NEMOTRON:
+        mixes = [t and n == 0 for t, n in zip(trunk, shape.n_ff, strict=True)]
+        recurrent = [m and n == 0 for m, n in zip(mixes, shape.n_head_kv, strict=True)]
+        attends = [m and n > 0 for m, n in zip(mixes, shape.n_head_kv, strict=True)]
+    elif arch == "gemma3n":
+        attends = [t and il < _GEMMA3N_OWN_KV for il, t in enumerate(trunk)]
+    elif shared := count("attention.shared_kv_layers", 0):
+        attends = [t and il < shape.n_layers - shared for il, t in enumerate(trunk)]
+        known = known and arch in _SHARED_KV
+    n_conv, n_state = _state(shape, count) if any(recurrent) else (0, 0)
+    if not any(recurrent) and any(count(key, 0) for key in ("ssm.state_size", "shortconv.l_cache", "kda.head_dim")):
+        known = False
+    return Caches(tuple(attends), tuple(recurrent), shape.latent, n_conv, n_state, known)
+
+
+def _state(shape: Shape, count: Callable[[str, int], int]) -> tuple[int, int]:
+    """Float32 numbers that a layer keeps per sequence: of the convolution, and of the recurrence itself."""
+    n_embd, head = shape.n_embd, count("wkv.head_size", 0)
+    if head:
+        return count("token_shift_count", _RWKV_TOKEN_SHIFT) * n_embd, n_embd * head
+    if length := count("shortconv.l_cache", 0):
+        return n_embd * (length - 1), 0
+    kernel = count("ssm.conv_kernel", 0)
+    if head := count("kda.head_dim", 0):
+        return 3 * (kernel - 1 if kernel else 3) * shape.n_head[0] * head, head * head * shape.n_head[0]
+    inner, size = count("ssm.inner_size", 0), count("ssm.state_size", 0)
+    conv = max(kernel - 1, 0) * (inner + 2 * count("ssm.group_count", 0) * size)
+    if shape.arch == "minimax-01":
+        head = count("attention.key_length", n_embd // max(shape.n_head[0], 1))
+        return conv, head * head * shape.n_head[0]
+    return conv, size * inner

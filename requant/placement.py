@@ -1,0 +1,285 @@
+"""Where every tensor goes: the best number of layers on the GPU, and of the rest the best plan.
+
+An engine takes whole layers, from one end of the model, and some leave the experts of single layers on the CPU. So a
+placement is a number k of layers and, within them, a device for the experts of each layer, which the programme of the
+types chooses along with them. The k are tried exactly, best bound first: what a byte of each limit is worth in one
+solution bounds the value at every other k (any prices do), so most of them are never solved.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from requant.budget import Request, allowed_candidates, ram_limit, speed_limit, vram_limit
+from requant.errors import InfeasibleBudget, UsageError
+from requant.model.hyperparameters import Hyperparameters
+from requant.model.memory import Memory, layer_caches
+from requant.model.roles import is_experts, is_lookup, is_tied
+from requant.plan import Candidate, Losses, TensorLosses, Timing, use_of
+from requant.runtime import Engine
+from requant.solve import Solution
+
+TOLERANCE = 1e-4  # of the value; a placement that cannot be better by more is not tried
+SECONDS = 20.0  # for all placements; after that the best found, and its gap
+HOP_NS = 20_000  # from one device to the other and back, beside what is carried
+DEFAULT_PRICE = 0.2  # nats that a second per token is worth, where there is a choice of devices
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What every placement of a model has in common.
+
+    `vram`, `ram`: bytes, None without a limit; `parts`: bytes in VRAM that are neither weights, cache nor compute.
+    `mtp`: layers of multi-token prediction are loaded.
+    """
+
+    hp: Hyperparameters
+    engine: Engine
+    memory: Memory
+    vram: int | None = None
+    ram: int | None = None
+    min_speed: float | None = None
+    price: float = 0.0
+    parts: Mapping[str, int] = field(default_factory=dict)
+    mtp: bool = False
+
+    @property
+    def n_places(self) -> int:
+        """Layers that can be on the GPU, the output counting as one where the last ones go first."""
+        return self.hp.n_trunk + (self.engine.order == "last")
+
+    def layers(self, k: int) -> range:
+        """The trunk's layers on the GPU when `k` of the places are."""
+        n = self.hp.n_trunk
+        return range(max(n + 1 - k, 0), n) if self.engine.order == "last" else range(min(k, n))
+
+    def n_gpu_layers(self, k: int) -> int:
+        """The number to tell the engine, which counts layers of multi-token prediction among the last."""
+        return k + self.hp.n_nextn if k and self.engine.order == "last" else k
+
+    def devices(self, tensor: TensorLosses, k: int, *, tied: bool) -> tuple[str, ...]:
+        """Where the tensor may be."""
+        if tensor.layer is None:
+            with_output = k > 0 if self.engine.order == "last" else k >= self.n_places
+            return ("gpu",) if with_output and not is_lookup(tensor.name, tied=tied) else ("cpu",)
+        if tensor.layer >= self.hp.n_trunk:
+            return (("gpu",) if k else ("cpu",)) if self.mtp else ("none",)
+        if tensor.layer not in self.layers(k):
+            return ("cpu",)
+        free = self.engine.experts and self.ram is not None and is_experts(tensor.name, tensor.shape)
+        return ("gpu", "cpu") if free else ("gpu",)
+
+    def share(self, tensor: TensorLosses, *, tied: bool) -> float:
+        """Of the tensor, what a token reads."""
+        if is_lookup(tensor.name, tied=tied) or (tensor.layer is not None and tensor.layer >= self.hp.n_trunk):
+            return 0.0
+        experts = is_experts(tensor.name, tensor.shape)
+        return min(1.0, self.hp.n_expert_used / max(self.hp.n_expert, 1)) if experts and self.hp.n_expert_used else 1.0
+
+    def timing(self, k: int) -> Timing:
+        """The caches are read once per token; so much crosses from one device to the other."""
+        rates = self.engine.bandwidth
+        caches = layer_caches(self.hp, self.memory.settings)
+        on_gpu = sum(caches[il] for il in self.layers(k))
+        seconds = on_gpu / rates["gpu"] + (sum(caches) - on_gpu) / rates["cpu"]
+        crossings = int(0 < len(self.layers(k)) < self.hp.n_trunk)
+        fixed = math.ceil(1e9 * seconds) + crossings * self._hop()
+        return Timing(rates["gpu"], rates["cpu"], fixed, self.engine.slower, self._hop())
+
+    def _hop(self) -> int:
+        return HOP_NS + math.ceil(1e9 * 2 * 4 * self.hp.n_embd / self.engine.bandwidth["pcie"])
+
+    def request(self, losses: Losses, wishes: Request, k: int, copied: int) -> Request:
+        """`wishes` with the limits that hold at `k`; `copied` bytes are kept for one tensor of the CPU on the GPU."""
+        tied = is_tied({t.name for t in losses.tensors})
+        devices = {t.name: self.devices(t, k, tied=tied) for t in losses.tensors}
+        timing = self.timing(k)
+        caches = layer_caches(self.hp, self.memory.settings, padded=True)
+        on_gpu = sum(caches[il] for il in self.layers(k))
+        limits, parts = list(wishes.limits), dict[str, int]()
+        if self.vram is not None and (k or self.vram):
+            parts = {"kv_cache": on_gpu, "compute": self.memory.compute if k else 0, "copies": copied if k else 0}
+            parts |= {**self.parts, "reserve": self.memory.reserve}
+            parts = {name: size for name, size in parts.items() if size}
+            limits.append(vram_limit(self.vram, self.vram - sum(parts.values())))
+        if self.ram is not None:
+            limits.append(ram_limit(self.ram, sum(caches) - on_gpu + self.memory.compute))
+        if self.min_speed is not None:
+            limits.append(speed_limit(self.min_speed, timing))
+        return replace(
+            wishes,
+            limits=tuple(limits),
+            memory=parts,
+            devices=devices,
+            units={t.name: f"layer {t.layer}" for t in losses.tensors},
+            shares={t.name: self.share(t, tied=tied) for t in losses.tensors},
+            unusable=self.engine.cannot,
+            largest_on_cpu=copied if k and copied else None,
+            timing=timing,
+            price=self.price,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The best plan, the number of places on the GPU, and what is proven."""
+
+    solution: Solution
+    k: int
+    gap: float
+    tried: int
+
+
+def best_placement(
+    losses: Losses, wishes: Request, ground: Ground, solve: Callable[[Losses, Request], Solution]
+) -> Placed:
+    """The plan of least value over every number of layers on the GPU.
+
+    Raises InfeasibleBudget where none fits, in the words of the placement that came nearest.
+    """
+    deadline = time.monotonic() + SECONDS
+    bounds = _Bounds(losses, wishes, ground)
+    waiting = {k for k in range(ground.n_places + 1) if ground.engine.has_gpu or k == 0}
+    best: tuple[float, Solution, int] | None = None
+    faults: list[InfeasibleBudget] = []
+    tried = 0
+    while waiting:
+        k = min(waiting, key=lambda k: (bounds.least[k], -k))
+        if best is not None and (bounds.least[k] >= best[0] * (1 - TOLERANCE) or time.monotonic() > deadline):
+            break
+        waiting.remove(k)
+        if bounds.least[k] == math.inf and best is None and len(waiting) > 0 and faults:
+            continue
+        try:
+            solution = _with_copies(losses, wishes, ground, k, bounds, solve)
+        except InfeasibleBudget as fault:
+            faults.append(fault)
+            bounds.least[k] = math.inf
+            continue
+        tried += 1
+        if best is None or solution.value < best[0]:
+            best = solution.value, solution, k
+    if best is None:
+        raise min(faults, key=lambda f: f.smallest - f.budget)
+    value, solution, k = best
+    proven = min([solution.bound, *(bounds.least[j] for j in waiting), *bounds.solved])
+    return Placed(solution, k, max(0.0, (value - proven) / value) if value > 0 else 0.0, tried)
+
+
+def _with_copies(
+    losses: Losses,
+    wishes: Request,
+    ground: Ground,
+    k: int,
+    bounds: _Bounds,
+    solve: Callable[[Losses, Request], Solution],
+) -> Solution:
+    """The plan at `k`. Of what the GPU multiplies with in big batches but does not hold, the largest is copied there.
+
+    First that is taken to be as small as it can be, which bounds the value; then as large as it came out.
+    """
+    copied = bounds.smallest_copy[k]
+    first = solve(losses, replace(ground.request(losses, wishes, k, copied), largest_on_cpu=None))
+    bounds.add(k, first)
+    plan = first.plan
+    shares = {t.name: ground.share(t, tied=bounds.tied) for t in losses.tensors}
+    largest = max((c.n_bytes for c in plan.choices if c.device == "cpu" and shares[c.name] > 0), default=0)
+    if k == 0 or largest <= copied:
+        return first
+    again = solve(losses, ground.request(losses, wishes, k, largest))
+    return replace(again, bound=first.bound)
+
+
+class _Bounds:
+    """A lower bound of the value at every k, from the prices of the solutions so far."""
+
+    def __init__(self, losses: Losses, wishes: Request, ground: Ground) -> None:
+        self.losses, self.wishes, self.ground = losses, wishes, ground
+        self.tied = is_tied({t.name for t in losses.tensors})
+        self.allowed = allowed_candidates(losses, wishes)
+        n = ground.n_places + 1
+        self.requests: dict[int, Request] = {}
+        self.smallest_copy = [self._copy(k) for k in range(n)]
+        self.solved: list[float] = []
+        self.devices = [[ground.devices(t, k, tied=self.tied) for t in losses.tensors] for k in range(n)]
+        self.least = [self._infeasible(k) for k in range(n)]
+
+    def _copy(self, k: int) -> int:
+        """Bytes of the largest tensor that must be on the CPU at `k` though it is multiplied with, at its smallest."""
+        return max(
+            (
+                min(c.n_bytes for c in candidates)
+                for t, candidates in zip(self.losses.tensors, self.allowed, strict=True)
+                if self.ground.devices(t, k, tied=self.tied) == ("cpu",) and self.ground.share(t, tied=self.tied) > 0
+            ),
+            default=0,
+        )
+
+    def request(self, k: int) -> Request:
+        """The request at `k`, without its limits' effect on types."""
+        if k not in self.requests:
+            self.requests[k] = self.ground.request(self.losses, self.wishes, k, self.smallest_copy[k])
+        return self.requests[k]
+
+    def _infeasible(self, k: int) -> float:
+        """Infinite where what is no weight is over a limit already, minus infinity where nothing is known."""
+        over = any(limit.other > limit.budget for limit in self.request(k).limits)
+        return math.inf if over else -math.inf
+
+    def add(self, k: int, solution: Solution) -> None:
+        """Raise the bounds of every other k by the prices of `solution`, which is the best at `k`."""
+        self.solved.append(solution.bound)
+        names = [limit.option for limit in self.request(k).limits]
+        prices = dict(zip(names, solution.prices, strict=True))
+        tables: dict[str, Floats] = {}
+        for other in range(len(self.least)):
+            request = self.request(other)
+            limits = request.limits
+            vector = [prices.get(limit.option, 0.0) for limit in limits]
+            key = repr((vector, [x.option for x in limits]))
+            if key not in tables:
+                tables[key] = self._tensor_bounds(request, vector)
+            table = tables[key]
+            total = sum(
+                min(row[0 if d == "gpu" else 1] for d in places if d != "none") if places != ("none",) else row[2]
+                for row, places in zip(table, self.devices[other], strict=True)
+            )
+            rooms = sum(p * (limit.budget - limit.other) for p, limit in zip(vector, limits, strict=True))
+            fixed = 0.0 if request.timing is None else request.price * 1e-9 * request.timing.fixed_ns
+            self.least[other] = max(self.least[other], total - rooms + fixed)
+
+    def _tensor_bounds(self, request: Request, prices: list[float]) -> Floats:
+        """(n_tensors, 3) the least priced value of each tensor on the GPU, on the CPU and not loaded."""
+        return np.array(
+            [
+                [self._priced(t, candidates, device, request, prices) for device in ("gpu", "cpu", "none")]
+                for t, candidates in zip(self.losses.tensors, self.allowed, strict=True)
+            ]
+        )
+
+    def _priced(
+        self, tensor: TensorLosses, candidates: tuple[Candidate, ...], device: str, request: Request, prices: list[float]
+    ) -> float:
+        least = math.inf
+        share = request.shares[tensor.name]
+        for c in candidates:
+            if tensor.reason is None and c.type in request.unusable.get(device, ()):
+                continue
+            use = use_of(c.n_bytes, c.type, device, tensor.role, share, c.loss, request.timing)
+            paid = sum(p * limit.cost(use) for p, limit in zip(prices, request.limits, strict=True) if p)
+            least = min(least, c.loss + request.price * 1e-9 * use.ns + paid)
+        return least
+
+
+def check_devices(engine: Engine, vram: int | None, ram: int | None) -> None:
+    """Raise UsageError for budgets that the engine has no use for."""
+    if not engine.has_gpu and vram is not None:
+        raise UsageError(f"--engine {engine.name} has no GPU; give --ram, not --vram")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from requant.budget import Request, Rule, bpw_limit, constrain, size_limit, vram_limit
+from requant.attached import draft_bytes, prediction_bytes, projector_bytes
+from requant.budget import Request, Rule, bpw_limit, constrain, loss_limit, size_limit
 from requant.container.infos import padded
 from requant.container.metadata import alignment_of
-from requant.container.source import Source, require_model
+from requant.container.source import Source, open_source, require_model
 from requant.errors import BadInput, InfeasibleBudget, UsageError, printable
 from requant.formats import by_name
 from requant.guard import guarded
+from requant.layers import reference_type, summaries
 from requant.model.companions import SECOND_LEVEL
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 from requant.model.memory import (
+    CELL_PADDING,
     DEFAULT_RESERVE,
     DEVICE_ALIGNMENT,
     RESERVE_SHARE,
@@ -23,11 +28,14 @@ from requant.model.memory import (
     Settings,
     default_settings,
     device_bytes,
+    layer_caches,
     memory_for,
     shrink_batch,
 )
+from requant.placement import DEFAULT_PRICE, Ground, best_placement
 from requant.plan import Losses, Plan
-from requant.solve import solve
+from requant.runtime import ENGINES, Engine, engine_named
+from requant.solve import Solution, solve, solved
 
 if TYPE_CHECKING:
     from requant.container.layout import Layout
@@ -35,7 +43,21 @@ if TYPE_CHECKING:
 
 MIN_UBATCH = 32  # tokens; the least that shrink_batch goes to
 MODEL_OPTIONS = {"n_ctx": "--ctx", "cache_type_k": "--cache-type-k", "cache_type_v": "--cache-type-v"}
-VRAM_OPTIONS = MODEL_OPTIONS | {"n_parallel": "--parallel", "reserve": "--reserve"}
+# options that say how memory is spent
+MEMORY_OPTIONS = MODEL_OPTIONS | {
+    "n_parallel": "--parallel",
+    "reserve": "--reserve",
+    "draft": "--draft",
+    "mmproj": "--mmproj",
+    "mtp": "--mtp",
+    "assume": "--assume",
+    "price": "--time-price",
+    "bandwidth": "--bandwidth",
+}
+LIMITS = ("--vram SIZE", "--ram SIZE", "--size SIZE", "--bpw X", "--max-loss X")
+MAX_CONTEXT = -1  # --ctx max
+AUTO = "AUTO"  # a cache type that is to be chosen
+PREFERENCE = 0.05  # of the predicted loss that an engine's own type may cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +65,24 @@ class Wishes:
     """What was asked for, as the options of the command line say it; sizes in bytes, None and () where not given."""
 
     vram: int | None = None
-    n_ctx: int | None = None
+    ram: int | None = None
+    n_ctx: int | None = None  # MAX_CONTEXT: the largest that keeps max_loss
     cache_type_k: str | None = None
     cache_type_v: str | None = None
     n_parallel: int | None = None
     reserve: int | None = None
+    draft: Path | None = None
+    mmproj: Path | None = None
+    mtp: bool | None = None  # layers of multi-token prediction are used
+    assume: bool | None = None
     size: int | None = None
     bpw: float | None = None
+    max_loss: float | None = None
+    min_speed: float | None = None
+    price: float | None = None
+    bandwidth: tuple[tuple[str, float], ...] | None = None
+    engine: str | None = None
+    prefer_within: float | None = None
     pins: tuple[Rule, ...] = ()
     floors: tuple[Rule, ...] = ()
     groups: tuple[str, ...] = ()
@@ -60,7 +93,18 @@ class Wishes:
     @property
     def has_budget(self) -> bool:
         """Whether anything limits the bytes."""
-        return not (self.vram is None and self.size is None and self.bpw is None)
+        return any(x is not None for x in (self.vram, self.ram, self.size, self.bpw, self.max_loss))
+
+    @property
+    def on_devices(self) -> bool:
+        """Whether anything asks where the tensors are."""
+        return any(x is not None for x in (self.vram, self.ram, self.min_speed))
+
+    @property
+    def profile(self) -> Engine:
+        """The engine, with the bandwidths given."""
+        engine = engine_named(self.engine)
+        return replace(engine, bandwidth={**engine.bandwidth, **dict(self.bandwidth or ())})
 
     @property
     def request(self) -> Request:
@@ -75,37 +119,46 @@ class Wishes:
         )
 
     def types_to_score(self, default: tuple[str, ...]) -> tuple[str, ...]:
-        """--types, or the `default`, and every type that a wish names."""
+        """--types, or the engine's candidates, or the `default`, and every type that a wish names."""
         named = (*(r.type for r in self.pins + self.floors), self.output_type, self.embedding_type)
-        return tuple(dict.fromkeys((*(self.types or default), *(t for t in named if t is not None))))
+        usual = self.types or (default if self.engine is None else engine_named(self.engine).candidates)
+        return tuple(dict.fromkeys((*usual, *(t for t in named if t is not None))))
 
 
 def check_wishes(wishes: Wishes) -> None:
-    """Raise UsageError where there is no budget, or an option that says nothing without --vram."""
+    """Raise UsageError where there is no budget, or an option that says nothing without another."""
     if not wishes.has_budget:
-        raise UsageError("no budget given; say --vram SIZE, --size SIZE or --bpw X")
-    check_vram_options(wishes)
+        raise UsageError(f"no budget given; say {', '.join(LIMITS[:-1])} or {LIMITS[-1]}")
+    check_memory_options(wishes)
 
 
-def check_vram_options(wishes: Wishes) -> None:
-    """Raise UsageError for an option that says nothing without --vram."""
-    alone = [option for name, option in VRAM_OPTIONS.items() if getattr(wishes, name) is not None]
-    if alone and wishes.vram is None:
-        raise UsageError(f"{alone[0]} says how a budget in VRAM is spent; give --vram SIZE with it")
+def check_memory_options(wishes: Wishes) -> None:
+    """Raise UsageError for options that say nothing without another, or that contradict each other."""
+    engine = engine_named(wishes.engine)
+    alone = [option for name, option in MEMORY_OPTIONS.items() if getattr(wishes, name) not in (None, False)]
+    if alone and not wishes.on_devices:
+        raise UsageError(f"{alone[0]} says how memory is spent; give --vram SIZE or --ram SIZE with it")
+    if not engine.has_gpu and wishes.vram is not None:
+        raise UsageError(f"--engine {engine.name} has no GPU; give --ram SIZE, not --vram")
+    if wishes.n_ctx == MAX_CONTEXT and (wishes.max_loss is None or wishes.vram is None):
+        raise UsageError("--ctx max is the largest context that keeps a loss in VRAM; give --vram and --max-loss")
+    if wishes.prefer_within is not None and not engine.preferred:
+        having = ", ".join(e.name for e in ENGINES.values() if e.preferred)
+        raise UsageError(f"--prefer-within is for an engine with a type of its own; give --engine {having}")
 
 
 def check_ways(wishes: Wishes, plan_file: object, type_name: object) -> None:
     """Raise UsageError unless exactly one of a budget, --plan and --type decides the types."""
     given = [
-        *(["a budget (--vram, --size, --bpw)"] if wishes.has_budget else []),
+        *(["a budget (--vram, --ram, --size, --bpw, --max-loss)"] if wishes.has_budget else []),
         *(["--plan"] if plan_file is not None else []),
         *(["--type"] if type_name is not None else []),
     ]
     if not given:
-        raise UsageError("nothing decides the types; give --vram SIZE, --size SIZE, --bpw X, --plan FILE or --type T")
+        raise UsageError(f"nothing decides the types; give {', '.join(LIMITS)}, --plan FILE or --type T")
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} cannot be given together; each decides the types")
-    check_vram_options(wishes)
+    check_memory_options(wishes)
     if plan_file is not None and wishes != Wishes():
         raise UsageError("--plan decides every type; edit the plan, or plan again with these options")
     if type_name is not None and wishes.types:
@@ -143,19 +196,252 @@ def make_plan(source: Source, losses: Losses, wishes: Wishes, *, imatrix: Imatri
     if losses.header_sha256 != source.header_sha256:
         hint = "score this file first, or leave --losses out"
         raise BadInput(source.path, "the losses are of another file", got=losses.source, limit=source.name, hint=hint)
-    request, asked, notes = wishes.request, dict[str, Any](), list[str]()
-    if wishes.vram is not None:
-        request, settings = _with_vram(source, losses, request, wishes, notes)
-        asked = _described(settings, wishes)
+    if wishes.n_ctx == MAX_CONTEXT:
+        return _largest_context(source, losses, wishes, imatrix)
+    if AUTO in (wishes.cache_type_k, wishes.cache_type_v):
+        return _best_cache(source, losses, wishes, imatrix)
+    return _plan_for(source, losses, wishes, imatrix)
+
+
+def _plan_for(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix | None) -> Plan:
+    """The plan where context and cache types are settled."""
+    request, notes = replace(wishes.request, unusable=wishes.profile.cannot), list[str]()
+    ground = _ground(source, losses, wishes, notes) if wishes.on_devices else None
     if wishes.bpw is not None:
         request = replace(request, limits=(*request.limits, bpw_limit(wishes.bpw, losses)))
+    if wishes.max_loss is not None:
+        request = replace(request, limits=(*request.limits, loss_limit(wishes.max_loss)), objective="bytes")
+    solve_ = partial(_placed, ground=ground, wishes=wishes)
 
     def finish(plan: Plan) -> Plan:
-        return replace(plan, budget={**plan.budget, **asked}, notes=(*plan.notes, *notes))
+        return _described(replace(plan, notes=(*plan.notes, *notes)), losses, wishes, ground)
 
     if wishes.size is None:
-        return finish(_solved(losses, request))
-    return _within_size(source, losses, request, wishes.size, imatrix=imatrix, finish=finish)
+        return finish(solve_(losses, request))
+    return _within_size(
+        source, losses, request, wishes.size, imatrix=imatrix, solve=lambda x: finish(solve_(losses, x))
+    )
+
+
+def _placed(losses: Losses, request: Request, *, ground: Ground | None, wishes: Wishes) -> Plan:
+    """The best plan, on the devices of `ground`, with the engine's own type wherever that costs little."""
+    if ground is None:
+        return _solved(losses, request).plan
+    if ground.ram is None or not ground.engine.has_gpu:
+        k = ground.n_places if ground.engine.has_gpu and ground.vram != 0 else 0
+        solution = _solved(losses, ground.request(losses, request, k, 0))
+        plan = solution.plan
+    else:
+        found = best_placement(losses, request, ground, _solved)
+        k, plan = found.k, found.solution.plan
+        how = f"{plan.solver}; {found.tried} of {ground.n_places + 1} numbers of layers on the GPU tried"
+        plan = replace(plan, gap=found.gap, solver=how)
+    runtime = {"n_gpu_layers": ground.n_gpu_layers(k), "all_layers": k == ground.n_places}
+    experts = {c.layer for c in plan.choices if c.device == "cpu" and c.layer in ground.layers(k)}
+    runtime["experts_on_cpu"] = sorted(layer for layer in experts if layer is not None)
+    return _preferring(replace(plan, runtime=runtime), losses, request, ground, k, wishes)
+
+
+def _preferring(plan: Plan, losses: Losses, request: Request, ground: Ground, k: int, wishes: Wishes) -> Plan:
+    """`plan`, or the one with most weights in the engine's own type that predicts little more loss."""
+    own, within = ground.engine.preferred, PREFERENCE if wishes.prefer_within is None else wishes.prefer_within
+    scored = any(c.type == own for t in losses.tensors for c in t.candidates)
+    if not own or not scored or not plan.predicted_loss or request.objective != "loss":
+        return plan
+    most = plan.predicted_loss * (1 + within)
+    wanted = ground.request(losses, request, k, plan.memory.get("copies", 0))
+    placed = {c.name: (c.device,) for c in plan.choices}
+    wanted = replace(
+        wanted, devices=placed, limits=(*wanted.limits, loss_limit(most)), objective="preferred", preferred=own
+    )
+    found = solve(losses, wanted)
+    limits = tuple(limit for limit in found.limits if limit.option != "--max-loss")
+    share = sum(c.n_weights for c in found.choices if c.type == own) / found.n_weights
+    more = (found.predicted_loss or 0) / plan.predicted_loss - 1
+    note = f"{own} for {share:.0%} of the weights, at {more:.1%} more predicted loss than the best plan ({within:.0%} allowed)"
+    budget = {key: value for key, value in found.budget.items() if key != "max_loss"} | {"prefer_within": within}
+    return replace(
+        found,
+        limits=limits,
+        budget=budget,
+        gap=None,
+        runtime=plan.runtime,
+        notes=(*plan.notes, note),
+        solver=plan.solver,
+    )
+
+
+def _ground(source: Source, losses: Losses, wishes: Wishes, notes: list[str]) -> Ground:
+    """What every placement has in common, with a batch that leaves room for the weights."""
+    hp = read_hyperparameters(source.metadata, source.tensors)
+    settings = engine_settings(hp, wishes)
+    if settings.n_ctx > hp.context_length:
+        notes.append(f"a context of {settings.n_ctx} is above the {hp.context_length} that the model was made for")
+    if settings.assume and not hp.caches.known:
+        notes.append(f"the caches of '{printable(hp.arch)}' are not known: memory is an upper bound")
+    if wishes.mtp and not hp.n_nextn:
+        raise UsageError("--mtp: the model has no layers of multi-token prediction")
+    engine = wishes.profile
+    parts = {"padding": _row_padding(losses)}
+    if wishes.draft is not None:
+        parts |= draft_bytes(wishes.draft, source, settings)
+    if wishes.mmproj is not None:
+        parts |= projector_bytes(wishes.mmproj)
+    if wishes.mtp:
+        parts |= prediction_bytes(hp, settings)
+    memory = memory_for(hp, settings, vram=wishes.vram, reserve=wishes.reserve)
+    price = DEFAULT_PRICE if wishes.ram is not None and wishes.vram is not None else 0.0
+    if wishes.min_speed is not None or wishes.ram is not None:
+        rates = ", ".join(f"{name} {rate / 1e9:g}" for name, rate in engine.bandwidth.items())
+        given = "given" if wishes.bandwidth else "assumed; say --bandwidth for yours"
+        notes.append(f"speed is predicted from bandwidths in GB/s: {rates} ({given})")
+    ground = Ground(
+        hp=hp,
+        engine=engine,
+        memory=memory,
+        vram=0 if wishes.vram is None and engine.has_gpu and wishes.ram is not None else wishes.vram,
+        ram=wishes.ram,
+        min_speed=wishes.min_speed,
+        price=price if wishes.price is None else wishes.price,
+        parts=parts,
+        mtp=bool(wishes.mtp),
+    )
+    if wishes.vram is None or wishes.ram is not None:
+        return ground
+    return replace(ground, memory=_fitting_batch(losses, wishes, ground, notes))
+
+
+def _fitting_batch(losses: Losses, wishes: Wishes, ground: Ground, notes: list[str]) -> Memory:
+    """The memory of the largest batch that leaves room for the smallest plan: one that spares the output, if any."""
+    assert wishes.vram is not None
+    hp, memory = ground.hp, ground.memory
+    limited = ground.request(losses, wishes.request, ground.n_places, 0)
+    beside = sum(ground.parts.values())
+    for considered in (guarded(losses, limited), losses):  # a smaller batch rather than a poor output
+        smallest = beside + _smallest(considered, limited)
+        fitted = shrink_batch(hp, memory, wishes.vram, smallest)
+        if fitted.weights_limit(wishes.vram) >= smallest:
+            break
+    else:
+        fitted = _least_memory(hp, memory, wishes.reserve, smallest)
+    if fitted.settings.n_ubatch != memory.settings.n_ubatch:
+        notes.append(
+            f"the compute buffer of a batch of {memory.settings.n_ubatch} leaves too little for weights: "
+            f"the plan is for batches of {fitted.settings.n_ubatch}, which read prompts more slowly"
+        )
+    return fitted
+
+
+def _described(plan: Plan, losses: Losses, wishes: Wishes, ground: Ground | None) -> Plan:
+    """The plan with what was asked for, how the engine is to be started, and its layers."""
+    caches: list[int] = []
+    budget, runtime = dict(plan.budget), dict(plan.runtime)
+    if wishes.engine is not None:
+        runtime["engine"] = wishes.profile.name
+    if ground is not None:
+        settings = ground.memory.settings
+        budget |= {
+            "ctx": settings.n_ctx,
+            "parallel": settings.n_parallel,
+            "ubatch": settings.n_ubatch,
+            "cache_type_k": settings.cache_type_k,
+            "cache_type_v": settings.cache_type_v,
+        }
+        if wishes.reserve is not None:
+            budget["reserve"] = wishes.reserve
+        if ground.price:
+            budget["time_price"] = ground.price
+        files = {"draft": wishes.draft, "mmproj": wishes.mmproj}
+        runtime |= {name: path.name for name, path in files.items() if path is not None}
+        if wishes.draft is not None:
+            runtime["draft_arch"] = _arch_of(wishes.draft)
+        if wishes.mtp:
+            runtime["mtp"] = True
+        caches = layer_caches(ground.hp, settings, padded=True)
+    runtime["reference_type"] = reference_type(losses)
+    described = replace(plan, budget=budget, runtime=runtime)
+    return replace(described, layers=summaries(described, losses, caches))
+
+
+def _arch_of(path: Path) -> str:
+    with open_source(path) as source:
+        return require_model(source)
+
+
+def _best_cache(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix | None) -> Plan:
+    """Of the cache types whose own loss was measured, those under which model and cache lose least together."""
+    pairs = _cache_pairs(losses, wishes)
+    found: list[tuple[float, Plan]] = []
+    fault: InfeasibleBudget | None = None
+    for (k, v), loss in pairs.items():
+        try:
+            plan = _plan_for(source, losses, replace(wishes, cache_type_k=k, cache_type_v=v), imatrix)
+        except InfeasibleBudget as error:
+            fault = error
+            continue
+        except BadInput:  # its heads cannot be cached so
+            if (k, v) == ("F16", "F16"):
+                raise
+            continue
+        found.append(((plan.predicted_loss or 0.0) + loss, plan))
+    if not found:
+        assert fault is not None
+        raise fault
+    total, best = min(found, key=lambda pair: pair[0])
+    listed = "; ".join(
+        f"{plan.budget['cache_type_k'].lower()}/{plan.budget['cache_type_v'].lower()} {total:.4g}"
+        for total, plan in found
+    )
+    own = total - (best.predicted_loss or 0.0)
+    note = f"predicted loss of weights and cache by cache type (K/V): {listed}; of it the cache's own {own:.4g}"
+    return replace(best, notes=(*best.notes, note))
+
+
+def _cache_pairs(losses: Losses, wishes: Wishes) -> dict[tuple[str, str], float]:
+    """(K type, V type) -> measured loss, of the pairs that the wishes leave open; unrounded caches lose nothing."""
+    measured = {("F16", "F16"): 0.0}
+    for name, loss in losses.caches.items():
+        k, _, v = name.partition("/")
+        measured[k, v] = loss
+    asked = (wishes.cache_type_k or "F16").upper(), (wishes.cache_type_v or "F16").upper()
+    left = {
+        pair: loss
+        for pair, loss in measured.items()
+        if all(want in (AUTO, have) for want, have in zip(asked, pair, strict=True))
+    }
+    if len(measured) == 1 or not left:
+        raise UsageError(
+            "a cache type of auto needs losses in which caches were measured; score with gradients, not --quick, and "
+            "with the same option"
+        )
+    return left
+
+
+def _largest_context(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix | None) -> Plan:
+    """The plan for the largest context, in steps of 256 tokens, at which the loss can be kept."""
+    hp = read_hyperparameters(source.metadata, source.tensors)
+
+    def tried(n_ctx: int) -> Plan | InfeasibleBudget:
+        try:
+            return make_plan(source, losses, replace(wishes, n_ctx=n_ctx), imatrix=imatrix)
+        except InfeasibleBudget as fault:
+            return fault
+
+    step = min(CELL_PADDING, hp.context_length)
+    low, best = 1, tried(step)
+    if isinstance(best, InfeasibleBudget):
+        raise best
+    high = max(hp.context_length // step, 1)
+    if isinstance(whole := tried(hp.context_length), Plan):
+        return whole
+    while high - low > 1:
+        middle = (low + high) // 2
+        plan = tried(middle * step)
+        if isinstance(plan, Plan):
+            low, best = middle, plan
+        else:
+            high = middle
+    return best
 
 
 def off_plan(target: Source, plan: Plan) -> Iterator[str]:
@@ -165,35 +451,6 @@ def off_plan(target: Source, plan: Plan) -> Iterator[str]:
             yield f"tensor '{printable(name)}' of the plan is missing"
         elif (found := target.tensor(name).format.name) != type_name:
             yield f"tensor '{printable(name)}' is {found}, the plan says {type_name}"
-
-
-def _with_vram(
-    source: Source, losses: Losses, request: Request, wishes: Wishes, notes: list[str]
-) -> tuple[Request, Settings]:
-    """The request with --vram's limit and what takes its part of it, and how the engine is to be started."""
-    assert wishes.vram is not None
-    hp = read_hyperparameters(source.metadata, source.tensors)
-    settings = engine_settings(hp, wishes)
-    if settings.n_ctx > hp.context_length:
-        notes.append(f"a context of {settings.n_ctx} is above the {hp.context_length} that the model was made for")
-    padding = _row_padding(losses)
-    memory = memory_for(hp, settings, vram=wishes.vram, reserve=wishes.reserve)
-    limited = replace(request, limits=(vram_limit(wishes.vram, memory.weights_limit(wishes.vram)),))
-    for considered in (guarded(losses, limited), losses):  # a smaller batch rather than a poor output
-        smallest = padding + _smallest(considered, limited)
-        fitted = shrink_batch(hp, memory, wishes.vram, smallest)
-        if fitted.weights_limit(wishes.vram) >= smallest:
-            break
-    else:
-        fitted = _least_memory(hp, memory, wishes.reserve, smallest)
-    if fitted.settings.n_ubatch != settings.n_ubatch:
-        notes.append(
-            f"the compute buffer of a batch of {settings.n_ubatch} leaves too little for weights: "
-            f"the plan is for batches of {fitted.settings.n_ubatch}, which read prompts more slowly"
-        )
-    parts = _parts(fitted, padding)
-    limit = vram_limit(wishes.vram, wishes.vram - sum(parts.values()))
-    return replace(request, limits=(*request.limits, limit), memory=parts), fitted.settings
 
 
 def _least_memory(hp: Hyperparameters, memory: Memory, reserve: int | None, smallest: int) -> Memory:
@@ -210,16 +467,11 @@ def _least_memory(hp: Hyperparameters, memory: Memory, reserve: int | None, smal
 
 def engine_settings(hp: Hyperparameters, wishes: Wishes) -> Settings:
     """How the engine will be started: what was asked for, the engine's defaults for the rest."""
-    given = {name: getattr(wishes, name) for name in (*MODEL_OPTIONS, "n_parallel")}
+    given = {name: getattr(wishes, name) for name in (*MODEL_OPTIONS, "n_parallel", "assume")}
     given = {
         name: value.upper() if isinstance(value, str) else value for name, value in given.items() if value is not None
     }
     return replace(default_settings(hp), **given)
-
-
-def _parts(memory: Memory, padding: int) -> dict[str, int]:
-    parts = {"kv_cache": memory.kv_cache, "compute": memory.compute, "padding": padding, "reserve": memory.reserve}
-    return {name: size for name, size in parts.items() if size or name != "padding"}
 
 
 def _row_padding(losses: Losses) -> int:
@@ -238,33 +490,21 @@ def _row_padding(losses: Losses) -> int:
 
 
 def _smallest(losses: Losses, request: Request) -> int:
-    """Bytes of the only limit that the smallest plan takes."""
-    return sum(min(option.costs[0] for option in item.options) for item in constrain(losses, request).items)
+    """Bytes of the last limit that the smallest plan takes."""
+    return sum(min(option.costs[-1] for option in item.options) for item in constrain(losses, request).items)
 
 
-def _described(settings: Settings, wishes: Wishes) -> dict[str, Any]:
-    """What the engine must be told for the plan to hold, for the plan's file."""
-    asked = {
-        "ctx": settings.n_ctx,
-        "parallel": settings.n_parallel,
-        "ubatch": settings.n_ubatch,
-        "cache_type_k": settings.cache_type_k,
-        "cache_type_v": settings.cache_type_v,
-    }
-    return asked if wishes.reserve is None else asked | {"reserve": wishes.reserve}
-
-
-def _solved(losses: Losses, request: Request) -> Plan:
+def _solved(losses: Losses, request: Request) -> Solution:
     """The best plan behind the guard rail; without it, and with a note, where the budget is too small for that."""
     behind = guarded(losses, request)
     try:
-        return solve(behind, request)
+        return solved(behind, request)
     except InfeasibleBudget:
         if behind is losses:
             raise
-    plan = solve(losses, request)
+    solution = solved(losses, request)
     note = "the budget is too small to keep the output at the type of llama-quantize's mixtures"
-    return replace(plan, notes=(*plan.notes, note))
+    return replace(solution, plan=replace(solution.plan, notes=(*solution.plan.notes, note)))
 
 
 def _within_size(
@@ -274,7 +514,7 @@ def _within_size(
     size: int,
     *,
     imatrix: Imatrix | None,
-    finish: Callable[[Plan], Plan],
+    solve: Callable[[Request], Plan],
 ) -> Plan:
     """The best plan whose file, header and padding included, has at most `size` bytes.
 
@@ -284,12 +524,13 @@ def _within_size(
     from requant.convert import output_layout
 
     alignment = alignment_of(source.metadata)
-    plan, overhead = finish(solve(losses, replace(request, limits=(), memory={}))), 0
-    while (found := _overhead(output_layout(source, plan, imatrix), plan, alignment)) > overhead:
+    overhead = 0
+    while True:
+        plan = solve(replace(request, limits=(*request.limits, size_limit(size, overhead, alignment))))
+        found = _overhead(output_layout(source, plan, imatrix), plan, alignment)
+        if found <= overhead:
+            return plan
         overhead = found
-        limited = replace(request, limits=(*request.limits, size_limit(size, overhead, alignment)))
-        plan = finish(_solved(losses, limited))
-    return plan
 
 
 def _overhead(layout: Layout, plan: Plan, alignment: int) -> int:

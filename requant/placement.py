@@ -266,7 +266,12 @@ class _Bounds:
         )
 
     def _priced(
-        self, tensor: TensorLosses, candidates: tuple[Candidate, ...], device: str, request: Request, prices: list[float]
+        self,
+        tensor: TensorLosses,
+        candidates: tuple[Candidate, ...],
+        device: str,
+        request: Request,
+        prices: list[float],
     ) -> float:
         least = math.inf
         share = request.shares[tensor.name]

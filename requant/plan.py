@@ -74,6 +74,7 @@ class Losses:
     tensors: tuple[TensorLosses, ...]
     notes: tuple[str, ...] = ()
     effort: Effort = Effort.DEFAULT  # of the encoders whose errors were measured
+    caches: Mapping[str, float] = field(default_factory=dict)  # "K type/V type" -> measured loss of such a KV cache
 
     def to_json(self) -> str:
         """The file's text: ASCII, one candidate a line, the same for the same losses."""

@@ -16,8 +16,9 @@ from requant.container.source import Source
 from requant.errors import printable
 from requant.formats import BlockFormat, by_name
 from requant.imatrix import Imatrix, importance_for
+from requant.layers import LAYERS_SCHEMA
 from requant.model.companions import SECOND_LEVEL
-from requant.plan import Choice, Plan
+from requant.plan import LayerSummary, Plan
 
 Changes = dict[str, tuple[str, Any] | None]
 
@@ -131,20 +132,23 @@ def _own_values(source: Source, plan: Plan) -> Changes:
 
 
 def _layer_values(plan: Plan) -> Changes:
-    layers: dict[int, list[Choice]] = {}
-    for choice in plan.choices:
-        if choice.layer is not None:
-            layers.setdefault(choice.layer, []).append(choice)
+    """The layers' summaries as arrays with one item per layer; requant/layers.py says what they mean."""
+    layers = {s.layer: s for s in plan.layers if s.layer is not None}
     n = 1 + max(layers, default=-1)
     if not 0 < n <= len(plan.choices):  # a name like blk.4294967295 must not make an array of that length
         return {}
-    by_layer = [layers.get(i, []) for i in range(n)]
-    values: Changes = {"requant.layer_bpw": ("arr_f32", [_bpw(choices) for choices in by_layer])}
-    losses = [sum(c.loss for c in choices) for choices in by_layer]
-    if plan.predicted_loss is not None and max(losses) < _MAX_F32:
-        values["requant.layer_loss"] = ("arr_f32", losses)
+    missing = LayerSummary(None, "none", 0, 0, 0.0, None)
+    found = [layers.get(i, missing) for i in range(n)]
+    values: Changes = {
+        "requant.layer.schema": ("str", LAYERS_SCHEMA),
+        "requant.layer.bytes": ("arr_u64", [s.n_bytes for s in found]),
+        "requant.layer.kv_bytes": ("arr_u64", [s.kv_bytes for s in found]),
+        "requant.layer.device": ("arr_str", [s.device for s in found]),
+    }
+    if plan.predicted_loss is not None and max(s.loss for s in found) < _MAX_F32:
+        values["requant.layer.loss"] = ("arr_f32", [s.loss for s in found])
+        sensitivities = [s.sensitivity or 0.0 for s in found]
+        if any(s.sensitivity is not None for s in found) and max(sensitivities) < _MAX_F32:
+            values["requant.layer.sensitivity"] = ("arr_f32", sensitivities)
+            values["requant.layer.sensitivity_type"] = ("str", str(plan.runtime.get("reference_type", "")))
     return values
-
-
-def _bpw(choices: list[Choice]) -> float:
-    return 8 * sum(c.n_bytes for c in choices) / max(1, sum(c.n_weights for c in choices))

@@ -187,7 +187,7 @@ def test_limits_count_what_their_option_means():
     ram, speed, loss = ram_limit(1000, 7), speed_limit(50, Timing(1e9, 1e9, 11)), loss_limit(0.5)
     assert (ram.other, ram.cost(on_gpu), ram.cost(on_cpu)) == (7, 0, 64)
     assert (speed.budget, speed.other, speed.cost(on_cpu)) == (20_000_000, 11, 5)
-    assert (loss.budget, loss.cost(on_cpu)) == (500_000_000_000, 1000)
+    assert loss.budget == 500_000_000_000 and 1000 <= loss.cost(on_cpu) <= 1001
 
 
 def test_bpw_is_over_all_tensors_and_never_rounded_up():

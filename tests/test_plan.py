@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from strategies import losses, model, tensor
 
 from requant.errors import BadInput, InfeasibleBudget, InputOutputError
-from requant.plan import EDITED, Choice, Limit, Losses, Plan, read_losses, read_plan
+from requant.plan import EDITED, Choice, Limit, Losses, Plan, Use, read_losses, read_plan
 
 LOSSES = model(
     tensor("blk.0.attn_q.weight", {"Q4_K": 0.25, "Q8_0": 1e-4}, skipped={"IQ2_XS": "needs an importance matrix"}),
@@ -15,7 +15,7 @@ LOSSES = model(
 
 
 def choice(name="blk.0.attn_q.weight", type_name="Q4_K", n_bytes=576, **changes):
-    return replace(Choice(name, "attn_q", 0, (256, 4), "F16", type_name, n_bytes, 0.25, 0.07, True), **changes)
+    return replace(Choice(name, "attn_q", 0, (256, 4), "F16", type_name, n_bytes, 0.25, 0.07, "gpu"), **changes)
 
 
 def plan(**changes):
@@ -26,7 +26,7 @@ def plan(**changes):
         "llama",
         "cfix",
         budget,
-        (Limit("--vram", 1024, 100, True),),
+        (Limit("--vram", 1024, 100, "gpu"),),
         {"kv_cache": 100},
         (choice(),),
         0.25,
@@ -164,12 +164,8 @@ def test_a_plan_over_its_limit_cannot_be_made():
 
 def test_limits_round_up_and_count_only_the_gpu_where_told():
     limit = Limit("--vram", 1024, device="gpu", alignment=128)
-    assert [limit.cost(1, True), limit.cost(128, True), limit.cost(129, True), limit.cost(129, False)] == [
-        128,
-        128,
-        256,
-        0,
-    ]
+    on_gpu = [limit.cost(Use(n, "gpu", False, 0, 0.0)) for n in (1, 128, 129)]
+    assert [*on_gpu, limit.cost(Use(129, "cpu", True, 0, 0.0))] == [128, 128, 256, 0]
 
 
 def test_files_are_read_and_their_absence_named(tmp_path):

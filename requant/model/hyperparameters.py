@@ -17,6 +17,7 @@ from requant.model.windows import Windows, windows_of
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS in llama-hparams.h
 _MAX_COUNT = 2**31 - 1
 
+
 class _Named(Protocol):
     @property
     def name(self) -> str: ...

@@ -15,8 +15,8 @@ def test_real_shapes_are_read():
     assert (hp.arch, hp.n_layers, hp.n_nextn, hp.n_trunk) == ("glm4moe", 47, 1, 46)
     assert (hp.n_head[0], hp.n_head_kv[0], hp.key_length) == (96, 8, 128)
     assert (hp.n_expert, hp.n_expert_used, hp.n_ff_expert, hp.n_ff_shared) == (128, 8, 1408, 1408)
-    assert read_hyperparameters(shape("DeepSeek-V2-Lite F16").metadata).latent_rank == 512
-    assert read_hyperparameters(shape("Mamba-Codestral-7B F16").metadata).recurrent
+    assert read_hyperparameters(shape("DeepSeek-V2-Lite F16").metadata).caches.latent
+    assert read_hyperparameters(shape("Mamba-Codestral-7B F16").metadata).caches.recurrent[0]
 
 
 def test_head_length_defaults_to_the_width_over_the_heads():

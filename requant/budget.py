@@ -414,11 +414,10 @@ def _option(
         place = choices[0] if len(choices) == 1 else device
         if tensor.reason is None and c.type in request.unusable.get(place, ()):
             return None
-        if place == "cpu" and request.largest_on_cpu is not None and _is_multiplied(tensor, request):
-            if c.n_bytes > request.largest_on_cpu:
-                return None
+        if place == "cpu" and _is_too_large(tensor, c, request):
+            return None
         share = request.shares.get(tensor.name, 1.0)
-        use = use_of(c.n_bytes, c.type, place, tensor.role, share, c.loss, request.timing)
+        use = use_of(c, place, tensor.role, share, request.timing)
         places.append(place)
         uses.append(use)
         if request.objective == "preferred":
@@ -430,8 +429,11 @@ def _option(
     return Option(types, tuple(places), costs, n_bytes, loss, values.get(request.objective, other))
 
 
-def _is_multiplied(tensor: TensorLosses, request: Request) -> bool:
-    return tensor.reason is None and request.shares.get(tensor.name, 1.0) > 0
+def _is_too_large(tensor: TensorLosses, candidate: Candidate, request: Request) -> bool:
+    """Whether it could not be copied to the GPU for a big batch, as all are that are multiplied with."""
+    most = request.largest_on_cpu
+    multiplied = tensor.reason is None and request.shares.get(tensor.name, 1.0) > 0
+    return multiplied and most is not None and candidate.n_bytes > most
 
 
 def _joined(a: list[Option], b: list[Option]) -> list[Option]:

@@ -14,7 +14,7 @@ from requant.budget import Request, devices_of
 from requant.formats import by_name
 from requant.model.roles import is_below, is_tied
 from requant.model.stock import mixture_type, mixtures, stock_type
-from requant.plan import Losses, TensorLosses, Use, use_of
+from requant.plan import Candidate, Losses, TensorLosses, Use, use_of
 
 GRADIENT_FREE = ("cfix", "dfix")
 
@@ -49,7 +49,7 @@ def _largest_mixture(losses: Losses, request: Request) -> str | None:
         return min(tensor.n_bytes, fmt.n_bytes(tensor.n_weights))
 
     def use(tensor: TensorLosses, size: int) -> Use:
-        return use_of(size, "", devices_of(tensor, request)[0], tensor.role, 1.0, 0.0, None)
+        return use_of(Candidate("", size, 0.0), devices_of(tensor, request)[0], tensor.role, 1.0, None)
 
     def fits(mixture: str) -> bool:
         return all(

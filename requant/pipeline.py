@@ -218,9 +218,11 @@ def _plan_for(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix |
 
     if wishes.size is None:
         return finish(solve_(losses, request))
-    return _within_size(
-        source, losses, request, wishes.size, imatrix=imatrix, solve=lambda x: finish(solve_(losses, x))
-    )
+
+    def again(limited: Request) -> Plan:
+        return finish(solve_(losses, limited))
+
+    return _within_size(source, losses, request, wishes.size, imatrix=imatrix, solve=again)
 
 
 def _placed(losses: Losses, request: Request, *, ground: Ground | None, wishes: Wishes) -> Plan:
@@ -236,29 +238,33 @@ def _placed(losses: Losses, request: Request, *, ground: Ground | None, wishes: 
         k, plan = found.k, found.solution.plan
         how = f"{plan.solver}; {found.tried} of {ground.n_places + 1} numbers of layers on the GPU tried"
         plan = replace(plan, gap=found.gap, solver=how)
-    runtime = {"n_gpu_layers": ground.n_gpu_layers(k), "all_layers": k == ground.n_places}
     experts = {c.layer for c in plan.choices if c.device == "cpu" and c.layer in ground.layers(k)}
-    runtime["experts_on_cpu"] = sorted(layer for layer in experts if layer is not None)
-    return _preferring(replace(plan, runtime=runtime), losses, request, ground, k, wishes)
-
-
-def _preferring(plan: Plan, losses: Losses, request: Request, ground: Ground, k: int, wishes: Wishes) -> Plan:
-    """`plan`, or the one with most weights in the engine's own type that predicts little more loss."""
-    own, within = ground.engine.preferred, PREFERENCE if wishes.prefer_within is None else wishes.prefer_within
-    scored = any(c.type == own for t in losses.tensors for c in t.candidates)
-    if not own or not scored or not plan.predicted_loss or request.objective != "loss":
+    runtime = {
+        "n_gpu_layers": ground.n_gpu_layers(k),
+        "all_layers": k == ground.n_places,
+        "experts_on_cpu": sorted(layer for layer in experts if layer is not None),
+    }
+    plan = replace(plan, runtime=runtime)
+    if not ground.engine.preferred or request.objective != "loss":
         return plan
-    most = plan.predicted_loss * (1 + within)
     wanted = ground.request(losses, request, k, plan.memory.get("copies", 0))
+    within = PREFERENCE if wishes.prefer_within is None else wishes.prefer_within
+    return _preferring(plan, losses, wanted, ground.engine.preferred, within)
+
+
+def _preferring(plan: Plan, losses: Losses, wanted: Request, own: str, within: float) -> Plan:
+    """`plan`, or the one with most weights in the engine's `own` type that predicts at most `within` more loss."""
+    scored = any(c.type == own for t in losses.tensors for c in t.candidates)
+    if not scored or not plan.predicted_loss:
+        return plan
     placed = {c.name: (c.device,) for c in plan.choices}
-    wanted = replace(
-        wanted, devices=placed, limits=(*wanted.limits, loss_limit(most)), objective="preferred", preferred=own
-    )
-    found = solve(losses, wanted)
+    limits = (*wanted.limits, loss_limit(plan.predicted_loss * (1 + within)))
+    found = solve(losses, replace(wanted, devices=placed, limits=limits, objective="preferred", preferred=own))
     limits = tuple(limit for limit in found.limits if limit.option != "--max-loss")
     share = sum(c.n_weights for c in found.choices if c.type == own) / found.n_weights
     more = (found.predicted_loss or 0) / plan.predicted_loss - 1
-    note = f"{own} for {share:.0%} of the weights, at {more:.1%} more predicted loss than the best plan ({within:.0%} allowed)"
+    cost = f"{more:.1%} more predicted loss than the best plan ({within:.0%} allowed)"
+    note = f"{own} for {share:.0%} of the weights, at {cost}"
     budget = {key: value for key, value in found.budget.items() if key != "max_loss"} | {"prefer_within": within}
     return replace(
         found,
@@ -388,10 +394,8 @@ def _best_cache(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix
         assert fault is not None
         raise fault
     total, best = min(found, key=lambda pair: pair[0])
-    listed = "; ".join(
-        f"{plan.budget['cache_type_k'].lower()}/{plan.budget['cache_type_v'].lower()} {total:.4g}"
-        for total, plan in found
-    )
+    names = [f"{plan.budget['cache_type_k']}/{plan.budget['cache_type_v']}".lower() for _, plan in found]
+    listed = "; ".join(f"{name} {total:.4g}" for name, (total, _) in zip(names, found, strict=True))
     own = total - (best.predicted_loss or 0.0)
     note = f"predicted loss of weights and cache by cache type (K/V): {listed}; of it the cache's own {own:.4g}"
     return replace(best, notes=(*best.notes, note))
@@ -524,13 +528,11 @@ def _within_size(
     from requant.convert import output_layout
 
     alignment = alignment_of(source.metadata)
-    overhead = 0
-    while True:
-        plan = solve(replace(request, limits=(*request.limits, size_limit(size, overhead, alignment))))
-        found = _overhead(output_layout(source, plan, imatrix), plan, alignment)
-        if found <= overhead:
-            return plan
+    plan, overhead = solve(request), 0
+    while (found := _overhead(output_layout(source, plan, imatrix), plan, alignment)) > overhead:
         overhead = found
+        plan = solve(replace(request, limits=(*request.limits, size_limit(size, overhead, alignment))))
+    return plan
 
 
 def _overhead(layout: Layout, plan: Plan, alignment: int) -> int:

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from requant.budget import Request, allowed_candidates, ram_limit, speed_limit, vram_limit
-from requant.errors import InfeasibleBudget, UsageError
+from requant.errors import InfeasibleBudget
 from requant.model.hyperparameters import Hyperparameters
 from requant.model.memory import Memory, layer_caches
 from requant.model.roles import is_experts, is_lookup, is_tied
-from requant.plan import Candidate, Losses, TensorLosses, Timing, use_of
+from requant.plan import Losses, TensorLosses, Timing, use_of
 from requant.runtime import Engine
 from requant.solve import Solution
 
@@ -159,7 +159,7 @@ def best_placement(
         if bounds.least[k] == math.inf and best is None and len(waiting) > 0 and faults:
             continue
         try:
-            solution = _with_copies(losses, wishes, ground, k, bounds, solve)
+            solution = _with_copies(bounds, k, solve)
         except InfeasibleBudget as fault:
             faults.append(fault)
             bounds.least[k] = math.inf
@@ -174,19 +174,12 @@ def best_placement(
     return Placed(solution, k, max(0.0, (value - proven) / value) if value > 0 else 0.0, tried)
 
 
-def _with_copies(
-    losses: Losses,
-    wishes: Request,
-    ground: Ground,
-    k: int,
-    bounds: _Bounds,
-    solve: Callable[[Losses, Request], Solution],
-) -> Solution:
+def _with_copies(bounds: _Bounds, k: int, solve: Callable[[Losses, Request], Solution]) -> Solution:
     """The plan at `k`. Of what the GPU multiplies with in big batches but does not hold, the largest is copied there.
 
     First that is taken to be as small as it can be, which bounds the value; then as large as it came out.
     """
-    copied = bounds.smallest_copy[k]
+    losses, wishes, ground, copied = bounds.losses, bounds.wishes, bounds.ground, bounds.smallest_copy[k]
     first = solve(losses, replace(ground.request(losses, wishes, k, copied), largest_on_cpu=None))
     bounds.add(k, first)
     plan = first.plan
@@ -204,7 +197,8 @@ class _Bounds:
     def __init__(self, losses: Losses, wishes: Request, ground: Ground) -> None:
         self.losses, self.wishes, self.ground = losses, wishes, ground
         self.tied = is_tied({t.name for t in losses.tensors})
-        self.allowed = allowed_candidates(losses, wishes)
+        allowed = allowed_candidates(losses, wishes)
+        self.allowed = {t.name: found for t, found in zip(losses.tensors, allowed, strict=True)}
         n = ground.n_places + 1
         self.requests: dict[int, Request] = {}
         self.smallest_copy = [self._copy(k) for k in range(n)]
@@ -216,8 +210,8 @@ class _Bounds:
         """Bytes of the largest tensor that must be on the CPU at `k` though it is multiplied with, at its smallest."""
         return max(
             (
-                min(c.n_bytes for c in candidates)
-                for t, candidates in zip(self.losses.tensors, self.allowed, strict=True)
+                min(c.n_bytes for c in self.allowed[t.name])
+                for t in self.losses.tensors
                 if self.ground.devices(t, k, tied=self.tied) == ("cpu",) and self.ground.share(t, tied=self.tied) > 0
             ),
             default=0,
@@ -260,31 +254,18 @@ class _Bounds:
         """(n_tensors, 3) the least priced value of each tensor on the GPU, on the CPU and not loaded."""
         return np.array(
             [
-                [self._priced(t, candidates, device, request, prices) for device in ("gpu", "cpu", "none")]
-                for t, candidates in zip(self.losses.tensors, self.allowed, strict=True)
+                [self._priced(t, device, request, prices) for device in ("gpu", "cpu", "none")]
+                for t in self.losses.tensors
             ]
         )
 
-    def _priced(
-        self,
-        tensor: TensorLosses,
-        candidates: tuple[Candidate, ...],
-        device: str,
-        request: Request,
-        prices: list[float],
-    ) -> float:
+    def _priced(self, tensor: TensorLosses, device: str, request: Request, prices: list[float]) -> float:
         least = math.inf
         share = request.shares[tensor.name]
-        for c in candidates:
+        for c in self.allowed[tensor.name]:
             if tensor.reason is None and c.type in request.unusable.get(device, ()):
                 continue
-            use = use_of(c.n_bytes, c.type, device, tensor.role, share, c.loss, request.timing)
+            use = use_of(c, device, tensor.role, share, request.timing)
             paid = sum(p * limit.cost(use) for p, limit in zip(prices, request.limits, strict=True) if p)
             least = min(least, c.loss + request.price * 1e-9 * use.ns + paid)
         return least
-
-
-def check_devices(engine: Engine, vram: int | None, ram: int | None) -> None:
-    """Raise UsageError for budgets that the engine has no use for."""
-    if not engine.has_gpu and vram is not None:
-        raise UsageError(f"--engine {engine.name} has no GPU; give --ram, not --vram")

@@ -253,7 +253,7 @@ class Plan:
 
     def use(self, c: Choice) -> Use:
         """What a choice takes."""
-        return use_of(c.n_bytes, c.type, c.device, c.role, c.share, c.loss, self.timing)
+        return use_of(c, c.device, c.role, c.share, self.timing)
 
     @property
     def ns_per_token(self) -> int | None:
@@ -285,11 +285,10 @@ class Plan:
         return plan
 
 
-def use_of(
-    n_bytes: int, type_name: str, device: str, role: str, share: float, loss: float, timing: Timing | None
-) -> Use:
-    """What a tensor takes of memory, time and loss when it has the type and is on the device."""
-    ns = 0 if timing is None else timing.ns(n_bytes, type_name, device, share)
+def use_of(candidate: Candidate | Choice, device: str, role: str, share: float, timing: Timing | None) -> Use:
+    """What a tensor takes of memory, time and loss when it has the candidate's type and is on the device."""
+    n_bytes, loss = candidate.n_bytes, candidate.loss
+    ns = 0 if timing is None else timing.ns(n_bytes, candidate.type, device, share)
     in_ram = device == "cpu" or (device != "none" and role in _HELD_BY_HOST)
     return Use(n_bytes, device, in_ram, ns, loss)
 

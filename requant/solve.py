@@ -20,7 +20,7 @@ TIME_LIMIT = 60.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """A plan, the value it was chosen for, what is proven of the least value, and what a unit of each limit is worth."""
+    """A plan, its value, what is proven of the least value, and what a unit of each limit is worth."""
 
     plan: Plan
     value: float
@@ -150,9 +150,9 @@ def _plan(problem: Problem, picked: Sequence[Option], gap: float, how: str) -> P
     """The plan that gives every tensor its item's type and device."""
     losses, request = problem.losses, problem.request
     chosen = {
-        m: place
+        m: (type_name, device)
         for item, option in zip(problem.items, picked, strict=True)
-        for m, *place in zip(item.members, option.types, option.devices, strict=True)
+        for m, type_name, device in zip(item.members, option.types, option.devices, strict=True)
     }
     choices = tuple(
         _choice(tensor, *chosen[index], request.shares.get(tensor.name, 1.0))

@@ -1,7 +1,8 @@
 """What lives in VRAM beside the weights: KV cache, compute buffer and reserve; and so, what is left for weights.
 
 The figures are those of llama.cpp with every layer on one CUDA device. Cache: exact, from llama-kv-cache.cpp,
-llama-kv-cache-iswa.cpp and llama-memory-recurrent.cpp. Compute buffer: the largest of three moments of the graph, see `compute_bytes`.
+llama-kv-cache-iswa.cpp and llama-memory-recurrent.cpp. Compute buffer: the largest moment of
+the graph, see `compute_bytes`.
 """
 
 from __future__ import annotations
@@ -249,7 +250,7 @@ def _recurrent_bytes(hp: Hyperparameters, settings: Settings) -> int:
     """What a recurrent layer computes with; measured for Mamba 2 and gated delta nets, generous for the others."""
     conv = max(hp.caches.n_conv // 3, hp.n_embd)  # channels of a convolution over four tokens
     tokens, sequences = settings.tokens, settings.n_parallel
-    width = 3 * conv + 2 * max(hp.caches.n_state // max(max(hp.n_head), 128), hp.n_embd) + hp.time_step_rank
+    width = 3 * conv + 2 * max(hp.caches.n_state // max(*hp.n_head, 128), hp.n_embd) + hp.time_step_rank
     return 4 * tokens * width + 4 * sequences * (hp.caches.n_state + hp.caches.n_conv)
 
 

@@ -170,7 +170,7 @@ def _notes(
     notes = []
     if losses is not None:
         if losses.header_sha256 != source.header_sha256:
-            raise BadInput(source.path, "the losses were made for another file", hint="score this one again")
+            notes.append("the losses were made for another file with the same tensors")
         if losses.imatrix_sha256 != (None if imatrix is None else imatrix.sha256):
             notes.append("the losses were made with another imatrix than the tensors")
         if losses.effort != plan.effort:

@@ -147,20 +147,31 @@ def check_memory_options(wishes: Wishes) -> None:
         raise UsageError(f"--prefer-within is for an engine with a type of its own; give --engine {having}")
 
 
-def check_ways(wishes: Wishes, plan_file: object, type_name: object) -> None:
-    """Raise UsageError unless exactly one of a budget, --plan and --type decides the types."""
+def check_ways(
+    wishes: Wishes, plan_file: object, type_name: object, preset: object = None, like: object = None
+) -> None:
+    """Raise UsageError unless exactly one of a budget, --plan, --type, --preset and --like decides the types.
+
+    A budget may go with --like, which it then repairs.
+    """
     given = [
         *(["a budget (--vram, --ram, --size, --bpw, --max-loss)"] if wishes.has_budget else []),
         *(["--plan"] if plan_file is not None else []),
         *(["--type"] if type_name is not None else []),
+        *(["--preset"] if preset is not None else []),
+        *(["--like"] if like is not None and not wishes.has_budget else []),
     ]
     if not given:
-        raise UsageError(f"nothing decides the types; give {', '.join(LIMITS)}, --plan FILE or --type T")
+        raise UsageError(
+            f"nothing decides the types; give {', '.join(LIMITS)}, --plan FILE, --type T, --preset M or --like F"
+        )
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} cannot be given together; each decides the types")
     check_memory_options(wishes)
     if plan_file is not None and wishes != Wishes():
         raise UsageError("--plan decides every type; edit the plan, or plan again with these options")
+    if preset is not None and wishes != Wishes():
+        raise UsageError("--preset decides every type; leave other wishes out")
     if type_name is not None and wishes.types:
         raise UsageError("--type and --types cannot be given together")
 
@@ -193,14 +204,34 @@ def make_plan(source: Source, losses: Losses, wishes: Wishes, *, imatrix: Imatri
     not known, InfeasibleBudget.
     """
     check_wishes(wishes)
-    if losses.header_sha256 != source.header_sha256:
-        hint = "score this file first, or leave --losses out"
-        raise BadInput(source.path, "the losses are of another file", got=losses.source, limit=source.name, hint=hint)
+    losses = _of(source, losses)
     if wishes.n_ctx == MAX_CONTEXT:
         return _largest_context(source, losses, wishes, imatrix)
     if AUTO in (wishes.cache_type_k, wishes.cache_type_v):
         return _best_cache(source, losses, wishes, imatrix)
     return _plan_for(source, losses, wishes, imatrix)
+
+
+def _of(source: Source, losses: Losses) -> Losses:
+    """`losses`, taken over where they are of a sibling: a file with the same tensors in shape and type."""
+    if losses.header_sha256 == source.header_sha256:
+        return losses
+    hint = "score this file first, or leave --losses out"
+    ours = [(t.name, t.shape, t.format.name) for t in source.tensors]
+    theirs = [(t.name, t.shape, t.source_type) for t in losses.tensors]
+    if losses.arch != require_model(source) or sorted(ours) != sorted(theirs):
+        odd = next((a for a in sorted(ours) if a not in set(theirs)), None)
+        what = "the losses are of another model" + ("" if odd is None else f": tensor {printable(odd[0])} differs")
+        raise BadInput(source.path, what, got=losses.source, limit=source.name, hint=hint)
+    tensors = {t.name: t for t in losses.tensors}
+    note = f"the losses are those of a sibling, {printable(losses.source)}: same tensors, other weights"
+    return replace(
+        losses,
+        source=source.name,
+        header_sha256=source.header_sha256,
+        tensors=tuple(tensors[t.name] for t in source.tensors),
+        notes=(*losses.notes, note),
+    )
 
 
 def _plan_for(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix | None) -> Plan:

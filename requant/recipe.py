@@ -7,7 +7,7 @@ that it finds in the name. What is written here keeps to that; what is read may 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +16,10 @@ from requant.budget import Request, Rule, parse_rule
 from requant.container.source import Source, require_model
 from requant.errors import BadInput, UsageError, printable
 from requant.formats import Effort, by_name
-from requant.model.roles import fallback_type, usable_types
-from requant.plan import Losses, Plan
+from requant.model.hyperparameters import read_hyperparameters
+from requant.model.roles import fallback_type, is_below, never_quantize, usable_types
+from requant.model.stock import mixture_types
+from requant.plan import Choice, Losses, Plan, TensorLosses
 from requant.records import read_text
 from requant.sensitivity import check_requantization, survey
 from requant.solve import solve
@@ -130,6 +132,93 @@ def uniform_plan(
     plan = solve(losses, request)
     unknown = tuple(replace(c, loss=0.0) for c in plan.choices)
     return replace(plan, choices=unknown, predicted_loss=None, gap=None, solver="one type wherever it can be used")
+
+
+def preset_plan(
+    source: Source,
+    mixture: str,
+    *,
+    imatrix: Imatrix | None = None,
+    allow_requantize: bool = False,
+    effort: Effort = Effort.DEFAULT,
+) -> Plan:
+    """Every tensor's type as llama-quantize gives it in a `mixture` such as Q4_K_M; nothing is measured.
+
+    Raises UsageError for a mixture that is not known, BadInput for a source below Q8_0 without `allow_requantize`.
+    """
+    hp = read_hyperparameters(source.metadata, source.tensors)
+    types = mixture_types(mixture.upper(), source.tensors, hp, has_imatrix=imatrix is not None)
+    return _typed(source, types, f"preset {mixture.upper()}", allow_requantize, effort)
+
+
+def types_like(source: Source, other: Source) -> tuple[dict[str, str], list[str]]:
+    """The types that the tensors of `other` have, for those of `source` that can have them; and notes on the rest."""
+    arch, types, left = require_model(source), dict[str, str](), list[str]()
+    for tensor in source.tensors:
+        if never_quantize(arch, tensor.name, tensor.shape, tensor.type_id) is not None:
+            continue
+        fmt = other.tensor(tensor.name).format if tensor.name in other else None
+        if fmt is not None and fmt.divides(tensor.n_per_row) and (fmt.can_encode or fmt == tensor.format):
+            types[tensor.name] = fmt.name
+        else:
+            left.append(tensor.name)
+    notes = (
+        [] if not left else [f"{len(left)} tensors have no type there that they can have, {printable(left[0])} first"]
+    )
+    if not types:
+        raise BadInput(other.path, "has no tensor of this model", hint="--like takes a model of the same architecture")
+    return types, notes
+
+
+def clone_plan(
+    source: Source, other: Source, *, allow_requantize: bool = False, effort: Effort = Effort.DEFAULT
+) -> Plan:
+    """The types of `other` for every tensor that can have them; the others stay as they are."""
+    types, notes = types_like(source, other)
+    plan = _typed(source, types, f"like {printable(other.name)}", allow_requantize, effort)
+    return replace(plan, notes=(*plan.notes, *notes))
+
+
+def losses_like(losses: Losses, types: Mapping[str, str]) -> Losses:
+    """`losses` without candidates larger than the type that `types` give the tensor: what a repair may choose from."""
+
+    def limited(tensor: TensorLosses) -> TensorLosses:
+        wanted = next((c for c in tensor.candidates if c.type == types.get(tensor.name)), None)
+        if wanted is None or tensor.reason is not None:
+            return tensor
+        return replace(tensor, candidates=tuple(c for c in tensor.candidates if c.n_bytes <= wanted.n_bytes))
+
+    return replace(losses, tensors=tuple(limited(t) for t in losses.tensors))
+
+
+def _typed(source: Source, types: Mapping[str, str], method: str, allow_requantize: bool, effort: Effort) -> Plan:
+    """A plan that gives tensors these types; a type of more bits than the tensor's own leaves it as it is."""
+    surveyed = survey(source, types=())
+    notes = check_requantization(source, surveyed, allow_requantize)
+    choices = []
+    for tensor, known in zip(source.tensors, surveyed, strict=True):
+        wanted = types.get(tensor.name, tensor.format.name)
+        fmt = tensor.format if not is_below(wanted, tensor.format.name) else by_name(wanted)
+        assert fmt is not None
+        reason = None if tensor.name in types else known.reason or "nothing says what it should be"
+        device = "gpu" if known.on_gpu else "cpu"
+        place = tensor.name, known.role, known.layer, tensor.shape, tensor.format.name
+        choices.append(Choice(*place, fmt.name, fmt.n_bytes(tensor.n_weights), 0.0, 0.0, device, reason))
+    return Plan(
+        source=source.name,
+        header_sha256=source.header_sha256,
+        arch=require_model(source),
+        method=method,
+        budget={},
+        limits=(),
+        memory={},
+        choices=tuple(choices),
+        predicted_loss=None,
+        gap=None,
+        solver="types as given",
+        notes=tuple(notes),
+        effort=effort,
+    )
 
 
 def _fallbacks(source: Source, type_name: str) -> list[str]:

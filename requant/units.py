@@ -26,6 +26,14 @@ def parse_size(text: str) -> int:
     return n_bytes
 
 
+def size_label(n_bytes: int) -> str:
+    """`n_bytes` as one would type it, exactly: `12GiB`, `1536MiB`, `1000B`."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if n_bytes % unit == 0:
+            return f"{n_bytes // unit}{name}"
+    return f"{n_bytes}B"
+
+
 def format_size(n_bytes: float) -> str:
     """`n_bytes` in the largest binary unit that leaves at least 1, two decimals: `1.50 GiB`."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):

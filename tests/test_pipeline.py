@@ -9,7 +9,7 @@ from requant.convert import output_layout
 from requant.errors import BadInput, InfeasibleBudget, UsageError
 from requant.pipeline import Wishes, check_feasible, check_ways, make_plan
 from requant.plan import Losses
-from requant.report.engine import llama_server
+from requant.report.engine import start_command as llama_server
 from requant.sensitivity import survey
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny-llama-f16.gguf"

@@ -12,7 +12,7 @@ from requant.cli.calibration import Calibration
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.pipeline import Wishes, check_ways
-from requant.report.engine import llama_server
+from requant.report.engine import start_command
 from requant.report.result import conversion_text
 from requant.report.table import plan_table
 
@@ -23,6 +23,8 @@ from requant.report.table import plan_table
 @options.budget
 @click.option("--plan", "plan_file", type=options.FILE, metavar="F", help="A plan from `requant plan`, perhaps edited.")
 @options.single_type
+@options.preset
+@options.like
 @options.imatrix
 @options.calibration
 @options.losses
@@ -42,6 +44,7 @@ def command(
     model: Path,
     out: Path,
     wishes: Wishes,
+    vrams: tuple[int, ...],
     calibration: Calibration,
     measure: int | None,
     dry_run: bool,
@@ -50,8 +53,10 @@ def command(
     as_json: bool,
     **how: Any,
 ) -> None:
-    """Quantize a model to fit a budget: --vram, --size, --bpw, a --plan, or one --type for all."""
-    check_ways(wishes, how["plan_file"], how["type_name"])
+    """Quantize a model to a budget (--vram, --ram, --size, ...), a --plan, a --preset, or one --type for all."""
+    check_ways(wishes, how["plan_file"], how["type_name"], how["preset"], how["like"])
+    if len(vrams) > 1:
+        raise UsageError("convert makes one file; give one --vram, or plan for all of them first")
     if measure is not None and not wishes.has_budget:
         raise UsageError("--measure chooses among plans for a budget; give --vram, --size or --bpw with it")
     with open_source(model) as source:
@@ -69,4 +74,4 @@ def command(
         made = job.convert(plan, out, force)
         checked = None if no_verify else job.verify(out)
     messages.warn(*made.notes)
-    messages.emit(made.to_json() if as_json else f"\n{conversion_text(made, checked)}\n\n{llama_server(plan, out)}")
+    messages.emit(made.to_json() if as_json else f"\n{conversion_text(made, checked)}\n\n{start_command(plan, out)}")

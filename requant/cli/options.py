@@ -13,9 +13,9 @@ import click
 from requant.budget import parse_rule, parse_type, parse_types
 from requant.cli import messages
 from requant.cli.calibration import Calibration
-from requant.errors import UsageError
+from requant.errors import UsageError, printable
 from requant.formats import FORMATS, Effort
-from requant.pipeline import Wishes
+from requant.pipeline import MAX_CONTEXT, Wishes
 from requant.units import parse_size
 
 MIN_CTX = 16  # tokens of a window
@@ -154,15 +154,65 @@ def result_file(what: str) -> Decorator:
     return click.option("-o", "--output", "out", type=FILE, metavar="F", help=f"Write the {what} here.")
 
 
+def _bandwidth(_: click.Context, __: click.Parameter, value: str | None) -> tuple[tuple[str, float], ...] | None:
+    from requant.runtime import parse_bandwidth
+
+    return None if value is None else tuple(parse_bandwidth(value).items())
+
+
+def _engine(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    from requant.runtime import engine_named
+
+    return None if value is None else engine_named(value).name
+
+
+def _context(_: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    if value is None or value.lower() == "max":
+        return None if value is None else MAX_CONTEXT
+    try:
+        n = int(value)
+    except ValueError:
+        n = 0
+    if not 1 <= n < 2**31:
+        raise UsageError(f"--ctx: '{printable(value)}' is no number of tokens, nor max")
+    return n
+
+
+class Sizes(Size):
+    """Sizes parted by commas."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A tuple of bytes."""
+        return tuple(Size.convert(self, part, param, ctx) for part in str(value).split(","))
+
+
 _BUDGET = (
-    click.option("--vram", type=Size(), metavar="SIZE", help="VRAM for weights, KV cache, buffers and reserve: 12GiB."),
-    click.option("--ctx", "n_ctx", type=CONTEXT, metavar="N", help="Context, over all sequences; with --vram."),
-    click.option("--cache-type-k", metavar="T", help="Type of the K cache, f16 by default; with --vram."),
-    click.option("--cache-type-v", metavar="T", help="Type of the V cache, f16 by default; with --vram."),
-    click.option("--parallel", "n_parallel", type=CONTEXT, metavar="N", help="Sequences at once; with --vram."),
     click.option(
-        "--reserve", type=Size(), metavar="SIZE", help="VRAM to leave free (1GiB, at most a tenth); with --vram."
+        "--vram", type=Sizes(), metavar="SIZE,..", help="VRAM for weights, KV cache, buffers and reserve: 12GiB."
     ),
+    click.option("--ram", type=Size(), metavar="SIZE", help="RAM for what is not on the GPU."),
+    click.option("--ctx", "n_ctx", metavar="N|max", callback=_context, help="Context, over all sequences."),
+    click.option("--cache-type-k", metavar="T|auto", help="Type of the K cache, f16 by default."),
+    click.option("--cache-type-v", metavar="T|auto", help="Type of the V cache, f16 by default."),
+    click.option("--parallel", "n_parallel", type=CONTEXT, metavar="N", help="Sequences at once."),
+    click.option("--reserve", type=Size(), metavar="SIZE", help="VRAM to leave free (1GiB, at most a tenth)."),
+    click.option("--draft", type=FILE, metavar="F", help="A draft model or EAGLE-3 head that shares the VRAM."),
+    click.option("--mmproj", type=FILE, metavar="F", help="A vision projector that shares the VRAM."),
+    click.option("--mtp", is_flag=True, default=None, help="Layers of multi-token prediction are used."),
+    click.option("--assume", is_flag=True, default=None, help="Plan for an unknown architecture with an upper bound."),
+    click.option("--min-speed", type=float, metavar="X", help="Tokens per second, predicted from bandwidths."),
+    click.option("--bandwidth", metavar="D=X,..", callback=_bandwidth, help="GB/s: gpu=448,cpu=60,pcie=16."),
+    click.option(
+        "--time-price", "price", type=click.FloatRange(0), metavar="X", help="Loss a second per token is worth: 0.2."
+    ),
+    click.option("--engine", metavar="E", callback=_engine, help="What will run it: llama.cpp-cuda, ollama, ..."),
+    click.option(
+        "--prefer-within",
+        type=click.FloatRange(0, 10),
+        metavar="X",
+        help="Share of the loss that the engine's own type (NVFP4) may cost: 0.05.",
+    ),
+    click.option("--max-loss", type=float, metavar="X", help="Predicted loss to keep, with the fewest bytes."),
     click.option("--size", type=Size(), metavar="SIZE", help="Size of the whole file."),
     click.option("--bpw", type=float, metavar="X", help="Bits per weight over all tensors."),
     click.option(
@@ -192,17 +242,22 @@ _BUDGET = (
 
 
 def budget(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of a budget, which reach the command as `wishes`."""
+    """The options of a budget, which reach the command as `wishes`; --vram, which may be several, as `vrams`."""
     names = {f.name for f in fields(Wishes)}
 
     @functools.wraps(command)
     def parsed(**given: Any) -> Any:
         path = given.pop("pins_file")
         asked = {name: given.pop(name) for name in names & given.keys()}
+        vrams = asked.pop("vram") or ()
         if path is not None:
             from requant.recipe import read_tensor_types  # needs NumPy, which most commands' help does not
 
             asked["pins"] += read_tensor_types(path)
-        return command(wishes=Wishes(**asked), **given)
+        return command(wishes=Wishes(**asked, vram=vrams[0] if vrams else None), vrams=vrams, **given)
 
     return _together(*_BUDGET)(parsed)
+
+
+preset = click.option("--preset", metavar="M", help="The types of llama-quantize's mixture, Q4_K_M for one.")
+like = click.option("--like", type=FILE, metavar="F", help="The types of another GGUF, repaired to a budget if given.")

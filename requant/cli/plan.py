@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,26 @@ import click
 from requant.cli import messages, options, stages
 from requant.cli.calibration import Calibration
 from requant.container.source import open_source
-from requant.pipeline import Wishes, check_wishes
-from requant.report.table import plan_table
+from requant.errors import UsageError
+from requant.pipeline import Wishes, check_memory_options, check_ways
+from requant.report.engine import start_command
+from requant.report.table import plan_table, plans_table
 from requant.textfile import check_writable, write_text
+from requant.units import size_label
 
 
 @click.command()
 @options.model
 @options.losses
 @options.budget
+@options.preset
+@options.like
 @options.imatrix
 @options.calibration
 @options.result_file("plan")
+@click.option("--emit-tensor-types", "recipe", type=options.FILE, metavar="F", help="Write it for llama-quantize too.")
+@click.option("--explain", metavar="NAME", help="Why this tensor has its type, and what another would cost.")
+@click.option("--frontier", is_flag=True, help="The whole curve of loss against bytes, as CSV or --json.")
 @options.threads
 @options.effort
 @options.allow_requantize
@@ -29,16 +38,59 @@ from requant.textfile import check_writable, write_text
 @options.json_output
 @options.debug
 def command(
-    *, model: Path, wishes: Wishes, calibration: Calibration, out: Path | None, force: bool, as_json: bool, **how: Any
+    *,
+    model: Path,
+    wishes: Wishes,
+    vrams: tuple[int, ...],
+    calibration: Calibration,
+    out: Path | None,
+    recipe: Path | None,
+    explain: str | None,
+    frontier: bool,
+    force: bool,
+    as_json: bool,
+    **how: Any,
 ) -> None:
-    """Choose a type for each tensor within a budget: --vram, --size, --bpw, or several at once."""
-    check_wishes(wishes)
+    """Choose a type, and a device, for each tensor within a budget, or several plans for several --vram."""
+    if frontier:
+        check_memory_options(wishes if wishes.vram is not None else replace(wishes, vram=2**62))
+    else:
+        check_ways(wishes, None, None, how["preset"], how["like"])
+    if explain is not None and (not wishes.has_budget or len(vrams) > 1 or frontier):
+        raise UsageError("--explain is of one plan for a budget")
+    targets = [out] if len(vrams) < 2 or out is None else [_for_budget(out, size) for size in vrams]
     with open_source(model) as source:
         messages.warn(*source.warnings)
         job = stages.prepared(source, wishes, calibration, **how)
-        if out is not None:
-            check_writable(out, force=force, inputs=job.inputs)
-        plan, _ = job.planned()
-        if out is not None:
-            write_text(out, plan.to_json(), force=force, inputs=job.inputs)
-    messages.emit(plan.to_json() if as_json else plan_table(plan))
+        for path in (*targets, recipe):
+            if path is not None:
+                check_writable(path, force=force, inputs=job.inputs)
+        if frontier:
+            text = stages.frontier(job, as_json=as_json or (out is not None and out.suffix == ".json"))
+            if out is not None:
+                write_text(out, text, force=force, inputs=job.inputs)
+            messages.emit(text.removesuffix("\n"))
+            return
+        if len(vrams) > 1:
+            plans = stages.plans(job, vrams)
+        else:
+            plans = [job.planned()[0]]
+        for plan, path in zip(plans, targets, strict=False):
+            if path is not None:
+                write_text(path, plan.to_json(), force=force, inputs=job.inputs)
+        plan = plans[0]
+        if recipe is not None:
+            from requant.recipe import tensor_type_file
+
+            write_text(recipe, tensor_type_file(plan), force=force, inputs=job.inputs)
+        if explain is not None:
+            messages.emit(stages.explanation(job, plan, explain))
+            return
+    if len(plans) > 1:
+        messages.emit(stages.as_list(plans) if as_json else plans_table(plans, vrams))
+    else:
+        messages.emit(plan.to_json() if as_json else f"{plan_table(plan)}\n\n{start_command(plan, Path('OUT.gguf'))}")
+
+
+def _for_budget(out: Path, size: int) -> Path:
+    return out.with_name(f"{out.stem}-{size_label(size)}{out.suffix}")

@@ -177,6 +177,8 @@ class Job:
     inputs: frozenset[Identity]
     plan_file: Path | None
     type_name: str | None
+    preset: str | None
+    like: Path | None
     threads: int | None
     allow_requantize: bool
     effort: Effort | None
@@ -210,13 +212,35 @@ class Job:
                 self.source, self.type_name, imatrix=self.imatrix, request=request, allow_requantize=again
             )
             return plan, self
-        job, losses = self, self.losses
-        if losses is None:
-            scored = self._scored(weigh)
-            job, losses = replace(self, imatrix=self.imatrix or scored.measured), scored.losses
+        if self.preset is not None:
+            from requant.recipe import preset_plan
+
+            again = self.allow_requantize
+            return preset_plan(self.source, self.preset, imatrix=self.imatrix, allow_requantize=again), self
+        if self.like is not None and not self.wishes.has_budget:
+            from requant.recipe import clone_plan
+
+            with open_source(self.like) as other:
+                return clone_plan(self.source, other, allow_requantize=self.allow_requantize), self
+        job, losses = self.scored(weigh=weigh)
         if measure is not None:
             return job._least(losses, measure), job
         return messages.interruptible(make_plan, self.source, losses, self.wishes, imatrix=job.imatrix), job
+
+    def scored(self, *, weigh: bool = False) -> tuple[Job, Losses]:
+        """The losses, given or measured now; the job to go on with, which has them and any importance measured."""
+        losses, job = self.losses, self
+        if losses is None:
+            scored = self._scored(weigh)
+            losses, job = scored.losses, replace(self, imatrix=self.imatrix or scored.measured)
+        if self.like is not None:
+            from requant.recipe import losses_like, types_like
+
+            with open_source(self.like) as other:
+                types, notes = types_like(self.source, other)
+            limited = losses_like(losses, types)
+            return job, replace(limited, notes=(*limited.notes, *notes))
+        return job, losses
 
     def _least(self, losses: Losses, n: int) -> Plan:
         """Of `n` plans near the best, the one of least divergence on text that was not scored with."""
@@ -302,6 +326,8 @@ def prepared(
     losses: Path | None = None,
     plan_file: Path | None = None,
     type_name: str | None = None,
+    preset: str | None = None,
+    like: Path | None = None,
     threads: int | None = None,
     allow_requantize: bool = False,
     effort: Effort | None = None,
@@ -310,10 +336,22 @@ def prepared(
     imatrix = imatrix if calibration.statistics is None or imatrix is not None else calibration.statistics
     matrix = read_importance(imatrix, source)
     found = None if losses is None else read_losses(losses)
-    paths = imatrix, losses, plan_file, calibration.text, calibration.tokens, calibration.statistics
+    paths = imatrix, losses, plan_file, like, calibration.text, calibration.tokens, calibration.statistics
     inputs = source.identities | identities(*paths)
     return Job(
-        source, wishes, calibration, matrix, found, inputs, plan_file, type_name, threads, allow_requantize, effort
+        source=source,
+        wishes=wishes,
+        calibration=calibration,
+        imatrix=matrix,
+        losses=found,
+        inputs=inputs,
+        plan_file=plan_file,
+        type_name=type_name,
+        preset=preset,
+        like=like,
+        threads=threads,
+        allow_requantize=allow_requantize,
+        effort=effort,
     )
 
 
@@ -343,3 +381,43 @@ def verify(out: Path, source: Source | None, wanted: Path | None, threads: int |
     if plan is None:
         return found
     return replace(found, against=(*found.against, "plan"), findings=(*found.findings, *differences))
+
+
+def plans(job: Job, vrams: Sequence[int]) -> list[Plan]:
+    """One plan per budget, all from the same losses."""
+    job, losses = job.scored()
+    return [
+        messages.interruptible(make_plan, job.source, losses, replace(job.wishes, vram=vram), imatrix=job.imatrix)
+        for vram in vrams
+    ]
+
+
+def as_list(found: Sequence[Plan]) -> str:
+    """The plans in one object."""
+    return dump({"schema": "requant.plans/1", "plans": [json.loads(plan.to_json()) for plan in found]})
+
+
+def frontier(job: Job, *, as_json: bool) -> str:
+    """The curve of loss against bytes, as CSV or JSON."""
+    from requant import frontier as frontier_
+
+    job, losses = job.scored()
+    with messages.progress("solving", frontier_.N_POINTS, " plans") as advance:
+        found = messages.interruptible(
+            frontier_.frontier, job.source, losses, job.wishes, imatrix=job.imatrix, progress=advance
+        )
+    return frontier_.as_json(found, losses) if as_json else frontier_.as_csv(found)
+
+
+def explanation(job: Job, plan: Plan, name: str) -> str:
+    """Why the tensor has its type in `plan`; the losses it was made from must be given."""
+    from requant.explain import explained, outlook
+    from requant.report.explain import explanation_text
+
+    if job.losses is None:
+        raise UsageError("--explain solves again and again; give it the losses of `requant score` with --losses")
+    job, losses = job.scored()
+    common: dict[str, Any] = {"imatrix": job.imatrix}
+    found = messages.interruptible(explained, job.source, losses, job.wishes, plan, name, **common)
+    more = messages.interruptible(outlook, job.source, losses, job.wishes, plan, **common)
+    return explanation_text(found, plan, more)

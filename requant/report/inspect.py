@@ -12,11 +12,11 @@ from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 from requant.model.memory import default_settings, device_bytes, memory_for, on_device
 from requant.model.roles import is_tied, never_quantize, role_of
 from requant.records import dump, plain
+from requant.report.grid import grid
 from requant.units import format_size
 
 SCHEMA = "requant.inspect/1"
 _UNROUNDED = ("F32", "F16", "BF16")
-_GAP = "  "
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +193,7 @@ def _facts(found: Inspection) -> str:
     if found.hyperparameters is not None:
         shown = (f"{key.replace('_', ' ')} {value}" for key, value in found.hyperparameters.items() if value)
         lines.append(["shape", ", ".join(shown)])
-    return _grid(lines)
+    return "\n".join(grid(lines))
 
 
 def _table(head: str, shares: tuple[Share, ...]) -> str:
@@ -203,7 +203,7 @@ def _table(head: str, shares: tuple[Share, ...]) -> str:
         rows.append(
             [printable(s.name), str(s.tensors), f"{s.weights:,}", format_size(s.n_bytes), f"{s.bpw:.2f}", types]
         )
-    return _grid(rows, right=(1, 2, 3, 4))
+    return "\n".join(grid(rows, right=(1, 2, 3, 4)))
 
 
 def _memory(found: Inspection) -> str:
@@ -212,7 +212,7 @@ def _memory(found: Inspection) -> str:
     n = found.needs
     parts = (("weights", n.weights), ("KV cache", n.kv_cache), ("compute", n.compute), ("together", n.total))
     title = f"in VRAM, all layers, a context of {n.n_ctx} in f16, batches of 512, nothing in reserve"
-    return f"{title}\n{_grid([[name, format_size(size)] for name, size in parts], right=(1,))}"
+    return "\n".join([title, *grid([[name, format_size(size)] for name, size in parts], right=(1,))])
 
 
 def _tensors(found: Inspection) -> str:
@@ -220,14 +220,4 @@ def _tensors(found: Inspection) -> str:
     for t in found.tensors:
         shape = " x ".join(map(str, t.shape))
         rows.append([printable(t.name), t.type, shape, format_size(t.n_bytes), t.reason or ""])
-    return _grid(rows, right=(3,))
-
-
-def _grid(rows: list[list[str]], right: tuple[int, ...] = ()) -> str:
-    """Lines of aligned columns; those in `right` are flush right."""
-    sizes = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = (
-        _GAP.join(cell.rjust(sizes[k]) if k in right else cell.ljust(sizes[k]) for k, cell in enumerate(row))
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(grid(rows, right=(3,)))

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from requant.errors import printable
 from requant.formats import Effort, by_name
 from requant.plan import EDITED, IN_NATS, Choice, Limit, Losses, Plan
+from requant.report.grid import GAP, grid
 from requant.units import format_size
 
 WIDTH = 100
-_GAP = "  "
 _LABEL = 10  # characters of the left column of a summary
 _NAMED = 3  # tensors named beside a reason that several share
 
@@ -21,6 +21,27 @@ _NAMED = 3  # tensors named beside a reason that several share
 def plan_table(plan: Plan, width: int = WIDTH) -> str:
     """Everything a plan says: the types per layer and role, the types' share, the summary."""
     return "\n\n".join(part for part in (layer_table(plan, width), type_table(plan), summary(plan, width)) if part)
+
+
+def plans_table(plans: Sequence[Plan], vrams: Sequence[int]) -> str:
+    """One line per budget in VRAM: weights, bits, predicted loss and gap, context and cache, layers on the GPU."""
+    rows = [["--vram", "weights", "bpw", "loss", "gap", "context", "K/V cache", "GPU layers", "tokens/s"]]
+    for plan, vram in zip(plans, vrams, strict=True):
+        asked, ns = plan.budget, plan.ns_per_token
+        rows.append(
+            [
+                format_size(vram),
+                format_size(plan.n_bytes),
+                f"{plan.bpw:.3f}",
+                f"{plan.predicted_loss:.4g}",
+                "?" if plan.gap is None else f"{plan.gap:.0e}",
+                str(asked.get("ctx", "")),
+                f"{asked.get('cache_type_k')}/{asked.get('cache_type_v')}".lower(),
+                "all" if plan.runtime.get("all_layers") else str(plan.runtime.get("n_gpu_layers", "")),
+                "" if ns is None else f"{1e9 / max(ns, 1):.1f}",
+            ]
+        )
+    return "\n".join(grid(rows, right=(0, 1, 2, 3, 4, 5, 7, 8)))
 
 
 def layer_table(plan: Plan, width: int = WIDTH) -> str:
@@ -38,7 +59,7 @@ def layer_table(plan: Plan, width: int = WIDTH) -> str:
     layers = sorted({layer for layer, _ in cells if layer is not None})
     rows = [["/".join(cells.get((layer, role), ["-"])) for role in roles] for layer in layers]
     table = _wide([printable(r) for r in roles], _ranges(layers, rows), width)
-    parts = ["\n".join(_grid(outside)), *table]
+    parts = ["\n".join(grid(outside)), *table]
     copied = any(c.copied and c.reason is None for c in plan.choices)
     return "\n\n".join(part for part in (*parts, "* copied from the source" if copied else "") if part)
 
@@ -58,7 +79,7 @@ def type_table(plan: Plan) -> str:
     rows.append(
         ["all", f"{plan.bpw:.2f}", str(len(plan.choices)), _percent(1), size, "?" if total is None else _percent(1)]
     )
-    return "\n".join(_grid(rows, right=(1, 2, 3, 4, 5)))
+    return "\n".join(grid(rows, right=(1, 2, 3, 4, 5)))
 
 
 def summary(plan: Plan, width: int = WIDTH) -> str:
@@ -71,6 +92,7 @@ def summary(plan: Plan, width: int = WIDTH) -> str:
         ("loss", _loss(plan)),
         *([] if plan.effort == Effort.DEFAULT else [("effort", plan.effort.name.lower())]),
         *((printable(limit.option), _limit(plan, limit)) for limit in plan.limits),
+        *_devices(plan),
         *(("stays", line) for line in _stays(plan.choices)),
         *(("fallback", line) for line in _fallbacks(plan.choices)),
         *(("note", printable(note)) for note in plan.notes),
@@ -143,6 +165,8 @@ def _loss(plan: Plan) -> str:
 def _limit(plan: Plan, limit: Limit) -> str:
     """What the plan takes of a limit, part by part."""
     used = plan.used(limit)
+    if limit.unit != "bytes":
+        return f"{limit.show(used)} of {limit.show(limit.budget)}"
     if limit.n_weights:
         return f"{8 * used / limit.n_weights:.4f} of {limit.bpw:.4f} bits per weight"
     parts = {"weights": used - limit.other}
@@ -152,6 +176,34 @@ def _limit(plan: Plan, limit: Limit) -> str:
         parts["header" if limit.option == "--size" else "other"] = rest
     listed = ", ".join(f"{name} {format_size(size)}" for name, size in parts.items())
     return f"{format_size(used)} of {format_size(limit.budget)}, {format_size(limit.budget - used)} free: {listed}"
+
+
+def _devices(plan: Plan) -> list[tuple[str, str]]:
+    """Where the tensors are, and how fast that is predicted to be."""
+    if "n_gpu_layers" not in plan.runtime:
+        return []
+    lines = []
+    held = {d: [c for c in plan.choices if c.device == d] for d in ("gpu", "cpu")}
+    sizes = (f"{d} {format_size(sum(c.n_bytes for c in found))} in {len(found)} tensors" for d, found in held.items())
+    layers = "all layers" if plan.runtime.get("all_layers") else f"-ngl {plan.runtime['n_gpu_layers']}"
+    lines.append(("devices", f"{layers} on the GPU; {', '.join(sizes)}"))
+    if experts := plan.runtime.get("experts_on_cpu"):
+        lines.append(("", f"experts of {len(experts)} layers on the CPU: {', '.join(map(str, experts))}"))
+        apart = _sensitivities(plan, set(experts))
+        lines += [("", apart)] if apart else []
+    if (ns := plan.ns_per_token) is not None:
+        lines.append(("speed", f"{1e9 / max(ns, 1):.2f} tokens/s predicted, at a full context"))
+    return lines
+
+
+def _sensitivities(plan: Plan, on_cpu: set[int]) -> str:
+    """Why these: what the layers' experts would lose alike on either side."""
+    found = [(s.layer in on_cpu, s.sensitivity) for s in plan.layers if s.layer is not None and s.sensitivity]
+    sides = [[x for there, x in found if there == side] for side in (False, True)]
+    if not all(sides):
+        return ""
+    kept, left = (math.fsum(x) / len(x) for x in sides)
+    return f"sensitivity at {plan.runtime.get('reference_type')}: {left:.3g} a layer of these, {kept:.3g} of the others"
 
 
 def _stays(choices: Iterable[Choice]) -> list[str]:
@@ -198,24 +250,14 @@ def _wide(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], width
     sizes = [max(len(head), *(len(row[k]) for _, row in rows)) if rows else 0 for k, head in enumerate(heads)]
     tables, start = [], 0
     while start < len(heads):
-        end, used = start + 1, label + len(_GAP) + sizes[start]
-        while end < len(heads) and used + len(_GAP) + sizes[end] <= width:
-            used += len(_GAP) + sizes[end]
+        end, used = start + 1, label + len(GAP) + sizes[start]
+        while end < len(heads) and used + len(GAP) + sizes[end] <= width:
+            used += len(GAP) + sizes[end]
             end += 1
         lines = [["", *heads[start:end]], *([name, *row[start:end]] for name, row in rows)]
-        tables.append("\n".join(_grid(lines)))
+        tables.append("\n".join(grid(lines)))
         start = end
     return tables
-
-
-def _grid(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Lines of aligned columns; the columns in `right` are flush right."""
-    sizes = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))] if rows else []
-
-    def place(cell: str, k: int) -> str:
-        return cell.rjust(sizes[k]) if k in right else cell.ljust(sizes[k])
-
-    return [_GAP.join(place(cell, k) for k, cell in enumerate(row)).rstrip() for row in rows]
 
 
 def _labelled(lines: Iterable[tuple[str, str]], width: int) -> list[str]:

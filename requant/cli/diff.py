@@ -1,0 +1,21 @@
+"""`requant diff`: how two plans or two models differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from requant.cli import messages, options
+from requant.report.diff import difference, difference_text, read_side
+
+
+@click.command()
+@click.argument("a", type=options.FILE)
+@click.argument("b", type=options.FILE)
+@options.json_output
+@options.debug
+def command(*, a: Path, b: Path, as_json: bool) -> None:
+    """Compare two plans, records or GGUFs: types, bytes, predicted loss."""
+    found = difference(read_side(a), read_side(b))
+    messages.emit(found.to_json() if as_json else difference_text(found))

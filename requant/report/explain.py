@@ -1,0 +1,50 @@
+"""Explanations and differences of plans, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from requant.errors import printable
+from requant.explain import Explanation, Outlook
+from requant.plan import Plan
+from requant.report.grid import grid
+from requant.units import format_size
+
+
+def explanation_text(found: Explanation, plan: Plan, outlooks: Sequence[Outlook]) -> str:
+    """The tensor's candidates with what each would cost the whole plan; what limits it; what more would buy."""
+    c = found.choice
+    shape = " x ".join(map(str, c.shape))
+    head = f"{printable(c.name)}: {c.type}, {format_size(c.n_bytes)}, {shape}, on the {c.device}"
+    if not found.alternatives:
+        return f"{head}\nit stays as it is: {printable(c.reason or '')}"
+    rows = [["", "type", "size", "its loss", "best plan with it", "costs"]]
+    for a in found.alternatives:
+        rows.append(
+            [
+                "*" if a.chosen else "",
+                a.type,
+                format_size(a.n_bytes),
+                f"{a.loss:.3g}",
+                "does not fit" if a.plan_loss is None else f"{a.plan_loss:.5g}",
+                "" if a.plan_loss is None or a.chosen else _change(a.plan_loss, plan.predicted_loss),
+            ]
+        )
+    notes = [printable(note) for note in c.notes]
+    parts = ["\n".join(grid(rows, right=(2, 3, 4, 5))), "\n".join(notes), outlook_text(plan, outlooks)]
+    return "\n\n".join([head, *(part for part in parts if part)])
+
+
+def outlook_text(plan: Plan, outlooks: Sequence[Outlook]) -> str:
+    """A line for each limit."""
+    lines = []
+    for o in outlooks:
+        bought = "no plan" if o.value is None else f"a loss of {o.value:.5g} ({_change(o.value, plan.predicted_loss)})"
+        lines.append(f"{o.option} has {format_size(o.free)} free; {format_size(o.more)} more would buy {bought}")
+    if plan.predicted_loss == 0:
+        lines.append("nothing limits the plan: every tensor is a copy")
+    return "\n".join(lines)
+
+
+def _change(value: float, base: float | None) -> str:
+    return f"{100 * (value / base - 1):+.2f} %" if base else f"{value:+.3g}"

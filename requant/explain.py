@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from requant.budget import Rule
 from requant.container.source import Source
@@ -88,11 +89,13 @@ def outlook(
     """For each limit in bytes, what 100 MiB more of it would buy (a tenth of it where that is less)."""
     found = []
     for limit in plan.limits:
-        field = limit.option.removeprefix("--")
-        if limit.unit != "bytes" or field not in ("vram", "ram", "size"):
-            continue
         more = min(MORE, limit.budget // 10)
-        wider = replace(wishes, **{field: limit.budget + more})
-        value = _loss(lambda wider=wider: make_plan(source, losses, wider, imatrix=imatrix))  # type: ignore[misc]
-        found.append(Outlook(limit.option, limit.budget - plan.used(limit), more, value))
+        wider = {
+            "--vram": replace(wishes, vram=limit.budget + more),
+            "--ram": replace(wishes, ram=limit.budget + more),
+            "--size": replace(wishes, size=limit.budget + more),
+        }.get(limit.option)
+        if wider is not None:
+            value = _loss(partial(make_plan, source, losses, wider, imatrix=imatrix))
+            found.append(Outlook(limit.option, limit.budget - plan.used(limit), more, value))
     return tuple(found)

@@ -51,7 +51,15 @@ def frontier(
     All that `wishes` say of types holds; what they say of VRAM gives the context. Raises what `make_plan` does.
     """
     beside = _beside(source, wishes)
-    free = replace(wishes, **_UNLIMITED)
+    free = Wishes(
+        engine=wishes.engine,
+        pins=wishes.pins,
+        floors=wishes.floors,
+        groups=wishes.groups,
+        types=wishes.types,
+        output_type=wishes.output_type,
+        embedding_type=wishes.embedding_type,
+    )
     weights = sum(t.n_weights for t in losses.tensors)
     largest = make_plan(source, losses, replace(free, bpw=64.0), imatrix=imatrix)
     smallest = _smallest(source, losses, free, weights, imatrix)
@@ -63,14 +71,6 @@ def frontier(
         points.setdefault(plan.n_bytes, _point(source, plan, imatrix, beside))
         progress(1)
     return sorted(points.values(), key=lambda p: p.tensor_bytes)
-
-
-_UNLIMITED = {
-    **dict.fromkeys(("vram", "ram", "size", "bpw", "max_loss", "min_speed", "n_ctx", "cache_type_k", "cache_type_v")),
-    **dict.fromkeys(
-        ("n_parallel", "reserve", "draft", "mmproj", "mtp", "assume", "price", "bandwidth", "prefer_within")
-    ),
-}
 
 
 def _smallest(source: Source, losses: Losses, wishes: Wishes, weights: int, imatrix: Imatrix | None) -> int:

@@ -114,7 +114,7 @@ def _rows(table: Table, limits: Ints) -> tuple[Floats, Floats]:
 
 
 def _priced(table: Table, limits: Ints, upper: float) -> tuple[Floats, float, Floats]:
-    """(n,) what each option costs above its item's best at the prices of the relaxation; the bound that proves; the prices.
+    """(n,) what each option costs above its item's best at the relaxation's prices; the bound they prove; the prices.
 
     Any prices give a bound, so what HiGHS's tolerances do to the duals makes it weaker, never wrong.
     """

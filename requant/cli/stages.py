@@ -5,6 +5,8 @@ What leaves nothing behind when it is stopped runs in a thread of its own (`mess
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from requant.cli import messages
 from requant.container.files import Identity, identity
 from requant.container.source import Source, open_source, require_model
-from requant.errors import InputOutputError
+from requant.errors import InputOutputError, UsageError
 from requant.formats import Effort, by_name
 from requant.model.roles import never_quantize
 from requant.pipeline import Wishes, check_feasible, make_plan, off_plan
 from requant.plan import PLAN_SCHEMA, Losses, Plan, read_losses, read_plan
+from requant.records import dump
 from requant.textfile import check_writable, has_schema, write_text
 
 if TYPE_CHECKING:
@@ -386,10 +389,8 @@ def verify(out: Path, source: Source | None, wanted: Path | None, threads: int |
 def plans(job: Job, vrams: Sequence[int]) -> list[Plan]:
     """One plan per budget, all from the same losses."""
     job, losses = job.scored()
-    return [
-        messages.interruptible(make_plan, job.source, losses, replace(job.wishes, vram=vram), imatrix=job.imatrix)
-        for vram in vrams
-    ]
+    wishes = [replace(job.wishes, vram=vram) for vram in vrams]
+    return [messages.interruptible(make_plan, job.source, losses, w, imatrix=job.imatrix) for w in wishes]
 
 
 def as_list(found: Sequence[Plan]) -> str:

@@ -84,7 +84,7 @@ def difference_text(found: Difference) -> str:
     for c in found.changes:
         more = f"{c.bytes_b - c.bytes_a:+,}"
         rows.append([printable(c.name), c.type_a or "-", c.type_b or "-", more])
-    lines = grid(rows, right=(3,)) + [""] if found.changes else []
+    lines = [*grid(rows, right=(3,)), ""] if found.changes else []
     lines.append(f"{len(found.changes)} tensors differ, {found.n_equal} are alike")
     for label, name, size, loss in (
         ("A", found.a, found.bytes_a, found.loss_a),

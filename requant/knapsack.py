@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-REL_GAP = 1e-6  # at which HiGHS may stop, of the loss above every item's least
-_SCALE = 1e4  # that excess in HiGHS: far above its absolute tolerances of 1e-6, far below 1e15
+_SCALE = 1e4  # the loss above every item's least in HiGHS: far above its absolute tolerances of 1e-6, far below 1e15
 _ROW_SCALE = 1e3  # the room of a limit in HiGHS: its 1e-6 is then a part in 1e9; 1e6 and 1 measure slower
 _SAFETY = 1e-9  # relative; what sums of 20000 float64 terms may err, amply
 _ROUNDS = 3  # of pricing and leaving out; the third seldom finds anything
@@ -61,12 +60,17 @@ class Answer:
 
 
 def choose(
-    losses: Sequence[Sequence[float]], costs: Sequence[Sequence[Sequence[int]]], room: Sequence[int], time_limit: float
+    losses: Sequence[Sequence[float]],
+    costs: Sequence[Sequence[Sequence[int]]],
+    room: Sequence[int],
+    time_limit: float,
+    rel_gap: float,
 ) -> Answer:
     """The best option of each item.
 
     losses[i][j] and costs[i][j][k]: of option j of item i, the latter in bytes of limit k; room[k] bytes.
-    After `time_limit` seconds the answer is the best found, and the bound what was proven.
+    After `time_limit` seconds, or within `rel_gap` of the loss above every item's least, the answer is the best found,
+    and the bound what was proven.
     """
     deadline = time.monotonic() + time_limit
     table = _table(losses, costs, len(room))
@@ -83,10 +87,10 @@ def choose(
         if keep.all():
             break
         table = table.where(keep)
-    known = Answer(best, min(lower, upper), f"optimal to {REL_GAP:g} by the linear bound", tuple(prices.tolist()))
-    if upper - lower <= REL_GAP * (upper - _excess(table)[1]):
+    known = Answer(best, min(lower, upper), f"optimal to {rel_gap:g} by the linear bound", tuple(prices.tolist()))
+    if upper - lower <= rel_gap * (upper - _excess(table)[1]):
         return known
-    return _finish(table, limits, known, upper, deadline - time.monotonic())
+    return _finish(table, limits, known, upper, (deadline - time.monotonic(), rel_gap))
 
 
 def _table(losses: Sequence[Sequence[float]], costs: Sequence[Sequence[Sequence[int]]], n_limits: int) -> Table:
@@ -191,8 +195,8 @@ def _improve(table: Table, picked: Ints | None, limits: Ints) -> Ints | None:
         picked[table.item[step]] = step
 
 
-def _finish(table: Table, limits: Ints, known: Answer, upper: float, time_limit: float) -> Answer:
-    """The rest by branch and cut; `known` has the loss `upper`."""
+def _finish(table: Table, limits: Ints, known: Answer, upper: float, stop: tuple[float, float]) -> Answer:
+    """The rest by branch and cut until `stop`, seconds or gap; `known` has the loss `upper`."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     best, lower = known.picked, known.bound
@@ -205,7 +209,7 @@ def _finish(table: Table, limits: Ints, known: Answer, upper: float, time_limit:
             integrality=np.ones(len(excess)),
             bounds=Bounds(0, 1),
             constraints=[LinearConstraint(_one_each(table), 1, 1), LinearConstraint(costs, -np.inf, room)],
-            options={"time_limit": max(time_limit, 0.01), "mip_rel_gap": REL_GAP},
+            options={"time_limit": max(stop[0], 0.01), "mip_rel_gap": stop[1]},
         )
     if result.x is not None:
         found = _improve(table, _repair(table, _first_least(table, -np.round(result.x, 3)), limits), limits)
@@ -215,7 +219,7 @@ def _finish(table: Table, limits: Ints, known: Answer, upper: float, time_limit:
     if dual is not None and math.isfinite(dual):
         # what was left out costs more than the upper bound of then, so the bound of the rest counts up to it
         lower = max(lower, min(base + dual / scale, upper))
-    how = {0: f"optimal to {REL_GAP:g} by HiGHS", 1: "stopped by the time limit", 2: "infeasible"}
+    how = {0: f"optimal to {stop[1]:g} by HiGHS", 1: "stopped by the time limit", 2: "infeasible"}
     return Answer(best, min(lower, upper), how.get(result.status, "HiGHS failed, the linear bound holds"), known.prices)
 
 

@@ -32,10 +32,11 @@ from requant.model.memory import (
     memory_for,
     shrink_batch,
 )
-from requant.placement import DEFAULT_PRICE, Ground, best_placement
+from requant.placement import DEFAULT_PRICE, SECONDS_EACH, Ground, best_placement
+from requant.placement import REL_GAP as PLACEMENT_GAP
 from requant.plan import Losses, Plan
 from requant.runtime import ENGINES, Engine, engine_named
-from requant.solve import Solution, solve, solved
+from requant.solve import REL_GAP, TIME_LIMIT, Solution, solve, solved
 
 if TYPE_CHECKING:
     from requant.container.layout import Layout
@@ -265,7 +266,8 @@ def _placed(losses: Losses, request: Request, *, ground: Ground | None, wishes: 
         solution = _solved(losses, ground.request(losses, request, k, 0))
         plan = solution.plan
     else:
-        found = best_placement(losses, request, ground, _solved)
+        quick = partial(_solved, time_limit=SECONDS_EACH, rel_gap=PLACEMENT_GAP)
+        found = best_placement(losses, request, ground, quick)
         k, plan = found.k, found.solution.plan
         how = f"{plan.solver}; {found.tried} of {ground.n_places + 1} numbers of layers on the GPU tried"
         plan = replace(plan, gap=found.gap, solver=how)
@@ -529,15 +531,15 @@ def _smallest(losses: Losses, request: Request) -> int:
     return sum(min(option.costs[-1] for option in item.options) for item in constrain(losses, request).items)
 
 
-def _solved(losses: Losses, request: Request) -> Solution:
+def _solved(losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT, rel_gap: float = REL_GAP) -> Solution:
     """The best plan behind the guard rail; without it, and with a note, where the budget is too small for that."""
     behind = guarded(losses, request)
     try:
-        return solved(behind, request)
+        return solved(behind, request, time_limit=time_limit, rel_gap=rel_gap)
     except InfeasibleBudget:
         if behind is losses:
             raise
-    solution = solved(losses, request)
+    solution = solved(losses, request, time_limit=time_limit, rel_gap=rel_gap)
     note = "the budget is too small to keep the output at the type of llama-quantize's mixtures"
     return replace(solution, plan=replace(solution.plan, notes=(*solution.plan.notes, note)))
 

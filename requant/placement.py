@@ -26,7 +26,10 @@ from requant.runtime import Engine
 from requant.solve import Solution
 
 TOLERANCE = 1e-4  # of the value; a placement that cannot be better by more is not tried
-SECONDS = 20.0  # for all placements; after that the best found, and its gap
+SECONDS = 8.0  # for all placements; after that the best found, and its gap
+SECONDS_EACH = 2.0
+REL_GAP = 2e-4  # of one placement's programme
+_REFINED = 6  # sizes of the largest tensor on the CPU that are tried once the number of layers is settled
 HOP_NS = 20_000  # from one device to the other and back, beside what is carried
 DEFAULT_PRICE = 0.2  # nats that a second per token is worth, where there is a choice of devices
 
@@ -170,6 +173,9 @@ def best_placement(
     if best is None:
         raise min(faults, key=lambda f: f.smallest - f.budget)
     value, solution, k = best
+    if deadline > time.monotonic():
+        solution = _refined(bounds, k, solution, solve)
+        value = solution.value
     proven = min([solution.bound, *(bounds.least[j] for j in waiting), *bounds.solved])
     return Placed(solution, k, max(0.0, (value - proven) / value) if value > 0 else 0.0, tried)
 
@@ -189,6 +195,23 @@ def _with_copies(bounds: _Bounds, k: int, solve: Callable[[Losses, Request], Sol
         return first
     again = solve(losses, ground.request(losses, wishes, k, largest))
     return replace(again, bound=first.bound)
+
+
+def _refined(bounds: _Bounds, k: int, known: Solution, solve: Callable[[Losses, Request], Solution]) -> Solution:
+    """The best at `k` over every size that the largest tensor on the CPU could have below what it has in `known`."""
+    losses, ground = bounds.losses, bounds.ground
+    least, most = bounds.smallest_copy[k], known.plan.memory.get("copies", 0)
+    on_cpu = {c.name for c in known.plan.choices if c.device == "cpu" and c.share > 0}
+    sizes = {c.n_bytes for name in on_cpu for c in bounds.allowed[name] if least <= c.n_bytes < most}
+    best = known
+    for size in sorted(sizes, reverse=True)[:_REFINED]:
+        try:
+            found = solve(losses, ground.request(losses, bounds.wishes, k, size))
+        except InfeasibleBudget:
+            break
+        if found.value < best.value:
+            best = replace(found, bound=known.bound)
+    return best
 
 
 class _Bounds:

@@ -16,6 +16,7 @@ from requant.plan import LOSS_UNIT, Choice, Limit, Losses, Plan, TensorLosses
 from requant.units import format_size
 
 TIME_LIMIT = 60.0  # seconds
+REL_GAP = 1e-6  # at which the search may end, of the value above every item's least
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def solve(losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT) -
     return solved(losses, request, time_limit=time_limit).plan
 
 
-def solved(losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT) -> Solution:
+def solved(losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT, rel_gap: float = REL_GAP) -> Solution:
     """`solve`, with the figures behind the plan."""
     from requant.knapsack import choose
 
@@ -49,7 +50,9 @@ def solved(losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT) 
     bound, how = math.fsum(o.value for o in picked), "every tensor has its best type"
     prices = (0.0,) * len(slack)
     if any(sum(o.costs[k] for o in picked) > room for k, room in enumerate(slack)):
-        answer = choose([[o.value for o in x] for x in items], [[o.costs for o in x] for x in items], slack, time_limit)
+        answer = choose(
+            [[o.value for o in x] for x in items], [[o.costs for o in x] for x in items], slack, time_limit, rel_gap
+        )
         if answer.picked is None:
             raise _conflict(request, answer.how)
         picked = [options[index] for options, index in zip(items, answer.picked, strict=True)]
@@ -122,7 +125,9 @@ def _remedy(request: Request) -> str:
         ("--token-embedding-type", request.embedding_type),
     )
     options = [option for option, value in given if value]
-    return f" or loosen {', '.join(options)}" if options else ", or score smaller types"
+    loosen = f" or loosen {', '.join(options)}" if options else ", or score smaller types"
+    held = {limit.option for limit in request.limits}
+    return loosen + (", or give --ram SIZE for layers on the CPU" if "--vram" in held and "--ram" not in held else "")
 
 
 def _conflict(request: Request, how: str) -> InfeasibleBudget:

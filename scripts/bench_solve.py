@@ -13,6 +13,7 @@ import time
 import numpy as np
 
 from requant.knapsack import choose
+from requant.solve import REL_GAP
 
 BPW = [2.0625, 2.5625, 2.625, 3.0625, 3.4375, 4.25, 4.5, 5.5, 6.5625, 8.5, 16.0, 32.0]
 
@@ -64,7 +65,7 @@ def run(name: str, n_items: int, n_types: int, bpw: float, two: bool) -> None:
         both = [[[c if i % 3 else 0, c] for c in item] for i, item in enumerate(costs)]
         room = [int(room[0] * 0.6), room[0]]
     start = time.perf_counter()
-    answer = choose(losses, both, room, 60.0)
+    answer = choose(losses, both, room, 60.0, REL_GAP)
     seconds = time.perf_counter() - start
     loss = math.fsum(item[j] for item, j in zip(losses, answer.picked, strict=True))
     start = time.perf_counter()

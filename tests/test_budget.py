@@ -2,22 +2,21 @@ import pytest
 from strategies import model, tensor
 
 from requant.budget import (
-    loss_limit,
-    ram_limit,
-    speed_limit,
     Request,
     Rule,
     bpw_limit,
     constrain,
+    loss_limit,
     parse_rule,
     parse_type,
     parse_types,
+    ram_limit,
     size_limit,
+    speed_limit,
     vram_limit,
 )
 from requant.errors import UsageError
-from requant.plan import Timing, Use
-from requant.plan import Limit
+from requant.plan import Limit, Timing, Use
 
 SOME = {"Q2_K": 3.0, "Q4_K": 0.5, "Q6_K": 0.1}
 LOSSES = model(

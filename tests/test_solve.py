@@ -14,7 +14,7 @@ from requant import knapsack
 from requant.budget import Request, bpw_limit, constrain, parse_rule, size_limit, vram_limit
 from requant.errors import InfeasibleBudget
 from requant.plan import Limit, Plan
-from requant.solve import solve
+from requant.solve import REL_GAP, solve
 from requant.units import parse_size
 
 
@@ -51,7 +51,7 @@ def test_plan_is_the_best_that_fits(drawn, shares, tied):
     request = request_of(drawn, shares, groups)
     best = brute_force(constrain(drawn, request))
     plan = solve(drawn, request)
-    assert plan.predicted_loss == pytest.approx(best, rel=2 * knapsack.REL_GAP, abs=0)
+    assert plan.predicted_loss == pytest.approx(best, rel=2 * REL_GAP, abs=0)
     assert plan.predicted_loss * (1 - plan.gap) <= best * (1 + 1e-12)  # the stated bound is a bound
     assert all(plan.used(limit) <= limit.budget for limit in request.limits)
 
@@ -91,8 +91,8 @@ def test_plan_of_a_medium_model_is_what_dynamic_programming_finds(seed, share):
     plan = solve(drawn, request)
     limit = request.limits[0]
     best = by_dynamic_programming(constrain(drawn, request), limit.budget - limit.other)
-    assert plan.predicted_loss == pytest.approx(best, rel=2 * knapsack.REL_GAP)
-    assert plan.gap <= 2 * knapsack.REL_GAP
+    assert plan.predicted_loss == pytest.approx(best, rel=2 * REL_GAP)
+    assert plan.gap <= 2 * REL_GAP
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -217,7 +217,7 @@ def test_a_time_limit_gives_a_plan_that_fits_and_an_honest_gap():
     drawn = random_model(200, 5)
     request = request_of(drawn, [0.25, 0.2])
     hasty, patient = solve(drawn, request, time_limit=1e-3), solve(drawn, request)
-    assert patient.gap <= 2 * knapsack.REL_GAP
+    assert patient.gap <= 2 * REL_GAP
     assert patient.predicted_loss <= hasty.predicted_loss * (1 + 1e-6)
     assert hasty.predicted_loss * (1 - hasty.gap) <= patient.predicted_loss * (1 + 1e-12)
 

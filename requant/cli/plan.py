@@ -71,10 +71,7 @@ def command(
                 write_text(out, text, force=force, inputs=job.inputs)
             messages.emit(text.removesuffix("\n"))
             return
-        if len(vrams) > 1:
-            plans = stages.plans(job, vrams)
-        else:
-            plans = [job.planned()[0]]
+        plans = stages.plans(job, vrams) if len(vrams) > 1 else [job.planned()[0]]
         for plan, path in zip(plans, targets, strict=False):
             if path is not None:
                 write_text(path, plan.to_json(), force=force, inputs=job.inputs)

@@ -47,9 +47,8 @@ def _llama_server(plan: Plan, out: Path, *, ik: bool) -> list[str]:
         words += prefix if is_prefix(layers) else ["-ot", f"{expert_patterns(layers)}=CPU"]
     if draft := runtime.get("draft"):
         words += ["-md", str(draft), "-ngld", str(ALL_LAYERS)]
-        words += (
-            [] if ik else ["--spec-type", "draft-eagle3" if runtime.get("draft_arch") == "eagle3" else "draft-simple"]
-        )
+        kind = "draft-eagle3" if runtime.get("draft_arch") == "eagle3" else "draft-simple"
+        words += [] if ik else ["--spec-type", kind]
     elif runtime.get("mtp"):
         words += ["--spec-type", "draft-mtp"]
     if projector := runtime.get("mmproj"):
@@ -85,11 +84,7 @@ def _koboldcpp(plan: Plan, out: Path) -> str:
     if layers := runtime.get("experts_on_cpu"):
         prefix = ["--moecpu", str(len(layers))]
         words += prefix if is_prefix(layers) else ["--overridetensors", f"{expert_patterns(layers)}=CPU"]
-    words += [
-        word
-        for option, key in (("--draftmodel", "draft"), ("--mmproj", "mmproj"))
-        for word in _file(runtime, option, key)
-    ]
+    words += [*_file(runtime, "--draftmodel", "draft"), *_file(runtime, "--mmproj", "mmproj")]
     return shlex.join(words)
 
 

@@ -14,7 +14,7 @@ from requant.report.grid import GAP, grid
 from requant.units import format_size
 
 WIDTH = 100
-_LABEL = 10  # characters of the left column of a summary
+_LABEL = 12  # characters of the left column of a summary
 _NAMED = 3  # tensors named beside a reason that several share
 
 

@@ -51,7 +51,19 @@ def label(entry):
 
 def test_golden_rows_cover_the_known_architectures():
     archs = {hyperparameters(entry["model"]).arch for entry in ENTRIES}
-    assert archs >= {"llama", "qwen3", "qwen3moe", "gemma3", "gpt-oss", "phi3", "glm4moe", "deepseek2", "qwen3next", "mamba2", "eagle3"}
+    assert archs >= {
+        "llama",
+        "qwen3",
+        "qwen3moe",
+        "gemma3",
+        "gpt-oss",
+        "phi3",
+        "glm4moe",
+        "deepseek2",
+        "qwen3next",
+        "mamba2",
+        "eagle3",
+    }
     assert len(ENTRIES) == 115
 
 
@@ -66,7 +78,9 @@ def test_kv_cache_equals_llama_cpp_to_the_byte(entry):
 def test_compute_buffer_is_never_below_llama_cpp_and_little_above(entry):
     ratio = compute_bytes(hyperparameters(entry["model"]), settings_of(entry)) / entry["gpu"][2]
     few_logits_of_experts = entry.get("n_outputs_max") and hyperparameters(entry["model"]).n_expert
-    most = 1.27 if few_logits_of_experts else 1.15 if "EAGLE3" in entry["model"] else 1.06 if entry["flash_attn"] else 1.08
+    most = (
+        1.27 if few_logits_of_experts else 1.15 if "EAGLE3" in entry["model"] else 1.06 if entry["flash_attn"] else 1.08
+    )
     assert 1 <= ratio < most
 
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 _SCALE = 1e4  # the loss above every item's least in HiGHS: far above its absolute tolerances of 1e-6, far below 1e15
 _ROW_SCALE = 1e3  # the room of a limit in HiGHS: its 1e-6 is then a part in 1e9; 1e6 and 1 measure slower
 _SAFETY = 1e-9  # relative; what sums of 20000 float64 terms may err, amply
+_LEAST_STEP = 1e-12  # of a limit's room; a repair that gains less would not end
 _ROUNDS = 3  # of pricing and leaving out; the third seldom finds anything
 
 Ints = npt.NDArray[np.int64]
@@ -77,18 +78,21 @@ def choose(
     limits = np.array(room, np.int64)
     best, lower, upper, prices = None, -math.inf, math.inf, np.zeros(len(room))
     for _ in range(_ROUNDS):
-        priced, bound, found_prices = _priced(table, limits, upper)
-        if bound > lower:
-            lower, prices = bound, found_prices
-        found = _improve(table, _repair(table, _first_least(table, priced), limits), limits)
-        if found is not None and (total := math.fsum(table.loss[found])) < upper:
-            best, upper = tuple(table.index[found].tolist()), total
-        keep = (priced == 0) | (bound + priced <= upper * (1 + _SAFETY))
+        relaxed = _relaxed(table, limits, upper)
+        if relaxed is None:
+            return Answer(None, math.inf, "the linear relaxation has no solution")
+        if relaxed.bound > lower:
+            lower, prices = relaxed.bound, relaxed.prices
+        for start in _starts(table, relaxed, limits):
+            found = _improve(table, _repair(table, start, limits), limits)
+            if found is not None and (total := math.fsum(table.loss[found])) < upper:
+                best, upper = tuple(table.index[found].tolist()), total
+        keep = (relaxed.priced == 0) | (relaxed.bound + relaxed.priced <= upper * (1 + _SAFETY))
         if keep.all():
             break
         table = table.where(keep)
     known = Answer(best, min(lower, upper), f"optimal to {rel_gap:g} by the linear bound", tuple(prices.tolist()))
-    if upper - lower <= rel_gap * (upper - _excess(table)[1]):
+    if best is not None and upper - lower <= rel_gap * (upper - _excess(table)[1]):
         return known
     return _finish(table, limits, known, upper, (deadline - time.monotonic(), rel_gap))
 
@@ -117,8 +121,20 @@ def _rows(table: Table, limits: Ints) -> tuple[Floats, Floats]:
     return costs / unit[:, None], room / unit
 
 
-def _priced(table: Table, limits: Ints, upper: float) -> tuple[Floats, float, Floats]:
-    """(n,) what each option costs above its item's best at the relaxation's prices; the bound they prove; the prices.
+@dataclass(frozen=True, slots=True)
+class _Relaxed:
+    """A linear relaxation: what each option costs above its item's best at the prices (n,), the bound that they prove,
+    the prices of a unit of each limit, and how much of each option is taken (n,).
+    """
+
+    priced: Floats
+    bound: float
+    prices: Floats
+    taken: Floats
+
+
+def _relaxed(table: Table, limits: Ints, upper: float) -> _Relaxed | None:
+    """The relaxation, None where it has no solution.
 
     Any prices give a bound, so what HiGHS's tolerances do to the duals makes it weaker, never wrong.
     """
@@ -130,12 +146,30 @@ def _priced(table: Table, limits: Ints, upper: float) -> tuple[Floats, float, Fl
     result = linprog(
         excess * scale, A_ub=costs, b_ub=room, A_eq=_one_each(table), b_eq=np.ones(len(table.starts)), method="highs"
     )
-    duals = result.ineqlin.marginals if result.status == 0 else np.zeros(len(limits))
+    if result.status == 2:
+        return None
+    solved = result.status == 0
+    duals = result.ineqlin.marginals if solved else np.zeros(len(limits))
     prices = np.maximum(-np.asarray(duals), 0.0) / scale
     priced = excess + prices @ costs
     least = np.minimum.reduceat(priced, table.starts)
     unit = np.maximum(limits - np.minimum.reduceat(table.costs, table.starts, axis=1).sum(axis=1), 1) / _ROW_SCALE
-    return priced - least[table.item], math.fsum([base, *least, *(-prices * room)]), prices / unit
+    return _Relaxed(
+        priced - least[table.item],
+        math.fsum([base, *least, *(-prices * room)]),
+        prices / unit,
+        np.asarray(result.x) if solved else np.zeros(len(excess)),
+    )
+
+
+def _starts(table: Table, relaxed: _Relaxed, limits: Ints) -> Iterator[Ints]:
+    """Choices to start from: the best at the prices; what the relaxation takes most of; of what it divides, the part
+    that takes least of the limits.
+    """
+    yield _first_least(table, relaxed.priced)
+    yield _first_least(table, -relaxed.taken)
+    costs, _ = _rows(table, limits)
+    yield _first_least(table, np.where(relaxed.taken > 1e-6, costs.max(axis=0), np.inf))
 
 
 def _scale(excess: Floats, known: float) -> float:
@@ -159,24 +193,26 @@ def _first_least(table: Table, values: Floats) -> Ints:
 
 
 def _repair(table: Table, picked: Ints, limits: Ints) -> Ints | None:
-    """`picked` moved step by step into the limits, least loss per byte first; None where that leads nowhere."""
+    """`picked` moved step by step into the limits, None where that leads nowhere.
+
+    Every step brings the excess over all limits down, each in shares of its room, at the least loss for that.
+    """
     picked = picked.copy()
-    for _ in range(2 * len(table.item) + 1):
-        over = table.costs[:, picked].sum(axis=1) - limits
+    unit = np.maximum(limits - np.minimum.reduceat(table.costs, table.starts, axis=1).sum(axis=1), 1)[:, None]
+    while True:
+        over = (table.costs[:, picked].sum(axis=1) - limits)[:, None]
         if (over <= 0).all():
             return picked
-        share = np.maximum(over, 0)[:, None].astype(np.float64)
         now = picked[table.item]
-        saved = np.minimum(table.costs[:, now] - table.costs, share)
-        saved = (saved / np.maximum(share, 1) * (share > 0)).sum(axis=0)
-        worth = saved > 0
+        after = over + table.costs - table.costs[:, now]
+        saved = ((np.maximum(over, 0) - np.maximum(after, 0)) / unit).sum(axis=0)
+        worth = saved > _LEAST_STEP
         if not worth.any():
             return None
         ratio = np.full(len(saved), np.inf)
         np.divide(table.loss - table.loss[now], saved, out=ratio, where=worth)
         step = int(ratio.argmin())
         picked[table.item[step]] = step
-    return None
 
 
 def _improve(table: Table, picked: Ints | None, limits: Ints) -> Ints | None:

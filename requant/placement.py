@@ -26,7 +26,7 @@ from requant.runtime import Engine
 from requant.solve import Solution
 
 TOLERANCE = 1e-4  # of the value; a placement that cannot be better by more is not tried
-SECONDS = 8.0  # for all placements; after that the best found, and its gap
+SECONDS = 6.0  # for all placements; after that the best found, and its gap
 SECONDS_EACH = 2.0
 REL_GAP = 2e-4  # of one placement's programme
 _REFINED = 6  # sizes of the largest tensor on the CPU that are tried once the number of layers is settled

@@ -195,6 +195,9 @@ def check_feasible(
     tensors = survey(source, types=types, imatrix=imatrix, has_importance=has_importance)
     check_requantization(source, tensors, allow_requantize)
     arch = require_model(source)
+    pair = [("F16" if x == AUTO else x) for x in (wishes.cache_type_k, wishes.cache_type_v)]
+    n_ctx = CELL_PADDING if wishes.n_ctx == MAX_CONTEXT else wishes.n_ctx
+    wishes = replace(wishes, cache_type_k=pair[0], cache_type_v=pair[1], n_ctx=n_ctx)
     make_plan(source, Losses(source.name, source.header_sha256, arch, "", None, None, tensors), wishes, imatrix=imatrix)
 
 

@@ -16,6 +16,7 @@ from requant.plan import LOSS_UNIT, Choice, Limit, Losses, Plan, TensorLosses
 from requant.units import format_size
 
 TIME_LIMIT = 60.0  # seconds
+_CONFLICT_SECONDS, _CONFLICT_GAP = 3.0, 1e-3
 REL_GAP = 1e-6  # at which the search may end, of the value above every item's least
 
 
@@ -54,7 +55,7 @@ def solved(losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT, 
             [[o.value for o in x] for x in items], [[o.costs for o in x] for x in items], slack, time_limit, rel_gap
         )
         if answer.picked is None:
-            raise _conflict(request, answer.how)
+            raise _conflict(request, items, slack)
         picked = [options[index] for options, index in zip(items, answer.picked, strict=True)]
         bound, how, prices = answer.bound, answer.how, answer.prices
     fixed = 0.0 if request.timing is None else request.price * 1e-9 * request.timing.fixed_ns
@@ -92,7 +93,7 @@ def check_feasible(problem: Problem) -> None:
 def _shortfall(limit: Limit, smallest: int, request: Request) -> str:
     """What is asked, what is needed and the figure to ask for, in the words of the option."""
     if limit.unit != "bytes":
-        ask = f"{1e9 / smallest:.3g}" if limit.unit == "ns" else f"{1.001 * smallest * LOSS_UNIT:.3g}"
+        ask = _asking(limit, smallest)
         word = "lower" if limit.unit == "ns" else "raise"
         asked, best = limit.show(limit.budget), limit.show(smallest)
         return f"{limit.option} {asked} cannot be had: the best plan for it has {best}; {word} it to {ask}"
@@ -130,11 +131,35 @@ def _remedy(request: Request) -> str:
     return loosen + (", or give --ram SIZE for layers on the CPU" if "--vram" in held and "--ram" not in held else "")
 
 
-def _conflict(request: Request, how: str) -> InfeasibleBudget:
-    """No choice was found though each limit alone can be met."""
-    limit = request.limits[0]
+def _conflict(request: Request, items: Sequence[Sequence[Option]], slack: Sequence[int]) -> InfeasibleBudget:
+    """No choice was found though each limit alone can be met: what each would have to be, the others as they are."""
+    from requant.knapsack import choose
+
+    found = []
+    for k, limit in enumerate(request.limits):
+        others = [j for j in range(len(slack)) if j != k]
+        costs = [[tuple(o.costs[j] for j in others) for o in options] for options in items]
+        values = [[float(o.costs[k]) for o in options] for options in items]
+        answer = choose(values, costs, [slack[j] for j in others], _CONFLICT_SECONDS, _CONFLICT_GAP)
+        if answer.picked is not None:
+            needed = limit.other + sum(options[p].costs[k] for options, p in zip(items, answer.picked, strict=True))
+            found.append((limit, max(needed, limit.budget + 1)))
     options = " and ".join(x.option for x in request.limits)
-    return InfeasibleBudget(limit.budget, limit.budget, f"no plan meets {options} together ({how}); raise one of them")
+    if not found:
+        limit = request.limits[0]
+        return InfeasibleBudget(limit.budget, limit.budget, f"no plan meets {options} together; loosen two of them")
+    limit, needed = found[0]
+    ways = " or ".join(f"{x.option} {_asking(x, n)}" for x, n in found)
+    return InfeasibleBudget(limit.budget, needed, f"no plan meets {options} together; {ways} would do")
+
+
+def _asking(limit: Limit, amount: int) -> str:
+    """`amount` of the limit's unit as one types it, on the safe side."""
+    if limit.unit == "ns":
+        return f"{math.floor(1e5 / amount * 1e6) / 100:g}"
+    if limit.unit == "loss":
+        return f"{1.001 * amount * LOSS_UNIT:.4g}"
+    return f"{math.ceil(8000 * amount / limit.n_weights) / 1000:g}" if limit.n_weights else _rounded_up(amount)
 
 
 def _canonical(items: Sequence[Sequence[Option]], picked: Sequence[Option]) -> list[Option]:

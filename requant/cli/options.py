@@ -178,6 +178,10 @@ def _context(_: click.Context, param: click.Parameter, value: str | None) -> int
     return n
 
 
+def _upper(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else value.upper()
+
+
 class Sizes(Size):
     """Sizes parted by commas."""
 
@@ -192,8 +196,8 @@ _BUDGET = (
     ),
     click.option("--ram", type=Size(), metavar="SIZE", help="RAM for what is not on the GPU."),
     click.option("--ctx", "n_ctx", metavar="N|max", callback=_context, help="Context, over all sequences."),
-    click.option("--cache-type-k", metavar="T|auto", help="Type of the K cache, f16 by default."),
-    click.option("--cache-type-v", metavar="T|auto", help="Type of the V cache, f16 by default."),
+    click.option("--cache-type-k", metavar="T|auto", callback=_upper, help="Type of the K cache, f16 by default."),
+    click.option("--cache-type-v", metavar="T|auto", callback=_upper, help="Type of the V cache, f16 by default."),
     click.option("--parallel", "n_parallel", type=CONTEXT, metavar="N", help="Sequences at once."),
     click.option("--reserve", type=Size(), metavar="SIZE", help="VRAM to leave free (1GiB, at most a tenth)."),
     click.option("--draft", type=FILE, metavar="F", help="A draft model or EAGLE-3 head that shares the VRAM."),

@@ -18,7 +18,7 @@ from requant.container.source import Source, open_source, require_model
 from requant.errors import InputOutputError, UsageError
 from requant.formats import Effort, by_name
 from requant.model.roles import never_quantize
-from requant.pipeline import Wishes, check_feasible, make_plan, off_plan
+from requant.pipeline import AUTO, Wishes, check_feasible, make_plan, off_plan
 from requant.plan import PLAN_SCHEMA, Losses, Plan, read_losses, read_plan
 from requant.records import dump
 from requant.textfile import check_writable, has_schema, write_text
@@ -236,6 +236,9 @@ class Job:
         if losses is None:
             scored = self._scored(weigh)
             losses, job = scored.losses, replace(self, imatrix=self.imatrix or scored.measured)
+        if AUTO in (self.wishes.cache_type_k, self.wishes.cache_type_v) and not losses.caches:
+            losses = replace(losses, caches=self._cache_losses())
+            job = replace(job, losses=losses if job.losses is not None else None)
         if self.like is not None:
             from requant.recipe import losses_like, types_like
 
@@ -244,6 +247,18 @@ class Job:
             limited = losses_like(losses, types)
             return job, replace(limited, notes=(*limited.notes, *notes))
         return job, losses
+
+    def _cache_losses(self) -> dict[str, float]:
+        """What rounding the KV cache costs the model, by type."""
+        from requant import trial
+
+        check_can_run(self.source)
+        text = messages.interruptible(self.calibration.windows, self.source)
+        messages.prepare_kernels({by_name(name) for pair in trial.CACHES for name in pair})
+        with messages.progress("measuring caches", len(trial.CACHES) + 1, " models") as advance:
+            return messages.interruptible(
+                trial.cache_losses, self.source, text.windows, threads=self.threads, progress=advance
+            )
 
     def _least(self, losses: Losses, n: int) -> Plan:
         """Of `n` plans near the best, the one of least divergence on text that was not scored with."""

@@ -33,6 +33,16 @@ class Blind:
         """Nothing."""
 
 
+Cached = Callable[
+    [Array, Array], tuple[Array, Array]
+]  # keys and values (n_tokens, n_heads, size) as attention has them
+
+
+def as_they_are(keys: Array, values: Array) -> tuple[Array, Array]:
+    """A cache that rounds nothing."""
+    return keys, values
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
     """A layer's place, its weights, and what it is run with for windows of one length."""
@@ -41,6 +51,7 @@ class Layer:
     index: int
     weights: Mapping[str, Array]
     rotation: Rotation
+    cached: Cached
 
     def run(self, x: Array, watch: Watch) -> tuple[Array, Back]:
         """x: (n_tokens, n_embd), the residual stream of a window -> the same behind the layer; safe in threads."""
@@ -95,10 +106,11 @@ class _Run:
         (q, k, v), back_qkv = self._qkv(x, hp.n_head[il] * d_k, hp.n_head_kv[il] * d_k)
         q, back_q = self._norm("attn_q_norm", q.reshape(n, -1, d_k))
         k, back_k = self._norm("attn_k_norm", k.reshape(n, -1, d_k))
+        keys, values = self.of.cached(self.of.rotation.apply(k), v.reshape(n, -1, d_v))
         mixed, back_mixed = attention(
             self.of.rotation.apply(q),
-            self.of.rotation.apply(k),
-            v.reshape(n, -1, d_v),
+            keys,
+            values,
             scale=self.of.architecture.attention_scale,
             cap=self.of.architecture.attention_cap,
             window=self.of.architecture.windows[il],

@@ -19,7 +19,7 @@ from threadpoolctl import ThreadpoolController
 from requant.errors import BadInput, NumericFault
 from requant.model.forward.architecture import Architecture, read_architecture
 from requant.model.forward.checkpoints import Checkpoints
-from requant.model.forward.layer import Blind, Layer, Watch
+from requant.model.forward.layer import Blind, Cached, Layer, Watch, as_they_are
 from requant.model.forward.ops import Array, Back, rms_norm, soft_cap
 from requant.model.forward.rope import rotation
 from requant.model.forward.weights import Weights
@@ -40,6 +40,7 @@ class Model:
 
     architecture: Architecture
     weights: Weights
+    cached: Cached = as_they_are
 
     @property
     def embedding_scale(self) -> float:
@@ -81,7 +82,7 @@ def layers(model: Model, n_ctx: int, order: Iterable[int]) -> Iterator[Layer]:
     swa = rotation(architecture.rope_swa, n_ctx, None, dtype)
     for index in order:
         turn = swa if architecture.windows[index] else full
-        yield Layer(architecture, index, model.weights.layer(index), turn)
+        yield Layer(architecture, index, model.weights.layer(index), turn, model.cached)
 
 
 def forward(

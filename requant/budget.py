@@ -18,86 +18,19 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 from requant.errors import UsageError, printable
 from requant.formats import FORMATS, by_name
-from requant.plan import LOSS_UNIT, Candidate, Limit, Losses, TensorLosses, Timing, use_of
+from requant.items import Item, items_of
+from requant.plan import LOSS_UNIT, Candidate, Limit, Losses, TensorLosses, Timing
 from requant.records import suggest
+from requant.request import Request, Rule
 
 FILE_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 DEVICE_ALIGNMENT = 128  # of a tensor in a CUDA buffer (ggml_backend_cuda_buffer_type_get_alignment)
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """REGEX=TYPE of the option that said so."""
-
-    option: str
-    pattern: str
-    type: str
-
-    def __str__(self) -> str:
-        return f"{self.option} '{printable(self.pattern)}={self.type}'"
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A budget and the wishes that go with it."""
-
-    limits: tuple[Limit, ...] = ()
-    memory: Mapping[str, int] = field(default_factory=dict)  # component -> bytes in VRAM beside the weights
-    pins: tuple[Rule, ...] = ()
-    floors: tuple[Rule, ...] = ()
-    groups: tuple[str, ...] = ()
-    types: tuple[str, ...] = ()  # empty: all that were scored
-    output_type: str | None = None
-    embedding_type: str | None = None
-    devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # tensor -> where it may be; else as scored
-    units: Mapping[str, str] = field(default_factory=dict)  # tensor -> what it is placed with, if it may be anywhere
-    shares: Mapping[str, float] = field(default_factory=dict)  # tensor -> the share read for each token, else 1
-    unusable: Mapping[str, frozenset[str]] = field(default_factory=dict)  # device -> types that do not run there
-    largest_on_cpu: int | None = None  # bytes; no tensor there is larger
-    timing: Timing | None = None
-    price: float = 0.0  # loss that a second per token is worth
-    objective: str = "loss"  # what is least: loss (with the price of time), bytes, or weights not of `preferred`
-    preferred: str = ""
-
-    def describe(self) -> dict[str, Any]:
-        """What was asked for, for the plan's file; only what was given."""
-        asked = {
-            **{x.option.removeprefix("--").replace("-", "_"): _asked(x) for x in self.limits},
-            "tensor_type": [f"{r.pattern}={r.type}" for r in self.pins],
-            "min_type": [f"{r.pattern}={r.type}" for r in self.floors],
-            "group": list(self.groups),
-            "types": list(self.types),
-            "output_tensor_type": self.output_type,
-            "token_embedding_type": self.embedding_type,
-        }
-        return {key: value for key, value in asked.items() if value}
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """A type and a device for every tensor of an item, with what that takes of each limit."""
-
-    types: tuple[str, ...]  # one per member
-    devices: tuple[str, ...]
-    costs: tuple[int, ...]  # one per limit, in its unit
-    n_bytes: int
-    loss: float
-    value: float  # what is to be least
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """Tensors that are decided together, by their place in the losses, and what they may have."""
-
-    members: tuple[int, ...]
-    options: tuple[Option, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +41,6 @@ class Problem:
     request: Request
     items: tuple[Item, ...]  # ordered by their first tensor
     notes: tuple[str, ...]
-
-
-def _asked(limit: Limit) -> float:
-    """The figure of a limit as the user gave it."""
-    if limit.n_weights:
-        return limit.bpw
-    return {"ns": 1e9 / max(limit.budget, 1), "loss": limit.budget * LOSS_UNIT}.get(limit.unit, limit.budget)
 
 
 def vram_limit(budget: int, weights_limit: int) -> Limit:
@@ -185,7 +111,7 @@ def constrain(losses: Losses, request: Request) -> Problem:
         (members, _common_types([allowed[m] for m in members], losses, members, pattern))
         for members, pattern in _groups(losses, request.groups, notes)
     ]
-    return Problem(losses, request, tuple(_items(losses, request, tied)), tuple(notes))
+    return Problem(losses, request, tuple(items_of(losses, request, tied)), tuple(notes))
 
 
 def allowed_candidates(losses: Losses, request: Request) -> list[tuple[Candidate, ...]]:
@@ -342,9 +268,6 @@ def _groups(losses: Losses, patterns: Sequence[str], notes: list[str]) -> list[t
     return [(tuple(found), tied_by[leader]) for leader, found in members.items()]
 
 
-_Tied = tuple[tuple[int, ...], list[tuple[Candidate, ...]]]  # tensors of one type, and the candidates of each type
-
-
 def _common_types(
     allowed: list[tuple[Candidate, ...]], losses: Losses, members: tuple[int, ...], pattern: str
 ) -> list[tuple[Candidate, ...]]:
@@ -356,104 +279,3 @@ def _common_types(
         names = ", ".join(printable(t.name) for t in tensors[:3]) + (", ..." if len(tensors) > 3 else "")
         raise UsageError(f"--group '{printable(pattern)}': {names} have no allowed type in common")
     return [tuple(types[name] for types in by_type) for name in common]
-
-
-def devices_of(tensor: TensorLosses, request: Request) -> tuple[str, ...]:
-    """Where the tensor may be."""
-    return request.devices.get(tensor.name, ("gpu",) if tensor.on_gpu else ("cpu",))
-
-
-def _items(losses: Losses, request: Request, tied: list[_Tied]) -> Iterator[Item]:
-    """Items in the order of their first tensor; what must be on one device, though it may be on either, is one."""
-    units: dict[str, list[int]] = {}  # unit -> the tied tensors that have a member in it
-    leader = list(range(len(tied)))
-    for k, (members, _) in enumerate(tied):
-        for m in members:
-            tensor = losses.tensors[m]
-            if len(devices_of(tensor, request)) > 1:
-                units.setdefault(request.units.get(tensor.name, tensor.name), []).append(k)
-    for together in units.values():
-        first = min(leader[k] for k in together)
-        old = {leader[k] for k in together}
-        leader = [first if x in old else x for x in leader]
-    for k in range(len(tied)):
-        parts = [tied[j] for j in range(k, len(tied)) if leader[j] == k]
-        if parts:
-            yield _item(losses, request, parts)
-
-
-def _item(losses: Losses, request: Request, parts: list[_Tied]) -> Item:
-    members = tuple(m for found, _ in parts for m in found)
-    devices = dict.fromkeys(d for m in members for d in devices_of(losses.tensors[m], request))
-    free = any(len(devices_of(losses.tensors[m], request)) > 1 for m in members)
-    options: list[Option] = []
-    for device in devices if free else [""]:
-        joined: list[Option] = []
-        for found, rows in parts:
-            own = [o for row in rows if (o := _option(losses, request, found, row, device)) is not None]
-            joined = _joined(joined, own) if joined else own
-            if not joined:
-                break
-        options.extend(joined)
-    if not options:
-        tensor = losses.tensors[members[0]]
-        raise UsageError(
-            f"{printable(tensor.name)} can have no type that runs where it must be; score more types, or loosen a pin"
-        )
-    return Item(members, tuple(options))
-
-
-def _option(
-    losses: Losses, request: Request, members: tuple[int, ...], row: tuple[Candidate, ...], device: str
-) -> Option | None:
-    """The members with one type each; those that may be anywhere on `device`. None where the type cannot be there."""
-    places, uses, other = [], [], 0.0
-    for m, c in zip(members, row, strict=True):
-        tensor = losses.tensors[m]
-        choices = devices_of(tensor, request)
-        place = choices[0] if len(choices) == 1 else device
-        if tensor.reason is None and c.type in request.unusable.get(place, ()):
-            return None
-        if place == "cpu" and _is_too_large(tensor, c, request):
-            return None
-        share = request.shares.get(tensor.name, 1.0)
-        use = use_of(c, place, tensor.role, share, request.timing)
-        places.append(place)
-        uses.append(use)
-        if request.objective == "preferred":
-            other += tensor.n_weights if tensor.reason is None and c.type != request.preferred else 0
-    n_bytes, loss = sum(u.n_bytes for u in uses), math.fsum(u.loss for u in uses)
-    values = {"loss": loss + request.price * 1e-9 * sum(u.ns for u in uses), "bytes": float(n_bytes)}
-    costs = tuple(sum(limit.cost(u) for u in uses) for limit in request.limits)
-    types = tuple(c.type for c in row)
-    return Option(types, tuple(places), costs, n_bytes, loss, values.get(request.objective, other))
-
-
-def _is_too_large(tensor: TensorLosses, candidate: Candidate, request: Request) -> bool:
-    """Whether it could not be copied to the GPU for a big batch, as all are that are multiplied with."""
-    most = request.largest_on_cpu
-    multiplied = tensor.reason is None and request.shares.get(tensor.name, 1.0) > 0
-    return multiplied and most is not None and candidate.n_bytes > most
-
-
-def _joined(a: list[Option], b: list[Option]) -> list[Option]:
-    """Every pair of options that no other pair beats or equals in value and in each cost."""
-    import numpy as np
-
-    values = np.add.outer([o.value for o in a], [o.value for o in b]).ravel()
-    costs = (np.array([o.costs for o in a])[:, None] + np.array([o.costs for o in b])[None]).reshape(len(values), -1)
-    order = np.lexsort((*costs.T, values))
-    kept: list[int] = []
-    held = costs[:0]
-    for k in order:
-        if not (held <= costs[k]).all(axis=1).any():
-            kept.append(int(k))
-            held = costs[kept]
-    return [_sum(a[k // len(b)], b[k % len(b)]) for k in kept]
-
-
-def _sum(a: Option, b: Option) -> Option:
-    costs = tuple(x + y for x, y in zip(a.costs, b.costs, strict=True))
-    return Option(
-        a.types + b.types, a.devices + b.devices, costs, a.n_bytes + b.n_bytes, a.loss + b.loss, a.value + b.value
-    )

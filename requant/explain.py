@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from requant.budget import Rule
 from requant.container.source import Source
 from requant.errors import InfeasibleBudget, UsageError, printable
 from requant.imatrix import Imatrix
-from requant.pipeline import Wishes, make_plan
+from requant.pipeline import make_plan
 from requant.plan import Choice, Losses, Plan, TensorLosses
 from requant.records import suggest
+from requant.request import Rule
+from requant.wishes import Wishes
 
 MORE = 100 * 2**20  # bytes that one is offered
 

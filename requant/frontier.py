@@ -13,9 +13,10 @@ from requant.errors import BadInput, InfeasibleBudget
 from requant.imatrix import Imatrix
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.memory import memory_for
-from requant.pipeline import Wishes, engine_settings, make_plan
+from requant.pipeline import make_plan
 from requant.plan import Losses, Plan
 from requant.records import dump, plain
+from requant.wishes import Wishes, engine_settings
 
 FRONTIER_SCHEMA = "requant.frontier/1"
 N_POINTS = 40

@@ -3,178 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from requant.attached import draft_bytes, prediction_bytes, projector_bytes
-from requant.budget import Request, Rule, bpw_limit, constrain, loss_limit, size_limit
+from requant.budget import bpw_limit, loss_limit, size_limit
 from requant.container.infos import padded
 from requant.container.metadata import alignment_of
 from requant.container.source import Source, open_source, require_model
 from requant.errors import BadInput, InfeasibleBudget, UsageError, printable
-from requant.formats import by_name
+from requant.ground import ground_of
 from requant.guard import guarded
 from requant.layers import reference_type, summaries
-from requant.model.companions import SECOND_LEVEL
-from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
+from requant.model.hyperparameters import read_hyperparameters
 from requant.model.memory import (
     CELL_PADDING,
-    DEFAULT_RESERVE,
-    DEVICE_ALIGNMENT,
-    RESERVE_SHARE,
-    Memory,
-    Settings,
-    default_settings,
-    device_bytes,
     layer_caches,
-    memory_for,
-    shrink_batch,
 )
-from requant.placement import DEFAULT_PRICE, SECONDS_EACH, Ground, best_placement
 from requant.placement import REL_GAP as PLACEMENT_GAP
+from requant.placement import SECONDS_EACH, Ground, best_placement
 from requant.plan import Losses, Plan
-from requant.runtime import ENGINES, Engine, engine_named
+from requant.request import Request
 from requant.solve import REL_GAP, TIME_LIMIT, Solution, solve, solved
+from requant.wishes import AUTO, MAX_CONTEXT, PREFERENCE, Wishes, check_wishes
 
 if TYPE_CHECKING:
     from requant.container.layout import Layout
     from requant.imatrix import Imatrix
-
-MIN_UBATCH = 32  # tokens; the least that shrink_batch goes to
-MODEL_OPTIONS = {"n_ctx": "--ctx", "cache_type_k": "--cache-type-k", "cache_type_v": "--cache-type-v"}
-# options that say how memory is spent
-MEMORY_OPTIONS = MODEL_OPTIONS | {
-    "n_parallel": "--parallel",
-    "reserve": "--reserve",
-    "draft": "--draft",
-    "mmproj": "--mmproj",
-    "mtp": "--mtp",
-    "assume": "--assume",
-    "price": "--time-price",
-    "bandwidth": "--bandwidth",
-}
-LIMITS = ("--vram SIZE", "--ram SIZE", "--size SIZE", "--bpw X", "--max-loss X")
-MAX_CONTEXT = -1  # --ctx max
-AUTO = "AUTO"  # a cache type that is to be chosen
-PREFERENCE = 0.05  # of the predicted loss that an engine's own type may cost
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What was asked for, as the options of the command line say it; sizes in bytes, None and () where not given."""
-
-    vram: int | None = None
-    ram: int | None = None
-    n_ctx: int | None = None  # MAX_CONTEXT: the largest that keeps max_loss
-    cache_type_k: str | None = None
-    cache_type_v: str | None = None
-    n_parallel: int | None = None
-    reserve: int | None = None
-    draft: Path | None = None
-    mmproj: Path | None = None
-    mtp: bool | None = None  # layers of multi-token prediction are used
-    assume: bool | None = None
-    size: int | None = None
-    bpw: float | None = None
-    max_loss: float | None = None
-    min_speed: float | None = None
-    price: float | None = None
-    bandwidth: tuple[tuple[str, float], ...] | None = None
-    engine: str | None = None
-    prefer_within: float | None = None
-    pins: tuple[Rule, ...] = ()
-    floors: tuple[Rule, ...] = ()
-    groups: tuple[str, ...] = ()
-    types: tuple[str, ...] = ()
-    output_type: str | None = None
-    embedding_type: str | None = None
-
-    @property
-    def has_budget(self) -> bool:
-        """Whether anything limits the bytes."""
-        return any(x is not None for x in (self.vram, self.ram, self.size, self.bpw, self.max_loss))
-
-    @property
-    def on_devices(self) -> bool:
-        """Whether anything asks where the tensors are."""
-        return any(x is not None for x in (self.vram, self.ram, self.min_speed))
-
-    @property
-    def profile(self) -> Engine:
-        """The engine, with the bandwidths given."""
-        engine = engine_named(self.engine)
-        return replace(engine, bandwidth={**engine.bandwidth, **dict(self.bandwidth or ())})
-
-    @property
-    def request(self) -> Request:
-        """The wishes about types, without a limit."""
-        return Request(
-            pins=self.pins,
-            floors=self.floors,
-            groups=self.groups,
-            types=self.types,
-            output_type=self.output_type,
-            embedding_type=self.embedding_type,
-        )
-
-    def types_to_score(self, default: tuple[str, ...]) -> tuple[str, ...]:
-        """--types, or the engine's candidates, or the `default`, and every type that a wish names."""
-        named = (*(r.type for r in self.pins + self.floors), self.output_type, self.embedding_type)
-        usual = self.types or (default if self.engine is None else engine_named(self.engine).candidates)
-        return tuple(dict.fromkeys((*usual, *(t for t in named if t is not None))))
-
-
-def check_wishes(wishes: Wishes) -> None:
-    """Raise UsageError where there is no budget, or an option that says nothing without another."""
-    if not wishes.has_budget:
-        raise UsageError(f"no budget given; say {', '.join(LIMITS[:-1])} or {LIMITS[-1]}")
-    check_memory_options(wishes)
-
-
-def check_memory_options(wishes: Wishes) -> None:
-    """Raise UsageError for options that say nothing without another, or that contradict each other."""
-    engine = engine_named(wishes.engine)
-    alone = [option for name, option in MEMORY_OPTIONS.items() if getattr(wishes, name) not in (None, False)]
-    if alone and not wishes.on_devices:
-        raise UsageError(f"{alone[0]} says how memory is spent; give --vram SIZE or --ram SIZE with it")
-    if not engine.has_gpu and wishes.vram is not None:
-        raise UsageError(f"--engine {engine.name} has no GPU; give --ram SIZE, not --vram")
-    if wishes.n_ctx == MAX_CONTEXT and (wishes.max_loss is None or wishes.vram is None):
-        raise UsageError("--ctx max is the largest context that keeps a loss in VRAM; give --vram and --max-loss")
-    if wishes.prefer_within is not None and not engine.preferred:
-        having = ", ".join(e.name for e in ENGINES.values() if e.preferred)
-        raise UsageError(f"--prefer-within is for an engine with a type of its own; give --engine {having}")
-
-
-def check_ways(
-    wishes: Wishes, plan_file: object, type_name: object, preset: object = None, like: object = None
-) -> None:
-    """Raise UsageError unless exactly one of a budget, --plan, --type, --preset and --like decides the types.
-
-    A budget may go with --like, which it then repairs.
-    """
-    given = [
-        *(["a budget (--vram, --ram, --size, --bpw, --max-loss)"] if wishes.has_budget else []),
-        *(["--plan"] if plan_file is not None else []),
-        *(["--type"] if type_name is not None else []),
-        *(["--preset"] if preset is not None else []),
-        *(["--like"] if like is not None and not wishes.has_budget else []),
-    ]
-    if not given:
-        raise UsageError(
-            f"nothing decides the types; give {', '.join(LIMITS)}, --plan FILE, --type T, --preset M or --like F"
-        )
-    if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} cannot be given together; each decides the types")
-    check_memory_options(wishes)
-    if plan_file is not None and wishes != Wishes():
-        raise UsageError("--plan decides every type; edit the plan, or plan again with these options")
-    if preset is not None and wishes != Wishes():
-        raise UsageError("--preset decides every type; leave other wishes out")
-    if type_name is not None and wishes.types:
-        raise UsageError("--type and --types cannot be given together")
 
 
 def check_feasible(
@@ -241,7 +97,7 @@ def _of(source: Source, losses: Losses) -> Losses:
 def _plan_for(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix | None) -> Plan:
     """The plan where context and cache types are settled."""
     request, notes = replace(wishes.request, unusable=wishes.profile.cannot), list[str]()
-    ground = _ground(source, losses, wishes, notes) if wishes.on_devices else None
+    ground = ground_of(source, losses, wishes, notes) if wishes.on_devices else None
     if wishes.bpw is not None:
         request = replace(request, limits=(*request.limits, bpw_limit(wishes.bpw, losses)))
     if wishes.max_loss is not None:
@@ -311,67 +167,6 @@ def _preferring(plan: Plan, losses: Losses, wanted: Request, own: str, within: f
         notes=(*plan.notes, note),
         solver=plan.solver,
     )
-
-
-def _ground(source: Source, losses: Losses, wishes: Wishes, notes: list[str]) -> Ground:
-    """What every placement has in common, with a batch that leaves room for the weights."""
-    hp = read_hyperparameters(source.metadata, source.tensors)
-    settings = engine_settings(hp, wishes)
-    if settings.n_ctx > hp.context_length:
-        notes.append(f"a context of {settings.n_ctx} is above the {hp.context_length} that the model was made for")
-    if settings.assume and not hp.caches.known:
-        notes.append(f"the caches of '{printable(hp.arch)}' are not known: memory is an upper bound")
-    if wishes.mtp and not hp.n_nextn:
-        raise UsageError("--mtp: the model has no layers of multi-token prediction")
-    engine = wishes.profile
-    parts = {"padding": _row_padding(losses)}
-    if wishes.draft is not None:
-        parts |= draft_bytes(wishes.draft, source, settings)
-    if wishes.mmproj is not None:
-        parts |= projector_bytes(wishes.mmproj)
-    if wishes.mtp:
-        parts |= prediction_bytes(hp, settings)
-    memory = memory_for(hp, settings, vram=wishes.vram, reserve=wishes.reserve)
-    price = DEFAULT_PRICE if wishes.ram is not None and wishes.vram is not None else 0.0
-    if wishes.min_speed is not None or wishes.ram is not None:
-        rates = ", ".join(f"{name} {rate / 1e9:g}" for name, rate in engine.bandwidth.items())
-        given = "given" if wishes.bandwidth else "assumed; say --bandwidth for yours"
-        notes.append(f"speed is predicted from bandwidths in GB/s: {rates} ({given})")
-    ground = Ground(
-        hp=hp,
-        engine=engine,
-        memory=memory,
-        vram=0 if wishes.vram is None and engine.has_gpu and wishes.ram is not None else wishes.vram,
-        ram=wishes.ram,
-        min_speed=wishes.min_speed,
-        price=price if wishes.price is None else wishes.price,
-        parts=parts,
-        mtp=bool(wishes.mtp),
-    )
-    if wishes.vram is None or wishes.ram is not None:
-        return ground
-    return replace(ground, memory=_fitting_batch(losses, wishes, ground, notes))
-
-
-def _fitting_batch(losses: Losses, wishes: Wishes, ground: Ground, notes: list[str]) -> Memory:
-    """The memory of the largest batch that leaves room for the smallest plan: one that spares the output, if any."""
-    assert wishes.vram is not None
-    hp, memory = ground.hp, ground.memory
-    limited = ground.request(losses, wishes.request, ground.n_places, 0)
-    beside = sum(ground.parts.values())
-    for considered in (guarded(losses, limited), losses):  # a smaller batch rather than a poor output
-        smallest = beside + _smallest(considered, limited)
-        fitted = shrink_batch(hp, memory, wishes.vram, smallest)
-        if fitted.weights_limit(wishes.vram) >= smallest:
-            break
-    else:
-        fitted = _least_memory(hp, memory, wishes.reserve, smallest)
-    if fitted.settings.n_ubatch != memory.settings.n_ubatch:
-        notes.append(
-            f"the compute buffer of a batch of {memory.settings.n_ubatch} leaves too little for weights: "
-            f"the plan is for batches of {fitted.settings.n_ubatch}, which read prompts more slowly"
-        )
-    return fitted
 
 
 def _described(plan: Plan, losses: Losses, wishes: Wishes, ground: Ground | None) -> Plan:
@@ -491,47 +286,6 @@ def off_plan(target: Source, plan: Plan) -> Iterator[str]:
             yield f"tensor '{printable(name)}' of the plan is missing"
         elif (found := target.tensor(name).format.name) != type_name:
             yield f"tensor '{printable(name)}' is {found}, the plan says {type_name}"
-
-
-def _least_memory(hp: Hyperparameters, memory: Memory, reserve: int | None, smallest: int) -> Memory:
-    """What the smallest plan of all needs beside its weights, so that the error names a budget that will do.
-
-    The default reserve grows with the budget, so it is the one of that larger budget.
-    """
-    least = memory_for(hp, replace(memory.settings, n_ubatch=MIN_UBATCH), reserve=0)
-    needed = least.total + smallest
-    if reserve is None:
-        reserve = min(DEFAULT_RESERVE, -(-needed // (RESERVE_SHARE - 1)))
-    return replace(least, reserve=reserve)
-
-
-def engine_settings(hp: Hyperparameters, wishes: Wishes) -> Settings:
-    """How the engine will be started: what was asked for, the engine's defaults for the rest."""
-    given = {name: getattr(wishes, name) for name in (*MODEL_OPTIONS, "n_parallel", "assume")}
-    given = {
-        name: value.upper() if isinstance(value, str) else value for name, value in given.items() if value is not None
-    }
-    return replace(default_settings(hp), **given)
-
-
-def _row_padding(losses: Losses) -> int:
-    """Bytes at most by which CUDA's padding of last rows, and companions, exceed the aligned sizes of a limit."""
-    total = 0
-    for tensor in losses.tensors:
-        if tensor.on_gpu and tensor.shape:
-            formats = [fmt for c in tensor.candidates if (fmt := by_name(c.type)) is not None]
-            total += max(
-                device_bytes(fmt, tensor.shape)
-                - -(-fmt.n_bytes(tensor.n_weights) // DEVICE_ALIGNMENT) * DEVICE_ALIGNMENT
-                for fmt in formats
-            )
-            total += DEVICE_ALIGNMENT * any(fmt.name == SECOND_LEVEL for fmt in formats)
-    return total
-
-
-def _smallest(losses: Losses, request: Request) -> int:
-    """Bytes of the last limit that the smallest plan takes."""
-    return sum(min(option.costs[-1] for option in item.options) for item in constrain(losses, request).items)
 
 
 def _solved(losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT, rel_gap: float = REL_GAP) -> Solution:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from requant.budget import Request, Rule, parse_rule
+from requant.budget import parse_rule
 from requant.container.source import Source, require_model
 from requant.errors import BadInput, UsageError, printable
 from requant.formats import Effort, by_name
@@ -21,6 +21,7 @@ from requant.model.roles import fallback_type, is_below, never_quantize, usable_
 from requant.model.stock import mixture_types
 from requant.plan import Choice, Losses, Plan, TensorLosses
 from requant.records import read_text
+from requant.request import Request, Rule
 from requant.sensitivity import check_requantization, survey
 from requant.solve import solve
 

@@ -10,9 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from requant.budget import Item, Option, Problem, Request, constrain
+from requant.budget import Problem, constrain
 from requant.errors import InfeasibleBudget
+from requant.items import Item, Option
 from requant.plan import LOSS_UNIT, Choice, Limit, Losses, Plan, TensorLosses
+from requant.request import Request
 from requant.units import format_size
 
 TIME_LIMIT = 60.0  # seconds

@@ -27,7 +27,7 @@ import real_models
 from bench_formats import dithered
 
 from requant import codec
-from requant.budget import Request, size_limit
+from requant.budget import size_limit
 from requant.calibrate import calibrate
 from requant.container.layout import lay_out
 from requant.container.output import Output
@@ -41,6 +41,7 @@ from requant.model.forward.passes import forward, head_of, model_of
 from requant.model.forward.weights import Weights
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.stock import mixture_types
+from requant.request import Request
 from requant.sensitivity import DEFAULT_TYPES, score
 from requant.solve import solve
 from requant.text import Windows, drawn_windows, read_text_windows

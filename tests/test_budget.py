@@ -2,8 +2,6 @@ import pytest
 from strategies import model, tensor
 
 from requant.budget import (
-    Request,
-    Rule,
     bpw_limit,
     constrain,
     loss_limit,
@@ -17,6 +15,7 @@ from requant.budget import (
 )
 from requant.errors import UsageError
 from requant.plan import Limit, Timing, Use
+from requant.request import Request, Rule
 
 SOME = {"Q2_K": 3.0, "Q4_K": 0.5, "Q6_K": 0.1}
 LOSSES = model(

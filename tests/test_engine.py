@@ -7,16 +7,18 @@ import pytest
 from conversions import plan_for
 from real_models import IMATRIX, TINY, gemma3, smollm2
 
-from requant.budget import Request, bpw_limit, parse_rule
+from requant.budget import bpw_limit, parse_rule
 from requant.container.source import open_source
 from requant.convert import convert
 from requant.errors import BadInput
 from requant.formats import FORMATS
 from requant.imatrix import read_imatrix
-from requant.pipeline import Wishes, make_plan
+from requant.pipeline import make_plan
 from requant.recipe import uniform_plan
+from requant.request import Request
 from requant.sensitivity import score
 from requant.solve import solve
+from requant.wishes import Wishes
 
 VOCABULARY = 4096  # of the tiny model
 PROMPTS = (  # cut where the next word is open

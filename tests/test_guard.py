@@ -1,8 +1,9 @@
 import pytest
 from strategies import model, tensor
 
-from requant.budget import Request, bpw_limit, parse_rule, size_limit, vram_limit
+from requant.budget import bpw_limit, parse_rule, size_limit, vram_limit
 from requant.guard import guarded
+from requant.request import Request
 from requant.solve import solve
 
 BY_TYPE = {"Q2_K": 1e-3, "Q4_K": 1e-4, "Q5_K": 1e-5, "Q6_K": 1e-6, "Q8_0": 1e-7}  # the output seems to matter little

@@ -3,14 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from requant.budget import Rule
 from requant.container.source import open_source
 from requant.convert import output_layout
 from requant.errors import BadInput, InfeasibleBudget, UsageError
-from requant.pipeline import Wishes, check_feasible, check_ways, make_plan
+from requant.pipeline import check_feasible, make_plan
 from requant.plan import Losses
 from requant.report.engine import start_command as llama_server
+from requant.request import Rule
 from requant.sensitivity import survey
+from requant.wishes import Wishes, check_ways
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny-llama-f16.gguf"
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")

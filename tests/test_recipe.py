@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import losses, model, tensor
 
-from requant.budget import Request, Rule, constrain
+from requant.budget import constrain
 from requant.errors import BadInput, InputOutputError, UsageError
 from requant.plan import Plan
 from requant.recipe import read_tensor_types, tensor_type_file
+from requant.request import Request, Rule
 from requant.solve import solve
 
 

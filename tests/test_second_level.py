@@ -14,9 +14,10 @@ from requant.conversion import record_path
 from requant.convert import convert, output_layout
 from requant.formats import by_name
 from requant.model.scales import scales_of
-from requant.pipeline import Wishes, make_plan
+from requant.pipeline import make_plan
 from requant.sensitivity import score
 from requant.verify import verify
+from requant.wishes import Wishes
 
 Q, UP, EXPERTS = "blk.0.attn_q.weight", "blk.0.ffn_up.weight", "blk.0.ffn_up_exps.weight"
 Q_SCALE, EXPERTS_SCALE = "blk.0.attn_q.scale", "blk.0.ffn_up_exps.scale"

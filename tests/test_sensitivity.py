@@ -9,12 +9,13 @@ from gguf_files import STR, U32, File, Tensor, pair
 from real_models import IMATRIX, TINY
 
 from requant import codec
-from requant.budget import Request, bpw_limit
+from requant.budget import bpw_limit
 from requant.container.source import open_source
 from requant.errors import BadInput, NumericFault, UsageError
 from requant.formats import by_name
 from requant.imatrix import importance_for, read_imatrix
 from requant.plan import Losses
+from requant.request import Request
 from requant.sensitivity import DEFAULT_TYPES, check_requantization, score, survey
 from requant.solve import solve
 from requant.stream import GAINS

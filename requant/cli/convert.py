@@ -11,10 +11,10 @@ from requant.cli import messages, options, stages
 from requant.cli.calibration import Calibration
 from requant.container.source import open_source
 from requant.errors import UsageError
-from requant.pipeline import Wishes, check_ways
 from requant.report.engine import start_command
 from requant.report.result import conversion_text
 from requant.report.table import plan_table
+from requant.wishes import Wishes, check_ways
 
 
 @click.command()

@@ -15,8 +15,8 @@ from requant.cli import messages
 from requant.cli.calibration import Calibration
 from requant.errors import UsageError, printable
 from requant.formats import FORMATS, Effort
-from requant.pipeline import MAX_CONTEXT, Wishes
 from requant.units import parse_size
+from requant.wishes import MAX_CONTEXT, Wishes
 
 MIN_CTX = 16  # tokens of a window
 

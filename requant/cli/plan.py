@@ -8,15 +8,15 @@ from typing import Any
 
 import click
 
-from requant.cli import messages, options, stages
+from requant.cli import messages, options, planning, stages
 from requant.cli.calibration import Calibration
 from requant.container.source import open_source
 from requant.errors import UsageError
-from requant.pipeline import Wishes, check_memory_options, check_ways
 from requant.report.engine import start_command
 from requant.report.table import plan_table, plans_table
 from requant.textfile import check_writable, write_text
 from requant.units import size_label
+from requant.wishes import Wishes, check_memory_options, check_ways
 
 
 @click.command()
@@ -66,12 +66,12 @@ def command(
             if path is not None:
                 check_writable(path, force=force, inputs=job.inputs)
         if frontier:
-            text = stages.frontier(job, as_json=as_json or (out is not None and out.suffix == ".json"))
+            text = planning.frontier(job, as_json=as_json or (out is not None and out.suffix == ".json"))
             if out is not None:
                 write_text(out, text, force=force, inputs=job.inputs)
             messages.emit(text.removesuffix("\n"))
             return
-        plans = stages.plans(job, vrams) if len(vrams) > 1 else [job.planned()[0]]
+        plans = planning.plans(job, vrams) if len(vrams) > 1 else [job.planned()[0]]
         for plan, path in zip(plans, targets, strict=False):
             if path is not None:
                 write_text(path, plan.to_json(), force=force, inputs=job.inputs)
@@ -81,10 +81,10 @@ def command(
 
             write_text(recipe, tensor_type_file(plan), force=force, inputs=job.inputs)
         if explain is not None:
-            messages.emit(stages.explanation(job, plan, explain))
+            messages.emit(planning.explanation(job, plan, explain))
             return
     if len(plans) > 1:
-        messages.emit(stages.as_list(plans) if as_json else plans_table(plans, vrams))
+        messages.emit(planning.as_list(plans) if as_json else plans_table(plans, vrams))
     else:
         messages.emit(plan.to_json() if as_json else f"{plan_table(plan)}\n\n{start_command(plan, Path('OUT.gguf'))}")
 

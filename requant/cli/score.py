@@ -11,9 +11,9 @@ from requant.cli.calibration import Calibration
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.formats import Effort
-from requant.pipeline import Wishes
 from requant.report.table import losses_table
 from requant.textfile import check_writable, write_text
+from requant.wishes import Wishes
 
 
 @click.command()

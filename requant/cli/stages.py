@@ -5,8 +5,6 @@ What leaves nothing behind when it is stopped runs in a thread of its own (`mess
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from requant.cli import messages
 from requant.container.files import Identity, identity
 from requant.container.source import Source, open_source, require_model
-from requant.errors import InputOutputError, UsageError
+from requant.errors import InputOutputError
 from requant.formats import Effort, by_name
 from requant.model.roles import never_quantize
-from requant.pipeline import AUTO, Wishes, check_feasible, make_plan, off_plan
+from requant.pipeline import check_feasible, make_plan, off_plan
 from requant.plan import PLAN_SCHEMA, Losses, Plan, read_losses, read_plan
-from requant.records import dump
 from requant.textfile import check_writable, has_schema, write_text
+from requant.wishes import AUTO, Wishes
 
 if TYPE_CHECKING:
     from requant.cli.calibration import Calibration
@@ -399,41 +397,3 @@ def verify(out: Path, source: Source | None, wanted: Path | None, threads: int |
     if plan is None:
         return found
     return replace(found, against=(*found.against, "plan"), findings=(*found.findings, *differences))
-
-
-def plans(job: Job, vrams: Sequence[int]) -> list[Plan]:
-    """One plan per budget, all from the same losses."""
-    job, losses = job.scored()
-    wishes = [replace(job.wishes, vram=vram) for vram in vrams]
-    return [messages.interruptible(make_plan, job.source, losses, w, imatrix=job.imatrix) for w in wishes]
-
-
-def as_list(found: Sequence[Plan]) -> str:
-    """The plans in one object."""
-    return dump({"schema": "requant.plans/1", "plans": [json.loads(plan.to_json()) for plan in found]})
-
-
-def frontier(job: Job, *, as_json: bool) -> str:
-    """The curve of loss against bytes, as CSV or JSON."""
-    from requant import frontier as frontier_
-
-    job, losses = job.scored()
-    with messages.progress("solving", frontier_.N_POINTS, " plans") as advance:
-        found = messages.interruptible(
-            frontier_.frontier, job.source, losses, job.wishes, imatrix=job.imatrix, progress=advance
-        )
-    return frontier_.as_json(found, losses) if as_json else frontier_.as_csv(found)
-
-
-def explanation(job: Job, plan: Plan, name: str) -> str:
-    """Why the tensor has its type in `plan`; the losses it was made from must be given."""
-    from requant.explain import explained, outlook
-    from requant.report.explain import explanation_text
-
-    if job.losses is None:
-        raise UsageError("--explain solves again and again; give it the losses of `requant score` with --losses")
-    job, losses = job.scored()
-    common: dict[str, Any] = {"imatrix": job.imatrix}
-    found = messages.interruptible(explained, job.source, losses, job.wishes, plan, name, **common)
-    more = messages.interruptible(outlook, job.source, losses, job.wishes, plan, **common)
-    return explanation_text(found, plan, more)

@@ -3,10 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from requant.budget import Request, parse_rule, size_limit, vram_limit
+from requant.budget import parse_rule, size_limit, vram_limit
 from requant.formats import by_name
 from requant.plan import EDITED, Candidate, Limit, Losses, TensorLosses
 from requant.report.table import layer_table, losses_table, plan_table, summary, type_table
+from requant.request import Request
 from requant.solve import solve
 
 

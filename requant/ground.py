@@ -1,4 +1,4 @@
-"""What every placement of a model has in common: the memory that is no weights, and a batch that leaves room for them."""
+"""What all placements of a model share: the memory that is no weights, and a batch that leaves room for them."""
 
 from __future__ import annotations
 

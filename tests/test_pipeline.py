@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,12 +7,15 @@ import pytest
 from requant.container.source import open_source
 from requant.convert import output_layout
 from requant.errors import BadInput, InfeasibleBudget, UsageError
+from requant.explain import explained, outlook
+from requant.frontier import as_csv, frontier
 from requant.pipeline import check_feasible, make_plan
-from requant.plan import Losses
+from requant.plan import Losses, Plan
+from requant.provenance import output_metadata
 from requant.report.engine import start_command as llama_server
 from requant.request import Rule
 from requant.sensitivity import survey
-from requant.wishes import Wishes, check_ways
+from requant.wishes import AUTO, MAX_CONTEXT, Wishes, check_ways
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny-llama-f16.gguf"
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -96,9 +100,112 @@ def test_reserve_and_cache_types_count(source, losses):
     assert "-ctk q8_0 -ctv q8_0" in llama_server(small, Path("m.gguf"))
 
 
-def test_losses_of_another_file_are_refused(source, losses):
-    with pytest.raises(BadInput, match="another file"):
-        make_plan(source, replace(losses, header_sha256="0" * 64), Wishes(bpw=5.0))
+def test_losses_of_another_model_are_refused_and_a_siblings_taken_over(source, losses):
+    sibling = replace(losses, header_sha256="0" * 64, source="finetune.gguf")
+    plan = make_plan(source, sibling, Wishes(bpw=5.0))
+    assert (
+        plan.header_sha256 == source.header_sha256
+        and plan.types() == make_plan(source, losses, Wishes(bpw=5.0)).types()
+    )
+    assert any("sibling, finetune.gguf" in note for note in plan.notes)
+    for other in (replace(sibling, tensors=sibling.tensors[1:]), replace(sibling, arch="qwen2")):
+        with pytest.raises(BadInput, match="another model"):
+            make_plan(source, other, Wishes(bpw=5.0))
+
+
+def test_the_fewest_bytes_for_a_loss_and_the_least_loss_for_those_bytes_agree(source, losses):
+    for most in (0.05, 0.2, 1.0):
+        plan = make_plan(source, losses, Wishes(max_loss=most))
+        assert plan.predicted_loss <= most
+        again = make_plan(source, losses, Wishes(bpw=8 * plan.n_bytes / plan.n_weights + 1e-4))
+        assert again.predicted_loss <= plan.predicted_loss * (1 + 1e-6)
+        fewer = make_plan(source, losses, Wishes(bpw=8 * plan.n_bytes / plan.n_weights * 0.99))
+        assert fewer.predicted_loss > most * (1 - 1e-9)
+
+
+def test_budgets_that_contradict_each_other_are_told_what_would_do(source, losses):
+    with pytest.raises(
+        InfeasibleBudget, match=r"--max-loss and --bpw together|--bpw and --max-loss together"
+    ) as caught:
+        make_plan(source, losses, Wishes(bpw=4.0, max_loss=1e-3))
+    loss = float(str(caught.value).split("--max-loss ")[-1].split()[0])
+    assert make_plan(source, losses, Wishes(bpw=4.0, max_loss=loss)).predicted_loss <= loss
+    with pytest.raises(InfeasibleBudget, match="--min-speed"):
+        make_plan(source, losses, Wishes(vram=14 * MIB, ram=30 * MIB, min_speed=9e5, n_ctx=512))
+
+
+def test_more_of_a_budget_is_never_worse(source, losses):
+    found = [make_plan(source, losses, Wishes(vram=n * MIB, n_ctx=512)).predicted_loss for n in range(10, 19)]
+    assert found == sorted(found, reverse=True)
+
+
+def test_the_largest_context_keeps_the_loss_and_a_larger_one_would_not(source, losses):
+    wishes = Wishes(vram=11 * MIB, n_ctx=MAX_CONTEXT, max_loss=0.3)
+    plan = make_plan(source, losses, wishes)
+    assert plan.predicted_loss <= 0.3 and plan.budget["ctx"] % 256 == 0
+    with pytest.raises(InfeasibleBudget):
+        make_plan(source, losses, replace(wishes, n_ctx=plan.budget["ctx"] + 256))
+
+
+def test_a_cache_type_is_chosen_by_what_it_frees_and_what_it_costs(source, losses):
+    wishes = Wishes(vram=11 * MIB, n_ctx=512, cache_type_k=AUTO, cache_type_v=AUTO)
+    cheap = replace(losses, caches={"Q8_0/Q8_0": 1e-6, "Q4_0/Q4_0": 10.0})
+    assert make_plan(source, cheap, wishes).budget["cache_type_k"] == "Q8_0"
+    dear = replace(losses, caches={"Q8_0/Q8_0": 10.0})
+    assert make_plan(source, dear, wishes).budget["cache_type_k"] == "F16"
+    with pytest.raises(UsageError, match="caches were measured"):
+        make_plan(source, losses, wishes)
+
+
+def test_layers_are_summed_up_in_plan_and_metadata(source, losses, tmp_path):
+    plan = make_plan(source, losses, Wishes(vram=11 * MIB, ram=30 * MIB, n_ctx=512))
+    assert [s.layer for s in plan.layers] == [*range(10), None]
+    assert sum(s.n_bytes for s in plan.layers) == plan.n_bytes
+    assert sum(s.loss for s in plan.layers) == pytest.approx(plan.predicted_loss)
+    assert all(s.sensitivity > 0 and s.kv_bytes == 512 * 2 * 128 * 2 for s in plan.layers[:-1])
+    assert Plan.from_json(plan.to_json()) == plan
+    metadata = output_metadata(source, plan, None)
+    assert metadata.get("requant.layer.bytes") == [s.n_bytes for s in plan.layers[:-1]]
+    assert metadata.get("requant.layer.device") == [s.device for s in plan.layers[:-1]]
+    assert metadata.get("requant.source.header_sha256") == source.header_sha256
+
+
+def test_an_engines_own_type_is_preferred_within_a_tolerance(source, losses):
+    tensors = []
+    for t in losses.tensors:
+        q4 = next((c for c in t.candidates if c.type == "Q4_K"), None)
+        more = () if q4 is None else (replace(q4, type="NVFP4", loss=1.02 * q4.loss),)
+        tensors.append(replace(t, candidates=(*t.candidates, *more)))
+    drawn = replace(losses, tensors=tuple(tensors))
+    wishes = Wishes(vram=11 * MIB, n_ctx=512, engine="llama.cpp-blackwell", prefer_within=0.05)
+    best = make_plan(source, drawn, replace(wishes, engine="llama.cpp-cuda", prefer_within=None, types=TYPES))
+    plan = make_plan(source, drawn, wishes)
+    assert sum(c.type == "NVFP4" for c in plan.choices) > sum(c.type == "NVFP4" for c in best.choices)
+    assert plan.predicted_loss <= 1.05 * best.predicted_loss * (1 + 1e-6)
+
+
+def test_the_frontier_falls_from_the_smallest_to_the_largest_plan(source, losses):
+    points = frontier(source, losses, Wishes(n_ctx=512), n=7)
+    assert len(points) == 7 and points[-1].predicted_loss == 0
+    pairs = list(itertools.pairwise(points))
+    assert all(a.predicted_loss >= b.predicted_loss and a.file_bytes < b.file_bytes for a, b in pairs)
+    assert as_csv(points).splitlines()[0] == "bpw,tensor_bytes,file_bytes,vram_bytes,predicted_loss,gap"
+    plan = make_plan(source, losses, Wishes(bpw=points[3].bpw + 1e-4))
+    assert plan.n_bytes == points[3].tensor_bytes and output_layout(source, plan).size == points[3].file_bytes
+
+
+def test_an_explanation_says_what_every_alternative_would_cost(source, losses):
+    wishes, name = Wishes(bpw=4.5), "blk.3.ffn_down.weight"
+    plan = make_plan(source, losses, wishes)
+    found = explained(source, losses, wishes, plan, name)
+    (chosen,) = (a for a in found.alternatives if a.chosen)
+    assert chosen.type == plan.types()[name] and chosen.plan_loss == plan.predicted_loss
+    assert all(a.plan_loss is None or a.plan_loss >= plan.predicted_loss * (1 - 1e-5) for a in found.alternatives)
+    with pytest.raises(UsageError, match=r"no tensor 'blk.3.ffn_dwn.weight'.*blk.3.ffn_down.weight"):
+        explained(source, losses, wishes, plan, "blk.3.ffn_dwn.weight")
+    within = Wishes(size=6 * MIB)
+    (more,) = outlook(source, losses, within, make_plan(source, losses, within))
+    assert more.option == "--size" and more.value < make_plan(source, losses, within).predicted_loss
 
 
 def test_what_is_wrong_is_known_without_scoring(source):

@@ -169,6 +169,9 @@ def _notes(
 ) -> list[str]:
     notes = []
     if losses is not None:
+        scored = sorted((t.name, t.shape) for t in losses.tensors)
+        if scored != sorted((t.name, t.shape) for t in source.tensors):
+            raise BadInput(source.path, "the losses were made for another model", hint="score this one again")
         if losses.header_sha256 != source.header_sha256:
             notes.append("the losses were made for another file with the same tensors")
         if losses.imatrix_sha256 != (None if imatrix is None else imatrix.sha256):

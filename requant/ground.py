@@ -64,7 +64,7 @@ def ground_of(source: Source, losses: Losses, wishes: Wishes, notes: list[str]) 
         parts=parts,
         mtp=bool(wishes.mtp),
     )
-    if wishes.vram is None or wishes.ram is not None:
+    if wishes.vram is None or wishes.ram is not None or wishes.n_ubatch is not None:
         return ground
     return replace(ground, memory=_fitting_batch(losses, wishes, ground, notes))
 

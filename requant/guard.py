@@ -26,7 +26,8 @@ def guarded(losses: Losses, request: Request) -> Losses:
     user pinned is left alone, and so is a tensor that would be left with a copy of more bits than asked for.
     """
     tied = is_tied({t.name for t in losses.tensors})
-    mixture = _largest_mixture(losses, request) if losses.method in GRADIENT_FREE and request.limits else None
+    bounded = any(limit.unit == "bytes" for limit in request.limits)
+    mixture = _largest_mixture(losses, request) if losses.method in GRADIENT_FREE and bounded else None
     if mixture is None:
         return losses
     last = "token_embd.weight" if tied else "output.weight"

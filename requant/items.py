@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from requant.errors import UsageError, printable
 from requant.plan import Candidate, Losses, TensorLosses, use_of
 from requant.request import Request, devices_of
@@ -110,6 +108,8 @@ def _is_too_large(tensor: TensorLosses, candidate: Candidate, request: Request) 
 
 def _joined(a: list[Option], b: list[Option]) -> list[Option]:
     """Every pair of options that no other pair beats or equals in value and in each cost."""
+    import numpy as np  # here: most commands need none
+
     values = np.add.outer([o.value for o in a], [o.value for o in b]).ravel()
     costs = (np.array([o.costs for o in a])[:, None] + np.array([o.costs for o in b])[None]).reshape(len(values), -1)
     order = np.lexsort((*costs.T, values))

@@ -11,7 +11,12 @@ from requant.model.memory import Settings, default_settings
 from requant.request import Request, Rule
 from requant.runtime import ENGINES, Engine, engine_named
 
-MODEL_OPTIONS = {"n_ctx": "--ctx", "cache_type_k": "--cache-type-k", "cache_type_v": "--cache-type-v"}
+MODEL_OPTIONS = {
+    "n_ctx": "--ctx",
+    "n_ubatch": "--ubatch",
+    "cache_type_k": "--cache-type-k",
+    "cache_type_v": "--cache-type-v",
+}
 # options that say how memory is spent
 MEMORY_OPTIONS = MODEL_OPTIONS | {
     "n_parallel": "--parallel",
@@ -39,6 +44,7 @@ class Wishes:
     cache_type_k: str | None = None
     cache_type_v: str | None = None
     n_parallel: int | None = None
+    n_ubatch: int | None = None
     reserve: int | None = None
     draft: Path | None = None
     mmproj: Path | None = None

@@ -135,20 +135,24 @@ def test_budgets_that_contradict_each_other_are_told_what_would_do(source, losse
 
 
 def test_more_of_a_budget_is_never_worse(source, losses):
-    found = [make_plan(source, losses, Wishes(vram=n * MIB, n_ctx=512)).predicted_loss for n in range(10, 19)]
+    budgets = [Wishes(vram=n * MIB // 4, n_ctx=512, n_ubatch=64) for n in range(32, 60)]
+    found = [make_plan(source, losses, wishes).predicted_loss for wishes in budgets]
     assert found == sorted(found, reverse=True)
 
 
 def test_the_largest_context_keeps_the_loss_and_a_larger_one_would_not(source, losses):
-    wishes = Wishes(vram=11 * MIB, n_ctx=MAX_CONTEXT, max_loss=0.3)
-    plan = make_plan(source, losses, wishes)
-    assert plan.predicted_loss <= 0.3 and plan.budget["ctx"] % 256 == 0
-    with pytest.raises(InfeasibleBudget):
-        make_plan(source, losses, replace(wishes, n_ctx=plan.budget["ctx"] + 256))
+    wishes = Wishes(vram=10 * MIB, n_ubatch=32)
+    short, long = (make_plan(source, losses, replace(wishes, n_ctx=n)).predicted_loss for n in (256, 512))
+    assert short < long
+    for most, n_ctx in ((long * 1.001, 512), ((short + long) / 2, 256)):
+        plan = make_plan(source, losses, replace(wishes, n_ctx=MAX_CONTEXT, max_loss=most))
+        assert plan.predicted_loss <= most and plan.budget["ctx"] == n_ctx
+    with pytest.raises(InfeasibleBudget, match="would do"):
+        make_plan(source, losses, replace(wishes, n_ctx=MAX_CONTEXT, max_loss=short / 2))
 
 
 def test_a_cache_type_is_chosen_by_what_it_frees_and_what_it_costs(source, losses):
-    wishes = Wishes(vram=11 * MIB, n_ctx=512, cache_type_k=AUTO, cache_type_v=AUTO)
+    wishes = Wishes(vram=10 * MIB, n_ctx=512, n_ubatch=32, cache_type_k=AUTO, cache_type_v=AUTO)
     cheap = replace(losses, caches={"Q8_0/Q8_0": 1e-6, "Q4_0/Q4_0": 10.0})
     assert make_plan(source, cheap, wishes).budget["cache_type_k"] == "Q8_0"
     dear = replace(losses, caches={"Q8_0/Q8_0": 10.0})

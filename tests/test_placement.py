@@ -16,7 +16,7 @@ from requant.errors import InfeasibleBudget, UsageError
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.memory import Settings, memory_for
 from requant.placement import Ground, best_placement
-from requant.plan import Losses, Plan
+from requant.plan import Losses, Plan, use_of
 from requant.report.engine import start_command
 from requant.request import Request
 from requant.runtime import ENGINES, GENERIC, engine_named, parse_bandwidth
@@ -77,13 +77,11 @@ def least_of_all(losses, where):
                 d[0] if len(d := plain.devices[t.name]) == 1 else side[plain.units[t.name]] for t in losses.tensors
             ]
             for picked in itertools.product(*(t.candidates for t in losses.tensors)):
-                best = min(best, value_of(losses, where, plain, k, devices, picked))
+                best = min(best, value_of(losses, plain, devices, picked, with_copy=k > 0))
     return best
 
 
-def value_of(losses, where, request, k, devices, picked):
-    from requant.plan import use_of
-
+def value_of(losses, request, devices, picked, *, with_copy):
     shares = [request.shares[t.name] for t in losses.tensors]
     uses = [
         use_of(c, d, t.role, s, request.timing)
@@ -91,10 +89,10 @@ def value_of(losses, where, request, k, devices, picked):
     ]
     copied = max((u.n_bytes for u, d, s in zip(uses, devices, shares, strict=True) if d == "cpu" and s > 0), default=0)
     for limit in request.limits:
-        more = copied if limit.option == "--vram" and k else 0
+        more = copied if limit.option == "--vram" and with_copy else 0
         if limit.other + more + sum(limit.cost(u) for u in uses) > limit.budget:
             return math.inf
-    return sum(u.loss for u in uses) + where.price * 1e-9 * (request.timing.fixed_ns + sum(u.ns for u in uses))
+    return sum(u.loss for u in uses) + request.price * 1e-9 * (request.timing.fixed_ns + sum(u.ns for u in uses))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -199,6 +199,7 @@ _BUDGET = (
     click.option("--cache-type-k", metavar="T|auto", callback=_upper, help="Type of the K cache, f16 by default."),
     click.option("--cache-type-v", metavar="T|auto", callback=_upper, help="Type of the V cache, f16 by default."),
     click.option("--parallel", "n_parallel", type=CONTEXT, metavar="N", help="Sequences at once."),
+    click.option("--ubatch", "n_ubatch", type=CONTEXT, metavar="N", help="Tokens computed at once; 512 if they fit."),
     click.option("--reserve", type=Size(), metavar="SIZE", help="VRAM to leave free (1GiB, at most a tenth)."),
     click.option("--draft", type=FILE, metavar="F", help="A draft model or EAGLE-3 head that shares the VRAM."),
     click.option("--mmproj", type=FILE, metavar="F", help="A vision projector that shares the VRAM."),

@@ -78,7 +78,7 @@ def test_an_imatrix_of_another_model_is_refused(capsys, tmp_path, entries):
 
 def test_losses_and_plans_of_another_model_are_refused(capsys, tmp_path, losses):
     other = small_model().write(tmp_path / "other.gguf")
-    assert_failed(run(capsys, "plan", other, "--losses", losses, "--bpw", "8"), 3, "losses are of another file")
+    assert_failed(run(capsys, "plan", other, "--losses", losses, "--bpw", "8"), 3, "losses are of another model")
     plan = tmp_path / "plan.json"
     assert run(capsys, "plan", TINY, "--losses", losses, "--bpw", "4.5", "-o", plan).code == 0
     ran = run(capsys, "convert", other, tmp_path / "out.gguf", "--plan", plan)
@@ -183,7 +183,7 @@ def test_a_nonsense_expression_is_usage(capsys, losses, option):
         (["--type", "Q4_K", "--plan", "p"], "cannot be given together"),
         (["--plan", "p", "--group", "ffn"], "--plan decides every type"),
         ([], "nothing decides the types"),
-        (["--bpw", "4", "--ctx", "512"], "give --vram SIZE with it"),
+        (["--bpw", "4", "--ctx", "512"], "give --vram SIZE or --ram SIZE with it"),
         (["--vram", "12MiB", "--cache-type-k", "q3"], "no cache type"),
         (["--bpw", "4", "--threads", "0"], "--threads"),
         (["--vram", "12MiB", "--ctx", "0"], "--ctx"),

@@ -119,7 +119,7 @@ def test_effort_reaches_encoders_plan_and_metadata(capsys, tmp_path):
         ran = run(capsys, "convert", TINY, out, "--type", "Q4_K", "--effort", effort)
         assert ran.code == 0, ran.err
         made = read_conversion(tmp_path / f"{effort}.gguf.requant.json")
-        assert made.plan.effort.name.lower() == effort and (f"effort    {effort}" in ran.out) == (effort != "default")
+        assert made.plan.effort.name.lower() == effort and (f"effort      {effort}" in ran.out) == (effort != "default")
         with open_source(out) as source:
             assert source.metadata.get_str("requant.effort") == effort
         sums.add(made.tensors[0].sha256)
@@ -142,7 +142,7 @@ def test_an_effort_given_later_replaces_that_of_the_plan(capsys, tmp_path, losse
 def test_a_dry_run_writes_nothing(capsys, tmp_path, losses):
     words = ["convert", TINY, tmp_path / "out.gguf", "--losses", losses, "--bpw", "4.5", "--dry-run"]
     assert "ffn_down" in run(capsys, *words).out
-    assert json.loads(run(capsys, *words, "--json").out)["schema"] == "requant.plan/1"
+    assert json.loads(run(capsys, *words, "--json").out)["schema"] == "requant.plan/2"
     assert names(tmp_path) == []
 
 

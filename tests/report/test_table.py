@@ -53,7 +53,7 @@ def test_tables_keep_to_the_width_and_lose_no_role(width):
     text = layer_table(PLAN, width)
     assert max(map(len, text.splitlines())) <= width
     assert all(role in text for role in ("attn_q", "attn_v", "ffn_up", "ffn_down", "token_embd"))
-    assert max(map(len, summary(PLAN, width).splitlines())) <= max(width, 30)
+    assert max(map(len, summary(PLAN, width).splitlines())) <= max(width, 32)
     assert max(map(len, losses_table(LOSSES, width).splitlines())) <= max(width, 54)
 
 

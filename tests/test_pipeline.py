@@ -114,6 +114,7 @@ def test_losses_of_another_model_are_refused_and_a_siblings_taken_over(source, l
 
 
 def test_the_fewest_bytes_for_a_loss_and_the_least_loss_for_those_bytes_agree(source, losses):
+    losses = replace(losses, method="fisher")  # without the guard rail, which depends on the budget
     for most in (0.05, 0.2, 1.0):
         plan = make_plan(source, losses, Wishes(max_loss=most))
         assert plan.predicted_loss <= most

@@ -26,8 +26,9 @@ ARGUMENTS = json.loads((Path(__file__).parents[1] / "fixtures" / "llama_argument
 KIB = 2**10
 
 
-def hyperparameters(n_layers, n_expert=0):
+def hyperparameters(n_layers, n_expert=0, n_nextn=0):
     keys = {
+        "llama.nextn_predict_layers": ("u32", n_nextn),
         "general.architecture": ("str", "llama"),
         "llama.block_count": ("u32", n_layers),
         "llama.context_length": ("u32", 512),
@@ -130,8 +131,8 @@ def test_the_last_layers_go_first_and_sharpinference_takes_the_first():
 
 
 def test_layers_of_multi_token_prediction_count_only_when_used():
-    hp = replace(hyperparameters(4), n_layers=5, n_nextn=1)
-    place, nextn = ground(hp, 1, 1), tensor("blk.4.nextn.eh_proj.weight", {})
+    hp = hyperparameters(5, n_nextn=1)
+    place, nextn = ground(hp, 1, 1), tensor("blk.4.ffn_up.weight", {})
     assert place.devices(nextn, 5, tied=False) == ("none",)
     assert replace(place, mtp=True).devices(nextn, 5, tied=False) == ("gpu",)
     assert place.n_gpu_layers(2) == 3  # the engine counts it among the last

@@ -21,15 +21,16 @@ from requant.errors import InfeasibleBudget
 from requant.model.hyperparameters import Hyperparameters
 from requant.model.memory import Memory, layer_caches
 from requant.model.roles import is_experts, is_lookup, is_tied
-from requant.plan import Losses, TensorLosses, Timing, use_of
+from requant.plan import Losses, TensorLosses, Timing, Use, use_of
 from requant.request import Request
 from requant.runtime import Engine
 from requant.solve import Solution
 
 TOLERANCE = 1e-4  # of the value; a placement that cannot be better by more is not tried
-SECONDS = 6.0  # for all placements; after that the best found, and its gap
+SECONDS = 7.0  # for all placements; after that the best found, and its gap
 SECONDS_EACH = 2.0
 REL_GAP = 2e-4  # of one placement's programme
+_COARSE = 8  # numbers of layers that are tried first
 _REFINED = 6  # sizes of the largest tensor on the CPU that are tried once the number of layers is settled
 HOP_NS = 20_000  # from one device to the other and back, beside what is carried
 DEFAULT_PRICE = 0.2  # nats that a second per token is worth, where there is a choice of devices
@@ -151,33 +152,34 @@ def best_placement(
     """
     deadline = time.monotonic() + SECONDS
     bounds = _Bounds(losses, wishes, ground)
-    waiting = {k for k in range(ground.n_places + 1) if ground.engine.has_gpu or k == 0}
+    left = [k for k in range(ground.n_places + 1) if (ground.engine.has_gpu or k == 0) and bounds.feasible[k]]
+    first = left[:: -max(1, math.ceil(len(left) / _COARSE))]  # spread over all of them, then around the best
     best: tuple[float, Solution, int] | None = None
     faults: list[InfeasibleBudget] = []
     tried = 0
-    while waiting:
-        k = min(waiting, key=lambda k: (bounds.least[k], -k))
-        if best is not None and (bounds.least[k] >= best[0] * (1 - TOLERANCE) or time.monotonic() > deadline):
-            break
-        waiting.remove(k)
-        if bounds.least[k] == math.inf and best is None and len(waiting) > 0 and faults:
+    while left and (best is None or time.monotonic() < deadline):
+        near = best[2] if best is not None else ground.n_places
+        k = first.pop(0) if first else min(left, key=lambda k: (abs(k - near), k))
+        left.remove(k)
+        if best is not None and bounds.least[k] >= best[0] * (1 - TOLERANCE):
             continue
         try:
             solution = _with_copies(bounds, k, solve)
         except InfeasibleBudget as fault:
             faults.append(fault)
-            bounds.least[k] = math.inf
             continue
         tried += 1
         if best is None or solution.value < best[0]:
             best = solution.value, solution, k
     if best is None:
-        raise min(faults, key=lambda f: f.smallest - f.budget)
+        nearest = max(range(ground.n_places + 1), key=lambda k: (-bounds.short[k], k))
+        solve(losses, bounds.request(nearest))  # which says what is short
+        raise faults[0]
     value, solution, k = best
     if deadline > time.monotonic():
         solution = _refined(bounds, k, solution, solve)
         value = solution.value
-    proven = min([solution.bound, *(bounds.least[j] for j in waiting), *bounds.solved])
+    proven = min([solution.bound, *(bounds.least[j] for j in left), *bounds.solved])
     return Placed(solution, k, max(0.0, (value - proven) / value) if value > 0 else 0.0, tried)
 
 
@@ -216,80 +218,95 @@ def _refined(bounds: _Bounds, k: int, known: Solution, solve: Callable[[Losses, 
 
 
 class _Bounds:
-    """A lower bound of the value at every k, from the prices of the solutions so far."""
+    """A lower bound of the value at every k, from the prices of the solutions so far.
+
+    `feasible` and `short`: whether the smallest types are within each limit at k, and by what part of a limit not.
+    """
 
     def __init__(self, losses: Losses, wishes: Request, ground: Ground) -> None:
         self.losses, self.wishes, self.ground = losses, wishes, ground
         self.tied = is_tied({t.name for t in losses.tensors})
         allowed = allowed_candidates(losses, wishes)
         self.allowed = {t.name: found for t, found in zip(losses.tensors, allowed, strict=True)}
-        n = ground.n_places + 1
-        self.requests: dict[int, Request] = {}
-        self.smallest_copy = [self._copy(k) for k in range(n)]
+        places = range(ground.n_places + 1)
+        codes = [[_CODES[ground.devices(t, k, tied=self.tied)] for t in losses.tensors] for k in places]
+        self.codes = np.array(codes)  # (n_places + 1, n_tensors) columns of a table by device
+        self.smallest_copy = [self._copy(k) for k in places]
+        self.requests = [ground.request(losses, wishes, k, self.smallest_copy[k]) for k in places]
+        self.least = [-math.inf] * len(places)
         self.solved: list[float] = []
-        self.devices = [[ground.devices(t, k, tied=self.tied) for t in losses.tensors] for k in range(n)]
-        self.least = [self._infeasible(k) for k in range(n)]
+        self.short = self._shortages()
+        self.feasible = [short <= 0 for short in self.short]
+
+    def request(self, k: int) -> Request:
+        """The request at `k` with the smallest copy."""
+        return self.requests[k]
 
     def _copy(self, k: int) -> int:
         """Bytes of the largest tensor that must be on the CPU at `k` though it is multiplied with, at its smallest."""
-        return max(
-            (
-                min(c.n_bytes for c in self.allowed[t.name])
-                for t in self.losses.tensors
-                if self.ground.devices(t, k, tied=self.tied) == ("cpu",) and self.ground.share(t, tied=self.tied) > 0
-            ),
-            default=0,
-        )
+        forced = (t for t, code in zip(self.losses.tensors, self.codes[k], strict=True) if code == 1)
+        multiplied = (t for t in forced if self.ground.share(t, tied=self.tied) > 0)
+        return max((min(c.n_bytes for c in self.allowed[t.name]) for t in multiplied), default=0)
 
-    def request(self, k: int) -> Request:
-        """The request at `k`, without its limits' effect on types."""
-        if k not in self.requests:
-            self.requests[k] = self.ground.request(self.losses, self.wishes, k, self.smallest_copy[k])
-        return self.requests[k]
-
-    def _infeasible(self, k: int) -> float:
-        """Infinite where what is no weight is over a limit already, minus infinity where nothing is known."""
-        over = any(limit.other > limit.budget for limit in self.request(k).limits)
-        return math.inf if over else -math.inf
+    def _shortages(self) -> list[float]:
+        """At every k, the largest part of a limit by which the smallest types are over it; 0 or less where none is."""
+        tables: dict[str, Floats] = {}
+        found = []
+        for k, request in enumerate(self.requests):
+            worst = -math.inf
+            for j, limit in enumerate(request.limits):
+                if limit.option not in tables:
+                    tables[limit.option] = self._table(
+                        request, [float(i == j) for i in range(len(request.limits))], 0.0
+                    )
+                least = limit.other + float(self._sum(tables[limit.option], k))
+                worst = max(worst, (least - limit.budget) / max(limit.budget, 1))
+            found.append(worst)
+        return found
 
     def add(self, k: int, solution: Solution) -> None:
         """Raise the bounds of every other k by the prices of `solution`, which is the best at `k`."""
         self.solved.append(solution.bound)
-        names = [limit.option for limit in self.request(k).limits]
-        prices = dict(zip(names, solution.prices, strict=True))
-        tables: dict[str, Floats] = {}
-        for other in range(len(self.least)):
-            request = self.request(other)
-            limits = request.limits
-            vector = [prices.get(limit.option, 0.0) for limit in limits]
-            key = repr((vector, [x.option for x in limits]))
+        prices = dict(zip((x.option for x in self.requests[k].limits), solution.prices, strict=True))
+        tables: dict[tuple[str, ...], Floats] = {}
+        for other, request in enumerate(self.requests):
+            vector = [prices.get(limit.option, 0.0) for limit in request.limits]
+            key = tuple(limit.option for limit in request.limits)
             if key not in tables:
-                tables[key] = self._tensor_bounds(request, vector)
-            table = tables[key]
-            total = sum(
-                min(row[0 if d == "gpu" else 1] for d in places if d != "none") if places != ("none",) else row[2]
-                for row, places in zip(table, self.devices[other], strict=True)
-            )
-            rooms = sum(p * (limit.budget - limit.other) for p, limit in zip(vector, limits, strict=True))
+                tables[key] = self._table(request, vector, 1.0)
+            rooms = sum(p * (x.budget - x.other) for p, x in zip(vector, request.limits, strict=True))
             fixed = 0.0 if request.timing is None else request.price * 1e-9 * request.timing.fixed_ns
-            self.least[other] = max(self.least[other], total - rooms + fixed)
+            self.least[other] = max(self.least[other], float(self._sum(tables[key], other)) - rooms + fixed)
 
-    def _tensor_bounds(self, request: Request, prices: list[float]) -> Floats:
-        """(n_tensors, 3) the least priced value of each tensor on the GPU, on the CPU and not loaded."""
-        return np.array(
-            [
-                [self._priced(t, device, request, prices) for device in ("gpu", "cpu", "none")]
-                for t in self.losses.tensors
-            ]
-        )
+    def _sum(self, table: Floats, k: int) -> np.float64:
+        total: np.float64 = table[np.arange(len(table)), self.codes[k]].sum()
+        return total
 
-    def _priced(self, tensor: TensorLosses, device: str, request: Request, prices: list[float]) -> float:
-        least = math.inf
-        share = request.shares[tensor.name]
+    def _table(self, request: Request, prices: list[float], weight: float) -> Floats:
+        """(n_tensors, 4) each tensor's least priced cost on the GPU, on the CPU, not loaded, and on either device.
+
+        Its value counts `weight` times.
+        """
+        rows = [
+            [self._priced(t, device, request, prices, weight) for device in ("gpu", "cpu", "none")]
+            for t in self.losses.tensors
+        ]
+        table = np.array(rows)
+        return np.column_stack([table, table[:, :2].min(axis=1)])
+
+    def _priced(self, tensor: TensorLosses, device: str, request: Request, prices: list[float], weight: float) -> float:
+        least, share = math.inf, request.shares[tensor.name]
         for c in self.allowed[tensor.name]:
             if tensor.reason is None and c.type in request.unusable.get(device, ()):
                 continue
             use = use_of(c, device, tensor.role, share, request.timing)
-            paid = sum(p * limit.cost(use) for p, limit in zip(prices, request.limits, strict=True) if p)
-            least = min(least, c.loss + request.price * 1e-9 * use.ns + paid)
+            value = weight * _value(use, request)
+            least = min(least, value + sum(p * x.cost(use) for p, x in zip(prices, request.limits, strict=True) if p))
         return least
+
+
+def _value(use: Use, request: Request) -> float:
+    return float(use.n_bytes) if request.objective == "bytes" else use.loss + request.price * 1e-9 * use.ns
+
+
+_CODES: dict[tuple[str, ...], int] = {("gpu",): 0, ("cpu",): 1, ("none",): 2, ("gpu", "cpu"): 3}

@@ -125,7 +125,7 @@ def _placed(losses: Losses, request: Request, *, ground: Ground | None, wishes: 
         solution = _solved(losses, ground.request(losses, request, k, 0))
         plan = solution.plan
     else:
-        quick = partial(_solved, time_limit=SECONDS_EACH, rel_gap=PLACEMENT_GAP)
+        quick = partial(_solved, time_limit=SECONDS_EACH, rel_gap=PLACEMENT_GAP, why=False)
         found = best_placement(losses, request, ground, quick)
         k, plan = found.k, found.solution.plan
         how = f"{plan.solver}; {found.tried} of {ground.n_places + 1} numbers of layers on the GPU tried"
@@ -288,15 +288,17 @@ def off_plan(target: Source, plan: Plan) -> Iterator[str]:
             yield f"tensor '{printable(name)}' is {found}, the plan says {type_name}"
 
 
-def _solved(losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT, rel_gap: float = REL_GAP) -> Solution:
+def _solved(
+    losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT, rel_gap: float = REL_GAP, why: bool = True
+) -> Solution:
     """The best plan behind the guard rail; without it, and with a note, where the budget is too small for that."""
     behind = guarded(losses, request)
     try:
-        return solved(behind, request, time_limit=time_limit, rel_gap=rel_gap)
+        return solved(behind, request, time_limit=time_limit, rel_gap=rel_gap, why=why)
     except InfeasibleBudget:
         if behind is losses:
             raise
-    solution = solved(losses, request, time_limit=time_limit, rel_gap=rel_gap)
+    solution = solved(losses, request, time_limit=time_limit, rel_gap=rel_gap, why=why)
     note = "the budget is too small to keep the output at the type of llama-quantize's mixtures"
     return replace(solution, plan=replace(solution.plan, notes=(*solution.plan.notes, note)))
 

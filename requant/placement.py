@@ -24,7 +24,7 @@ from requant.model.roles import is_experts, is_lookup, is_tied
 from requant.plan import Losses, TensorLosses, Timing, Use, use_of
 from requant.request import Request
 from requant.runtime import Engine
-from requant.solve import Solution
+from requant.solve import Solution, solved
 
 TOLERANCE = 1e-4  # of the value; a placement that cannot be better by more is not tried
 SECONDS = 7.0  # for all placements; after that the best found, and its gap
@@ -153,7 +153,10 @@ def best_placement(
     deadline = time.monotonic() + SECONDS
     bounds = _Bounds(losses, wishes, ground)
     left = [k for k in range(ground.n_places + 1) if (ground.engine.has_gpu or k == 0) and bounds.feasible[k]]
-    first = left[:: -max(1, math.ceil(len(left) / _COARSE))]  # spread over all of them, then around the best
+    # spread over all of them, then around the best; where experts can stay behind, all layers are the likeliest
+    first = left[:: max(1, math.ceil(len(left) / _COARSE))]
+    if any(3 in row for row in bounds.codes):
+        first = [*left[-1:], *(k for k in first if k != left[-1])]
     best: tuple[float, Solution, int] | None = None
     faults: list[InfeasibleBudget] = []
     tried = 0
@@ -173,7 +176,7 @@ def best_placement(
             best = solution.value, solution, k
     if best is None:
         nearest = max(range(ground.n_places + 1), key=lambda k: (-bounds.short[k], k))
-        solve(losses, bounds.request(nearest))  # which says what is short
+        solved(losses, bounds.request(nearest), time_limit=SECONDS_EACH, rel_gap=REL_GAP)  # which says what is short
         raise faults[0]
     value, solution, k = best
     if deadline > time.monotonic():

@@ -42,7 +42,7 @@ def solve(losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT) -
 
 
 def solved(losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT, rel_gap: float = REL_GAP) -> Solution:
-    """`solve`, with the figures behind the plan."""
+    """`solve`, with the figures behind the plan. Without `why` an InfeasibleBudget does not work out what would do."""
     from requant.knapsack import choose
 
     problem = constrain(losses, request)
@@ -57,7 +57,7 @@ def solved(losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT, 
             [[o.value for o in x] for x in items], [[o.costs for o in x] for x in items], slack, time_limit, rel_gap
         )
         if answer.picked is None:
-            raise _conflict(request, items, slack)
+            raise _conflict(request, items, slack if why else [])
         picked = [options[index] for options, index in zip(items, answer.picked, strict=True)]
         bound, how, prices = answer.bound, answer.how, answer.prices
     fixed = 0.0 if request.timing is None else request.price * 1e-9 * request.timing.fixed_ns
@@ -138,7 +138,7 @@ def _conflict(request: Request, items: Sequence[Sequence[Option]], slack: Sequen
     from requant.knapsack import choose
 
     found = []
-    for k, limit in enumerate(request.limits):
+    for k, limit in enumerate(request.limits if slack else ()):
         others = [j for j in range(len(slack)) if j != k]
         costs = [[tuple(o.costs[j] for j in others) for o in options] for options in items]
         values = [[float(o.costs[k]) for o in options] for options in items]

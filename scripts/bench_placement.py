@@ -69,7 +69,7 @@ def run(name: str, n_layers: int | None, vram: int, ram: int, speed: float | Non
     where = Ground(hp, GENERIC, memory, vram * GIB, ram * GIB, speed, DEFAULT_PRICE)
 
     def solve(losses: Losses, request: Request):
-        return solved(losses, request, time_limit=SECONDS_EACH, rel_gap=REL_GAP)
+        return solved(losses, request, time_limit=SECONDS_EACH, rel_gap=REL_GAP, why=False)
 
     start = time.perf_counter()
     found = best_placement(losses, Request(), where, solve)

@@ -41,7 +41,9 @@ def solve(losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT) -
     return solved(losses, request, time_limit=time_limit).plan
 
 
-def solved(losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT, rel_gap: float = REL_GAP) -> Solution:
+def solved(
+    losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT, rel_gap: float = REL_GAP, why: bool = True
+) -> Solution:
     """`solve`, with the figures behind the plan. Without `why` an InfeasibleBudget does not work out what would do."""
     from requant.knapsack import choose
 

@@ -1,0 +1,104 @@
+"""Several budgets, the frontier, explanations, recipes and differences, as commands."""
+
+import json
+
+import numpy as np
+import pytest
+from commands import TINY, assert_failed, run
+
+from requant.container.source import open_source
+from requant.model.hyperparameters import read_hyperparameters
+from requant.model.stock import mixture_types
+from requant.plan import read_plan
+from requant.trial import cache_losses
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory):
+    path = tmp_path_factory.mktemp("losses") / "l.json"
+    from requant.sensitivity import score
+
+    with open_source(TINY) as source:
+        path.write_text(score(source).to_json())
+    return path
+
+
+def test_several_budgets_make_a_file_each(capsys, tmp_path, losses):
+    asked = ("--losses", losses, "--ctx", "512", "--vram", "12MiB,14MiB", "-o", tmp_path / "p.json")
+    ran = run(capsys, "plan", TINY, *asked)
+    assert ran.code == 0 and len(ran.out.splitlines()) == 3, ran.err
+    small, large = (read_plan(tmp_path / f"p-{n}MiB.json") for n in (12, 14))
+    assert small.n_bytes < large.n_bytes
+    ran = run(capsys, "diff", tmp_path / "p-12MiB.json", tmp_path / "p-14MiB.json", "--json")
+    found = json.loads(ran.out)
+    assert (found["bytes_a"], found["bytes_b"]) == (small.n_bytes, large.n_bytes)
+    assert len(found["changes"]) + found["n_equal"] == len(small.choices)
+    refused = run(capsys, "convert", TINY, tmp_path / "o.gguf", "--losses", losses, "--vram", "12MiB,14MiB")
+    assert_failed(refused, 2, "convert makes one file")
+
+
+def test_the_frontier_is_a_table_that_machines_read(capsys, tmp_path, losses):
+    lines = run(capsys, "plan", TINY, "--losses", losses, "--frontier").out.splitlines()
+    assert lines[0].startswith("bpw,") and len(lines) > 30
+    found = json.loads(run(capsys, "plan", TINY, "--losses", losses, "--frontier", "--json").out)
+    assert found["schema"] == "requant.frontier/1" and len(found["points"]) == len(lines) - 1
+
+
+def test_an_explanation_names_the_alternatives(capsys, losses):
+    asked = ("plan", TINY, "--losses", losses, "--size", "6MiB", "--explain")
+    out = run(capsys, *asked, "blk.3.ffn_down.weight").out
+    assert "best plan with it" in out and "more would buy" in out and "* " in out
+    assert "it stays as it is" in run(capsys, *asked, "output_norm.weight").out
+    assert_failed(run(capsys, *asked, "nope"), 2, "no tensor 'nope'")
+    assert_failed(run(capsys, "plan", TINY, "--explain", "output.weight"), 2)
+
+
+def test_a_preset_is_llama_quantizes_and_a_clone_has_anothers_types(capsys, tmp_path, losses):
+    out = tmp_path / "q4.gguf"
+    assert run(capsys, "convert", TINY, out, "--preset", "q4_k_m", "--no-verify").code == 0
+    with open_source(TINY) as source, open_source(out) as made:
+        hp = read_hyperparameters(source.metadata, source.tensors)
+        types = mixture_types("Q4_K_M", source.tensors, hp, has_imatrix=False)
+        assert {t.name: t.format.name for t in made.tensors if t.name in types} == types
+    plan = tmp_path / "like.json"
+    assert run(capsys, "plan", TINY, "--like", out, "-o", plan).code == 0
+    assert {n: t for n, t in read_plan(plan).types().items() if n in types} == types
+    repaired = tmp_path / "repaired.json"
+    asked = ("--like", out, "--losses", losses, "--bpw", "4.5", "-o", repaired)
+    assert run(capsys, "plan", TINY, *asked).code == 0
+    sizes = {c.name: c.n_bytes for c in read_plan(plan).choices}
+    assert all(c.n_bytes <= sizes[c.name] for c in read_plan(repaired).choices) and read_plan(repaired).bpw <= 4.5
+    assert_failed(run(capsys, "plan", TINY, "--preset", "Q4_K_X"), 2, "no mixture", "Q4_K_M")
+    assert_failed(run(capsys, "plan", TINY, "--preset", "Q4_K_M", "--bpw", "4"), 2, "cannot be given together")
+
+
+def test_a_plan_is_replayed_by_its_tensor_types(capsys, tmp_path, losses):
+    recipe, plan, again = tmp_path / "r.txt", tmp_path / "p.json", tmp_path / "again.json"
+    asked = ("plan", TINY, "--losses", losses)
+    assert run(capsys, *asked, "--bpw", "5", "-o", plan, "--emit-tensor-types", recipe).code == 0
+    assert run(capsys, *asked, "--bpw", "16", "--tensor-type-file", recipe, "-o", again).code == 0
+    assert read_plan(again).types() == read_plan(plan).types()
+
+
+def test_rounding_the_cache_more_costs_more():
+    tokens = np.random.default_rng(1).integers(0, 4096, (2, 64))
+    with open_source(TINY) as source:
+        found = cache_losses(source, tokens)
+    assert 0 < found["Q8_0/Q8_0"] < found["Q5_1/Q5_1"] < found["Q4_0/Q4_0"] < 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--vram", "12MiB", "--engine", "llama.cpp-gpu"), "--engine"),
+        (("--vram", "12MiB", "--engine", "llama.cpp-cpu"), "has no GPU"),
+        (("--vram", "12MiB", "--bandwidth", "gpu=fast"), "--bandwidth"),
+        (("--vram", "12MiB", "--ctx", "max"), "--max-loss"),
+        (("--vram", "12MiB", "--ctx", "some"), "--ctx"),
+        (("--size", "12MiB", "--draft", "x.gguf"), "--draft says how memory is spent"),
+        (("--max-loss", "0"), "--max-loss must be above 0"),
+        (("--vram", "12MiB", "--prefer-within", "0.1"), "--prefer-within"),
+    ],
+)
+def test_wishes_that_make_no_sense_are_usage(capsys, losses, words, said):
+    assert_failed(run(capsys, "plan", TINY, "--losses", losses, *words), 2, said)

@@ -40,12 +40,12 @@ class BadInput(RequantError):
 
 
 class InfeasibleBudget(RequantError):
-    """Even the smallest candidate of every tensor does not fit."""
+    """Even the smallest candidate of every tensor does not fit; `proven`: or none was found in time."""
 
     exit_code = 4
 
-    def __init__(self, budget: int, smallest: int, message: str) -> None:
-        self.budget, self.smallest = budget, smallest  # bytes
+    def __init__(self, budget: int, smallest: int, message: str, *, proven: bool = True) -> None:
+        self.budget, self.smallest, self.proven = budget, smallest, proven  # in the unit of the limit
         super().__init__(message)
 
 

@@ -52,7 +52,10 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The option of each item, a proven lower bound of the loss, and how the search ended."""
+    """The option of each item, a proven lower bound of the loss, and how the search ended.
+
+    Where no choice was found, the bound is infinite if it is proven that there is none.
+    """
 
     picked: tuple[int, ...] | None  # None: no choice found
     bound: float
@@ -116,9 +119,14 @@ def _excess(table: Table) -> tuple[Floats, float]:
 def _rows(table: Table, limits: Ints) -> tuple[Floats, Floats]:
     """Costs above the item's least (n_limits, n) and the room for them (n_limits,), in units of room / 1000."""
     least = np.minimum.reduceat(table.costs, table.starts, axis=1)
-    costs, room = table.costs - least[:, table.item], limits - least.sum(axis=1)
-    unit = np.maximum(room, 1) / _ROW_SCALE
+    costs, room, unit = table.costs - least[:, table.item], limits - least.sum(axis=1), _units(table, limits)
     return costs / unit[:, None], room / unit
+
+
+def _units(table: Table, limits: Ints) -> Floats:
+    """(n_limits,) a thousandth of each limit's room above every item's least cost."""
+    room = limits - np.minimum.reduceat(table.costs, table.starts, axis=1).sum(axis=1)
+    return np.asarray(np.maximum(room, 1) / _ROW_SCALE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +161,10 @@ def _relaxed(table: Table, limits: Ints, upper: float) -> _Relaxed | None:
     prices = np.maximum(-np.asarray(duals), 0.0) / scale
     priced = excess + prices @ costs
     least = np.minimum.reduceat(priced, table.starts)
-    unit = np.maximum(limits - np.minimum.reduceat(table.costs, table.starts, axis=1).sum(axis=1), 1) / _ROW_SCALE
     return _Relaxed(
         priced - least[table.item],
         math.fsum([base, *least, *(-prices * room)]),
-        prices / unit,
+        prices / _units(table, limits),
         np.asarray(result.x) if solved else np.zeros(len(excess)),
     )
 
@@ -198,14 +205,14 @@ def _repair(table: Table, picked: Ints, limits: Ints) -> Ints | None:
     Every step brings the excess over all limits down, each in shares of its room, at the least loss for that.
     """
     picked = picked.copy()
-    unit = np.maximum(limits - np.minimum.reduceat(table.costs, table.starts, axis=1).sum(axis=1), 1)[:, None]
+    room = (_units(table, limits) * _ROW_SCALE)[:, None]
     while True:
         over = (table.costs[:, picked].sum(axis=1) - limits)[:, None]
         if (over <= 0).all():
             return picked
         now = picked[table.item]
         after = over + table.costs - table.costs[:, now]
-        saved = ((np.maximum(over, 0) - np.maximum(after, 0)) / unit).sum(axis=0)
+        saved = ((np.maximum(over, 0) - np.maximum(after, 0)) / room).sum(axis=0)
         worth = saved > _LEAST_STEP
         if not worth.any():
             return None
@@ -255,7 +262,9 @@ def _finish(table: Table, limits: Ints, known: Answer, upper: float, stop: tuple
     if dual is not None and math.isfinite(dual):
         # what was left out costs more than the upper bound of then, so the bound of the rest counts up to it
         lower = max(lower, min(base + dual / scale, upper))
-    how = {0: f"optimal to {stop[1]:g} by HiGHS", 1: "stopped by the time limit", 2: "infeasible"}
+    if result.status == 2 and best is None:
+        return Answer(None, math.inf, "infeasible")
+    how = {0: f"optimal to {stop[1]:g} by HiGHS", 1: "stopped by the time limit"}
     return Answer(best, min(lower, upper), how.get(result.status, "HiGHS failed, the linear bound holds"), known.prices)
 
 

@@ -17,10 +17,7 @@ from requant.ground import ground_of
 from requant.guard import guarded
 from requant.layers import reference_type, summaries
 from requant.model.hyperparameters import read_hyperparameters
-from requant.model.memory import (
-    CELL_PADDING,
-    layer_caches,
-)
+from requant.model.memory import CELL_PADDING, layer_caches
 from requant.placement import REL_GAP as PLACEMENT_GAP
 from requant.placement import SECONDS_EACH, Ground, best_placement
 from requant.plan import Losses, Plan
@@ -122,8 +119,7 @@ def _placed(losses: Losses, request: Request, *, ground: Ground | None, wishes: 
         return _solved(losses, request).plan
     if ground.ram is None or not ground.engine.has_gpu:
         k = ground.n_places if ground.engine.has_gpu and ground.vram != 0 else 0
-        solution = _solved(losses, ground.request(losses, request, k, 0))
-        plan = solution.plan
+        plan = _solved(losses, ground.request(losses, request, k, 0)).plan
     else:
         quick = partial(_solved, time_limit=SECONDS_EACH, rel_gap=PLACEMENT_GAP, why=False)
         found = best_placement(losses, request, ground, quick)
@@ -244,11 +240,13 @@ def _cache_pairs(losses: Losses, wishes: Wishes) -> dict[tuple[str, str], float]
         for pair, loss in measured.items()
         if all(want in (AUTO, have) for want, have in zip(asked, pair, strict=True))
     }
-    if len(measured) == 1 or not left:
+    if len(measured) == 1:
         raise UsageError(
-            "a cache type of auto needs losses in which caches were measured; score with gradients, not --quick, and "
-            "with the same option"
+            "a cache type of auto needs losses in which caches were measured; `requant plan` measures them"
         )
+    if not left:
+        known = ", ".join(f"{k}/{v}".lower() for k, v in measured)
+        raise UsageError(f"no pair of cache types that was measured has what is asked; give auto for both: {known}")
     return left
 
 

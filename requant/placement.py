@@ -2,8 +2,8 @@
 
 An engine takes whole layers, from one end of the model, and some leave the experts of single layers on the CPU. So a
 placement is a number k of layers and, within them, a device for the experts of each layer, which the programme of the
-types chooses along with them. The k are tried exactly, best bound first: what a byte of each limit is worth in one
-solution bounds the value at every other k (any prices do), so most of them are never solved.
+types chooses along with them. Some k, spread over all, are solved, then those around the best: what a unit of each
+limit is worth in one solution bounds the value at every other k (any prices do), so most of them are never solved.
 """
 
 from __future__ import annotations
@@ -129,13 +129,13 @@ class Ground:
             unusable=self.engine.cannot,
             largest_on_cpu=copied if k and copied else None,
             timing=timing,
-            price=self.price,
+            price=self.price if wishes.objective == "loss" else 0.0,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """The best plan, the number of places on the GPU, and what is proven."""
+    """The best plan, the number of places on the GPU, what is proven of it, and how many numbers were solved."""
 
     solution: Solution
     k: int
@@ -157,33 +157,34 @@ def best_placement(
     first = left[:: max(1, math.ceil(len(left) / _COARSE))]
     if any(3 in row for row in bounds.codes):
         first = [*left[-1:], *(k for k in first if k != left[-1])]
-    best: tuple[float, Solution, int] | None = None
+    best: tuple[Solution, int] | None = None
     faults: list[InfeasibleBudget] = []
-    tried = 0
+    unsolved: list[int] = []
     while left and (best is None or time.monotonic() < deadline):
-        near = best[2] if best is not None else ground.n_places
+        near = best[1] if best is not None else ground.n_places
         k = first.pop(0) if first else min(left, key=lambda k: (abs(k - near), k))
         left.remove(k)
-        if best is not None and bounds.least[k] >= best[0] * (1 - TOLERANCE):
+        if best is not None and bounds.least[k] >= best[0].value * (1 - TOLERANCE):
+            unsolved.append(k)
             continue
         try:
             solution = _with_copies(bounds, k, solve)
         except InfeasibleBudget as fault:
             faults.append(fault)
+            unsolved += [] if fault.proven else [k]
             continue
-        tried += 1
-        if best is None or solution.value < best[0]:
-            best = solution.value, solution, k
+        if best is None or solution.value < best[0].value:
+            best = solution, k
     if best is None:
         nearest = max(range(ground.n_places + 1), key=lambda k: (-bounds.short[k], k))
-        solved(losses, bounds.request(nearest), time_limit=SECONDS_EACH, rel_gap=REL_GAP)  # which says what is short
+        solved(losses, bounds.requests[nearest], time_limit=SECONDS_EACH, rel_gap=REL_GAP)  # which says what is short
         raise faults[0]
-    value, solution, k = best
-    if deadline > time.monotonic():
+    solution, k = best
+    if time.monotonic() < deadline:
         solution = _refined(bounds, k, solution, solve)
-        value = solution.value
-    proven = min([solution.bound, *(bounds.least[j] for j in left), *bounds.solved])
-    return Placed(solution, k, max(0.0, (value - proven) / value) if value > 0 else 0.0, tried)
+    proven = min(*bounds.solved, *(bounds.least[j] for j in (*left, *unsolved)), solution.bound)
+    gap = max(0.0, (solution.value - proven) / solution.value) if solution.value > 0 else 0.0
+    return Placed(solution, k, gap, len(bounds.solved))
 
 
 def _with_copies(bounds: _Bounds, k: int, solve: Callable[[Losses, Request], Solution]) -> Solution:
@@ -191,15 +192,12 @@ def _with_copies(bounds: _Bounds, k: int, solve: Callable[[Losses, Request], Sol
 
     First that is taken to be as small as it can be, which bounds the value; then as large as it came out.
     """
-    losses, wishes, ground, copied = bounds.losses, bounds.wishes, bounds.ground, bounds.smallest_copy[k]
-    first = solve(losses, replace(ground.request(losses, wishes, k, copied), largest_on_cpu=None))
+    first = solve(bounds.losses, replace(bounds.requests[k], largest_on_cpu=None))
     bounds.add(k, first)
-    plan = first.plan
-    shares = {t.name: ground.share(t, tied=bounds.tied) for t in losses.tensors}
-    largest = max((c.n_bytes for c in plan.choices if c.device == "cpu" and shares[c.name] > 0), default=0)
-    if k == 0 or largest <= copied:
+    largest = max((c.n_bytes for c in first.plan.choices if c.device == "cpu" and c.share > 0), default=0)
+    if k == 0 or largest <= bounds.smallest_copy[k]:
         return first
-    again = solve(losses, ground.request(losses, wishes, k, largest))
+    again = solve(bounds.losses, bounds.ground.request(bounds.losses, bounds.wishes, k, largest))
     return replace(again, bound=first.bound)
 
 
@@ -235,15 +233,12 @@ class _Bounds:
         codes = [[_CODES[ground.devices(t, k, tied=self.tied)] for t in losses.tensors] for k in places]
         self.codes = np.array(codes)  # (n_places + 1, n_tensors) columns of a table by device
         self.smallest_copy = [self._copy(k) for k in places]
+        # with the smallest copy
         self.requests = [ground.request(losses, wishes, k, self.smallest_copy[k]) for k in places]
         self.least = [-math.inf] * len(places)
         self.solved: list[float] = []
         self.short = self._shortages()
         self.feasible = [short <= 0 for short in self.short]
-
-    def request(self, k: int) -> Request:
-        """The request at `k` with the smallest copy."""
-        return self.requests[k]
 
     def _copy(self, k: int) -> int:
         """Bytes of the largest tensor that must be on the CPU at `k` though it is multiplied with, at its smallest."""

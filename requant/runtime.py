@@ -44,11 +44,6 @@ class Engine:
     slower: Mapping[str, float] = field(default_factory=dict)
     preferred: str = ""
 
-    @property
-    def everywhere(self) -> frozenset[str]:
-        """Types that run on every device it has."""
-        return _ALL.difference(*self.cannot.values())
-
 
 _CARD = {"gpu": 400 * GB, "cpu": 50 * GB, "pcie": 16 * GB}
 _TERNARY = frozenset(["TQ1_0", "TQ2_0"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from requant.budget import Problem, constrain
 from requant.errors import InfeasibleBudget
@@ -17,8 +18,11 @@ from requant.plan import LOSS_UNIT, Choice, Limit, Losses, Plan, TensorLosses
 from requant.request import Request
 from requant.units import format_size
 
+if TYPE_CHECKING:
+    from requant.knapsack import Answer
+
 TIME_LIMIT = 60.0  # seconds
-_CONFLICT_SECONDS, _CONFLICT_GAP = 3.0, 1e-3
+_CONFLICT_SECONDS, _CONFLICT_GAP = 3.0, 1e-3  # for what each limit would have to be
 REL_GAP = 1e-6  # at which the search may end, of the value above every item's least
 
 
@@ -48,7 +52,7 @@ def solved(
     from requant.knapsack import choose
 
     problem = constrain(losses, request)
-    check_feasible(problem)
+    _check_feasible(problem)
     items = [_undominated(item) for item in problem.items]
     slack = [limit.budget - limit.other for limit in request.limits]
     picked = [options[-1] for options in items]
@@ -59,7 +63,7 @@ def solved(
             [[o.value for o in x] for x in items], [[o.costs for o in x] for x in items], slack, time_limit, rel_gap
         )
         if answer.picked is None:
-            raise _conflict(request, items, slack if why else [])
+            raise _conflict(request, answer, items, slack if why else [])
         picked = [options[index] for options, index in zip(items, answer.picked, strict=True)]
         bound, how, prices = answer.bound, answer.how, answer.prices
     fixed = 0.0 if request.timing is None else request.price * 1e-9 * request.timing.fixed_ns
@@ -81,7 +85,7 @@ def _undominated(item: Item) -> list[Option]:
     return kept[::-1]
 
 
-def check_feasible(problem: Problem) -> None:
+def _check_feasible(problem: Problem) -> None:
     """Raises InfeasibleBudget when the smallest option of every item is over a limit."""
     faults = []
     for k, limit in enumerate(problem.request.limits):
@@ -102,8 +106,8 @@ def _shortfall(limit: Limit, smallest: int, request: Request) -> str:
         asked, best = limit.show(limit.budget), limit.show(smallest)
         return f"{limit.option} {asked} cannot be had: the best plan for it has {best}; {word} it to {ask}"
     if limit.n_weights:
-        needed = math.ceil(8000 * smallest / limit.n_weights) / 1000
-        return f"{limit.option} {limit.bpw:g} is below the smallest plan's {needed:g}; raise it to {needed:g}"
+        needed = _asking(limit, smallest)
+        return f"{limit.option} {limit.bpw:g} is below the smallest plan's {needed}; raise it to {needed}"
     parts = {"weights": smallest - limit.other}
     held = limit.device == "gpu"
     parts |= request.memory if held else {}
@@ -135,7 +139,9 @@ def _remedy(request: Request) -> str:
     return loosen + (", or give --ram SIZE for layers on the CPU" if "--vram" in held and "--ram" not in held else "")
 
 
-def _conflict(request: Request, items: Sequence[Sequence[Option]], slack: Sequence[int]) -> InfeasibleBudget:
+def _conflict(
+    request: Request, ended: Answer, items: Sequence[Sequence[Option]], slack: Sequence[int]
+) -> InfeasibleBudget:
     """No choice was found though each limit alone can be met: what each would have to be, the others as they are."""
     from requant.knapsack import choose
 
@@ -148,13 +154,15 @@ def _conflict(request: Request, items: Sequence[Sequence[Option]], slack: Sequen
         if answer.picked is not None:
             needed = limit.other + sum(options[p].costs[k] for options, p in zip(items, answer.picked, strict=True))
             found.append((limit, max(needed, limit.budget + 1)))
-    options = " and ".join(x.option for x in request.limits)
+    what = f"no plan meets {' and '.join(x.option for x in request.limits)} together"
+    if not (proven := ended.bound == math.inf):
+        what = f"{what}, as far as was found ({ended.how})"
     if not found:
         limit = request.limits[0]
-        return InfeasibleBudget(limit.budget, limit.budget, f"no plan meets {options} together; loosen two of them")
+        return InfeasibleBudget(limit.budget, limit.budget, f"{what}; loosen one of them", proven=proven)
     limit, needed = found[0]
     ways = " or ".join(f"{x.option} {_asking(x, n)}" for x, n in found)
-    return InfeasibleBudget(limit.budget, needed, f"no plan meets {options} together; {ways} would do")
+    return InfeasibleBudget(limit.budget, needed, f"{what}; {ways} would do", proven=proven)
 
 
 def _asking(limit: Limit, amount: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from requant.report.engine import start_command
 from requant.report.table import plan_table, plans_table
 from requant.textfile import check_writable, write_text
 from requant.units import size_label
-from requant.wishes import Wishes, check_memory_options, check_ways
+from requant.wishes import MAX_CONTEXT, Wishes, check_ways
 
 
 @click.command()
@@ -52,12 +51,16 @@ def command(
     **how: Any,
 ) -> None:
     """Choose a type, and a device, for each tensor within a budget, or several plans for several --vram."""
-    if frontier:
-        check_memory_options(wishes if wishes.vram is not None else replace(wishes, vram=2**62))
-    else:
+    if not frontier:
         check_ways(wishes, None, None, how["preset"], how["like"])
+    elif wishes.n_ctx == MAX_CONTEXT:
+        raise UsageError("--frontier is of one context; give --ctx a number")
     if explain is not None and (not wishes.has_budget or len(vrams) > 1 or frontier):
         raise UsageError("--explain is of one plan for a budget")
+    if explain is not None and how["losses"] is None:
+        raise UsageError("--explain solves again and again; give it the losses of `requant score` with --losses")
+    if recipe is not None and (len(vrams) > 1 or frontier):
+        raise UsageError("--emit-tensor-types is of one plan; give one --vram and no --frontier")
     targets = [out] if len(vrams) < 2 or out is None else [_for_budget(out, size) for size in vrams]
     with open_source(model) as source:
         messages.warn(*source.warnings)

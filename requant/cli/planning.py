@@ -9,7 +9,6 @@ from typing import Any
 
 from requant.cli import messages
 from requant.cli.stages import Job
-from requant.errors import UsageError
 from requant.pipeline import make_plan
 from requant.plan import Plan
 from requant.records import dump
@@ -44,8 +43,6 @@ def explanation(job: Job, plan: Plan, name: str) -> str:
     from requant.explain import explained, outlook
     from requant.report.explain import explanation_text
 
-    if job.losses is None:
-        raise UsageError("--explain solves again and again; give it the losses of `requant score` with --losses")
     job, losses = job.scored()
     common: dict[str, Any] = {"imatrix": job.imatrix}
     found = messages.interruptible(explained, job.source, losses, job.wishes, plan, name, **common)

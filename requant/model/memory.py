@@ -179,7 +179,7 @@ def layer_caches(hp: Hyperparameters, settings: Settings, *, padded: bool = Fals
         if hp.caches.recurrent[il]:
             rows = [4 * n * settings.n_parallel for n in (hp.caches.n_conv, hp.caches.n_state)]
             total += sum(_pad(n, DEVICE_ALIGNMENT) if padded else n for n in rows)
-        if settings.assume and il < hp.n_trunk:
+        if il < hp.n_trunk and not _is_known(hp):
             total += _bound(hp, settings)
         sizes.append(total)
     return sizes
@@ -243,7 +243,7 @@ def compute_bytes(hp: Hyperparameters, settings: Settings) -> int:
         *([_recurrent_bytes(hp, settings)] if any(hp.caches.recurrent) else []),
     ]
     n_bytes = max(moments) + 4 * tokens * 4 * hp.n_embd + masks + _input_bytes(hp, settings)
-    return (n_bytes + n_bytes // COMPUTE_MARGIN) * (2 if settings.assume and not hp.caches.known else 1)
+    return (n_bytes + n_bytes // COMPUTE_MARGIN) * (1 if _is_known(hp) else 2)
 
 
 def _recurrent_bytes(hp: Hyperparameters, settings: Settings) -> int:
@@ -314,10 +314,13 @@ def _v_width(hp: Hyperparameters, il: int, settings: Settings) -> int:
     return max(hp.n_head_kv[i] * _v_head(hp, i) for i in range(hp.n_layers))
 
 
+def _is_known(hp: Hyperparameters) -> bool:
+    sized = not any(hp.caches.attends) or (hp.key_length and hp.value_length)
+    return bool(hp.caches.known and hp.windows is not None and sized)
+
+
 def _check_known(hp: Hyperparameters, settings: Settings) -> None:
-    attends = any(hp.caches.attends)
-    known = hp.caches.known and hp.windows is not None and (not attends or (hp.key_length and hp.value_length))
-    if not known and not settings.assume:
+    if not settings.assume and not _is_known(hp):
         raise BadInput(
             hp.path,
             f"the memory that a '{printable(hp.arch)}' model with these keys needs beside its weights is not known",

@@ -41,6 +41,8 @@ def test_the_frontier_is_a_table_that_machines_read(capsys, tmp_path, losses):
     lines = run(capsys, "plan", TINY, "--losses", losses, "--frontier").out.splitlines()
     assert lines[0].startswith("bpw,") and len(lines) > 30
     found = json.loads(run(capsys, "plan", TINY, "--losses", losses, "--frontier", "--json").out)
+    cpu = run(capsys, "plan", TINY, "--losses", losses, "--frontier", "--engine", "llama.cpp-cpu")
+    assert cpu.code == 0 and cpu.out.splitlines() == lines
     assert found["schema"] == "requant.frontier/1" and len(found["points"]) == len(lines) - 1
 
 
@@ -51,6 +53,7 @@ def test_an_explanation_names_the_alternatives(capsys, losses):
     assert "it stays as it is" in run(capsys, *asked, "output_norm.weight").out
     assert_failed(run(capsys, *asked, "nope"), 2, "no tensor 'nope'")
     assert_failed(run(capsys, "plan", TINY, "--explain", "output.weight"), 2)
+    assert_failed(run(capsys, "plan", TINY, "--bpw", "5", "--explain", "output.weight"), 2, "with --losses")
 
 
 def test_a_preset_is_llama_quantizes_and_a_clone_has_anothers_types(capsys, tmp_path, losses):

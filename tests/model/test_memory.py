@@ -115,6 +115,14 @@ def test_what_is_assumed_of_an_unknown_architecture_is_an_upper_bound(entry):
     assert compute_bytes(hp, settings) >= entry["gpu"][2]
 
 
+def test_assuming_changes_nothing_for_an_architecture_that_is_known():
+    for entry in ENTRIES[::9]:
+        hp, settings = hyperparameters(entry["model"]), settings_of(entry)
+        assumed = replace(settings, assume=True)
+        assert kv_cache_bytes(hp, assumed) == kv_cache_bytes(hp, settings)
+        assert compute_bytes(hp, assumed) == compute_bytes(hp, settings)
+
+
 def test_unusual_keys_of_a_known_architecture_are_refused():
     for change in ({"attention__shared_kv_layers": ("u32", 1)}, {"ssm__state_size": ("u32", 16)}):
         with pytest.raises(BadInput, match="not known"):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -34,11 +35,13 @@ class Stop(BaseException):
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch):
+def _small():
     """Pieces of a few rows, each flushed as it comes, so that there is something to go on with at every moment."""
-    monkeypatch.setattr(output_module, "COMMIT_BYTES", 1)
-    monkeypatch.setattr(chunks, "CHUNK_WEIGHTS", 1024)
-    monkeypatch.setattr(chunks, "PIECE_BYTES", 2000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(output_module, "COMMIT_BYTES", 1)
+        patch.setattr(chunks, "CHUNK_WEIGHTS", 1024)
+        patch.setattr(chunks, "PIECE_BYTES", 2000)
+        yield
 
 
 @pytest.fixture
@@ -73,16 +76,16 @@ def interrupted(source, out, after, **options):
         convert(source, plan_for(source, *TYPES), out, threads=2, progress=progress, **options)
 
 
-@pytest.mark.parametrize("after", [1, 2, 7, 20, 38, 41, 50])
+@pytest.mark.parametrize("after", [0, 1, 7, 20, 38, 41, 50])
 def test_a_stopped_run_goes_on_and_makes_the_same(tmp_path, source, after):
     whole = made(source, _folder(tmp_path, "whole") / "o.gguf")
     out = _folder(tmp_path, "again") / "o.gguf"
     interrupted(source, out, after)
     kept = {p.name for p in out.parent.iterdir()}
-    assert kept == ({"o.gguf.part", "o.gguf.part.journal"} if after > 1 else set())
+    assert kept == ({"o.gguf.part", "o.gguf.part.journal"} if after else set())
     told = []
     assert made(source, out, tell=told.append) == whole
-    assert bool(told) == (after > 1)
+    assert not after or re.fullmatch(r"resuming \d+/10 tensors", told[0])
 
 
 def _folder(tmp_path, name):
@@ -154,7 +157,8 @@ def test_a_changed_tensor_of_the_part_is_named(tmp_path, source):
     interrupted(source, out, 41)
     part = out.with_name("o.gguf.part")
     content = bytearray(part.read_bytes())
-    content[-300 * 48] ^= 1
+    with Journal(out.with_name("o.gguf.part.journal"), out) as journal:
+        content[journal.past.records[3]["offset"] + 5] ^= 1
     part.write_bytes(content)
     told = []
     convert(source, plan_for(source, *TYPES), out, tell=told.append)
@@ -288,8 +292,6 @@ def test_an_output_that_reads_back_wrong_is_not_published_and_mended_by_the_next
         convert(source, plan_for(source, *TYPES), out)
     assert not out.exists()
     monkeypatch.undo()
-    monkeypatch.setattr(chunks, "CHUNK_WEIGHTS", 1024)
-    monkeypatch.setattr(chunks, "PIECE_BYTES", 2000)
     assert made(source, out) == whole
 
 
@@ -353,17 +355,15 @@ def test_a_split_output_is_the_whole_one_in_parts(tmp_path):
         whole = convert(source, plan, tmp_path / "whole.gguf")
         assert verify(done.output, source=source).ok
         with open_source(out.with_name(SHARDS[1])) as a, open_source(whole.output) as b:
-            assert [(t.name, t.format.name, t.file) for t in a.tensors] == [
-                (t.name, choice.type, s.file)
-                for t, choice, s in zip(b.tensors, plan.choices, source.tensors, strict=True)
-            ]
+            assert [(t.name, t.format.name) for t in a.tensors] == list(plan.types().items())
+            assert [t.file for t in a.tensors] == [t.file for t in source.tensors]
             for t in b.tensors:
                 assert (a.read_rows(a.tensor(t.name)) == b.read_rows(t)).all()
             assert a.header_sha256 == done.header_sha256
         assert done.tensors == whole.tensors
 
 
-@pytest.mark.parametrize("size", [9000, 20_000, 10**6])
+@pytest.mark.parametrize("size", [11_000, 20_000, 10**6])
 def test_no_file_is_larger_than_asked(tmp_path, source, size):
     out = _folder(tmp_path, "split") / "o.gguf"
     done = convert(source, plan_for(source, *TYPES), out, splitting=Splitting(max_size=size))
@@ -394,7 +394,7 @@ def test_a_stopped_split_run_goes_on_and_makes_the_same(tmp_path, seed):
         assert made(source, out, **how) == whole
 
 
-@pytest.mark.parametrize("placed", [0, 1, 2, 3])
+@pytest.mark.parametrize("placed", [0, 1, 2])
 def test_the_first_file_is_put_in_place_last_and_a_stop_in_between_is_mended(tmp_path, monkeypatch, placed):
     with open_source(_split_model(tmp_path)) as source:
         how = {"splitting": Splitting(keep=True)}
@@ -409,12 +409,10 @@ def test_the_first_file_is_put_in_place_last_and_a_stop_in_between_is_mended(tmp
             put(self)
 
         monkeypatch.setattr(output_module.Part, "put_in_place", stop)
-        if placed < 3:
-            with pytest.raises(Stop):
-                convert(source, plan_for(source, *TYPES), out, **how)
+        with pytest.raises(Stop):
+            convert(source, plan_for(source, *TYPES), out, **how)
         monkeypatch.setattr(output_module.Part, "put_in_place", put)
-        assert out.with_name(SHARDS[0]).exists() == (placed == 3)
-        assert sum(out.with_name(name).exists() for name in SHARDS) == min(placed, 3) or placed == 3
+        assert [name for name in SHARDS if out.with_name(name).exists()] == SHARDS[1 : 1 + placed]
         assert made(source, out, **how) == whole
 
 

@@ -19,7 +19,7 @@ from requant.container.header import parse_header
 from requant.container.journal import Journal, Line
 from requant.container.layout import Layout
 from requant.container.part import Part, Placed, target_of
-from requant.errors import BadInput, OutputRefused, RequantError, SourceChanged
+from requant.errors import BadInput, InputOutputError, OutputRefused, RequantError, SourceChanged
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,6 +104,9 @@ class Output:
 
     def write_at(self, file: int, offset: int, data: bytes | memoryview | np.ndarray) -> None:
         """Write `data` at `offset` of a file, as `Part.write_at` does."""
+        if self._placed:  # an earlier run has published it, and what is there now is something else
+            hint = "--restart and --force make it again"
+            raise InputOutputError(self.paths[file], "is not as it was written", hint=hint)
         self._parts[file].write_at(offset, data)
 
     def read_at(self, file: int, offset: int, target: memoryview) -> None:
@@ -198,6 +201,8 @@ class Output:
         for i, part in enumerate(self._parts):
             part.begin() if i in lost else part.blank()
         self.records = tuple(r for r in past.records if r.get("file") not in lost)
+        n_begun = len({str(r["tensor"]) for r in self.records if "tensor" in r})
+        self.notes.append(f"resuming {n_begun}/{sum(len(layout.tensors) for layout in self.layouts)} tensors")
         if past.n_dropped:
             self.notes.append(f"{past.n_dropped} damaged lines of the journal were dropped")
 

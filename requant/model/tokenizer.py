@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from requant.container.metadata import Metadata
-from requant.errors import BadInput, UsageError, printable
+from requant.errors import BadInput, UsageError, brief
 from requant.model.pretokenizers import KINDS
 
 Ids = NDArray[np.int32]
@@ -49,9 +49,7 @@ def read_tokenizer(metadata: Metadata) -> Tokenizer:
     """
     kind = metadata.get_str("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
-        what = (
-            "has no tokenizer" if kind is None else f"has a tokenizer of a kind that is not known: '{printable(kind)}'"
-        )
+        what = "has no tokenizer" if kind is None else f"has a tokenizer of a kind that is not known: '{brief(kind)}'"
         raise BadInput(metadata.path, what, hint=_HINT)
     tokens = metadata.get_list("tokenizer.ggml.tokens")
     if not tokens:
@@ -111,7 +109,7 @@ def _byte_pairs(metadata: Metadata, tokens: Sequence[str]) -> tuple[Any, bool]:
     kind = metadata.get_str("tokenizer.ggml.pre", "default") or "default"
     splitting = KINDS.get(kind)
     if splitting is None:
-        what = f"has a pre-tokenizer of a kind that is not known: '{printable(kind)}'"
+        what = f"has a pre-tokenizer of a kind that is not known: '{brief(kind)}'"
         raise BadInput(metadata.path, what, hint=_HINT)
     vocabulary = {token: index for index, token in reversed(list(enumerate(tokens)))}
     merges = [_pair(metadata, m) for m in metadata.get_list("tokenizer.ggml.merges", []) or []]
@@ -130,7 +128,7 @@ def _pair(metadata: Metadata, merge: object) -> tuple[str, str]:
     """The halves of a merge, which are separated by the first space that is not the first character."""
     at = merge.find(" ", 1) if isinstance(merge, str) else -1
     if not isinstance(merge, str) or at < 0:
-        raise BadInput(metadata.path, "key 'tokenizer.ggml.merges' holds no pair", got=printable(f"{merge!r:.40}"))
+        raise BadInput(metadata.path, "key 'tokenizer.ggml.merges' holds no pair", got=brief(f"{merge!r:.40}"))
     return merge[:at], merge[at + 1 :]
 
 

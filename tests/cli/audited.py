@@ -45,9 +45,14 @@ def run(words):
     from requant.cli import messages
     from requant.cli.main import main
 
+    messages.prepare()
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", newline="\n") for _ in range(2))
     sys.stdout, sys.stderr = out, err
-    code = messages.exit_code_of(lambda: main.main(words, prog_name="requant", standalone_mode=False))
+    try:
+        code = messages.exit_code_of(lambda: main.main(words, prog_name="requant", standalone_mode=False))
+    except Exception as bug:  # noqa: BLE001, as the interpreter does
+        code = 1
+        sys.excepthook(type(bug), bug, bug.__traceback__)
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     for stream in (out, err):
         stream.flush()

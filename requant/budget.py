@@ -114,6 +114,18 @@ def constrain(losses: Losses, request: Request) -> Problem:
     return Problem(losses, request, tuple(items_of(losses, request, tied)), tuple(notes))
 
 
+def check_rules(losses: Losses, request: Request) -> None:
+    """Try the request's expressions on the names. Raises UsageError where one is none, or matches nothing.
+
+    Python matches without letting another thread go on, the one that hears signals included: called from the main
+    thread before `constrain` in another, this is where Ctrl-C ends an expression that takes for ever.
+    """
+    patterns = [(rule.pattern.lower(), rule.option) for rule in request.pins]
+    patterns += [(rule.pattern, rule.option) for rule in request.floors]
+    for pattern, option in (*patterns, *((group, "--group") for group in request.groups)):
+        _matching(pattern, option, losses)
+
+
 def allowed_candidates(losses: Losses, request: Request) -> list[tuple[Candidate, ...]]:
     """What pins, --types and floors leave to each tensor, whatever the groups and the devices."""
     return _left(losses, request, [])

@@ -86,7 +86,9 @@ class BadInput(RequantError):
         self, path: object, what: str, *, got: object = None, limit: object = None, hint: str | None = None
     ) -> None:
         self.path, self.what, self.got, self.limit, self.hint = str(path), what, got, limit, hint
-        figures = ", ".join(f"{k} {brief(str(v), REMARK)}" for k, v in (("got", got), ("limit", limit)) if v is not None)
+        figures = ", ".join(
+            f"{k} {brief(str(v), REMARK)}" for k, v in (("got", got), ("limit", limit)) if v is not None
+        )
         message = f"{printable(self.path)}: {what}" + (f" ({figures})" if figures else "")
         super().__init__(message + (f"; {hint}" if hint else ""))
 

@@ -88,7 +88,7 @@ def set_debug(_: click.Context, __: click.Parameter, value: bool) -> None:
 
 
 def emit(text: str) -> None:
-    """`text` on stdout, every line of it printable. A reader that has gone is no failure. Raises InputOutputError for a full disk."""
+    """`text` on stdout, each line printable. A reader that has gone is no failure; InputOutputError for a full disk."""
     if sys.stdout is None:
         return
     try:

@@ -234,6 +234,7 @@ class Job:
         if losses is None:
             scored = self._scored(weigh)
             losses, job = scored.losses, replace(self, imatrix=self.imatrix or scored.measured)
+        self.wishes.try_rules(losses)
         if AUTO in (self.wishes.cache_type_k, self.wishes.cache_type_v) and not losses.caches:
             losses = replace(losses, caches=self._cache_losses())
             job = replace(job, losses=losses if job.losses is not None else None)

@@ -5,13 +5,15 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import hostile
 import pytest
-from commands import FIXTURES
+from commands import FIXTURES, start
 from gguf_files import ARR, I32, STR, U32, pair
 from hostile import EVERYTHING, MARK, NAMES
 from model.forward import families
@@ -283,6 +285,29 @@ def test_nothing_is_run_fetched_unpickled_or_written_elsewhere(found, folder):
             assert any(place.is_relative_to(p) for p in private) or path in above or path.isdigit(), (event, path)
     assert not [path for path in folder.parent.rglob("*") if MARK in path.name or path.name == "x"]
     assert not (Path("/tmp") / MARK).exists()
+
+
+def test_an_expression_that_takes_for_ever_can_be_stopped(tmp_path, found, folder):
+    (tmp_path / "recipe.txt").write_text("(.|.)*[.]x=Q8_0")
+    told = """
+import requant.budget as module
+matching = module._matching
+def telling(*words):
+    print("trying", file=sys.stderr, flush=True)
+    return matching(*words)
+module._matching = telling
+"""
+    words = ["plan", folder / ODD, "--losses", folder / "l.json", "--bpw", "7"]
+    process = start(*words, "--tensor-type-file", tmp_path / "recipe.txt", before=told)
+    try:
+        while process.stderr.readline() != "trying\n":
+            assert process.poll() is None
+        time.sleep(0.5)  # it is in the midst of it
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "stopped by SIGINT" in err
 
 
 @pytest.mark.parametrize("text", ["calibration.txt", "imatrix.gguf"])

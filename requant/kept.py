@@ -118,7 +118,7 @@ def _sums(archive: zipfile.ZipFile, name: str, length: int) -> NDArray[np.float6
         header = _header("<f8", shape)
         if data.startswith(header) and len(data) == len(header) + 8 * math.prod(shape):
             sums = np.frombuffer(data, "<f8", offset=len(header)).reshape(shape).astype(np.float64)
-            if (np.isfinite(sums) & (sums >= 0)).all():
+            if (np.isfinite(sums) & (sums >= 0)).all() and (shape or sums == 0):
                 return sums
     raise ValueError(f"{name} are not {length} sums of squares")
 

@@ -74,6 +74,7 @@ CHANGES = {
     "other type": lambda data: array(np.frombuffer(data[128:], np.float32)),
     "too many": lambda data: array(np.ones(100_000)),
     "too few": lambda data: array(np.ones(3)),
+    "a single one": lambda data: array(np.float64(3)),
     "negative": lambda data: array(-np.frombuffer(data[128:])),
     "not finite": lambda data: array(np.frombuffer(data[128:]) * np.nan),
     "cut": lambda data: data[:-1],

@@ -81,7 +81,6 @@ def convert(
     notes = notes_on(source, plan, imatrix, losses, importance)
     paths, threads = paths_of(Path(out), layouts), n_threads(threads)
     inputs = source.identities | _identity(imatrix)
-    used = imatrix_used(plan, imatrix)
     with contextlib.ExitStack() as stack:
         held = journal or stack.enter_context(claim(out))
         head = _head(source, plan, imatrix, asked)
@@ -92,16 +91,7 @@ def convert(
         jobs = jobs_of(source, plan, layouts, importance)
         run = partial(written_here, threads=threads, progress=progress, tell=tell)
         tensors = _write(source, plan, output, _with_scales(source, plan, jobs, threads), run)
-        made = Conversion(
-            output=paths[0],
-            size=total_size(layouts),
-            header_sha256=headers_sha256(layouts),
-            version=requant.__version__,
-            imatrix=None if used is None else Path(used.path).name,
-            imatrix_sha256=None if used is None else used.sha256,
-            plan=plan,
-            tensors=tensors,
-        )
+        made = _conversion(output, plan, imatrix, tensors)
         source.check_unchanged()
         if not output.is_published:
             output.seal()
@@ -112,6 +102,20 @@ def convert(
         record(made)
         output.finish()
     return made
+
+
+def _conversion(output: Output, plan: Plan, imatrix: Imatrix | None, tensors: tuple[Converted, ...]) -> Conversion:
+    used = imatrix_used(plan, imatrix)
+    return Conversion(
+        output=output.paths[0],
+        size=total_size(output.layouts),
+        header_sha256=headers_sha256(output.layouts),
+        version=requant.__version__,
+        imatrix=None if used is None else Path(used.path).name,
+        imatrix_sha256=None if used is None else used.sha256,
+        plan=plan,
+        tensors=tensors,
+    )
 
 
 def n_steps(source: Source, plan: Plan, *, verified: bool = True) -> int:

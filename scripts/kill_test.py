@@ -127,11 +127,11 @@ def kills(found, calls, n, share, rng, work, failures):
     )
 
 
-def power_cuts(found, n, rng, work, failures):
+def power_cuts(found, n, without, rng, work, failures):
     """Replay power cuts of whole runs, and of runs that went on after one."""
     n_lost, n_ends, n_second = 0, Counter(), 0
     for case in found:
-        logs = [_logged(case, case.prepare(work / f"log-{case.name}"))]
+        logs = [_logged(case, case.prepare(work / f"log-{case.name}"), without)]
         for i in range(max(1, n // len(found))):
             log = logs[0] if len(logs) == 1 or rng.random() < 0.5 else rng.choice(logs)
             # half of them near a change of names or the end: the moments that are rare
@@ -146,7 +146,7 @@ def power_cuts(found, n, rng, work, failures):
             odd = victims.oddities(case, folder)
             if odd is None and len(logs) < 8 and rng.random() < 0.2:
                 copy = crashes.placed(state, work / f"log-{case.name}-{len(logs)}")
-                logs.append(_logged(case, copy))
+                logs.append(_logged(case, copy, without))
             outcome = odd or victims.resume(case, folder)
             if isinstance(outcome, str):
                 trace = [o[:1] + tuple(x for x in o[1:] if not isinstance(x, bytes)) for o in log.operations[:end]]
@@ -162,11 +162,11 @@ def power_cuts(found, n, rng, work, failures):
     )
 
 
-def _logged(case, folder):
+def _logged(case, folder, without):
     path = folder.with_name(f"{folder.name}.pickle")
     if victims.is_done(case, folder):
         return crashes.Log()
-    Child(case, folder, lambda: crashes.Recorder(folder, path).install()).wait()
+    Child(case, folder, lambda: crashes.Recorder(folder, path, without).install()).wait()
     return pickle.loads(path.read_bytes())
 
 
@@ -288,6 +288,7 @@ def main():
     parser.add_argument("--slowest", type=int, default=12, help="signals inside the slowest kernel")
     parser.add_argument("--processes", type=float, default=0.2, help="share of the victims that are no forks")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--without", nargs="*", default=[], help="calls that power cuts take for forgotten: must fail")
     parser.add_argument("--quick", action="store_true", help="leave out the case that runs the model")
     given = parser.parse_args()
     rng, failures = random.Random(given.seed), Failures()
@@ -305,7 +306,7 @@ def main():
         if given.kills:
             kills(found, calls, given.kills, given.processes, rng, work, failures)
         if given.crashes:
-            power_cuts(found, given.crashes, rng, work, failures)
+            power_cuts(found, given.crashes, given.without, rng, work, failures)
         if given.signals:
             signals(found, given.signals, given.processes, rng, work, failures)
         if given.slowest:

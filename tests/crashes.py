@@ -29,9 +29,13 @@ class Log:
 
 
 class Recorder:
-    """Logs what this process does to the files of `folder` by os calls, from `install` on; saved at every sync."""
+    """Logs what this process does to the files of `folder` by os calls, from `install` on, and saves it at its end.
 
-    def __init__(self, folder, path):
+    without: names of calls that are not logged, as if the program forgot them.
+    """
+
+    def __init__(self, folder, path, without=()):
+        self._without = without
         self._folder, self._path = os.path.realpath(folder), Path(path)
         self._lock = threading.RLock()
         self._log = Log()
@@ -63,6 +67,8 @@ class Recorder:
         messages.leave = save_and_leave
 
     def _wrap(self, name, logged):
+        if name in self._without:
+            return
         real = getattr(os, name)
 
         def call(*arguments, **named):

@@ -119,6 +119,7 @@ class Child:
 
     def __init__(self, case, folder, before=lambda: None, commit=None, words=()):
         self.log = folder.with_name(f"{folder.name}.log")
+        self.log.touch()
         self.pid = os.fork()
         if self.pid == 0:
             code = 99
@@ -226,7 +227,8 @@ def is_done(case, folder):
 def resume(case, folder, *, whole=False, harmed=False):
     """Run the command until it is done: how many runs it took, or in words what was wrong.
 
-    harmed: the journal was damaged, so that what had been put in place may be refused, and made again with --force.
+    harmed: the journal was damaged, so that what it does not speak of any more may be refused: a whole output, which is
+    made again with --force, or a whole unfinished one, with --restart.
     """
     words = ()
     for n in range(1, 4):
@@ -239,6 +241,8 @@ def resume(case, folder, *, whole=False, harmed=False):
         words = ()
         if ended.code == 5 and harmed and "already exists" in ended.err:
             words = ("--force",)
+        elif ended.code == 5 and harmed and "is not an unfinished output" in ended.err:
+            words = ("--restart",)
         elif not (ended.code == 5 and is_done(case, folder)):
             return f"exit code {ended.code}: {ended.err[-2000:]}"
     return "never done"

@@ -147,6 +147,8 @@ class Output:
 
     def finish(self) -> None:
         """Remove the journal, once whatever else belongs to the published output is there too."""
+        sync_folder(self.journal.path.parent)  # the names of what else there is before the end of the journal
+        self.journal.forget()  # nobody may go on with it once the extras are going
         for path in self._extras:
             path.unlink(missing_ok=True)
         self.journal.remove()
@@ -239,10 +241,14 @@ def resumes(journal: Journal, head: Line, path: Path) -> bool:
 
 def discard(journal: Journal, path: Path, inputs: frozenset[Identity]) -> None:
     """Remove what is unfinished of the output at `path`, whatever it holds. Raises OutputRefused, InputOutputError."""
-    files = [] if journal.past.head is None else journal.past.head.get("files")
-    listed = [file[0] for file in files if isinstance(file, list) and file] if isinstance(files, list) else []
-    names = [name for name in listed if isinstance(name, str) and name == Path(name).name not in ("", "..")]
-    for target in {target_of(path), *(target_of(Path(path).with_name(name)) for name in names)}:
+    for target in {target_of(path), *(target_of(Path(path).with_name(name)) for name in names_in(journal))}:
         if target.with_name(f"{target.name}.part").exists():
             Part(target, 0, force=True, inputs=inputs, keep=True).remove()
     journal.forget()
+
+
+def names_in(journal: Journal) -> list[str]:
+    """The names of the files that the unfinished output of `journal` is to have, the first one first."""
+    files = [] if journal.past.head is None else journal.past.head.get("files")
+    listed = [file[0] for file in files if isinstance(file, list) and file] if isinstance(files, list) else []
+    return [name for name in listed if isinstance(name, str) and name == Path(name).name not in ("", "..")]

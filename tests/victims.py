@@ -231,18 +231,16 @@ def resume(case, folder, *, whole=False, harmed=False):
     made again with --force, or a whole unfinished one, with --restart.
     """
     words = ()
-    for n in range(1, 4):
+    for n in range(1, 5):
         if is_done(case, folder):
             return n - 1
-        run = Process if whole else Child
-        ended = run(case, folder, words=words).wait()
+        ended = (Process if whole else Child)(case, folder, words=words).wait()
         if ended.code == 0:
             return n if is_done(case, folder) else f"differs: {_difference(case, folder)}"
-        words = ()
-        if ended.code == 5 and harmed and "already exists" in ended.err:
-            words = ("--force",)
-        elif ended.code == 5 and harmed and "is not an unfinished output" in ended.err:
-            words = ("--restart",)
+        hint = "--force" if "already exists" in ended.err else "--restart"
+        refused = "already exists" in ended.err or "is not an unfinished output" in ended.err
+        if ended.code == 5 and harmed and refused and hint not in words:
+            words = (*words, hint)
         elif not (ended.code == 5 and is_done(case, folder)):
             return f"exit code {ended.code}: {ended.err[-2000:]}"
     return "never done"

@@ -164,7 +164,9 @@ class Output:
         for target, file, there in zip(targets, files, placed, strict=True):
             if there and all(placed):
                 file.unlink(missing_ok=True)  # stopped between the link to the new name and the end of the old one
-            elif there and not file.exists():
+            elif there and file.exists():
+                target.unlink()  # the same, but other files are not in place yet
+            elif there:
                 target.rename(file)
         return all(placed)
 

@@ -192,8 +192,8 @@ class Output:
         for record in past.records:
             if _INVALID in record:
                 self.notes.append("the source changed while an unfinished output was made; all of it is made again")
-        for part in self._parts:
-            part.begin()
+        for part, layout in zip(self._parts, self.layouts, strict=True):
+            part.begin(layout.header)
         self.journal.begin(self._head)
         self._kept = False
         sync_folder(self.journal.path.parent)
@@ -203,7 +203,7 @@ class Output:
         past = self.journal.past
         lost = {i for i, part in enumerate(self._parts) if not part.found}
         for i, part in enumerate(self._parts):
-            part.begin() if i in lost else part.blank()
+            part.begin(self.layouts[i].header) if i in lost else part.blank()
         self.records = tuple(r for r in past.records if r.get("file") not in lost)
         n_begun = len({str(r["tensor"]) for r in self.records if "tensor" in r})
         self.notes.append(f"resuming {n_begun}/{sum(len(layout.tensors) for layout in self.layouts)} tensors")

@@ -18,7 +18,9 @@ from requant.codec import Bytes, Floats
 from requant.container.cursor import quoted
 from requant.container.output import Output
 from requant.container.source import Source, SourceTensor
+from requant.conversion import Odd
 from requant.errors import InputOutputError, NumericFault
+from requant.finite import nonfinite_fault, nonfinite_in
 from requant.formats import BlockFormat, Effort
 from requant.plan import Choice
 
@@ -64,6 +66,7 @@ class Done:
     chunk: Chunk
     data: Bytes
     errors: NDArray[np.float64] | None
+    odd: Odd
 
     @property
     def name(self) -> str:
@@ -89,15 +92,20 @@ def copy_rows(tensor: SourceTensor) -> int:
 
 
 def write_chunk(source: Source, output: Output, chunk: Chunk) -> Done:
-    """Carry the chunk over. Raises NumericFault where weights are not finite or do not survive in the format."""
+    """Carry the chunk over. Raises NumericFault for weights that do not survive in the format, or are not finite.
+
+    Copies of tensors that the source is to keep may be so.
+    """
     job = chunk.job
-    path = source.files[job.tensor.file]
     data = source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)
-    errors = None
+    errors, odd = None, Odd()
     if job.choice.copied:
-        check_finite(data, job.tensor, chunk.first_row, path)
+        found = nonfinite_in(data, job.tensor, chunk.first_row)
+        if found is not None and job.tensor.name not in source.kept:
+            raise nonfinite_fault(source, job.tensor)
+        odd = odd if found is None else Odd(found.count, found.first)
     else:
-        data, errors = _encoded(data, chunk, path)
+        data, errors, odd = _encoded(source, data, chunk)
     start = job.offset + chunk.first_row * data.shape[1]
     try:
         output.write_at(start, data)
@@ -105,30 +113,14 @@ def write_chunk(source: Source, output: Output, chunk: Chunk) -> Done:
         raise InputOutputError(
             error.path, f"tensor {quoted(job.tensor.name)}: {error.what}", hint=error.hint
         ) from error
-    return Done(chunk, data, errors)
+    return Done(chunk, data, errors, odd)
 
 
-def check_finite(data: Bytes, tensor: SourceTensor, first_row: int, path: Path) -> None:
-    """Raise NumericFault, naming tensor, weight and value, where `data`, rows from `first_row` on, holds no number."""
-    if not tensor.format.can_decode or not data.size:
-        return
-    n = max(1, CHUNK_WEIGHTS // tensor.n_per_row)
-    for start in range(0, len(data), n):
-        _check_weights(codec.dequantize(data[start : start + n], tensor.format), tensor, first_row + start, path)
-
-
-def _check_weights(x: Floats, tensor: SourceTensor, first_row: int, path: Path) -> None:
-    index = codec.first_nonfinite(x)
-    if index is not None:
-        what = f"tensor {quoted(tensor.name)} is not finite at weight {first_row * x.shape[1] + index}"
-        hint = "the file is damaged or was badly converted; get it again"
-        raise NumericFault(path, what, got=float(x.flat[index]), hint=hint)
-
-
-def _encoded(data: Bytes, chunk: Chunk, path: Path) -> tuple[Bytes, NDArray[np.float64]]:
+def _encoded(source: Source, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray[np.float64], Odd]:
     job = chunk.job
     x = codec.dequantize(data, job.tensor.format)
-    _check_weights(x, job.tensor, chunk.first_row, path)
+    if codec.first_nonfinite(x) is not None:
+        raise nonfinite_fault(source, job.tensor)
     importance = None if job.importance is None else chunk.own(job.importance)
     scale = 1.0
     if job.scales is not None:
@@ -136,11 +128,14 @@ def _encoded(data: Bytes, chunk: Chunk, path: Path) -> tuple[Bytes, NDArray[np.f
         x /= np.float32(scale)
     encoded = codec.quantize(x, job.format, importance, job.effort)
     errors = codec.row_errors(x, codec.dequantize(encoded, job.format), importance)
+    errors *= scale**2
     lost = codec.lost_row(errors)
     if lost is not None:
+        path = source.files[job.tensor.file]
         relative = float(np.sqrt(errors[lost, 1] / errors[lost, 0]))
         raise gate_fault(job, f"row {chunk.first_row + lost} is lost: relative error", relative, codec.LOST, path)
-    return encoded, errors.sum(axis=0) * scale**2
+    blocks = 0 if importance is None else np.count_nonzero(codec.unweighted(x, job.format, importance))
+    return encoded, errors.sum(axis=0), Odd(unweighted=int(blocks), vanished=codec.vanished_rows(errors))
 
 
 def peak(source: Source, chunk: Chunk) -> float:

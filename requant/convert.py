@@ -24,7 +24,7 @@ from requant.container.files import Identity, identity
 from requant.container.layout import Layout, lay_out
 from requant.container.output import Output
 from requant.container.source import Source, SourceTensor
-from requant.conversion import Conversion, Converted
+from requant.conversion import Conversion, Converted, Odd
 from requant.errors import BadInput, NumericFault
 from requant.formats import BlockFormat
 from requant.imatrix import Imatrix, importance_for
@@ -77,7 +77,8 @@ def convert(
             converted[companion] = _write_companion(output, layout, companion, _on_top(source, name, scales[name]))
         source.check_unchanged()
         output.publish(layout.header)
-    used = imatrix_used(plan, imatrix)
+    used, tensors = imatrix_used(plan, imatrix), tuple(converted[t.name] for t in layout.tensors)
+    odd = [line for t in tensors if t.odd is not None for line in t.odd.notes(t.name)]
     return Conversion(
         output=Path(out),
         size=layout.size,
@@ -86,8 +87,8 @@ def convert(
         imatrix=None if used is None else Path(used.path).name,
         imatrix_sha256=None if used is None else used.sha256,
         plan=plan,
-        tensors=tuple(converted[t.name] for t in layout.tensors),
-        notes=(*notes, *output.warnings),
+        tensors=tensors,
+        notes=(*notes, *odd, *output.warnings),
     )
 
 
@@ -243,16 +244,16 @@ def _watched(results: Iterator[Done], source: Source, progress: Callable[[int], 
 
 def _measured(chunks: Iterator[Done], source: Source) -> Converted:
     """The tensor that `chunks` make up; raises NumericFault where its error is beyond the format's ceiling."""
-    digest, total = hashlib.sha256(), np.zeros(4)
+    digest, total, odd = hashlib.sha256(), np.zeros(4), Odd()
     for done in chunks:
         digest.update(done.data.reshape(-1).data)
+        odd += done.odd
         if done.errors is not None:
             total += done.errors
         job = done.chunk.job
     error = codec.relative_error(total[None, :])
     if not job.choice.copied and codec.gate(total[None, :], job.format) is not None:
-        limit = min(codec.GATE * job.format.gaussian_rmse, codec.LOST)
-        raise gate_fault(job, "relative error", error, limit, source.files[job.tensor.file])
+        raise gate_fault(job, "relative error", error, codec.ceiling(job.format), source.files[job.tensor.file])
     return Converted(
         name=job.tensor.name,
         source_type=job.tensor.format.name,
@@ -261,6 +262,7 @@ def _measured(chunks: Iterator[Done], source: Source) -> Converted:
         rmse=error,
         rmse_unweighted=math.sqrt(total[1] / total[0]) if total[0] > 0 else 0.0,
         sha256=digest.hexdigest(),
+        odd=None if odd == Odd() else odd,
     )
 
 

@@ -165,6 +165,8 @@ def _product(statistics: Imatrix, tensor: SourceTensor) -> Information:
 def cannot_run(source: Source) -> BadInput | None:
     """Why the model cannot be run, and so has no gradients, or None."""
     require_model(source)
+    for name, why in source.kept.items():
+        return BadInput(source.path, f"tensor '{printable(name)}' is no good to compute with: {why}")
     try:
         read_architecture(source)
     except BadInput as error:

@@ -9,6 +9,8 @@ import click
 
 from requant.cli import messages, options, stages
 from requant.cli.calibration import Calibration
+from requant.cli.nonfinite import option as nonfinite_option
+from requant.cli.nonfinite import settle
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.report.engine import start_command
@@ -33,6 +35,7 @@ from requant.wishes import Wishes, check_ways
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @click.option("--no-verify", is_flag=True, help="Do not read the output again.")
+@nonfinite_option
 @options.threads
 @options.effort
 @options.allow_requantize
@@ -49,6 +52,7 @@ def command(
     measure: int | None,
     dry_run: bool,
     no_verify: bool,
+    nonfinite: str,
     force: bool,
     as_json: bool,
     **how: Any,
@@ -61,6 +65,7 @@ def command(
         raise UsageError("--measure chooses among plans for a budget; give --vram, --size or --bpw with it")
     with open_source(model) as source:
         messages.warn(*source.warnings)
+        settle(source, nonfinite, how["threads"])
         job = stages.prepared(source, wishes, calibration, **how)
         if measure is not None:
             stages.check_can_run(source)

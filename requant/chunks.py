@@ -128,12 +128,14 @@ def _encoded(source: Source, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray[
         x /= np.float32(scale)
     encoded = codec.quantize(x, job.format, importance, job.effort)
     errors = codec.row_errors(x, codec.dequantize(encoded, job.format), importance)
+    beyond = codec.overflow(x, job.format, errors, importance, job.effort)
     errors *= scale**2
-    lost = codec.lost_row(errors)
+    lost, path = codec.lost_row(errors), source.files[job.tensor.file]
     if lost is not None:
-        path = source.files[job.tensor.file]
         relative = float(np.sqrt(errors[lost, 1] / errors[lost, 0]))
         raise gate_fault(job, f"row {chunk.first_row + lost} is lost: relative error", relative, codec.LOST, path)
+    if beyond is not None:
+        raise gate_fault(job, f"weights from row {chunk.first_row} on are too large: relative error", *beyond, path)
     blocks = 0 if importance is None else np.count_nonzero(codec.unweighted(x, job.format, importance))
     return encoded, errors.sum(axis=0), Odd(unweighted=int(blocks), vanished=codec.vanished_rows(errors))
 
@@ -147,7 +149,6 @@ def peak(source: Source, chunk: Chunk) -> float:
 
 def gate_fault(job: Job, what: str, error: float, limit: float, path: Path) -> NumericFault:
     """The fault for a tensor that does not survive in the chosen format."""
-    safe = "f16" if job.format.name != "F16" else job.tensor.format.name.lower()
     what = f"tensor {quoted(job.tensor.name)} as {job.format.name}, {what}"
-    hint = f"--tensor-type '{job.tensor.name}={safe}' keeps it"
+    hint = f"--tensor-type '{job.tensor.name}={job.tensor.format.name.lower()}' keeps it"
     return NumericFault(path, what, got=f"{error:.3g}", limit=f"{limit:.3g}", hint=hint)

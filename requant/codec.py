@@ -28,6 +28,9 @@ LOST = 0.9  # relative error of a row that holds nothing of the original
 # sum of squares of a row that may become zero: with inputs of norm 2**16 its output is below 2**-36, out of reach of
 # any norm's epsilon. Embeddings have such rows, 1e-24 throughout, for tokens that were never trained
 NEGLIGIBLE = 2.0**-104
+# root mean square from which on weights are also encoded at a usual size, to see whether the scales reach that far
+LARGE = 2.0**12
+OVERFLOW = 1.25  # times that error is too much: 3 times the normal one is beyond reach for one bit per weight
 _TINY, _HALF = np.finfo(np.float32).tiny, np.float32(0.5)  # their product is subnormal
 
 
@@ -167,6 +170,22 @@ def gate(errors: Errors, fmt: BlockFormat) -> str | None:
         )
     error, limit = relative_error(errors), ceiling(fmt)
     return None if error <= limit else f"relative error {error:.3g}, limit {limit:.3g} for {fmt.name}"
+
+
+def overflow(
+    x: Floats, fmt: BlockFormat, errors: Errors, importance: Floats | None = None, effort: Effort = Effort.DEFAULT
+) -> tuple[float, float] | None:
+    """The relative error and its limit where `x` is beyond the largest scale of the format, else None.
+
+    errors: those of `x` in the format, as row_errors gives them.
+    """
+    size = float(np.sqrt(errors[:, 0].sum() / max(x.size, 1)))
+    if size < LARGE:
+        return None
+    usual = np.ldexp(x, -round(np.log2(size)))
+    least = relative_error(row_errors(usual, reconstruct(usual, fmt, importance, effort), importance))
+    error, limit = relative_error(errors), OVERFLOW * least
+    return None if error <= limit else (error, limit)
 
 
 def ceiling(fmt: BlockFormat) -> float:

@@ -48,21 +48,15 @@ def quantize(
     n = len(rows) if weights is None else len(rows) // len(weights)  # rows of a matrix
     out, errors = np.empty((len(rows), fmt.n_bytes(rows.shape[1])), np.uint8), np.empty((len(rows), 4))
 
-    too_large: list[int] = []
-
     def encode(first: int, stop: int) -> None:
         own = None if weights is None else weights[first // n]
         part = _finite(rows[first:stop], rows, first)
         out[first:stop] = codec.quantize(part, fmt, own, level)
         errors[first:stop] = codec.row_errors(part, codec.dequantize(out[first:stop], fmt), own)
-        if codec.overflow(part, fmt, errors[first:stop], own, level) is not None:
-            too_large.append(first)
 
     codec.warm_up([fmt])
     _in_parts(encode, len(rows), n, rows.shape[1], threads)
-    fault = codec.gate(errors, fmt) if len(rows) else None
-    if fault is None and too_large:
-        fault = f"weights from row {min(too_large)} on are too large"
+    fault = codec.gate(errors, fmt, rows.size)
     if fault is not None:
         raise NumericFault("array", f"does not survive as {fmt.name}: {fault}", hint="scale it, or take another type")
     return out.reshape(*x.shape[:-1], out.shape[1])

@@ -128,14 +128,12 @@ def _encoded(source: Source, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray[
         x /= np.float32(scale)
     encoded = codec.quantize(x, job.format, importance, job.effort)
     errors = codec.row_errors(x, codec.dequantize(encoded, job.format), importance)
-    beyond = codec.overflow(x, job.format, errors, importance, job.effort)
     errors *= scale**2
-    lost, path = codec.lost_row(errors), source.files[job.tensor.file]
+    limit = codec.row_limit(job.format)
+    lost = codec.lost_row(errors, limit)
     if lost is not None:
-        relative = float(np.sqrt(errors[lost, 1] / errors[lost, 0]))
-        raise gate_fault(job, f"row {chunk.first_row + lost} is lost: relative error", relative, codec.LOST, path)
-    if beyond is not None:
-        raise gate_fault(job, f"weights from row {chunk.first_row} on are too large: relative error", *beyond, path)
+        path, what = source.files[job.tensor.file], f"row {chunk.first_row + lost} is lost: relative error"
+        raise gate_fault(job, what, codec.relative_error(errors[lost : lost + 1, [0, 1, 0, 1]]), limit, path)
     blocks = 0 if importance is None else np.count_nonzero(codec.unweighted(x, job.format, importance))
     return encoded, errors.sum(axis=0), Odd(unweighted=int(blocks), vanished=codec.vanished_rows(errors))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,13 +25,13 @@ IMPORTANCE_FLOOR = np.float32(2.0**-20)
 # a reconstruction beyond this multiple of the format's error on normally distributed weights is a fault
 GATE = 3.0
 NVFP4_LARGEST = np.float32(6 * 448)  # weight of a block: the largest level at the largest scale
-LOST = 0.9  # relative error of a row that holds nothing of the original
+LOST, LOST_OF_ONE_BIT = 0.9, 0.99  # relative error of a row that holds nothing of the original
 # sum of squares of a row that may become zero: with inputs of norm 2**16 its output is below 2**-36, out of reach of
 # any norm's epsilon. Embeddings have such rows, 1e-24 throughout, for tokens that were never trained
 NEGLIGIBLE = 2.0**-104
-# root mean square from which on weights are also encoded at a usual size, to see whether the scales reach that far
-LARGE = 2.0**12
-OVERFLOW = 1.25  # times that error is too much: 3 times the normal one is beyond reach for one bit per weight
+# beyond this multiple where the weights are so small or large (root mean square) that scales may end: nothing else does
+# then show it in types of few bits, of which 3 times the normal error is out of reach. Real tensors have up to 1.33
+GATE_AT_THE_ENDS, ENDS = 1.3, (2.0**-20, 2.0**12)
 _TINY, _HALF = np.finfo(np.float32).tiny, np.float32(0.5)  # their product is subnormal
 
 
@@ -146,12 +147,12 @@ def relative_error(errors: Errors) -> float:
         return float(np.sqrt(error / energy if energy > 0 else error))
 
 
-def lost_row(errors: Errors) -> int | None:
+def lost_row(errors: Errors, limit: float = LOST) -> int | None:
     """The first row of which the reconstruction holds next to nothing, or is not finite; else None.
 
-    Of a row that is all zero, or NEGLIGIBLE, nothing need be left.
+    limit: row_limit of the format. Of a row that is all zero, or NEGLIGIBLE, nothing need be left.
     """
-    lost = ~(errors[:, 1] < LOST**2 * np.maximum(errors[:, 0], NEGLIGIBLE))
+    lost = ~(errors[:, 1] < limit**2 * np.maximum(errors[:, 0], NEGLIGIBLE))
     return int(np.argmax(lost)) if lost.any() else None
 
 
@@ -161,36 +162,30 @@ def vanished_rows(errors: Errors) -> int:
     return int(np.count_nonzero(small & ~(errors[:, 1] < LOST**2 * errors[:, 0])))
 
 
-def gate(errors: Errors, fmt: BlockFormat) -> str | None:
+def gate(errors: Errors, fmt: BlockFormat, n_weights: int) -> str | None:
     """What is wrong with a reconstruction, or None: a row that was lost, or an error beyond the format's ceiling."""
-    row = lost_row(errors)
+    most = row_limit(fmt)
+    row = lost_row(errors, most)
     if row is not None:
-        return (
-            f"row {row} is lost: relative error {relative_error(errors[row : row + 1, [0, 1, 0, 1]]):.3g}, limit {LOST}"
-        )
-    error, limit = relative_error(errors), ceiling(fmt)
+        error = relative_error(errors[row : row + 1, [0, 1, 0, 1]])
+        return f"row {row} is lost: relative error {error:.3g}, limit {most:g}"
+    error, limit = relative_error(errors), ceiling(float(errors[:, 0].sum()), n_weights, fmt)
     return None if error <= limit else f"relative error {error:.3g}, limit {limit:.3g} for {fmt.name}"
 
 
-def overflow(
-    x: Floats, fmt: BlockFormat, errors: Errors, importance: Floats | None = None, effort: Effort = Effort.DEFAULT
-) -> tuple[float, float] | None:
-    """The relative error and its limit where `x` is beyond the largest scale of the format, else None.
+def ceiling(energy: float, n_weights: int, fmt: BlockFormat) -> float:
+    """The largest relative error that is no fault of a tensor with this sum of squares."""
+    usual = ENDS[0] < math.sqrt(energy / max(n_weights, 1)) < ENDS[1] or energy == 0
+    return min((GATE if usual else GATE_AT_THE_ENDS) * fmt.gaussian_rmse, LOST)
 
-    errors: those of `x` in the format, as row_errors gives them.
+
+def row_limit(fmt: BlockFormat) -> float:
+    """The relative error from which a row is lost.
+
+    One bit has a single magnitude for a block: with spikes in it, even the best scale leaves little (0.955 in a row of
+    Gemma 3 270M).
     """
-    size = float(np.sqrt(errors[:, 0].sum() / max(x.size, 1)))
-    if size < LARGE:
-        return None
-    usual = np.ldexp(x, -round(np.log2(size)))
-    least = relative_error(row_errors(usual, reconstruct(usual, fmt, importance, effort), importance))
-    error, limit = relative_error(errors), OVERFLOW * least
-    return None if error <= limit else (error, limit)
-
-
-def ceiling(fmt: BlockFormat) -> float:
-    """The largest relative error of a tensor in the format that is no fault."""
-    return min(GATE * fmt.gaussian_rmse, LOST)
+    return LOST if fmt.bpw > 1.5 else LOST_OF_ONE_BIT
 
 
 def warm_up(formats: Iterable[BlockFormat], *, encode: bool = True) -> None:

@@ -252,8 +252,9 @@ def _measured(chunks: Iterator[Done], source: Source) -> Converted:
             total += done.errors
         job = done.chunk.job
     error = codec.relative_error(total[None, :])
-    if not job.choice.copied and codec.gate(total[None, :], job.format) is not None:
-        raise gate_fault(job, "relative error", error, codec.ceiling(job.format), source.files[job.tensor.file])
+    limit = codec.ceiling(total[0], job.tensor.n_weights, job.format)
+    if not job.choice.copied and not error <= limit:
+        raise gate_fault(job, "relative error", error, limit, source.files[job.tensor.file])
     return Converted(
         name=job.tensor.name,
         source_type=job.tensor.format.name,

@@ -339,7 +339,7 @@ def _with_losses(
 ) -> TensorLosses:
     found, skipped = [surveyed.candidates[0]], dict(surveyed.skipped)
     for candidate, fmt, loss, error in zip(surveyed.candidates[1:], formats, totals, errors, strict=True):
-        fault = codec.gate(error, fmt)
+        fault = codec.gate(error, fmt, surveyed.n_weights)
         if fault is None:
             found.append(replace(candidate, loss=float(loss), rmse=codec.relative_error(error)))
         else:

@@ -230,17 +230,19 @@ def _scored(
     skipped = dict(surveyed.skipped)
     for candidate in surveyed.candidates[1:]:
         fmt = format_of(candidate.type)
-        parts, scaled = [], two_level and fmt.name == SECOND_LEVEL
+        parts = []
         for start, stop, importance, _, _ in sample.parts:
             x = sample.x[start:stop]
-            scale = float(codec.second_scale(float(np.abs(x).max(initial=0)))) if scaled else 1
+            scale = (
+                float(codec.second_scale(float(np.abs(x).max(initial=0))))
+                if two_level and fmt.name == SECOND_LEVEL
+                else 1
+            )
             parts.append(codec.reconstruct(x, fmt, importance, effort, scale))
         y = np.concatenate(parts)
         loss, error = _estimate(sample, y)
         errors = codec.row_errors(sample.x, y)
-        fault = codec.gate(errors, fmt)
-        if fault is None and not scaled and codec.overflow(sample.x, fmt, errors, effort=effort) is not None:
-            fault = "they are too large"
+        fault = codec.gate(errors, fmt, sample.x.size)
         if fault is None:
             found.append(replace(candidate, loss=loss, loss_error=error, rmse=codec.relative_error(errors)))
         else:

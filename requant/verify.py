@@ -196,12 +196,13 @@ def _sampled_errors(
     y = codec.dequantize(data[rows - part.first_row], part.tensor.format)
     y *= part.scales[rows * len(part.scales) // part.tensor.n_rows][:, None]
     errors = codec.row_errors(x, y)
-    lost = codec.lost_row(errors)
+    limit = codec.row_limit(part.tensor.format)
+    lost = codec.lost_row(errors, limit)
     if lost is None:
         return None, errors
     relative = np.sqrt(errors[lost, 1] / errors[lost, 0])
     what = f"tensor {quoted(part.tensor.name)}, row {rows[lost]} is lost: relative error"
-    return f"{what} (got {relative:.3g}, limit {codec.LOST})", errors
+    return f"{what} (got {relative:.3g}, limit {limit})", errors
 
 
 def _judged(parts: Iterator[_Seen], recorded: Converted | None) -> Iterator[str]:

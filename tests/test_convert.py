@@ -270,9 +270,9 @@ def test_rows_that_are_next_to_nothing_become_zero_and_are_noted(tmp_path):
 
 
 def test_weights_beyond_the_largest_scale_are_refused_where_one_bit_hides_it(tmp_path, imatrix):
-    values = normal((256, 12), scale=1.5e5)
+    values = normal((256, 12), scale=1e5)
     with opened(tmp_path, small_model(single(Q, (256, 12), values))) as source:
-        with pytest.raises(NumericFault, match=rf"'{Q}' as TQ2_0, weights from row 0 on are too large: relative error"):
+        with pytest.raises(NumericFault, match=rf"'{Q}' as TQ2_0, relative error \(got 0.*, limit 0.566\)"):
             convert(source, plan_for(source, "TQ2_0"), tmp_path / "out.gguf")
         convert(source, plan_for(source, "Q6_K"), tmp_path / "out.gguf")
 

@@ -329,10 +329,10 @@ def test_a_norm_that_is_not_finite_is_a_fault_of_scoring(tmp_path):
 
 
 def test_types_whose_scale_the_weights_are_beyond_are_left_out(tmp_path):
-    x = normal((256, 8), scale=1.5e5)
+    x = normal((256, 8), scale=1e5)
     tensor = tensor_of(scored(tmp_path, small_model(single(Q, (256, 8), x)), types=("TQ2_0", "Q6_K")), Q)
     assert [c.type for c in tensor.candidates] == ["F32", "Q6_K"]
-    assert tensor.skipped == {"TQ2_0": "it cannot represent the weights: they are too large"}
+    assert "it cannot represent the weights: relative error" in tensor.skipped["TQ2_0"]
 
 
 # the survey

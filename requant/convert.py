@@ -100,7 +100,8 @@ def convert(
             if verified:
                 _verify(output, source, made, threads, progress)
             output.publish()
-        made = replace(made, notes=(*notes, *output.warnings))
+        odd = [line for t in tensors if t.odd is not None for line in t.odd.notes(t.name)]
+        made = replace(made, notes=(*notes, *odd, *output.warnings))
         record(made)
         output.finish()
     return made

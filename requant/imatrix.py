@@ -57,8 +57,8 @@ class Entry:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no matrix saw a token: such an entry says nothing."""
-        return self.n_uncovered == len(self.counts)
+        """Whether no matrix saw a token, or none but zeros: such an entry says nothing."""
+        return self.n_uncovered == len(self.counts) or not self.importance.any()
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,8 @@ def _compile(pattern: str, option: str) -> re.Pattern[str]:
             warnings.simplefilter("error", FutureWarning)
             return re.compile(pattern)
     except (re.error, FutureWarning, OverflowError, RecursionError) as error:
-        raise UsageError(f"{option}: '{printable(pattern)}' is not a regular expression: {error}") from error
+        what = f"{option}: '{printable(pattern)}' is not a regular expression: {printable(str(error))}"
+        raise UsageError(what) from error
 
 
 def _matching(pattern: str, option: str, losses: Losses) -> dict[int, re.Match[str]]:

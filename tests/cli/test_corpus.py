@@ -7,7 +7,6 @@ import time
 import pytest
 from commands import names, run
 from corpus import CASES, FURTHER
-from model.forward import families
 
 ALL = CASES | FURTHER
 READS_WEIGHTS = ("score", "plan", "convert")

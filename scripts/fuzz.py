@@ -95,9 +95,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--kind", action="append", help="only this kind; all --mutants are of it")
     parser.add_argument("--keep", type=Path, default=Path("mutants"), help="where mutants that fail are written")
-    parser.add_argument(
-        "--compare", type=int, default=4, help="one of so many that are taken goes to ggml's reader too"
-    )
+    parser.add_argument("--compare", type=int, default=4, help="give ggml one of so many that are taken")
     parser.add_argument("--show", metavar="NAME")
     parser.add_argument("--atheris", metavar="KIND")
     args, options = parser.parse_known_args()

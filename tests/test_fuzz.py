@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from fuzz.run import KINDS, numbers, run
+from fuzz.run import KINDS, mutant, numbers, run
 
 MUTANTS, SEED = 200_000, 1
 
@@ -19,8 +19,6 @@ def test_no_mutant_escapes_as_anything_but_a_requant_error(tmp_path, kind):
 
 
 def test_a_mutant_is_the_same_every_time():
-    from fuzz.run import mutant
-
     for kind in KINDS:
         first = [mutant(kind, SEED, index) for index in range(300)]
         assert [mutant(kind, SEED, index) for index in reversed(range(300))] == first[::-1]

@@ -1,4 +1,4 @@
-"""Every case of the malformed corpus gets its verdict from the reader that is to give it, at once and without memory."""
+"""Every case of the malformed corpus gets its verdict from the reader that is to, at once and without memory."""
 
 import json
 import os

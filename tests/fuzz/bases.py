@@ -35,14 +35,12 @@ def _tensors(*tensors):
     return [[name.encode(), shape, type_id] for name, shape, type_id in tensors]
 
 
-def _layer(i, *more, weights=2):
-    return (
-        (f"blk.{i}.attn_norm.weight", (64,), 0),
-        (f"blk.{i}.attn_q.weight", (64, 64), weights),
-        (f"blk.{i}.attn_k.weight", (64, 32), weights),
-        (f"blk.{i}.attn_v.weight", (64, 32), weights),
-        *more,
-    )
+LAYER = (
+    ("blk.0.attn_norm.weight", (64,), 0),
+    ("blk.0.attn_q.weight", (64, 64), 2),
+    ("blk.0.attn_k.weight", (64, 32), 2),
+    ("blk.0.attn_v.weight", (64, 32), 2),
+)
 
 
 VOCABULARY = (
@@ -71,10 +69,10 @@ def ggufs(kind):
         state = {"ssm__conv_kernel": 4, "ssm__inner_size": 64, "ssm__state_size": 16, "ssm__time_step_rank": 4}
         heads = {"attention__head_count_kv": (U32, [2, 0]), "feed_forward_length": (U32, [96, 0])}
         return (
-            Gguf(_pairs("llama", VOCABULARY), _tensors(*edges, *_layer(0), ("output.weight", (64, 4), 8))),
+            Gguf(_pairs("llama", VOCABULARY), _tensors(*edges, *LAYER, ("output.weight", (64, 4), 8))),
             Gguf(
                 _pairs("gemma3", **windows),
-                _tensors(*edges, *_layer(1, weights=12)[:1], ("blk.1.ffn_up.weight", (256, 2), 12)),
+                _tensors(*edges, ("blk.1.ffn_up.weight", (256, 2), 12)),
             ),
             Gguf(_pairs("qwen3moe", **experts), _tensors(*edges, *EXPERTS)),
             Gguf(_pairs("nemotron_h", **state, **heads), _tensors(*edges, ("blk.0.ssm_out.weight", (64, 64), 30))),
@@ -118,22 +116,19 @@ def legacy():
 
 def _losses():
     candidates = tuple(Candidate(t, n, 0.1, 0.1, 0.01) for t, n in (("Q8_0", 4352), ("Q4_K", 2304), ("F16", 8192)))
-    matrix = TensorLosses(
-        "blk.0.attn_q.weight", "attn_q", 0, (256, 16), "F16", 8192, True, None, candidates, {"Q2_K": "no"}
+    shape, kept = (256, 16), (Candidate("F32", 256, 0.0),)
+    tensors = (
+        TensorLosses("blk.0.attn_q.weight", "attn_q", 0, shape, "F16", 8192, True, None, candidates, {"Q2_K": "no"}),
+        TensorLosses("output_norm.weight", "norm", None, (64,), "F32", 256, True, "1-D", kept),
     )
-    norm = TensorLosses(
-        "output_norm.weight", "norm", None, (64,), "F32", 256, True, "1-D", (Candidate("F32", 256, 0.0),)
-    )
-    return Losses(
-        "m.gguf", "0" * 64, "llama", "fisher", "i.gguf", "1" * 64, (matrix, norm), ("note",), caches={"F16/F16": 0.0}
-    )
+    caches = {"F16/F16": 0.0}
+    return Losses("m.gguf", "0" * 64, "llama", "fisher", "i.gguf", "1" * 64, tensors, ("note",), caches=caches)
 
 
 def _plan():
+    q4_k = ("F16", "Q4_K", 2304, 0.1, 0.07, "gpu")
     choices = (
-        Choice(
-            "blk.0.attn_q.weight", "attn_q", 0, (256, 16), "F16", "Q4_K", 2304, 0.1, 0.07, "gpu", notes=("Q2_K: no",)
-        ),
+        Choice("blk.0.attn_q.weight", "attn_q", 0, (256, 16), *q4_k, notes=("Q2_K: no",)),
         Choice("output_norm.weight", "norm", None, (64,), "F32", "F32", 256, 0.0, 0.0, "cpu", "1-D"),
     )
     limits = (

@@ -48,105 +48,35 @@ BYTES = (b"\xff\xc0", b"\xed\xa0\x80", b"\x80")
 ARCHITECTURES = ("llama", "gemma3", "gemma2", "gpt-oss", "qwen3moe", "qwen3next", "mamba", "lfm2", "falcon-h1", "clip")
 ARCHITECTURES += ("deepseek2", "gemma3n", "llama4", "rwkv7", "nemotron_h", "eagle3", "step35", "exotic", "minimax-01")
 SUFFIXES = tuple(
-    [
-        "block_count",
-        "context_length",
-        "embedding_length",
-        "feed_forward_length",
-        "vocab_size",
-        "attention.head_count",
-        "attention.head_count_kv",
-        "attention.key_length",
-        "attention.value_length",
-        "attention.key_length_swa",
-        "attention.value_length_swa",
-        "attention.sliding_window",
-        "attention.sliding_window_pattern",
-        "attention.shared_kv_layers",
-        "attention.key_length_mla",
-        "attention.value_length_mla",
-        "attention.recurrent_layers",
-        "attention.layer_norm_rms_epsilon",
-        "expert_count",
-        "expert_used_count",
-        "expert_feed_forward_length",
-        "expert_shared_count",
-        "expert_shared_feed_forward_length",
-        "nextn_predict_layers",
-        "full_attention_interval",
-        "ssm.conv_kernel",
-        "ssm.inner_size",
-        "ssm.state_size",
-        "ssm.group_count",
-        "ssm.time_step_rank",
-        "kda.head_dim",
-        "shortconv.l_cache",
-        "wkv.head_size",
-        "token_shift_count",
-        "rope.freq_base",
-        "rope.dimension_count",
-        "rope.scaling.type",
-        "rope.scaling.factor",
-        "rope.scaling.original_context_length",
-    ]
+    """
+    block_count context_length embedding_length feed_forward_length vocab_size attention.head_count
+    attention.head_count_kv attention.key_length attention.value_length attention.key_length_swa
+    attention.value_length_swa attention.sliding_window attention.sliding_window_pattern attention.shared_kv_layers
+    attention.key_length_mla attention.value_length_mla attention.recurrent_layers attention.layer_norm_rms_epsilon
+    expert_count expert_used_count expert_feed_forward_length expert_shared_count expert_shared_feed_forward_length
+    nextn_predict_layers full_attention_interval ssm.conv_kernel ssm.inner_size ssm.state_size ssm.group_count
+    ssm.time_step_rank kda.head_dim shortconv.l_cache wkv.head_size token_shift_count rope.freq_base
+    rope.dimension_count rope.scaling.type rope.scaling.factor rope.scaling.original_context_length
+    """.split()  # noqa: SIM905
 )
 KEYS = tuple(
-    [
-        "general.architecture",
-        "general.name",
-        "general.type",
-        "general.alignment",
-        "general.file_type",
-        "general.quantization_version",
-        "split.no",
-        "split.count",
-        "split.tensors.count",
-        "tokenizer.ggml.model",
-        "tokenizer.ggml.tokens",
-        "tokenizer.ggml.token_type",
-        "tokenizer.ggml.merges",
-        "tokenizer.ggml.scores",
-        "tokenizer.ggml.pre",
-        "tokenizer.ggml.bos_token_id",
-        "imatrix.datasets",
-        "imatrix.chunk_count",
-        "imatrix.chunk_size",
-        "requant.layer.bytes",
-        "requant.effort",
-        "general.tensor_extra.name",
-        "general.tensor_extra.prec_a4",
-        "eagle3.target_layers",
-    ]
+    """
+    general.architecture general.name general.type general.alignment general.file_type general.quantization_version
+    split.no split.count split.tensors.count tokenizer.ggml.model tokenizer.ggml.tokens tokenizer.ggml.token_type
+    tokenizer.ggml.merges tokenizer.ggml.scores tokenizer.ggml.pre tokenizer.ggml.bos_token_id imatrix.datasets
+    imatrix.chunk_count imatrix.chunk_size requant.layer.bytes requant.effort general.tensor_extra.name
+    general.tensor_extra.prec_a4 eagle3.target_layers
+    """.split()  # noqa: SIM905
 )
 NAMES = tuple(
-    [
-        "token_embd.weight",
-        "output.weight",
-        "output_norm.weight",
-        "blk.0.attn_q.weight",
-        "blk.0.attn_k.weight",
-        "blk.1.attn_v.weight",
-        "blk.0.attn_output.weight",
-        "blk.0.ffn_up.weight",
-        "blk.0.ffn_down.weight",
-        "blk.0.ffn_gate_exps.weight",
-        "blk.0.ffn_up_exps.weight",
-        "blk.511.attn_q.weight",
-        "blk.4294967295.ffn_up.weight",
-        "blk.99999999999999999999.x.weight",
-        "blk.0.nextn.eh_proj.weight",
-        "v.blk.0.attn_q.weight",
-        "per_layer_token_embd.weight",
-        "blk.0.attn_norm.weight",
-        "d2t",
-        "blk.0.attn_q.scale",
-        "blk.0.attn_q.weight.in_sum2",
-        "blk.0.attn_q.weight.counts",
-        "blk.0.attn_q.weight.g_sum2",
-        "token_embd.lookup.g_sum2",
-        ".in_sum2",
-        ".counts",
-    ]
+    """
+    token_embd.weight output.weight output_norm.weight blk.0.attn_q.weight blk.0.attn_k.weight blk.1.attn_v.weight
+    blk.0.attn_output.weight blk.0.ffn_up.weight blk.0.ffn_down.weight blk.0.ffn_gate_exps.weight
+    blk.0.ffn_up_exps.weight blk.511.attn_q.weight blk.4294967295.ffn_up.weight blk.99999999999999999999.x.weight
+    blk.0.nextn.eh_proj.weight v.blk.0.attn_q.weight per_layer_token_embd.weight blk.0.attn_norm.weight d2t
+    blk.0.attn_q.scale blk.0.attn_q.weight.in_sum2 blk.0.attn_q.weight.counts blk.0.attn_q.weight.g_sum2
+    token_embd.lookup.g_sum2 .in_sum2 .counts
+    """.split()  # noqa: SIM905
 )
 SCALARS = (U8, I8, U16, I16, U32, I32, F32, BOOL, U64, I64, F64)
 TYPES = (*SIZES, *SIZES, -1, 4, 9, 15, 31, 43, 99, 2**31 - 1)
@@ -340,17 +270,20 @@ def edit_bytes(rng, content, other):
         return other[: rng.randrange(64)]
     kind, n = rng.random(), rng.randrange(1, 40)
     at = rng.randrange(min(len(content), 2048))
+    left, right = content[:at], content[at:]
     if kind < 0.35:
-        return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
-    if kind < 0.55:
-        return content[:at] + rng.choice(U64S).to_bytes(8, "little")[: rng.choice((1, 2, 4, 8))] + content[at + 8 :]
-    if kind < 0.65:
-        return content[:at] + content[at + n :]
-    if kind < 0.75:
-        return content[: at + n] + content[at:]
-    if kind < 0.85:
+        new = left + bytes([right[0] ^ 1 << rng.randrange(8)]) + right[1:]
+    elif kind < 0.55:
+        new = left + rng.choice(U64S).to_bytes(8, "little")[: rng.choice((1, 2, 4, 8))] + right[8:]
+    elif kind < 0.65:
+        new = left + right[n:]
+    elif kind < 0.75:
+        new = content[: at + n] + right
+    elif kind < 0.85:
         start = rng.randrange(len(other) or 1)
-        return content[:at] + other[start : start + n] + content[at:]
-    if kind < 0.95:
-        return content[: rng.randrange(len(content))]
-    return content + other[:n]
+        new = left + other[start : start + n] + right
+    elif kind < 0.95:
+        new = content[: rng.randrange(len(content))]
+    else:
+        new = content + other[:n]
+    return new

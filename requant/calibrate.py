@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import io
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +141,7 @@ def _identity(source: Source, tokens: Tokens, gradients: bool) -> str:
 
 
 def _keep(path: Path, identity: str, statistics: Statistics) -> None:
-    """Write the sums so far in one step."""
+    """Write the sums so far in one step, behind a digest of them."""
     keys = [[name, expert, sums.count] for (name, expert), sums in statistics.matrices.items()]
     head = json.dumps({"identity": identity, "n_tokens": statistics.n_tokens, "keys": keys})
     arrays = {
@@ -150,10 +149,11 @@ def _keep(path: Path, identity: str, statistics: Statistics) -> None:
         for i, sums in enumerate(statistics.matrices.values())
         for what in ("inputs", "gradients")
     }
-    part = path.with_name(f"{path.name}.new")
+    part, archive = path.with_name(f"{path.name}.new"), io.BytesIO()
+    np.savez(archive, allow_pickle=False, head=np.frombuffer(head.encode(), np.uint8), **arrays)
+    data = archive.getvalue()
     try:
-        with part.open("wb") as file:
-            np.savez(file, allow_pickle=False, head=np.frombuffer(head.encode(), np.uint8), **arrays)
+        part.write_bytes(hashlib.sha256(data).digest() + data)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -161,18 +161,20 @@ def _keep(path: Path, identity: str, statistics: Statistics) -> None:
 
 
 def _taken_up(path: Path | None, identity: str, tokens: Tokens) -> tuple[int, Statistics]:
-    """Windows done and their sums: none where nothing of the same run was kept."""
+    """Windows done and their sums: none where nothing of the same run was kept whole."""
     fresh = 0, Statistics(0, tokens.shape[1])
-    if path is None or not path.exists():
+    try:
+        data = b"" if path is None else path.read_bytes()
+    except OSError:
         return fresh
-    with (
-        contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile),
-        np.load(path, allow_pickle=False) as file,
-    ):
+    digest, archive = data[: hashlib.sha256().digest_size], data[hashlib.sha256().digest_size :]
+    if digest != hashlib.sha256(archive).digest():  # what follows is what `_keep` wrote
+        return fresh
+    with np.load(io.BytesIO(archive), allow_pickle=False) as file:
         head = json.loads(file["head"].tobytes())
-        if head["identity"] == identity:
-            statistics = Statistics(head["n_tokens"], tokens.shape[1])
-            for i, (name, expert, count) in enumerate(head["keys"]):
-                statistics.matrices[name, expert] = Sums2(count, file[f"inputs{i}"], file[f"gradients{i}"])
-            return statistics.n_tokens // tokens.shape[1], statistics
-    return fresh
+        if head["identity"] != identity:
+            return fresh
+        statistics = Statistics(head["n_tokens"], tokens.shape[1])
+        for i, (name, expert, count) in enumerate(head["keys"]):
+            statistics.matrices[name, expert] = Sums2(count, file[f"inputs{i}"], file[f"gradients{i}"])
+    return statistics.n_tokens // tokens.shape[1], statistics

@@ -4,10 +4,18 @@ A message says what is wrong, with the figure found and the limit, and what to d
 from a file are escaped with `printable` before they enter one.
 """
 
+_LONGEST = 300  # characters of a figure in a message
+
 
 def printable(text: str) -> str:
     """`text` with everything a terminal could act on (controls, bidi, surrogates) as backslash escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _figure(value: object) -> str:
+    """`value` for a message; it may be any text or array of a file."""
+    text = printable(str(value))
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 class RequantError(Exception):
@@ -34,7 +42,7 @@ class BadInput(RequantError):
         self, path: object, what: str, *, got: object = None, limit: object = None, hint: str | None = None
     ) -> None:
         self.path, self.what, self.got, self.limit, self.hint = str(path), what, got, limit, hint
-        figures = ", ".join(f"{k} {v}" for k, v in (("got", got), ("limit", limit)) if v is not None)
+        figures = ", ".join(f"{k} {_figure(v)}" for k, v in (("got", got), ("limit", limit)) if v is not None)
         message = f"{printable(self.path)}: {what}" + (f" ({figures})" if figures else "")
         super().__init__(message + (f"; {hint}" if hint else ""))
 

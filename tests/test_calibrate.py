@@ -108,6 +108,17 @@ def test_what_was_kept_of_other_tokens_is_not_taken_up(source, tokens, tmp_path)
     equal(calibrate(source, tokens, kept=kept), calibrate(source, tokens))
 
 
+def test_what_was_kept_and_then_damaged_is_not_taken_up(source, tokens, tmp_path):
+    kept = tmp_path / "kept.npz"
+    module._keep(kept, "it", calibrate(source, tokens))
+    assert module._taken_up(kept, "it", tokens)[0] == len(tokens)
+    whole = kept.read_bytes()
+    for at in range(0, len(whole), len(whole) // 50):
+        for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]):
+            kept.write_bytes(damaged)
+            assert module._taken_up(kept, "it", tokens) == (0, module.Statistics(0, tokens.shape[1]))
+
+
 def test_the_file_reads_back_and_others_can_read_it(source, tokens, tmp_path):
     import gguf
 

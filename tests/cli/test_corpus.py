@@ -6,7 +6,10 @@ import time
 
 import pytest
 from commands import names, run
-from corpus import CASES, FURTHER
+from corpus import CASES, FURTHER, Case
+from model.forward import families
+
+from requant.container.source import open_source
 
 ALL = CASES | FURTHER
 READS_WEIGHTS = ("score", "plan", "convert")
@@ -40,13 +43,13 @@ def expected(command, case):
     return 4 if command == "plan" and case is ALL[HUGE] else 0  # over its budget
 
 
-def go_through(capsys, folder, command, case):
-    """Run the command on the case; its code, after all that holds whatever the case."""
+def go_through(capsys, folder, command, case, words=None):
+    """Run the command, as in COMMANDS by default, on the case; its code, after all that holds whatever the case."""
     folder.mkdir()
     path = case.write(folder)
     model = folder / list(case.files)[-1] if case.is_imatrix else path
     (folder / "ids.txt").write_text(" ".join("1234567" * 8))
-    words = [word.format(model=model, folder=folder) for word in COMMANDS[command]]
+    words = [word.format(model=model, folder=folder) for word in words or COMMANDS[command]]
     words += ["--imatrix", path] if case.is_imatrix and command in READS_WEIGHTS else []
     before, files = _digests(folder), names(folder)
     start = time.process_time()
@@ -82,3 +85,16 @@ def test_every_case_of_the_corpus_ends_with_its_code_and_at_most_one_line(capsys
         if code != expected(command, case):
             found[name] = ran
     assert found == {}
+
+
+@pytest.mark.parametrize("command", ["plan", "evaluate", "calibrate", "convert"])
+def test_a_weight_that_is_no_number_stops_every_run_of_a_model(capsys, tmp_path, command):
+    path = families.write("qwen3", tmp_path / "case.gguf")
+    with open_source(path) as source:
+        at = source.opened[0].header.data_start + source.tensor("blk.1.ffn_up.weight").info.offset
+    content = bytearray(path.read_bytes())
+    content[at : at + 4] = b"\xff\xff\xff\xff"
+    case = Case("N", {"case.gguf": bytes(content)})
+    words = [word for word in COMMANDS[command] if word != "--quick"]
+    code, ran = go_through(capsys, tmp_path / "run", command, case, words)
+    assert code == 8 and "blk.1.ffn_up.weight" in ran.err

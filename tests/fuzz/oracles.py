@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 from requant.container.header import parse_header
 from requant.container.source import open_source
+from requant.attached import draft_bytes, projector_bytes
 from requant.conversion import read_conversion
 from requant.errors import RequantError
 from requant.fisher import cannot_run
 from requant.imatrix import coverage, importance_for, read_imatrix
 from requant.model.hyperparameters import read_hyperparameters
+from requant.model.memory import Settings
 from requant.model.tokenizer import read_tokenizer
+from requant.pipeline import check_feasible
 from requant.plan import read_losses, read_plan
 from requant.provenance import output_metadata
 from requant.recipe import preset_plan, read_tensor_types, tensor_type_file, uniform_plan
@@ -21,6 +24,7 @@ from requant.report.inspect import as_text, inspect
 from requant.report.table import losses_table, plan_table
 from requant.request import Request
 from requant.solve import solve
+from requant.wishes import Wishes
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,9 @@ class Shaped:
 
 
 MODEL = (Shaped("blk.0.attn_q.weight", (64, 64)), Shaped("blk.0.ffn_up_exps.weight", (64, 32, 4)))
+
+
+TYPES = ("Q4_K", "Q8_0")
 
 
 class Escaped(Exception):
@@ -73,6 +80,8 @@ def model(path, depth):
             attempt(lambda: cannot_run(source))
         if depth > 1:
             _planned(source)
+            attempt(lambda: draft_bytes(path, source, Settings(64)))
+            attempt(lambda: projector_bytes(path))
             attempt(lambda: read_tokenizer(metadata))
             difference_text(difference(read_side(path), read_side(path)))
     return "opened" if hp is None else "model"
@@ -80,6 +89,8 @@ def model(path, depth):
 
 def _planned(source):
     plan = attempt(lambda: uniform_plan(source, "Q4_K", allow_requantize=True))
+    for wishes in (Wishes(vram=2**30), Wishes(vram=2**20, ram=2**30, n_ctx=64), Wishes(bpw=6.0)):
+        attempt(lambda wishes=wishes: check_feasible(source, wishes, TYPES, imatrix=None, allow_requantize=True))
     attempt(lambda: preset_plan(source, "Q4_K_M", allow_requantize=True))
     if plan is not None:
         _shown(plan_table(plan))

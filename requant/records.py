@@ -154,7 +154,7 @@ _SCALARS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("true or false", lambda x: isinstance(x, bool)),
     int: ("a whole number from 0 to 2^63", lambda x: type(x) is int and 0 <= x < 2**63),
     # products and quotients of a few such figures are finite too
-    float: ("a number from 0 to 1e100", lambda x: type(x) in (int, float) and 0 <= x <= _MAX_FLOAT),
+    float: ("a finite number from 0 to 1e100", lambda x: type(x) in (int, float) and 0 <= x <= _MAX_FLOAT),
 }
 
 

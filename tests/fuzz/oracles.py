@@ -5,9 +5,9 @@ Each oracle returns a word for what became of the file. `depth` 0 reads it, 1 sh
 
 from dataclasses import dataclass
 
+from requant.attached import draft_bytes, projector_bytes
 from requant.container.header import parse_header
 from requant.container.source import open_source
-from requant.attached import draft_bytes, projector_bytes
 from requant.conversion import read_conversion
 from requant.errors import RequantError
 from requant.fisher import cannot_run

@@ -4,15 +4,17 @@
     python scripts/fuzz.py --show model-1-451            # a mutant that failed, once more, with its traceback
     python scripts/fuzz.py --atheris plan [libFuzzer's]  # guided by coverage, until stopped; needs requant[fuzz]
 
-A mutant that fails is written into FOLDER as KIND-SEED-NUMBER.FILE, and the exit code is 1.
+A mutant that fails is written into FOLDER as KIND-SEED-NUMBER.FILE, and the exit code is 1. Control-C ends a run early.
 """
 
 import argparse
 import json
 import multiprocessing
+import signal
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +23,7 @@ BATCH = 5000
 
 
 def _batch(job):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to hear
     from fuzz.run import run
 
     return job[0], run(*job[:3], job[3], compare=job[4])
@@ -33,9 +36,9 @@ def long_run(args: argparse.Namespace) -> int:
     jobs = []
     for kind in total:
         n = args.mutants if args.kind else numbers(kind, args.mutants)
-        parts = (range(first, min(first + BATCH, n)) for first in range(0, n, BATCH))
-        jobs += [(kind, args.seed, part, args.keep, args.compare) for part in parts]
-    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+        jobs += [(kind, args.seed, range(i, min(i + BATCH, n)), args.keep, args.compare) for i in range(0, n, BATCH)]
+    jobs.sort(key=lambda job: job[2].start)  # the kinds in turn, so that a run that is stopped saw all of them
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool, suppress(KeyboardInterrupt):
         for kind, outcome in pool.imap_unordered(_batch, jobs):
             total[kind].add(outcome)
             for failure in outcome.failures:
@@ -44,7 +47,8 @@ def long_run(args: argparse.Namespace) -> int:
         print(json.dumps(_figures(kind, outcome)))
     n, seconds = sum(o.verdicts.total() for o in total.values()), time.perf_counter() - start
     failures = sum(len(o.failures) for o in total.values())
-    print(json.dumps({"mutants": n, "failures": failures, "seed": args.seed, "per_second": round(n / seconds)}))
+    done = {"mutants": n, "failures": failures, "seed": args.seed, "per_second": round(n / seconds)}
+    print(json.dumps(done), flush=True)
     return int(failures > 0)
 
 

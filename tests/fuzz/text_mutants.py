@@ -66,15 +66,15 @@ WORDS += (
 WORDS += ("(?:", "(?#", "(?(1)", "(?-i:", "\\x", "\\N{x}", "\\u12", "a&&b", "[^", "(?a)", "(?L)", "(?u)")
 
 
-def edit_value(rng, value, depth=0):
-    """`value`, a list or dict, with one change somewhere in it."""
+def edit_value(rng, value):
+    """One change somewhere in `value`, a list or dict."""
     keys = list(value) if isinstance(value, dict) else range(len(value))
     if not keys:
         return
     key = rng.choice(keys)
     child = value[key]
     if isinstance(child, dict | list) and child and rng.random() < 0.8:
-        edit_value(rng, child, depth + 1)
+        edit_value(rng, child)
         return
     kind = rng.random()
     if kind < 0.55:

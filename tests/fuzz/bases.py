@@ -95,6 +95,12 @@ def ggufs(kind):
 
 
 @functools.cache
+def encoded():
+    """Sound GGUF files as bytes, for pieces of them."""
+    return tuple(b"".join(base.fields()) for kind in ("model", "statistics") for base in ggufs(kind))
+
+
+@functools.cache
 def shards():
     """The two files of a split model."""
     whole, files = ggufs("model")[0], []

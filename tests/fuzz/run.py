@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fuzz import bases, oracles
-from fuzz.gguf_mutants import DATA, edit, edit_bytes, edit_fields
+from fuzz.gguf_mutants import edit, edit_bytes, edit_fields
 from fuzz.reader import Reader
 from fuzz.text_mutants import json_mutant, lines_mutant
 
@@ -77,7 +77,7 @@ def _gguf(rng, base, change):
 
 def _edited(rng, content):
     for _ in range(rng.choice((0, 1, 1, 2))):
-        content = edit_bytes(rng, content, DATA)
+        content = edit_bytes(rng, content, rng.choice(bases.encoded()))
     return content
 
 
@@ -164,17 +164,16 @@ def _check(kind, index, path, outcome, reader):
     try:
         verdict = oracle(path, depth)
         took = time.process_time() - start
-        if measured:
-            outcome.most_memory = max(outcome.most_memory, tracemalloc.get_traced_memory()[1])
+        memory = tracemalloc.get_traced_memory()[1] if measured else 0
     finally:
         if measured:
             tracemalloc.stop()
     outcome.verdicts[kind, verdict] += 1
-    outcome.slowest = max(outcome.slowest, took)
+    outcome.slowest, outcome.most_memory = max(outcome.slowest, took), max(outcome.most_memory, memory)
     if took > SECONDS * (1 + 3 * measured):  # tracing takes its time
         raise oracles.Escaped(f"took {took:.2f} s")
-    if outcome.most_memory > MEMORY:
-        raise oracles.Escaped(f"took {outcome.most_memory} bytes")
+    if memory > MEMORY:
+        raise oracles.Escaped(f"took {memory} bytes")
     if reader is not None and kind in IN_GGUF and (verdict != "refused" or oracles.opens(path)):
         outcome.compared += 1
         if not reader.opens(path):

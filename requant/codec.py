@@ -38,7 +38,8 @@ _TINY, _HALF = np.finfo(np.float32).tiny, np.float32(0.5)  # their product is su
 def dequantize(data: Bytes, fmt: BlockFormat) -> Floats:
     """Weights (n_rows, n_per_row) of `data` (n_rows, row_bytes), bit for bit as ggml decodes them.
 
-    Raises UsageError where the rows are not whole blocks, or the type holds no weights.
+    But for blocks whose scale is the NaN of its format (NAN_SCALE): NaN, where ggml's decoder makes up a number, though
+    its validation refuses them. Raises UsageError where the rows are not whole blocks, or the type holds no weights.
     """
     if not fmt.can_decode or data.ndim != 2 or data.shape[1] % fmt.block_bytes:
         raise UsageError(f"an array of shape {data.shape} cannot be read as rows of {fmt.name}")
@@ -47,6 +48,8 @@ def dequantize(data: Bytes, fmt: BlockFormat) -> Floats:
     blocks = np.ascontiguousarray(data, np.uint8).reshape(-1).view(fmt.kernels.LAYOUT)
     out = np.empty((blocks.size, fmt.block_weights), np.float32)
     fmt.kernels.decode(blocks, out)
+    for field, nan in getattr(fmt.kernels, "NAN_SCALE", {}).items():
+        out[blocks[field] == nan] = np.nan
     return out.reshape(data.shape[0], n_blocks * fmt.block_weights)
 
 

@@ -26,7 +26,7 @@ from requant.finite import nonfinite_fault
 from requant.formats import FORMATS, BlockFormat, Effort, by_name
 from requant.imatrix import Imatrix, importance_for
 from requant.model.companions import SECOND_LEVEL
-from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
+from requant.model.hyperparameters import Hyperparameters, check_counts, read_hyperparameters
 from requant.model.memory import on_device
 from requant.model.roles import (
     candidates,
@@ -73,9 +73,10 @@ def survey(
     """Every tensor with its role, why it must stay as it is or the types it may get; the losses are 0, not measured.
 
     Types of more bits than the tensor has are left out: they would waste bytes and repair nothing. has_importance: all
-    tensors will have measured importance, whether an imatrix covers them or not.
+    tensors will have measured importance, whether an imatrix covers them or not. Raises BadInput for what is no model.
     """
     arch = require_model(source)
+    check_counts(source.metadata)
     names = {t.name for t in source.tensors}
     tied, hp = is_tied(names), _hyperparameters(source)
     weights = sum(t.n_weights for t in source.tensors)

@@ -19,6 +19,13 @@ from requant.wishes import Wishes
 @click.command()
 @options.model
 @options.result_file("losses")
+@click.option(
+    "--emit-imatrix",
+    "emit",
+    type=options.FILE,
+    metavar="F",
+    help="Write the importance that is measured on the way too.",
+)
 @options.imatrix
 @options.calibration
 @options.types
@@ -32,6 +39,7 @@ def command(
     *,
     model: Path,
     out: Path | None,
+    emit: Path | None,
     imatrix: Path | None,
     calibration: Calibration,
     types: tuple[str, ...],
@@ -49,6 +57,13 @@ def command(
         job = stages.prepared(source, Wishes(types=types), calibration, imatrix=imatrix)
         if out is not None:
             check_writable(out, force=force, inputs=job.inputs)
+        if emit is not None:
+            if imatrix is not None or calibration.quick or calibration.statistics is not None:
+                raise UsageError(
+                    "--emit-imatrix is of what gradients measure; leave --imatrix, --statistics, --quick out"
+                )
+            stages.check_can_run(source)
+            check_writable(emit, force=force, inputs=job.inputs)
         scored = stages.score(
             source,
             types,
@@ -57,8 +72,15 @@ def command(
             threads=threads,
             allow_requantize=allow_requantize,
             effort=effort,
+            weigh=emit is not None,
         )
         losses = scored.losses
         if out is not None:
             write_text(out, losses.to_json(), force=force, inputs=job.inputs)
+        if emit is not None:
+            from requant.statistics import write_statistics
+
+            assert scored.measured is not None and scored.statistics is not None
+            name = scored.measured.name
+            write_statistics(emit, scored.statistics, source, name, force=force, inputs=job.inputs)
     messages.emit(losses.to_json() if as_json else losses_table(losses))

@@ -36,6 +36,7 @@ class Scored:
 
     losses: Losses
     measured: Imatrix | None = None
+    statistics: Statistics | None = None  # behind `measured`, whose path is the text's name
 
 
 def score(
@@ -92,7 +93,9 @@ def score(
             progress=advance,
             **common,
         )
-    return Scored(found.losses, found.statistics.imatrix(source, text.name) if weigh and imatrix is None else None)
+    if not weigh or imatrix is not None:
+        return Scored(found.losses)
+    return Scored(found.losses, found.statistics.imatrix(source, text.name), found.statistics)
 
 
 def calibrate(

@@ -15,6 +15,7 @@ from requant.container.files import Identity
 from requant.container.source import Source, open_source
 from requant.errors import BadInput, printable
 
+OWN = "requant made it"  # why an output is no source
 _SHARD = re.compile(r"-(\d{5})(-of-\d{5}\.gguf)$")
 _BESIDE = ("mmproj", "imatrix")  # in a name: what lies beside models, and is none
 
@@ -86,7 +87,7 @@ def _no_source(source: Source) -> str | None:
         return f"general.type is {printable(str(kind))[:40]}"
     if source.metadata.get("general.architecture") == "clip":
         return "it is a projector"
-    return "requant made it" if "requant.plan_sha256" in source.metadata else None
+    return OWN if "requant.plan_sha256" in source.metadata else None
 
 
 def _model_of(source: Source) -> Model:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -36,11 +37,16 @@ def content_of(path: Path) -> Any:
     """What tells whether the file at `path` says the same as before. Raises BadInput where it cannot be read."""
     try:
         status = path.stat()
-        if status.st_size > _HASHED:
-            return [status.st_size, status.st_mtime_ns]
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        now = status.st_size, status.st_mtime_ns, status.st_ino
+        return list(now[:2]) if status.st_size > _HASHED else _hash(path, now)
     except (OSError, ValueError) as error:
         raise BadInput(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+@functools.lru_cache
+def _hash(path: Path, _: tuple[int, int, int]) -> str:
+    """The SHA-256 of the file as it is now."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -133,14 +139,14 @@ def write_made(folder: Path, out: Path, made: Made) -> None:
     write_text(_made_path(folder, out), dump({"schema": _MADE_SCHEMA} | asdict(made)), force=True, inputs=frozenset())
 
 
-def is_made(folder: Path, out: Path, request: str) -> bool:
+def is_made(folder: Path, out: Path, request: str) -> bool | None:
     """Whether the output at `out` was made for `request` and is still there, by its size and its headers.
 
-    Raises BadInput where what was remembered of it is damaged.
+    None where nothing is remembered of it. Raises BadInput where what was remembered of it is damaged.
     """
     path = _made_path(folder, out)
     if not path.exists():
-        return False
+        return None
     made: Made = record(Made, parse(read_text(path), _MADE_SCHEMA, path), "", path)
     file = written_file(out)
     if made.request != request or file is None or not record_path(file).exists():
@@ -151,16 +157,16 @@ def is_made(folder: Path, out: Path, request: str) -> bool:
         return False
 
 
-def is_recorded(out: Path, plan: Plan, newest: int) -> bool:
-    """Whether the record beside `out` says that it is what `plan` gives, and it is younger than `newest`.
+def is_recorded(file: Path, plan: Plan, imatrix_sha256: str | None, newest: int) -> bool:
+    """Whether the record beside `file` says that it is what `plan` and imatrix give, and it is younger than `newest`.
 
     For an output of which nothing is remembered. newest: when the source was last changed, in ns since the epoch.
     """
     try:
-        said = read_conversion(record_path(out))
-        found = as_made(out, "")
-        same = said.plan.to_json() == plan.to_json() and out.stat().st_mtime_ns > newest
-        return same and (found.size, found.header_sha256) == (said.size, said.header_sha256)
+        said, found = read_conversion(record_path(file)), as_made(file, "")
+        same = said.plan.to_json() == plan.to_json() and said.imatrix_sha256 == imatrix_sha256
+        whole = (found.size, found.header_sha256) == (said.size, said.header_sha256)
+        return same and whole and file.stat().st_mtime_ns > newest
     except (RequantError, OSError):
         return False
 

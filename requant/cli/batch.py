@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from requant.batch.sources import OWN
 from requant.batch.summary import check, to_json
 from requant.cli import messages, options
 from requant.report.batch import batch_table
@@ -45,7 +46,7 @@ def command(
     from requant.cli.cells import read_matrix
 
     matrix = read_matrix(jobs)
-    messages.warn(*(f"{name} is no source: {why}" for name, why in matrix.no_sources.items()))
+    messages.warn(*(f"{name} is no source: {why}" for name, why in matrix.no_sources.items() if why != OWN))
     folder = jobs.with_name(f"{jobs.name}.requant") if state is None else state
     run = Run(jobs, folder, matrix, at_once, keep_going, force, restart, dry_run)
     run.go()

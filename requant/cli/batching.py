@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,11 +15,12 @@ from requant.cli.stages import Job
 from requant.container.source import Source, open_source
 from requant.conversion import read_conversion, record_path
 from requant.convert import output_layout
-from requant.errors import BadInput, InputOutputError, RequantError, printable
+from requant.errors import BadInput, InputOutputError, RequantError
 from requant.fisher import cannot_run
 from requant.imatrix import Imatrix, read_imatrix
 from requant.pipeline import check_feasible
 from requant.plan import Losses, read_losses, read_plan
+from requant.provenance import imatrix_used
 from requant.sensitivity import DEFAULT_TYPES
 from requant.textfile import write_text
 from requant.units import format_size
@@ -85,7 +84,8 @@ class Run:
 
     def _plan_all(self) -> bool:
         """Whether the batch goes on: every cell has its plan and its path, or was allowed to fail."""
-        going = self.keep_going or all(row.status != "failed" for row in self.rows)
+        on = self.keep_going or self.dry
+        going = on or all(row.status != "failed" for row in self.rows)
         for cell in self.matrix.cells:
             if not going:
                 break
@@ -94,7 +94,7 @@ class Run:
                 cell.place(self.jobs)
             except _FAILURES as error:
                 self._fail(cell, *_told(error))
-                going = self.keep_going
+                going = on
         check_outputs(self.jobs, [cell for cell in self.matrix.cells if cell.row.status != "failed"])
         return going
 
@@ -114,7 +114,7 @@ class Run:
             cell.row.bpw, cell.row.predicted_loss = cell.plan.bpw, cell.plan.predicted_loss
             if self.dry:
                 cell.row.status = "planned"
-                cell.row.size = output_layout(source, cell.plan, self._imatrix(cell, source)).size
+                cell.row.size = output_layout(source, cell.plan, _read(self._imatrix(cell, source))).size
             elif files is None:
                 write_text(state.emptied(folder) / _PLAN, cell.plan.to_json(), force=True, inputs=source.identities)
                 state.keep(folder, request)
@@ -183,7 +183,7 @@ class Run:
         importance = [path for name, path in files.items() if name.startswith(f"{_IMPORTANCE}/")]
         return _Scores(files[_LOSSES], importance[0] if importance else None)
 
-    def _score(self, cell: Cell, folder: Path, request: str, measured: bool) -> Mapping[str, Path]:
+    def _score(self, cell: Cell, folder: Path, request: str, measured: bool) -> dict[str, Path]:
         state.emptied(folder)
         self._losses = None
         words = [
@@ -217,7 +217,7 @@ class Run:
             found.append(ended)
             return True
 
-        worker.run_all([(cell, words)], 1, lambda c: _say(f"{what} {c.model.path}"), finished)
+        worker.run_all([(cell, words)], 1, lambda c: messages.tell(f"{what} {c.model.path}"), finished)
         return iter(found)
 
     def _read_losses(self, scores: _Scores) -> Losses:
@@ -238,10 +238,11 @@ class Run:
     def _convert_all(self) -> None:
         tasks: list[tuple[Cell, list[str]]] = []
         for cell in self.matrix.cells:
-            if cell.row.status == "failed" or (cell.plan is None) or self._is_there(cell):
+            if cell.row.status == "failed" or cell.plan is None:
                 continue
             try:
-                tasks.append((cell, self._convert_words(cell)))
+                if not self._is_there(cell):
+                    tasks.append((cell, self._convert_words(cell)))
             except _FAILURES as error:
                 self._fail(cell, *_told(error))
                 if not self.keep_going:
@@ -251,7 +252,7 @@ class Run:
 
         def started(cell: Cell) -> None:
             cell.row.status = "running"
-            _say(f"converting {cell.model.path} to {cell.out}")
+            messages.tell(f"converting {cell.model.path} to {cell.out}")
 
         def finished(cell: Cell, ended: worker.Ended) -> bool:
             nonlocal done
@@ -266,11 +267,8 @@ class Run:
         assert cell.out is not None
         plan = self.folder / "plans" / cell.plan_request()[:16] / _PLAN
         words = ["convert", str(cell.model.path), str(cell.out), f"--plan={plan}", "--json", *cell.convert_words()]
-        imatrix = cell.asked["imatrix"] or cell.calibration.statistics
-        if imatrix is None and cell.is_scored:
-            with open_source(cell.model.path) as source:
-                scores = self._scores(cell, source)
-            imatrix = None if scores is None else scores.importance
+        with open_source(cell.model.path) as source:
+            imatrix = self._imatrix(cell, source)
         if imatrix is not None:
             words.append(f"--imatrix={imatrix}")
         if cell.asked["threads"] is None and self.at_once > 1:
@@ -289,14 +287,24 @@ class Run:
         try:
             there = state.is_made(made, cell.out, request)
         except BadInput as error:
-            there = not cell.splits and state.is_recorded(cell.out, cell.plan, cell.model.newest)
+            there = None
             messages.warn(f"{error}; the output's own record counts")
+        if there is None and (file := state.written_file(cell.out)) is not None:
+            there = self._is_recorded(cell, file)
             if there:
-                state.write_made(made, cell.out, state.as_made(cell.out, request))
+                state.write_made(made, cell.out, state.as_made(file, request))
         if there:
             cell.row.status = "skipped"
             self._describe(cell)
-        return there
+        return bool(there)
+
+    def _is_recorded(self, cell: Cell, file: Path) -> bool:
+        """Whether the output's own record shows what would be made."""
+        assert cell.plan is not None
+        with open_source(cell.model.path) as source:
+            imatrix = _read(self._imatrix(cell, source))
+        used = imatrix_used(cell.plan, imatrix)
+        return state.is_recorded(file, cell.plan, None if used is None else used.sha256, cell.model.newest)
 
     def _finish(self, cell: Cell, ended: worker.Ended, count: str) -> None:
         cell.row.seconds = round(ended.seconds, 1)
@@ -304,10 +312,14 @@ class Run:
             self._fail(cell, ended.code, ended.error or f"ended with exit code {ended.code}", count)
             return
         assert cell.out is not None
+        try:
+            file = self._describe(cell)
+            state.write_made(self.folder / "outputs", cell.out, state.as_made(file, cell.output_request()))
+        except _FAILURES as error:
+            self._fail(cell, *_told(error), count)
+            return
         cell.row.status, cell.row.exit_code = "done", 0
-        file = self._describe(cell)
-        state.write_made(self.folder / "outputs", cell.out, state.as_made(file, cell.output_request()))
-        _say(f"{count} done: {file}, {format_size(cell.row.size or 0)}, {ended.seconds:.0f} s")
+        messages.tell(f"{count} done: {file}, {format_size(cell.row.size or 0)}, {ended.seconds:.0f} s")
 
     def _describe(self, cell: Cell) -> Path:
         """What is at the output's path, its figures in the row."""
@@ -323,15 +335,15 @@ class Run:
     def _fail(self, cell: Cell, code: int, error: str, count: str = "") -> None:
         cell.row.fail(code, error)
         where = "" if cell.out is not None else f"{cell.model.path}, {cell.row.budget}: "
-        _say(f"{count} failed ({code}): {where}{error}".strip())
+        messages.tell(f"{count} failed ({code}): {where}{error}".strip())
 
-    def _imatrix(self, cell: Cell, source: Source) -> Imatrix | None:
-        """What converting would weigh by, as far as it is there."""
+    def _imatrix(self, cell: Cell, source: Source) -> Path | None:
+        """The file of what converting weighs by; in a dry run, as far as it is there."""
         path = cell.asked["imatrix"] or cell.calibration.statistics
         if path is None and cell.is_scored:
             scores = self._scores(cell, source)
             path = None if scores is None else scores.importance
-        return _read(path)
+        return path
 
     def _write_summary(self) -> None:
         text = summary.to_json(self.rows, self.matrix.no_sources)
@@ -351,9 +363,3 @@ def _told(error: BaseException) -> tuple[int, str]:
     assert isinstance(error, OSError)
     where = f"{error.filename}: " if error.filename is not None else ""
     return InputOutputError.exit_code, f"{where}{error.strerror or error}"
-
-
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(f"requant: {printable(text)}\n")
-        sys.stderr.flush()

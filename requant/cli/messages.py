@@ -101,6 +101,11 @@ def emit(text: str) -> None:
         raise InputOutputError("stdout", f"cannot be written: {error.strerror}") from error
 
 
+def tell(text: str) -> None:
+    """A line on stderr."""
+    _say(text)
+
+
 def warn(*texts: str) -> None:
     """A line on stderr for each of `texts`."""
     for text in texts:

@@ -24,7 +24,7 @@ from requant.wishes import Wishes
     "emit",
     type=options.FILE,
     metavar="F",
-    help="Write the importance that is measured on the way too.",
+    help="Write the importance measured on the way: an --imatrix for convert.",
 )
 @options.imatrix
 @options.calibration
@@ -52,16 +52,14 @@ def command(
     """Measure what each type would cost each tensor."""
     if out is None and not as_json:
         raise UsageError("nowhere to put the losses; say -o LOSSES.json or --json")
+    if emit is not None and (imatrix is not None or calibration.quick or calibration.statistics is not None):
+        raise UsageError("--emit-imatrix: nothing is measured with --imatrix, --statistics or --quick")
     with open_source(model) as source:
         messages.warn(*source.warnings)
         job = stages.prepared(source, Wishes(types=types), calibration, imatrix=imatrix)
         if out is not None:
             check_writable(out, force=force, inputs=job.inputs)
         if emit is not None:
-            if imatrix is not None or calibration.quick or calibration.statistics is not None:
-                raise UsageError(
-                    "--emit-imatrix is of what gradients measure; leave --imatrix, --statistics, --quick out"
-                )
             stages.check_can_run(source)
             check_writable(emit, force=force, inputs=job.inputs)
         scored = stages.score(
@@ -80,7 +78,6 @@ def command(
         if emit is not None:
             from requant.statistics import write_statistics
 
-            assert scored.measured is not None and scored.statistics is not None
-            name = scored.measured.name
-            write_statistics(emit, scored.statistics, source, name, force=force, inputs=job.inputs)
+            assert scored.measured is not None
+            write_statistics(emit, scored.measured[0], source, scored.measured[1], force=force, inputs=job.inputs)
     messages.emit(losses.to_json() if as_json else losses_table(losses))

@@ -32,11 +32,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Losses, and the importance that was measured on the way, for encoders that are to weigh by it."""
+    """Losses, and for encoders that are to weigh by it what was measured on the way: statistics, and of which text."""
 
     losses: Losses
-    measured: Imatrix | None = None
-    statistics: Statistics | None = None  # behind `measured`, whose path is the text's name
+    measured: tuple[Statistics, str] | None = None
 
 
 def score(
@@ -93,9 +92,7 @@ def score(
             progress=advance,
             **common,
         )
-    if not weigh or imatrix is not None:
-        return Scored(found.losses)
-    return Scored(found.losses, found.statistics.imatrix(source, text.name), found.statistics)
+    return Scored(found.losses, (found.statistics, text.name) if weigh and imatrix is None else None)
 
 
 def calibrate(
@@ -236,7 +233,10 @@ class Job:
         losses, job = self.losses, self
         if losses is None:
             scored = self._scored(weigh)
-            losses, job = scored.losses, replace(self, imatrix=self.imatrix or scored.measured)
+            losses = scored.losses
+            if scored.measured is not None:
+                statistics, name = scored.measured
+                job = replace(self, imatrix=statistics.imatrix(self.source, name))
         if AUTO in (self.wishes.cache_type_k, self.wishes.cache_type_v) and not losses.caches:
             losses = replace(losses, caches=self._cache_losses())
             job = replace(job, losses=losses if job.losses is not None else None)

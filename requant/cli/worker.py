@@ -27,7 +27,7 @@ T = TypeVar("T")
 BARS = "REQUANT_WORKER_BARS"  # in the environment: whether progress may be drawn
 _ERROR = "requant: error: "
 _TICK = 0.05  # seconds between two looks at whether a worker has ended
-_PATIENCE = 1.5  # seconds that a worker has to stop after a signal, before it is killed: resuming does not need more
+_PATIENCE = 1.0  # seconds that a worker has to stop after a signal, before it is killed, which does no harm
 
 
 class _Heard(io.TextIOBase):

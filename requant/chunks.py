@@ -25,11 +25,12 @@ from requant.plan import Choice
 # the slowest encoder does 2^20 weights in well under half a second, after which signals are looked at
 CHUNK_WEIGHTS = 2**20
 COPY_BYTES = 2**22
+PIECE_BYTES = 2**26  # of the output: what the journal has a record of, and what a worker of a cluster does at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One tensor to write at `offset` of the output as `format`; importance: (n_matrices, n_per_row) or None.
+    """One tensor to write at `offset` of a file of the output as `format`; importance: (n_matrices, n_per_row) or None.
 
     scales: (1,) or (n_matrices,), what the weights are divided by before they are encoded, or None.
     """
@@ -37,10 +38,16 @@ class Job:
     tensor: SourceTensor
     choice: Choice
     format: BlockFormat
+    file: int
     offset: int
     importance: Floats | None
     effort: Effort
     scales: Floats | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in the output."""
+        return self.format.n_bytes(self.tensor.n_per_row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +72,55 @@ class Done:
     data: Bytes
     errors: NDArray[np.float64] | None
 
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Chunks of a tensor, one after the other, that are recorded together; `number` counts the tensor's pieces."""
+
+    number: int
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def job(self) -> Job:
+        """The tensor's."""
+        return self.chunks[0].job
+
     @property
     def name(self) -> str:
         """The tensor's."""
-        return self.chunk.job.tensor.name
+        return self.job.tensor.name
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes in the output."""
+        return sum(chunk.n_rows for chunk in self.chunks) * self.job.row_bytes
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the tensor ends with it."""
+        last = self.chunks[-1]
+        return last.first_row + last.n_rows >= self.job.tensor.n_rows
+
+    @property
+    def place(self) -> dict[str, int | str]:
+        """Where in the output it is, and of what."""
+        offset = self.job.offset + self.chunks[0].first_row * self.job.row_bytes
+        where = {"file": self.job.file, "offset": offset, "bytes": self.n_bytes}
+        return {"tensor": self.name, "piece": self.number, **where}
+
+
+def pieces_of(job: Job) -> Iterator[Piece]:
+    """The job's chunks in pieces, whose ends depend on the job alone, as those of the chunks do."""
+    chunks: list[Chunk] = []
+    number = n_bytes = 0
+    for chunk in chunks_of(job):
+        chunks.append(chunk)
+        n_bytes += chunk.n_rows * job.row_bytes
+        if n_bytes >= PIECE_BYTES:
+            yield Piece(number, tuple(chunks))
+            chunks, number, n_bytes = [], number + 1, 0
+    if chunks:
+        yield Piece(number, tuple(chunks))
 
 
 def chunks_of(job: Job) -> Iterator[Chunk]:
@@ -100,12 +152,21 @@ def write_chunk(source: Source, output: Output, chunk: Chunk) -> Done:
         data, errors = _encoded(data, chunk, path)
     start = job.offset + chunk.first_row * data.shape[1]
     try:
-        output.write_at(start, data)
+        output.write_at(job.file, start, data)
     except InputOutputError as error:
         raise InputOutputError(
             error.path, f"tensor {quoted(job.tensor.name)}: {error.what}", hint=error.hint
         ) from error
     return Done(chunk, data, errors)
+
+
+def read_chunk(output: Output, chunk: Chunk) -> Done:
+    """The chunk as an earlier run wrote it."""
+    job = chunk.job
+    data = np.empty((chunk.n_rows, job.row_bytes if job.tensor.n_rows else 0), np.uint8)
+    if data.size:
+        output.read_at(job.file, job.offset + chunk.first_row * data.shape[1], data.reshape(-1).data)
+    return Done(chunk, data, None)
 
 
 def check_finite(data: Bytes, tensor: SourceTensor, first_row: int, path: Path) -> None:
@@ -154,5 +215,5 @@ def gate_fault(job: Job, what: str, error: float, limit: float, path: Path) -> N
     """The fault for a tensor that does not survive in the chosen format."""
     safe = "f16" if job.format.name != "F16" else job.tensor.format.name.lower()
     what = f"tensor {quoted(job.tensor.name)} as {job.format.name}, {what}"
-    hint = f"--tensor-type '{job.tensor.name}={safe}' keeps it"
+    hint = f"--tensor-type '{job.tensor.name}={safe}' keeps it, with --restart"
     return NumericFault(path, what, got=f"{error:.3g}", limit=f"{limit:.3g}", hint=hint)

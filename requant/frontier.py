@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 from requant.container.source import Source
-from requant.convert import output_layout
+from requant.container.splitting import total_size
 from requant.errors import BadInput, InfeasibleBudget
 from requant.imatrix import Imatrix
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.memory import memory_for
+from requant.outline import output_layouts
 from requant.pipeline import make_plan
 from requant.plan import Losses, Plan
 from requant.records import dump, plain
@@ -96,7 +97,7 @@ def _point(source: Source, plan: Plan, imatrix: Imatrix | None, beside: int | No
     return Point(
         bpw=round(plan.bpw, 4),
         tensor_bytes=plan.n_bytes,
-        file_bytes=output_layout(source, plan, imatrix).size,
+        file_bytes=total_size(output_layouts(source, plan, imatrix)),
         vram_bytes=None if beside is None else on_gpu + beside,
         predicted_loss=plan.predicted_loss or 0.0,
         gap=plan.gap or 0.0,

@@ -47,6 +47,9 @@ def _source_state() -> str:
     return digest.hexdigest()[:16]
 
 
+SOURCE_STATE = _source_state()
+
+
 def _is_private(folder: Path) -> bool:
     """Whether `folder` belongs to this user and nobody else may write to it."""
     status = folder.lstat()
@@ -60,7 +63,7 @@ def _cache_folder() -> Path | None:
     base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "requant"
     user = os.getuid() if hasattr(os, "getuid") else "user"
     for parent in (base, Path(tempfile.gettempdir()) / f"requant-{user}"):
-        folder = parent / f"kernels-{_source_state()}"
+        folder = parent / f"kernels-{SOURCE_STATE}"
         try:
             parent.parent.mkdir(parents=True, exist_ok=True)
             for path in (parent, folder):  # who may rename the one can put their own in place of the other

@@ -12,6 +12,7 @@ from requant.budget import bpw_limit, loss_limit, size_limit
 from requant.container.infos import padded
 from requant.container.metadata import alignment_of
 from requant.container.source import Source, open_source, require_model
+from requant.container.splitting import total_size
 from requant.errors import BadInput, InfeasibleBudget, UsageError, printable
 from requant.ground import ground_of
 from requant.guard import guarded
@@ -315,16 +316,16 @@ def _within_size(
     The header says a little about the plan, so its size is known only afterwards: it is taken from the last try until
     it has stopped growing.
     """
-    from requant.convert import output_layout
+    from requant.outline import output_layouts
 
     alignment = alignment_of(source.metadata)
     plan, overhead = solve(request), 0
-    while (found := _overhead(output_layout(source, plan, imatrix), plan, alignment)) > overhead:
+    while (found := _overhead(output_layouts(source, plan, imatrix), plan, alignment)) > overhead:
         overhead = found
         plan = solve(replace(request, limits=(*request.limits, size_limit(size, overhead, alignment))))
     return plan
 
 
-def _overhead(layout: Layout, plan: Plan, alignment: int) -> int:
+def _overhead(layouts: Sequence[Layout], plan: Plan, alignment: int) -> int:
     """Bytes of the file that are in no tensor of the plan: the header, and scales that it adds."""
-    return layout.size - sum(padded(c.n_bytes, alignment) for c in plan.choices)
+    return total_size(layouts) - sum(padded(c.n_bytes, alignment) for c in plan.choices)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,9 @@ from requant.codec import Floats
 from requant.container.files import Identity
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
-from requant.container.output import Output
+from requant.container.part import Part
 from requant.container.source import Source
-from requant.imatrix import COUNTS, GRADIENTS, LOOKUP, SUMS, Imatrix, entry_of
+from requant.imatrix import COUNTS, GRADIENTS, LOOKUP, SUMS, Entry, Imatrix, entry_of, read_imatrix
 from requant.model.forward.ops import Array
 from requant.model.roles import is_experts, n_matrices
 
@@ -96,13 +96,10 @@ class Statistics:
             if arrays is not None:
                 sums, counts, gradients = arrays
                 entries[tensor.name] = entry_of(sums, counts, gradients)
-        digest = hashlib.sha256()
-        for key, entry in entries.items():
-            digest.update(key.encode() + entry.importance.tobytes())
         lookup = self.matrices.get((LOOKUP, None))
         return Imatrix(
             path=name,
-            sha256=digest.hexdigest(),
+            sha256=_digest(entries),
             entries=entries,
             datasets=(name,),
             chunk_count=self.n_tokens // self.n_ctx,
@@ -128,6 +125,19 @@ class Statistics:
         width = max(np.size(f.gradients) for f in found if f is not None)
         gradients = [np.broadcast_to(0.0 if f is None else f.gradients, width) for f in found]
         return inputs, counts, np.array(gradients, np.float32)
+
+
+def _digest(entries: Mapping[str, Entry]) -> str:
+    digest = hashlib.sha256()
+    for key, entry in entries.items():
+        digest.update(key.encode() + entry.importance.tobytes())
+    return digest.hexdigest()
+
+
+def read_measured(path: Path) -> Imatrix:
+    """What `Statistics.imatrix` gave for the statistics in the file at `path`. Raises as `read_imatrix`."""
+    found = read_imatrix(path)
+    return replace(found, path=found.datasets[0] if found.datasets else "", sha256=_digest(found.entries))
 
 
 def write_statistics(
@@ -157,7 +167,7 @@ def write_statistics(
         }
     )
     layout = lay_out(metadata, [(name, x.shape[::-1], 0) for name, x in arrays.items()], path)
-    with Output(path, layout.size, force=force, inputs=inputs) as output:
+    with Part(path, layout.size, force=force, inputs=inputs) as part:
         for placed in layout.tensors:
-            output.write_at(placed.offset, arrays[placed.name].reshape(-1).view(np.uint8))
-        output.publish(layout.header)
+            part.write_at(placed.offset, arrays[placed.name].reshape(-1).view(np.uint8))
+        part.publish(layout.header)

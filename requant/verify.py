@@ -98,17 +98,29 @@ def verify(
     found = record if record is not None else beside if beside.exists() else None
     conversion = None if found is None else read_conversion(found)
     with open_source(Path(out)) as target:
-        findings = [] if conversion is None else list(differences.from_record(target, conversion))
-        origin = None
-        if source is not None:
-            strangers = differences.made_elsewhere(target, source, conversion)
-            findings += strangers or [*differences.of_metadata(target, source), *differences.of_tensors(target, source)]
-            origin = None if strangers else source
-        codec.warm_up(formats_read(target, origin), encode=False)
-        findings += _read_all(target, origin, conversion, n_threads(threads), progress)
-        against = [name for name, given in (("record", conversion), ("source", source)) if given is not None]
-        n_bytes = sum(t.n_bytes for t in target.tensors)
-        return Verification(Path(out), len(target.tensors), n_bytes, tuple(against), tuple(findings))
+        return verify_source(target, source=source, made=conversion, threads=threads, progress=progress)
+
+
+def verify_source(
+    target: Source,
+    *,
+    source: Source | None,
+    made: Conversion | None,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Verification:
+    """As `verify`, of an open output and the record `made`."""
+    findings = [] if made is None else list(differences.from_record(target, made))
+    origin = None
+    if source is not None:
+        strangers = differences.made_elsewhere(target, source, made)
+        findings += strangers or [*differences.of_metadata(target, source), *differences.of_tensors(target, source)]
+        origin = None if strangers else source
+    codec.warm_up(formats_read(target, origin), encode=False)
+    findings += _read_all(target, origin, made, n_threads(threads), progress)
+    against = [name for name, given in (("record", made), ("source", source)) if given is not None]
+    n_bytes = sum(t.n_bytes for t in target.tensors)
+    return Verification(target.path, len(target.tensors), n_bytes, tuple(against), tuple(findings))
 
 
 def formats_read(target: Source, source: Source | None = None) -> list[BlockFormat]:

@@ -24,15 +24,17 @@ from requant.chunks import COPY_BYTES, Job, chunks_of
 from requant.container.infos import TensorInfo
 from requant.container.source import SourceTensor, open_source
 from requant.conversion import Conversion
-from requant.convert import convert, output_layout
+from requant.convert import convert, n_steps
 from requant.errors import BadInput, InputOutputError, NumericFault, OutputRefused, SourceChanged
 from requant.formats import FORMATS, Effort, by_name
 from requant.imatrix import importance_for, read_imatrix
+from requant.outline import output_layouts
 from requant.plan import Losses
 from requant.provenance import _FTYPES, may_differ
 
 TYPES = ("Q4_K", "Q6_K", "Q8_0", "Q4_0")
 Q = "blk.0.attn_q.weight"
+UNFINISHED = ("out.gguf.part", "out.gguf.part.journal")
 
 
 @pytest.fixture(scope="module")
@@ -116,16 +118,16 @@ def test_measured_errors_are_those_of_the_tensor(made):
 
 def test_the_header_is_known_before_anything_is_written(made, imatrix):
     with open_source(TINY) as source:
-        layout = output_layout(source, made.plan, imatrix)
+        (layout,) = output_layouts(source, made.plan, imatrix)
     assert layout.size == made.size
     assert made.output.read_bytes().startswith(layout.header)
 
 
-def test_progress_counts_every_source_byte(tmp_path):
+def test_progress_counts_every_byte_read_and_every_byte_read_again(tmp_path):
     done = []
     with opened(tmp_path, small_model()) as source:
         convert(source, plan_for(source, "Q8_0"), tmp_path / "out.gguf", progress=done.append)
-        assert sum(done) == sum(t.n_bytes for t in source.tensors)
+        assert sum(done) == n_steps(source, plan_for(source, "Q8_0")) > sum(t.n_bytes for t in source.tensors)
 
 
 def test_each_expert_is_weighted_by_its_own_importance(tmp_path):
@@ -153,7 +155,9 @@ def test_chunks_cover_each_row_once_and_never_two_experts(n_per_row, n_rows, n_e
     shape = (32 * (n_per_row // 32 + 1), 100 * n_rows, n_experts)
     tensor = SourceTensor(TensorInfo("blk.0.ffn_up_exps.weight", shape, by_name("F16").type_id, 0), 0)
     importance = np.ones((n_experts, 1), np.float32) if weighted else None
-    chunks = list(chunks_of(Job(tensor, choice(tensor, type_name), by_name(type_name), 0, importance, Effort.DEFAULT)))
+    chunks = list(
+        chunks_of(Job(tensor, choice(tensor, type_name), by_name(type_name), 0, 0, importance, Effort.DEFAULT))
+    )
     rows = [row for c in chunks for row in range(c.first_row, c.first_row + c.n_rows)]
     assert rows == list(range(tensor.n_rows))
     assert all(c.n_rows == 1 or c.n_rows * tensor.row_bytes <= COPY_BYTES for c in chunks)
@@ -211,14 +215,14 @@ def test_integers_scalars_and_empty_tensors_are_copied_blind(tmp_path):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("type_name", ["Q8_0", "F16"])
-def test_a_source_that_is_not_finite_is_refused_and_nothing_is_left(tmp_path, value, type_name):
+def test_a_source_that_is_not_finite_is_refused_and_what_was_done_is_kept(tmp_path, value, type_name):
     values = normal((256, 12))
     values[5, 17] = value
     with opened(tmp_path, small_model(half(Q, (256, 12), values))) as source:
         plan = plan_for(source, type_name)
         with pytest.raises(NumericFault, match=rf"'{Q}' is not finite at weight {5 * 256 + 17} \(got {value}\)"):
             convert(source, plan, tmp_path / "out.gguf")
-    assert nothing_but(tmp_path, "source.gguf")
+    assert nothing_but(tmp_path, "source.gguf", *UNFINISHED)
 
 
 def test_a_row_that_the_type_cannot_hold_is_refused_with_a_way_out(tmp_path):
@@ -226,11 +230,12 @@ def test_a_row_that_the_type_cannot_hold_is_refused_with_a_way_out(tmp_path):
     values[7] *= 1e-7  # below the least scale of a half
     with opened(tmp_path, small_model(single(Q, (256, 12), values))) as source:
         with pytest.raises(NumericFault, match=rf"'{Q}' as Q4_0, row 7 is lost.*--tensor-type '{Q}=f16'"):
-            convert(source, plan_for(source, "Q4_0"), tmp_path / "out.gguf")
+            convert(source, plan_for(source, "Q4_0"), tmp_path / "a.gguf")
         with pytest.raises(NumericFault, match=rf"row 7 is lost.*--tensor-type '{Q}=f32'"):
-            convert(source, plan_for(source, "F16"), tmp_path / "out.gguf")
-        convert(source, plan_for(source), tmp_path / "out.gguf")
-    assert nothing_but(tmp_path, "source.gguf", "out.gguf")
+            convert(source, plan_for(source, "F16"), tmp_path / "b.gguf")
+        convert(source, plan_for(source), tmp_path / "c.gguf")
+    left = [f"{name}.gguf.part{more}" for name in "ab" for more in ("", ".journal")]
+    assert nothing_but(tmp_path, "source.gguf", "c.gguf", *left)
 
 
 def test_an_error_beyond_the_type_s_ceiling_is_refused(tmp_path, monkeypatch):
@@ -239,7 +244,7 @@ def test_an_error_beyond_the_type_s_ceiling_is_refused(tmp_path, monkeypatch):
         convert(source, plan_for(source, "Q4_0"), tmp_path / "out.gguf")
     assert f"'{Q}' as Q4_0, relative error" in str(caught.value)
     assert caught.value.limit == f"{0.5 * by_name('Q4_0').gaussian_rmse:.3g}"
-    assert nothing_but(tmp_path, "source.gguf")
+    assert nothing_but(tmp_path, "source.gguf", *UNFINISHED)
 
 
 def test_a_plan_that_does_not_fit_the_source_is_refused_before_anything_is_written(tmp_path):
@@ -270,7 +275,7 @@ def test_a_plan_that_does_not_fit_the_source_is_refused_before_anything_is_writt
 
 
 def test_a_type_that_needs_importance_is_refused_without_it(tmp_path, monkeypatch, imatrix):
-    monkeypatch.setattr("requant.convert.needs_importance", lambda type_name, role: type_name == "Q4_K")
+    monkeypatch.setattr("requant.outline.needs_importance", lambda type_name, role: type_name == "Q4_K")
     with opened(tmp_path, small_model()) as source:
         for given_imatrix in (None, replace(imatrix, entries={})):
             with pytest.raises(BadInput, match=r"2 tensors have a type that needs an importance matrix.*attn_q"):
@@ -337,7 +342,7 @@ sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from conversions import plan_for
 from requant.container.source import open_source
-from requant.convert import convert
+from requant.convert import convert, n_steps
 from requant.errors import InputOutputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with open_source(Path("source.gguf")) as source:
@@ -353,8 +358,8 @@ with open_source(Path("source.gguf")) as source:
 
 
 def test_a_failing_write_names_the_tensor(tmp_path, monkeypatch):
-    def full(self, offset, data):
-        raise InputOutputError(self.part, "writing 1 bytes failed: no space left", hint="free some")
+    def full(self, file, offset, data):
+        raise InputOutputError(self.part_files[file], "writing 1 bytes failed: no space left", hint="free some")
 
     monkeypatch.setattr("requant.container.output.Output.write_at", full)
     with opened(tmp_path, small_model()) as source, pytest.raises(InputOutputError, match=f"tensor '{NORM}': writing"):
@@ -383,7 +388,7 @@ def test_notes_say_what_the_importance_matrix_leaves_out(made):
 
 def test_a_layer_number_out_of_all_proportion_makes_no_array_of_that_length(tmp_path):
     with opened(tmp_path, small_model(half("blk.4294967295.attn_q.weight", (256, 4)))) as source:
-        layout = output_layout(source, plan_for(source, "Q8_0"))
+        (layout,) = output_layouts(source, plan_for(source, "Q8_0"))
     assert len(layout.header) < 4096
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from requant.container.source import open_source
-from requant.convert import output_layout
+from requant.container.splitting import total_size
 from requant.errors import BadInput, InfeasibleBudget, UsageError
 from requant.explain import explained, outlook
 from requant.frontier import as_csv, frontier
+from requant.outline import output_layouts
 from requant.pipeline import check_feasible, make_plan
 from requant.plan import Losses, Plan
 from requant.provenance import output_metadata
@@ -43,7 +44,7 @@ def losses(source):
 @pytest.mark.parametrize("size", [3_500_000, 4_000_001, 5 * MIB, 5 * MIB + 31, 9 * MIB, 30 * MIB])
 def test_a_size_is_that_of_the_whole_file(source, losses, size):
     plan = make_plan(source, losses, Wishes(size=size))
-    layout = output_layout(source, plan)
+    (layout,) = output_layouts(source, plan)
     assert layout.size <= size
     limit = plan.limits[0]
     assert limit.other == layout.data_start or size > 20 * MIB  # copied throughout: the header says less
@@ -54,7 +55,7 @@ def test_the_least_size_that_an_error_names_is_the_least(source, losses):
         make_plan(source, losses, Wishes(size=MIB))
     least = caught.value.smallest
     plan = make_plan(source, losses, Wishes(size=least + 4096))
-    assert output_layout(source, plan).size <= least + 4096
+    assert total_size(output_layouts(source, plan)) <= least + 4096
 
 
 def test_the_least_vram_that_an_error_names_will_do(source, losses):
@@ -196,7 +197,7 @@ def test_the_frontier_falls_from_the_smallest_to_the_largest_plan(source, losses
     assert all(a.predicted_loss >= b.predicted_loss and a.file_bytes < b.file_bytes for a, b in pairs)
     assert as_csv(points).splitlines()[0] == "bpw,tensor_bytes,file_bytes,vram_bytes,predicted_loss,gap"
     plan = make_plan(source, losses, Wishes(bpw=points[3].bpw + 1e-4))
-    assert plan.n_bytes == points[3].tensor_bytes and output_layout(source, plan).size == points[3].file_bytes
+    assert plan.n_bytes == points[3].tensor_bytes and total_size(output_layouts(source, plan)) == points[3].file_bytes
 
 
 def test_an_explanation_says_what_every_alternative_would_cost(source, losses):

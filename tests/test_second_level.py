@@ -10,10 +10,12 @@ from gguf_files import ARCHITECTURE, ARR, BOOL, STR, Tensor, pair
 
 from requant import codec
 from requant.container.source import open_source
+from requant.container.splitting import total_size
 from requant.conversion import record_path
-from requant.convert import convert, output_layout
+from requant.convert import convert
 from requant.formats import by_name
 from requant.model.scales import scales_of
+from requant.outline import output_layouts
 from requant.pipeline import make_plan
 from requant.sensitivity import score
 from requant.verify import verify
@@ -143,10 +145,10 @@ def test_a_size_counts_the_scales(tmp_path, size):
     matrices = [half(f"blk.{i}.attn_q.weight", (1024, 64), seed=i) for i in range(2)]
     with open_source(small_model(*matrices).write(tmp_path / "source.gguf")) as source:
         choices = [choice(t, "NVFP4" if t.shape[1:] else "F32") for t in source.tensors]
-        n_bytes = output_layout(source, plan_of(source, choices)).size
+        n_bytes = total_size(output_layouts(source, plan_of(source, choices)))
         losses = score(source, types=("NVFP4", "Q3_K", "Q8_0"))
         plan = make_plan(source, losses, Wishes(size=max(size, n_bytes)))
-        assert output_layout(source, plan).size <= max(size, n_bytes)
+        assert total_size(output_layouts(source, plan)) <= max(size, n_bytes)
 
 
 def test_what_is_said_of_activations_is_pruned_with_the_types(tmp_path):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from requant.cli import messages, options, stages
+from requant.cli import converting, messages, options, stages
 from requant.cli.calibration import Calibration
 from requant.container.source import open_source
+from requant.container.splitting import Splitting
 from requant.errors import UsageError
 from requant.report.engine import start_command
 from requant.report.result import conversion_text
@@ -36,7 +38,9 @@ from requant.wishes import Wishes, check_ways
 @options.threads
 @options.effort
 @options.allow_requantize
+@options.splitting
 @options.force
+@click.option("--restart", is_flag=True, help="Discard what an earlier run left unfinished.")
 @options.json_output
 @options.debug
 def command(
@@ -49,29 +53,37 @@ def command(
     measure: int | None,
     dry_run: bool,
     no_verify: bool,
+    splitting: Splitting,
     force: bool,
+    restart: bool,
     as_json: bool,
-    **how: Any,
+    **given: Any,
 ) -> None:
     """Quantize a model to a budget (--vram, --ram, --size, ...), a --plan, a --preset, or one --type for all."""
-    check_ways(wishes, how["plan_file"], how["type_name"], how["preset"], how["like"])
+    check_ways(wishes, given["plan_file"], given["type_name"], given["preset"], given["like"])
     if len(vrams) > 1:
         raise UsageError("convert makes one file; give one --vram, or plan for all of them first")
     if measure is not None and not wishes.has_budget:
         raise UsageError("--measure chooses among plans for a budget; give --vram, --size or --bpw with it")
     with open_source(model) as source:
         messages.warn(*source.warnings)
-        job = stages.prepared(source, wishes, calibration, **how)
+        job = stages.prepared(source, wishes, calibration, **given)
         if measure is not None:
             stages.check_can_run(source)
-        if not dry_run:
-            job.check_output(out, force)
-        plan, job = job.planned(weigh=True, measure=measure)
-        if dry_run or not as_json:
-            messages.emit(plan.to_json() if as_json else plan_table(plan))
         if dry_run:
+            plan, _ = job.planned(weigh=True, measure=measure)
+            messages.emit(plan.to_json() if as_json else plan_table(plan))
             return
-        made = job.convert(plan, out, force)
-        checked = None if no_verify else job.verify(out)
+        with converting.claimed(job, out, splitting=splitting, measure=measure, restart=restart) as claim:
+            work = replace(claim, force=force, verified=not no_verify)
+            found = work.earlier(job)
+            if found is None:
+                work.check(job)
+                found = job.planned(weigh=True, measure=measure)
+            plan, job = found
+            if not as_json:
+                messages.emit(plan_table(plan))
+            made = work.convert(job, plan)
     messages.warn(*made.notes)
-    messages.emit(made.to_json() if as_json else f"\n{conversion_text(made, checked)}\n\n{start_command(plan, out)}")
+    text = f"\n{conversion_text(made, verified=not no_verify)}\n\n{start_command(plan, made.output)}"
+    messages.emit(made.to_json() if as_json else text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -28,7 +29,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _OUT_OF_MEMORY = "out of memory; close other programs, or give fewer --threads"
-_state: dict[str, Any] = {"debug": False, "stopped": False}
+_GRACE = 1.5  # seconds from a signal to the end of the process, whatever is still at work
+_state: dict[str, Any] = {"debug": False, "stopped": False, "said": False, "then": "run the same command again"}
 
 
 class Stopped(BaseException):
@@ -45,6 +47,7 @@ def prepare() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _stop)
+    _watch_signals()
     warnings.showwarning = _show_warning
     sys.excepthook = _report_bug
     for stream in (sys.stdout, sys.stderr):
@@ -64,7 +67,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
         return _failed(_usage(error), UsageError.exit_code)
     except Stopped as stop:
         _state["stopped"] = True
-        return _failed(f"stopped by {stop}; run the same command again", 128 + stop.number)
+        return _stopped(stop.number)
     except MemoryError:
         return _failed(_OUT_OF_MEMORY, InputOutputError.exit_code)
     except OSError as error:
@@ -199,10 +202,44 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _stop(number: int, _: object) -> None:
-    if _state["stopped"]:
-        os._exit(128 + number)  # the second time: at once
-    _state["stopped"] = True
-    raise Stopped(number)
+    if not _state["stopped"]:
+        _state["stopped"] = True
+        raise Stopped(number)
+
+
+def _watch_signals() -> None:
+    """End the process soon after a signal even where the main thread does not hear it, or waits; at once at a second.
+
+    What is on disk is as good as after a clean end: an unfinished output can be killed at any moment.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        number = os.read(reader, 1)[0]
+        again, _, _ = select.select([reader], [], [], _GRACE)
+        if not again:
+            _stopped(number)
+        os._exit(128 + number)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _stopped(number: int) -> int:
+    """Say once that a signal ends the process; its exit code."""
+    if not _state["said"]:
+        _state["said"] = True
+        _failed(f"stopped by {signal.Signals(number).name}; {_state['then']}", 128 + number)
+    return 128 + number
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """While what is done can be gone on with by another run, a signal's message says so."""
+    before, _state["then"] = _state["then"], "run the same command again to resume"
+    yield
+    _state["then"] = before
 
 
 def _silence_stdout() -> None:

@@ -13,6 +13,7 @@ import click
 from requant.budget import parse_rule, parse_type, parse_types
 from requant.cli import messages
 from requant.cli.calibration import Calibration
+from requant.container.splitting import Splitting
 from requant.errors import UsageError, printable
 from requant.formats import FORMATS, Effort
 from requant.units import parse_size
@@ -264,5 +265,18 @@ def budget(command: Callable[..., Any]) -> Callable[..., Any]:
     return _together(*_BUDGET)(parsed)
 
 
+def _splitting(command: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(command)
+    def parsed(*, keep_split: bool, max_shard_size: int | None, **given: Any) -> Any:
+        return command(splitting=Splitting(keep_split, max_shard_size), **given)
+
+    return parsed
+
+
+splitting = _together(
+    _splitting,
+    click.option("--keep-split", is_flag=True, help="Split the output as the model is: OUT-00001-of-0000N.gguf."),
+    click.option("--max-shard-size", type=Size(), metavar="SIZE", help="Split the output into files of at most SIZE."),
+)
 preset = click.option("--preset", metavar="M", help="The types of llama-quantize's mixture, Q4_K_M for one.")
 like = click.option("--like", type=FILE, metavar="F", help="The types of another GGUF, repaired to a budget if given.")

@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING, Any
 from requant.cli import messages
 from requant.container.files import Identity, identity
 from requant.container.source import Source, open_source, require_model
-from requant.errors import InputOutputError
 from requant.formats import Effort, by_name
 from requant.model.roles import never_quantize
 from requant.pipeline import check_feasible, make_plan, off_plan
 from requant.plan import PLAN_SCHEMA, Losses, Plan, read_losses, read_plan
-from requant.textfile import check_writable, has_schema, write_text
+from requant.textfile import has_schema
 from requant.wishes import AUTO, Wishes
 
 if TYPE_CHECKING:
     from requant.cli.calibration import Calibration
-    from requant.conversion import Conversion
     from requant.evaluate import Evaluation
     from requant.imatrix import Imatrix
     from requant.statistics import Statistics
@@ -108,10 +106,10 @@ def calibrate(
 ) -> Statistics:
     """The statistics of the model on the text, written to `out`; what a stopped run has done is kept beside it."""
     from requant import calibrate as calibrate_
-    from requant.container.output import Output
+    from requant.container.part import Part
     from requant.statistics import write_statistics
 
-    with Output(out, 0, force=force, inputs=inputs):
+    with Part(out, 0, force=force, inputs=inputs):
         pass
     text = messages.interruptible(calibration.windows, source)
     messages.warn(*text.notes)
@@ -175,6 +173,7 @@ class Job:
     calibration: Calibration
     imatrix: Imatrix | None
     losses: Losses | None
+    losses_file: Path | None
     inputs: frozenset[Identity]
     plan_file: Path | None
     type_name: str | None
@@ -183,14 +182,7 @@ class Job:
     threads: int | None
     allow_requantize: bool
     effort: Effort | None
-
-    def check_output(self, out: Path, force: bool) -> None:
-        """Raise what would keep `out` and its record from being written, before any long work."""
-        from requant.container.output import Output
-        from requant.conversion import OUTPUT_SCHEMA, record_path
-
-        with Output(out, 0, force=force, inputs=self.inputs):
-            check_writable(record_path(out), force=force, inputs=self.inputs, own=OUTPUT_SCHEMA)
+    statistics: tuple[Statistics, str] | None = None  # the importance matrix was measured, on that text
 
     def planned(self, *, weigh: bool = False, measure: int | None = None) -> tuple[Plan, Job]:
         """The plan of the file, for the one type, or for the budget, then scored if no losses are given.
@@ -236,7 +228,7 @@ class Job:
             losses = scored.losses
             if scored.measured is not None:
                 statistics, name = scored.measured
-                job = replace(self, imatrix=statistics.imatrix(self.source, name))
+                job = replace(self, imatrix=statistics.imatrix(self.source, name), statistics=scored.measured)
         if AUTO in (self.wishes.cache_type_k, self.wishes.cache_type_v) and not losses.caches:
             losses = replace(losses, caches=self._cache_losses())
             job = replace(job, losses=losses if job.losses is not None else None)
@@ -307,34 +299,6 @@ class Job:
             weigh=weigh,
         )
 
-    def convert(self, plan: Plan, out: Path, force: bool) -> Conversion:
-        """The output and its record."""
-        from requant.conversion import OUTPUT_SCHEMA, record_path
-        from requant.convert import convert, formats_used
-
-        messages.prepare_kernels(formats_used(plan))
-        with messages.progress("converting", sum(t.n_bytes for t in self.source.tensors)) as advance:
-            made = convert(
-                self.source,
-                plan,
-                out,
-                imatrix=self.imatrix,
-                losses=self.losses,
-                threads=self.threads,
-                force=force,
-                progress=advance,
-            )
-        write_text(record_path(out), made.to_json(), force=force, inputs=self.inputs, own=OUTPUT_SCHEMA)
-        return made
-
-    def verify(self, out: Path) -> Verification:
-        """The output, read again and found sound; raises InputOutputError where it is not."""
-        found = verify(out, self.source, None, self.threads)
-        if not found.ok:
-            what = f"does not read back as it was written: {found.findings[0]}"
-            raise InputOutputError(out, what, hint="do not use it; check the disk, then convert again")
-        return found
-
 
 def prepared(
     source: Source,
@@ -363,6 +327,7 @@ def prepared(
         calibration=calibration,
         imatrix=matrix,
         losses=found,
+        losses_file=losses,
         inputs=inputs,
         plan_file=plan_file,
         type_name=type_name,

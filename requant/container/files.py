@@ -1,13 +1,16 @@
-"""Opening and reading regular files: anything else is refused before it is opened, and every failure is ours."""
+"""Regular files opened, read and written: anything else is refused before it is opened, and every failure is ours."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from pathlib import Path
 
-from requant.errors import BadInput, InputOutputError, SourceChanged
+from requant.errors import BadInput, InputOutputError, OutputRefused, SourceChanged, printable
+
+NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOLCK}  # by the file system
 
 Identity = tuple[int, int]  # (st_dev, st_ino): what makes two paths the same file
 
@@ -80,3 +83,61 @@ def read_into(path: object, descriptor: int, target: memoryview, offset: int) ->
             what = f"shrank while it was being read: {len(target) - done} bytes at offset {offset + done} are gone"
             raise SourceChanged(path, what, got=os.fstat(descriptor).st_size)
         done += n
+
+
+def write_from(path: Path, descriptor: int, data: memoryview, offset: int) -> None:
+    """Write `data` (bytes, contiguous) at `offset`; safe from any thread.
+
+    Raises InputOutputError naming the bytes of `path` that could not be written.
+    """
+    done = 0
+    while done < len(data):
+        try:
+            done += os.pwrite(descriptor, data[done:], offset + done)
+        except OSError as error:
+            what = f"writing {len(data) - done} bytes at offset {offset + done} failed: {error.strerror}"
+            raise InputOutputError(path, what, hint=room_hint(error, path)) from error
+
+
+def room_hint(error: OSError, path: Path) -> str | None:
+    """What to do about an `error` in writing `path` that more room would cure, or None."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return f"free some space in {printable(str(path.parent))} and run it again to resume"
+    if error.errno == errno.EFBIG:
+        return "the file system or a limit (ulimit -f) forbids files this large; run it again to resume"
+    return None
+
+
+def open_or_make(path: Path, what: str, inputs: frozenset[Identity] = frozenset()) -> int:
+    """A descriptor for reading and writing the regular file at `path`, made if need be, which is `what` (a noun).
+
+    Raises OutputRefused where anything else stands there or one of `inputs` does, InputOutputError.
+    """
+    try:
+        status = path.lstat() if os.path.lexists(path) else None
+        kind = None if status is None else irregular(status)
+        if status is not None and (kind is not None or identity(status) in inputs):
+            is_not = f"is {kind}, not {what}" if kind else f"is one of the inputs, not {what}"
+            raise OutputRefused(path, is_not, hint="it stands where the unfinished output goes; move it away")
+        # the umask applies: other users may read the model as they may any file made here
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        return os.open(path, flags | (os.O_EXCL if status is None else 0), 0o666)
+    except FileExistsError as error:
+        raise OutputRefused(path, "has just been made by another run") from error
+    except OSError as error:
+        if not path.parent.exists():
+            raise InputOutputError(path.parent, f"cannot be written to: {error.strerror}") from error
+        raise InputOutputError(path, f"cannot be created: {error.strerror}") from error
+
+
+def lock(path: Path, descriptor: int, warnings: list[str]) -> bool:
+    """Whether the file is ours alone from now on; True, with a warning, where the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise InputOutputError(path, f"cannot be locked: {error.strerror}") from error
+        warnings.append("the output's file system has no locks: do not start a second run on it")
+    return True

@@ -15,6 +15,7 @@ from requant.errors import BadInput
 from requant.formats import FORMATS
 
 VERSION = 3
+FIXED_BYTES = 24  # magic, version and the two counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,11 @@ def _n_bytes(path: object, name: str, shape: tuple[int, ...], type_id: int, seen
         what = f"{what} cannot be {block.name}: its rows are not whole blocks"
         raise BadInput(path, what, got=n_per_row, limit=f"a multiple of {block.block_weights}")
     return block.n_bytes(math.prod(shape))
+
+
+def info_bytes(name: str, shape: tuple[int, ...]) -> int:
+    """Bytes that a tensor takes in the header."""
+    return len(_encode_info(name, shape, 0, 0))
 
 
 def _encode_info(name: str, shape: tuple[int, ...], type_id: int, offset: int) -> bytes:

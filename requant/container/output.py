@@ -1,58 +1,93 @@
-"""Output: OUT.part, filled by positional writes from any thread and published in one step when it is whole.
+"""Output: the files of one conversion, filled with a journal beside them and put in place together when all are whole.
 
-The first bytes stay zero until the end, so that nothing takes an unfinished file for a model. The journal that lets
-an interrupted run resume belongs here, beside the part file; without it an unpublished part is removed.
+OUT.part.journal says what is on disk, so that the same command goes on where an earlier run stopped. Data is flushed
+before its record. The headers come last, then the names, that of the first file, which loaders open, last of all.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from requant.container.files import Identity, identity, irregular
-from requant.container.header import read_header
-from requant.errors import BadInput, InputOutputError, OutputRefused, printable
-from requant.units import format_size
+from requant.container.files import Identity
+from requant.container.folder import check_space, sync_folder
+from requant.container.header import parse_header
+from requant.container.journal import Journal, Line
+from requant.container.layout import Layout
+from requant.container.part import Part, Placed, target_of
+from requant.errors import BadInput, InputOutputError, OutputRefused, RequantError, SourceChanged
 
 if TYPE_CHECKING:
     import numpy as np
 
-_NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOLCK}
+COMMIT_BYTES, COMMIT_SECONDS = 2**30, 30.0  # at most so much is written again after a crash
+_SEALED, _INVALID = "sealed", "invalid"
+
+
+def claim(path: Path) -> Journal:
+    """The journal of the output at `path`, new where there is none; no other run can have it at the same time."""
+    target = target_of(path)
+    return Journal(target.with_name(f"{target.name}.part.journal"), Path(path))
 
 
 class Output:
-    """An output of `size` bytes at `path`. Use as a context manager: leaving it unpublished removes the part file.
+    """The files `layouts` at `paths` of the output that `journal` is of; `head` says what it is made of, and how.
 
-    Opening checks everything before a byte is written: raises OutputRefused where `path` is taken (`force` allows
-    replacing a regular file), is one of `inputs` (which nothing allows) or is being written by another run, and
-    InputOutputError where there is no room or no permission. A symbolic link is followed to its target.
-    `warnings` are the guarantees that the file system cannot give.
+    Use as a context manager: leaving it unpublished keeps what is on disk and recorded, or removes everything where
+    that is nothing. Opening raises what `Part` raises, and OutputRefused where the journal has another head.
+    `records` are those of earlier runs; `is_published` says that there is nothing left to do but `finish`. `extras` are
+    files that live as long as the journal. `warnings` are the guarantees that the file system cannot give.
     """
 
-    def __init__(self, path: Path, size: int, *, force: bool, inputs: frozenset[Identity]) -> None:
-        self.path, self.size, self.warnings = Path(path), size, list[str]()
-        self._force, self._inputs = force, inputs
-        self._target = Path(os.path.realpath(path))
-        self._part = self._target.with_name(self._target.name + ".part")
-        self._check_target()
-        _check_space(self._target.parent, size, self._part)
-        self._descriptor = self._create()
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        layouts: Sequence[Layout],
+        head: Line,
+        journal: Journal,
+        *,
+        force: bool,
+        inputs: frozenset[Identity],
+        extras: Sequence[Path] = (),
+    ) -> None:
+        self.paths, self.layouts, self.journal = tuple(map(Path, paths)), tuple(layouts), journal
+        self.records: tuple[Line, ...] = ()
+        self.notes: list[str] = []
+        self._head = head | {"files": [[p.name, x.size, x.sha256] for p, x in zip(paths, layouts, strict=True)]}
+        self._force, self._inputs, self._extras = force, inputs, extras
+        self._parts: list[Part] = []
+        self._placed: list[Placed] = []
+        self._pending: list[Line] = []
+        self._unflushed, self._last_flush, self._failed = 0, time.monotonic(), False
+        self._kept = bool(journal.past.records)
         try:
-            self._check_target()  # again: another run may have published it just before our lock
-            self._reserve()
+            self.is_published = resumes(journal, self._head, self.paths[0]) and self._is_in_place()
+            if self.is_published:
+                self.records = journal.past.records
+                self._placed += [Placed(target_of(path)) for path in self.paths]
+            else:
+                self._open()
         except BaseException:
-            self._discard()
+            self._leave()
             raise
 
     @property
-    def part(self) -> Path:
-        """The file being filled."""
-        return self._part
+    def warnings(self) -> list[str]:
+        """The guarantees that the file system cannot give, a line each."""
+        return list(
+            dict.fromkeys(
+                w for owned in (self.journal.warnings, *(part.warnings for part in self._parts)) for w in owned
+            )
+        )
+
+    @property
+    def part_files(self) -> list[Path]:
+        """The files being filled."""
+        return [part.file for part in self._parts]
 
     def __enter__(self) -> Output:
         return self
@@ -60,221 +95,154 @@ class Output:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._discard()
+        with contextlib.suppress(RequantError):
+            if isinstance(error, SourceChanged):
+                self.journal.append([{_INVALID: error.what}])
+            elif not self.is_published:
+                self.flush()
+        self._leave()
 
-    def write_at(self, offset: int, data: bytes | bytearray | memoryview | np.ndarray) -> None:
-        """Write `data`, bytes or a contiguous array of plain numbers, at `offset`; safe from any thread.
+    def write_at(self, file: int, offset: int, data: bytes | memoryview | np.ndarray) -> None:
+        """Write `data` at `offset` of a file, as `Part.write_at` does."""
+        if self._placed:  # an earlier run has published it, and what is there now is something else
+            hint = "--restart and --force make it again"
+            raise InputOutputError(self.paths[file], "is not as it was written", hint=hint)
+        self._parts[file].write_at(offset, data)
 
-        Raises InputOutputError naming the bytes that could not be written.
-        """
-        view = memoryview(data)  # type: ignore[arg-type]
-        view = view.cast("B") if view.nbytes else memoryview(b"")  # a view with a zero in its shape cannot be cast
-        assert 0 <= offset <= offset + len(view) <= self.size, (offset, len(view), self.size)
-        done = 0
-        while done < len(view):
-            try:
-                done += os.pwrite(self._descriptor, view[done:], offset + done)
-            except OSError as error:
-                what = f"writing {len(view) - done} bytes at offset {offset + done} failed: {error.strerror}"
-                raise InputOutputError(self._part, what, hint=_hint(error, self._target.parent)) from error
+    def read_at(self, file: int, offset: int, target: memoryview) -> None:
+        """Fill `target` with what is in a file from `offset` on, as `Part.read_at` does."""
+        (self._placed or self._parts)[file].read_at(offset, target)
 
-    def publish(self, header: bytes) -> None:
-        """Write the header, last of all, read it back strictly, and give the file its name in one atomic step.
+    def record(self, line: Line, n_bytes: int) -> None:
+        """Have `line` in the journal when the `n_bytes` it speaks of are on disk: in the end, or at the next flush."""
+        self._pending.append(line)
+        self._unflushed += n_bytes
+        if self._unflushed >= COMMIT_BYTES or time.monotonic() - self._last_flush >= COMMIT_SECONDS:
+            self.flush()
 
-        Raises OutputRefused where the name has been taken meanwhile, InputOutputError where the system fails or
-        reads back something else than was written.
-        """
-        self._sync(self._descriptor, self._part)  # no header on disk before the data it vouches for
-        self.write_at(0, header)
-        self._sync(self._descriptor, self._part)
-        self._read_back(header)
-        if not self._is_part(self._descriptor):
-            raise InputOutputError(self._part, "was moved or replaced while it was being written")
-        self._check_target()
-        try:
-            self._rename()
-        except FileExistsError as error:
-            raise self._taken() from error
-        except OSError as error:
-            raise InputOutputError(self._target, f"cannot be put in place: {error.strerror}") from error
-        self._close()
-        self._sync_folder()
-
-    def _check_target(self) -> None:
-        """Refuse a target that must not be replaced; run again before publishing."""
-        try:
-            status = self._target.stat()
-        except FileNotFoundError:
+    def flush(self) -> None:
+        """Wait until all data is on disk, then until its records are. After a failure never again."""
+        if not self._pending or self._failed:
             return
-        except (OSError, ValueError) as error:
-            raise self._unusable(error) from error
-        kind = irregular(status)
-        if kind is not None:
-            raise OutputRefused(self.path, f"is {kind}, not a regular file", hint="choose another output")
-        if identity(status) in self._inputs:
-            what = f"is one of the inputs ({printable(str(self._target))})"
-            raise OutputRefused(self.path, what, hint="--force does not help; choose another output")
-        if not self._force:
-            raise self._taken()
+        self._failed = True
+        for part in self._parts:
+            part.sync()
+        self.journal.append(self._pending)
+        self._pending.clear()
+        self._unflushed, self._last_flush, self._failed, self._kept = 0, time.monotonic(), False, True
 
-    def _unusable(self, error: OSError | ValueError) -> BadInput:
-        if isinstance(error, ValueError):
-            return OutputRefused(self.path, "is not a usable path")
-        if error.errno == errno.ELOOP:
-            return OutputRefused(self.path, "is a loop of symbolic links")
-        return InputOutputError(self.path, f"cannot be written: {error.strerror}")
+    def seal(self) -> None:
+        """Write the headers, last of all, and read them back. Raises InputOutputError."""
+        self.flush()
+        for part, layout in zip(self._parts, self.layouts, strict=True):
+            part.seal(layout.header)
 
-    def _taken(self) -> OutputRefused:
-        return OutputRefused(self.path, "already exists", hint="--force replaces it")
+    def publish(self) -> None:
+        """Give the sealed files their names, the first one last. Raises OutputRefused, InputOutputError."""
+        self.journal.append([{_SEALED: True}])
+        self._kept = True
+        for part in (*self._parts[1:], *self._parts[:1]):
+            part.put_in_place()
+        self.is_published = True
 
-    def _create(self) -> int:
-        """A locked descriptor of a part file that this run has made."""
+    def finish(self) -> None:
+        """Remove the journal, once whatever else belongs to the published output is there too."""
+        for path in self._extras:
+            path.unlink(missing_ok=True)
+        self.journal.remove()
+        sync_folder(self.journal.path.parent)
+
+    def _is_in_place(self) -> bool:
+        """Whether an earlier run has put every file in place; where only some, they are unfinished again."""
+        if not any(_SEALED in record for record in self.journal.past.records):
+            return False
+        targets = [target_of(path) for path in self.paths]
+        files = [target.with_name(target.name + ".part") for target in targets]
+        placed = [self._is_placed(i, target, files[i]) for i, target in enumerate(targets)]
+        for target, file, there in zip(targets, files, placed, strict=True):
+            if there and all(placed):
+                file.unlink(missing_ok=True)  # stopped between the link to the new name and the end of the old one
+            elif there and not file.exists():
+                target.rename(file)
+        return all(placed)
+
+    def _is_placed(self, i: int, target: Path, part: Path) -> bool:
+        if not target.exists() or (part.exists() and not part.samefile(target)):
+            return False
         try:
-            self._remove_stale_part()
-            # the umask applies: other users may read the model as they may any file made here
-            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-            descriptor = os.open(self._part, flags, 0o666)
-        except FileExistsError as error:
-            raise self._busy() from error
-        except OSError as error:
-            raise InputOutputError(self._part, f"cannot be created: {error.strerror}") from error
-        if not self._lock(descriptor) or not self._is_part(descriptor):
-            os.close(descriptor)
-            raise self._busy()
-        return descriptor
-
-    def _is_part(self, descriptor: int) -> bool:
-        """Whether the part file's name still stands for the open file; true to the end where its lock is held."""
-        try:
-            return identity(self._part.lstat()) == identity(os.fstat(descriptor))
-        except FileNotFoundError:
+            return parse_header(target).sha256 == self.layouts[i].sha256
+        except BadInput:
             return False
 
-    def _remove_stale_part(self) -> None:
-        """Remove the part file of a run that is dead, which is one whose lock is free."""
-        try:
-            status = self._part.lstat()
-        except FileNotFoundError:
+    def _open(self) -> None:
+        sizes = [layout.size for layout in self.layouts]
+        for path, size in zip(self.paths, sizes, strict=True):
+            self._parts.append(Part(path, size, force=self._force, inputs=self._inputs, keep=True))
+        check_space(self._parts[0].target.parent, sum(sizes), self.part_files)
+        past = self.journal.past
+        if resumes(self.journal, self._head, self.paths[0]):
+            self._go_on()
             return
-        kind = irregular(status)
-        if kind is not None or identity(status) in self._inputs:
-            what = f"is {kind}, not a regular file" if kind else "is one of the inputs"
-            raise OutputRefused(self._part, what, hint="it stands where the unfinished output goes; move it away")
-        descriptor = os.open(self._part, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            # the name is looked at again: its last owner may have published, and a new one begun, before the lock
-            if not self._lock(descriptor) or not self._is_part(descriptor):
-                raise self._busy()
-            # not truncated but removed: its name may be a second link to a file that somebody wants
-            self._part.unlink()
-        finally:
-            os.close(descriptor)
+        if past.n_dropped and past.head is None:
+            self.notes.append("the journal of an unfinished output was damaged; all of it is made again")
+        for record in past.records:
+            if _INVALID in record:
+                self.notes.append("the source changed while an unfinished output was made; all of it is made again")
+        for part in self._parts:
+            part.begin()
+        self.journal.begin(self._head)
+        self._kept = False
+        sync_folder(self.journal.path.parent)
 
-    def _lock(self, descriptor: int) -> bool:
-        """Whether the file is ours alone; True, with a warning, where the file system has no locks."""
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
-                raise InputOutputError(self._part, f"cannot be locked: {error.strerror}") from error
-            self.warnings.append("the output's file system has no locks: do not start a second run on it")
-        return True
+    def _go_on(self) -> None:
+        """Take over what earlier runs have recorded, but for parts that are not there any more."""
+        past = self.journal.past
+        lost = {i for i, part in enumerate(self._parts) if not part.found}
+        for i, part in enumerate(self._parts):
+            part.begin() if i in lost else part.blank()
+        self.records = tuple(r for r in past.records if r.get("file") not in lost)
+        n_begun = len({str(r["tensor"]) for r in self.records if "tensor" in r})
+        self.notes.append(f"resuming {n_begun}/{sum(len(layout.tensors) for layout in self.layouts)} tensors")
+        if past.n_dropped:
+            self.notes.append(f"{past.n_dropped} damaged lines of the journal were dropped")
 
-    def _busy(self) -> OutputRefused:
-        return OutputRefused(self.path, f"another run is writing it, in {printable(self._part.name)}")
-
-    def _reserve(self) -> None:
-        """Allocate the whole size, so that a full disk shows now and not after hours."""
-        try:
-            if self.size:
-                os.posix_fallocate(self._descriptor, 0, self.size)
-        except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
-                raise self._no_room(error) from error
-            try:
-                os.ftruncate(self._descriptor, self.size)
-            except OSError as second:
-                raise self._no_room(second) from second
-
-    def _no_room(self, error: OSError) -> InputOutputError:
-        what = f"{format_size(self.size)} cannot be reserved: {error.strerror}"
-        return InputOutputError(self._part, what, hint=_hint(error, self._target.parent))
-
-    def _sync(self, descriptor: int, path: Path) -> None:
-        try:
-            os.fsync(descriptor)
-        except OSError as error:  # never tried again: the kernel may have dropped the pages and call the next one good
-            raise InputOutputError(path, f"flushing to disk failed: {error.strerror}") from error
-
-    def _read_back(self, header: bytes) -> None:
-        try:
-            parsed = read_header(self._part, self._descriptor)
-            same = os.pread(self._descriptor, len(header), 0) == header
-        except (BadInput, OSError) as error:
-            raise InputOutputError(self._part, f"does not read back as a sound GGUF file: {error}") from error
-        if not same or parsed.data_start != len(header) or parsed.file_size != self.size:
-            raise InputOutputError(self._part, "does not read back as it was written")
-
-    def _rename(self) -> None:
-        if self._force:
-            os.replace(self._part, self._target)  # noqa: PTH105, atomic
-            return
-        try:
-            os.link(self._part, self._target)  # unlike a rename, a link never replaces what appeared meanwhile
-        except FileExistsError:
-            raise
-        except OSError:
-            self.warnings.append("the output's file system has no hard links: its name was checked, then taken")
-            if os.path.lexists(self._target):
-                raise self._taken() from None
-            os.rename(self._part, self._target)  # noqa: PTH104
-            return
-        self._part.unlink()
-
-    def _sync_folder(self) -> None:
-        try:
-            folder = os.open(self._target.parent, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
-        except OSError:
-            return  # a folder that may be written but not read; the file itself is safe
-        try:
-            self._sync(folder, self._target.parent)
-        finally:
-            os.close(folder)
-
-    def _discard(self) -> None:
-        """Remove the part file if it is still the one this run made, then let go of the lock."""
-        if self._descriptor >= 0:
-            with contextlib.suppress(OSError):
-                if self._is_part(self._descriptor):
-                    self._part.unlink()
-            self._close()
-
-    def _close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        os.close(descriptor)
+    def _leave(self) -> None:
+        """Close everything; where nothing is worth keeping, remove it."""
+        for part in self._parts:
+            if self._kept:
+                part.close()
+            else:
+                part.abandon()
+        for placed in self._placed:
+            placed.close()
+        if not self._kept:
+            for path in self._extras:
+                path.unlink(missing_ok=True)
+            self.journal.remove()
+        self.journal.close()
 
 
-def _check_space(folder: Path, need: int, part: Path) -> None:
-    """Raise InputOutputError where `folder` has less than `need` bytes free, a part to be overwritten counted in."""
-    try:
-        status = os.statvfs(folder)
-    except OSError as error:
-        raise InputOutputError(folder, f"cannot be written to: {error.strerror}") from error
-    if not status.f_blocks:
-        return  # some network file systems do not say
-    have = status.f_bavail * status.f_frsize
-    with contextlib.suppress(OSError):
-        have += part.lstat().st_blocks * 512
-    if need > have:
-        what = f"needs {format_size(need)} free but has {format_size(have)}"
-        raise InputOutputError(folder, what, hint="free some space or choose another folder")
+def resumes(journal: Journal, head: Line, path: Path) -> bool:
+    """Whether there is something in the journal to go on with, and it is bound to all that `head` says.
+
+    Raises OutputRefused, naming `path`, where it is bound to something else: another command's work would be lost.
+    """
+    past = journal.past
+    if past.head is None or not past.records or any(_INVALID in record for record in past.records):
+        return False
+    difference = past.difference(head)
+    if difference is not None:
+        what = f"is unfinished, begun by another command: {difference}"
+        raise OutputRefused(path, what, hint="the same command resumes it, --restart discards it")
+    return True
 
 
-def _hint(error: OSError, folder: Path) -> str | None:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return f"free some space in {printable(str(folder))} and run it again"
-    if error.errno == errno.EFBIG:
-        return "the file system or a limit (ulimit -f) forbids files this large"
-    return None
+def discard(journal: Journal, path: Path, inputs: frozenset[Identity]) -> None:
+    """Remove what is unfinished of the output at `path`, whatever it holds. Raises OutputRefused, InputOutputError."""
+    files = [] if journal.past.head is None else journal.past.head.get("files")
+    listed = [file[0] for file in files if isinstance(file, list) and file] if isinstance(files, list) else []
+    names = [name for name in listed if isinstance(name, str) and name == Path(name).name not in ("", "..")]
+    for target in {target_of(path), *(target_of(Path(path).with_name(name)) for name in names)}:
+        if target.with_name(f"{target.name}.part").exists():
+            Part(target, 0, force=True, inputs=inputs, keep=True).remove()
+    journal.forget()

@@ -11,7 +11,7 @@ from requant.container.metadata import Metadata
 from requant.errors import BadInput, printable
 
 MAX_SHARDS = 512  # one descriptor each, and the usual limit is 1024; the largest model seen has 191
-_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+SHARD_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
 def shard_paths(path: Path, metadata: Metadata) -> list[Path]:
@@ -27,7 +27,7 @@ def shard_paths(path: Path, metadata: Metadata) -> list[Path]:
     number = metadata.get_int("split.no")
     if number is None or not 0 <= number < count:
         raise BadInput(path, "key 'split.no' is out of range", got=number, limit=count - 1)
-    match = _NAME.fullmatch(path.name)
+    match = SHARD_NAME.fullmatch(path.name)
     if match is None or (int(match[2]), int(match[3])) != (number + 1, count):
         ending = f"-{number + 1:05d}-of-{count:05d}.gguf"
         hint = "give the file its original name back"
@@ -49,7 +49,7 @@ def _listed(names: list[str], most: int = 8) -> str:
 
 def check_shard(path: Path, metadata: Metadata, given: Metadata) -> None:
     """Raise BadInput unless the sibling at `path` numbers itself as its name does and counts as `given` does."""
-    match = _NAME.fullmatch(path.name)
+    match = SHARD_NAME.fullmatch(path.name)
     assert match is not None
     expected = {"split.no": int(match[2]) - 1, "split.count": int(match[3])}
     for key in ("split.no", "split.count"):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ from requant.container.header import Header, read_header
 from requant.container.infos import TensorInfo
 from requant.container.metadata import Metadata
 from requant.container.shards import check_shard, check_whole, shard_paths
+from requant.container.splitting import combined_sha256
 from requant.errors import BadInput, InputOutputError, SourceChanged, printable
 from requant.formats.base import BlockFormat
 
@@ -151,7 +151,7 @@ class Source:
         n = tensor.n_rows - first_row if n_rows is None else n_rows
         assert 0 <= first_row <= first_row + n <= tensor.n_rows, (tensor.name, first_row, n_rows)
         assert not self._closed
-        rows = np.empty((n, tensor.row_bytes), np.uint8)
+        rows = np.empty((n, tensor.row_bytes if tensor.n_rows else 0), np.uint8)  # of no rows, one may be of any length
         if rows.size:
             file = self.opened[tensor.file]
             offset = file.header.data_start + tensor.info.offset + first_row * tensor.row_bytes
@@ -209,6 +209,18 @@ def open_source(path: Path) -> Source:
         raise
 
 
+def open_files(paths: Sequence[Path]) -> Source:
+    """The source whose files, in their order, are at `paths`, whatever their names. Raises as `open_source`."""
+    opened: list[SourceFile] = []
+    try:
+        for path in paths:
+            opened.append(_open(path))
+        return _assemble(tuple(opened))
+    except BaseException:
+        _close(opened)
+        raise
+
+
 def _open(path: Path) -> SourceFile:
     descriptor = open_regular(path)
     try:
@@ -236,7 +248,7 @@ def _assemble(opened: tuple[SourceFile, ...]) -> Source:
     if len(opened) > 1:
         check_whole(first.path, [f.header.metadata for f in opened], len(by_name))
     digests = [f.header.sha256 for f in opened]
-    digest = digests[0] if len(opened) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    digest = combined_sha256(digests)
     metadata = first.header.metadata
     return Source(first.path, metadata, tuple(by_name.values()), digest, tuple(_warnings(opened)), opened, by_name)
 

@@ -11,9 +11,9 @@ from requant.units import format_size
 from requant.verify import Verification
 
 
-def conversion_text(made: Conversion, checked: Verification | None) -> str:
+def conversion_text(made: Conversion, *, verified: bool) -> str:
     """The measured errors per type, the size, and whether the output was read again."""
-    state = "not verified" if checked is None else f"verified, {checked.n_tensors} tensors read again"
+    state = f"verified, {len(made.tensors)} tensors read again" if verified else "not verified"
     weighted = f", weighted by {printable(made.imatrix)}" if made.imatrix else ""
     errors = _errors([t for t in made.tensors if t.type != t.source_type])
     head = f"relative error of the weights, measured{weighted}" if errors else "every tensor is a copy"

@@ -18,7 +18,7 @@ from requant.container.files import identity
 from requant.container.header import parse_header
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
-from requant.container.output import Output
+from requant.container.part import Part
 from requant.errors import InputOutputError, OutputRefused
 
 LAYOUT = lay_out(Metadata("m", {}).with_values({"k": ("u8", 1)}), [("a", (256, 64), 0), ("b", (5,), 0)], "out")
@@ -28,7 +28,7 @@ NOBODY = frozenset()
 
 
 def _open(path, *, force=False, inputs=NOBODY, size=LAYOUT.size):
-    return Output(path, size, force=force, inputs=inputs)
+    return Part(path, size, force=force, inputs=inputs)
 
 
 def _fill(output):
@@ -81,7 +81,7 @@ def test_the_mode_follows_the_umask(tmp_path):
 def test_the_first_bytes_stay_zero_and_the_size_is_final_until_the_end(tmp_path):
     with _open(tmp_path / "o.gguf") as output:
         _fill(output)
-        content = output.part.read_bytes()
+        content = output.file.read_bytes()
         assert content[: LAYOUT.data_start] == bytes(LAYOUT.data_start)
         assert len(content) == LAYOUT.size
         assert not (tmp_path / "o.gguf").exists()
@@ -189,7 +189,7 @@ def test_a_symbolic_link_is_followed_to_its_target(tmp_path, live):
     if live:
         target.write_bytes(b"old")
     with _open(link, force=live) as output:
-        assert output.part == target.with_name("real.gguf.part")
+        assert output.file == target.with_name("real.gguf.part")
         _fill(output)
         output.publish(LAYOUT.header)
     assert link.is_symlink()
@@ -210,8 +210,8 @@ def test_a_second_run_is_refused_at_once_and_leaves_the_first_alone(tmp_path):
 def test_a_run_in_another_process_holds_the_lock_until_it_dies(tmp_path):
     code = """
         import sys, pathlib
-        from requant.container.output import Output
-        output = Output(pathlib.Path(sys.argv[1]), 4096, force=False, inputs=frozenset())
+        from requant.container.part import Part
+        output = Part(pathlib.Path(sys.argv[1]), 4096, force=False, inputs=frozenset())
         output.write_at(64, b"half")
         print("open", flush=True)
         sys.stdin.read()
@@ -260,16 +260,16 @@ def test_a_part_that_is_not_ours_to_overwrite_is_refused(tmp_path, kind):
 
 def test_a_part_that_was_exchanged_is_not_removed(tmp_path):
     with _open(tmp_path / "o.gguf") as output:
-        output.part.unlink()
-        output.part.write_bytes(b"somebody else's")
+        output.file.unlink()
+        output.file.write_bytes(b"somebody else's")
     assert (tmp_path / "o.gguf.part").read_bytes() == b"somebody else's"
 
 
 def test_a_part_that_was_exchanged_is_not_published(tmp_path):
     with _open(tmp_path / "o.gguf") as output:
         _fill(output)
-        output.part.unlink()
-        output.part.write_bytes(b"somebody else's")
+        output.file.unlink()
+        output.file.write_bytes(b"somebody else's")
         with pytest.raises(InputOutputError, match="moved or replaced"):
             output.publish(LAYOUT.header)
     assert _names(tmp_path) == ["o.gguf.part"]
@@ -344,10 +344,10 @@ def test_a_file_size_limit_while_writing_is_an_io_error_that_names_the_bytes(tmp
     # RLIMIT_FSIZE stands in for a full disk: the write fails in the kernel, part of it may have gone through
     code = """
         import pathlib, resource, sys
-        from requant.container.output import Output
+        from requant.container.part import Part
         from requant.errors import InputOutputError
         path, room = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-        with Output(path, 8192, force=False, inputs=frozenset()) as output:
+        with Part(path, 8192, force=False, inputs=frozenset()) as output:
             output.write_at(64, b"x" * 10)
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, -1))
             try:
@@ -367,7 +367,7 @@ def test_a_file_size_limit_while_writing_is_an_io_error_that_names_the_bytes(tmp
 def test_a_file_size_limit_when_opening_is_an_io_error_and_leaves_nothing(tmp_path, fallback):
     code = """
         import os, pathlib, resource, sys
-        from requant.container.output import Output
+        from requant.container.part import Part
         from requant.errors import InputOutputError
         if sys.argv[2] == "True":
             def unsupported(*_):
@@ -375,7 +375,7 @@ def test_a_file_size_limit_when_opening_is_an_io_error_and_leaves_nothing(tmp_pa
             os.posix_fallocate = unsupported
         resource.setrlimit(resource.RLIMIT_FSIZE, (8191, -1))
         try:
-            Output(pathlib.Path(sys.argv[1]), 8192, force=False, inputs=frozenset())
+            Part(pathlib.Path(sys.argv[1]), 8192, force=False, inputs=frozenset())
         except InputOutputError as error:
             print(error)
     """
@@ -422,7 +422,7 @@ def test_a_failing_fsync_is_not_tried_again_and_publishes_nothing(tmp_path, monk
     fails = _fails(errno.EIO, after)
     with _open(path, force=force) as output:
         _fill(output)
-        monkeypatch.setattr(os, "fsync", fails)
+        monkeypatch.setattr(os, "fdatasync", fails)
         with pytest.raises(InputOutputError, match="flushing to disk failed: Input/output error"):
             output.publish(LAYOUT.header)
     assert _names(tmp_path) == (["o.gguf"] if force else [])
@@ -461,6 +461,7 @@ def test_file_systems_without_fallocate_locks_or_links_are_served_with_warnings(
     assert _published(tmp_path / "o.gguf")
     assert [w.split(":")[0] for w in output.warnings] == [
         "the output's file system has no locks",
+        "the output's file system reserves no space",
         "the output's file system has no hard links",
     ]
     assert _names(tmp_path) == ["o.gguf"]

@@ -1,0 +1,151 @@
+"""What `requant convert` does beside planning: the claim on the output, what an earlier run left, the work itself."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from requant.cli import messages
+from requant.cli.stages import Job
+from requant.container.files import open_regular, read_into
+from requant.container.journal import Journal
+from requant.container.output import claim, discard, resumes
+from requant.container.part import Part, target_of
+from requant.container.splitting import Splitting
+from requant.conversion import OUTPUT_SCHEMA, Conversion, record_path
+from requant.errors import OutputRefused
+from requant.plan import Plan
+from requant.records import plain
+from requant.textfile import check_writable, write_text
+
+_HASHED = 2**26  # bytes of a file that is told from another by its content, not by its time
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """An output that this run has claimed, and how it is to be made."""
+
+    out: Path
+    journal: Journal
+    asked: dict[str, Any]
+    splitting: Splitting
+    force: bool = False
+    verified: bool = True
+
+    @property
+    def measured(self) -> Path:
+        """Where the importance that was measured while planning is kept until the output is finished."""
+        target = target_of(self.out)
+        return target.with_name(f"{target.name}.part.imatrix")
+
+    def earlier(self, job: Job) -> tuple[Plan, Job] | None:
+        """The plan of an unfinished run of the same command, and the job with the importance measured for it.
+
+        Raises OutputRefused where what is unfinished is of another command.
+        """
+        from requant.convert import binding
+        from requant.statistics import read_measured
+
+        if not resumes(self.journal, binding(job.source, self.asked), self.out):
+            return None
+        head = self.journal.past.head or {}
+        plan = Plan.from_json(json.dumps(head.get("plan")), self.journal.path)
+        if head.get("imatrix") is not None and job.imatrix is None:
+            found = read_measured(self.measured)
+            if found.sha256 != head["imatrix"]:
+                raise OutputRefused(self.measured, "is not as it was written", hint="--restart discards it")
+            job = replace(job, imatrix=found)
+        return plan, job
+
+    def check(self, job: Job) -> None:
+        """Raise what would keep the output and its record from being written, before any long work."""
+        with Part(self.out, 0, force=self.force, inputs=job.inputs):
+            check_writable(record_path(self.out), force=self.force, inputs=job.inputs, own=OUTPUT_SCHEMA)
+
+    def convert(self, job: Job, plan: Plan) -> Conversion:
+        """The output and its record."""
+        from requant.convert import convert, formats_used, n_steps
+        from requant.statistics import write_statistics
+
+        def record(made: Conversion) -> None:
+            path = record_path(made.output)
+            write_text(path, made.to_json(), force=self.force, inputs=job.inputs, own=OUTPUT_SCHEMA)
+
+        if job.statistics is not None:
+            statistics, text = job.statistics
+            write_statistics(self.measured, statistics, job.source, text, force=True, inputs=job.inputs)
+        messages.prepare_kernels(formats_used(plan))
+        with (
+            messages.resumable(),
+            messages.progress("converting", n_steps(job.source, plan, verified=self.verified)) as advance,
+        ):
+            return convert(
+                job.source,
+                plan,
+                self.out,
+                imatrix=job.imatrix,
+                losses=job.losses,
+                threads=job.threads,
+                force=self.force,
+                splitting=self.splitting,
+                verified=self.verified,
+                journal=self.journal,
+                asked=self.asked,
+                extras=(self.measured,),
+                record=record,
+                progress=advance,
+                tell=messages.tell,
+            )
+
+
+@contextlib.contextmanager
+def claimed(job: Job, out: Path, *, splitting: Splitting, measure: int | None, restart: bool) -> Iterator[Work]:
+    """The output for this run alone; what an earlier run left is discarded with `restart`."""
+    with claim(out) as journal:
+        messages.warn(*journal.warnings)
+        if restart:
+            discard(journal, out, job.inputs)
+        yield Work(out, journal, _asked(job, splitting, measure), splitting)
+
+
+def _asked(job: Job, splitting: Splitting, measure: int | None) -> dict[str, Any]:
+    """All that was asked for and decides what the output becomes, as JSON; files by their content."""
+    how = {
+        "plan": job.plan_file,
+        "type": job.type_name,
+        "preset": job.preset,
+        "like": job.like,
+        "losses": job.losses_file,
+        "imatrix": None if job.imatrix is None else job.imatrix.sha256,
+        "effort": job.effort,
+        "measure": measure,
+        "allow_requantize": job.allow_requantize,
+        "keep_split": splitting.keep,
+        "max_shard_size": splitting.max_size,
+    }
+    groups = [{f.name: getattr(group, f.name) for f in fields(group)} for group in (job.wishes, job.calibration)]
+    said = {**groups[0], **groups[1], **how}
+    return {name: _told(value) for name, value in said.items() if value not in (None, (), False)}
+
+
+def _told(value: Any) -> Any:
+    return _file(value) if isinstance(value, Path) else plain(value)
+
+
+def _file(path: Path) -> dict[str, Any]:
+    descriptor = open_regular(path)
+    try:
+        status = os.fstat(descriptor)
+        if status.st_size > _HASHED:
+            return {"file": path.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+        data = bytearray(status.st_size)
+        read_into(path, descriptor, memoryview(data), 0)
+        return {"file": path.name, "sha256": hashlib.sha256(data).hexdigest()}
+    finally:
+        os.close(descriptor)

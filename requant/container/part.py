@@ -1,0 +1,297 @@
+"""Part: OUT.part, one file of an output, filled by positional writes from any thread and put in place when it is whole.
+
+Its first bytes stay zero until it is sealed, so that nothing takes an unfinished file for a model, and a lock on it
+keeps a second run away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from requant.container.files import (
+    NOT_SUPPORTED,
+    Identity,
+    identity,
+    irregular,
+    lock,
+    open_or_make,
+    open_regular,
+    read_into,
+    room_hint,
+    write_from,
+)
+from requant.container.folder import check_space, sync_folder
+from requant.container.header import Header, read_header
+from requant.errors import BadInput, InputOutputError, OutputRefused, printable
+from requant.units import format_size
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_BLANK = bytes(24)  # the fixed part of a GGUF header
+
+
+def target_of(path: Path) -> Path:
+    """The file that an output at `path` becomes: a symbolic link's target. Raises OutputRefused."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError as error:  # a NUL byte
+        raise OutputRefused(path, "is not a usable path") from error
+
+
+class Part:
+    """A file of `size` bytes that is to be at `path`. Use as a context manager: leaving it unpublished removes it.
+
+    Opening checks everything before a byte is written: raises OutputRefused where `path` is taken (`force` allows
+    replacing a regular file), is one of `inputs` (which nothing allows) or is being written by another run, and
+    InputOutputError where there is no room or no permission. A symbolic link is followed to its target.
+    `warnings` are the guarantees that the file system cannot give.
+
+    keep: what an earlier run left in the part file stays until `begin`, `found` says whether there is any of the right
+    size; leaving does not remove the file, `abandon` does if it is of this run, `remove` always.
+    """
+
+    def __init__(self, path: Path, size: int, *, force: bool, inputs: frozenset[Identity], keep: bool = False) -> None:
+        self.path, self.size, self.warnings = Path(path), size, list[str]()
+        self._force, self._inputs, self._keep = force, inputs, keep
+        self.target = target_of(path)
+        self.file = self.target.with_name(self.target.name + ".part")
+        self._check_target()
+        self._descriptor = self._acquire()
+        n_found = os.fstat(self._descriptor).st_size
+        self.found, self._is_new = keep and n_found == size > 0, not n_found
+        try:
+            self._check_target()  # again: another run may have published it just before our lock
+            if not keep:
+                check_space(self.target.parent, size, [self.file])
+                self.begin()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def __enter__(self) -> Part:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._keep:
+            self.close()
+        else:
+            self.abandon()
+
+    def begin(self) -> None:
+        """Have an empty file with room for the whole size, in place of what was found.
+
+        Raises OutputRefused where that is not an unfinished output, InputOutputError where there is no room.
+        """
+        if os.fstat(self._descriptor).st_size:
+            if not self._is_ours():
+                hint = "it stands where the unfinished output goes; move it away, or --restart discards it"
+                raise OutputRefused(self.file, "is not an unfinished output of this command", hint=hint)
+            # not truncated but removed: its name may be a second link to a file that somebody wants
+            self.file.unlink()
+            old, self._descriptor = self._descriptor, self._acquire()
+            os.close(old)
+        self._is_new = True
+        self._reserve()
+
+    def abandon(self) -> None:
+        """Let go of the lock, and remove the file if `begin` made it."""
+        if self._is_new:
+            self.remove()
+        else:
+            self.close()
+
+    def remove(self) -> None:
+        """Remove the file, if it is still the one that was opened, and let go of the lock."""
+        if self._descriptor >= 0:
+            with contextlib.suppress(OSError):
+                if self._is_part(self._descriptor):
+                    self.file.unlink()
+            self.close()
+
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview | np.ndarray) -> None:
+        """Write `data`, bytes or a contiguous array of plain numbers, at `offset`; safe from any thread.
+
+        Raises InputOutputError naming the bytes that could not be written.
+        """
+        view = memoryview(data)  # type: ignore[arg-type]
+        view = view.cast("B") if view.nbytes else memoryview(b"")  # a view with a zero in its shape cannot be cast
+        assert 0 <= offset <= offset + len(view) <= self.size, (offset, len(view), self.size)
+        write_from(self.file, self._descriptor, view, offset)
+
+    def read_at(self, offset: int, target: memoryview) -> None:
+        """Fill `target` with what was written from `offset` on; safe from any thread. Raises as `read_into`."""
+        read_into(self.file, self._descriptor, target, offset)
+
+    def sync(self) -> None:
+        """Wait until the data is on disk. Raises InputOutputError; never tried again by the caller.
+
+        After a failure the kernel may have dropped the pages and call the next attempt good.
+        """
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            raise InputOutputError(self.file, f"flushing to disk failed: {error.strerror}") from error
+
+    def blank(self) -> None:
+        """Take the header away, which an earlier run may have written."""
+        self.write_at(0, _BLANK)
+
+    def seal(self, header: bytes) -> None:
+        """Write the header, last of all, and read it back strictly.
+
+        Raises InputOutputError where the system fails or reads back something else than was written.
+        """
+        self.sync()  # no header on disk before the data it vouches for
+        self.write_at(0, header)
+        self.sync()
+        found = self._read_back(header)
+        if found.data_start != len(header) or found.file_size != self.size:
+            raise InputOutputError(self.file, "does not read back as it was written")
+
+    def put_in_place(self) -> None:
+        """Give the sealed file its name in one atomic step, and wait until the folder is on disk.
+
+        Raises OutputRefused where the name has been taken meanwhile, InputOutputError where the system fails.
+        """
+        if not self._is_part(self._descriptor):
+            raise InputOutputError(self.file, "was moved or replaced while it was being written")
+        self._check_target()
+        try:
+            self._rename()
+        except FileExistsError as error:
+            raise self._taken() from error
+        except OSError as error:
+            raise InputOutputError(self.target, f"cannot be put in place: {error.strerror}") from error
+        self.close()
+        sync_folder(self.target.parent)
+
+    def publish(self, header: bytes) -> None:
+        """Seal it and put it in place."""
+        self.seal(header)
+        self.put_in_place()
+
+    def _check_target(self) -> None:
+        """Refuse a target that must not be replaced; run again before publishing."""
+        try:
+            status = self.target.stat()
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            raise self._unusable(error) from error
+        kind = irregular(status)
+        if kind is not None:
+            raise OutputRefused(self.path, f"is {kind}, not a regular file", hint="choose another output")
+        if identity(status) in self._inputs:
+            what = f"is one of the inputs ({printable(str(self.target))})"
+            raise OutputRefused(self.path, what, hint="--force does not help; choose another output")
+        if not self._force:
+            raise self._taken()
+
+    def _unusable(self, error: OSError | ValueError) -> BadInput:
+        if isinstance(error, ValueError):
+            return OutputRefused(self.path, "is not a usable path")
+        if error.errno == errno.ELOOP:
+            return OutputRefused(self.path, "is a loop of symbolic links")
+        return InputOutputError(self.path, f"cannot be written: {error.strerror}")
+
+    def _taken(self) -> OutputRefused:
+        return OutputRefused(self.path, "already exists", hint="--force replaces it")
+
+    def _acquire(self) -> int:
+        """A locked descriptor of the part file, a new one where there was none; OutputRefused where it is not ours."""
+        descriptor = open_or_make(self.file, "an unfinished output", self._inputs)
+        try:
+            # the name is looked at again: its last owner may have published, and a new one begun, before the lock
+            if lock(self.file, descriptor, self.warnings) and self._is_part(descriptor):
+                return descriptor
+            raise OutputRefused(self.path, f"another run is writing it, in {printable(self.file.name)}")
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def _is_part(self, descriptor: int) -> bool:
+        """Whether the part file's name still stands for the open file; true to the end where its lock is held."""
+        try:
+            return identity(self.file.lstat()) == identity(os.fstat(descriptor))
+        except FileNotFoundError:
+            return False
+
+    def _is_ours(self) -> bool:
+        """Whether the file begins as an unfinished output does, or its bytes are the target's, under a second name."""
+        if self.file.exists() and self.target.exists() and self.file.samefile(self.target):
+            return True
+        return not any(os.pread(self._descriptor, len(_BLANK), 0))
+
+    def _reserve(self) -> None:
+        """Allocate the whole size, so that a full disk shows now and not after hours."""
+        try:
+            if self.size:
+                os.posix_fallocate(self._descriptor, 0, self.size)
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise self._no_room(error) from error
+            try:
+                os.ftruncate(self._descriptor, self.size)
+            except OSError as second:
+                raise self._no_room(second) from second
+            self.warnings.append("the output's file system reserves no space: a full disk may show late")
+
+    def _no_room(self, error: OSError) -> InputOutputError:
+        what = f"{format_size(self.size)} cannot be reserved: {error.strerror}"
+        return InputOutputError(self.file, what, hint=room_hint(error, self.file))
+
+    def _read_back(self, header: bytes) -> Header:
+        try:
+            parsed = read_header(self.file, self._descriptor)
+            same = os.pread(self._descriptor, len(header), 0) == header
+        except (BadInput, OSError) as error:
+            raise InputOutputError(self.file, f"does not read back as a sound GGUF file: {error}") from error
+        if not same:
+            raise InputOutputError(self.file, "does not read back as it was written")
+        return parsed
+
+    def _rename(self) -> None:
+        if self._force:
+            os.replace(self.file, self.target)  # noqa: PTH105, atomic
+            return
+        try:
+            os.link(self.file, self.target)  # unlike a rename, a link never replaces what appeared meanwhile
+        except FileExistsError:
+            raise
+        except OSError:
+            self.warnings.append("the output's file system has no hard links: its name was checked, then taken")
+            if os.path.lexists(self.target):
+                raise self._taken() from None
+            os.rename(self.file, self.target)  # noqa: PTH104
+            return
+        self.file.unlink()
+
+    def close(self) -> None:
+        """Let go of the lock, and leave the file; more than once does no harm."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+
+class Placed:
+    """A file of `size` bytes that an earlier run has put in place at `path`, to be read as a Part is."""
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.warnings = path, list[str]()
+        self._descriptor = open_regular(path)
+
+    def read_at(self, offset: int, target: memoryview) -> None:
+        """Fill `target` with what is in the file from `offset` on. Raises as `read_into`."""
+        read_into(self.file, self._descriptor, target, offset)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)

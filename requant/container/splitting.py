@@ -1,0 +1,112 @@
+"""Splitting: which tensors go into which file of an output, each file's header, and the files' names.
+
+All keys are in the first file, the others say their number only. Format: tools/gguf-split of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from requant.container.cursor import quoted
+from requant.container.infos import padded
+from requant.container.layout import FIXED_BYTES, Layout, info_bytes, lay_out
+from requant.container.metadata import Metadata, alignment_of
+from requant.container.shards import MAX_SHARDS, SHARD_NAME
+from requant.errors import BadInput
+from requant.formats import FORMATS
+from requant.units import format_size
+
+Tensor = tuple[str, tuple[int, ...], int]  # name, shape in ggml's order, ggml type id
+
+
+@dataclass(frozen=True, slots=True)
+class Splitting:
+    """How an output is split: as the source is (`keep`), into files of at most `max_size` bytes, or not at all."""
+
+    keep: bool = False
+    max_size: int | None = None
+
+
+WHOLE = Splitting()
+
+
+def lay_out_files(
+    metadata: Metadata, tensors: Sequence[Tensor], origins: Sequence[int], path: object, splitting: Splitting = WHOLE
+) -> tuple[Layout, ...]:
+    """The layout of every file; origins: the file of the source that each tensor is from.
+
+    Raises BadInput, naming `path`, where a tensor or the keys alone are larger than a file may be.
+    """
+    if splitting.max_size is not None:
+        files = _by_size(metadata, tensors, path, splitting.max_size)
+    elif splitting.keep:
+        files = [[t for t, o in zip(tensors, origins, strict=True) if o == i] for i in range(1 + max(origins))]
+    else:
+        files = [list(tensors)]
+    if len(files) == 1:
+        return (lay_out(metadata, files[0], path),)
+    if len(files) > MAX_SHARDS:
+        hint = "raise --max-shard-size"
+        raise BadInput(path, "would be split into too many files", got=len(files), limit=MAX_SHARDS, hint=hint)
+    n = len(tensors)
+    return tuple(lay_out(_numbered(metadata, i, len(files), n), file, path) for i, file in enumerate(files))
+
+
+def _numbered(metadata: Metadata, number: int, count: int, n_tensors: int) -> Metadata:
+    """The metadata of one file: all keys in the first, in the others those without which they cannot be read."""
+    own = {"split.no": ("u16", number), "split.count": ("u16", count), "split.tensors.count": ("i32", n_tensors)}
+    if number == 0:
+        return metadata.with_values(own)
+    kept = {key: value for key, value in metadata.values.items() if key == "general.alignment"}
+    return Metadata(metadata.path, kept).with_values(own)
+
+
+def _by_size(metadata: Metadata, tensors: Sequence[Tensor], path: object, most: int) -> list[list[Tensor]]:
+    alignment = alignment_of(metadata)
+    keys = [FIXED_BYTES + len(_numbered(metadata, i, 2, len(tensors)).encode()) for i in range(2)]
+    if keys[0] > most:
+        hint = f"--max-shard-size must be at least {format_size(keys[0])}"
+        raise BadInput(path, "the keys alone are larger than a file may be", got=keys[0], limit=most, hint=hint)
+    files: list[list[Tensor]] = [[]]
+    header, data = keys[0], 0
+    for name, shape, type_id in tensors:
+        info, n_bytes = info_bytes(name, shape), padded(FORMATS[type_id].n_bytes(math.prod(shape)), alignment)
+        if padded(header + info, alignment) + data + n_bytes > most and (files[-1] or len(files) == 1):
+            files.append([])
+            header, data = keys[1], 0
+        header, data = header + info, data + n_bytes
+        size = padded(header, alignment) + data
+        if size > most:
+            hint = f"--max-shard-size must be at least {format_size(size)}"
+            what = f"tensor {quoted(name)} alone is larger than a file may be"
+            raise BadInput(path, what, got=f"{size} bytes", limit=most, hint=hint)
+        files[-1].append((name, shape, type_id))
+    return files
+
+
+def paths_of(out: Path, layouts: Sequence[Layout]) -> list[Path]:
+    """Where the files of the output `out` go: OUT-00001-of-0000N.gguf and so on where there are several."""
+    if len(layouts) == 1:
+        return [out]
+    match = SHARD_NAME.fullmatch(out.name)
+    stem = match[1] if match else out.name.removesuffix(".gguf")
+    return [out.with_name(f"{stem}-{i:05d}-of-{len(layouts):05d}.gguf") for i in range(1, len(layouts) + 1)]
+
+
+def total_size(layouts: Sequence[Layout]) -> int:
+    """The bytes of all files."""
+    return sum(layout.size for layout in layouts)
+
+
+def headers_sha256(layouts: Sequence[Layout]) -> str:
+    """What `Source.header_sha256` of the finished files is."""
+    return combined_sha256([layout.sha256 for layout in layouts])
+
+
+def combined_sha256(digests: Sequence[str]) -> str:
+    """One digest for the headers of all files of a model, in hex: that of a single file is its own."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -1,0 +1,181 @@
+"""Writing: the tensors of a conversion, piece by piece, with what earlier runs have written taken over.
+
+A recorded piece is read again; where its bytes are not those recorded, it is made again. Either way the output and
+all figures are those of a run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from requant import codec
+from requant.chunks import Chunk, Done, Job, Piece, gate_fault, pieces_of, read_chunk, write_chunk
+from requant.container.cursor import quoted
+from requant.container.journal import Line
+from requant.container.output import Output
+from requant.container.source import Source
+from requant.conversion import Converted
+from requant.errors import NumericFault
+from requant.pool import in_order
+
+_CHECK_EVERY = 64  # chunks between two looks at whether the source was replaced
+_HEX = 64  # digits of a SHA-256
+
+Sums = NDArray[np.float64]  # (4,), as codec.row_errors has them
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A piece as it stands in the output: the digest of its bytes in hex, and its errors, None for a copy.
+
+    tensor_sha256: with the last piece of a tensor, the digest of all its bytes. is_new: not from an earlier run.
+    """
+
+    piece: Piece
+    sha256: str
+    errors: Sums | None
+    tensor_sha256: str | None = None
+    is_new: bool = True
+
+
+def recorded(piece: Piece, lines: Mapping[tuple[str, int], Line]) -> Written | None:
+    """The piece as it is recorded in `lines`; None where it is not, or the record holds anything odd."""
+    line = lines.get((piece.name, piece.number), {})
+    if any(line.get(key) != value for key, value in piece.place.items()):
+        return None
+    digest, errors = line.get("sha256"), line.get("errors")
+    if not isinstance(digest, str) or len(digest) != _HEX or (errors is None) != piece.job.choice.copied:
+        return None
+    if errors is None:
+        return Written(piece, digest, None, is_new=False)
+    if not isinstance(errors, list) or len(errors) != 4 or not all(type(e) is float and e >= 0 for e in errors):
+        return None
+    return Written(piece, digest, np.array(errors), is_new=False)
+
+
+def lines_by_piece(records: Iterable[Line]) -> dict[tuple[str, int], Line]:
+    """The records of pieces, by tensor and number."""
+    found = {}
+    for line in records:
+        tensor, number = line.get("tensor"), line.get("piece")
+        if isinstance(tensor, str) and type(number) is int:
+            found[tensor, number] = line
+    return found
+
+
+def written_here(
+    source: Source, output: Output, jobs: Sequence[Job], *, threads: int, progress: Callable[[int], None], tell: Tell
+) -> Generator[Written, None, None]:
+    """The pieces of `jobs`, in order, written by threads of this process, or read again as earlier runs left them.
+
+    `progress` is called with the source bytes of each chunk, `tell` with what must be made again. A fault in the
+    numbers of a source that was changed meanwhile is SourceChanged.
+    """
+    lines = lines_by_piece(output.records)
+    pieces = ((piece, recorded(piece, lines)) for job in jobs for piece in pieces_of(job))
+    steps = ((piece, before, chunk) for piece, before in pieces for chunk in piece.chunks)
+
+    def carry(step: tuple[Piece, Written | None, Chunk]) -> tuple[Piece, Written | None, Done]:
+        piece, before, chunk = step
+        return piece, before, write_chunk(source, output, chunk) if before is None else read_chunk(output, chunk)
+
+    running = _Running()
+    with contextlib.closing(in_order(carry, steps, threads)) as results:
+        try:
+            for piece, before, done in _watched(results, source, progress):
+                running.add(piece, done)
+                if done.chunk is not piece.chunks[-1]:
+                    continue
+                if before is not None and running.sha256 != before.sha256:
+                    tell(f"tensor {quoted(piece.name)} is not as it was recorded; it is made again")
+                    for chunk in piece.chunks:
+                        running.add(piece, write_chunk(source, output, chunk))
+                    yield running.written(piece, None)
+                else:
+                    yield running.written(piece, before)
+        except NumericFault:
+            source.check_unchanged()
+            raise
+
+
+class _Running:
+    """The digest of a tensor, and the digest and errors of the piece of it that is being put together."""
+
+    def __init__(self) -> None:
+        self._before = self._whole = self._piece = hashlib.sha256()
+        self._errors = np.zeros(4)
+
+    @property
+    def sha256(self) -> str:
+        """The piece's digest, in hex."""
+        return self._piece.hexdigest()
+
+    def add(self, piece: Piece, done: Done) -> None:
+        """Go on with a chunk; with the first of a piece, begin the piece, perhaps once more."""
+        if done.chunk is piece.chunks[0]:
+            self._piece, self._errors = hashlib.sha256(), np.zeros(4)
+            self._whole = self._before.copy() if piece.number else self._piece  # one digest serves both
+        data = done.data.reshape(-1).data
+        self._piece.update(data)
+        if self._whole is not self._piece:
+            self._whole.update(data)
+        if done.errors is not None:
+            self._errors += done.errors
+
+    def written(self, piece: Piece, before: Written | None) -> Written:
+        """The piece, whole now; its errors are those of the run that encoded it."""
+        self._before = self._whole
+        errors = None if piece.job.choice.copied else self._errors if before is None else before.errors
+        tensor = self._whole.hexdigest() if piece.is_last else None
+        return Written(piece, self.sha256, errors, tensor, is_new=before is None)
+
+
+def _watched(
+    results: Iterator[tuple[Piece, Written | None, Done]], source: Source, progress: Callable[[int], None]
+) -> Iterator[tuple[Piece, Written | None, Done]]:
+    for i, found in enumerate(results, start=1):
+        if i % _CHECK_EVERY == 0:
+            source.check_unchanged()
+        chunk = found[2].chunk
+        progress(chunk.n_rows * chunk.job.tensor.row_bytes)
+        yield found
+
+
+def converted(source: Source, output: Output, pieces: Iterable[Written]) -> Iterator[Converted]:
+    """The tensors that `pieces` make up, those that are new recorded in the journal of `output`.
+
+    Raises NumericFault where the error of a tensor is beyond its format's ceiling.
+    """
+    total = np.zeros(4)
+    for written in pieces:
+        piece = written.piece
+        if written.is_new:
+            errors = None if written.errors is None else [float(e) for e in written.errors]
+            output.record({**piece.place, "sha256": written.sha256, "errors": errors}, piece.n_bytes)
+        total = (0 if piece.number == 0 else total) + (np.zeros(4) if written.errors is None else written.errors)
+        if written.tensor_sha256 is not None:
+            yield _measured(source, piece.job, total, written.tensor_sha256)
+
+
+def _measured(source: Source, job: Job, total: Sums, sha256: str) -> Converted:
+    error = codec.relative_error(total[None, :])
+    if not job.choice.copied and codec.gate(total[None, :], job.format) is not None:
+        limit = min(codec.GATE * job.format.gaussian_rmse, codec.LOST)
+        raise gate_fault(job, "relative error", error, limit, source.files[job.tensor.file])
+    return Converted(
+        name=job.tensor.name,
+        source_type=job.tensor.format.name,
+        type=job.format.name,
+        n_bytes=job.format.n_bytes(job.tensor.n_weights),
+        rmse=error,
+        rmse_unweighted=math.sqrt(total[1] / total[0]) if total[0] > 0 else 0.0,
+        sha256=sha256,
+    )

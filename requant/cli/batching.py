@@ -13,11 +13,12 @@ from requant.cli import messages, stages, worker
 from requant.cli.cells import Cell, Matrix, check_outputs
 from requant.cli.stages import Job
 from requant.container.source import Source, open_source
+from requant.container.splitting import total_size
 from requant.conversion import read_conversion, record_path
-from requant.convert import output_layout
 from requant.errors import BadInput, InputOutputError, RequantError
 from requant.fisher import cannot_run
 from requant.imatrix import Imatrix, read_imatrix
+from requant.outline import output_layouts
 from requant.pipeline import check_feasible
 from requant.plan import Losses, read_losses, read_plan
 from requant.provenance import imatrix_used
@@ -114,7 +115,8 @@ class Run:
             cell.row.bpw, cell.row.predicted_loss = cell.plan.bpw, cell.plan.predicted_loss
             if self.dry:
                 cell.row.status = "planned"
-                cell.row.size = output_layout(source, cell.plan, _read(self._imatrix(cell, source))).size
+                imatrix = _read(self._imatrix(cell, source))
+                cell.row.size = total_size(output_layouts(source, cell.plan, imatrix, cell.splitting))
             elif files is None:
                 write_text(state.emptied(folder) / _PLAN, cell.plan.to_json(), force=True, inputs=source.identities)
                 state.keep(folder, request)

@@ -18,6 +18,7 @@ from requant.batch.state import content_of, digest
 from requant.batch.summary import Row
 from requant.cli import convert, options
 from requant.cli.calibration import Calibration
+from requant.container.splitting import Splitting
 from requant.errors import BadInput, OutputRefused, UsageError, printable
 from requant.plan import Plan
 from requant.wishes import Wishes, check_ways
@@ -47,6 +48,7 @@ def _key(option: str, param: click.Option) -> Key:
 
 @options.budget
 @options.calibration
+@options.splitting
 def _asked(**how: Any) -> dict[str, Any]:
     return how
 
@@ -73,6 +75,12 @@ class Cell:
     def calibration(self) -> Calibration:
         """What the model is to be run on."""
         found: Calibration = self.asked["calibration"]
+        return found
+
+    @property
+    def splitting(self) -> Splitting:
+        """How the output is split."""
+        found: Splitting = self.asked["splitting"]
         return found
 
     @property

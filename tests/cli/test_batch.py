@@ -15,7 +15,7 @@ from commands import FIXTURES, IMATRIX, TINY, assert_failed, names, run, start
 from conversions import half, small_model
 from gguf_files import File, split_pairs, write_files
 
-from requant.cli.cells import _options, read_matrix
+from requant.cli.cells import read_matrix
 
 # every write takes a while, as those of a large model do; read at the start of every process
 SLOW = """
@@ -27,7 +27,6 @@ def slow(*arguments):
     return quick(*arguments)
 os.pwrite = slow
 """
-KEYS = _options()
 GRADIENTS = {"windows": 1, "window": 64}
 
 
@@ -298,7 +297,6 @@ def test_a_folder_with_its_own_outputs_in_it_is_the_same_batch_again(tmp_path):
     assert statuses(again) == ["skipped", "skipped"] and len(again["no_sources"]) == 3
 
 
-@pytest.mark.skipif("keep-split" not in KEYS, reason="convert writes one file")
 def test_splits_come_out_as_they_went_in(tmp_path):
     write_files(tmp_path, split_model())
     job = {

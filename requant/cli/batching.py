@@ -20,7 +20,7 @@ from requant.fisher import cannot_run
 from requant.imatrix import Imatrix, read_imatrix
 from requant.outline import output_layouts
 from requant.pipeline import check_feasible
-from requant.plan import Losses, read_losses, read_plan
+from requant.plan import Losses, Plan, read_losses, read_plan
 from requant.provenance import imatrix_used
 from requant.sensitivity import DEFAULT_TYPES
 from requant.textfile import write_text
@@ -87,63 +87,72 @@ class Run:
         """Whether the batch goes on: every cell has its plan and its path, or was allowed to fail."""
         on = self.keep_going or self.dry
         going = on or all(row.status != "failed" for row in self.rows)
-        for cell in self.matrix.cells:
-            if not going:
-                break
-            try:
-                self._plan(cell)
-                cell.place(self.jobs)
-            except _FAILURES as error:
-                self._fail(cell, *_told(error))
-                going = on
+        for step in (self._check, self._plan):  # what cannot be is told before hours of scoring
+            for cell in self.matrix.cells:
+                if not going or cell.row.status == "failed":
+                    continue
+                try:
+                    step(cell)
+                except _FAILURES as error:
+                    self._fail(cell, *_told(error))
+                    going = on
         check_outputs(self.jobs, [cell for cell in self.matrix.cells if cell.row.status != "failed"])
         return going
 
-    def _plan(self, cell: Cell) -> None:
-        request = cell.plan_request()
-        folder = self.folder / "plans" / request[:16]
-        files = self._kept(folder, request)
+    def _check(self, cell: Cell) -> None:
+        """Take the plan that is kept; without one, raise all that can be wrong before scoring."""
+        files = self._kept(self._plan_folder(cell), cell.plan_request())
         if files is not None:
             cell.plan = read_plan(files[_PLAN])
+            return
+        with open_source(cell.model.path) as source:
+            job = self._job(cell, source)
+            if cell.asked["measure"] is not None:
+                stages.check_can_run(source)
+            if cell.is_scored:
+                messages.interruptible(
+                    check_feasible,
+                    *(source, cell.wishes, self._types(cell)),
+                    imatrix=job.imatrix,
+                    allow_requantize=bool(cell.asked["allow_requantize"]),
+                    has_importance=self._is_measured(cell, source),
+                )
+
+    def _plan(self, cell: Cell) -> None:
         with open_source(cell.model.path) as source:
             if cell.plan is None:
                 job = self._job(cell, source)
-                cell.plan = None if job is None else job.planned(weigh=True, measure=cell.asked["measure"])[0]
-            if cell.plan is None:  # not without scoring
-                cell.row.status = "planned"
-                return
-            cell.row.bpw, cell.row.predicted_loss = cell.plan.bpw, cell.plan.predicted_loss
+                scores = self._scores(cell, source) if cell.is_scored else None
+                if scores is not None:
+                    losses = self._read_losses(scores)
+                    job = replace(job, losses=losses, imatrix=job.imatrix or _read(scores.importance))
+                    job = job if self.dry else self._with_caches(cell, job, scores)
+                if scores is not None or not cell.is_scored:
+                    cell.plan = job.planned(weigh=True, measure=cell.asked["measure"])[0]
+                if cell.plan is not None and not self.dry:
+                    self._keep_plan(cell, cell.plan)
+            cell.place(self.jobs)
+            if cell.plan is not None:
+                cell.row.bpw, cell.row.predicted_loss = cell.plan.bpw, cell.plan.predicted_loss
             if self.dry:
                 cell.row.status = "planned"
+            if self.dry and cell.plan is not None:
                 imatrix = _read(self._imatrix(cell, source))
                 cell.row.size = total_size(output_layouts(source, cell.plan, imatrix, cell.splitting))
-            elif files is None:
-                write_text(state.emptied(folder) / _PLAN, cell.plan.to_json(), force=True, inputs=source.identities)
-                state.keep(folder, request)
 
-    def _job(self, cell: Cell, source: Source) -> Job | None:
-        """All that `requant convert` would plan from; None where that would need scoring in a dry run."""
+    def _plan_folder(self, cell: Cell) -> Path:
+        return self.folder / "plans" / cell.plan_request()[:16]
+
+    def _keep_plan(self, cell: Cell, plan: Plan) -> None:
+        folder = state.emptied(self._plan_folder(cell))
+        write_text(folder / _PLAN, plan.to_json(), force=True, inputs=frozenset())
+        state.keep(folder, cell.plan_request())
+
+    def _job(self, cell: Cell, source: Source) -> Job:
+        """All that `requant convert` would plan from, but for what it would score."""
         names = ("imatrix", "losses", "plan_file", "type_name", "preset", "like", "threads")
         how = {name: cell.asked[name] for name in (*names, "allow_requantize", "effort")}
-        job = stages.prepared(source, cell.wishes, cell.calibration, **how)
-        if cell.asked["measure"] is not None:
-            stages.check_can_run(source)
-        if not cell.is_scored:
-            return job
-        types, again = self._types(cell), bool(cell.asked["allow_requantize"])
-        measured = self._is_measured(cell, source)
-        messages.interruptible(
-            check_feasible,
-            *(source, cell.wishes, types),
-            imatrix=job.imatrix,
-            allow_requantize=again,
-            has_importance=measured,
-        )
-        scores = self._scores(cell, source)
-        if scores is None:
-            return None
-        job = replace(job, losses=self._read_losses(scores), imatrix=job.imatrix or _read(scores.importance))
-        return self._with_caches(cell, job, scores) if not self.dry else job
+        return stages.prepared(source, cell.wishes, cell.calibration, **how)
 
     def _with_caches(self, cell: Cell, job: Job, scores: _Scores) -> Job:
         """The job; its losses with those of the caches, which are kept with the others, where caches are chosen too."""
@@ -267,7 +276,7 @@ class Run:
 
     def _convert_words(self, cell: Cell) -> list[str]:
         assert cell.out is not None
-        plan = self.folder / "plans" / cell.plan_request()[:16] / _PLAN
+        plan = self._plan_folder(cell) / _PLAN
         words = ["convert", str(cell.model.path), str(cell.out), f"--plan={plan}", "--json", *cell.convert_words()]
         with open_source(cell.model.path) as source:
             imatrix = self._imatrix(cell, source)

@@ -191,6 +191,10 @@ def _models(path: Path, job: Job, no_sources: dict[str, str]) -> Iterator[Model 
 
 
 def _parsed(path: Path, budget: Budget) -> dict[str, Any]:
+    for key in budget.words:
+        file = Path(budget.value(key) or "")
+        if isinstance(_options()[key].type, click.Path) and not file.is_file():
+            raise BadInput(path, f"{budget.where}: key '{key}': no file {printable(str(file))}")
     words = [word for words in budget.words.values() for word in words]
     try:
         with convert.command.make_context("convert", ["MODEL", "OUT", *words]) as context:

@@ -196,7 +196,7 @@ def test_a_budget_has_a_label(given_, label):
     assert budget_label(given_) == label
 
 
-def test_an_encoding_is_the_type_of_most_bytes_and_the_budget(tmp_path):
+def test_an_encoding_is_the_type_of_most_encoded_weights_and_the_budget(tmp_path):
     with open_source(small_model().write(tmp_path / "m.gguf")) as source:
         plan = plan_for(source, "Q4_K")
     assert encoding(budget({"vram"}, vram="12GiB"), plan) == "Q4_K_12G"

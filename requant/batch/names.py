@@ -1,7 +1,7 @@
 """The outputs' names: templates filled by what a model says of itself, which never becomes more than a name.
 
 By default as GGUF's naming convention has them, BaseName-SizeLabel-FineTune-Version-Encoding.gguf, with an encoding
-that llama.cpp takes for a tag: the type that most bytes have, then the budget.
+that llama.cpp takes for a tag: the type that most of the encoded weights have, then the budget.
 """
 
 from __future__ import annotations
@@ -100,15 +100,15 @@ def _figure(key: str, value: str) -> str:
 
 
 def encoding(budget: Budget, plan: Plan | None) -> str:
-    """The mixture's name, the one type's, or the type that most bytes have, then the budget; UNKNOWN without a plan."""
+    """The mixture's name, the one type's, or that of most encoded weights; then the budget. UNKNOWN without a plan."""
     head = budget.value("preset") or budget.value("type")
     if head is None:
         if plan is None:
             return UNKNOWN
-        sizes: Counter[str] = Counter()
-        for choice in plan.choices:
-            sizes[choice.type] += choice.n_bytes
-        head = sizes.most_common(1)[0][0]
+        weights: Counter[str] = Counter()
+        for choice in [c for c in plan.choices if not c.copied] or plan.choices:
+            weights[choice.type] += choice.n_weights
+        head = weights.most_common(1)[0][0]
     label = budget_label(budget)
     return re.sub(r"[^A-Z0-9]+", "_", head.upper()) + (f"_{label}" if label else "")
 

@@ -42,7 +42,8 @@ class Recorder:
         self._files = {}  # inode -> number
         self._content = {}  # number -> what is known of a file that is written by other means than pwrite
         for entry in sorted(Path(folder).iterdir()):
-            number = self._new(entry.stat().st_ino)
+            inode = entry.stat().st_ino
+            number = self._files[inode] if inode in self._files else self._new(inode)  # one file may have two names
             self._log.names[entry.name], self._log.files[number] = number, entry.read_bytes()
 
     def _new(self, inode):

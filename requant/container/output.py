@@ -170,6 +170,8 @@ class Output:
                 target.unlink()  # the same, but other files are not in place yet
             elif there:
                 target.rename(file)
+        if not all(placed):
+            sync_folder(targets[0].parent)  # before the headers go: no name may stand for half a file
         return all(placed)
 
     def _is_placed(self, i: int, target: Path, part: Path) -> bool:

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -35,20 +36,31 @@ LIMIT = 2.0  # seconds from a signal to the end
 _DAMAGES = ("none", "none", "none", "journal cut", "journal bit", "part bit", "part cut")
 
 
-class Failures(list):
-    """What went wrong, printed as it is found."""
+@dataclass
+class Bench:
+    """Where and with what chance it is done; share: of the victims that are processes, not forks of this one."""
 
-    def note(self, **what):
-        self.append(what)
+    work: Path
+    rng: random.Random
+    share: float
+    n_failures: int = 0
+
+    def fail(self, **what):
+        """What went wrong, printed as it is found."""
+        self.n_failures += 1
         print(json.dumps({"what": "failure", **what}), flush=True)
 
+    def show(self, what, **figures):
+        print(json.dumps({"what": what, **figures, "differing": self.n_failures}), flush=True)
 
-def show(what, failures, **figures):
-    print(json.dumps({"what": what, **figures, "differing": len(failures)}), flush=True)
+    def whole(self):
+        """Whether the next victim is a process."""
+        return self.rng.random() < self.share
 
 
-def kill_once(case, folder, calls, rng, tally, whole):
-    """Start the command and kill it somewhere; True where it was quicker."""
+def kill_once(bench, case, folder, calls, tally):
+    """Start the command and kill it somewhere; how it ended where it was quicker."""
+    rng, whole = bench.rng, bench.whole()
     commit = rng.choice((None, None, 5000, 2**30))
     if not whole and rng.random() < 0.7:
         name = rng.choice([name for name in victims.CALLS if calls.get(name)])
@@ -89,35 +101,35 @@ def damage(folder, rng):
     return kind
 
 
-def kills(found, calls, n, share, rng, work, failures):
+def kills(bench, found, calls, n):
+    rng = bench.rng
     moments, damages, runs, n_finished, n_rounds = Counter(), Counter(), Counter(), 0, 0
     while sum(moments.values()) < n:
         case = found[n_rounds % len(found)] if n_rounds % 10 != 9 else rng.choice(found)
-        folder = case.prepare(work / f"kill-{n_rounds}")
+        folder = case.prepare(bench.work / f"kill-{n_rounds}")
         n_rounds += 1
         harmed = False
         for _ in range(rng.choice((1, 1, 2, 4))):
-            ended = kill_once(case, folder, calls[case.name], rng, moments, rng.random() < share)
+            ended = kill_once(bench, case, folder, calls[case.name], moments)
             if ended is not None and ended.code not in (0, 5):
-                failures.note(case=case.name, folder=str(folder), code=ended.code, err=ended.err[-2000:])
+                bench.fail(case=case.name, folder=str(folder), code=ended.code, err=ended.err[-2000:])
             n_finished += ended is not None
             odd = victims.oddities(case, folder)
             if odd is not None:
-                failures.note(case=case.name, folder=str(folder), moments=dict(moments), odd=odd)
+                bench.fail(case=case.name, folder=str(folder), moments=dict(moments), odd=odd)
             if victims.is_done(case, folder):
                 break
             done = damage(folder, rng)
             damages[done] += 1
             harmed = harmed or done != "none"
-        outcome = victims.resume(case, folder, whole=rng.random() < share, harmed=harmed)
+        outcome = victims.resume(case, folder, whole=bench.whole(), harmed=harmed)
         if isinstance(outcome, str):
-            failures.note(case=case.name, folder=str(folder), harmed=harmed, wrong=outcome)
+            bench.fail(case=case.name, folder=str(folder), harmed=harmed, wrong=outcome)
         else:
             runs[f"{outcome} more runs"] += 1
             shutil.rmtree(folder)
-    show(
+    bench.show(
         "kills",
-        failures,
         kills=sum(moments.values()),
         conversions=n_rounds,
         moments=dict(sorted(moments.items())),
@@ -127,9 +139,9 @@ def kills(found, calls, n, share, rng, work, failures):
     )
 
 
-def power_cuts(found, n, without, rng, work, failures):
+def power_cuts(bench, found, n, without):
     """Replay power cuts of whole runs, and of runs that went on after one."""
-    n_lost, n_ends, n_second = 0, Counter(), 0
+    work, rng, n_lost, n_ends, n_second = bench.work, bench.rng, 0, Counter(), 0
     for case in found:
         logs = [_logged(case, case.prepare(work / f"log-{case.name}"), without)]
         for i in range(max(1, n // len(found))):
@@ -150,11 +162,10 @@ def power_cuts(found, n, without, rng, work, failures):
             outcome = odd or victims.resume(case, folder)
             if isinstance(outcome, str):
                 trace = [o[:1] + tuple(x for x in o[1:] if not isinstance(x, bytes)) for o in log.operations[:end]]
-                failures.note(case=case.name, end=end, wrong=outcome, state=sorted(state), last=trace[-12:])
+                bench.fail(case=case.name, end=end, wrong=outcome, state=sorted(state), last=trace[-12:])
             shutil.rmtree(folder)
-    show(
+    bench.show(
         "power cuts",
-        failures,
         cuts=sum(n_ends.values()),
         operations_lost=n_lost,
         moments=dict(sorted(n_ends.items())),
@@ -170,33 +181,40 @@ def _logged(case, folder, without):
     return pickle.loads(path.read_bytes())
 
 
-def signals(found, n, share, rng, work, failures):
+def signals(bench, found, n):
     for number in SIGNALS:
         times, n_finished, n_whole, runs = [], 0, 0, Counter()
         while len(times) < n:
             case = found[len(times) % len(found)]
-            folder = case.prepare(work / f"signal-{number.name}-{len(times)}-{n_finished}")
-            whole = rng.random() < share
+            folder = case.prepare(bench.work / f"signal-{number.name}-{len(times)}-{n_finished}")
+            whole = bench.whole()
             child, ready = _listening(case, folder, whole)
-            time.sleep(rng.uniform(0, case.seconds * (1.5 if whole else 1.0)))
+            time.sleep(bench.rng.uniform(0, case.seconds * (1.5 if whole else 1.0)))
             begun = time.monotonic()
             child.kill(number)
             ended = child.wait()
             seconds = time.monotonic() - begun
             ready.unlink(missing_ok=True)
-            if ended.code == 0 and victims.is_done(case, folder):
+            # while Python ends, after all is done, signals have their own way again
+            if ended.code in (0, -number) and victims.is_done(case, folder):
                 n_finished += 1
             else:
                 times.append(seconds)
                 n_whole += whole
-                _judge(case, folder, ended, number, seconds, failures)
+                _judge(bench, case, ended, number, seconds)
             outcome = victims.oddities(case, folder) or victims.resume(case, folder)
             if isinstance(outcome, str):
-                failures.note(case=case.name, signal=number.name, folder=str(folder), wrong=outcome)
+                bench.fail(case=case.name, signal=number.name, folder=str(folder), wrong=outcome)
             else:
                 runs[f"{outcome} more runs"] += 1
                 shutil.rmtree(folder)
-        show(number.name, failures, **_spread(times), processes=n_whole, finished_before=n_finished, resumed=dict(runs))
+        bench.show(
+            number.name,
+            **_spread(times),
+            processes=n_whole,
+            finished_before=n_finished,
+            resumed=dict(sorted(runs.items())),
+        )
 
 
 def _listening(case, folder, whole):
@@ -222,12 +240,12 @@ def _announce(ready):
     messages.prepare = lambda: (prepare(), ready.touch())
 
 
-def _judge(case, folder, ended, number, seconds, failures):
+def _judge(bench, case, ended, number, seconds):
     lines = [line for line in ended.err.splitlines() if "error" in line.lower() or "Traceback" in line]
     said = len(lines) == 1 and lines[0].startswith(f"requant: error: stopped by {number.name}; run the same command")
     if ended.code != 128 + number or not said or seconds > LIMIT:
         what = {"code": ended.code, "seconds": seconds, "err": ended.err[-1000:]}
-        failures.note(case=case.name, signal=number.name, folder=str(folder), **what)
+        bench.fail(case=case.name, signal=number.name, **what)
 
 
 def _spread(times):
@@ -237,8 +255,9 @@ def _spread(times):
     return {"signals": len(times), **{f"seconds_{k}": round(v, 3) for k, v in figures.items()}}
 
 
-def slowest_kernel(n, rng, work, failures):
+def slowest_kernel(bench, n):
     """Signals while 64 threads encode whole chunks with the slowest encoder that weighs by importance."""
+    work = bench.work
     path = small_model(*(half(f"blk.{i}.ffn_up.weight", (4096, 4096), seed=i) for i in range(4))).write(
         work / "large.gguf"
     )
@@ -251,17 +270,17 @@ def slowest_kernel(n, rng, work, failures):
         child, _ = _listening(case, folder, whole=True)
         while not (folder / "o.gguf.part").exists():
             time.sleep(0.01)
-        time.sleep(rng.uniform(0.3, 1.0))
+        time.sleep(bench.rng.uniform(0.3, 1.0))
         number, begun = SIGNALS[i % 3], time.monotonic()
         child.kill(number)
         ended = child.wait()
         times.append(time.monotonic() - begun)
-        _judge(case, folder, ended, number, times[-1], failures)
+        _judge(bench, case, ended, number, times[-1])
     victims.take_reference(case, work / "reference-slow")
     outcome = victims.resume(case, folder)  # the last one; each takes a while
     if isinstance(outcome, str):
-        failures.note(case=case.name, wrong=outcome)
-    show("slowest kernel, 64 threads", failures, **_spread(times), resumed=1)
+        bench.fail(case=case.name, wrong=outcome)
+    bench.show("slowest kernel, 64 threads", **_spread(times), resumed=1)
 
 
 def _write_importance(model, path):
@@ -294,9 +313,9 @@ def main():
     parser.add_argument("--without", nargs="*", default=[], help="calls that power cuts take for forgotten: must fail")
     parser.add_argument("--quick", action="store_true", help="leave out the case that runs the model")
     given = parser.parse_args()
-    rng, failures = random.Random(given.seed), Failures()
     with tempfile.TemporaryDirectory(prefix="kill-test-") as folder:
         work = Path(folder)
+        bench = Bench(work, random.Random(given.seed), given.processes)
         found = victims.cases(work / "models", calibrated=not given.quick)
         victims.warm()
         before = {case.source: case.source.read_bytes() for case in found}
@@ -307,18 +326,17 @@ def main():
             case.process_seconds = case.seconds + time.monotonic() - begun - found[0].seconds
         begun = time.monotonic()
         if given.kills:
-            kills(found, calls, given.kills, given.processes, rng, work, failures)
+            kills(bench, found, calls, given.kills)
         if given.crashes:
-            power_cuts(found, given.crashes, given.without, rng, work, failures)
+            power_cuts(bench, found, given.crashes, given.without)
         if given.signals:
-            signals(found, given.signals, given.processes, rng, work, failures)
+            signals(bench, found, given.signals)
         if given.slowest:
-            slowest_kernel(given.slowest, rng, work, failures)
+            slowest_kernel(bench, given.slowest)
         if any(path.read_bytes() != content for path, content in before.items()):
-            failures.note(wrong="a source was changed")
-        show("kill test", failures, seed=given.seed, minutes=round((time.monotonic() - begun) / 60, 1))
-    sys.exit(bool(failures))
-
+            bench.fail(wrong="a source was changed")
+        bench.show("kill test", seed=given.seed, minutes=round((time.monotonic() - begun) / 60, 1))
+    sys.exit(bool(bench.n_failures))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class Recorder:
             self._wrap(name, getattr(self, f"_{name}"))
         self._wrap("ftruncate", self._size("size"))
         self._wrap("posix_fallocate", self._size("grow"))
-        import requant.cli.messages as messages
+        from requant.cli import messages
 
         leave = messages.leave
 
@@ -134,7 +134,7 @@ class Recorder:
     _fsync = _fdatasync
 
     def _link(self, real, old, new):
-        number = self._files[os.stat(old).st_ino] if self._own(new) else None
+        number = self._files[Path(old).stat().st_ino] if self._own(new) else None
         real(old, new)
         if number is not None:
             self._add("name", self._own(new), number)
@@ -145,7 +145,7 @@ class Recorder:
             self._add("remove", self._own(path))
 
     def _replace(self, real, old, new):
-        number = self._files[os.stat(old).st_ino] if self._own(new) else None
+        number = self._files[Path(old).stat().st_ino] if self._own(new) else None
         real(old, new)
         if number is not None:
             self._add("move", self._own(old), self._own(new), number)

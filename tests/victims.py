@@ -106,6 +106,13 @@ def warm():
     warm_up([by_name(name) for name in ("F32", "F16", "NVFP4", "Q4_K", "Q6_K", "Q8_0", "IQ3_S")])
 
 
+def hear():
+    """Take signals as Python does at its start, whatever the parent was started to ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @dataclass
 class Ended:
     """How a process ended: its exit code, -n for signal n, and what it said on stderr."""
@@ -137,8 +144,7 @@ class Child:
     def _become(self, case, folder, before, commit, words):
         from requant.cli import run
 
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        hear()
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
@@ -161,12 +167,12 @@ class Process:
     """The same as a process of its own, from the start of Python on."""
 
     def __init__(self, case, folder, commit=None, words=(), before=""):
-        sizes = f"import victims; victims.shrink({case.sizes!r}, {commit!r})"
-        code = f"import sys; sys.path[:0] = {sys.path[:3]!r}\n{sizes}\n{before}\nfrom requant.cli import run; run()"
+        code = f"import sys; sys.path[:0] = {sys.path[:3]!r}; import victims; victims.hear()"
+        code += f"; victims.shrink({case.sizes!r}, {commit!r})\n{before}\nfrom requant.cli import run; run()"
         self.log = folder.with_name(f"{folder.name}.log")
         with self.log.open("w") as log:
             argv = [sys.executable, "-c", code, *case.argv(folder)[1:], *words]
-            self._process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=log, preexec_fn=_listening)
+            self._process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=log)
         self.pid = self._process.pid
 
     def kill(self, number=signal.SIGKILL):
@@ -174,12 +180,6 @@ class Process:
 
     def wait(self):
         return Ended(self._process.wait(), self.log.read_text(errors="replace"))
-
-
-def _listening():
-    """Whatever this process was started to ignore."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def contents(folder):
@@ -299,7 +299,7 @@ def count_calls(path):
     for name in CALLS:
         _hook(name, note(name), lambda _: None)
 
-    import requant.cli.messages as messages
+    from requant.cli import messages
 
     leave = messages.leave
 

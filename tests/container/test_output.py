@@ -163,7 +163,9 @@ def test_a_journal_without_a_sound_head_is_told_of_and_all_is_made_again(tmp_pat
 def test_what_another_command_began_is_refused_and_kept(tmp_path, change):
     stopped(tmp_path)
     before = {name: (tmp_path / name).read_bytes() for name in PARTS}
-    text = r"o-00001-of-00003.gguf: is unfinished, begun by another command: .* was .*, now .*; the same command resumes"
+    text = (
+        r"o-00001-of-00003.gguf: is unfinished, begun by another command: .* was .*, now .*; the same command resumes"
+    )
     with pytest.raises(OutputRefused, match=text), claim(tmp_path / "o.gguf") as journal:
         opened(tmp_path, journal, **change)
     assert {name: (tmp_path / name).read_bytes() for name in PARTS} == before
@@ -396,7 +398,7 @@ def test_space_is_checked_for_all_files_together(tmp_path, monkeypatch):
             if fits:
                 opened(tmp_path, journal).__exit__(None, None, None)
             else:
-                with pytest.raises(InputOutputError, match="needs .* free but has"):
+                with pytest.raises(InputOutputError, match=r"needs .* free but has"):
                     opened(tmp_path, journal)
         assert names(tmp_path) == []
 

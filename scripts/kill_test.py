@@ -156,7 +156,7 @@ def power_cuts(bench, found, n, without):
             n_ends["before " + (log.operations[end][0] if end < len(log.operations) else "the end")] += 1
             n_second += log is not logs[0]
             odd = victims.oddities(case, folder)
-            if odd is None and len(logs) < 8 and rng.random() < 0.2:
+            if odd is None and len(logs) < 8 and rng.random() < 0.2 and not victims.is_done(case, folder):
                 copy = crashes.placed(state, work / f"log-{case.name}-{len(logs)}")
                 logs.append(_logged(case, copy, without))
             outcome = odd or victims.resume(case, folder)
@@ -175,8 +175,6 @@ def power_cuts(bench, found, n, without):
 
 def _logged(case, folder, without):
     path = folder.with_name(f"{folder.name}.pickle")
-    if victims.is_done(case, folder):
-        return crashes.Log()
     Child(case, folder, lambda: crashes.Recorder(folder, path, without).install()).wait()
     return pickle.loads(path.read_bytes())
 

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,13 +128,13 @@ class Child:
         self.log.touch()
         self.pid = os.fork()
         if self.pid == 0:
-            code = 99
+            code = 1
             try:
                 self._become(case, folder, before, commit, words)
             except SystemExit as error:
                 code = error.code or 0
-            except BaseException:  # noqa: BLE001, the parent sees the code
-                traceback.print_exc()
+            except BaseException:  # noqa: BLE001, as Python does at its end
+                sys.excepthook(*sys.exc_info())
             finally:
                 with contextlib.suppress(OSError, ValueError):
                     sys.stderr.flush()

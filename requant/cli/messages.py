@@ -29,8 +29,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _OUT_OF_MEMORY = "out of memory; close other programs, or give fewer --threads"
-_GRACE = 1.5  # seconds from a signal to the end of the process, whatever is still at work
-_state: dict[str, Any] = {"debug": False, "stopped": False, "said": False, "then": "run the same command again"}
+_GRACE = 1.0  # seconds from a signal to the end of the process, whatever is still at work
+_state: dict[str, Any] = {
+    "debug": False,
+    "signal": 0,
+    "stopped": False,
+    "said": False,
+    "then": "run the same command again",
+}
 
 
 class Stopped(BaseException):
@@ -82,6 +88,7 @@ def leave(code: int) -> NoReturn:
     """End the process. After a signal at once: threads that are still at work would be waited for."""
     if _state["stopped"]:
         os._exit(code)
+    _state["stopped"] = True  # a signal that comes now changes nothing any more
     sys.exit(code)
 
 
@@ -203,7 +210,7 @@ def _usage(error: click.ClickException) -> str:
 
 def _stop(number: int, _: object) -> None:
     if not _state["stopped"]:
-        _state["stopped"] = True
+        _state["stopped"], _state["signal"] = True, number
         raise Stopped(number)
 
 
@@ -255,6 +262,8 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if _state["signal"]:  # it came before or after the command, or the import of C code made something else of Stopped
+        os._exit(_stopped(_state["signal"]))
     if _state["debug"]:
         sys.__excepthook__(kind, error, trace)
     what = f"{kind.__name__}: {' '.join(str(error).split())}".rstrip(": ")

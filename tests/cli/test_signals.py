@@ -63,7 +63,7 @@ def test_a_signal_in_a_conversion_leaves_the_old_output_and_what_can_be_gone_on_
 
 
 def test_a_signal_before_anything_is_on_disk_leaves_everything_as_it_was(tmp_path):
-    stubborn = SLOW.replace("0.3", "1")
+    stubborn = SLOW.replace("0.3", "0.6")
     process = start("convert", TINY, tmp_path / "out.gguf", "--type", "Q4_K", before=stubborn)
     until(lambda: says(tmp_path / "out.gguf.part.journal", "head"), process)
     assert_stopped(process, signal.SIGTERM, "run the same command again to resume")
@@ -100,3 +100,23 @@ def test_the_second_signal_ends_at_once(tmp_path):
     begun = time.monotonic()
     process.communicate(timeout=10)
     assert process.returncode == 130 and time.monotonic() - begun < 1 and not (tmp_path / "out.gguf").exists()
+
+
+# the signal comes when the command is done, or when C code is importing and makes an error of its own of it
+AFTER = "messages.exit_code_of = lambda _: os.kill(os.getpid(), signal.SIGTERM) or 0"
+IMPORTING = """
+def command(_):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except BaseException as error:
+        raise ImportError("module failed to import") from error
+messages.exit_code_of = command
+"""
+
+
+@pytest.mark.parametrize("moment", [AFTER, IMPORTING])
+def test_a_signal_at_an_odd_moment_is_one_line_too(moment):
+    process = start("--version", before=f"import os, signal; from requant.cli import messages\n{moment}")
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert err == "requant: error: stopped by SIGTERM; run the same command again\n"

@@ -6,9 +6,10 @@ same errors. No chunk crosses from one expert to the next, as each has its own i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,7 @@ from numpy.typing import NDArray
 from requant import codec
 from requant.codec import Bytes, Floats
 from requant.container.cursor import quoted
-from requant.container.output import Output
-from requant.container.source import Source, SourceTensor
+from requant.container.source import SourceTensor
 from requant.errors import InputOutputError, NumericFault
 from requant.formats import BlockFormat, Effort
 from requant.plan import Choice
@@ -26,6 +26,31 @@ from requant.plan import Choice
 CHUNK_WEIGHTS = 2**20
 COPY_BYTES = 2**22
 PIECE_BYTES = 2**26  # of the output: what the journal has a record of, and what a worker of a cluster does at a time
+
+
+class Readable(Protocol):
+    """What rows are read from: a Source, or one file of it on another machine."""
+
+    @property
+    def path(self) -> Path:
+        """The file, or the first of them."""
+
+    @property
+    def files(self) -> Sequence[Path] | Mapping[int, Path]:
+        """Its files by number."""
+
+    def read_rows(self, tensor: SourceTensor, first_row: int, n_rows: int) -> Bytes:
+        """As `Source.read_rows`."""
+
+
+class Writable(Protocol):
+    """What is written to: an Output, or one file of it on another machine."""
+
+    def write_at(self, file: int, offset: int, data: Bytes) -> None:
+        """As `Output.write_at`."""
+
+    def read_at(self, file: int, offset: int, target: memoryview) -> None:
+        """As `Output.read_at`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +165,7 @@ def copy_rows(tensor: SourceTensor) -> int:
     return max(1, COPY_BYTES // max(1, tensor.row_bytes))
 
 
-def write_chunk(source: Source, output: Output, chunk: Chunk) -> Done:
+def write_chunk(source: Readable, output: Writable, chunk: Chunk) -> Done:
     """Carry the chunk over. Raises NumericFault where weights are not finite or do not survive in the format."""
     job = chunk.job
     path = source.files[job.tensor.file]
@@ -160,7 +185,7 @@ def write_chunk(source: Source, output: Output, chunk: Chunk) -> Done:
     return Done(chunk, data, errors)
 
 
-def read_chunk(output: Output, chunk: Chunk) -> Done:
+def read_chunk(output: Writable, chunk: Chunk) -> Done:
     """The chunk as an earlier run wrote it."""
     job = chunk.job
     data = np.empty((chunk.n_rows, job.row_bytes if job.tensor.n_rows else 0), np.uint8)
@@ -204,7 +229,7 @@ def _encoded(data: Bytes, chunk: Chunk, path: Path) -> tuple[Bytes, NDArray[np.f
     return encoded, errors.sum(axis=0) * scale**2
 
 
-def peak(source: Source, chunk: Chunk) -> float:
+def peak(source: Readable, chunk: Chunk) -> float:
     """The largest magnitude among the chunk's weights."""
     job = chunk.job
     data = source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)

@@ -4,6 +4,10 @@ A message says what is wrong, with the figure found and the limit, and what to d
 from a file are escaped with `printable` before they enter one.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 
 def printable(text: str) -> str:
     """`text` with everything a terminal could act on (controls, bidi, surrogates) as backslash escapes."""
@@ -14,6 +18,17 @@ class RequantError(Exception):
     """Base of all of them; `exit_code` is what the command line returns."""
 
     exit_code = 1
+
+    def __reduce__(self) -> Any:
+        """By message and data, as it was made: an error may come from another machine."""
+        return _made_again, (type(self), self.args, self.__dict__)
+
+
+def _made_again(kind: type[RequantError], args: tuple[Any, ...], data: dict[str, Any]) -> RequantError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(data)
+    return error
 
 
 class UsageError(RequantError):

@@ -36,6 +36,7 @@ from requant.wishes import Wishes, check_ways
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @click.option("--no-verify", is_flag=True, help="Do not read the output again.")
 @options.threads
+@options.cluster
 @options.effort
 @options.allow_requantize
 @options.splitting
@@ -57,6 +58,7 @@ def command(
     force: bool,
     restart: bool,
     as_json: bool,
+    cluster: str | None,
     **given: Any,
 ) -> None:
     """Quantize a model to a budget (--vram, --ram, --size, ...), a --plan, a --preset, or one --type for all."""
@@ -65,9 +67,9 @@ def command(
         raise UsageError("convert makes one file; give one --vram, or plan for all of them first")
     if measure is not None and not wishes.has_budget:
         raise UsageError("--measure chooses among plans for a budget; give --vram, --size or --bpw with it")
-    with open_source(model) as source:
+    with open_source(model) as source, stages.connected(cluster) as workers:
         messages.warn(*source.warnings)
-        job = stages.prepared(source, wishes, calibration, **given)
+        job = replace(stages.prepared(source, wishes, calibration, **given), cluster=workers)
         if measure is not None:
             stages.check_can_run(source)
         if dry_run:

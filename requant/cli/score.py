@@ -23,6 +23,7 @@ from requant.wishes import Wishes
 @options.calibration
 @options.types
 @options.threads
+@options.cluster
 @options.effort
 @options.allow_requantize
 @options.force
@@ -36,6 +37,7 @@ def command(
     calibration: Calibration,
     types: tuple[str, ...],
     threads: int | None,
+    cluster: str | None,
     effort: Effort | None,
     allow_requantize: bool,
     force: bool,
@@ -44,7 +46,7 @@ def command(
     """Measure what each type would cost each tensor."""
     if out is None and not as_json:
         raise UsageError("nowhere to put the losses; say -o LOSSES.json or --json")
-    with open_source(model) as source:
+    with open_source(model) as source, stages.connected(cluster) as workers:
         messages.warn(*source.warnings)
         job = stages.prepared(source, Wishes(types=types), calibration, imatrix=imatrix)
         if out is not None:
@@ -57,6 +59,7 @@ def command(
             threads=threads,
             allow_requantize=allow_requantize,
             effort=effort,
+            cluster=workers,
         )
         losses = scored.losses
         if out is not None:

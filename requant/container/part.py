@@ -33,7 +33,7 @@ from requant.units import format_size
 if TYPE_CHECKING:
     import numpy as np
 
-_BLANK = bytes(24)  # the fixed part of a GGUF header
+BLANK = bytes(24)  # the fixed part of a GGUF header
 
 
 def target_of(path: Path) -> Path:
@@ -142,7 +142,7 @@ class Part:
 
     def blank(self) -> None:
         """Take the header away, which an earlier run may have written."""
-        self.write_at(0, _BLANK)
+        self.write_at(0, BLANK)
 
     def seal(self, header: bytes) -> None:
         """Write the header, last of all, and read it back strictly.
@@ -228,7 +228,7 @@ class Part:
         """Whether the file begins as an unfinished output does, or its bytes are the target's, under a second name."""
         if self.file.exists() and self.target.exists() and self.file.samefile(self.target):
             return True
-        return not any(os.pread(self._descriptor, len(_BLANK), 0))
+        return not any(os.pread(self._descriptor, len(BLANK), 0))
 
     def _reserve(self) -> None:
         """Allocate the whole size, so that a full disk shows now and not after hours."""

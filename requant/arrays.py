@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from requant import codec
 from requant.codec import Bytes, Floats
-from requant.errors import NumericFault, UsageError, printable
+from requant.errors import NumericFault, UsageError, brief
 from requant.formats import FORMATS, BlockFormat, Effort, by_name
 from requant.pool import in_order, n_threads
 from requant.records import suggest
@@ -125,7 +125,7 @@ def _importance(importance: ArrayLike, shape: tuple[int, ...]) -> Floats:
 def _format(type_name: str) -> BlockFormat:
     fmt = by_name(type_name)
     if fmt is None:
-        raise UsageError(f"'{printable(type_name)}' is not a ggml type; {suggest(type_name, _names())}")
+        raise UsageError(f"'{brief(type_name)}' is not a ggml type; {suggest(type_name, _names())}")
     return fmt
 
 
@@ -135,5 +135,5 @@ def _names() -> list[str]:
 
 def _effort(name: str) -> Effort:
     if name not in (known := [e.name.lower() for e in Effort]):
-        raise UsageError(f"effort must be one of {', '.join(known)}, not '{printable(name)}'")
+        raise UsageError(f"effort must be one of {', '.join(known)}, not '{brief(name)}'")
     return Effort[name.upper()]

@@ -6,6 +6,7 @@ same errors. No chunk crosses from one expert to the next, as each has its own i
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,13 +177,19 @@ def write_chunk(source: Readable, output: Writable, chunk: Chunk) -> Done:
     else:
         data, errors = _encoded(data, chunk, path)
     start = job.offset + chunk.first_row * data.shape[1]
-    try:
+    with naming(job):
         output.write_at(job.file, start, data)
-    except InputOutputError as error:
-        raise InputOutputError(
-            error.path, f"tensor {quoted(job.tensor.name)}: {error.what}", hint=error.hint
-        ) from error
     return Done(chunk, data, errors)
+
+
+@contextlib.contextmanager
+def naming(job: Job) -> Iterator[None]:
+    """A failure to write names the tensor."""
+    try:
+        yield
+    except InputOutputError as error:
+        what = f"tensor {quoted(job.tensor.name)}: {error.what}"
+        raise InputOutputError(error.path, what, hint=error.hint) from error
 
 
 def read_chunk(output: Writable, chunk: Chunk) -> Done:

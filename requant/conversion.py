@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
 
-from requant.errors import BadInput, printable
+from requant.errors import BadInput, brief
 from requant.plan import Plan
 from requant.records import dump, parse, plain, read_text, value_of
 
@@ -60,7 +60,7 @@ class Conversion:
         output = value_of(str, raw.pop("output", None), "output", path)
         hints = {name: hint for name, hint in _hints().items() if name not in ("output", "plan")}
         if unknown := sorted(raw.keys() - hints.keys()):
-            raise BadInput(path, f"{printable(unknown[0])} is not a key of this file")
+            raise BadInput(path, f"{brief(unknown[0])} is not a key of this file")
         values = {name: value_of(hint, raw.get(name), name, path) for name, hint in hints.items()}
         return cls(output=Path(output), plan=plan, **values)
 

@@ -85,7 +85,6 @@ def convert(
     notes = notes_on(source, plan, imatrix, losses, importance)
     paths, threads = paths_of(Path(out), layouts), n_threads(threads)
     inputs = source.identities | _identity(imatrix)
-    used = imatrix_used(plan, imatrix)
     with contextlib.ExitStack() as stack:
         held = journal or stack.enter_context(claim(out))
         head = _head(source, plan, imatrix, asked)
@@ -94,20 +93,9 @@ def convert(
             tell(note)
         codec.warm_up(formats_used(plan))
         jobs = jobs_of(source, plan, layouts, importance)
-        run: Pieces = partial(written_here, threads=threads, progress=progress, tell=tell)
-        if cluster is not None:
-            run = partial(written_there, cluster, progress=progress, tell=tell)
+        run = _strategy(cluster, threads, progress, tell)
         tensors = _write(source, plan, output, _with_scales(source, plan, jobs, threads, cluster), run)
-        made = Conversion(
-            output=paths[0],
-            size=total_size(layouts),
-            header_sha256=headers_sha256(layouts),
-            version=requant.__version__,
-            imatrix=None if used is None else Path(used.path).name,
-            imatrix_sha256=None if used is None else used.sha256,
-            plan=plan,
-            tensors=tensors,
-        )
+        made = _conversion(output, plan, imatrix, tensors)
         source.check_unchanged()
         if not output.is_published:
             output.seal()
@@ -119,6 +107,20 @@ def convert(
         record(made)
         output.finish()
     return made
+
+
+def _conversion(output: Output, plan: Plan, imatrix: Imatrix | None, tensors: tuple[Converted, ...]) -> Conversion:
+    used = imatrix_used(plan, imatrix)
+    return Conversion(
+        output=output.paths[0],
+        size=total_size(output.layouts),
+        header_sha256=headers_sha256(output.layouts),
+        version=requant.__version__,
+        imatrix=None if used is None else Path(used.path).name,
+        imatrix_sha256=None if used is None else used.sha256,
+        plan=plan,
+        tensors=tensors,
+    )
 
 
 def n_steps(source: Source, plan: Plan, *, verified: bool = True) -> int:
@@ -150,6 +152,12 @@ def _head(source: Source, plan: Plan, imatrix: Imatrix | None, asked: Mapping[st
     how = json.loads(plan.to_json())
     del how["sha256"]  # says only that something differs, not what
     return binding(source, asked) | {"imatrix": None if imatrix is None else imatrix.sha256, "plan": how}
+
+
+def _strategy(cluster: Cluster | None, threads: int, progress: Callable[[int], None], tell: Tell) -> Pieces:
+    if cluster is None:
+        return partial(written_here, threads=threads, progress=progress, tell=tell)
+    return partial(written_there, cluster, progress=progress, tell=tell)
 
 
 def _with_scales(source: Source, plan: Plan, jobs: Sequence[Job], threads: int, cluster: Cluster | None) -> list[Job]:

@@ -23,7 +23,7 @@ from requant.cluster import Cluster
 from requant.codec import Floats
 from requant.container.shared import origins_of
 from requant.container.source import Source, SourceTensor, require_model
-from requant.errors import BadInput, printable
+from requant.errors import BadInput, brief
 from requant.formats import BlockFormat, Effort
 from requant.imatrix import Imatrix, entry_of, importance_for
 from requant.model.companions import SECOND_LEVEL
@@ -155,7 +155,7 @@ def _product(statistics: Imatrix, tensor: SourceTensor) -> Information:
     lookup = statistics.lookup if tensor.name == EMBEDDING else None
     gradients = lookup if tensor.name == EMBEDDING else None if entry is None else entry.gradients
     if not statistics.n_tokens or gradients is None:
-        what = f"holds no gradients for tensor '{printable(tensor.name)}'"
+        what = f"holds no gradients for tensor '{brief(tensor.name)}'"
         raise BadInput(statistics.path, what, hint="make it with `requant calibrate`, or pass it with --imatrix")
 
     def information(matrix: int, rows: slice, _: Rows) -> Product:

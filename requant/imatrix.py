@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from requant.container.files import open_regular, read_into
 from requant.container.header import Header, TensorInfo, read_header
-from requant.errors import BadInput, printable
+from requant.errors import BadInput, brief
 
 Floats = NDArray[np.float32]
 
@@ -169,7 +169,7 @@ def _matching(imatrix: Imatrix, name: str, shape: Sequence[int]) -> Entry | None
     if not same or (not imatrix.legacy and entry.importance.shape[1] != n_per_row):
         raise BadInput(
             imatrix.path,
-            f"it was made for another model: entry '{printable(name)}' has another size than the tensor",
+            f"it was made for another model: entry '{brief(name)}' has another size than the tensor",
             got=" x ".join(map(str, reversed(entry.importance.shape))),
             limit=f"exactly {n_per_row} x {n_matrices}",
         )
@@ -215,14 +215,14 @@ def _read_gguf(path: Path, descriptor: int, n_bytes: int) -> Imatrix:
     header = read_header(path, descriptor)
     kind = header.metadata.get("general.type")
     if kind not in (None, "imatrix"):
-        raise BadInput(path, "is a GGUF file, but no importance matrix", got=f"general.type {kind!r:.40}")
+        raise BadInput(path, "is a GGUF file, but no importance matrix", got=f"general.type {brief(repr(kind), 40)}")
     tensors = {t.name: t for t in header.tensors}
     names = [t.removesuffix(SUMS) for t in tensors if t.endswith(SUMS)]
     if not names:
         raise BadInput(path, "holds no importance", got=f"{len(tensors)} tensors, none of them '*{SUMS}'")
     lone = next((t for t in tensors if t.endswith(COUNTS) and t.removesuffix(COUNTS) + SUMS not in tensors), None)
     if lone is not None:
-        raise BadInput(path, f"entry '{printable(lone.removesuffix(COUNTS))}' has counts, but no sums")
+        raise BadInput(path, f"entry '{brief(lone.removesuffix(COUNTS))}' has counts, but no sums")
     entries = {name: _gguf_entry(path, descriptor, header, tensors, name) for name in names}
     datasets = header.metadata.get("imatrix.datasets")
     chunks, size = (header.metadata.get(f"imatrix.chunk_{what}") for what in ("count", "size"))
@@ -246,7 +246,7 @@ def _read_gguf(path: Path, descriptor: int, n_bytes: int) -> Imatrix:
 
 
 def _gguf_entry(path: Path, descriptor: int, header: Header, tensors: Mapping[str, TensorInfo], name: str) -> Entry:
-    what = f"entry '{printable(name)}'"
+    what = f"entry '{brief(name)}'"
     if name + COUNTS not in tensors:
         raise BadInput(path, f"{what} has sums, but no counts")
     sums, counts = tensors[name + SUMS], tensors[name + COUNTS]
@@ -257,9 +257,7 @@ def _gguf_entry(path: Path, descriptor: int, header: Header, tensors: Mapping[st
         raise BadInput(path, f"{what} has the wrong number of counts", got=counts.n_weights, limit=f"{n_matrices} or 1")
     for info in (sums, counts):
         if info.type_id != _F32:
-            raise BadInput(
-                path, f"tensor '{printable(info.name)}' has the wrong type", got=info.format.name, limit="F32"
-            )
+            raise BadInput(path, f"tensor '{brief(info.name)}' has the wrong type", got=info.format.name, limit="F32")
     n_tokens = _checked(path, f"{what}, counts", _read_floats(path, descriptor, header, counts))
     total = _checked(path, what, _read_floats(path, descriptor, header, sums)).reshape(n_matrices, sums.n_per_row)
     n_tokens = np.broadcast_to(n_tokens, n_matrices).astype(np.float32)
@@ -267,7 +265,7 @@ def _gguf_entry(path: Path, descriptor: int, header: Header, tensors: Mapping[st
     if name + GRADIENTS in tensors:
         info = tensors[name + GRADIENTS]
         if info.type_id != _F32 or info.n_rows != n_matrices or not info.n_weights:
-            raise BadInput(path, f"tensor '{printable(info.name)}' has the wrong type or shape", got=list(info.shape))
+            raise BadInput(path, f"tensor '{brief(info.name)}' has the wrong type or shape", got=list(info.shape))
         gradients = _checked(path, f"{what}, gradients", _read_floats(path, descriptor, header, info))
         gradients = gradients.reshape(n_matrices, info.n_per_row)
     entry = entry_of(total, n_tokens, gradients)
@@ -336,8 +334,8 @@ def _read_legacy(path: Path, descriptor: int, size: int) -> Imatrix:
     for i in range(n_entries):
         name = walk.text(f"entry {i}, name", low=1)
         if name in entries:
-            walk.fail(f"entry '{printable(name)}' appears twice")
-        entries[name] = _legacy_entry(walk, f"entry '{printable(name)}'")
+            walk.fail(f"entry '{brief(name)}' appears twice")
+        entries[name] = _legacy_entry(walk, f"entry '{brief(name)}'")
     chunk_count, dataset = None, ""
     if walk.position < size:
         chunk_count = walk.integer("the chunk count", 0, 2**31 - 1)

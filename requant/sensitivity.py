@@ -22,7 +22,7 @@ from requant.cluster import Cluster, Step
 from requant.codec import Floats
 from requant.container.cursor import quoted
 from requant.container.source import Source, SourceTensor, require_model
-from requant.errors import BadInput, NumericFault, UsageError, printable
+from requant.errors import BadInput, NumericFault, UsageError, brief
 from requant.formats import FORMATS, BlockFormat, Effort, by_name
 from requant.imatrix import Imatrix, importance_for
 from requant.model.companions import SECOND_LEVEL
@@ -299,7 +299,7 @@ def _sampled(source: Source, tensor: SourceTensor, inputs: Inputs) -> _Sample:
     if bad is not None:
         index = int(rows[bad // tensor.n_per_row]) * tensor.n_per_row + bad % tensor.n_per_row
         got = f"{x.reshape(-1)[bad]} at weight {index}"
-        raise NumericFault(source.path, f"tensor '{printable(tensor.name)}' is not finite", got=got)
+        raise NumericFault(source.path, f"tensor '{brief(tensor.name)}' is not finite", got=got)
     return _Sample(x, tensor.n_rows, _parts(tensor, rows, inputs, _output_shares(source, tensor)))
 
 

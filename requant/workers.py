@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from requant.chunks import COPY_BYTES, Job, Piece, peak, pieces_of, read_chunk, write_chunk
+from requant.chunks import COPY_BYTES, Job, Piece, naming, peak, pieces_of, read_chunk, write_chunk
 from requant.cluster import Cluster, Step
 from requant.codec import Floats
 from requant.container.cursor import quoted
@@ -181,7 +181,8 @@ def _write(task: _Task) -> _Wrote:
                 errors += 0 if done.errors is None else done.errors
         finally:
             source.check_unchanged()  # numbers that make no sense may come from a file that is being replaced
-        output.sync()
+        with naming(piece.job):
+            output.sync()
     return _Wrote(digest.hexdigest(), None if piece.job.choice.copied else tuple(errors.tolist()), is_new=True)
 
 

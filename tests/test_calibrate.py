@@ -10,6 +10,7 @@ from requant.calibrate import calibrate
 from requant.container.source import open_source
 from requant.errors import BadInput, OutputRefused, UsageError
 from requant.imatrix import read_imatrix
+from requant.kept import keep
 from requant.model.forward.memory import needs
 from requant.model.forward.passes import model_of
 from requant.model.forward.weights import Weights
@@ -104,7 +105,7 @@ def test_what_was_kept_of_other_tokens_is_not_taken_up(source, tokens, tmp_path)
     kept.write_bytes(b"no archive at all")
     equal(calibrate(source, tokens, kept=kept), calibrate(source, tokens))
     other = calibrate(source, tokens[::-1].copy())
-    module._keep(kept, module._identity(source, tokens[::-1].copy(), True), other)
+    keep(kept, module._identity(source, tokens[::-1].copy(), True), other)
     equal(calibrate(source, tokens, kept=kept), calibrate(source, tokens))
 
 

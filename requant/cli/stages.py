@@ -233,6 +233,7 @@ class Job:
             if scored.measured is not None:
                 statistics, name = scored.measured
                 job = replace(self, imatrix=statistics.imatrix(self.source, name), statistics=scored.measured)
+        self.wishes.try_rules(losses)
         if AUTO in (self.wishes.cache_type_k, self.wishes.cache_type_v) and not losses.caches:
             losses = replace(losses, caches=self._cache_losses())
             job = replace(job, losses=losses if job.losses is not None else None)

@@ -114,12 +114,18 @@ class Reader:
 
 
 class Writer:
-    """A file of an unfinished output opened on another machine, never made. Use as a context manager."""
+    """A file of an unfinished output opened on another machine, never made. Use as a context manager.
+
+    What is written, one range from its start on, is kept until `sync` writes it in one go. With O_DSYNC an NFS client
+    sends just these bytes; else it may send whole pages, and with them what it remembers of other machines' bytes.
+    """
 
     def __init__(self, target: Unfinished) -> None:
         self.path, self._target = target.path, target
+        self._offset, self._data = 0, bytearray()
+        flags = os.O_RDWR | os.O_DSYNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            self._descriptor = os.open(target.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            self._descriptor = os.open(target.path, flags)
         except OSError as error:
             what = f"cannot be opened on {platform.node()}: {error.strerror}"
             raise InputOutputError(target.path, what, hint=_HINT) from error
@@ -135,13 +141,12 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
 
-    def write_at(self, file: int, offset: int, data: bytes | memoryview | np.ndarray) -> None:
-        """As `Output.write_at`."""
-        assert file == self._target.index
-        view = memoryview(data)  # type: ignore[arg-type]
-        view = view.cast("B") if view.nbytes else memoryview(b"")
-        assert len(BLANK) <= offset <= offset + len(view) <= self._target.size
-        write_from(self.path, self._descriptor, view, offset)
+    def write_at(self, file: int, offset: int, data: np.ndarray) -> None:
+        """Have `data` at `offset`, where the last ended, when `sync` has returned."""
+        if not self._data:
+            self._offset = offset
+        assert (file, offset) == (self._target.index, self._offset + len(self._data))
+        self._data += data.reshape(-1).data
 
     def read_at(self, file: int, offset: int, target: memoryview) -> None:
         """As `Output.read_at`."""
@@ -149,12 +154,11 @@ class Writer:
         read_into(self.path, self._descriptor, target, offset)
 
     def sync(self) -> None:
-        """Wait until what was written is on disk. Raises InputOutputError."""
-        try:
-            os.fdatasync(self._descriptor)
-        except OSError as error:
-            what = f"flushing to disk failed on {platform.node()}: {error.strerror}"
-            raise InputOutputError(self.path, what) from error
+        """Write what was given, and wait until it is on disk. Raises InputOutputError."""
+        assert len(BLANK) <= self._offset <= self._offset + len(self._data) <= self._target.size
+        with memoryview(self._data) as data:
+            write_from(self.path, self._descriptor, data, self._offset)
+        self._data = bytearray()
 
 
 @functools.lru_cache(maxsize=1024)  # shards; once a worker is enough, a header has up to 24 MiB

@@ -23,6 +23,7 @@ from requant.formats.base import BlockFormat
 if TYPE_CHECKING:
     import numpy as np
 
+_WARNED = 20  # lines of a file's header; it may have a million odd tensors
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
@@ -256,7 +257,10 @@ def _assemble(opened: tuple[SourceFile, ...]) -> Source:
 def _warnings(opened: tuple[SourceFile, ...]) -> list[str]:
     lines: list[str] = []
     for file in opened:
-        lines += file.header.warnings
+        odd = file.header.warnings
+        lines += odd[:_WARNED]
+        if len(odd) > _WARNED:
+            lines.append(f"{printable(file.path.name)}: {len(odd) - _WARNED} more warnings like these")
         if file.header.trailing_bytes:
             lines.append(
                 f"{printable(file.path.name)} ends in {file.header.trailing_bytes} bytes of no tensor; dropped"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from requant.container.metadata import Metadata
-from requant.errors import BadInput, printable
+from requant.errors import BadInput, brief
 from requant.model.caches import RECURRENT, Caches, Shape, caches_of
 from requant.model.windows import Windows, windows_of
 
@@ -78,7 +78,7 @@ class _Keys:
         return self.metadata.array_length(f"{self.arch}.{key}")
 
     def error(self, key: str, what: str, *, got: object = None, limit: object = None) -> BadInput:
-        return BadInput(self.metadata.path, f"key '{printable(self.arch)}.{key}' {what}", got=got, limit=limit)
+        return BadInput(self.metadata.path, f"key '{brief(self.arch)}.{key}' {what}", got=got, limit=limit)
 
 
 def read_hyperparameters(metadata: Metadata, tensors: Iterable[_Named] = ()) -> Hyperparameters:

@@ -11,7 +11,7 @@ import numpy as np
 from requant import codec
 from requant.codec import Floats
 from requant.container.source import Source, SourceTensor
-from requant.errors import NumericFault, printable
+from requant.errors import NumericFault, brief
 from requant.model.companions import SCALE
 from requant.model.forward.ops import Array
 from requant.model.scales import scales_of
@@ -60,6 +60,6 @@ class Weights:
             x = self.change(tensor, x)
         bad = codec.first_nonfinite(x)
         if bad is not None:
-            what = f"tensor '{printable(tensor.name)}' is not finite"
+            what = f"tensor '{brief(tensor.name)}' is not finite"
             raise NumericFault(self.source.path, what, got=float(x.flat[bad]))
         return x

@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import logging
 import pickle
+import re
 import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -27,7 +28,8 @@ from requant.errors import InputOutputError, RequantError, UsageError, printable
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_PER_THREAD = 2  # tasks of a worker's thread that the scheduler knows of: one at work, one at hand
+_PER_THREAD = 4  # tasks of a worker's thread that the scheduler knows of: one at work, one at hand, two to come
+_ADDRESS = re.compile(r"(?:[a-z]+://)?[^/]+:([0-9]{1,5})/?")
 _CONNECT = 5.0  # seconds in which a scheduler must answer
 _TICK = 0.1  # seconds after which the main thread looks for signals and for the scheduler again
 _COUNTED = 2.0  # seconds for which a number of workers is believed
@@ -51,6 +53,14 @@ class Step:
     result: Any = None
     error: RequantError | None = None
     is_done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """What work raised, as a result: what cannot be pickled would never arrive, and be waited for for ever."""
+
+    error: RequantError | None
+    said: str = ""
 
 
 class Cluster:
@@ -88,7 +98,7 @@ class Cluster:
     def run(self, steps: Iterable[Step]) -> Generator[Step, None, None]:
         """The steps in their order, each with its result; the first error in that order is raised.
 
-        Two steps for each thread of a worker are taken and under way at a time. Without workers it waits until some
+        Four steps for each thread of a worker are taken and under way at a time. Without workers it waits until some
         come. Close the generator where it may be left early. Raises what the work raises if it is a RequantError;
         InputOutputError for everything else, for work that one worker after the other died at, and where the
         scheduler is lost.
@@ -151,23 +161,30 @@ class Cluster:
     def _conclude(self, step: Step, is_fetched: bool, result: Any, done: SimpleQueue[Step]) -> None:
         status = step.future.status
         if status == "finished" and is_fetched:
-            step.result, step.is_done = result, True
+            step.is_done = True
+            if isinstance(result, _Failure):
+                step.error = self._failed(step, result)
+            else:
+                step.result = result
         elif status == "error":
-            step.error, step.is_done = self._failure(step, step.future.exception()), True
+            step.error, step.is_done = self._given_up(step, step.future.exception()), True
         elif status in ("cancelled", "lost"):
             raise self._lost()
         else:  # its result went with a worker that died just now, and it is carried out again
             self._watch(step, done)
 
-    def _failure(self, step: Step, error: BaseException) -> RequantError:
-        if isinstance(error, RequantError):
-            return error
+    def _failed(self, step: Step, failure: _Failure) -> RequantError:
+        if failure.error is not None:
+            return failure.error
+        return InputOutputError(self.address, f"{step.name}: a worker failed: {failure.said}")
+
+    def _given_up(self, step: Step, error: BaseException) -> RequantError:
+        """The error for a step that Dask itself has given up."""
         if isinstance(error, self._dask.KilledWorker):
             hint = "look at their memory and their logs; the same command goes on where this one stopped"
             return InputOutputError(self.address, f"{step.name}: one worker after the other died at it", hint=hint)
-        said = f"{type(error).__name__}: {printable(' '.join(str(error).split()))}".rstrip(": ")
-        hint = "is the same requant installed on every worker?"
-        return InputOutputError(self.address, f"{step.name}: a worker failed: {said}", hint=hint)
+        what = f"{step.name}: a worker could not begin: {_said(error)}"
+        return InputOutputError(self.address, what, hint="is the same requant installed on every worker?")
 
     def _has_room(self) -> int:
         """How many tasks may be under way, by the threads of the workers that there are now."""
@@ -199,11 +216,14 @@ class Cluster:
                 self._client.cancel(futures)
 
     def _connected(self) -> Any:
+        found = _ADDRESS.fullmatch(self.address)
+        refused = f"--cluster: '{printable(self.address)}' is no address of a scheduler; as in tcp://host:8786"
+        if found is None or not 0 < int(found[1]) < 2**16:
+            raise UsageError(refused)
         try:
             return self._dask.Client(self.address, timeout=_CONNECT, set_as_default=False, name="requant")
-        except (ValueError, TypeError) as error:
-            what = " ".join(str(error).split())
-            raise UsageError(f"'{printable(self.address)}' is no address of a scheduler: {printable(what)}") from error
+        except ValueError as error:  # a way to connect that Dask does not know
+            raise UsageError(refused) from error
         except _LOST as error:
             hint = "start one with `dask scheduler`, or correct the address"
             raise InputOutputError(self.address, "no scheduler answers there", hint=hint) from error
@@ -222,9 +242,22 @@ def _carry_out(wanted: tuple[str, str], packed: bytes, before: list[Any]) -> Any
     if own != wanted:
         here, there = (f"{version} with kernels {kernels}" for version, kernels in (wanted, own))
         address = importlib.import_module("distributed").get_worker().address
-        raise UsageError(f"the worker {address} runs requant {there}, not {here}; install the same one everywhere")
-    work, item = pickle.loads(packed)
-    return work(item, *before)
+        what = f"the worker {address} runs requant {there}, not {here}; install the same one everywhere"
+        return _Failure(UsageError(what))
+    failed = next((found for found in before if isinstance(found, _Failure)), None)
+    if failed is not None:
+        return failed
+    try:
+        work, item = pickle.loads(packed)
+        return work(item, *before)
+    except RequantError as error:
+        return _Failure(error)
+    except BaseException as error:  # noqa: BLE001, it is raised where the result goes
+        return _Failure(None, _said(error))
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {printable(' '.join(str(error).split()))[:500]}".rstrip(": ")
 
 
 def _dask() -> Any:

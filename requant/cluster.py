@@ -96,7 +96,7 @@ class Cluster:
                 yield step.result
 
     def run(self, steps: Iterable[Step]) -> Generator[Step, None, None]:
-        """The steps in their order, each with its result; the first error in that order is raised.
+        """The steps in their order, each with its result; the first error of the work in that order is raised.
 
         Four steps for each thread of a worker are taken and under way at a time. Without workers it waits until some
         come. Close the generator where it may be left early. Raises what the work raises if it is a RequantError;
@@ -166,8 +166,8 @@ class Cluster:
                 step.error = self._failed(step, result)
             else:
                 step.result = result
-        elif status == "error":
-            step.error, step.is_done = self._given_up(step, step.future.exception()), True
+        elif status == "error":  # not in its turn: what comes before may be waiting for a worker that lives
+            raise self._given_up(step, step.future.exception())
         elif status in ("cancelled", "lost"):
             raise self._lost()
         else:  # its result went with a worker that died just now, and it is carried out again

@@ -63,6 +63,7 @@ def convert(
     journal: Journal | None = None,
     asked: Mapping[str, Any] | None = None,
     extras: Sequence[Path] = (),
+    keep: bool = False,
     record: Callable[[Conversion], None] = lambda _: None,
     progress: Callable[[int], None] = lambda _: None,
     tell: Tell = lambda _: None,
@@ -74,8 +75,8 @@ def convert(
     the journal goes. `progress` is called, in the calling thread, with the bytes of each finished chunk, `n_steps` in
     all, `tell` with what became of an earlier run. `losses` are those that the plan was made from, compared with what
     is given here. journal: of `out`, where the caller has claimed it, with `asked`, which must be the same in a run
-    that goes on, and `extras`, files that go when it does. cluster: its workers do all that is long, and must share the
-    storage of source and output; the bytes are the same.
+    that goes on, `extras`, files that go when it does, and `keep` for a plan that took long to make. cluster: its
+    workers do all that is long, and must share the storage of source and output; the bytes are the same.
 
     Raises BadInput for a plan or imatrix that does not fit the source, OutputRefused, InputOutputError, SourceChanged,
     and NumericFault for weights that are not finite or do not survive in their type.
@@ -88,7 +89,8 @@ def convert(
     with contextlib.ExitStack() as stack:
         held = journal or stack.enter_context(claim(out))
         head = _head(source, plan, imatrix, asked)
-        output = stack.enter_context(Output(paths, layouts, head, held, force=force, inputs=inputs, extras=extras))
+        how: dict[str, Any] = {"force": force, "inputs": inputs, "extras": extras, "keep": keep}
+        output = stack.enter_context(Output(paths, layouts, head, held, **how))
         for note in output.notes:
             tell(note)
         codec.warm_up(formats_used(plan))
@@ -103,7 +105,8 @@ def convert(
                 check = partial(verify_source, threads=threads, cluster=cluster, progress=progress)
                 _verify(output, source, made, check)
             output.publish()
-        made = replace(made, notes=(*notes, *output.warnings))
+        odd = [line for t in tensors if t.odd is not None for line in t.odd.notes(t.name)]
+        made = replace(made, notes=(*notes, *odd, *output.warnings))
         record(made)
         output.finish()
     return made

@@ -171,6 +171,8 @@ def _product(statistics: Imatrix, tensor: SourceTensor) -> Information:
 def cannot_run(source: Source) -> BadInput | None:
     """Why the model cannot be run, and so has no gradients, or None."""
     require_model(source)
+    for name, why in source.kept.items():
+        return BadInput(source.path, f"tensor '{brief(name)}' is no good to compute with: {why}")
     try:
         read_architecture(source)
     except BadInput as error:
@@ -340,7 +342,7 @@ def _with_losses(
 ) -> TensorLosses:
     found, skipped = [surveyed.candidates[0]], dict(surveyed.skipped)
     for candidate, fmt, loss, error in zip(surveyed.candidates[1:], formats, totals, errors, strict=True):
-        fault = codec.gate(error, fmt)
+        fault = codec.gate(error, fmt, surveyed.n_weights)
         if fault is None:
             found.append(replace(candidate, loss=float(loss), rmse=codec.relative_error(error)))
         else:

@@ -57,8 +57,8 @@ class Entry:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no matrix saw a token: such an entry says nothing."""
-        return self.n_uncovered == len(self.counts)
+        """Whether no matrix saw a token, or none but zeros: such an entry says nothing."""
+        return self.n_uncovered == len(self.counts) or not self.importance.any()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +224,10 @@ def _read_gguf(path: Path, descriptor: int, n_bytes: int) -> Imatrix:
     if lone is not None:
         raise BadInput(path, f"entry '{brief(lone.removesuffix(COUNTS))}' has counts, but no sums")
     entries = {name: _gguf_entry(path, descriptor, header, tensors, name) for name in names}
+    if all(entry.is_empty for entry in entries.values()):
+        raise BadInput(path, "holds no importance: no token is behind any entry", got=f"{len(entries)} entries")
     datasets = header.metadata.get("imatrix.datasets")
-    chunks, size = (header.metadata.get(f"imatrix.chunk_{what}") for what in ("count", "size"))
-    size = size if isinstance(size, int) else None
-    chunks = chunks if isinstance(chunks, int) else None
+    chunks, size = (_u32(header.metadata.get(f"imatrix.chunk_{what}")) for what in ("count", "size"))
     lookup = None
     if LOOKUP + GRADIENTS in tensors and chunks and size:
         info = tensors[LOOKUP + GRADIENTS]
@@ -245,6 +245,11 @@ def _read_gguf(path: Path, descriptor: int, n_bytes: int) -> Imatrix:
     )
 
 
+def _u32(value: object) -> int | None:
+    """A count that llama-imatrix could have written; None for anything else."""
+    return value if type(value) is int and 0 <= value < 2**32 else None
+
+
 def _gguf_entry(path: Path, descriptor: int, header: Header, tensors: Mapping[str, TensorInfo], name: str) -> Entry:
     what = f"entry '{brief(name)}'"
     if name + COUNTS not in tensors:
@@ -255,17 +260,14 @@ def _gguf_entry(path: Path, descriptor: int, header: Header, tensors: Mapping[st
         raise BadInput(path, f"{what} has no sums", got=0)
     if counts.n_weights not in (1, n_matrices) or counts.n_weights == 0:
         raise BadInput(path, f"{what} has the wrong number of counts", got=counts.n_weights, limit=f"{n_matrices} or 1")
-    for info in (sums, counts):
-        if info.type_id != _F32:
-            raise BadInput(path, f"tensor '{brief(info.name)}' has the wrong type", got=info.format.name, limit="F32")
     n_tokens = _checked(path, f"{what}, counts", _read_floats(path, descriptor, header, counts))
     total = _checked(path, what, _read_floats(path, descriptor, header, sums)).reshape(n_matrices, sums.n_per_row)
     n_tokens = np.broadcast_to(n_tokens, n_matrices).astype(np.float32)
     gradients = None
     if name + GRADIENTS in tensors:
         info = tensors[name + GRADIENTS]
-        if info.type_id != _F32 or info.n_rows != n_matrices or not info.n_weights:
-            raise BadInput(path, f"tensor '{brief(info.name)}' has the wrong type or shape", got=list(info.shape))
+        if info.n_rows != n_matrices or not info.n_weights:
+            raise BadInput(path, f"tensor '{brief(info.name)}' has the wrong shape", got=list(info.shape))
         gradients = _checked(path, f"{what}, gradients", _read_floats(path, descriptor, header, info))
         gradients = gradients.reshape(n_matrices, info.n_per_row)
     entry = entry_of(total, n_tokens, gradients)
@@ -282,6 +284,9 @@ def entry_of(sums: Floats, counts: Floats, gradients: Floats | None = None) -> E
 
 
 def _read_floats(path: Path, descriptor: int, header: Header, info: TensorInfo) -> Floats:
+    if info.type_id != _F32:
+        what = f"tensor '{brief(info.name)}' has the wrong type"
+        raise BadInput(path, what, got=info.format.name, limit="F32")
     values = np.empty(info.n_weights, dtype="<f4")  # the header's check: the file is that long
     read_into(path, descriptor, values.data.cast("B"), header.data_start + info.offset)
     return values

@@ -321,8 +321,8 @@ def _plan_record(raw: dict[str, Any], recorded: object, path: object) -> Plan:
     if any(c.device not in DEVICES for c in plan.choices):
         raise BadInput(path, f"device must be one of {', '.join(DEVICES)}")
     _check_started(plan, path)
-    if plan.timing is not None and not (plan.timing.gpu > 0 and plan.timing.cpu > 0):
-        raise BadInput(path, "the bandwidths of timing must be above 0")
+    if plan.timing is not None and min(plan.timing.gpu, plan.timing.cpu) < 1:
+        raise BadInput(path, "the bandwidths of timing must be at least 1 byte per second")
     choices = tuple(
         replace(c, n_bytes=_n_bytes(c.type, c.shape, f"choices[{i}]", path)) for i, c in enumerate(plan.choices)
     )

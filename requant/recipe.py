@@ -196,10 +196,11 @@ def _typed(source: Source, types: Mapping[str, str], method: str, allow_requanti
     notes = check_requantization(source, surveyed, allow_requantize)
     choices = []
     for tensor, known in zip(source.tensors, surveyed, strict=True):
-        wanted = types.get(tensor.name, tensor.format.name)
+        wanted = tensor.format.name if tensor.name in source.kept else types.get(tensor.name, tensor.format.name)
         fmt = tensor.format if not is_below(wanted, tensor.format.name) else by_name(wanted)
         assert fmt is not None
-        reason = None if tensor.name in types else known.reason or "nothing says what it should be"
+        free = tensor.name in types and tensor.name not in source.kept
+        reason = None if free else known.reason or "nothing says what it should be"
         device = "gpu" if known.on_gpu else "cpu"
         place = tensor.name, known.role, known.layer, tensor.shape, tensor.format.name
         choices.append(Choice(*place, fmt.name, fmt.n_bytes(tensor.n_weights), 0.0, 0.0, device, reason))

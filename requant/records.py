@@ -8,7 +8,6 @@ name in small letters.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
@@ -25,6 +24,8 @@ from requant.units import format_size
 
 _SUGGESTED = 50  # more words than ggml has types
 _LINE = 160  # characters of a JSON value that is kept on one line
+_BLOCK = 1 << 18  # bytes read at once
+_MAX_FLOAT = 1e100
 _MAX_FILE = 1 << 28  # bytes; 1000 tensors x 30 types are about 4 MiB
 
 
@@ -32,7 +33,9 @@ def read_text(path: Path) -> str:
     """The text of the file at `path`. Raises BadInput where it is huge or no UTF-8, InputOutputError."""
     try:
         with path.open("rb") as file:
-            data = file.read(_MAX_FILE + 1)
+            data = bytearray()
+            while len(data) <= _MAX_FILE and (part := file.read(_BLOCK)):  # asked for all, it takes that much memory
+                data += part
     except OSError as error:
         raise InputOutputError(path, f"cannot be read: {error.strerror}") from error
     if len(data) > _MAX_FILE:
@@ -141,7 +144,7 @@ def value_of(kind: Any, raw: Any, where: str, path: object) -> Any:
         return {key: value_of(args[1], item, f"{where}.{brief(key)}", path) for key, item in raw.items()}
     if isinstance(kind, type) and issubclass(kind, IntEnum):
         names = {member.name.lower(): member for member in kind}
-        if raw not in names:
+        if not isinstance(raw, str) or raw not in names:
             raise _wrong(where, f"one of {', '.join(names)}", raw, path)
         return names[raw]
     if kind is not Any and not _SCALARS[kind][1](raw):
@@ -153,11 +156,8 @@ _SCALARS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     str: ("a string", lambda x: isinstance(x, str)),
     bool: ("true or false", lambda x: isinstance(x, bool)),
     int: ("a whole number from 0 to 2^63", lambda x: type(x) is int and 0 <= x < 2**63),
-    # an int beyond 2^63 has no use here and might not fit a float
-    float: (
-        "a finite number, 0 or above",
-        lambda x: type(x) in (int, float) and 0 <= x < (2**63 if type(x) is int else math.inf),
-    ),
+    # products and quotients of a few such figures are finite too
+    float: ("a finite number from 0 to 1e100", lambda x: type(x) in (int, float) and 0 <= x <= _MAX_FLOAT),
 }
 
 

@@ -23,6 +23,7 @@ from requant.container.cursor import quoted
 from requant.container.output import Output
 from requant.container.shared import Origin, Reader, Unfinished, Writer, origins_of, unfinished_of
 from requant.container.source import Source
+from requant.conversion import Odd
 from requant.errors import InputOutputError, NumericFault
 from requant.writing import NOT_AS_RECORDED, Tell, Written, lines_by_piece, recorded, written_here
 
@@ -61,6 +62,7 @@ class _Wrote:
 
     sha256: str
     errors: tuple[float, ...] | None
+    odd: Odd
     is_new: bool
 
 
@@ -156,11 +158,11 @@ def _written(about: tuple[Piece, Written | None], found: _Wrote, tell: Tell) -> 
     piece, before = about
     if before is not None and found.is_new:
         tell(NOT_AS_RECORDED.format(quoted(piece.name)))
-    errors = None if found.errors is None else np.array(found.errors)
-    if before is not None and not found.is_new:
-        errors = before.errors
     whole = found.sha256 if piece.is_last and not piece.number else None
-    return Written(piece, found.sha256, errors, whole, is_new=found.is_new)
+    if before is not None and not found.is_new:
+        return replace(before, tensor_sha256=whole)
+    errors = None if found.errors is None else np.array(found.errors)
+    return Written(piece, found.sha256, errors, found.odd, whole)
 
 
 def _write(task: _Task) -> _Wrote:
@@ -172,18 +174,20 @@ def _write(task: _Task) -> _Wrote:
             for chunk in piece.chunks:
                 digest.update(read_chunk(output, chunk).data.reshape(-1).data)
             if digest.hexdigest() == task.sha256:
-                return _Wrote(task.sha256, None, is_new=False)
-        digest, errors = hashlib.sha256(), np.zeros(4)
+                return _Wrote(task.sha256, None, Odd(), is_new=False)
+        digest, errors, odd = hashlib.sha256(), np.zeros(4), Odd()
         try:
             for chunk in piece.chunks:
                 done = write_chunk(source, output, chunk)
                 digest.update(done.data.reshape(-1).data)
                 errors += 0 if done.errors is None else done.errors
+                odd += done.odd
         finally:
             source.check_unchanged()  # numbers that make no sense may come from a file that is being replaced
         with naming(piece.job):
             output.sync()
-    return _Wrote(digest.hexdigest(), None if piece.job.choice.copied else tuple(errors.tolist()), is_new=True)
+    figures = None if piece.job.choice.copied else tuple(errors.tolist())
+    return _Wrote(digest.hexdigest(), figures, odd, is_new=True)
 
 
 def _digest(tensor: _Tensor, *wrote: _Wrote) -> str:

@@ -163,7 +163,7 @@ def test_faults_of_the_source_are_told_as_they_are_here(tmp_path, cluster):
     faults = []
     with open_source(path) as source:
         for n, workers in enumerate((None, cluster)):
-            with pytest.raises(NumericFault, match=r"'blk.0.attn_q.weight' is not finite at weight 4357") as caught:
+            with pytest.raises(NumericFault, match=r"'blk.0.attn_q.weight' is not finite: 1 of 6144 weights, the first at weight 4357") as caught:
                 made(source, tmp_path / str(n), cluster=workers)
             faults.append(caught.value)
     assert str(faults[0]) == str(faults[1]) and faults[1].path == str(path) and math.isnan(faults[1].got)

@@ -111,6 +111,7 @@ class Work:
                 journal=self.journal,
                 asked=self.asked,
                 extras=(self.measured,),
+                keep=job.scores,
                 record=record,
                 progress=advance,
                 tell=messages.tell,

@@ -188,6 +188,12 @@ class Job:
     statistics: tuple[Statistics, str] | None = None  # the importance matrix was measured, on that text
     cluster: Cluster | None = None
 
+    @property
+    def scores(self) -> bool:
+        """Whether a plan takes scoring, which may take hours."""
+        others = (self.plan_file, self.type_name, self.preset, self.losses)
+        return self.wishes.has_budget and all(other is None for other in others)
+
     def planned(self, *, weigh: bool = False, measure: int | None = None) -> tuple[Plan, Job]:
         """The plan of the file, for the one type, or for the budget, then scored if no losses are given.
 

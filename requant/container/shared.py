@@ -10,10 +10,10 @@ import functools
 import hashlib
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from requant.container.files import irregular, open_regular, read_into, write_from
 from requant.container.part import BLANK
@@ -26,6 +26,25 @@ if TYPE_CHECKING:
 _HINT = "source and output must be on storage that driver and workers share, under the same path"
 
 
+class Readable(Protocol):
+    """What rows are read from: a Source, or one file of it on another machine."""
+
+    @property
+    def path(self) -> Path:
+        """The file, or the first of them."""
+
+    @property
+    def files(self) -> Sequence[Path] | Mapping[int, Path]:
+        """Its files by number."""
+
+    @property
+    def kept(self) -> Container[str]:
+        """Tensors that stay as they are whatever they hold."""
+
+    def read_rows(self, tensor: SourceTensor, first_row: int, n_rows: int) -> np.ndarray:
+        """As `Source.read_rows`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """A file of a source, which is the `index`-th of them, as the driver opened it."""
@@ -36,6 +55,7 @@ class Origin:
     mtime_ns: int
     data_start: int
     header_sha256: str
+    kept: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +71,15 @@ class Unfinished:
 def origins_of(source: Source) -> tuple[Origin, ...]:
     """The files of `source`, for others."""
     return tuple(
-        Origin(f.path.absolute(), i, f.status.st_size, f.status.st_mtime_ns, f.header.data_start, f.header.sha256)
+        Origin(
+            path=f.path.absolute(),
+            index=i,
+            size=f.status.st_size,
+            mtime_ns=f.status.st_mtime_ns,
+            data_start=f.header.data_start,
+            header_sha256=f.header.sha256,
+            kept=tuple(source.kept),
+        )
         for i, f in enumerate(source.opened)
     )
 
@@ -68,6 +96,7 @@ class Reader:
     def __init__(self, origin: Origin) -> None:
         self.path, self._origin = origin.path, origin
         self.files: Mapping[int, Path] = {origin.index: origin.path}
+        self.kept = origin.kept
         try:
             self._descriptor = open_regular(origin.path)
         except BadInput as error:  # no fault of the file's: this machine sees another storage

@@ -96,7 +96,8 @@ class Source:
     """An open model. Use as a context manager: leaving it closes the files.
 
     `path` is the file, or its first shard; `metadata` is that file's, split.* keys included; `tensors` are in
-    file order; `header_sha256` identifies all the headers; `warnings` are lines for the user.
+    file order; `header_sha256` identifies all the headers; `warnings` are lines for the user; `kept` says of tensors
+    that must stay as they are, not finite as they may be, why (finite.keep_nonfinite).
     """
 
     path: Path
@@ -107,6 +108,7 @@ class Source:
     opened: tuple[SourceFile, ...]
     _by_name: dict[str, SourceTensor] = field(repr=False)
     _closed: bool = False
+    kept: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ from conversions import half, small_model
 from requant.cli import stages
 from requant.container import output as output_module
 from requant.container.source import open_source
+from requant.errors import InputOutputError
 
 # every tensor is on disk at once, and the process is gone after so many of them
 KILLED = """
@@ -58,6 +59,29 @@ def test_a_killed_run_goes_on_with_the_plan_and_the_importance_it_had(capsys, tm
     ran = run(capsys, "convert", TINY, out, *words)
     assert ran.code == 0 and "requant: resuming " in ran.err
     assert contents(folder) == whole
+
+
+@pytest.mark.parametrize("way", ["killed", "full"])
+def test_a_plan_that_took_scoring_outlives_a_run_that_wrote_nothing(capsys, tmp_path, monkeypatch, way):
+    words = ["--bpw", "4.5", "--windows", "1", "--window", "64"]
+    whole = reference(capsys, tmp_path / "whole", *words)
+    folder = tmp_path / "again"
+    folder.mkdir()
+    out = folder / "out.gguf"
+    if way == "killed":
+        killed(0, "convert", TINY, out, *words)
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(output_module, "check_space", no_space)
+            assert run(capsys, "convert", TINY, out, *words).code == 6
+        assert names(folder) == ["out.gguf.part.imatrix", "out.gguf.part.journal"]
+    monkeypatch.setattr(stages, "score", None)
+    assert run(capsys, "convert", TINY, out, *words).code == 0
+    assert contents(folder) == whole
+
+
+def no_space(folder, *_):
+    raise InputOutputError(folder, "needs more")
 
 
 def test_another_command_is_refused_and_told_what_differs(capsys, tmp_path):

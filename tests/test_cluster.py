@@ -25,7 +25,7 @@ from requant.container.source import open_source
 from requant.container.splitting import Splitting
 from requant.convert import convert
 from requant.errors import InputOutputError, NumericFault, SourceChanged, UsageError
-from requant.formats import FORMATS
+from requant.formats import by_name
 from requant.imatrix import read_imatrix
 
 pytest.importorskip("distributed", reason="Dask is not installed")
@@ -57,7 +57,7 @@ def _small(monkeypatch):
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory):
-    warm_up(fmt for fmt in FORMATS.values() if fmt.can_encode)  # for the workers too, who find them in the cache
+    warm_up(by_name(name) for name in ("F32", "F16", "Q2_K", "Q4_0", "Q8_0", *TYPES))  # workers find them in the cache
     with Machines(tmp_path_factory.mktemp("machines"), 3) as machines:
         yield machines
 
@@ -163,7 +163,7 @@ def test_faults_of_the_source_are_told_as_they_are_here(tmp_path, cluster):
     faults = []
     with open_source(path) as source:
         for n, workers in enumerate((None, cluster)):
-            with pytest.raises(NumericFault, match=r"'blk.0.attn_q.weight' is not finite: 1 of 6144 weights, the first at weight 4357") as caught:
+            with pytest.raises(NumericFault, match="1 of 6144 weights, the first at weight 4357") as caught:
                 made(source, tmp_path / str(n), cluster=workers)
             faults.append(caught.value)
     assert str(faults[0]) == str(faults[1]) and faults[1].path == str(path) and math.isnan(faults[1].got)

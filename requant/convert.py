@@ -36,7 +36,7 @@ from requant.outline import formats_used, importance_of, jobs_of, notes_on, outp
 from requant.plan import Losses, Plan
 from requant.pool import in_order, n_threads
 from requant.provenance import imatrix_used
-from requant.verify import Verification, verify_source
+from requant.verify import verify_source
 from requant.workers import peaks_there, written_there
 from requant.writing import Tell, Written, converted, written_here
 
@@ -94,16 +94,14 @@ def convert(
         for note in output.notes:
             tell(note)
         codec.warm_up(formats_used(plan))
-        jobs = jobs_of(source, plan, layouts, importance)
-        run = _strategy(cluster, threads, progress, tell)
-        tensors = _write(source, plan, output, _with_scales(source, plan, jobs, threads, cluster), run)
+        jobs = _with_scales(source, plan, jobs_of(source, plan, layouts, importance), threads, cluster)
+        tensors = _write(source, plan, output, jobs, _strategy(cluster, threads, progress, tell))
         made = _conversion(output, plan, imatrix, tensors)
         source.check_unchanged()
         if not output.is_published:
             output.seal()
             if verified:
-                check = partial(verify_source, threads=threads, cluster=cluster, progress=progress)
-                _verify(output, source, made, check)
+                _verify(output, source, made, threads=threads, cluster=cluster, progress=progress)
             output.publish()
         odd = [line for t in tensors if t.odd is not None for line in t.odd.notes(t.name)]
         made = replace(made, notes=(*notes, *odd, *output.warnings))
@@ -196,10 +194,10 @@ def _write(source: Source, plan: Plan, output: Output, jobs: Sequence[Job], run:
     return tuple(found[t.name] for layout in output.layouts for t in layout.tensors)
 
 
-def _verify(output: Output, source: Source, made: Conversion, verify: Callable[..., Verification]) -> None:
+def _verify(output: Output, source: Source, made: Conversion, **how: Any) -> None:
     """Raise InputOutputError where the sealed output does not read back as it was written."""
     with open_files(output.part_files) as target:
-        found = verify(target, source=source, made=made)
+        found = verify_source(target, source=source, made=made, **how)
     if not found.ok:
         what = f"does not read back as it was written: {found.findings[0]}"
         raise InputOutputError(output.part_files[0], what, hint="check the disk, then run it again")

@@ -168,6 +168,7 @@ def _verify(output: Output, source: Source, made: Conversion, threads: int, prog
     with open_files(output.part_files) as target:
         found = verify_source(target, source=source, made=made, threads=threads, progress=progress)
     if not found.ok:
+        source.check_unchanged()
         what = f"does not read back as it was written: {found.findings[0]}"
         raise InputOutputError(output.part_files[0], what, hint="check the disk, then run it again")
 

@@ -101,6 +101,7 @@ def convert(
             imatrix_sha256=None if used is None else used.sha256,
             plan=plan,
             tensors=tensors,
+            notes=tuple(notes),
         )
         source.check_unchanged()
         if not output.is_published:
@@ -108,10 +109,9 @@ def convert(
             if verified:
                 _verify(output, source, made, threads, progress)
             output.publish()
-        made = replace(made, notes=(*notes, *output.warnings))
-        record(made)
+        record(made)  # without the warnings: they are of the place, and those of an earlier run would be lost
         output.finish()
-    return made
+    return replace(made, notes=(*notes, *output.warnings))
 
 
 def n_steps(source: Source, plan: Plan, *, verified: bool = True) -> int:

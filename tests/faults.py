@@ -21,6 +21,7 @@ _MODULES = {"flock": fcntl, "open": io}  # open: what Path.open calls; all other
 _BY_DESCRIPTOR = {
     *("pread", "preadv", "pwrite", "fsync", "fdatasync", "posix_fallocate", "ftruncate", "flock", "fstat"),
 }
+_NAMES = {"os": os, "resource": resource, "signal": signal, "time": time, "Path": Path}
 
 # pieces of a few rows, each flushed as it comes, so that the smallest model has many records
 SMALL = {"requant.container.output.COMMIT_BYTES": 1, "requant.chunks.CHUNK_WEIGHTS": 1024}
@@ -32,7 +33,7 @@ class Fault:
     """What happens at the `nth` call of `call` for a file whose path has `on` (a regular expression) in it.
 
     error: the name of the errno that the call fails with; `always` from then on, else once. do: Python that is run
-    before the call, where `path` is the file's, `part` the number of bytes of a call that writes.
+    before the call, where `path` is the file's.
     """
 
     call: str
@@ -58,7 +59,7 @@ class Count:
 def _path(fault, arguments):
     if fault.call in _BY_DESCRIPTOR:
         with contextlib.suppress(OSError):
-            return os.readlink(f"/proc/self/fd/{arguments[0]}")
+            return os.readlink(f"/proc/self/fd/{arguments[0]}")  # noqa: PTH115
         return ""
     if fault.call in ("link", "replace", "rename"):
         return os.fsdecode(arguments[1])
@@ -71,8 +72,7 @@ def _faulty(fault, real, count):
         if re.search(fault.on, path):
             n = count.next()
             if n == fault.nth and fault.do is not None:
-                names = {"path": path, "os": os, "signal": signal, "resource": resource, "time": time}
-                exec(fault.do, names | {"arguments": arguments, "real": real})
+                exec(fault.do, _NAMES | {"path": path})
             if fault.error is not None and (n == fault.nth or (fault.always and n > fault.nth)):
                 number = getattr(errno, fault.error)
                 raise OSError(number, os.strerror(number), path or None)

@@ -98,6 +98,8 @@ class Output:
         with contextlib.suppress(RequantError):
             if isinstance(error, SourceChanged):
                 self.journal.append([{_INVALID: error.what}])
+                for part in self._parts:
+                    part.blank()  # sealed, it would not be taken for an unfinished output
             elif not self.is_published:
                 self.flush()
         self._leave()
@@ -183,7 +185,7 @@ class Output:
         if resumes(self.journal, self._head, self.paths[0]):
             self._go_on()
             return
-        if past.n_dropped and past.head is None:
+        if past.n_dropped:
             self.notes.append("the journal of an unfinished output was damaged; all of it is made again")
         for record in past.records:
             if _INVALID in record:

@@ -70,12 +70,10 @@ def exit_code_of(command: Callable[[], object]) -> int:
     except Stopped as stop:
         _state["stopped"] = True
         return _stopped(stop.number)
-    except MemoryError as error:
-        return _failed(_out_of_memory(error), InputOutputError.exit_code)
-    except RuntimeError as error:
-        if str(error) != _NO_THREAD:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and str(error) != _NO_THREAD:
             raise
-        return _failed(f"no more threads can be started; {_SPARE}", InputOutputError.exit_code)
+        return _failed(_exhausted(error), InputOutputError.exit_code)
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         return _failed(f"{where}{error.strerror or error}", InputOutputError.exit_code)
@@ -199,10 +197,12 @@ def _failed(message: str, code: int) -> int:
     return code
 
 
-def _out_of_memory(error: MemoryError) -> str:
-    """What was needed, where NumPy says it, and the limit, where one is set."""
+def _exhausted(error: MemoryError | RuntimeError) -> str:
+    """What there is no more of: threads, or memory, with what was needed, where NumPy says it, and any limit."""
     import resource
 
+    if not isinstance(error, MemoryError):
+        return f"no more threads can be started; {_SPARE}"
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     figures = [f"got {error}"] if str(error) else []
     figures += [] if limit == resource.RLIM_INFINITY else [f"limit {format_size(limit)}, ulimit -v"]

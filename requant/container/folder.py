@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -15,7 +16,9 @@ def sync_folder(path: Path) -> bool:
     """Wait until the names in the folder are on disk; whether that could be done. Raises InputOutputError."""
     try:
         folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
-    except OSError:
+    except OSError as error:
+        if error.errno not in {errno.EACCES, errno.EPERM}:
+            raise InputOutputError(path, f"cannot be opened: {error.strerror}") from error
         return False  # a folder that may be written but not read; the file itself is safe
     try:
         os.fsync(folder)

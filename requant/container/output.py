@@ -148,11 +148,13 @@ class Output:
         self.is_published = True
 
     def finish(self) -> None:
-        """Remove the journal, once whatever else belongs to the published output is there too."""
+        """Remove the journal, once whatever else belongs to the published output is there too, and on disk."""
+        sync_folder(self.journal.path.parent)
         for path in self._extras:
             path.unlink(missing_ok=True)
         self.journal.remove()
-        sync_folder(self.journal.path.parent)
+        with contextlib.suppress(InputOutputError):  # a journal that comes back is removed by the next run
+            sync_folder(self.journal.path.parent)
 
     def _is_in_place(self) -> bool:
         """Whether an earlier run has put every file in place; where only some, they are unfinished again."""

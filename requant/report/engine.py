@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from requant.errors import printable
 from requant.plan import Plan
 from requant.runtime import engine_named, expert_patterns, is_prefix
 
@@ -23,6 +24,7 @@ def start_command(plan: Plan, out: Path) -> str:
 
     Without a budget in VRAM or RAM the plan says nothing of context, batch and cache, and neither does the line.
     """
+    out = Path(printable(str(out)))  # a name that speaks to terminals cannot be pasted anyway
     family = engine_named(plan.runtime.get("engine")).family
     make = {"ollama": _modelfile, "koboldcpp": _koboldcpp, "sharpinference": _sharpinference}.get(family)
     if make is not None:

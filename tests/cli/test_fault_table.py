@@ -260,7 +260,12 @@ NUMBERS = [
         again=None,
     ),
     Row(
-        *("row and block", "forced by a plan", 3, (r"choices\[1\] cannot be Q4_K \(got shape \[96, 24\], limit .* 256",)),
+        *(
+            "row and block",
+            "forced by a plan",
+            3,
+            (r"choices\[1\] cannot be Q4_K \(got shape \[96, 24\], limit .* 256",),
+        ),
         given=forcing,
         words=("--plan", "plan.json"),
         type=None,

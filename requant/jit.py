@@ -22,6 +22,7 @@ from requant.errors import printable
 
 _config: Any = numba.config
 _DIGEST_BYTES = 32
+_said: set[str] = set()
 # what a damaged file raises, or one of other versions of what is pickled in it
 _DAMAGED = (
     pickle.UnpicklingError,
@@ -92,7 +93,10 @@ def _cache_folder() -> Path | None:
 
 
 def _warn(what: str) -> None:
-    warnings.warn(what, RuntimeWarning, stacklevel=1)  # one place, so that the same is said once
+    """Say it once: Numba makes Python forget what was said while it compiles."""
+    if what not in _said:
+        _said.add(what)
+        warnings.warn(what, RuntimeWarning, stacklevel=1)
 
 
 CACHE_FOLDER = _cache_folder()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from requant import codec
 from requant.codec import Bytes, Floats
-from requant.errors import NumericFault, UsageError, printable
+from requant.errors import NumericFault, UsageError, brief
 from requant.formats import FORMATS, BlockFormat, Effort, by_name
 from requant.pool import in_order, n_threads
 from requant.records import suggest
@@ -34,7 +35,7 @@ def quantize(
     multiplies by one.
 
     Raises UsageError for a type, shape, importance or effort that makes no sense, NumericFault for weights that are
-    not finite or a row that does not survive in the type.
+    not finite, a row that does not survive in the type, or an error of all that is far beyond what is usual for it.
     """
     fmt, level, x = _format(type_name), _effort(effort), np.asarray(array)
     if x.dtype.kind not in "fiub" or not x.ndim or not x.shape[-1] or not fmt.divides(x.shape[-1]):
@@ -45,14 +46,19 @@ def quantize(
     rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
     weights = None if importance is None else _importance(importance, x.shape)
     n = len(rows) if weights is None else len(rows) // len(weights)  # rows of a matrix
-    out = np.empty((len(rows), fmt.n_bytes(rows.shape[1])), np.uint8)
+    out, errors = np.empty((len(rows), fmt.n_bytes(rows.shape[1])), np.uint8), np.empty((len(rows), 4))
 
     def encode(first: int, stop: int) -> None:
         own = None if weights is None else weights[first // n]
-        out[first:stop] = _encoded(rows[first:stop].astype(np.float32), fmt, own, level, first)
+        part = _finite(rows[first:stop], rows, first)
+        out[first:stop] = codec.quantize(part, fmt, own, level)
+        errors[first:stop] = codec.row_errors(part, codec.dequantize(out[first:stop], fmt), own)
 
     codec.warm_up([fmt])
     _in_parts(encode, len(rows), n, rows.shape[1], threads)
+    fault = codec.gate(errors, fmt, rows.size)
+    if fault is not None:
+        raise NumericFault("array", f"does not survive as {fmt.name}: {fault}", hint="scale it, or take another type")
     return out.reshape(*x.shape[:-1], out.shape[1])
 
 
@@ -91,22 +97,17 @@ def _in_parts(work: Callable[[int, int], None], n_rows: int, n: int, n_per_row: 
         pass
 
 
-def _encoded(x: Floats, fmt: BlockFormat, importance: Floats | None, effort: Effort, first: int) -> Bytes:
-    """`x`, rows from `first` on, with the checks that a kernel leaves out."""
-    bad = codec.first_nonfinite(x)
-    if bad is not None:
-        row, column = divmod(bad, x.shape[1])
-        raise NumericFault("array", f"is not finite at row {first + row}, column {column}", got=float(x.flat[bad]))
-    data = codec.quantize(x, fmt, importance, effort)
-    errors = codec.row_errors(x, codec.dequantize(data, fmt), importance)
-    lost = codec.lost_row(errors)
-    if lost is not None:
-        relative = float(np.sqrt(errors[lost, 1] / errors[lost, 0]))
-        what = f"row {first + lost} does not survive as {fmt.name}: relative error"
-        raise NumericFault(
-            "array", what, got=f"{relative:.3g}", limit=codec.LOST, hint="scale it, or take another type"
-        )
-    return data
+def _finite(part: NDArray[Any], rows: NDArray[Any], first: int) -> Floats:
+    """`part`, of `rows` those from `first` on, as float32; raises NumericFault where it holds no numbers."""
+    with np.errstate(over="ignore"):  # beyond float32 is not finite
+        x = part.astype(np.float32)
+        bad = codec.first_nonfinite(x)
+        if bad is None:
+            return x
+        count = codec.count_nonfinite(rows.astype(np.float32))
+    row, column = divmod(bad, x.shape[1])
+    what = f"{count} of {rows.size} weights are not finite, the first at row {first + row}, column {column}"
+    raise NumericFault("array", what, got=float(x.flat[bad]))
 
 
 def _importance(importance: ArrayLike, shape: tuple[int, ...]) -> Floats:
@@ -125,7 +126,7 @@ def _importance(importance: ArrayLike, shape: tuple[int, ...]) -> Floats:
 def _format(type_name: str) -> BlockFormat:
     fmt = by_name(type_name)
     if fmt is None:
-        raise UsageError(f"'{printable(type_name)}' is not a ggml type; {suggest(type_name, _names())}")
+        raise UsageError(f"'{brief(type_name)}' is not a ggml type; {suggest(type_name, _names())}")
     return fmt
 
 
@@ -135,5 +136,5 @@ def _names() -> list[str]:
 
 def _effort(name: str) -> Effort:
     if name not in (known := [e.name.lower() for e in Effort]):
-        raise UsageError(f"effort must be one of {', '.join(known)}, not '{printable(name)}'")
+        raise UsageError(f"effort must be one of {', '.join(known)}, not '{brief(name)}'")
     return Effort[name.upper()]

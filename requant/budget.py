@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from requant.errors import UsageError, printable
+from requant.errors import UsageError, brief
 from requant.formats import FORMATS, by_name
 from requant.items import Item, items_of
 from requant.plan import LOSS_UNIT, Candidate, Limit, Losses, TensorLosses, Timing
@@ -85,7 +85,7 @@ def parse_type(text: str, option: str) -> str:
     fmt = by_name(text.strip())
     if fmt is None:
         names = [f.name for f in FORMATS.values()]
-        raise UsageError(f"{option}: '{printable(text)}' is not a ggml type; {suggest(text, names)}")
+        raise UsageError(f"{option}: '{brief(text)}' is not a ggml type; {suggest(text, names)}")
     return fmt.name
 
 
@@ -98,7 +98,7 @@ def parse_rule(text: str, option: str = "--tensor-type") -> Rule:
     """REGEX=TYPE; the type follows the last `=`. Raises UsageError."""
     pattern, equals, type_name = text.rpartition("=")
     if not equals or not pattern:
-        raise UsageError(f"{option}: '{printable(text)}' is not REGEX=TYPE")
+        raise UsageError(f"{option}: '{brief(text)}' is not REGEX=TYPE")
     _compile(pattern, option)
     return Rule(option, pattern, parse_type(type_name, option))
 
@@ -112,6 +112,18 @@ def constrain(losses: Losses, request: Request) -> Problem:
         for members, pattern in _groups(losses, request.groups, notes)
     ]
     return Problem(losses, request, tuple(items_of(losses, request, tied)), tuple(notes))
+
+
+def check_rules(losses: Losses, request: Request) -> None:
+    """Try the request's expressions on the names. Raises UsageError where one is none, or matches nothing.
+
+    Python matches without letting another thread go on, the one that hears signals included: called from the main
+    thread before `constrain` in another, this is where Ctrl-C ends an expression that takes for ever.
+    """
+    patterns = [(rule.pattern.lower(), rule.option) for rule in request.pins]
+    patterns += [(rule.pattern, rule.option) for rule in request.floors]
+    for pattern, option in (*patterns, *((group, "--group") for group in request.groups)):
+        _matching(pattern, option, losses)
 
 
 def allowed_candidates(losses: Losses, request: Request) -> list[tuple[Candidate, ...]]:
@@ -156,7 +168,7 @@ def _compile(pattern: str, option: str) -> re.Pattern[str]:
             warnings.simplefilter("error", FutureWarning)
             return re.compile(pattern)
     except (re.error, FutureWarning, OverflowError, RecursionError) as error:
-        raise UsageError(f"{option}: '{printable(pattern)}' is not a regular expression: {error}") from error
+        raise UsageError(f"{option}: '{brief(pattern)}' is not a regular expression: {error}") from error
 
 
 def _matching(pattern: str, option: str, losses: Losses) -> dict[int, re.Match[str]]:
@@ -167,8 +179,8 @@ def _matching(pattern: str, option: str, losses: Losses) -> dict[int, re.Match[s
     if not free:
         what = "matches only tensors that stay as they are" if every else "matches no tensor"
         example = next((t.name for t in losses.tensors if t.reason is None), "")
-        hint = f"names look like {printable(example)}" if example else "no tensor of this model can be quantized"
-        raise UsageError(f"{option}: '{printable(pattern)}' {what}; {hint}")
+        hint = f"names look like {brief(example)}" if example else "no tensor of this model can be quantized"
+        raise UsageError(f"{option}: '{brief(pattern)}' {what}; {hint}")
     return free
 
 
@@ -184,7 +196,7 @@ def _check_types(losses: Losses, request: Request) -> None:
 
 def _why_not(reason: str | None) -> str:
     return (
-        "was not scored: score again with it in --types" if reason is None else f"cannot be used: {printable(reason)}"
+        "was not scored: score again with it in --types" if reason is None else f"cannot be used: {brief(reason, 300)}"
     )
 
 
@@ -203,7 +215,7 @@ def _named_pins(losses: Losses, request: Request) -> dict[str, Rule]:
             hint = "; the embedding is the output too, use --token-embedding-type" if tied else ""
             raise UsageError(f"{option}: the model has no {name}{hint}")
         if (reason := present[name].reason) is not None:
-            raise UsageError(f"{option}: {name} stays as it is: {printable(reason)}")
+            raise UsageError(f"{option}: {name} stays as it is: {brief(reason, 300)}")
         pins[name] = Rule(option, name, type_name)
     return pins
 
@@ -218,7 +230,7 @@ def _allowed(
         return (_pinned(tensor, pin),)
     left = tuple(c for c in tensor.candidates if not types or c.type in types)
     if not left:
-        notes.append(f"{printable(tensor.name)} can have none of --types: all that were scored are considered")
+        notes.append(f"{brief(tensor.name)} can have none of --types: all that were scored are considered")
         left = tensor.candidates
     if floor is None:
         return left
@@ -227,7 +239,7 @@ def _allowed(
     least = Fraction(fmt.block_bytes, fmt.block_weights)
     above = tuple(c for c in left if c.type == tensor.source_type or c.n_bytes >= least * tensor.n_weights)
     if not above:
-        raise UsageError(f"{floor} leaves {printable(tensor.name)} none of {', '.join(c.type for c in left)}")
+        raise UsageError(f"{floor} leaves {brief(tensor.name)} none of {', '.join(c.type for c in left)}")
     return above
 
 
@@ -239,7 +251,7 @@ def _pinned(tensor: TensorLosses, pin: Rule) -> Candidate:
         reason = tensor.skipped.get(pin.type)
         if reason is None and not fmt.divides(tensor.shape[0]):
             reason = f"rows of {tensor.shape[0]} are no whole blocks of {fmt.block_weights}"
-        raise UsageError(f"{pin}: for {printable(tensor.name)}, {pin.type} {_why_not(reason)}")
+        raise UsageError(f"{pin}: for {brief(tensor.name)}, {pin.type} {_why_not(reason)}")
     return found
 
 
@@ -261,7 +273,7 @@ def _groups(losses: Losses, patterns: Sequence[str], notes: list[str]) -> list[t
             root[high] = low
             tied_by[low] = tied_by[low] or pattern
         if all(find(i) == i and root.count(i) == 1 for i in leaders.values()):
-            notes.append(f"--group '{printable(pattern)}' ties no two tensors together")
+            notes.append(f"--group '{brief(pattern)}' ties no two tensors together")
     members: dict[int, list[int]] = {}
     for index in range(len(root)):
         members.setdefault(find(index), []).append(index)
@@ -276,6 +288,6 @@ def _common_types(
     common = [name for name in by_type[0] if all(name in types for types in by_type)]
     if not common:
         tensors = [losses.tensors[m] for m in members]
-        names = ", ".join(printable(t.name) for t in tensors[:3]) + (", ..." if len(tensors) > 3 else "")
-        raise UsageError(f"--group '{printable(pattern)}': {names} have no allowed type in common")
+        names = ", ".join(brief(t.name) for t in tensors[:3]) + (", ..." if len(tensors) > 3 else "")
+        raise UsageError(f"--group '{brief(pattern)}': {names} have no allowed type in common")
     return [tuple(types[name] for types in by_type) for name in common]

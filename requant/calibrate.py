@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from requant.container.source import Source
-from requant.errors import InputOutputError, UsageError
+from requant.errors import UsageError
 from requant.imatrix import LOOKUP
+from requant.kept import keep, kept_sums
 from requant.model.forward.architecture import read_architecture
 from requant.model.forward.checkpoints import Checkpoints
 from requant.model.forward.layer import Layer
@@ -57,7 +56,8 @@ def calibrate(
     check_tokens(model, tokens)
     batch = _batch(model, tokens, max_memory, threads, gradients)
     identity = _identity(source, tokens, gradients)
-    done, statistics = _taken_up(kept, identity, tokens)
+    statistics = _taken_up(kept, identity, source, tokens)
+    done = statistics.n_tokens // tokens.shape[1]
     per_batch = n_steps(source, 1, gradients=gradients)
     progress(-(-done // batch) * per_batch)
     for first in range(done, len(tokens), batch):
@@ -66,7 +66,7 @@ def calibrate(
         run(model, part, first, statistics, _Running(threads, progress))
         statistics.n_tokens += part.size
         if kept is not None:
-            _keep(kept, identity, statistics)
+            keep(kept, identity, statistics)
     if kept is not None:
         kept.unlink(missing_ok=True)
     source.check_unchanged()
@@ -143,38 +143,8 @@ def _identity(source: Source, tokens: Tokens, gradients: bool) -> str:
     return json.dumps([source.header_sha256, files, digest, list(tokens.shape), gradients])
 
 
-def _keep(path: Path, identity: str, statistics: Statistics) -> None:
-    """Write the sums so far in one step."""
-    keys = [[name, expert, sums.count] for (name, expert), sums in statistics.matrices.items()]
-    head = json.dumps({"identity": identity, "n_tokens": statistics.n_tokens, "keys": keys})
-    arrays = {
-        f"{what}{i}": np.asarray(getattr(sums, what))
-        for i, sums in enumerate(statistics.matrices.values())
-        for what in ("inputs", "gradients")
-    }
-    part = path.with_name(f"{path.name}.new")
-    try:
-        with part.open("wb") as file:
-            np.savez(file, allow_pickle=False, head=np.frombuffer(head.encode(), np.uint8), **arrays)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputOutputError(path, f"cannot be written: {error.strerror}") from error
-
-
-def _taken_up(path: Path | None, identity: str, tokens: Tokens) -> tuple[int, Statistics]:
-    """Windows done and their sums: none where nothing of the same run was kept."""
-    fresh = 0, Statistics(0, tokens.shape[1])
-    if path is None or not path.exists():
-        return fresh
-    with (
-        contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile),
-        np.load(path, allow_pickle=False) as file,
-    ):
-        head = json.loads(file["head"].tobytes())
-        if head["identity"] == identity:
-            statistics = Statistics(head["n_tokens"], tokens.shape[1])
-            for i, (name, expert, count) in enumerate(head["keys"]):
-                statistics.matrices[name, expert] = Sums2(count, file[f"inputs{i}"], file[f"gradients{i}"])
-            return statistics.n_tokens // tokens.shape[1], statistics
-    return fresh
+def _taken_up(path: Path | None, identity: str, source: Source, tokens: Tokens) -> Statistics:
+    """What was kept of the same run, or sums of nothing."""
+    n_windows, n_ctx = tokens.shape
+    found = None if path is None or not path.exists() else kept_sums(path, identity, source, n_ctx)
+    return found if found is not None and found.n_tokens <= n_windows * n_ctx else Statistics(0, n_ctx)

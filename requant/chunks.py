@@ -18,7 +18,9 @@ from requant.codec import Bytes, Floats
 from requant.container.cursor import quoted
 from requant.container.output import Output
 from requant.container.source import Source, SourceTensor
+from requant.conversion import Odd
 from requant.errors import InputOutputError, NumericFault
+from requant.finite import nonfinite_fault, nonfinite_in
 from requant.formats import BlockFormat, Effort
 from requant.plan import Choice
 
@@ -71,6 +73,7 @@ class Done:
     chunk: Chunk
     data: Bytes
     errors: NDArray[np.float64] | None
+    odd: Odd
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,15 +144,20 @@ def copy_rows(tensor: SourceTensor) -> int:
 
 
 def write_chunk(source: Source, output: Output, chunk: Chunk) -> Done:
-    """Carry the chunk over. Raises NumericFault where weights are not finite or do not survive in the format."""
+    """Carry the chunk over. Raises NumericFault for weights that do not survive in the format, or are not finite.
+
+    Copies of tensors that the source is to keep may be so.
+    """
     job = chunk.job
-    path = source.files[job.tensor.file]
     data = source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)
-    errors = None
+    errors, odd = None, Odd()
     if job.choice.copied:
-        check_finite(data, job.tensor, chunk.first_row, path)
+        found = nonfinite_in(data, job.tensor, chunk.first_row)
+        if found is not None and job.tensor.name not in source.kept:
+            raise nonfinite_fault(source, job.tensor)
+        odd = odd if found is None else Odd(found.count, found.first)
     else:
-        data, errors = _encoded(data, chunk, path)
+        data, errors, odd = _encoded(source, data, chunk)
     start = job.offset + chunk.first_row * data.shape[1]
     try:
         output.write_at(job.file, start, data)
@@ -157,7 +165,7 @@ def write_chunk(source: Source, output: Output, chunk: Chunk) -> Done:
         raise InputOutputError(
             error.path, f"tensor {quoted(job.tensor.name)}: {error.what}", hint=error.hint
         ) from error
-    return Done(chunk, data, errors)
+    return Done(chunk, data, errors, odd)
 
 
 def read_chunk(output: Output, chunk: Chunk) -> Done:
@@ -166,30 +174,14 @@ def read_chunk(output: Output, chunk: Chunk) -> Done:
     data = np.empty((chunk.n_rows, job.row_bytes if job.tensor.n_rows else 0), np.uint8)
     if data.size:
         output.read_at(job.file, job.offset + chunk.first_row * data.shape[1], data.reshape(-1).data)
-    return Done(chunk, data, None)
+    return Done(chunk, data, None, Odd())
 
 
-def check_finite(data: Bytes, tensor: SourceTensor, first_row: int, path: Path) -> None:
-    """Raise NumericFault, naming tensor, weight and value, where `data`, rows from `first_row` on, holds no number."""
-    if not tensor.format.can_decode or not data.size:
-        return
-    n = max(1, CHUNK_WEIGHTS // tensor.n_per_row)
-    for start in range(0, len(data), n):
-        _check_weights(codec.dequantize(data[start : start + n], tensor.format), tensor, first_row + start, path)
-
-
-def _check_weights(x: Floats, tensor: SourceTensor, first_row: int, path: Path) -> None:
-    index = codec.first_nonfinite(x)
-    if index is not None:
-        what = f"tensor {quoted(tensor.name)} is not finite at weight {first_row * x.shape[1] + index}"
-        hint = "the file is damaged or was badly converted; get it again"
-        raise NumericFault(path, what, got=float(x.flat[index]), hint=hint)
-
-
-def _encoded(data: Bytes, chunk: Chunk, path: Path) -> tuple[Bytes, NDArray[np.float64]]:
+def _encoded(source: Source, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray[np.float64], Odd]:
     job = chunk.job
     x = codec.dequantize(data, job.tensor.format)
-    _check_weights(x, job.tensor, chunk.first_row, path)
+    if codec.first_nonfinite(x) is not None:
+        raise nonfinite_fault(source, job.tensor)
     importance = None if job.importance is None else chunk.own(job.importance)
     scale = 1.0
     if job.scales is not None:
@@ -197,11 +189,14 @@ def _encoded(data: Bytes, chunk: Chunk, path: Path) -> tuple[Bytes, NDArray[np.f
         x /= np.float32(scale)
     encoded = codec.quantize(x, job.format, importance, job.effort)
     errors = codec.row_errors(x, codec.dequantize(encoded, job.format), importance)
-    lost = codec.lost_row(errors)
+    errors *= scale**2
+    limit = codec.row_limit(job.format)
+    lost = codec.lost_row(errors, limit)
     if lost is not None:
-        relative = float(np.sqrt(errors[lost, 1] / errors[lost, 0]))
-        raise gate_fault(job, f"row {chunk.first_row + lost} is lost: relative error", relative, codec.LOST, path)
-    return encoded, errors.sum(axis=0) * scale**2
+        path, what = source.files[job.tensor.file], f"row {chunk.first_row + lost} is lost: relative error"
+        raise gate_fault(job, what, codec.relative_error(errors[lost : lost + 1, [0, 1, 0, 1]]), limit, path)
+    blocks = 0 if importance is None else np.count_nonzero(codec.unweighted(x, job.format, importance))
+    return encoded, errors.sum(axis=0), Odd(unweighted=int(blocks), vanished=codec.vanished_rows(errors))
 
 
 def peak(source: Source, chunk: Chunk) -> float:
@@ -213,7 +208,6 @@ def peak(source: Source, chunk: Chunk) -> float:
 
 def gate_fault(job: Job, what: str, error: float, limit: float, path: Path) -> NumericFault:
     """The fault for a tensor that does not survive in the chosen format."""
-    safe = "f16" if job.format.name != "F16" else job.tensor.format.name.lower()
     what = f"tensor {quoted(job.tensor.name)} as {job.format.name}, {what}"
-    hint = f"--tensor-type '{job.tensor.name}={safe}' keeps it, with --restart"
+    hint = f"--tensor-type '{job.tensor.name}={job.tensor.format.name.lower()}' keeps it, with --restart"
     return NumericFault(path, what, got=f"{error:.3g}", limit=f"{limit:.3g}", hint=hint)

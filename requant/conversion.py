@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
 
-from requant.errors import BadInput, printable
+from requant.container.cursor import quoted
+from requant.errors import BadInput, brief
 from requant.plan import Plan
 from requant.records import dump, parse, plain, read_text, value_of
 
@@ -15,11 +16,45 @@ OUTPUT_SCHEMA = "requant.output/1"
 
 
 @dataclass(frozen=True, slots=True)
+class Odd:
+    """What of the numbers of a tensor, or of a part of it, the run went on with though it is not as it should be.
+
+    nonfinite: weights of a copy that are NaN or infinite, the first of them at flat index first_nonfinite. unweighted:
+    blocks that had no usable importance, and whose columns were weighed alike. vanished: rows that became zero, being
+    negligible.
+    """
+
+    nonfinite: int = 0
+    first_nonfinite: int | None = None
+    unweighted: int = 0
+    vanished: int = 0
+
+    def __add__(self, later: Odd) -> Odd:
+        first = later.first_nonfinite if self.first_nonfinite is None else self.first_nonfinite
+        unweighted, vanished = self.unweighted + later.unweighted, self.vanished + later.vanished
+        return Odd(self.nonfinite + later.nonfinite, first, unweighted, vanished)
+
+    def notes(self, name: str) -> list[str]:
+        """A line for each thing that is odd about the tensor called `name`."""
+        tensor = f"tensor {quoted(name)}"
+        lines = []
+        if self.nonfinite:
+            at = f"the first at weight {self.first_nonfinite}"
+            lines.append(f"{tensor} was copied with {self.nonfinite} weights that are not finite, {at}")
+        if self.unweighted:
+            lines.append(f"{self.unweighted} blocks of {tensor} had no usable importance; their columns count alike")
+        if self.vanished:
+            lines.append(f"{self.vanished} rows of {tensor} are so small that they became zero")
+        return lines
+
+
+@dataclass(frozen=True, slots=True)
 class Converted:
     """One tensor as it was written.
 
     rmse: relative error over the whole tensor, measured, weighted by importance if there was any; 0 for a copy.
-    rmse_unweighted: the same with all columns alike. sha256: of its bytes in the output, in hex.
+    rmse_unweighted: the same with all columns alike. sha256: of its bytes in the output, in hex. odd: None where
+    there is nothing odd about its numbers.
     """
 
     name: str
@@ -29,6 +64,7 @@ class Converted:
     rmse: float
     rmse_unweighted: float
     sha256: str
+    odd: Odd | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +96,7 @@ class Conversion:
         output = value_of(str, raw.pop("output", None), "output", path)
         hints = {name: hint for name, hint in _hints().items() if name not in ("output", "plan")}
         if unknown := sorted(raw.keys() - hints.keys()):
-            raise BadInput(path, f"{printable(unknown[0])} is not a key of this file")
+            raise BadInput(path, f"{brief(unknown[0])} is not a key of this file")
         values = {name: value_of(hint, raw.get(name), name, path) for name, hint in hints.items()}
         return cls(output=Path(output), plan=plan, **values)
 

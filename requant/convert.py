@@ -60,6 +60,7 @@ def convert(
     journal: Journal | None = None,
     asked: Mapping[str, Any] | None = None,
     extras: Sequence[Path] = (),
+    keep: bool = False,
     record: Callable[[Conversion], None] = lambda _: None,
     progress: Callable[[int], None] = lambda _: None,
     tell: Tell = lambda _: None,
@@ -71,7 +72,7 @@ def convert(
     the journal goes. `progress` is called, in the calling thread, with the bytes of each finished chunk, `n_steps` in
     all, `tell` with what became of an earlier run. `losses` are those that the plan was made from, compared with what
     is given here. journal: of `out`, where the caller has claimed it, with `asked`, which must be the same in a run
-    that goes on, and `extras`, files that go when it does.
+    that goes on, `extras`, files that go when it does, and `keep` for a plan that took long to make.
 
     Raises BadInput for a plan or imatrix that does not fit the source, OutputRefused, InputOutputError, SourceChanged,
     and NumericFault for weights that are not finite or do not survive in their type.
@@ -81,37 +82,43 @@ def convert(
     notes = notes_on(source, plan, imatrix, losses, importance)
     paths, threads = paths_of(Path(out), layouts), n_threads(threads)
     inputs = source.identities | _identity(imatrix)
-    used = imatrix_used(plan, imatrix)
     with contextlib.ExitStack() as stack:
         held = journal or stack.enter_context(claim(out))
         head = _head(source, plan, imatrix, asked)
-        output = stack.enter_context(Output(paths, layouts, head, held, force=force, inputs=inputs, extras=extras))
+        how: dict[str, Any] = {"force": force, "inputs": inputs, "extras": extras, "keep": keep}
+        output = stack.enter_context(Output(paths, layouts, head, held, **how))
         for note in output.notes:
             tell(note)
         codec.warm_up(formats_used(plan))
         jobs = jobs_of(source, plan, layouts, importance)
         run = partial(written_here, threads=threads, progress=progress, tell=tell)
         tensors = _write(source, plan, output, _with_scales(source, plan, jobs, threads), run)
-        made = Conversion(
-            output=paths[0],
-            size=total_size(layouts),
-            header_sha256=headers_sha256(layouts),
-            version=requant.__version__,
-            imatrix=None if used is None else Path(used.path).name,
-            imatrix_sha256=None if used is None else used.sha256,
-            plan=plan,
-            tensors=tensors,
-            notes=tuple(notes),
-        )
+        made = _conversion(output, plan, imatrix, tensors)
         source.check_unchanged()
         if not output.is_published:
             output.seal()
             if verified:
                 _verify(output, source, made, threads, progress)
             output.publish()
+        odd = [line for t in tensors if t.odd is not None for line in t.odd.notes(t.name)]
+        made = replace(made, notes=(*notes, *odd))
         record(made)  # without the warnings: they are of the place, and those of an earlier run would be lost
         output.finish()
-    return replace(made, notes=(*notes, *output.warnings))
+    return replace(made, notes=(*made.notes, *output.warnings))
+
+
+def _conversion(output: Output, plan: Plan, imatrix: Imatrix | None, tensors: tuple[Converted, ...]) -> Conversion:
+    used = imatrix_used(plan, imatrix)
+    return Conversion(
+        output=output.paths[0],
+        size=total_size(output.layouts),
+        header_sha256=headers_sha256(output.layouts),
+        version=requant.__version__,
+        imatrix=None if used is None else Path(used.path).name,
+        imatrix_sha256=None if used is None else used.sha256,
+        plan=plan,
+        tensors=tensors,
+    )
 
 
 def n_steps(source: Source, plan: Plan, *, verified: bool = True) -> int:

@@ -1,19 +1,71 @@
-"""Every failure a user can cause, one class per exit code.
+"""Every failure a user can cause, one class per exit code; and how strings from files may be shown.
 
 A message says what is wrong, with the figure found and the limit, and what to do next; strings that come
-from a file are escaped with `printable` before they enter one.
+from a file are escaped with `printable`, or `brief` in tables and messages, before they enter one.
 """
+
+import re
+import unicodedata
+
+# characters of it in a table or a message: of a name, of the name of a file, of a remark in a plan or in losses
+SHOWN, FILE_NAME, REMARK = 80, 255, 1000
+# letters, marks and symbols that Python calls printable, but of which nothing is seen: the fillers of Hangul, the
+# blank of Braille, and what Unicode lists as Default_Ignorable_Code_Point
+_INVISIBLE = frozenset(
+    map(
+        chr,
+        [
+            *(0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x2800, 0x3164, 0xFFA0, 0x1D159),
+            *(*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)),
+        ],
+    )
+)
+_SPACES = re.compile("^ | (?= )| $")
+_MARKS = ("Mn", "Me")  # categories of what is drawn over the character before it
+_LEFTWARD = ("R", "AL", "AN")  # bidirectional classes that move what stands beside them
+_MOST_MARKS = 2  # on one character
 
 
 def printable(text: str) -> str:
-    """`text` with everything a terminal could act on (controls, bidi, surrogates) as backslash escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    """`text` with all that a terminal could act on (controls, bidi, surrogates) or not show as backslash escapes."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() and c not in _INVISIBLE else _escaped(c) for c in text)
+
+
+def brief(text: str, most: int = SHOWN) -> str:
+    """`text` from a file as it may stand in a table or a message: printable, `most` characters of it, in its place.
+
+    What would look like the gap between two columns, move its neighbours or draw over them is escaped: spaces in a
+    row or at an end, right-to-left characters, marks without a base or piled up.
+    """
+    cut = text if len(text) <= most else text[:most] + "..."
+    if not cut.isascii():
+        cut = _in_place(cut)
+    return _SPACES.sub(lambda _: "\\x20", printable(cut))
+
+
+def _in_place(text: str) -> str:
+    shown, marks = [], _MOST_MARKS
+    for c in text:
+        marks = marks + 1 if unicodedata.category(c) in _MARKS else 0 if c != " " else _MOST_MARKS
+        safe = marks <= _MOST_MARKS and unicodedata.bidirectional(c) not in _LEFTWARD
+        shown.append(c if safe else _escaped(c))
+    return "".join(shown)
+
+
+def _escaped(c: str) -> str:
+    return c.encode("unicode_escape").decode("ascii")
 
 
 class RequantError(Exception):
     """Base of all of them; `exit_code` is what the command line returns."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message, on one line and printable whatever it was made of."""
+        return printable(super().__str__())
 
 
 class UsageError(RequantError):
@@ -34,7 +86,9 @@ class BadInput(RequantError):
         self, path: object, what: str, *, got: object = None, limit: object = None, hint: str | None = None
     ) -> None:
         self.path, self.what, self.got, self.limit, self.hint = str(path), what, got, limit, hint
-        figures = ", ".join(f"{k} {v}" for k, v in (("got", got), ("limit", limit)) if v is not None)
+        figures = ", ".join(
+            f"{k} {brief(str(v), REMARK)}" for k, v in (("got", got), ("limit", limit)) if v is not None
+        )
         message = f"{printable(self.path)}: {what}" + (f" ({figures})" if figures else "")
         super().__init__(message + (f"; {hint}" if hint else ""))
 

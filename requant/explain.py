@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from requant.container.source import Source
-from requant.errors import InfeasibleBudget, UsageError, printable
+from requant.errors import InfeasibleBudget, UsageError, brief
 from requant.imatrix import Imatrix
 from requant.pipeline import make_plan
 from requant.plan import Choice, Losses, Plan, TensorLosses
@@ -57,7 +57,7 @@ def explained(
     """Why the tensor called `name` has its type in `plan`. Raises UsageError where there is no such tensor."""
     tensor = next((t for t in losses.tensors if t.name == name), None)
     if tensor is None:
-        raise UsageError(f"--explain: no tensor '{printable(name)}'; {suggest(name, [t.name for t in losses.tensors])}")
+        raise UsageError(f"--explain: no tensor '{brief(name)}'; {suggest(name, [t.name for t in losses.tensors])}")
     choice = next(c for c in plan.choices if c.name == name)
     if tensor.reason is not None:
         return Explanation(choice, ())

@@ -21,7 +21,7 @@ import numpy as np
 from requant import codec
 from requant.codec import Floats
 from requant.container.source import Source, SourceTensor, require_model
-from requant.errors import BadInput, printable
+from requant.errors import BadInput, brief
 from requant.formats import BlockFormat, Effort
 from requant.imatrix import Imatrix, entry_of, importance_for
 from requant.model.companions import SECOND_LEVEL
@@ -148,7 +148,7 @@ def _product(statistics: Imatrix, tensor: SourceTensor) -> Information:
     lookup = statistics.lookup if tensor.name == EMBEDDING else None
     gradients = lookup if tensor.name == EMBEDDING else None if entry is None else entry.gradients
     if not statistics.n_tokens or gradients is None:
-        what = f"holds no gradients for tensor '{printable(tensor.name)}'"
+        what = f"holds no gradients for tensor '{brief(tensor.name)}'"
         raise BadInput(statistics.path, what, hint="make it with `requant calibrate`, or pass it with --imatrix")
 
     def information(matrix: int, rows: slice, weights: Floats) -> Floats:
@@ -165,6 +165,8 @@ def _product(statistics: Imatrix, tensor: SourceTensor) -> Information:
 def cannot_run(source: Source) -> BadInput | None:
     """Why the model cannot be run, and so has no gradients, or None."""
     require_model(source)
+    for name, why in source.kept.items():
+        return BadInput(source.path, f"tensor '{brief(name)}' is no good to compute with: {why}")
     try:
         read_architecture(source)
     except BadInput as error:
@@ -338,7 +340,7 @@ def _with_losses(
 ) -> TensorLosses:
     found, skipped = [surveyed.candidates[0]], dict(surveyed.skipped)
     for candidate, fmt, loss, error in zip(surveyed.candidates[1:], formats, totals, errors, strict=True):
-        fault = codec.gate(error, fmt)
+        fault = codec.gate(error, fmt, surveyed.n_weights)
         if fault is None:
             found.append(replace(candidate, loss=float(loss), rmse=codec.relative_error(error)))
         else:

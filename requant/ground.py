@@ -7,7 +7,7 @@ from dataclasses import replace
 from requant.attached import draft_bytes, prediction_bytes, projector_bytes
 from requant.budget import constrain
 from requant.container.source import Source
-from requant.errors import UsageError, printable
+from requant.errors import UsageError, brief
 from requant.formats import by_name
 from requant.guard import guarded
 from requant.model.companions import SECOND_LEVEL
@@ -36,7 +36,7 @@ def ground_of(source: Source, losses: Losses, wishes: Wishes, notes: list[str]) 
     if settings.n_ctx > hp.context_length:
         notes.append(f"a context of {settings.n_ctx} is above the {hp.context_length} that the model was made for")
     if settings.assume and not hp.caches.known:
-        notes.append(f"the caches of '{printable(hp.arch)}' are not known: memory is an upper bound")
+        notes.append(f"the caches of '{brief(hp.arch)}' are not known: memory is an upper bound")
     if wishes.mtp and not hp.n_nextn:
         raise UsageError("--mtp: the model has no layers of multi-token prediction")
     engine = wishes.profile

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from requant.container.files import open_regular, read_into
 from requant.container.header import Header, TensorInfo, read_header
-from requant.errors import BadInput, printable
+from requant.errors import BadInput, brief
 
 Floats = NDArray[np.float32]
 
@@ -57,8 +57,8 @@ class Entry:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no matrix saw a token: such an entry says nothing."""
-        return self.n_uncovered == len(self.counts)
+        """Whether no matrix saw a token, or none but zeros: such an entry says nothing."""
+        return self.n_uncovered == len(self.counts) or not self.importance.any()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ def _matching(imatrix: Imatrix, name: str, shape: Sequence[int]) -> Entry | None
     if not same or (not imatrix.legacy and entry.importance.shape[1] != n_per_row):
         raise BadInput(
             imatrix.path,
-            f"it was made for another model: entry '{printable(name)}' has another size than the tensor",
+            f"it was made for another model: entry '{brief(name)}' has another size than the tensor",
             got=" x ".join(map(str, reversed(entry.importance.shape))),
             limit=f"exactly {n_per_row} x {n_matrices}",
         )
@@ -215,19 +215,19 @@ def _read_gguf(path: Path, descriptor: int, n_bytes: int) -> Imatrix:
     header = read_header(path, descriptor)
     kind = header.metadata.get("general.type")
     if kind not in (None, "imatrix"):
-        raise BadInput(path, "is a GGUF file, but no importance matrix", got=f"general.type {kind!r:.40}")
+        raise BadInput(path, "is a GGUF file, but no importance matrix", got=f"general.type {brief(repr(kind), 40)}")
     tensors = {t.name: t for t in header.tensors}
     names = [t.removesuffix(SUMS) for t in tensors if t.endswith(SUMS)]
     if not names:
         raise BadInput(path, "holds no importance", got=f"{len(tensors)} tensors, none of them '*{SUMS}'")
     lone = next((t for t in tensors if t.endswith(COUNTS) and t.removesuffix(COUNTS) + SUMS not in tensors), None)
     if lone is not None:
-        raise BadInput(path, f"entry '{printable(lone.removesuffix(COUNTS))}' has counts, but no sums")
+        raise BadInput(path, f"entry '{brief(lone.removesuffix(COUNTS))}' has counts, but no sums")
     entries = {name: _gguf_entry(path, descriptor, header, tensors, name) for name in names}
+    if all(entry.is_empty for entry in entries.values()):
+        raise BadInput(path, "holds no importance: no token is behind any entry", got=f"{len(entries)} entries")
     datasets = header.metadata.get("imatrix.datasets")
-    chunks, size = (header.metadata.get(f"imatrix.chunk_{what}") for what in ("count", "size"))
-    size = size if isinstance(size, int) else None
-    chunks = chunks if isinstance(chunks, int) else None
+    chunks, size = (_u32(header.metadata.get(f"imatrix.chunk_{what}")) for what in ("count", "size"))
     lookup = None
     if LOOKUP + GRADIENTS in tensors and chunks and size:
         info = tensors[LOOKUP + GRADIENTS]
@@ -245,8 +245,13 @@ def _read_gguf(path: Path, descriptor: int, n_bytes: int) -> Imatrix:
     )
 
 
+def _u32(value: object) -> int | None:
+    """A count that llama-imatrix could have written; None for anything else."""
+    return value if type(value) is int and 0 <= value < 2**32 else None
+
+
 def _gguf_entry(path: Path, descriptor: int, header: Header, tensors: Mapping[str, TensorInfo], name: str) -> Entry:
-    what = f"entry '{printable(name)}'"
+    what = f"entry '{brief(name)}'"
     if name + COUNTS not in tensors:
         raise BadInput(path, f"{what} has sums, but no counts")
     sums, counts = tensors[name + SUMS], tensors[name + COUNTS]
@@ -255,19 +260,14 @@ def _gguf_entry(path: Path, descriptor: int, header: Header, tensors: Mapping[st
         raise BadInput(path, f"{what} has no sums", got=0)
     if counts.n_weights not in (1, n_matrices) or counts.n_weights == 0:
         raise BadInput(path, f"{what} has the wrong number of counts", got=counts.n_weights, limit=f"{n_matrices} or 1")
-    for info in (sums, counts):
-        if info.type_id != _F32:
-            raise BadInput(
-                path, f"tensor '{printable(info.name)}' has the wrong type", got=info.format.name, limit="F32"
-            )
     n_tokens = _checked(path, f"{what}, counts", _read_floats(path, descriptor, header, counts))
     total = _checked(path, what, _read_floats(path, descriptor, header, sums)).reshape(n_matrices, sums.n_per_row)
     n_tokens = np.broadcast_to(n_tokens, n_matrices).astype(np.float32)
     gradients = None
     if name + GRADIENTS in tensors:
         info = tensors[name + GRADIENTS]
-        if info.type_id != _F32 or info.n_rows != n_matrices or not info.n_weights:
-            raise BadInput(path, f"tensor '{printable(info.name)}' has the wrong type or shape", got=list(info.shape))
+        if info.n_rows != n_matrices or not info.n_weights:
+            raise BadInput(path, f"tensor '{brief(info.name)}' has the wrong shape", got=list(info.shape))
         gradients = _checked(path, f"{what}, gradients", _read_floats(path, descriptor, header, info))
         gradients = gradients.reshape(n_matrices, info.n_per_row)
     entry = entry_of(total, n_tokens, gradients)
@@ -284,6 +284,9 @@ def entry_of(sums: Floats, counts: Floats, gradients: Floats | None = None) -> E
 
 
 def _read_floats(path: Path, descriptor: int, header: Header, info: TensorInfo) -> Floats:
+    if info.type_id != _F32:
+        what = f"tensor '{brief(info.name)}' has the wrong type"
+        raise BadInput(path, what, got=info.format.name, limit="F32")
     values = np.empty(info.n_weights, dtype="<f4")  # the header's check: the file is that long
     read_into(path, descriptor, values.data.cast("B"), header.data_start + info.offset)
     return values
@@ -336,8 +339,8 @@ def _read_legacy(path: Path, descriptor: int, size: int) -> Imatrix:
     for i in range(n_entries):
         name = walk.text(f"entry {i}, name", low=1)
         if name in entries:
-            walk.fail(f"entry '{printable(name)}' appears twice")
-        entries[name] = _legacy_entry(walk, f"entry '{printable(name)}'")
+            walk.fail(f"entry '{brief(name)}' appears twice")
+        entries[name] = _legacy_entry(walk, f"entry '{brief(name)}'")
     chunk_count, dataset = None, ""
     if walk.position < size:
         chunk_count = walk.integer("the chunk count", 0, 2**31 - 1)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from requant.errors import UsageError, printable
+from requant.errors import UsageError, brief
 from requant.plan import Candidate, Losses, TensorLosses, use_of
 from requant.request import Request, devices_of
 
@@ -68,7 +68,7 @@ def _item(losses: Losses, request: Request, parts: list[Tied]) -> Item:
     if not options:
         tensor = losses.tensors[members[0]]
         raise UsageError(
-            f"{printable(tensor.name)} can have no type that runs where it must be; score more types, or loosen a pin"
+            f"{brief(tensor.name)} can have no type that runs where it must be; score more types, or loosen a pin"
         )
     return Item(members, tuple(options))
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from requant import codec
 from requant.container.source import Source, SourceTensor
+from requant.finite import nonfinite_fault
 from requant.imatrix import Imatrix, importance_for
 from requant.model.roles import layer_of, role_of
 
@@ -63,10 +64,15 @@ def added_energy(source: Source, name: str, energy: float) -> float:
 
 
 def _gamma(source: Source, layer: int | None, names: tuple[str, ...]) -> Moments | None:
-    """The weights of the first of the norms that is there, (n,)."""
+    """The weights of the first of the norms that is there, (n,); None where they are kept, and so not finite."""
     prefix = "" if layer is None else f"blk.{layer}."
     for name in names:
         if f"{prefix}{name}.weight" in source:
             tensor = source.tensor(f"{prefix}{name}.weight")
-            return codec.dequantize(source.read_rows(tensor), tensor.format).reshape(-1)
+            if tensor.name in source.kept:
+                return None
+            gamma = codec.dequantize(source.read_rows(tensor), tensor.format)
+            if codec.first_nonfinite(gamma) is not None:
+                raise nonfinite_fault(source, tensor)
+            return gamma.reshape(-1)
     return None

@@ -13,7 +13,7 @@ from requant.container.infos import padded
 from requant.container.metadata import alignment_of
 from requant.container.source import Source, open_source, require_model
 from requant.container.splitting import total_size
-from requant.errors import BadInput, InfeasibleBudget, UsageError, printable
+from requant.errors import BadInput, InfeasibleBudget, UsageError, brief
 from requant.ground import ground_of
 from requant.guard import guarded
 from requant.layers import reference_type, summaries
@@ -79,10 +79,10 @@ def _of(source: Source, losses: Losses) -> Losses:
     theirs = [(t.name, t.shape, t.source_type) for t in losses.tensors]
     if losses.arch != require_model(source) or sorted(ours) != sorted(theirs):
         odd = next((a for a in sorted(ours) if a not in set(theirs)), None)
-        what = "the losses are of another model" + ("" if odd is None else f": tensor {printable(odd[0])} differs")
+        what = "the losses are of another model" + ("" if odd is None else f": tensor {brief(odd[0])} differs")
         raise BadInput(source.path, what, got=losses.source, limit=source.name, hint=hint)
     tensors = {t.name: t for t in losses.tensors}
-    note = f"the losses are those of a sibling, {printable(losses.source)}: same tensors, other weights"
+    note = f"the losses are those of a sibling, {brief(losses.source)}: same tensors, other weights"
     return replace(
         losses,
         source=source.name,
@@ -282,9 +282,9 @@ def off_plan(target: Source, plan: Plan) -> Iterator[str]:
     """A line for each tensor of `target` that is missing, or not of the type that the plan gives it."""
     for name, type_name in plan.types().items():
         if name not in target:
-            yield f"tensor '{printable(name)}' of the plan is missing"
+            yield f"tensor '{brief(name)}' of the plan is missing"
         elif (found := target.tensor(name).format.name) != type_name:
-            yield f"tensor '{printable(name)}' is {found}, the plan says {type_name}"
+            yield f"tensor '{brief(name)}' is {found}, the plan says {type_name}"
 
 
 def _solved(

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from requant.errors import BadInput, InfeasibleBudget, printable
+from requant.errors import BadInput, InfeasibleBudget, brief
 from requant.formats import Effort, by_name
-from requant.records import dump, parse, plain, read_text, record, value_of
+from requant.records import dump, ggml_type, parse, plain, read_text, record, value_of
+from requant.runtime import ENGINES
 from requant.units import format_size
 
 LOSSES_SCHEMA = "requant.losses/1"
@@ -26,6 +27,14 @@ IN_NATS = ("fisher", "kfac")  # methods whose losses are predicted KL divergence
 DEVICES = ("gpu", "cpu", "none")  # none: not loaded, as layers of multi-token prediction that are not asked for
 LOSS_UNIT = 1e-12  # nats; a limit on the loss counts in them
 _HELD_BY_HOST = ("token_embd", "per_layer_token_embd")  # roles that are in RAM whatever else
+# what is read of `budget` and `runtime` when it is said how to start the engine; the rest is only kept
+_STARTED: dict[str, dict[str, Any]] = {
+    "budget": {"ctx": int, "parallel": int, "ubatch": int, "cache_type_k": str, "cache_type_v": str},
+    "runtime": {
+        **{"engine": str, "n_gpu_layers": int, "all_layers": bool, "experts_on_cpu": tuple[int, ...]},
+        **{"draft": str, "draft_arch": str, "mmproj": str, "mtp": bool, "reference_type": str},
+    },
+}
 EDITED = "the plan was edited after solving: the predicted loss and the gap are not known"
 
 
@@ -311,8 +320,9 @@ def _plan_record(raw: dict[str, Any], recorded: object, path: object) -> Plan:
     plan: Plan = record(Plan, raw | {"limits": []}, "", path)
     if any(c.device not in DEVICES for c in plan.choices):
         raise BadInput(path, f"device must be one of {', '.join(DEVICES)}")
-    if plan.timing is not None and not (plan.timing.gpu > 0 and plan.timing.cpu > 0):
-        raise BadInput(path, "the bandwidths of timing must be above 0")
+    _check_started(plan, path)
+    if plan.timing is not None and min(plan.timing.gpu, plan.timing.cpu) < 1:
+        raise BadInput(path, "the bandwidths of timing must be at least 1 byte per second")
     choices = tuple(
         replace(c, n_bytes=_n_bytes(c.type, c.shape, f"choices[{i}]", path)) for i, c in enumerate(plan.choices)
     )
@@ -321,8 +331,21 @@ def _plan_record(raw: dict[str, Any], recorded: object, path: object) -> Plan:
         plan = replace(plan, predicted_loss=None, gap=None, measured_kld=None, notes=notes, layers=())
         limits = tuple(limit for limit in limits if limit.unit != "loss")
     elif stale := [c.name for c, true in zip(plan.choices, choices, strict=True) if c.n_bytes != true.n_bytes]:
-        raise BadInput(path, f"n_bytes of '{printable(stale[0])}' is not what its type and shape give")
+        raise BadInput(path, f"n_bytes of '{brief(stale[0])}' is not what its type and shape give")
     return replace(plan, choices=choices, limits=limits)
+
+
+def _check_started(plan: Plan, path: object) -> None:
+    """Raise BadInput for what would come out of `start_command` as something else than it is meant for."""
+    for part, kinds in _STARTED.items():
+        for key, raw in getattr(plan, part).items():
+            if key in kinds:
+                value_of(kinds[key], raw, f"{part}.{key}", path)
+            if raw and key in ("cache_type_k", "cache_type_v", "reference_type"):
+                ggml_type(raw, f"{part}.{key}", path)
+    engine = plan.runtime.get("engine")
+    if engine is not None and engine not in ENGINES:
+        raise BadInput(path, "runtime.engine is not known", got=brief(engine), hint=f"known are {', '.join(ENGINES)}")
 
 
 def _n_bytes(type_name: str, shape: tuple[int, ...], where: str, path: object) -> int:
@@ -342,7 +365,7 @@ def _n_bytes(type_name: str, shape: tuple[int, ...], where: str, path: object) -
 def _check_unique(names: Iterable[str], path: object) -> None:
     name, count = max(Counter(names).items(), key=lambda item: item[1], default=("", 0))
     if count > 1:
-        raise BadInput(path, f"tensor '{printable(name)}' appears twice")
+        raise BadInput(path, f"tensor '{brief(name)}' appears twice")
 
 
 def _check_tensor(tensor: TensorLosses, where: str, path: object) -> None:

@@ -116,7 +116,7 @@ def _imatrix_values(imatrix: Imatrix) -> Mapping[str, tuple[str, Any] | None]:
 
 def _cut(text: str) -> str:
     """At most 127 bytes of `text`, whole characters, any bytes that are not UTF-8 escaped."""
-    return printable(text).encode()[:_MAX_TEXT].decode(errors="ignore")
+    return printable(text[:_MAX_TEXT]).encode()[:_MAX_TEXT].decode(errors="ignore")
 
 
 def _own_values(source: Source, plan: Plan) -> Changes:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from requant.budget import parse_rule
 from requant.container.source import Source, require_model
-from requant.errors import BadInput, UsageError, printable
+from requant.errors import BadInput, UsageError, brief
 from requant.formats import Effort, by_name
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.roles import fallback_type, is_below, never_quantize, usable_types
@@ -43,7 +43,7 @@ def tensor_type_file(plan: Plan) -> str:
     for choice in free if any(_is_loose(c.name) for c in free) else ():
         first = next(other for other, p in zip(free, patterns, strict=True) if re.search(p, choice.name, re.DOTALL))
         if first.type != choice.type:
-            names = f"'{printable(first.name)}' and '{printable(choice.name)}'"
+            names = f"'{brief(first.name)}' and '{brief(choice.name)}'"
             raise UsageError(f"a tensor-type file cannot tell {names} apart; rename the tensors or use the plan itself")
     return "".join(f"{p}={c.type.lower()}\n" for p, c in zip(patterns, free, strict=True))
 
@@ -163,9 +163,7 @@ def types_like(source: Source, other: Source) -> tuple[dict[str, str], list[str]
             types[tensor.name] = fmt.name
         else:
             left.append(tensor.name)
-    notes = (
-        [] if not left else [f"{len(left)} tensors have no type there that they can have, {printable(left[0])} first"]
-    )
+    notes = [] if not left else [f"{len(left)} tensors have no type there that they can have, {brief(left[0])} first"]
     if not types:
         raise BadInput(other.path, "has no tensor of this model", hint="--like takes a model of the same architecture")
     return types, notes
@@ -176,7 +174,7 @@ def clone_plan(
 ) -> Plan:
     """The types of `other` for every tensor that can have them; the others stay as they are."""
     types, notes = types_like(source, other)
-    plan = _typed(source, types, f"like {printable(other.name)}", allow_requantize, effort)
+    plan = _typed(source, types, f"like {brief(other.name)}", allow_requantize, effort)
     return replace(plan, notes=(*plan.notes, *notes))
 
 
@@ -198,10 +196,11 @@ def _typed(source: Source, types: Mapping[str, str], method: str, allow_requanti
     notes = check_requantization(source, surveyed, allow_requantize)
     choices = []
     for tensor, known in zip(source.tensors, surveyed, strict=True):
-        wanted = types.get(tensor.name, tensor.format.name)
+        wanted = tensor.format.name if tensor.name in source.kept else types.get(tensor.name, tensor.format.name)
         fmt = tensor.format if not is_below(wanted, tensor.format.name) else by_name(wanted)
         assert fmt is not None
-        reason = None if tensor.name in types else known.reason or "nothing says what it should be"
+        free = tensor.name in types and tensor.name not in source.kept
+        reason = None if free else known.reason or "nothing says what it should be"
         device = "gpu" if known.on_gpu else "cpu"
         place = tensor.name, known.role, known.layer, tensor.shape, tensor.format.name
         choices.append(Choice(*place, fmt.name, fmt.n_bytes(tensor.n_weights), 0.0, 0.0, device, reason))

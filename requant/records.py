@@ -8,7 +8,6 @@ name in small letters.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
@@ -19,11 +18,14 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from requant.errors import BadInput, InputOutputError, printable
+from requant.errors import REMARK, BadInput, InputOutputError, brief
 from requant.formats import FORMATS, by_name
 from requant.units import format_size
 
+_SUGGESTED = 50  # more words than ggml has types
 _LINE = 160  # characters of a JSON value that is kept on one line
+_BLOCK = 1 << 18  # bytes read at once
+_MAX_FLOAT = 1e100
 _MAX_FILE = 1 << 28  # bytes; 1000 tensors x 30 types are about 4 MiB
 
 
@@ -31,7 +33,9 @@ def read_text(path: Path) -> str:
     """The text of the file at `path`. Raises BadInput where it is huge or no UTF-8, InputOutputError."""
     try:
         with path.open("rb") as file:
-            data = file.read(_MAX_FILE + 1)
+            data = bytearray()
+            while len(data) <= _MAX_FILE and (part := file.read(_BLOCK)):  # asked for all, it takes that much memory
+                data += part
     except OSError as error:
         raise InputOutputError(path, f"cannot be read: {error.strerror}") from error
     if len(data) > _MAX_FILE:
@@ -43,10 +47,12 @@ def read_text(path: Path) -> str:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """`did you mean A or B?`, or the known words when nothing is near."""
-    known = list(known)
+    """`did you mean A or B?`, or the known words, the first of many, when nothing is near."""
+    known = [brief(name) for name in known]
     near = get_close_matches(word.upper(), known, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known are {', '.join(known[:_SUGGESTED])}" + ", ..." * (len(known) > _SUGGESTED)
 
 
 def plain(value: Any) -> Any:
@@ -79,7 +85,7 @@ def parse(text: str, schema: str, path: object) -> dict[str, Any]:
     try:
         raw = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
     except (ValueError, RecursionError) as error:
-        raise BadInput(path, f"is not valid JSON: {printable(str(error))}") from error
+        raise BadInput(path, f"is not valid JSON: {brief(str(error), REMARK)}") from error
     found = raw.pop("schema", None) if isinstance(raw, dict) else None
     if found != schema:
         raise BadInput(path, "is another kind of file", got=f"schema {_show(found)}", limit=schema)
@@ -93,7 +99,7 @@ def _refuse_constant(text: str) -> float:
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     counts = Counter(key for key, _ in pairs)
     if len(counts) < len(pairs):
-        raise ValueError(f"key {counts.most_common(1)[0][0]!r} appears twice in one object")
+        raise ValueError(f"key '{brief(counts.most_common(1)[0][0])}' appears twice in one object")
     return dict(pairs)
 
 
@@ -108,7 +114,7 @@ def record(kind: Any, raw: Any, where: str, path: object) -> Any:
         raise _wrong(where, "an object", raw, path)
     hints, prefix = _hints(kind), where and f"{where}."
     if unknown := [key for key in raw if key not in hints]:
-        raise BadInput(path, f"{prefix}{printable(unknown[0])} is not a key of this file")
+        raise BadInput(path, f"{prefix}{brief(unknown[0])} is not a key of this file")
     values = {}
     for f in fields(kind):
         if f.name in raw:
@@ -116,7 +122,7 @@ def record(kind: Any, raw: Any, where: str, path: object) -> Any:
         elif f.default is f.default_factory:  # both MISSING: the field is required
             raise BadInput(path, f"{prefix}{f.name} is missing")
     for key in values.keys() & {"type", "source_type"}:
-        values[key] = _type_name(values[key], prefix + key, path)
+        values[key] = ggml_type(values[key], prefix + key, path)
     return kind(**values)
 
 
@@ -135,10 +141,10 @@ def value_of(kind: Any, raw: Any, where: str, path: object) -> Any:
     if origin is Mapping:
         if not isinstance(raw, dict):
             raise _wrong(where, "an object", raw, path)
-        return {key: value_of(args[1], item, f"{where}.{printable(key)}", path) for key, item in raw.items()}
+        return {key: value_of(args[1], item, f"{where}.{brief(key)}", path) for key, item in raw.items()}
     if isinstance(kind, type) and issubclass(kind, IntEnum):
         names = {member.name.lower(): member for member in kind}
-        if raw not in names:
+        if not isinstance(raw, str) or raw not in names:
             raise _wrong(where, f"one of {', '.join(names)}", raw, path)
         return names[raw]
     if kind is not Any and not _SCALARS[kind][1](raw):
@@ -150,15 +156,13 @@ _SCALARS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     str: ("a string", lambda x: isinstance(x, str)),
     bool: ("true or false", lambda x: isinstance(x, bool)),
     int: ("a whole number from 0 to 2^63", lambda x: type(x) is int and 0 <= x < 2**63),
-    # an int beyond 2^63 has no use here and might not fit a float
-    float: (
-        "a finite number, 0 or above",
-        lambda x: type(x) in (int, float) and 0 <= x < (2**63 if type(x) is int else math.inf),
-    ),
+    # products and quotients of a few such figures are finite too
+    float: ("a finite number from 0 to 1e100", lambda x: type(x) in (int, float) and 0 <= x <= _MAX_FLOAT),
 }
 
 
-def _type_name(raw: str, where: str, path: object) -> str:
+def ggml_type(raw: str, where: str, path: object) -> str:
+    """The name of the ggml type called `raw`. Raises BadInput, naming the place."""
     fmt = by_name(raw)
     if fmt is None:
         names = [f.name for f in FORMATS.values()]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from requant.errors import printable
+from requant.errors import brief
 from requant.plan import LOSS_UNIT, Limit, TensorLosses, Timing
 
 
@@ -19,7 +19,7 @@ class Rule:
     type: str
 
     def __str__(self) -> str:
-        return f"{self.option} '{printable(self.pattern)}={self.type}'"
+        return f"{self.option} '{brief(self.pattern)}={self.type}'"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from requant.errors import UsageError, printable
+from requant.errors import UsageError, brief
 from requant.formats import FORMATS
 from requant.records import suggest
 
@@ -95,7 +95,7 @@ def engine_named(name: str | None) -> Engine:
     if name is None:
         return GENERIC
     if name.lower() not in ENGINES:
-        raise UsageError(f"--engine: '{printable(name)}' is not known; {suggest(name, list(ENGINES))}")
+        raise UsageError(f"--engine: '{brief(name)}' is not known; {suggest(name, list(ENGINES))}")
     return ENGINES[name.lower()]
 
 
@@ -109,9 +109,7 @@ def parse_bandwidth(text: str) -> dict[str, float]:
         except ValueError:
             rate = 0.0
         if device.strip() not in _CARD or not 0 < rate < 1e6:
-            raise UsageError(
-                f"--bandwidth: '{printable(part)}' is not DEVICE=NUMBER in GB/s; as in gpu=448,cpu=60,pcie=16"
-            )
+            raise UsageError(f"--bandwidth: '{brief(part)}' is not DEVICE=NUMBER in GB/s; as in gpu=448,cpu=60,pcie=16")
         found[device.strip()] = rate * GB
     return found
 

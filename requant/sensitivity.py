@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from requant import codec
 from requant.codec import Floats
 from requant.container.source import Source, SourceTensor, require_model
-from requant.errors import BadInput, NumericFault, UsageError, printable
+from requant.errors import BadInput, UsageError
+from requant.finite import nonfinite_fault
 from requant.formats import FORMATS, BlockFormat, Effort, by_name
 from requant.imatrix import Imatrix, importance_for
 from requant.model.companions import SECOND_LEVEL
-from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
+from requant.model.hyperparameters import Hyperparameters, check_counts, read_hyperparameters
 from requant.model.memory import on_device
 from requant.model.roles import (
     candidates,
@@ -72,9 +73,10 @@ def survey(
     """Every tensor with its role, why it must stay as it is or the types it may get; the losses are 0, not measured.
 
     Types of more bits than the tensor has are left out: they would waste bytes and repair nothing. has_importance: all
-    tensors will have measured importance, whether an imatrix covers them or not.
+    tensors will have measured importance, whether an imatrix covers them or not. Raises BadInput for what is no model.
     """
     arch = require_model(source)
+    check_counts(source.metadata)
     names = {t.name for t in source.tensors}
     tied, hp = is_tied(names), _hyperparameters(source)
     weights = sum(t.n_weights for t in source.tensors)
@@ -83,6 +85,7 @@ def survey(
             arch,
             t,
             types,
+            kept=source.kept.get(t.name),
             model_weights=weights,
             on_gpu=_on_gpu(hp, t.name, tied),
             has_importance=has_importance
@@ -157,10 +160,17 @@ def _on_gpu(hp: Hyperparameters | None, name: str, tied: bool) -> bool:
 
 
 def _surveyed(
-    arch: str, tensor: SourceTensor, types: Sequence[str], *, model_weights: int, on_gpu: bool, has_importance: bool
+    arch: str,
+    tensor: SourceTensor,
+    types: Sequence[str],
+    *,
+    kept: str | None,
+    model_weights: int,
+    on_gpu: bool,
+    has_importance: bool,
 ) -> TensorLosses:
     own = tensor.format
-    reason = never_quantize(arch, tensor.name, tensor.shape, tensor.type_id, model_weights=model_weights)
+    reason = kept or never_quantize(arch, tensor.name, tensor.shape, tensor.type_id, model_weights=model_weights)
     chosen: list[str] = []
     skipped: dict[str, str] = {}
     if reason is None:
@@ -235,7 +245,7 @@ def _scored(
         y = np.concatenate(parts)
         loss, error = _estimate(sample, y)
         errors = codec.row_errors(sample.x, y)
-        fault = codec.gate(errors, fmt)
+        fault = codec.gate(errors, fmt, sample.x.size)
         if fault is None:
             found.append(replace(candidate, loss=loss, loss_error=error, rmse=codec.relative_error(errors)))
         else:
@@ -252,11 +262,8 @@ def _sampled(source: Source, tensor: SourceTensor, inputs: Inputs) -> _Sample:
     else:
         data = np.concatenate([source.read_rows(tensor, int(r), 1) for r in rows])
     x = codec.dequantize(data, tensor.format)
-    bad = codec.first_nonfinite(x)
-    if bad is not None:
-        index = int(rows[bad // tensor.n_per_row]) * tensor.n_per_row + bad % tensor.n_per_row
-        got = f"{x.reshape(-1)[bad]} at weight {index}"
-        raise NumericFault(source.path, f"tensor '{printable(tensor.name)}' is not finite", got=got)
+    if codec.first_nonfinite(x) is not None:
+        raise nonfinite_fault(source, tensor)
     return _Sample(x, tensor.n_rows, _parts(tensor, rows, inputs, _output_shares(source, tensor)))
 
 

@@ -16,6 +16,7 @@ from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
 from requant.container.part import Part
 from requant.container.source import Source
+from requant.errors import printable
 from requant.imatrix import COUNTS, GRADIENTS, LOOKUP, SUMS, Entry, Imatrix, entry_of, read_imatrix
 from requant.model.forward.ops import Array
 from requant.model.roles import is_experts, n_matrices
@@ -161,7 +162,7 @@ def write_statistics(
     metadata = Metadata(str(path), {}).with_values(
         {
             "general.type": ("str", "imatrix"),
-            "imatrix.datasets": ("arr_str", [text]),
+            "imatrix.datasets": ("arr_str", [printable(text)]),
             "imatrix.chunk_count": ("u32", statistics.n_tokens // statistics.n_ctx),
             "imatrix.chunk_size": ("u32", statistics.n_ctx),
         }

@@ -8,10 +8,9 @@ import secrets
 from pathlib import Path
 
 from requant.container.files import Identity, identity, irregular
-from requant.errors import InputOutputError, OutputRefused, RequantError
-from requant.records import read_text
+from requant.errors import InputOutputError, OutputRefused
 
-_HEAD = 200  # characters of a file in which its schema stands
+_HEAD = 200  # bytes of a file in which its schema stands
 
 
 def check_writable(path: Path, *, force: bool, inputs: frozenset[Identity], own: str | None = None) -> None:
@@ -42,8 +41,9 @@ def write_text(path: Path, text: str, *, force: bool, inputs: frozenset[Identity
 def has_schema(path: Path, schema: str) -> bool:
     """Whether the file at `path` can be read and is one of requant's, of that schema."""
     try:
-        return f'"schema": "{schema}"' in read_text(path)[:_HEAD]
-    except RequantError:
+        with path.open("rb") as file:  # which may be a model of any size
+            return f'"schema": "{schema}"'.encode() in file.read(_HEAD)
+    except (OSError, ValueError):
         return False
 
 

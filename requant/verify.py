@@ -1,9 +1,10 @@
 """Verify: read a finished output again, every byte, and compare it with its record and with its source.
 
 Always: the structure, and every weight decoded and finite. With the record (OUT.requant.json): size, header, types and
-the SHA-256 of every tensor. With the source: metadata key by key, names and shapes, copies byte by byte, and of every
-encoded tensor up to 64 rows evenly spread: none may be lost, and their relative error, all columns alike, must be at
-most 1.5 times the recorded one plus 0.001; without a record, 3 times what the type has on normal weights.
+the SHA-256 of every tensor; and it may say that a copy is not finite. With the source: metadata key by key, names and
+shapes, copies byte by byte, and of every encoded tensor up to 64 rows evenly spread: none may be lost, and their
+relative error, all columns alike, must be at most 1.5 times the recorded one plus 0.001; without a record, 3 times what
+the type has on normal weights.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from requant import codec, differences
-from requant.chunks import check_finite, copy_rows
+from requant.chunks import copy_rows
 from requant.codec import Bytes, Floats
 from requant.container.cursor import quoted
 from requant.container.source import Source, SourceTensor, open_source
 from requant.conversion import Conversion, Converted, read_conversion, record_path
-from requant.errors import NumericFault
+from requant.finite import Nonfinite, nonfinite_in
 from requant.formats import BlockFormat
 from requant.model.companions import SECOND_LEVEL, matrix_of
 from requant.model.scales import scales_of
@@ -79,6 +80,7 @@ class _Seen:
     data: Bytes
     wrong: str | None
     errors: NDArray[np.float64]
+    nonfinite: Nonfinite | None
 
 
 def verify(
@@ -180,11 +182,8 @@ def _look(target: Source, source: Source | None, part: _Part) -> _Seen:
             wrong = _byte_difference(data, source.read_rows(part.origin, part.first_row, part.n_rows), part)
         elif part.origin.format.can_decode and part.tensor.format.can_decode and data.size:
             wrong, errors = _sampled_errors(data, source, part.origin, part)
-    try:
-        check_finite(data, part.tensor, part.first_row, target.path)
-    except NumericFault as error:
-        wrong = f"{error.what} (got {error.got})"
-    return _Seen(part, data, wrong, errors.sum(axis=0))
+    found = nonfinite_in(data, part.tensor, part.first_row)
+    return _Seen(part, data, wrong, errors.sum(axis=0), found)
 
 
 def _byte_difference(data: Bytes, original: Bytes, part: _Part) -> str | None:
@@ -209,23 +208,28 @@ def _sampled_errors(
     y = codec.dequantize(data[rows - part.first_row], part.tensor.format)
     y *= part.scales[rows * len(part.scales) // part.tensor.n_rows][:, None]
     errors = codec.row_errors(x, y)
-    lost = codec.lost_row(errors)
+    limit = codec.row_limit(part.tensor.format)
+    lost = codec.lost_row(errors, limit)
     if lost is None:
         return None, errors
     relative = np.sqrt(errors[lost, 1] / errors[lost, 0])
     what = f"tensor {quoted(part.tensor.name)}, row {rows[lost]} is lost: relative error"
-    return f"{what} (got {relative:.3g}, limit {codec.LOST})", errors
+    return f"{what} (got {relative:.3g}, limit {limit})", errors
 
 
 def _judged(parts: Iterator[_Seen], recorded: Converted | None) -> Iterator[str]:
     """What is wrong with one tensor; of several broken parts, the first."""
-    digest, total, wrong = hashlib.sha256(), np.zeros(4), None
+    digest, total, wrong, bad = hashlib.sha256(), np.zeros(4), None, list[Nonfinite]()
     for seen in parts:
         digest.update(seen.data.reshape(-1).data)
         total += seen.errors
+        bad += [] if seen.nonfinite is None else [seen.nonfinite]
         wrong = wrong or seen.wrong
         tensor = seen.part.tensor
     name = quoted(tensor.name)
+    known = 0 if recorded is None or recorded.odd is None else recorded.odd.nonfinite
+    if (count := sum(found.count for found in bad)) > known:
+        wrong = f"tensor {name}: {Nonfinite(count, bad[0].first)}"
     if wrong is not None:
         yield wrong
     if recorded is not None and digest.hexdigest() != recorded.sha256:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from requant.budget import check_rules
 from requant.errors import UsageError
 from requant.model.hyperparameters import Hyperparameters
 from requant.model.memory import Settings, default_settings
+from requant.plan import Losses
 from requant.request import Request, Rule
 from requant.runtime import ENGINES, Engine, engine_named
 
@@ -92,6 +94,10 @@ class Wishes:
             output_type=self.output_type,
             embedding_type=self.embedding_type,
         )
+
+    def try_rules(self, losses: Losses) -> None:
+        """What `budget.check_rules` does, with these wishes; to be called from the main thread."""
+        check_rules(losses, self.request)
 
     def types_to_score(self, default: tuple[str, ...]) -> tuple[str, ...]:
         """--types, or the engine's candidates, or the `default`, and every type that a wish names."""

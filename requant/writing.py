@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,10 @@ from requant.container.cursor import quoted
 from requant.container.journal import Line
 from requant.container.output import Output
 from requant.container.source import Source
-from requant.conversion import Converted
-from requant.errors import NumericFault
+from requant.conversion import Converted, Odd
+from requant.errors import BadInput, NumericFault
 from requant.pool import in_order
+from requant.records import plain, record
 
 _CHECK_EVERY = 64  # chunks between two looks at whether the source was replaced
 _HEX = 64  # digits of a SHA-256
@@ -34,7 +35,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A piece as it stands in the output: the digest of its bytes in hex, and its errors, None for a copy.
+    """A piece as it stands in the output: the digest of its bytes in hex, its errors, None for a copy, what is odd.
 
     tensor_sha256: with the last piece of a tensor, the digest of all its bytes. is_new: not from an earlier run.
     """
@@ -42,8 +43,15 @@ class Written:
     piece: Piece
     sha256: str
     errors: Sums | None
+    odd: Odd
     tensor_sha256: str | None = None
     is_new: bool = True
+
+    @property
+    def line(self) -> Line:
+        """Its record in the journal."""
+        errors = None if self.errors is None else [float(e) for e in self.errors]
+        return {**self.piece.place, "sha256": self.sha256, "errors": errors, "odd": plain(self.odd)}
 
 
 def recorded(piece: Piece, lines: Mapping[tuple[str, int], Line]) -> Written | None:
@@ -52,13 +60,17 @@ def recorded(piece: Piece, lines: Mapping[tuple[str, int], Line]) -> Written | N
     if any(line.get(key) != value for key, value in piece.place.items()):
         return None
     digest, errors = line.get("sha256"), line.get("errors")
+    try:
+        odd = record(Odd, line.get("odd"), "odd", "")
+    except BadInput:
+        return None
     if not isinstance(digest, str) or len(digest) != _HEX or (errors is None) != piece.job.choice.copied:
         return None
     if errors is None:
-        return Written(piece, digest, None, is_new=False)
+        return Written(piece, digest, None, odd, is_new=False)
     if not isinstance(errors, list) or len(errors) != 4 or not all(type(e) is float and e >= 0 for e in errors):
         return None
-    return Written(piece, digest, np.array(errors), is_new=False)
+    return Written(piece, digest, np.array(errors), odd, is_new=False)
 
 
 def lines_by_piece(records: Iterable[Line]) -> dict[tuple[str, int], Line]:
@@ -111,7 +123,7 @@ class _Running:
 
     def __init__(self) -> None:
         self._before = self._whole = self._piece = hashlib.sha256()
-        self._errors = np.zeros(4)
+        self._errors, self._odd = np.zeros(4), Odd()
 
     @property
     def sha256(self) -> str:
@@ -121,21 +133,23 @@ class _Running:
     def add(self, piece: Piece, done: Done) -> None:
         """Go on with a chunk; with the first of a piece, begin the piece, perhaps once more."""
         if done.chunk is piece.chunks[0]:
-            self._piece, self._errors = hashlib.sha256(), np.zeros(4)
+            self._piece, self._errors, self._odd = hashlib.sha256(), np.zeros(4), Odd()
             self._whole = self._before.copy() if piece.number else self._piece  # one digest serves both
         data = done.data.reshape(-1).data
         self._piece.update(data)
         if self._whole is not self._piece:
             self._whole.update(data)
+        self._odd += done.odd
         if done.errors is not None:
             self._errors += done.errors
 
     def written(self, piece: Piece, before: Written | None) -> Written:
         """The piece, whole now; its errors are those of the run that encoded it."""
         self._before = self._whole
-        errors = None if piece.job.choice.copied else self._errors if before is None else before.errors
         tensor = self._whole.hexdigest() if piece.is_last else None
-        return Written(piece, self.sha256, errors, tensor, is_new=before is None)
+        if before is not None:
+            return replace(before, tensor_sha256=tensor)
+        return Written(piece, self.sha256, None if piece.job.choice.copied else self._errors, self._odd, tensor)
 
 
 def _watched(
@@ -154,21 +168,22 @@ def converted(source: Source, output: Output, pieces: Iterable[Written]) -> Iter
 
     Raises NumericFault where the error of a tensor is beyond its format's ceiling.
     """
-    total = np.zeros(4)
+    total, odd = np.zeros(4), Odd()
     for written in pieces:
         piece = written.piece
         if written.is_new:
-            errors = None if written.errors is None else [float(e) for e in written.errors]
-            output.record({**piece.place, "sha256": written.sha256, "errors": errors}, piece.n_bytes)
-        total = (0 if piece.number == 0 else total) + (np.zeros(4) if written.errors is None else written.errors)
+            output.record(written.line, piece.n_bytes)
+        if piece.number == 0:
+            total, odd = np.zeros(4), Odd()
+        total, odd = total if written.errors is None else total + written.errors, odd + written.odd
         if written.tensor_sha256 is not None:
-            yield _measured(source, piece.job, total, written.tensor_sha256)
+            yield _measured(source, piece.job, total, odd, written.tensor_sha256)
 
 
-def _measured(source: Source, job: Job, total: Sums, sha256: str) -> Converted:
+def _measured(source: Source, job: Job, total: Sums, odd: Odd, sha256: str) -> Converted:
     error = codec.relative_error(total[None, :])
-    if not job.choice.copied and codec.gate(total[None, :], job.format) is not None:
-        limit = min(codec.GATE * job.format.gaussian_rmse, codec.LOST)
+    limit = codec.ceiling(total[0], job.tensor.n_weights, job.format)
+    if not job.choice.copied and not error <= limit:
         raise gate_fault(job, "relative error", error, limit, source.files[job.tensor.file])
     return Converted(
         name=job.tensor.name,
@@ -178,4 +193,5 @@ def _measured(source: Source, job: Job, total: Sums, sha256: str) -> Converted:
         rmse=error,
         rmse_unweighted=math.sqrt(total[1] / total[0]) if total[0] > 0 else 0.0,
         sha256=sha256,
+        odd=None if odd == Odd() else odd,
     )

@@ -1,127 +1,141 @@
-"""Faults on order: the n-th call of a function of the system fails, or something happens just before it.
+"""Inputs that ggml's encoders ruin without a word, and what ggml and requant make of them, for every type.
 
-In this process `injected` does it for a while; in one of its own `preamble` is Python for commands.start(before=...).
+Run as a program it prints ggml's verdicts as JSON: each in a process of its own, because some of them abort.
 """
 
-import contextlib
-import errno
-import fcntl
-import io
+import ctypes
+import json
 import os
-import re
-import resource
-import signal
+import subprocess
 import sys
-import threading
-import time
-from dataclasses import dataclass
+import warnings
 from pathlib import Path
 
-_MODULES = {"flock": fcntl, "open": io}  # open: what Path.open calls; all others are of os
-_BY_DESCRIPTOR = {
-    *("pread", "preadv", "pwrite", "fsync", "fdatasync", "posix_fallocate", "ftruncate", "flock", "fstat"),
-}
-_NAMES = {"os": os, "resource": resource, "signal": signal, "time": time, "Path": Path}
+import ggml
+import numpy as np
 
-# pieces of a few rows, each flushed as it comes, so that the smallest model has many records
-SMALL = {"requant.container.output.COMMIT_BYTES": 1, "requant.chunks.CHUNK_WEIGHTS": 1024}
-SMALL |= {"requant.chunks.PIECE_BYTES": 2000}
+import requant
+from requant.errors import RequantError
+from requant.formats import FORMATS
+
+N = 512  # weights, as in the table this is after: normally distributed, of standard deviation 0.02
+TYPES = [fmt for fmt in FORMATS.values() if fmt.can_encode]
+# verdicts: nothing is wrong; it validates, but is ruined; it does not validate, or is refused; the process is gone
+FINE, RUINED, FLAGGED, ABORTED = "fine", "ruined", "flagged", "aborted"
 
 
-@dataclass(frozen=True)
-class Fault:
-    """What happens at the `nth` call of `call` for a file whose path has `on` (a regular expression) in it.
+def weights() -> np.ndarray:
+    return (0.02 * np.random.default_rng(0).standard_normal((1, N))).astype(np.float32)
 
-    error: the name of the errno that the call fails with; `always` from then on, else once. do: Python that is run
-    before the call, where `path` is the file's.
+
+def _with(x: np.ndarray, value: float) -> np.ndarray:
+    x = x.copy()
+    x[..., 5] = value
+    return x
+
+
+def _up_to(size: float) -> np.ndarray:
+    x = weights().astype(np.float64)
+    return (x / np.abs(x).max() * size).astype(np.float32)
+
+
+def cases() -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+    """Column of the table -> weights (1, N), importance (N,) or None."""
+    x, ones = weights(), np.ones(N, np.float32)
+    return {
+        "one NaN": (_with(x, np.nan), None),
+        "one Inf": (_with(x, np.inf), None),
+        "|w| ~ 1e-7": (_up_to(1e-7), None),
+        "|w| ~ 1e7": (_up_to(1e7), None),
+        "|w| ~ 1e30": (_up_to(1e30), None),
+        "imatrix all 0": (x, 0 * ones),
+        "imatrix half 0": (x, (np.arange(N) >= N // 2).astype(np.float32)),
+        "imatrix one NaN": (x, _with(ones, np.nan)),
+        "imatrix -1": (x, -ones),
+        "imatrix 1e-30": (x, np.float32(1e-30) * ones),
+    }
+
+
+def relative_error(x: np.ndarray, y: np.ndarray) -> float:
+    """Over the weights that are finite in `x`."""
+    kept = np.isfinite(x)
+    a, b = x[kept].astype(np.float64), y.reshape(x.shape)[kept].astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.sqrt(((a - b) ** 2).sum() / (a**2).sum()))
+
+
+def is_ruined(error: float, normal: float) -> bool:
+    """Whether an encoder whose error on these weights is `normal` made so much of them that they are no use.
+
+    Three times as much; where the normal error is so large that half of the weights' size is less, that.
     """
-
-    call: str
-    error: str | None = None
-    nth: int = 1
-    on: str = ""
-    do: str | None = None
-    always: bool = False
+    return not error <= min(3 * normal, max(0.5, 1.25 * normal))
 
 
-class Count:
-    """How often a faulty function was called for a path that matches, and whether the fault was met."""
-
-    def __init__(self):
-        self.calls, self.lock = 0, threading.Lock()
-
-    def next(self):
-        with self.lock:
-            self.calls += 1
-            return self.calls
+def _by_ggml(type_id: int, x: np.ndarray, importance: np.ndarray | None) -> tuple[bool, float]:
+    data = ggml.quantize_chunk(type_id, x, importance)
+    validate = ggml.library().ggml_validate_row_data
+    validate.restype, validate.argtypes = ctypes.c_bool, [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+    return bool(validate(type_id, data, len(data))), relative_error(x, ggml.decode(type_id, data))
 
 
-def _path(fault, arguments):
-    if fault.call in _BY_DESCRIPTOR:
-        with contextlib.suppress(OSError):
-            return os.readlink(f"/proc/self/fd/{arguments[0]}")  # noqa: PTH115
-        return ""
-    if fault.call in ("link", "replace", "rename"):
-        return os.fsdecode(arguments[1])
-    return str(arguments[0]) if isinstance(arguments[0], int) else os.fsdecode(arguments[0])
+def _in_a_child(*given: object) -> tuple[bool, float] | None:
+    """What _by_ggml finds; None where it aborts."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        for stream in (1, 2):  # ggml tells of each neighbour in a grid
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        os.write(theirs, json.dumps(_by_ggml(*given)).encode())
+        os._exit(0)
+    os.close(theirs)
+    found = os.read(ours, 4096)  # nothing, where the child ended before it wrote
+    os.close(ours)
+    _, status = os.waitpid(child, 0)
+    return None if os.WIFSIGNALED(status) else json.loads(found)
 
 
-def _faulty(fault, real, count):
-    def call(*arguments, **options):
-        path = _path(fault, arguments)
-        if re.search(fault.on, path):
-            n = count.next()
-            if n == fault.nth and fault.do is not None:
-                exec(fault.do, _NAMES | {"path": path})
-            if fault.error is not None and (n == fault.nth or (fault.always and n > fault.nth)):
-                number = getattr(errno, fault.error)
-                raise OSError(number, os.strerror(number), path or None)
-        return real(*arguments, **options)
-
-    return call
+def ggml_verdicts() -> dict[str, dict[str, str]]:
+    """Type -> column -> verdict on ggml's encoder."""
+    script, environment = str(Path(__file__)), os.environ | {"GGML_NO_BACKTRACE": "1"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
-def _place(call):
-    return _MODULES.get(call, os), {"os_open": "open"}.get(call, call)
+def _all_by_ggml() -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for fmt in TYPES:
+        _, normal = _by_ggml(fmt.type_id, weights(), np.ones(N, np.float32))
+        for column, given in cases().items():
+            seen = _in_a_child(fmt.type_id, *given)
+            verdict = ABORTED
+            if seen is not None:
+                verdict = FLAGGED if not seen[0] else RUINED if is_ruined(seen[1], normal) else FINE
+            found.setdefault(fmt.name, {})[column] = verdict
+    return found
 
 
-def install(*faults):
-    """Put the `faults` in place for good; what they count."""
-    counts = []
-    for fault in faults:
-        module, name = _place(fault.call)
-        counts.append(Count())
-        setattr(module, name, _faulty(fault, getattr(module, name), counts[-1]))
-    return counts
-
-
-@contextlib.contextmanager
-def injected(*faults):
-    """The `faults` are in place; yields what they count."""
-    places = {(id(module), name): (module, name, getattr(module, name)) for module, name in map(_place_of, faults)}
+def by_requant(name: str, x: np.ndarray, importance: np.ndarray | None) -> float | RequantError:
+    """The relative error, as ggml reads what requant.quantize writes; or why there is none."""
     try:
-        yield install(*faults)
-    finally:
-        for module, name, real in places.values():
-            setattr(module, name, real)
+        data = requant.quantize(x, name, importance)
+    except RequantError as error:
+        return error
+    return relative_error(x, ggml.decode(next(f.type_id for f in TYPES if f.name == name), data))
 
 
-def _place_of(fault):
-    return _place(fault.call)
+def requant_verdicts() -> dict[str, dict[str, str]]:
+    """Type -> column -> verdict on requant's encoder."""
+    found: dict[str, dict[str, str]] = {}
+    for fmt in TYPES:
+        normal = by_requant(fmt.name, weights(), None)
+        for column, given in cases().items():
+            seen = by_requant(fmt.name, *given)
+            verdict = FLAGGED if isinstance(seen, RequantError) else RUINED if is_ruined(seen, normal) else FINE
+            found.setdefault(fmt.name, {})[column] = verdict
+    return found
 
 
-def make_small():
-    """Set what is in SMALL, in this process."""
-    for path, value in SMALL.items():
-        module, name = path.rsplit(".", 1)
-        __import__(module)
-        setattr(sys.modules[module], name, value)
-
-
-def preamble(*faults, small=True, then=""):
-    """Python that puts the `faults` in place in a process of its own, with small pieces, and runs `then`."""
-    here = str(Path(__file__).parent)
-    lines = [f"import sys; sys.path.insert(0, {here!r})", "import faults", "from faults import Fault"]
-    lines += ["faults.make_small()"] if small else []
-    lines += [f"faults.install({', '.join(map(repr, faults))})"] if faults else []
-    return "\n".join([*lines, then])
+if __name__ == "__main__":
+    warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside NumPy's threads: the child needs none
+    json.dump(_all_by_ggml(), sys.stdout)

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -96,12 +97,18 @@ class _OpenParameters(ctypes.Structure):
     _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p))
 
 
+def gguf_reader() -> Callable[[bytes], int | None]:
+    """ggml's reader: path -> its context, which gguf_free frees, or None where it refuses the file."""
+    read = library().gguf_init_from_file
+    read.argtypes = [ctypes.c_char_p, _OpenParameters]
+    read.restype = ctypes.c_void_p
+    return lambda path: read(path, _OpenParameters(True, None))
+
+
 def file_tensors(path: Path) -> dict[str, tuple[int, int, int]]:
     """name -> (type id, offset in the file, bytes) of a GGUF file as ggml's own reader sees it."""
     lib = library()
-    lib.gguf_init_from_file.argtypes = [ctypes.c_char_p, _OpenParameters]
-    lib.gguf_init_from_file.restype = ctypes.c_void_p
-    context = lib.gguf_init_from_file(str(path).encode(), _OpenParameters(True, None))
+    context = gguf_reader()(str(path).encode())
     assert context, f"ggml does not open {path}"
     for name, result in {
         "gguf_get_n_tensors": ctypes.c_int64,

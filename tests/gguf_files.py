@@ -16,6 +16,7 @@ BLOCKS = {
     14: (256, 210),
     24: (1, 1),
     30: (1, 2),
+    39: (32, 17),
 }
 ARCHITECTURE = "general.architecture"
 

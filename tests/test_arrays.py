@@ -87,15 +87,27 @@ def test_what_makes_no_sense_is_said_in_one_line(call, said):
 def test_weights_that_are_not_finite_are_named(bad):
     x = X.copy()
     x[4, 77] = bad
-    with pytest.raises(NumericFault, match="row 4, column 77"):
+    x[5, 500:] = bad
+    with pytest.raises(NumericFault, match="13 of 3072 weights are not finite, the first at row 4, column 77"):
         requant.quantize(x, "Q8_0")
+
+
+def test_an_error_far_beyond_what_is_usual_is_refused_where_no_row_is_lost():
+    x = (1e-7 * np.random.default_rng(0).standard_normal((2, 512))).astype(np.float32)
+    with pytest.raises(NumericFault, match=r"does not survive as Q4_0: relative error 0\.\d+, limit 0\.108"):
+        requant.quantize(x, "Q4_0")
+
+
+def test_numbers_beyond_float32_are_not_finite():
+    with pytest.raises(NumericFault, match="1 of 3072 weights"):
+        requant.quantize(np.where(np.arange(3072).reshape(X.shape) == 9, 1e39, X.astype(float)), "Q8_0")
 
 
 @pytest.mark.parametrize(("name", "size"), [("Q4_0", 1e-9), ("Q4_K", 1e30), ("F16", 1e-9), ("NVFP4", 1e-6)])
 def test_a_row_that_would_be_lost_is_named(name, size):
     x = X.copy()
     x[3] = np.float32(size) * np.sign(x[3])
-    with pytest.raises(NumericFault, match=f"row 3 does not survive as {name}"):
+    with pytest.raises(NumericFault, match=f"does not survive as {name}: row 3 is lost: relative error"):
         requant.quantize(x, name)
 
 

@@ -10,6 +10,7 @@ from requant.calibrate import calibrate
 from requant.container.source import open_source
 from requant.errors import BadInput, OutputRefused, UsageError
 from requant.imatrix import read_imatrix
+from requant.kept import keep, kept_sums
 from requant.model.forward.memory import needs
 from requant.model.forward.passes import model_of
 from requant.model.forward.weights import Weights
@@ -104,8 +105,23 @@ def test_what_was_kept_of_other_tokens_is_not_taken_up(source, tokens, tmp_path)
     kept.write_bytes(b"no archive at all")
     equal(calibrate(source, tokens, kept=kept), calibrate(source, tokens))
     other = calibrate(source, tokens[::-1].copy())
-    module._keep(kept, module._identity(source, tokens[::-1].copy(), True), other)
+    keep(kept, module._identity(source, tokens[::-1].copy(), True), other)
     equal(calibrate(source, tokens, kept=kept), calibrate(source, tokens))
+
+
+def test_what_was_kept_and_then_damaged_is_not_taken_up(source, tokens, tmp_path):
+    kept, sums = tmp_path / "kept.npz", calibrate(source, tokens)
+    keep(kept, "it", sums)
+    equal(kept_sums(kept, "it", source, tokens.shape[1]), sums)
+    whole, lost = kept.read_bytes(), 0
+    for at in range(0, len(whole), len(whole) // 50):
+        for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]):
+            kept.write_bytes(damaged)
+            found = kept_sums(kept, "it", source, tokens.shape[1])
+            lost += found is None
+            if found is not None:  # the bit was in a date or the like
+                equal(found, sums)
+    assert lost > 90
 
 
 def test_the_file_reads_back_and_others_can_read_it(source, tokens, tmp_path):

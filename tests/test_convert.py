@@ -23,14 +23,16 @@ from requant import codec
 from requant.chunks import COPY_BYTES, Job, chunks_of
 from requant.container.infos import TensorInfo
 from requant.container.source import SourceTensor, open_source
-from requant.conversion import Conversion
+from requant.conversion import Conversion, record_path
 from requant.convert import convert, n_steps
 from requant.errors import BadInput, InputOutputError, NumericFault, OutputRefused, SourceChanged
+from requant.finite import keep_nonfinite
 from requant.formats import FORMATS, Effort, by_name
 from requant.imatrix import importance_for, read_imatrix
 from requant.outline import output_layouts
 from requant.plan import Losses
 from requant.provenance import _FTYPES, may_differ
+from requant.verify import verify
 
 TYPES = ("Q4_K", "Q6_K", "Q8_0", "Q4_0")
 Q = "blk.0.attn_q.weight"
@@ -217,19 +219,73 @@ def test_integers_scalars_and_empty_tensors_are_copied_blind(tmp_path):
 @pytest.mark.parametrize("type_name", ["Q8_0", "F16"])
 def test_a_source_that_is_not_finite_is_refused_and_what_was_done_is_kept(tmp_path, value, type_name):
     values = normal((256, 12))
-    values[5, 17] = value
+    values[5, 17] = values[9, 200:] = value
     with opened(tmp_path, small_model(half(Q, (256, 12), values))) as source:
         plan = plan_for(source, type_name)
-        with pytest.raises(NumericFault, match=rf"'{Q}' is not finite at weight {5 * 256 + 17} \(got {value}\)"):
+        said = rf"'{Q}' is not finite: 57 of 3072 weights, the first at weight {5 * 256 + 17} \(got {value}\)"
+        with pytest.raises(NumericFault, match=said):
             convert(source, plan, tmp_path / "out.gguf")
     assert nothing_but(tmp_path, "source.gguf", *UNFINISHED)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_first_weight_that_is_not_finite_is_named_whichever_chunk_meets_one(tmp_path, monkeypatch, threads):
+    monkeypatch.setattr("requant.chunks.CHUNK_WEIGHTS", 256)
+    values = normal((256, 64))
+    values[20:60, 3] = np.inf
+    with opened(tmp_path, small_model(half(Q, (256, 64), values))) as source:
+        said = rf"40 of 16384 weights, the first at weight {20 * 256 + 3} "
+        with pytest.raises(NumericFault, match=said):
+            convert(source, plan_for(source, "Q8_0"), tmp_path / "out.gguf", threads=threads)
+
+
+def test_copies_that_are_to_be_kept_may_be_not_finite_and_are_noted(tmp_path):
+    values = normal((256, 12))
+    values[5, 17], values[9, 200:] = -np.inf, np.nan
+    with opened(tmp_path, small_model(half(Q, (256, 12), values), half("blk.0.attn_k.weight", (256, 12)))) as source:
+        assert keep_nonfinite(source) == [
+            f"tensor '{Q}' stays as it is: 57 weights are not finite, the first at weight 1297"
+        ]
+        with pytest.raises(NumericFault):
+            convert(source, plan_for(source, "Q8_0"), tmp_path / "other.gguf")
+        choices = [
+            choice(t, "F16" if t.name == Q else "Q8_0") if t.n_rows > 1 else choice(t, "F32") for t in source.tensors
+        ]
+        made = convert(source, plan_of(source, choices), tmp_path / "out.gguf")
+        assert made.notes == (f"tensor '{Q}' was copied with 57 weights that are not finite, the first at weight 1297",)
+        (odd,) = (t.odd for t in made.tensors if t.odd is not None)
+        assert (odd.nonfinite, odd.first_nonfinite) == (57, 1297)
+        with open_source(made.output) as target:
+            assert np.array_equal(target.read_rows(target.tensor(Q)), source.read_rows(source.tensor(Q)))
+        assert Conversion.from_json(made.to_json()).tensors == made.tensors
+        record_path(made.output).write_text(made.to_json())
+        assert verify(made.output, source=source).ok
+        record_path(made.output).unlink()
+        assert verify(made.output).findings == (f"tensor '{Q}': 57 weights are not finite, the first at weight 1297",)
+
+
+def test_rows_that_are_next_to_nothing_become_zero_and_are_noted(tmp_path):
+    values = normal((256, 12))
+    values[7:9] *= 1e-24
+    with opened(tmp_path, small_model(single(Q, (256, 12), values))) as source:
+        made = convert(source, plan_for(source, "Q4_0"), tmp_path / "out.gguf")
+        assert made.notes == (f"2 rows of tensor '{Q}' are so small that they became zero",)
+        assert verify(made.output, source=source).ok
+
+
+def test_weights_beyond_the_largest_scale_are_refused_where_one_bit_hides_it(tmp_path, imatrix):
+    values = normal((256, 12), scale=1e5)
+    with opened(tmp_path, small_model(single(Q, (256, 12), values))) as source:
+        with pytest.raises(NumericFault, match=rf"'{Q}' as TQ2_0, relative error \(got 0.*, limit 0.566\)"):
+            convert(source, plan_for(source, "TQ2_0"), tmp_path / "other.gguf")
+        convert(source, plan_for(source, "Q6_K"), tmp_path / "out.gguf")
 
 
 def test_a_row_that_the_type_cannot_hold_is_refused_with_a_way_out(tmp_path):
     values = normal((256, 12))
     values[7] *= 1e-7  # below the least scale of a half
     with opened(tmp_path, small_model(single(Q, (256, 12), values))) as source:
-        with pytest.raises(NumericFault, match=rf"'{Q}' as Q4_0, row 7 is lost.*--tensor-type '{Q}=f16'"):
+        with pytest.raises(NumericFault, match=rf"'{Q}' as Q4_0, row 7 is lost.*--tensor-type '{Q}=f32'"):
             convert(source, plan_for(source, "Q4_0"), tmp_path / "a.gguf")
         with pytest.raises(NumericFault, match=rf"row 7 is lost.*--tensor-type '{Q}=f32'"):
             convert(source, plan_for(source, "F16"), tmp_path / "b.gguf")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from requant import errors
-from requant.errors import BadInput, InfeasibleBudget, NumericFault, RequantError, UsageError, printable
+from requant.errors import BadInput, InfeasibleBudget, NumericFault, RequantError, UsageError, brief, printable
 
 CODES = {
     "RequantError": 1,
@@ -54,7 +54,8 @@ def test_a_printable_text_is_one_line_without_controls(text):
     assert shown.isprintable() and len(shown.splitlines()) <= 1
     assert not any(unicodedata.category(c).startswith("C") for c in shown)
     shown.encode()
-    if text.isprintable():
+    assert printable(shown) == shown
+    if text.isascii() and text.isprintable():
         assert shown == text
 
 
@@ -66,8 +67,42 @@ def test_a_printable_text_is_one_line_without_controls(text):
         ("\u202egpj", r"\u202egpj"),
         ("\udcff", r"\udcff"),
         ("\x85", r"\x85"),
+        ("a\u3164\u2800\ufe0fb", r"a\u3164\u2800\ufe0fb"),
+        ("\u6a21\u578b \u05d0", "\u6a21\u578b \u05d0"),
     ],
 )
 def test_what_a_terminal_could_act_on_is_escaped(text, shown):
     assert printable(text) == shown
     assert str(BadInput(f"{text}.gguf", "x")) == f"{shown}.gguf: x"
+
+
+@given(st.text(), st.integers(1, 90))
+def test_what_stands_in_a_table_keeps_to_its_place(text, most):
+    shown = brief(text, most)
+    assert printable(shown) == shown == brief(shown, len(shown))
+    assert "  " not in shown and shown == shown.strip()
+    assert len(shown) <= 10 * most + 3
+    assert not any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in shown)
+    kinds = "".join("m" if unicodedata.category(c) in ("Mn", "Me") else "b" for c in shown)
+    assert "mmm" not in kinds and not kinds.startswith("m")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("blk.0.attn_q.weight", "blk.0.attn_q.weight"),
+        ("a  Q4_K  4 ", r"a\x20 Q4_K\x20 4\x20"),
+        ("x" * 90, "x" * 80 + "..."),
+        ("\x1b" * 90, r"\x1b" * 80 + "..."),
+        ("e\u0301t\u00e9", "e\u0301t\u00e9"),
+        ("\u0301e\u0301\u0301\u0301", r"\u0301" + "e\u0301\u0301" + r"\u0301"),
+        ("\u05d0 12", r"\u05d0 12"),
+    ],
+)
+def test_a_name_in_a_table_is_cut_and_moves_nothing(text, shown):
+    assert brief(text) == shown
+
+
+def test_a_message_is_one_line_whatever_it_was_made_of():
+    assert str(UsageError("a\x1b[2J\nb")) == r"a\x1b[2J\nb"
+    assert len(str(BadInput("m", "is odd", got="x" * 2**20))) < 2000

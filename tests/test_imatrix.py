@@ -100,6 +100,14 @@ def test_an_entry_without_any_token_says_nothing(tmp_path):
     assert coverage(imatrix, [Shaped(W, (2, 9)), Shaped("b.weight", (2, 3))]).missing == (W,)
 
 
+def test_an_entry_of_nothing_but_zeros_says_nothing(tmp_path):
+    imatrix = read_imatrix(gguf(tmp_path / "i.gguf", {W: ([[0, 0]], [5]), "b.weight": ([[1, 2]], [1])}))
+    assert importance_for(imatrix, W, (2, 9)) is None
+    assert coverage(imatrix, [Shaped(W, (2, 9)), Shaped("b.weight", (2, 3))]).missing == (W,)
+    old = read_imatrix(written(tmp_path / "i.dat", legacy({W: (3, [0, 0])})))
+    assert importance_for(old, W, (2, 9)) is None
+
+
 def test_both_layouts_give_the_same_importance(tmp_path):
     sums, counts = np.array([[8, 4, 1]], "f4"), np.array([4], "f4")
     new = read_imatrix(gguf(tmp_path / "i.gguf", {W: (sums, counts)}))

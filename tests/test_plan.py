@@ -178,3 +178,23 @@ def test_files_are_read_and_their_absence_named(tmp_path):
         read_plan(tmp_path / "b.json")
     with pytest.raises(InputOutputError, match="No such file"):
         read_plan(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "says"),
+    [
+        ("budget", "ctx", "64\nSYSTEM x", "budget.ctx must be a whole number"),
+        ("budget", "ctx", [64], "budget.ctx must be a whole number"),
+        ("budget", "cache_type_k", "q8_0\nSYSTEM x", "budget.cache_type_k is not a ggml type"),
+        ("runtime", "engine", "\x1b[31mbash", r"runtime.engine is not known .got \\x1b\[31mbash"),
+        ("runtime", "engine", 5, "runtime.engine must be a string"),
+        ("runtime", "n_gpu_layers", "\x1b[31m", "runtime.n_gpu_layers must be a whole number"),
+        ("runtime", "experts_on_cpu", "12", "runtime.experts_on_cpu must be a list"),
+        ("runtime", "experts_on_cpu", ["0|.*"], r"runtime.experts_on_cpu\[0\] must be a whole number"),
+        ("runtime", "draft", ["x"], "runtime.draft must be a string"),
+        ("runtime", "reference_type", "\x1b[31m", "runtime.reference_type is not a ggml type"),
+    ],
+)
+def test_what_starts_an_engine_is_checked_when_a_plan_is_read(part, key, value, says):
+    with pytest.raises(BadInput, match=says):
+        Plan.from_json(edited(plan().to_json(), part, value={key: value}))

@@ -12,9 +12,11 @@ from requant import codec
 from requant.budget import bpw_limit
 from requant.container.source import open_source
 from requant.errors import BadInput, NumericFault, UsageError
+from requant.finite import keep_nonfinite
 from requant.formats import by_name
 from requant.imatrix import importance_for, read_imatrix
 from requant.plan import Losses
+from requant.recipe import uniform_plan
 from requant.request import Request
 from requant.sensitivity import DEFAULT_TYPES, check_requantization, score, survey
 from requant.solve import solve
@@ -279,9 +281,9 @@ def test_weights_that_are_not_finite_are_a_fault_that_names_the_first(tmp_path, 
     x[row:, 17] = value
     with pytest.raises(NumericFault, match=r"tensor 'blk\.0\.attn_q\.weight' is not finite") as fault:
         scored(tmp_path, small_model(half(Q, (256, n_rows), x)), types=("Q8_0",))
-    got, index = fault.value.got.split(" at weight ")
-    assert float(got) == value or np.isnan(value)
-    assert int(index) % 256 == 17 and row <= int(index) // 256 < row + 6
+    assert fault.value.got == value or np.isnan(value)
+    count, index = n_rows - row, 256 * row + 17
+    assert f"{count} of {x.size} weights, the first at weight {index}" in fault.value.what
 
 
 def test_a_type_that_cannot_be_written_is_refused(tmp_path):
@@ -301,6 +303,36 @@ def test_importance_of_zeros_says_nothing(tmp_path):
     found = scored(tmp_path, file, types=("Q4_K",), imatrix=measured)
     assert found.tensors == scored(tmp_path, file, types=("Q4_K",)).tensors
     assert "does not cover 1 of 1" in found.notes[0]
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_tensors_that_are_kept_for_what_they_hold_get_no_other_type(tmp_path, quick):
+    x = normal((256, 8))
+    x[3, 5] = np.nan
+    norm = single("blk.0.attn_norm.weight", (256,), np.full(256, np.inf))
+    path = small_model(half(Q, (256, 8), x), half(DOWN, (256, 8)), norm).write(tmp_path / "model.gguf")
+    with open_source(path) as source:
+        assert len(keep_nonfinite(source)) == 2
+        found = score(source, types=("Q8_0",)).tensors if quick else survey(source, types=("Q8_0",))
+        kept = {t.name: t.reason for t in found if [c.type for c in t.candidates] == [t.source_type]}
+        assert kept[Q] == "1 weights are not finite, the first at weight 773"
+        assert kept["blk.0.attn_norm.weight"] == "256 weights are not finite, the first at weight 0"
+        assert DOWN not in kept
+        uniform = uniform_plan(source, "Q8_0").types()
+        assert (uniform[Q], uniform[DOWN]) == ("F16", "Q8_0")
+
+
+def test_a_norm_that_is_not_finite_is_a_fault_of_scoring(tmp_path):
+    norm = single("blk.0.attn_norm.weight", (256,), np.full(256, np.inf))
+    with pytest.raises(NumericFault, match=r"attn_norm.*256 of 256 weights"):
+        scored(tmp_path, small_model(half(Q, (256, 8)), norm), types=("Q8_0",))
+
+
+def test_types_whose_scale_the_weights_are_beyond_are_left_out(tmp_path):
+    x = normal((256, 8), scale=1e5)
+    tensor = tensor_of(scored(tmp_path, small_model(single(Q, (256, 8), x)), types=("TQ2_0", "Q6_K")), Q)
+    assert [c.type for c in tensor.candidates] == ["F32", "Q6_K"]
+    assert "it cannot represent the weights: relative error" in tensor.skipped["TQ2_0"]
 
 
 # the survey

@@ -111,7 +111,7 @@ def test_a_scale_that_is_no_number_is_found_without_source_and_record(pair_of_fi
         file.seek(offset + 34 * 9)  # the tenth block
         file.write(struct.pack("<H", 0x7E00))
     (line,) = verify(out).findings
-    assert line == f"tensor '{Q}' is not finite at weight 288 (got nan)"
+    assert line == f"tensor '{Q}': 32 weights are not finite, the first at weight 288"
 
 
 def test_a_lost_row_is_found_with_the_source(pair_of_files):

@@ -10,6 +10,8 @@ import click
 
 from requant.cli import converting, messages, options, stages
 from requant.cli.calibration import Calibration
+from requant.cli.nonfinite import option as nonfinite_option
+from requant.cli.nonfinite import settle
 from requant.container.source import open_source
 from requant.container.splitting import Splitting
 from requant.errors import UsageError
@@ -35,6 +37,7 @@ from requant.wishes import Wishes, check_ways
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @click.option("--no-verify", is_flag=True, help="Do not read the output again.")
+@nonfinite_option
 @options.threads
 @options.effort
 @options.allow_requantize
@@ -53,6 +56,7 @@ def command(
     measure: int | None,
     dry_run: bool,
     no_verify: bool,
+    nonfinite: str,
     splitting: Splitting,
     force: bool,
     restart: bool,
@@ -67,6 +71,7 @@ def command(
         raise UsageError("--measure chooses among plans for a budget; give --vram, --size or --bpw with it")
     with open_source(model) as source:
         messages.warn(*source.warnings)
+        settle(source, nonfinite, given["threads"])
         job = stages.prepared(source, wishes, calibration, **given)
         if measure is not None:
             stages.check_can_run(source)

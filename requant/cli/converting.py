@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from requant.cli import messages
 from requant.cli.stages import Job
@@ -19,10 +19,13 @@ from requant.container.output import claim, discard, resumes
 from requant.container.part import Part, target_of
 from requant.container.splitting import Splitting
 from requant.conversion import OUTPUT_SCHEMA, Conversion, record_path
-from requant.errors import OutputRefused
+from requant.errors import BadInput, OutputRefused
 from requant.plan import Plan
 from requant.records import plain
 from requant.textfile import check_writable, write_text
+
+if TYPE_CHECKING:
+    from requant.imatrix import Imatrix
 
 _HASHED = 2**26  # bytes of a file that is told from another by its content, not by its time
 
@@ -50,18 +53,27 @@ class Work:
         Raises OutputRefused where what is unfinished is of another command.
         """
         from requant.convert import binding
-        from requant.statistics import read_measured
 
         if not resumes(self.journal, binding(job.source, self.asked), self.out):
             return None
         head = self.journal.past.head or {}
         plan = Plan.from_json(json.dumps(head.get("plan")), self.journal.path)
         if head.get("imatrix") is not None and job.imatrix is None:
-            found = read_measured(self.measured)
-            if found.sha256 != head["imatrix"]:
-                raise OutputRefused(self.measured, "is not as it was written", hint="--restart discards it")
-            job = replace(job, imatrix=found)
+            job = replace(job, imatrix=self._read_measured(head["imatrix"]))
         return plan, job
+
+    def _read_measured(self, sha256: object) -> Imatrix:
+        from requant.statistics import read_measured
+
+        hint = "--restart begins again"
+        try:
+            found = read_measured(self.measured)
+        except BadInput as error:
+            what = f"what was measured for the unfinished output cannot be read: {error.what}"
+            raise OutputRefused(self.measured, what, hint=hint) from error
+        if found.sha256 != sha256:
+            raise OutputRefused(self.measured, "is not as it was written", hint=hint)
+        return found
 
     def check(self, job: Job) -> None:
         """Raise what would keep the output and its record from being written, before any long work."""
@@ -98,6 +110,7 @@ class Work:
                 journal=self.journal,
                 asked=self.asked,
                 extras=(self.measured,),
+                keep=job.scores,
                 record=record,
                 progress=advance,
                 tell=messages.tell,

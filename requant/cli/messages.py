@@ -95,11 +95,11 @@ def set_debug(_: click.Context, __: click.Parameter, value: bool) -> None:
 
 
 def emit(text: str) -> None:
-    """`text` on stdout. A reader that has gone is no failure. Raises InputOutputError for a full disk."""
+    """`text` on stdout, each line printable. A reader that has gone is no failure; InputOutputError for a full disk."""
     if sys.stdout is None:
         return
     try:
-        sys.stdout.write(f"{text.rstrip()}\n")
+        sys.stdout.write("\n".join(map(printable, text.rstrip().split("\n"))) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         _silence_stdout()

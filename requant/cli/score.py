@@ -19,6 +19,13 @@ from requant.wishes import Wishes
 @click.command()
 @options.model
 @options.result_file("losses")
+@click.option(
+    "--emit-imatrix",
+    "emit",
+    type=options.FILE,
+    metavar="F",
+    help="Write the importance measured on the way: an --imatrix for convert.",
+)
 @options.imatrix
 @options.calibration
 @options.types
@@ -32,6 +39,7 @@ def command(
     *,
     model: Path,
     out: Path | None,
+    emit: Path | None,
     imatrix: Path | None,
     calibration: Calibration,
     types: tuple[str, ...],
@@ -44,11 +52,16 @@ def command(
     """Measure what each type would cost each tensor."""
     if out is None and not as_json:
         raise UsageError("nowhere to put the losses; say -o LOSSES.json or --json")
+    if emit is not None and (imatrix is not None or calibration.quick or calibration.statistics is not None):
+        raise UsageError("--emit-imatrix: nothing is measured with --imatrix, --statistics or --quick")
     with open_source(model) as source:
         messages.warn(*source.warnings)
         job = stages.prepared(source, Wishes(types=types), calibration, imatrix=imatrix)
         if out is not None:
             check_writable(out, force=force, inputs=job.inputs)
+        if emit is not None:
+            stages.check_can_run(source)
+            check_writable(emit, force=force, inputs=job.inputs)
         scored = stages.score(
             source,
             types,
@@ -57,8 +70,14 @@ def command(
             threads=threads,
             allow_requantize=allow_requantize,
             effort=effort,
+            weigh=emit is not None,
         )
         losses = scored.losses
         if out is not None:
             write_text(out, losses.to_json(), force=force, inputs=job.inputs)
+        if emit is not None:
+            from requant.statistics import write_statistics
+
+            assert scored.measured is not None
+            write_statistics(emit, scored.measured[0], source, scored.measured[1], force=force, inputs=job.inputs)
     messages.emit(losses.to_json() if as_json else losses_table(losses))

@@ -184,6 +184,12 @@ class Job:
     effort: Effort | None
     statistics: tuple[Statistics, str] | None = None  # the importance matrix was measured, on that text
 
+    @property
+    def scores(self) -> bool:
+        """Whether a plan takes scoring, which may take hours."""
+        others = (self.plan_file, self.type_name, self.preset, self.losses)
+        return self.wishes.has_budget and all(other is None for other in others)
+
     def planned(self, *, weigh: bool = False, measure: int | None = None) -> tuple[Plan, Job]:
         """The plan of the file, for the one type, or for the budget, then scored if no losses are given.
 
@@ -229,6 +235,7 @@ class Job:
             if scored.measured is not None:
                 statistics, name = scored.measured
                 job = replace(self, imatrix=statistics.imatrix(self.source, name), statistics=scored.measured)
+        self.wishes.try_rules(losses)
         if AUTO in (self.wishes.cache_type_k, self.wishes.cache_type_v) and not losses.caches:
             losses = replace(losses, caches=self._cache_losses())
             job = replace(job, losses=losses if job.losses is not None else None)

@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass, field
 
 from requant.container.files import read_into
-from requant.errors import BadInput, printable
+from requant.errors import BadInput, brief
 
 MAX_HEADER = 512 * 2**20  # bytes; the largest seen, 500k tokens with their merges, has 24 MiB
 _FIRST_BLOCK = 2**18
@@ -116,5 +116,5 @@ class Cursor:
 
 
 def quoted(text: str) -> str:
-    """`text` from a file as it may stand in a message: escaped, in quotes, at most 80 characters of it."""
-    return f"'{printable(text[:80])}{'...' if len(text) > 80 else ''}'"
+    """`text` from a file as it may stand in a message: escaped, in quotes, the beginning of it."""
+    return f"'{brief(text)}'"

@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 
 from requant.container.cursor import Cursor, quoted
-from requant.errors import BadInput
+from requant.errors import BadInput, printable
 from requant.formats import FORMATS
 from requant.formats.base import BlockFormat
 
@@ -104,7 +104,7 @@ def _read_name(cursor: Cursor, what: str, warnings: list[str]) -> str:
         raise BadInput(cursor.path, f"{what} has an empty name")
     if any(unicodedata.category(c) == "Cc" for c in name):
         raise BadInput(cursor.path, f"{what}, name {quoted(name)} contains control characters")
-    if not name.isprintable():
+    if printable(name) != name:
         warnings.append(f"{what}, name {quoted(name)} contains invisible characters")
     return name
 

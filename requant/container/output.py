@@ -38,9 +38,10 @@ class Output:
     """The files `layouts` at `paths` of the output that `journal` is of; `head` says what it is made of, and how.
 
     Use as a context manager: leaving it unpublished keeps what is on disk and recorded, or removes everything where
-    that is nothing. Opening raises what `Part` raises, and OutputRefused where the journal has another head.
-    `records` are those of earlier runs; `is_published` says that there is nothing left to do but `finish`. `extras` are
-    files that live as long as the journal. `warnings` are the guarantees that the file system cannot give.
+    that is nothing; with `keep` the journal, whose head took long to find, stays even then. Opening raises what `Part`
+    raises, and OutputRefused where the journal has another head. `records` are those of earlier runs; `is_published`
+    says that there is nothing left to do but `finish`. `extras` are files that live as long as the journal. `warnings`
+    are the guarantees that the file system cannot give.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Output:
         force: bool,
         inputs: frozenset[Identity],
         extras: Sequence[Path] = (),
+        keep: bool = False,
     ) -> None:
         self.paths, self.layouts, self.journal = tuple(map(Path, paths)), tuple(layouts), journal
         self.records: tuple[Line, ...] = ()
@@ -63,7 +65,7 @@ class Output:
         self._placed: list[Placed] = []
         self._pending: list[Line] = []
         self._unflushed, self._last_flush, self._failed = 0, time.monotonic(), False
-        self._kept = bool(journal.past.records)
+        self._keep, self._has_records = keep, bool(journal.past.records)
         try:
             self.is_published = resumes(journal, self._head, self.paths[0]) and self._is_in_place()
             if self.is_published:
@@ -131,7 +133,7 @@ class Output:
             part.sync()
         self.journal.append(self._pending)
         self._pending.clear()
-        self._unflushed, self._last_flush, self._failed, self._kept = 0, time.monotonic(), False, True
+        self._unflushed, self._last_flush, self._failed, self._has_records = 0, time.monotonic(), False, True
 
     def seal(self) -> None:
         """Write the headers, last of all, and read them back. Raises InputOutputError."""
@@ -142,7 +144,7 @@ class Output:
     def publish(self) -> None:
         """Give the sealed files their names, the first one last. Raises OutputRefused, InputOutputError."""
         self.journal.append([{_SEALED: True}])
-        self._kept = True
+        self._has_records = True
         for part in (*self._parts[1:], *self._parts[:1]):
             part.put_in_place()
         self.is_published = True
@@ -182,21 +184,21 @@ class Output:
         sizes = [layout.size for layout in self.layouts]
         for path, size in zip(self.paths, sizes, strict=True):
             self._parts.append(Part(path, size, force=self._force, inputs=self._inputs, keep=True))
-        check_space(self._parts[0].target.parent, sum(sizes), self.part_files)
-        past = self.journal.past
         if resumes(self.journal, self._head, self.paths[0]):
+            check_space(self._parts[0].target.parent, sum(sizes), self.part_files)
             self._go_on()
             return
+        past = self.journal.past
         if past.n_dropped:
             self.notes.append("the journal of an unfinished output was damaged; all of it is made again")
-        for record in past.records:
-            if _INVALID in record:
-                self.notes.append("the source changed while an unfinished output was made; all of it is made again")
+        if any(_INVALID in record for record in past.records):
+            self.notes.append("the source changed while an unfinished output was made; all of it is made again")
+        self.journal.begin(self._head)
+        self._has_records = False
+        sync_folder(self.journal.path.parent)
+        check_space(self._parts[0].target.parent, sum(sizes), self.part_files)
         for part in self._parts:
             part.begin()
-        self.journal.begin(self._head)
-        self._kept = False
-        sync_folder(self.journal.path.parent)
 
     def _go_on(self) -> None:
         """Take over what earlier runs have recorded, but for parts that are not there any more."""
@@ -213,13 +215,13 @@ class Output:
     def _leave(self) -> None:
         """Close everything; where nothing is worth keeping, remove it."""
         for part in self._parts:
-            if self._kept:
+            if self._has_records:
                 part.close()
             else:
                 part.abandon()
         for placed in self._placed:
             placed.close()
-        if not self._kept:
+        if not self._has_records and not (self._keep and self.journal.has_head):
             for path in self._extras:
                 path.unlink(missing_ok=True)
             self.journal.remove()
@@ -229,12 +231,15 @@ class Output:
 def resumes(journal: Journal, head: Line, path: Path) -> bool:
     """Whether there is something in the journal to go on with, and it is bound to all that `head` says.
 
-    Raises OutputRefused, naming `path`, where it is bound to something else: another command's work would be lost.
+    Raises OutputRefused, naming `path`, where it is bound to something else of which there are records: another
+    command's work would be lost.
     """
     past = journal.past
-    if past.head is None or not past.records or any(_INVALID in record for record in past.records):
+    if past.head is None or any(_INVALID in record for record in past.records):
         return False
     difference = past.difference(head)
+    if difference is not None and not past.records:
+        return False
     if difference is not None:
         what = f"is unfinished, begun by another command: {difference}"
         raise OutputRefused(path, what, hint="the same command resumes it, --restart discards it")

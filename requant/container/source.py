@@ -23,6 +23,7 @@ from requant.formats.base import BlockFormat
 if TYPE_CHECKING:
     import numpy as np
 
+_WARNED = 20  # lines of a file's header; it may have a million odd tensors
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
@@ -95,7 +96,8 @@ class Source:
     """An open model. Use as a context manager: leaving it closes the files.
 
     `path` is the file, or its first shard; `metadata` is that file's, split.* keys included; `tensors` are in
-    file order; `header_sha256` identifies all the headers; `warnings` are lines for the user.
+    file order; `header_sha256` identifies all the headers; `warnings` are lines for the user; `kept` says of tensors
+    that must stay as they are, not finite as they may be, why (finite.keep_nonfinite).
     """
 
     path: Path
@@ -106,6 +108,7 @@ class Source:
     opened: tuple[SourceFile, ...]
     _by_name: dict[str, SourceTensor] = field(repr=False)
     _closed: bool = False
+    kept: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -256,7 +259,10 @@ def _assemble(opened: tuple[SourceFile, ...]) -> Source:
 def _warnings(opened: tuple[SourceFile, ...]) -> list[str]:
     lines: list[str] = []
     for file in opened:
-        lines += file.header.warnings
+        odd = file.header.warnings
+        lines += odd[:_WARNED]
+        if len(odd) > _WARNED:
+            lines.append(f"{printable(file.path.name)}: {len(odd) - _WARNED} more warnings like these")
         if file.header.trailing_bytes:
             lines.append(
                 f"{printable(file.path.name)} ends in {file.header.trailing_bytes} bytes of no tensor; dropped"

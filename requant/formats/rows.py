@@ -1,4 +1,4 @@
-"""Sums over rows of weights: the first that is not finite, and the error of a reconstruction."""
+"""Rows of weights: the first that is not finite, blocks without importance, and the error of a reconstruction."""
 
 import numpy as np
 
@@ -20,6 +20,30 @@ def first_nonfinite(x):
                 if not abs(x[r, i]) <= np.float32(3.4028235e38):
                     return r * x.shape[1] + i
     return -1
+
+
+@kernel
+def mark_unweighted(x, importance, floor, out):
+    """x: (n, N) and importance: (k, N) float32, block b has row b % k -> out: (n,) bool.
+
+    Whether the block has weights, but only zeros among them where the importance is above `floor`.
+    """
+    for b in range(x.shape[0]):
+        w = b % importance.shape[0]
+        some, weighted = False, False
+        for i in range(x.shape[1]):
+            if x[b, i] != np.float32(0.0):
+                some = True
+                if importance[w, i] > floor:
+                    weighted = True
+                    break
+        out[b] = some and not weighted
+
+
+@kernel
+def vanishes(x, y):
+    """Whether the product of two float32, a subnormal number, is zero in the arithmetic of this thread."""
+    return x * y == np.float32(0.0)
 
 
 @kernel

@@ -17,7 +17,7 @@ _NEMOTRON = frozenset(["nemotron_h", "nemotron_h_moe"])
 _BOTH = frozenset(["falcon-h1"])
 _HYBRID = frozenset(_INTERVAL) | _NO_HEADS | _NEMOTRON | _BOTH
 # attention in every layer, through the default branch of create_memory
-_ATTENTION = frozenset(
+ATTENTION = frozenset(
     [
         "afmoe",
         "apertus",
@@ -157,7 +157,7 @@ def caches_of(
     """The caches of a model. `count(key, default)` reads an integer key; `windowed`: the model has sliding windows."""
     arch, trunk = shape.arch, [il < shape.n_trunk for il in range(shape.n_layers)]
     attends, recurrent = list(trunk), [False] * shape.n_layers
-    known = arch in _ATTENTION or arch in RECURRENT or arch in _HYBRID
+    known = arch in ATTENTION or arch in RECURRENT or arch in _HYBRID
     if arch in RECURRENT:
         attends, recurrent = recurrent, list(trunk)
     elif arch in _BOTH:

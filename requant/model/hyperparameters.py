@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from requant.container.metadata import Metadata
-from requant.errors import BadInput, printable
-from requant.model.caches import RECURRENT, Caches, Shape, caches_of
+from requant.errors import BadInput, brief
+from requant.model.caches import ATTENTION, RECURRENT, Caches, Shape, caches_of
 from requant.model.windows import Windows, windows_of
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS in llama-hparams.h
@@ -78,7 +78,7 @@ class _Keys:
         return self.metadata.array_length(f"{self.arch}.{key}")
 
     def error(self, key: str, what: str, *, got: object = None, limit: object = None) -> BadInput:
-        return BadInput(self.metadata.path, f"key '{printable(self.arch)}.{key}' {what}", got=got, limit=limit)
+        return BadInput(self.metadata.path, f"key '{brief(self.arch)}.{key}' {what}", got=got, limit=limit)
 
 
 def read_hyperparameters(metadata: Metadata, tensors: Iterable[_Named] = ()) -> Hyperparameters:
@@ -136,6 +136,17 @@ def read_hyperparameters(metadata: Metadata, tensors: Iterable[_Named] = ()) -> 
             windowed=windowed,
         ),
     )
+
+
+def check_counts(metadata: Metadata) -> None:
+    """Raise BadInput where the file states a number of layers or heads that no engine takes; it may state none."""
+    arch = metadata.get("general.architecture")
+    if not isinstance(arch, str) or not arch:
+        return
+    keys = _Keys(metadata, arch)
+    n_layers = _count(keys, "block_count", MAX_LAYERS, low=1, high=MAX_LAYERS)
+    if arch in ATTENTION and keys.array_length("attention.head_count") in (None, n_layers):
+        _per_layer(keys, "attention.head_count", n_layers, 1, low=1)
 
 
 def _is_integer(value: Any) -> bool:

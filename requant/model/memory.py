@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from requant.errors import BadInput, UsageError, printable
+from requant.errors import BadInput, UsageError, brief
 from requant.formats import by_name
 from requant.formats.base import BlockFormat
 from requant.model.hyperparameters import Hyperparameters
@@ -323,7 +323,7 @@ def _check_known(hp: Hyperparameters, settings: Settings) -> None:
     if not settings.assume and not _is_known(hp):
         raise BadInput(
             hp.path,
-            f"the memory that a '{printable(hp.arch)}' model with these keys needs beside its weights is not known",
+            f"the memory that a '{brief(hp.arch)}' model with these keys needs beside its weights is not known",
             hint="--assume plans with an upper bound; --size and --bpw need no memory",
         )
 

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from requant.container.metadata import Metadata
-from requant.errors import BadInput, UsageError, printable
+from requant.errors import BadInput, UsageError, brief
 from requant.model.pretokenizers import KINDS
 
 Ids = NDArray[np.int32]
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
 _SPACE = "\u2581"
+_MAX_SPLITTING = 2**30  # characters of all halves, half a minute at most; 262,144 tokens of Gemma have under 2**24
 _HINT = "give the ids themselves with --tokens FILE"
 
 
@@ -49,13 +50,9 @@ def read_tokenizer(metadata: Metadata) -> Tokenizer:
     """
     kind = metadata.get_str("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
-        what = (
-            "has no tokenizer" if kind is None else f"has a tokenizer of a kind that is not known: '{printable(kind)}'"
-        )
+        what = "has no tokenizer" if kind is None else f"has a tokenizer of a kind that is not known: '{brief(kind)}'"
         raise BadInput(metadata.path, what, hint=_HINT)
-    tokens = metadata.get_list("tokenizer.ggml.tokens")
-    if not tokens:
-        raise BadInput(metadata.path, "has a tokenizer without tokens", hint=_HINT)
+    tokens = _tokens(metadata)
     types = metadata.get_list("tokenizer.ggml.token_type", [1] * len(tokens))
     assert types is not None
     if len(types) != len(tokens):
@@ -76,6 +73,22 @@ def read_tokenizer(metadata: Metadata) -> Tokenizer:
         _end(metadata, "eos", False, 2 if kind == "llama" else 11, len(tokens)),
         _unknown(metadata, tokens) if kind == "llama" else None,
     )
+
+
+def _tokens(metadata: Metadata) -> list[str]:
+    """The vocabulary as text; `tokenizers` takes nothing else."""
+    tokens = metadata.get_list("tokenizer.ggml.tokens")
+    if not tokens:
+        raise BadInput(metadata.path, "has a tokenizer without tokens", hint=_HINT)
+    for index, token in enumerate(tokens):
+        if not isinstance(token, str) or not (token.isascii() or _is_utf8(token)):
+            raise BadInput(metadata.path, f"has a token that is no UTF-8 text: number {index}", hint=_HINT)
+    return tokens
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether no byte of it was none when the file was read."""
+    return not any("\udc80" <= c <= "\udcff" for c in text)
 
 
 def _library() -> Any:
@@ -111,7 +124,7 @@ def _byte_pairs(metadata: Metadata, tokens: Sequence[str]) -> tuple[Any, bool]:
     kind = metadata.get_str("tokenizer.ggml.pre", "default") or "default"
     splitting = KINDS.get(kind)
     if splitting is None:
-        what = f"has a pre-tokenizer of a kind that is not known: '{printable(kind)}'"
+        what = f"has a pre-tokenizer of a kind that is not known: '{brief(kind)}'"
         raise BadInput(metadata.path, what, hint=_HINT)
     vocabulary = {token: index for index, token in reversed(list(enumerate(tokens)))}
     merges = [_pair(metadata, m) for m in metadata.get_list("tokenizer.ggml.merges", []) or []]
@@ -130,7 +143,7 @@ def _pair(metadata: Metadata, merge: object) -> tuple[str, str]:
     """The halves of a merge, which are separated by the first space that is not the first character."""
     at = merge.find(" ", 1) if isinstance(merge, str) else -1
     if not isinstance(merge, str) or at < 0:
-        raise BadInput(metadata.path, "key 'tokenizer.ggml.merges' holds no pair", got=printable(f"{merge!r:.40}"))
+        raise BadInput(metadata.path, "key 'tokenizer.ggml.merges' holds no pair", got=brief(f"{merge!r:.40}"))
     return merge[:at], merge[at + 1 :]
 
 
@@ -141,6 +154,10 @@ def _sentence_piece(metadata: Metadata, tokens: Sequence[str]) -> Any:
     if len(scores) != len(tokens):
         what = "key 'tokenizer.ggml.scores' has the wrong number of items"
         raise BadInput(metadata.path, what, got=len(scores), limit=f"{len(tokens)} tokens")
+    if not all(isinstance(score, int | float) for score in scores):
+        raise BadInput(metadata.path, "key 'tokenizer.ggml.scores' must hold numbers")
+    if sum(len(token) ** 2 for token in tokens) > _MAX_SPLITTING:
+        raise BadInput(metadata.path, "has tokens that are too long to be split in every way", hint=_HINT)
     vocabulary = {token: index for index, token in reversed(list(enumerate(tokens)))}
     best_first = sorted(vocabulary, key=lambda token: -scores[vocabulary[token]])
     merges = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from requant.container.source import open_source
 from requant.conversion import OUTPUT_SCHEMA, Conversion
-from requant.errors import printable
+from requant.errors import FILE_NAME, brief
 from requant.plan import PLAN_SCHEMA, read_plan
 from requant.records import dump, plain, read_text
 from requant.report.grid import grid
@@ -83,7 +83,7 @@ def difference_text(found: Difference) -> str:
     rows = [["tensor", "A", "B", "bytes"]]
     for c in found.changes:
         more = f"{c.bytes_b - c.bytes_a:+,}"
-        rows.append([printable(c.name), c.type_a or "-", c.type_b or "-", more])
+        rows.append([brief(c.name), c.type_a or "-", c.type_b or "-", more])
     lines = [*grid(rows, right=(3,)), ""] if found.changes else []
     lines.append(f"{len(found.changes)} tensors differ, {found.n_equal} are alike")
     for label, name, size, loss in (
@@ -91,5 +91,5 @@ def difference_text(found: Difference) -> str:
         ("B", found.b, found.bytes_b, found.loss_b),
     ):
         predicted = "" if loss is None else f", predicted loss {loss:.5g}"
-        lines.append(f"{label} {printable(name)}: {format_size(size)}{predicted}")
+        lines.append(f"{label} {brief(name, FILE_NAME)}: {format_size(size)}{predicted}")
     return "\n".join(lines)

@@ -5,12 +5,12 @@ Options: common/arg.cpp of llama.cpp; ik_llama.cpp's common/common.cpp; koboldcp
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 from requant.errors import printable
 from requant.plan import Plan
+from requant.report import shell
 from requant.runtime import engine_named, expert_patterns, is_prefix
 
 ALL_LAYERS = 99  # what people write for -ngl to mean all
@@ -29,12 +29,12 @@ def start_command(plan: Plan, out: Path) -> str:
     make = {"ollama": _modelfile, "koboldcpp": _koboldcpp, "sharpinference": _sharpinference}.get(family)
     if make is not None:
         return make(plan, out)
-    return shlex.join(_llama_server(plan, out, ik=family == "ik_llama.cpp"))
+    return shell.join(_llama_server(plan, out, ik=family == "ik_llama.cpp"))
 
 
 def _llama_server(plan: Plan, out: Path, *, ik: bool) -> list[str]:
     asked, runtime = plan.budget, plan.runtime
-    words = ["llama-server", "-m", str(out), "-ngl", str(_n_gpu_layers(plan))]
+    words = ["llama-server", "-m", shell.path(out), "-ngl", str(_n_gpu_layers(plan))]
     if "ctx" in asked:
         # one sequence must be asked for: by default there are four, and windowed layers keep a cache for each
         words += ["-c", str(asked["ctx"]), "-np", str(asked.get("parallel", 1))]
@@ -48,13 +48,13 @@ def _llama_server(plan: Plan, out: Path, *, ik: bool) -> list[str]:
         prefix = ["--n-cpu-moe" if ik else "-ncmoe", str(len(layers))]
         words += prefix if is_prefix(layers) else ["-ot", f"{expert_patterns(layers)}=CPU"]
     if draft := runtime.get("draft"):
-        words += ["-md", str(draft), "-ngld", str(ALL_LAYERS)]
+        words += ["-md", shell.path(draft), "-ngld", str(ALL_LAYERS)]
         kind = "draft-eagle3" if runtime.get("draft_arch") == "eagle3" else "draft-simple"
         words += [] if ik else ["--spec-type", kind]
     elif runtime.get("mtp"):
         words += ["--spec-type", "draft-mtp"]
     if projector := runtime.get("mmproj"):
-        words += ["--mmproj", str(projector)]
+        words += ["--mmproj", shell.path(projector)]
     return words
 
 
@@ -66,7 +66,10 @@ def _n_gpu_layers(plan: Plan) -> int:
 
 
 def _modelfile(plan: Plan, out: Path) -> str:
-    lines = [f"FROM ./{out.name}"]
+    """A Modelfile has no escapes: a name that it cannot spell must be given to the file anew."""
+    name = printable(out.name)
+    lines = [] if name == out.name.strip() else ["# rename the file: a Modelfile cannot spell its name"]
+    lines.append(f"FROM ./{name}")
     if "ctx" in plan.budget:
         lines += [f"PARAMETER num_ctx {plan.budget['ctx']}", f"PARAMETER num_gpu {_n_gpu_layers(plan)}"]
         if (n_batch := plan.budget.get("ubatch", DEFAULT_UBATCH)) != DEFAULT_UBATCH:
@@ -78,7 +81,7 @@ def _modelfile(plan: Plan, out: Path) -> str:
 
 def _koboldcpp(plan: Plan, out: Path) -> str:
     asked, runtime = plan.budget, plan.runtime
-    words = ["koboldcpp", "--model", str(out), "--gpulayers", str(_n_gpu_layers(plan)), "--usecuda"]
+    words = ["koboldcpp", "--model", shell.path(out), "--gpulayers", str(_n_gpu_layers(plan)), "--usecuda"]
     if "ctx" in asked:
         words += ["--contextsize", str(asked["ctx"]), "--flashattention"]
         words += ["--quantkv", str(_KOBOLD_CACHES.get(asked.get("cache_type_k", DEFAULT_CACHE), 0))]
@@ -87,16 +90,16 @@ def _koboldcpp(plan: Plan, out: Path) -> str:
         prefix = ["--moecpu", str(len(layers))]
         words += prefix if is_prefix(layers) else ["--overridetensors", f"{expert_patterns(layers)}=CPU"]
     words += [*_file(runtime, "--draftmodel", "draft"), *_file(runtime, "--mmproj", "mmproj")]
-    return shlex.join(words)
+    return shell.join(words)
 
 
 def _sharpinference(plan: Plan, out: Path) -> str:
-    words = ["sharpinference", "-m", str(out), "-g", str(_n_gpu_layers(plan))]
+    words = ["sharpinference", "-m", shell.path(out), "-g", str(_n_gpu_layers(plan))]
     if "ctx" in plan.budget:
         words += ["-c", str(plan.budget["ctx"])]
         words += ["--kv-type", str(plan.budget.get("cache_type_k", DEFAULT_CACHE)).lower()]
-    return shlex.join(words)
+    return shell.join(words)
 
 
 def _file(runtime: Any, option: str, key: str) -> list[str]:
-    return [option, str(runtime[key])] if key in runtime else []
+    return [option, shell.path(runtime[key])] if key in runtime else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from requant.errors import printable
+from requant.errors import REMARK, brief
 from requant.explain import Explanation, Outlook
 from requant.plan import Plan
 from requant.report.grid import grid
@@ -15,9 +15,9 @@ def explanation_text(found: Explanation, plan: Plan, outlooks: Sequence[Outlook]
     """The tensor's candidates with what each would cost the whole plan; what limits it; what more would buy."""
     c = found.choice
     shape = " x ".join(map(str, c.shape))
-    head = f"{printable(c.name)}: {c.type}, {format_size(c.n_bytes)}, {shape}, on the {c.device}"
+    head = f"{brief(c.name)}: {c.type}, {format_size(c.n_bytes)}, {shape}, on the {c.device}"
     if not found.alternatives:
-        return f"{head}\nit stays as it is: {printable(c.reason or '')}"
+        return f"{head}\nit stays as it is: {brief(c.reason or '', REMARK)}"
     rows = [["", "type", "size", "its loss", "best plan with it", "costs"]]
     for a in found.alternatives:
         rows.append(
@@ -30,7 +30,7 @@ def explanation_text(found: Explanation, plan: Plan, outlooks: Sequence[Outlook]
                 "" if a.plan_loss is None or a.chosen else _change(a.plan_loss, plan.predicted_loss),
             ]
         )
-    notes = [printable(note) for note in c.notes]
+    notes = [brief(note, REMARK) for note in c.notes]
     parts = ["\n".join(grid(rows, right=(2, 3, 4, 5))), "\n".join(notes), outlook_text(plan, outlooks)]
     return "\n\n".join([head, *(part for part in parts if part)])
 

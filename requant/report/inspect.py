@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from requant.container.source import Source, SourceTensor, require_model
-from requant.errors import BadInput, printable
+from requant.errors import FILE_NAME, BadInput, brief
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 from requant.model.memory import default_settings, device_bytes, memory_for, on_device
 from requant.model.roles import is_tied, never_quantize, role_of
@@ -182,12 +182,12 @@ def as_text(found: Inspection, *, tensors: bool = False) -> str:
 
 
 def _facts(found: Inspection) -> str:
-    files = printable(found.files[0]) + (f" and {len(found.files) - 1} more" if len(found.files) > 1 else "")
-    title = "" if found.title is None else f"{printable(found.title)}, "
+    files = brief(found.files[0], FILE_NAME) + (f" and {len(found.files) - 1} more" if len(found.files) > 1 else "")
+    title = "" if found.title is None else f"{brief(found.title)}, "
     state = "already quantized" if found.quantized else "not quantized"
     lines = [
         ["file", f"{files}, {format_size(found.file_bytes)}, GGUF {found.version}"],
-        ["model", f"{title}architecture {printable(found.arch)}, {state}"],
+        ["model", f"{title}architecture {brief(found.arch)}, {state}"],
         ["weights", f"{found.weights:,} in {len(found.tensors)} tensors, {found.bpw:.3f} bits per weight"],
     ]
     if found.hyperparameters is not None:
@@ -200,9 +200,7 @@ def _table(head: str, shares: tuple[Share, ...]) -> str:
     rows = [[head, "tensors", "weights", "size", "bpw", "" if head == "type" else "types"]]
     for s in shares:
         types = "" if head == "type" else ", ".join(s.types)
-        rows.append(
-            [printable(s.name), str(s.tensors), f"{s.weights:,}", format_size(s.n_bytes), f"{s.bpw:.2f}", types]
-        )
+        rows.append([brief(s.name), str(s.tensors), f"{s.weights:,}", format_size(s.n_bytes), f"{s.bpw:.2f}", types])
     return "\n".join(grid(rows, right=(1, 2, 3, 4)))
 
 
@@ -219,5 +217,5 @@ def _tensors(found: Inspection) -> str:
     rows = [["tensor", "type", "shape", "size", "stays as it is because"]]
     for t in found.tensors:
         shape = " x ".join(map(str, t.shape))
-        rows.append([printable(t.name), t.type, shape, format_size(t.n_bytes), t.reason or ""])
+        rows.append([brief(t.name), t.type, shape, format_size(t.n_bytes), t.reason or ""])
     return "\n".join(grid(rows, right=(3,)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 from requant.conversion import Conversion, Converted
-from requant.errors import printable
+from requant.errors import FILE_NAME, brief, printable
 from requant.formats import by_name
 from requant.units import format_size
 from requant.verify import Verification
@@ -14,7 +14,7 @@ from requant.verify import Verification
 def conversion_text(made: Conversion, *, verified: bool) -> str:
     """The measured errors per type, the size, and whether the output was read again."""
     state = f"verified, {len(made.tensors)} tensors read again" if verified else "not verified"
-    weighted = f", weighted by {printable(made.imatrix)}" if made.imatrix else ""
+    weighted = f", weighted by {brief(made.imatrix, FILE_NAME)}" if made.imatrix else ""
     errors = _errors([t for t in made.tensors if t.type != t.source_type])
     head = f"relative error of the weights, measured{weighted}" if errors else "every tensor is a copy"
     written = f"{printable(str(made.output))}: {format_size(made.size)}, {made.plan.bpw:.3f} bits per weight, {state}"
@@ -28,7 +28,7 @@ def _errors(encoded: list[Converted]) -> list[str]:
         found = [t for t in encoded if t.type == name]
         worst = max(found, key=lambda t: t.rmse)
         middle = median(t.rmse for t in found)
-        lines.append(f"{name:8}{len(found):4}  median {middle:.4f}  largest {worst.rmse:.4f} {printable(worst.name)}")
+        lines.append(f"{name:8}{len(found):4}  median {middle:.4f}  largest {worst.rmse:.4f} {brief(worst.name)}")
     return lines
 
 

@@ -7,10 +7,10 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from requant.errors import printable
+from requant.errors import FILE_NAME, REMARK, brief
 from requant.formats import Effort, by_name
 from requant.plan import EDITED, IN_NATS, Choice, Limit, Losses, Plan
-from requant.report.grid import GAP, grid
+from requant.report.grid import GAP, columns, grid
 from requant.units import format_size
 
 WIDTH = 100
@@ -54,11 +54,11 @@ def layer_table(plan: Plan, width: int = WIDTH) -> str:
         if c.reason is None:
             types = cells.setdefault((c.layer, c.role), [])
             types.extend([mark] if (mark := c.type + "*" * c.copied) not in types else [])
-    outside = [[printable(role), "/".join(types)] for (layer, role), types in cells.items() if layer is None]
+    outside = [[brief(role), "/".join(types)] for (layer, role), types in cells.items() if layer is None]
     roles = list(dict.fromkeys(role for layer, role in cells if layer is not None))
     layers = sorted({layer for layer, _ in cells if layer is not None})
     rows = [["/".join(cells.get((layer, role), ["-"])) for role in roles] for layer in layers]
-    table = _wide([printable(r) for r in roles], _ranges(layers, rows), width)
+    table = _wide([brief(r) for r in roles], _ranges(layers, rows), width)
     parts = ["\n".join(grid(outside)), *table]
     copied = any(c.copied and c.reason is None for c in plan.choices)
     return "\n\n".join(part for part in (*parts, "* copied from the source" if copied else "") if part)
@@ -86,16 +86,16 @@ def summary(plan: Plan, width: int = WIDTH) -> str:
     """Size, predicted loss and gap, each limit with what fills it, and why tensors or types are left out."""
     copied = sum(c.copied for c in plan.choices)
     lines = [
-        ("source", f"{printable(plan.source)} ({printable(plan.arch)})"),
+        ("source", f"{brief(plan.source, FILE_NAME)} ({brief(plan.arch)})"),
         ("tensors", f"{len(plan.choices)}: {len(plan.choices) - copied} quantized, {copied} copied"),
         ("size", f"{format_size(plan.n_bytes)}, {plan.bpw:.3f} bits per weight over all tensors"),
         ("loss", _loss(plan)),
         *([] if plan.effort == Effort.DEFAULT else [("effort", plan.effort.name.lower())]),
-        *((printable(limit.option), _limit(plan, limit)) for limit in plan.limits),
+        *((brief(limit.option), _limit(plan, limit)) for limit in plan.limits),
         *_devices(plan),
         *(("stays", line) for line in _stays(plan.choices)),
         *(("fallback", line) for line in _fallbacks(plan.choices)),
-        *(("note", printable(note)) for note in plan.notes),
+        *(("note", brief(note, REMARK)) for note in plan.notes),
     ]
     return "\n".join(_labelled(lines, width))
 
@@ -113,19 +113,19 @@ def losses_table(losses: Losses, width: int = WIDTH) -> str:
     roles = [*dict.fromkeys(t.role for t in free), ""]
     rows = [
         (
-            f"{printable(role) or 'all'} ({counts[role]})",
+            f"{brief(role) or 'all'} ({counts[role]})",
             [_cell(sums.get((role, name), []), counts[role]) for name in types],
         )
         for role in roles
     ]
     partial = any(cell.endswith("+") for _, cells in rows for cell in cells)
-    imatrix = f", importance from {printable(losses.imatrix)}" if losses.imatrix else ", no importance matrix"
+    imatrix = f", importance from {brief(losses.imatrix, FILE_NAME)}" if losses.imatrix else ", no importance matrix"
     lines = [
-        ("source", f"{printable(losses.source)} ({printable(losses.arch)})"),
-        ("method", f"{printable(losses.method)}{imatrix}; tensors {len(losses.tensors)}, {len(free)} to quantize"),
+        ("source", f"{brief(losses.source, FILE_NAME)} ({brief(losses.arch)})"),
+        ("method", f"{brief(losses.method, REMARK)}{imatrix}; tensors {len(losses.tensors)}, {len(free)} to quantize"),
         *(("stays", line) for line in _reasons((t.reason, t.name) for t in losses.tensors if t.reason is not None)),
         *(("left out", line) for line in _reasons(_skipped((t.name, t.skipped) for t in free))),
-        *(("note", printable(note)) for note in losses.notes),
+        *(("note", brief(note, REMARK)) for note in losses.notes),
     ]
     title = "predicted loss if every tensor of a role had the type"
     tables = [title, *_wide(types, rows, width)] if free else []
@@ -153,13 +153,14 @@ def _cell(found: Sequence[float], n_tensors: int) -> str:
 
 def _loss(plan: Plan) -> str:
     if plan.predicted_loss is None:
-        return "not known, the plan was edited" if EDITED in plan.notes else f"not measured ({printable(plan.method)})"
+        edited = EDITED in plan.notes
+        return "not known, the plan was edited" if edited else f"not measured ({brief(plan.method, REMARK)})"
     gap = "not known" if plan.gap is None else f"{plan.gap:.1e}" if plan.gap else "0"
-    loss = f"{plan.predicted_loss:.4g} predicted by {printable(plan.method)}"
+    loss = f"{plan.predicted_loss:.4g} predicted by {brief(plan.method, REMARK)}"
     if plan.method in IN_NATS:
-        loss = f"predicted KL {plan.predicted_loss:.4g} nats per token ({plan.method})"
+        loss = f"predicted KL {plan.predicted_loss:.4g} nats per token ({brief(plan.method, REMARK)})"
     measured = "" if plan.measured_kld is None else f", measured {plan.measured_kld:.4g} on held-out text"
-    return f"{loss}{measured}; proven gap {gap} ({printable(plan.solver)})"
+    return f"{loss}{measured}; proven gap {gap} ({brief(plan.solver, REMARK)})"
 
 
 def _limit(plan: Plan, limit: Limit) -> str:
@@ -171,7 +172,7 @@ def _limit(plan: Plan, limit: Limit) -> str:
         return f"{8 * used / limit.n_weights:.4f} of {limit.bpw:.4f} bits per weight"
     parts = {"weights": used - limit.other}
     if limit.device == "gpu" and plan.memory:
-        parts |= {printable(name): size for name, size in plan.memory.items() if name != "weights"}
+        parts |= {brief(name): size for name, size in plan.memory.items() if name != "weights"}
     if rest := used - sum(parts.values()):
         parts["header" if limit.option == "--size" else "other"] = rest
     listed = ", ".join(f"{name} {format_size(size)}" for name, size in parts.items())
@@ -227,9 +228,9 @@ def _reasons(pairs: Iterable[tuple[str | None, str]]) -> list[str]:
         names.setdefault(reason or "", []).append(name)
     lines = []
     for reason, found in sorted(names.items(), key=lambda item: -len(item[1])):
-        shown = ", ".join(printable(n) for n in found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
+        shown = ", ".join(brief(n) for n in found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
         count = f"{len(found)} tensor" + "s" * (len(found) > 1)
-        lines.append(f"{printable(reason)}: {count} ({shown})")
+        lines.append(f"{brief(reason, REMARK)}: {count} ({shown})")
     return lines
 
 
@@ -246,8 +247,8 @@ def _ranges(layers: Sequence[int], rows: Sequence[list[str]]) -> list[tuple[str,
 
 def _wide(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], width: int) -> list[str]:
     """Tables of labelled rows, each of as many columns as fit `width` and at least one."""
-    label = max((len(name) for name, _ in rows), default=0)
-    sizes = [max(len(head), *(len(row[k]) for _, row in rows)) if rows else 0 for k, head in enumerate(heads)]
+    label = max((columns(name) for name, _ in rows), default=0)
+    sizes = [max(columns(head), *(columns(row[k]) for _, row in rows)) if rows else 0 for k, head in enumerate(heads)]
     tables, start = [], 0
     while start < len(heads):
         end, used = start + 1, label + len(GAP) + sizes[start]

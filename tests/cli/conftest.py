@@ -1,7 +1,4 @@
-"""Losses of the fixture, measured once; and the malformed-file corpus of tests/container made importable."""
-
-import sys
-from pathlib import Path
+"""Losses of the fixture, measured once, with the kernels compiled before."""
 
 import pytest
 from commands import IMATRIX, TINY
@@ -11,8 +8,6 @@ from requant.container.source import open_source
 from requant.formats import FORMATS
 from requant.imatrix import read_imatrix
 from requant.sensitivity import score
-
-sys.path.append(str(Path(__file__).parents[1] / "container"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import IMATRIX, TINY, assert_failed, names, run, spawn
-from conversions import half, single, small_model
+from conversions import half, normal, single, small_model
 from gguf_files import STR, File, Tensor, pair
 
 from requant.units import parse_size
@@ -52,13 +52,64 @@ def test_the_process_ends_with_the_code_of_the_failure(tmp_path):
     assert_failed(spawn("convert", TINY, tmp_path / "o", "--size", "12G"), 2, "--size: '12G' is not a size")
 
 
-@pytest.mark.parametrize("decides", [["--type", "Q4_K"], ["--bpw", "8", "--quick"]])
-def test_a_weight_that_is_not_a_number_stops_the_conversion(capsys, tmp_path, decides):
+@pytest.mark.parametrize(
+    ("decides", "left"),
+    [(["--type", "Q4_K"], ["out.gguf.part", "out.gguf.part.journal"]), (["--bpw", "8", "--quick"], [])],
+)
+def test_a_weight_that_is_not_a_number_stops_the_conversion(capsys, tmp_path, decides, left):
     model = small_model(half("blk.0.attn_q.weight", (256, 8)), single("blk.1.ffn_up.weight", (256, 4), NAN))
     path = model.write(tmp_path / "model.gguf")
     ran = run(capsys, "convert", path, tmp_path / "out.gguf", *decides)
     assert ran.code == 8 and "blk.1.ffn_up.weight" in ran.err and len(ran.err.splitlines()) == 1
-    assert names(tmp_path) == ["model.gguf"]
+    assert names(tmp_path) == ["model.gguf", *left]
+
+
+def spoilt_model(folder):
+    values = normal((256, 4))
+    values[1, 7] = np.nan
+    tensors = half("blk.0.attn_q.weight", (256, 8)), single("blk.1.ffn_up.weight", (256, 4), values)
+    return small_model(*tensors).write(folder / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    "decides", [["--type", "Q4_K"], ["--bpw", "20", "--quick"], ["--bpw", "20"], ["--type", "Q4_K", "--dry-run"]]
+)
+def test_tensors_with_weights_that_are_no_numbers_are_copied_if_asked(capsys, tmp_path, decides):
+    path, out = spoilt_model(tmp_path), tmp_path / "out.gguf"
+    ran = run(capsys, "convert", path, out, *decides, "--nonfinite", "keep-type", "--json")
+    assert ran.code == 0
+    assert "'blk.1.ffn_up.weight' stays as it is: 1 weights are not finite, the first at weight 263" in ran.err
+    made = json.loads(ran.out)
+    plan = made if "--dry-run" in decides else made["plan"]
+    assert {c["name"]: c["type"] for c in plan["choices"]}["blk.1.ffn_up.weight"] == "F32"
+    if "--dry-run" not in decides:
+        assert run(capsys, "verify", out, "--source", path).code == 0
+        assert run(capsys, "verify", out).code == 0
+
+
+def test_a_plan_that_encodes_what_is_no_number_is_refused_even_then(capsys, tmp_path):
+    path, plan = spoilt_model(tmp_path), tmp_path / "plan.json"
+    plan.write_text(run(capsys, "convert", path, tmp_path / "out.gguf", "--type", "Q4_K", "--dry-run", "--json").out)
+    words = ["convert", path, tmp_path / "out.gguf", "--plan", plan, "--nonfinite", "keep-type"]
+    ran = run(capsys, *words)
+    assert ran.code == 8 and "1 of 1024 weights, the first at weight 263 (got nan)" in ran.err
+    assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("decides", "code", "said"),
+    [
+        (["--type", "Q4_0"], 8, "'blk.1.ffn_up.weight' as Q4_0, row 0 is lost"),
+        (["--bpw", "30", "--quick"], 0, "it cannot represent the weights: row 0 is lost"),
+        (["--bpw", "30", "--quick", "--tensor-type", "ffn_up=Q4_0"], 2, "Q4_0"),
+    ],
+    ids=["uniform", "scored", "pinned"],
+)
+def test_a_type_that_cannot_represent_the_weights_is_refused_or_not_chosen(capsys, tmp_path, decides, code, said):
+    tensors = half("blk.0.attn_q.weight", (256, 8)), single("blk.1.ffn_up.weight", (256, 4), 1e-7 * normal((256, 4)))
+    path = small_model(*tensors).write(tmp_path / "model.gguf")
+    ran = run(capsys, "convert", path, tmp_path / "out.gguf", *decides, "--json")
+    assert ran.code == code and said in (ran.out if code == 0 else ran.err), ran
 
 
 def imatrix_file(path, entries):

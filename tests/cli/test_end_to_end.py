@@ -7,6 +7,7 @@ import pytest
 from commands import IMATRIX, TINY, assert_failed, names, run, spawn
 from conversions import single, small_model
 
+from requant.container.output import Output
 from requant.container.source import open_source
 from requant.conversion import read_conversion
 from requant.formats import by_name
@@ -165,18 +166,21 @@ def test_verify_finds_a_flipped_bit_and_another_plan(capsys, tmp_path, losses):
 
 
 def test_an_output_that_does_not_verify_is_an_error(capsys, tmp_path, monkeypatch):
-    from requant.convert import convert as true
+    seal = Output.seal
 
-    def damaging(source, plan, out, **options):
-        made = true(source, plan, out, **options)
-        data = bytearray(out.read_bytes())
-        data[-1000] ^= 1
-        out.write_bytes(data)
-        return made
+    def damaging(self):
+        seal(self)
+        self.write_at(0, self.layouts[0].size - 1000, b"damaged")
 
-    monkeypatch.setattr("requant.convert.convert", damaging)
-    ran = run(capsys, "convert", TINY, tmp_path / "out.gguf", "--type", "Q5_K", "--json")
-    assert_failed(ran, 6, "does not read back as it was written")
+    monkeypatch.setattr(Output, "seal", damaging)
+    out = tmp_path / "out.gguf"
+    ran = run(capsys, "convert", TINY, out, "--type", "Q5_K", "--json")
+    assert_failed(ran, 6, "out.gguf.part: does not read back as it was written", "run it again")
+    assert not out.exists()
+    monkeypatch.setattr(Output, "seal", seal)
+    again = run(capsys, "convert", TINY, out, "--type", "Q5_K", "--json")
+    assert again.code == 0 and "is not as it was recorded; it is made again" in again.err
+    assert run(capsys, "verify", out, "--source", TINY).code == 0
 
 
 def test_a_plan_edited_by_hand_is_carried_out(capsys, tmp_path, losses):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 from commands import TINY, names, run, start
 from conversions import half, small_model
-from faults import SMALL, Fault, injected, preamble
+from shim import SMALL, Fault, injected, preamble
 
 from requant.container.header import parse_header
 

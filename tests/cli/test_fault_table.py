@@ -19,8 +19,8 @@ import pytest
 from commands import Ran, names, run, start
 from conversions import choice, half, normal, plan_of, single, small_model
 from corpus import CASES
-from faults import SMALL, Fault, injected, preamble
 from gguf_files import STR, File, pair, split_files, split_pairs, write_files
+from shim import SMALL, Fault, injected, preamble
 
 from requant.container.output import claim
 from requant.container.source import open_source

@@ -1,6 +1,5 @@
 import json
 import sys
-import time
 
 import pytest
 from commands import TINY, assert_failed, run, spawn
@@ -26,16 +25,6 @@ def test_inspect_loads_not_even_numpy():
     ran = spawn("inspect", TINY, before=LISTS_MODULES)
     assert ran.code == 0 and "llama" in ran.out
     assert not modules(ran) & {"numba", "scipy", "numpy", "tqdm", "gguf"}
-
-
-@pytest.mark.parametrize(("words", "limit"), [(["--help"], 0.25), (["inspect", TINY], 0.5)], ids=["help", "inspect"])
-def test_what_only_looks_is_quick(words, limit):
-    def seconds():
-        begun = time.perf_counter()
-        assert spawn(*words).code == 0
-        return time.perf_counter() - begun
-
-    assert min(seconds() for _ in range(4)) <= limit
 
 
 def test_the_list_of_commands_says_what_each_says_of_itself(capsys):

@@ -300,3 +300,9 @@ def test_file_type_and_quantization_version_that_are_usual_give_no_warning(tmp_p
     pairs = (pair("general.quantization_version", U32, 2), pair("general.file_type", U32, 15))
     with open_source(File().with_pairs(*pairs).write(tmp_path / "m.gguf")) as source:
         assert source.warnings == ()
+
+
+def test_a_thousand_odd_tensors_are_not_a_thousand_warnings(tmp_path):
+    path = File(tensors=tuple(Tensor(f"w{i}", (0,), 0) for i in range(1000))).write(tmp_path / "m.gguf")
+    with open_source(path) as source:
+        assert len(source.warnings) == 21 and source.warnings[-1] == "m.gguf: 980 more warnings like these"

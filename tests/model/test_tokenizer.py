@@ -114,3 +114,27 @@ def test_words_are_split_as_llama_cpp_splits_them(tmp_path, kind):
         tokenizer = replace(read_tokenizer(source.metadata), bos=None)
         ours = [tokenizer.encode(text).tolist() for text in TEXTS]
     assert ours == engine.tokens(path, *TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("tokens", [[b"\xff\xfe", "b"], ["\ud7ff", b"\xed\xa0\x80"]], ids=["bytes", "surrogate"])
+def test_tokens_that_are_no_text_are_refused(tmp_path, kind, tokens):
+    file = File().with_pairs(pair("tokenizer.ggml.model", STR, kind), pair("tokenizer.ggml.tokens", ARR, (STR, tokens)))
+    with pytest.raises(BadInput, match="has a token that is no UTF-8 text"):
+        tokenizer_of(tmp_path, file)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_tokens_and_scores_of_another_type_are_refused(tmp_path, kind):
+    model, numbers = pair("tokenizer.ggml.model", STR, kind), pair("tokenizer.ggml.tokens", ARR, (U32, [1, 2]))
+    with pytest.raises(BadInput, match="has a token that is no UTF-8 text: number 0"):
+        tokenizer_of(tmp_path, File().with_pairs(model, numbers))
+    scores = pair("tokenizer.ggml.scores", ARR, (STR, list("abcd")))
+    if kind == "llama":
+        with pytest.raises(BadInput, match="must hold numbers"):
+            tokenizer_of(tmp_path, vocabulary(scores, model=kind))
+
+
+def test_a_token_of_a_megabyte_is_not_split_in_every_way(tmp_path):
+    with pytest.raises(BadInput, match="too long to be split"):
+        tokenizer_of(tmp_path, vocabulary(model="llama", tokens=("a", "b", "x" * 2**20, "<s>")))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from requant.container.metadata import Metadata
 from requant.container.source import Source, require_model
-from requant.errors import BadInput, printable
+from requant.errors import BadInput, brief
 from requant.model.forward.rope import Rope
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 
@@ -131,7 +131,7 @@ class _Keys:
         value = self.metadata.get_float(f"{self.arch}.{key}", default)
         if value is None or not math.isfinite(value):
             what = "is missing" if value is None else "is not finite"
-            raise BadInput(self.metadata.path, f"key '{printable(self.arch)}.{key}' {what}", got=value)
+            raise BadInput(self.metadata.path, f"key '{brief(self.arch)}.{key}' {what}", got=value)
         return value
 
 
@@ -139,7 +139,7 @@ def _rope(keys: _Keys, hp: Hyperparameters, family: Family) -> Rope:
     kind = keys.metadata.get_str(f"{keys.arch}.rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn", "longrope"):
         what = f"key '{keys.arch}.rope.scaling.type' is not known"
-        raise BadInput(keys.metadata.path, what, got=printable(str(kind)), hint=STILL_WORKS)
+        raise BadInput(keys.metadata.path, what, got=brief(str(kind)), hint=STILL_WORKS)
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
     yarn = kind == "yarn"
     attn_factor = keys.number("rope.scaling.attn_factor", 1.0)
@@ -170,7 +170,7 @@ def _check_tensors(source: Source, hp: Hyperparameters) -> None:
         layer, _, part = rest.partition(".")
         known = part in _KNOWN if prefix == "blk" and layer.isdigit() else tensor.name in _OUTSIDE
         if not known and not (prefix == "blk" and layer.isdigit() and int(layer) >= hp.n_trunk):
-            what = f"tensor '{printable(tensor.name)}' is not one that the forward pass of '{hp.arch}' knows"
+            what = f"tensor '{brief(tensor.name)}' is not one that the forward pass of '{hp.arch}' knows"
             raise BadInput(source.path, what, hint=STILL_WORKS)
     needed = ["token_embd.weight", "output_norm.weight"]
     for il in range(hp.n_trunk):

@@ -11,7 +11,8 @@ import numpy as np
 from requant import codec
 from requant.codec import Floats
 from requant.container.source import Source, SourceTensor
-from requant.errors import NumericFault, printable
+from requant.errors import NumericFault, brief
+from requant.finite import nonfinite_fault
 from requant.model.companions import SCALE
 from requant.model.forward.ops import Array
 from requant.model.scales import scales_of
@@ -56,10 +57,13 @@ class Weights:
 
     def _decoded(self, tensor: SourceTensor, data: codec.Bytes) -> Floats:
         x = codec.dequantize(data, tensor.format)
-        if self.change is not None:
-            x = self.change(tensor, x)
+        if codec.first_nonfinite(x) is not None:
+            raise nonfinite_fault(self.source, tensor)
+        if self.change is None:
+            return x
+        x = self.change(tensor, x)
         bad = codec.first_nonfinite(x)
         if bad is not None:
-            what = f"tensor '{printable(tensor.name)}' is not finite"
+            what = f"tensor '{brief(tensor.name)}' is not finite once it is encoded"
             raise NumericFault(self.source.path, what, got=float(x.flat[bad]))
         return x

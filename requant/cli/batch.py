@@ -1,0 +1,54 @@
+"""`requant batch`: the conversions that a file asks for, scored once, resumed as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from requant.batch.sources import OWN
+from requant.batch.summary import check, to_json
+from requant.cli import messages, options
+from requant.report.batch import batch_table
+
+
+@click.command()
+@click.argument("jobs", metavar="JOBS.toml", type=options.FILE)
+@click.option("--jobs", "at_once", type=click.IntRange(1, 64), default=1, metavar="N", help="Conversions at a time.")
+@click.option("--keep-going", is_flag=True, help="Go on with the others after a failure.")
+@click.option("--state", type=options.FILE, metavar="DIR", help="Where to keep scores, plans and what is done.")
+@click.option("--dry-run", is_flag=True, help="Show the outputs that would be made; score and write nothing.")
+@click.option("--restart", is_flag=True, help="Begin unfinished outputs anew.")
+@options.force
+@options.json_output
+@options.debug
+def command(
+    *,
+    jobs: Path,
+    at_once: int,
+    keep_going: bool,
+    state: Path | None,
+    dry_run: bool,
+    restart: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Make the outputs that a file asks for.
+
+    JOBS.toml has a [[job]] with source and output for each set of models, whose budgets and other keys are the options
+    of `requant convert`; docs/batch.md describes it. The same command again skips what is done, resumes what was
+    interrupted and tries again what failed. State is kept in JOBS.toml.requant unless --state says another folder.
+
+    Exit codes: 0 every output is there, 9 some are, the code of the first failure where none is; 3 for a mistake in
+    the file, before anything is done.
+    """
+    from requant.cli.batching import Run
+    from requant.cli.cells import read_matrix
+
+    matrix = read_matrix(jobs)
+    messages.warn(*(f"{name} is no source: {why}" for name, why in matrix.no_sources.items() if why != OWN))
+    folder = jobs.with_name(f"{jobs.name}.requant") if state is None else state
+    run = Run(jobs, folder, matrix, at_once, keep_going, force, restart, dry_run)
+    run.go()
+    messages.emit(to_json(run.rows, matrix.no_sources) if as_json else batch_table(run.rows))
+    check(jobs, run.rows)

@@ -1,0 +1,29 @@
+"""How a batch stands, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from requant.batch.summary import Row
+from requant.errors import printable
+from requant.report.grid import grid
+from requant.units import format_size
+
+
+def batch_table(rows: Sequence[Row]) -> str:
+    """A line for each output, then what failed and why."""
+    table = [["source", "budget", "output", "size", "bpw", "loss", ""]]
+    for row in rows:
+        table.append(
+            [
+                printable(row.source),
+                row.budget,
+                printable(row.output or "-"),
+                "-" if row.size is None else format_size(row.size),
+                "-" if row.bpw is None else f"{row.bpw:.3f}",
+                "-" if row.predicted_loss is None else f"{row.predicted_loss:.4g}",
+                row.status if not row.exit_code else f"{row.status} ({row.exit_code})",
+            ]
+        )
+    failed = [f"{printable(row.output or row.source)}: {row.error}" for row in rows if row.error]
+    return "\n".join([*grid(table, right=(3, 4, 5)), *([""] if failed else []), *failed])

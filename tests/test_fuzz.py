@@ -1,0 +1,28 @@
+"""200,000 mutants a run: whatever a file holds, it is used or refused in one line, at once and without memory."""
+
+import os
+
+import pytest
+from fuzz.run import KINDS, mutant, numbers, run
+
+MUTANTS, SEED = 200_000, 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_mutant_escapes_as_anything_but_a_requant_error(tmp_path, kind):
+    outcome = run(kind, SEED, range(numbers(kind, MUTANTS)), tmp_path, compare=4)
+    assert outcome.failures == [], f"{len(outcome.failures)}, written to {os.fspath(tmp_path)}"
+    n = outcome.verdicts.total()
+    assert n == numbers(kind, MUTANTS)
+    # the mutator is worth something only if files get through, and others do not
+    assert 0.1 * n < outcome.verdicts[kind, "refused"] < 0.9 * n
+
+
+def test_a_mutant_is_the_same_every_time():
+    for kind in KINDS:
+        first = [mutant(kind, SEED, index) for index in range(300)]
+        assert [mutant(kind, SEED, index) for index in reversed(range(300))] == first[::-1]
+
+
+def test_the_shares_of_the_kinds_make_up_all_mutants():
+    assert sum(numbers(kind, MUTANTS) for kind in KINDS) == MUTANTS

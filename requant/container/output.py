@@ -189,7 +189,7 @@ class Output:
             self._go_on()
             return
         past = self.journal.past
-        if past.n_dropped:
+        if past.n_dropped and past.head is None:
             self.notes.append("the journal of an unfinished output was damaged; all of it is made again")
         if any(_INVALID in record for record in past.records):
             self.notes.append("the source changed while an unfinished output was made; all of it is made again")

@@ -24,7 +24,6 @@ def start_command(plan: Plan, out: Path) -> str:
 
     Without a budget in VRAM or RAM the plan says nothing of context, batch and cache, and neither does the line.
     """
-    out = Path(printable(str(out)))  # a name that speaks to terminals cannot be pasted anyway
     family = engine_named(plan.runtime.get("engine")).family
     make = {"ollama": _modelfile, "koboldcpp": _koboldcpp, "sharpinference": _sharpinference}.get(family)
     if make is not None:

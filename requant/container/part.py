@@ -37,11 +37,20 @@ _BLANK = bytes(24)  # the fixed part of a GGUF header
 
 
 def target_of(path: Path) -> Path:
-    """The file that an output at `path` becomes: a symbolic link's target. Raises OutputRefused."""
+    """The file that an output at `path` becomes: a symbolic link's target.
+
+    Raises OutputRefused for what is no regular file, before anything is made beside it.
+    """
     try:
-        return Path(os.path.realpath(path))
+        target = Path(os.path.realpath(path))
+        kind = irregular(target.stat())
     except ValueError as error:  # a NUL byte
         raise OutputRefused(path, "is not a usable path") from error
+    except OSError:
+        return target
+    if kind is not None:
+        raise OutputRefused(path, f"is {kind}, not a regular file", hint="choose another output")
+    return target
 
 
 class Part:
@@ -171,7 +180,8 @@ class Part:
         except OSError as error:
             raise InputOutputError(self.target, f"cannot be put in place: {error.strerror}") from error
         self.close()
-        sync_folder(self.target.parent)
+        if not sync_folder(self.target.parent):
+            self.warnings.append("the output's file system flushes no folders: a power cut may undo the new name")
 
     def publish(self, header: bytes) -> None:
         """Seal it and put it in place."""
@@ -264,9 +274,9 @@ class Part:
             return
         try:
             os.link(self.file, self.target)  # unlike a rename, a link never replaces what appeared meanwhile
-        except FileExistsError:
-            raise
-        except OSError:
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED | {errno.EMLINK}:
+                raise
             self.warnings.append("the output's file system has no hard links: its name was checked, then taken")
             if os.path.lexists(self.target):
                 raise self._taken() from None

@@ -94,13 +94,14 @@ class Part:
         else:
             self.abandon()
 
-    def begin(self) -> None:
+    def begin(self, header: bytes = b"") -> None:
         """Have an empty file with room for the whole size, in place of what was found.
 
-        Raises OutputRefused where that is not an unfinished output, InputOutputError where there is no room.
+        header: what it will be sealed with, and may have been by a run whose journal is lost. Raises OutputRefused
+        where what was found is not an unfinished output, InputOutputError where there is no room.
         """
         if os.fstat(self._descriptor).st_size:
-            if not self._is_ours():
+            if not self._is_ours(header):
                 hint = "it stands where the unfinished output goes; move it away, or --restart discards it"
                 raise OutputRefused(self.file, "is not an unfinished output of this command", hint=hint)
             # not truncated but removed: its name may be a second link to a file that somebody wants
@@ -234,11 +235,12 @@ class Part:
         except FileNotFoundError:
             return False
 
-    def _is_ours(self) -> bool:
+    def _is_ours(self, header: bytes) -> bool:
         """Whether the file begins as an unfinished output does, or its bytes are the target's, under a second name."""
         if self.file.exists() and self.target.exists() and self.file.samefile(self.target):
             return True
-        return not any(os.pread(self._descriptor, len(_BLANK), 0))
+        found = os.pread(self._descriptor, max(len(header), len(_BLANK)), 0)
+        return found == header or not any(found[: len(_BLANK)])
 
     def _reserve(self) -> None:
         """Allocate the whole size, so that a full disk shows now and not after hours."""

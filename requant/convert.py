@@ -104,10 +104,10 @@ def convert(
                 _verify(output, source, made, threads=threads, cluster=cluster, progress=progress)
             output.publish()
         odd = [line for t in tensors if t.odd is not None for line in t.odd.notes(t.name)]
-        made = replace(made, notes=(*notes, *odd, *output.warnings))
-        record(made)
+        made = replace(made, notes=(*notes, *odd))
+        record(made)  # without the warnings: they are of the place, and those of an earlier run would be lost
         output.finish()
-    return made
+    return replace(made, notes=(*made.notes, *output.warnings))
 
 
 def _conversion(output: Output, plan: Plan, imatrix: Imatrix | None, tensors: tuple[Converted, ...]) -> Conversion:
@@ -199,6 +199,7 @@ def _verify(output: Output, source: Source, made: Conversion, **how: Any) -> Non
     with open_files(output.part_files) as target:
         found = verify_source(target, source=source, made=made, **how)
     if not found.ok:
+        source.check_unchanged()
         what = f"does not read back as it was written: {found.findings[0]}"
         raise InputOutputError(output.part_files[0], what, hint="check the disk, then run it again")
 

@@ -192,6 +192,7 @@ def _wanted(surveyed: Sequence[TensorLosses]) -> dict[str, TensorLosses]:
 def _losses(
     work: _Work, surveyed: Sequence[TensorLosses], method: str, imatrix: Imatrix | None, notes: Sequence[str]
 ) -> Losses:
+    work.source.check_unchanged()
     return Losses(
         source=work.source.name,
         header_sha256=work.source.header_sha256,

@@ -126,7 +126,8 @@ def score(
     cluster: its workers encode what is read here.
 
     Raises UsageError for a type that cannot be written or a source that is already below Q8_0 without
-    `allow_requantize`, NumericFault for weights that are not finite, BadInput for an imatrix of another model.
+    `allow_requantize`, NumericFault for weights that are not finite, BadInput for an imatrix of another model,
+    SourceChanged.
     """
     surveyed = survey(source, types=types, imatrix=imatrix)
     notes = check_requantization(source, surveyed, allow_requantize)
@@ -147,6 +148,7 @@ def score(
     added = {name: added_energy(source, name, energy) for name, energy in energies.items() if writes(role_of(name))}
     scored = with_shares({s.name: s for s, _, _ in results}, energies, added)
     origins = [origin for _, origin, _ in results]
+    source.check_unchanged()
     if imatrix is not None and (missing := len(origins) - origins.count("imatrix")):
         notes.append(
             f"the imatrix does not cover {missing} of {len(origins)} tensors; theirs is worked out from the weights"

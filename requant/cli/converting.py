@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from requant.cli import messages
 from requant.cli.stages import Job
 from requant.container.files import open_regular, read_into
 from requant.container.journal import Journal
-from requant.container.output import claim, discard, resumes
+from requant.container.output import claim, discard, names_in, resumes
 from requant.container.part import Part, target_of
 from requant.container.splitting import Splitting
 from requant.conversion import OUTPUT_SCHEMA, Conversion, record_path
@@ -75,6 +76,17 @@ class Work:
             raise OutputRefused(self.measured, "is not as it was written", hint=hint)
         return found
 
+    def sweep(self) -> None:
+        """Remove what killed runs left and none goes on with; nobody else is writing it, as the claim is ours."""
+        stale = [self.measured.with_name(f"{self.measured.name}.part")]
+        if self.journal.past.head is None:
+            stale.append(self.measured)
+        for name in {self.out.name, *names_in(self.journal)[:1]}:  # the record of a split output is beside its first
+            record = record_path(self.out.with_name(name))
+            stale += record.parent.glob(f"{glob.escape(record.name)}.*.part")
+        for path in stale:
+            path.unlink(missing_ok=True)
+
     def check(self, job: Job) -> None:
         """Raise what would keep the output and its record from being written, before any long work."""
         with Part(self.out, 0, force=self.force, inputs=job.inputs):
@@ -125,7 +137,9 @@ def claimed(job: Job, out: Path, *, splitting: Splitting, measure: int | None, r
         messages.warn(*journal.warnings)
         if restart:
             discard(journal, out, job.inputs)
-        yield Work(out, journal, _asked(job, splitting, measure), splitting)
+        work = Work(out, journal, _asked(job, splitting, measure), splitting)
+        work.sweep()
+        yield work
 
 
 def _asked(job: Job, splitting: Splitting, measure: int | None) -> dict[str, Any]:

@@ -95,13 +95,13 @@ class Journal:
         self.append([{"head": head}])
 
     def forget(self) -> None:
-        """Empty it. Raises InputOutputError."""
+        """Empty it, also on disk. Raises InputOutputError."""
         try:
             os.ftruncate(self._descriptor, 0)
         except OSError as error:
             raise InputOutputError(self.path, f"cannot be written: {error.strerror}") from error
         self._end, self.has_head, self.past = 0, False, Past()
-        self.append([{"owner": _owner()}], sync=False)
+        self.append([{"owner": _owner()}])
 
     def append(self, lines: Iterable[Line], *, sync: bool = True) -> None:
         """Write `lines`, and wait until they are on disk. Raises InputOutputError."""

@@ -100,6 +100,8 @@ class Output:
         with contextlib.suppress(RequantError):
             if isinstance(error, SourceChanged):
                 self.journal.append([{_INVALID: error.what}])
+                for part in self._parts:
+                    part.blank()  # sealed, it would not be taken for an unfinished output
             elif not self.is_published:
                 self.flush()
         self._leave()
@@ -148,11 +150,14 @@ class Output:
         self.is_published = True
 
     def finish(self) -> None:
-        """Remove the journal, once whatever else belongs to the published output is there too."""
+        """Remove the journal, once whatever else belongs to the published output is there too, and on disk."""
+        sync_folder(self.journal.path.parent)  # the names of what else there is before the end of the journal
+        self.journal.forget()  # nobody may go on with it once the extras are going
         for path in self._extras:
             path.unlink(missing_ok=True)
         self.journal.remove()
-        sync_folder(self.journal.path.parent)
+        with contextlib.suppress(InputOutputError):  # a journal that comes back is removed by the next run
+            sync_folder(self.journal.path.parent)
 
     def _is_in_place(self) -> bool:
         """Whether an earlier run has put every file in place; where only some, they are unfinished again."""
@@ -164,8 +169,12 @@ class Output:
         for target, file, there in zip(targets, files, placed, strict=True):
             if there and all(placed):
                 file.unlink(missing_ok=True)  # stopped between the link to the new name and the end of the old one
-            elif there and not file.exists():
+            elif there and file.exists():
+                target.unlink()  # the same, but other files are not in place yet
+            elif there:
                 target.rename(file)
+        if not all(placed):
+            sync_folder(targets[0].parent)  # before the headers go: no name may stand for half a file
         return all(placed)
 
     def _is_placed(self, i: int, target: Path, part: Path) -> bool:
@@ -193,15 +202,15 @@ class Output:
         self._has_records = False
         sync_folder(self.journal.path.parent)
         check_space(self._parts[0].target.parent, sum(sizes), self.part_files)
-        for part in self._parts:
-            part.begin()
+        for part, layout in zip(self._parts, self.layouts, strict=True):
+            part.begin(layout.header)
 
     def _go_on(self) -> None:
         """Take over what earlier runs have recorded, but for parts that are not there any more."""
         past = self.journal.past
         lost = {i for i, part in enumerate(self._parts) if not part.found}
         for i, part in enumerate(self._parts):
-            part.begin() if i in lost else part.blank()
+            part.begin(self.layouts[i].header) if i in lost else part.blank()
         self.records = tuple(r for r in past.records if r.get("file") not in lost)
         n_begun = len({str(r["tensor"]) for r in self.records if "tensor" in r})
         self.notes.append(f"resuming {n_begun}/{sum(len(layout.tensors) for layout in self.layouts)} tensors")
@@ -244,10 +253,14 @@ def resumes(journal: Journal, head: Line, path: Path) -> bool:
 
 def discard(journal: Journal, path: Path, inputs: frozenset[Identity]) -> None:
     """Remove what is unfinished of the output at `path`, whatever it holds. Raises OutputRefused, InputOutputError."""
-    files = [] if journal.past.head is None else journal.past.head.get("files")
-    listed = [file[0] for file in files if isinstance(file, list) and file] if isinstance(files, list) else []
-    names = [name for name in listed if isinstance(name, str) and name == Path(name).name not in ("", "..")]
-    for target in {target_of(path), *(target_of(Path(path).with_name(name)) for name in names)}:
+    for target in {target_of(path), *(target_of(Path(path).with_name(name)) for name in names_in(journal))}:
         if target.with_name(f"{target.name}.part").exists():
             Part(target, 0, force=True, inputs=inputs, keep=True).remove()
     journal.forget()
+
+
+def names_in(journal: Journal) -> list[str]:
+    """The names of the files that the unfinished output of `journal` is to have, the first one first."""
+    files = [] if journal.past.head is None else journal.past.head.get("files")
+    listed = [file[0] for file in files if isinstance(file, list) and file] if isinstance(files, list) else []
+    return [name for name in listed if isinstance(name, str) and name == Path(name).name not in ("", "..")]

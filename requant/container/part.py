@@ -37,11 +37,20 @@ BLANK = bytes(24)  # the fixed part of a GGUF header
 
 
 def target_of(path: Path) -> Path:
-    """The file that an output at `path` becomes: a symbolic link's target. Raises OutputRefused."""
+    """The file that an output at `path` becomes: a symbolic link's target.
+
+    Raises OutputRefused for what is no regular file, before anything is made beside it.
+    """
     try:
-        return Path(os.path.realpath(path))
+        target = Path(os.path.realpath(path))
+        kind = irregular(target.stat())
     except ValueError as error:  # a NUL byte
         raise OutputRefused(path, "is not a usable path") from error
+    except OSError:
+        return target
+    if kind is not None:
+        raise OutputRefused(path, f"is {kind}, not a regular file", hint="choose another output")
+    return target
 
 
 class Part:
@@ -85,13 +94,14 @@ class Part:
         else:
             self.abandon()
 
-    def begin(self) -> None:
+    def begin(self, header: bytes = b"") -> None:
         """Have an empty file with room for the whole size, in place of what was found.
 
-        Raises OutputRefused where that is not an unfinished output, InputOutputError where there is no room.
+        header: what it will be sealed with, and may have been by a run whose journal is lost. Raises OutputRefused
+        where what was found is not an unfinished output, InputOutputError where there is no room.
         """
         if os.fstat(self._descriptor).st_size:
-            if not self._is_ours():
+            if not self._is_ours(header):
                 hint = "it stands where the unfinished output goes; move it away, or --restart discards it"
                 raise OutputRefused(self.file, "is not an unfinished output of this command", hint=hint)
             # not truncated but removed: its name may be a second link to a file that somebody wants
@@ -171,7 +181,8 @@ class Part:
         except OSError as error:
             raise InputOutputError(self.target, f"cannot be put in place: {error.strerror}") from error
         self.close()
-        sync_folder(self.target.parent)
+        if not sync_folder(self.target.parent):
+            self.warnings.append("the output's file system flushes no folders: a power cut may undo the new name")
 
     def publish(self, header: bytes) -> None:
         """Seal it and put it in place."""
@@ -224,11 +235,12 @@ class Part:
         except FileNotFoundError:
             return False
 
-    def _is_ours(self) -> bool:
+    def _is_ours(self, header: bytes) -> bool:
         """Whether the file begins as an unfinished output does, or its bytes are the target's, under a second name."""
         if self.file.exists() and self.target.exists() and self.file.samefile(self.target):
             return True
-        return not any(os.pread(self._descriptor, len(BLANK), 0))
+        found = os.pread(self._descriptor, max(len(header), len(BLANK)), 0)
+        return found == header or not any(found[: len(BLANK)])
 
     def _reserve(self) -> None:
         """Allocate the whole size, so that a full disk shows now and not after hours."""
@@ -264,9 +276,9 @@ class Part:
             return
         try:
             os.link(self.file, self.target)  # unlike a rename, a link never replaces what appeared meanwhile
-        except FileExistsError:
-            raise
-        except OSError:
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED | {errno.EMLINK}:
+                raise
             self.warnings.append("the output's file system has no hard links: its name was checked, then taken")
             if os.path.lexists(self.target):
                 raise self._taken() from None

@@ -5,15 +5,17 @@ import time
 import pytest
 from commands import TINY, names, start
 
-# every chunk takes a while, as those of a large model do
+# every chunk takes a while, as those of a large model do, and is on disk at once
 SLOW = """
 import time
-import requant.convert as convert
-quick = convert.write_chunk
+import requant.container.output as output
+import requant.writing as writing
+output.COMMIT_BYTES = 1
+quick = writing.write_chunk
 def slow(*arguments):
     time.sleep(0.3)
     return quick(*arguments)
-convert.write_chunk = slow
+writing.write_chunk = slow
 """
 # the solver in C, deaf to signals
 DEAF = """
@@ -31,28 +33,41 @@ def until(condition, process):
         time.sleep(0.02)
 
 
-def assert_stopped(process, number):
+def says(journal, word):
+    """Whether the journal is there and has a line with `word`."""
+    return journal.exists() and f'"{word}"'.encode() in journal.read_bytes()
+
+
+def assert_stopped(process, number, then="run the same command again"):
     begun = time.monotonic()
     process.send_signal(number)
     _, err = process.communicate(timeout=10)
     assert time.monotonic() - begun < 2
     assert process.returncode == 128 + number
-    assert err.splitlines() == [f"requant: error: stopped by {signal.Signals(number).name}; run the same command again"]
+    assert err.splitlines() == [f"requant: error: stopped by {signal.Signals(number).name}; {then}"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_in_a_conversion_leaves_everything_as_it_was(tmp_path, number):
+def test_a_signal_in_a_conversion_leaves_the_old_output_and_what_can_be_gone_on_with(tmp_path, number):
     def listening():  # whatever the tests themselves were started to ignore
         signal.signal(number, signal.SIG_DFL)
 
-    out = tmp_path / "out.gguf"
+    out, journal = tmp_path / "out.gguf", tmp_path / "out.gguf.part.journal"
     out.write_text("the old output")
     words = ("convert", TINY, out, "--type", "Q4_K", "--force", "--json")
     process = start(*words, before=SLOW, preexec_fn=listening)
-    until((tmp_path / "out.gguf.part").exists, process)
-    time.sleep(0.5)
-    assert_stopped(process, number)
-    assert names(tmp_path) == ["out.gguf"] and out.read_text() == "the old output"
+    until(lambda: says(journal, "tensor"), process)
+    assert_stopped(process, number, "run the same command again to resume")
+    assert names(tmp_path) == ["out.gguf", "out.gguf.part", "out.gguf.part.journal"]
+    assert out.read_text() == "the old output"
+
+
+def test_a_signal_before_anything_is_on_disk_leaves_everything_as_it_was(tmp_path):
+    stubborn = SLOW.replace("0.3", "1")
+    process = start("convert", TINY, tmp_path / "out.gguf", "--type", "Q4_K", before=stubborn)
+    until(lambda: says(tmp_path / "out.gguf.part.journal", "head"), process)
+    assert_stopped(process, signal.SIGTERM, "run the same command again to resume")
+    assert names(tmp_path) == []
 
 
 def test_a_signal_is_heard_while_c_code_runs(losses):

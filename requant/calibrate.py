@@ -69,6 +69,7 @@ def calibrate(
             keep(kept, identity, statistics)
     if kept is not None:
         kept.unlink(missing_ok=True)
+    source.check_unchanged()
     return statistics
 
 
@@ -138,7 +139,8 @@ def _there_and_back(model: Model, tokens: Tokens, first: int, statistics: Statis
 
 def _identity(source: Source, tokens: Tokens, gradients: bool) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).hexdigest()
-    return json.dumps([source.header_sha256, digest, list(tokens.shape), gradients])
+    files = [(f.status.st_size, f.status.st_mtime_ns) for f in source.opened]
+    return json.dumps([source.header_sha256, files, digest, list(tokens.shape), gradients])
 
 
 def _taken_up(path: Path | None, identity: str, source: Source, tokens: Tokens) -> Statistics:

@@ -6,9 +6,11 @@ same errors. No chunk crosses from one expert to the next, as each has its own i
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,8 @@ from numpy.typing import NDArray
 from requant import codec
 from requant.codec import Bytes, Floats
 from requant.container.cursor import quoted
-from requant.container.output import Output
-from requant.container.source import Source, SourceTensor
+from requant.container.shared import Readable
+from requant.container.source import SourceTensor
 from requant.conversion import Odd
 from requant.errors import InputOutputError, NumericFault
 from requant.finite import nonfinite_fault, nonfinite_in
@@ -28,6 +30,16 @@ from requant.plan import Choice
 CHUNK_WEIGHTS = 2**20
 COPY_BYTES = 2**22
 PIECE_BYTES = 2**26  # of the output: what the journal has a record of, and what a worker of a cluster does at a time
+
+
+class Writable(Protocol):
+    """What is written to: an Output, or one file of it on another machine."""
+
+    def write_at(self, file: int, offset: int, data: Bytes) -> None:
+        """As `Output.write_at`."""
+
+    def read_at(self, file: int, offset: int, target: memoryview) -> None:
+        """As `Output.read_at`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +155,7 @@ def copy_rows(tensor: SourceTensor) -> int:
     return max(1, COPY_BYTES // max(1, tensor.row_bytes))
 
 
-def write_chunk(source: Source, output: Output, chunk: Chunk) -> Done:
+def write_chunk(source: Readable, output: Writable, chunk: Chunk) -> Done:
     """Carry the chunk over. Raises NumericFault for weights that do not survive in the format, or are not finite.
 
     Copies of tensors that the source is to keep may be so.
@@ -159,16 +171,22 @@ def write_chunk(source: Source, output: Output, chunk: Chunk) -> Done:
     else:
         data, errors, odd = _encoded(source, data, chunk)
     start = job.offset + chunk.first_row * data.shape[1]
-    try:
+    with naming(job):
         output.write_at(job.file, start, data)
-    except InputOutputError as error:
-        raise InputOutputError(
-            error.path, f"tensor {quoted(job.tensor.name)}: {error.what}", hint=error.hint
-        ) from error
     return Done(chunk, data, errors, odd)
 
 
-def read_chunk(output: Output, chunk: Chunk) -> Done:
+@contextlib.contextmanager
+def naming(job: Job) -> Iterator[None]:
+    """A failure to write names the tensor."""
+    try:
+        yield
+    except InputOutputError as error:
+        what = f"tensor {quoted(job.tensor.name)}: {error.what}"
+        raise InputOutputError(error.path, what, hint=error.hint) from error
+
+
+def read_chunk(output: Writable, chunk: Chunk) -> Done:
     """The chunk as an earlier run wrote it."""
     job = chunk.job
     data = np.empty((chunk.n_rows, job.row_bytes if job.tensor.n_rows else 0), np.uint8)
@@ -177,7 +195,7 @@ def read_chunk(output: Output, chunk: Chunk) -> Done:
     return Done(chunk, data, None, Odd())
 
 
-def _encoded(source: Source, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray[np.float64], Odd]:
+def _encoded(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray[np.float64], Odd]:
     job = chunk.job
     x = codec.dequantize(data, job.tensor.format)
     if codec.first_nonfinite(x) is not None:
@@ -199,7 +217,7 @@ def _encoded(source: Source, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray[
     return encoded, errors.sum(axis=0), Odd(unweighted=int(blocks), vanished=codec.vanished_rows(errors))
 
 
-def peak(source: Source, chunk: Chunk) -> float:
+def peak(source: Readable, chunk: Chunk) -> float:
     """The largest magnitude among the chunk's weights."""
     job = chunk.job
     data = source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)

@@ -18,7 +18,8 @@ import numpy as np
 
 import requant
 from requant import codec
-from requant.chunks import Job, chunks_of, peak
+from requant.chunks import Job, peak, pieces_of
+from requant.cluster import Cluster
 from requant.codec import Floats
 from requant.container.files import Identity, identity
 from requant.container.journal import Journal, Line
@@ -36,6 +37,7 @@ from requant.plan import Losses, Plan
 from requant.pool import in_order, n_threads
 from requant.provenance import imatrix_used
 from requant.verify import verify_source
+from requant.workers import peaks_there, written_there
 from requant.writing import Tell, Written, converted, written_here
 
 __all__ = ["Conversion", "Converted", "convert", "formats_used", "n_steps", "output_layouts"]
@@ -57,6 +59,7 @@ def convert(
     force: bool = False,
     splitting: Splitting = WHOLE,
     verified: bool = True,
+    cluster: Cluster | None = None,
     journal: Journal | None = None,
     asked: Mapping[str, Any] | None = None,
     extras: Sequence[Path] = (),
@@ -72,7 +75,8 @@ def convert(
     the journal goes. `progress` is called, in the calling thread, with the bytes of each finished chunk, `n_steps` in
     all, `tell` with what became of an earlier run. `losses` are those that the plan was made from, compared with what
     is given here. journal: of `out`, where the caller has claimed it, with `asked`, which must be the same in a run
-    that goes on, `extras`, files that go when it does, and `keep` for a plan that took long to make.
+    that goes on, `extras`, files that go when it does, and `keep` for a plan that took long to make. cluster: its
+    workers do all that is long, and must share the storage of source and output; the bytes are the same.
 
     Raises BadInput for a plan or imatrix that does not fit the source, OutputRefused, InputOutputError, SourceChanged,
     and NumericFault for weights that are not finite or do not survive in their type.
@@ -90,21 +94,20 @@ def convert(
         for note in output.notes:
             tell(note)
         codec.warm_up(formats_used(plan))
-        jobs = jobs_of(source, plan, layouts, importance)
-        run = partial(written_here, threads=threads, progress=progress, tell=tell)
-        tensors = _write(source, plan, output, _with_scales(source, plan, jobs, threads), run)
+        jobs = _with_scales(source, plan, jobs_of(source, plan, layouts, importance), threads, cluster)
+        tensors = _write(source, plan, output, jobs, _strategy(cluster, threads, progress, tell))
         made = _conversion(output, plan, imatrix, tensors)
         source.check_unchanged()
         if not output.is_published:
             output.seal()
             if verified:
-                _verify(output, source, made, threads, progress)
+                _verify(output, source, made, threads=threads, cluster=cluster, progress=progress)
             output.publish()
         odd = [line for t in tensors if t.odd is not None for line in t.odd.notes(t.name)]
-        made = replace(made, notes=(*notes, *odd, *output.warnings))
-        record(made)
+        made = replace(made, notes=(*notes, *odd))
+        record(made)  # without the warnings: they are of the place, and those of an earlier run would be lost
         output.finish()
-    return made
+    return replace(made, notes=(*made.notes, *output.warnings))
 
 
 def _conversion(output: Output, plan: Plan, imatrix: Imatrix | None, tensors: tuple[Converted, ...]) -> Conversion:
@@ -152,12 +155,33 @@ def _head(source: Source, plan: Plan, imatrix: Imatrix | None, asked: Mapping[st
     return binding(source, asked) | {"imatrix": None if imatrix is None else imatrix.sha256, "plan": how}
 
 
-def _with_scales(source: Source, plan: Plan, jobs: Sequence[Job], threads: int) -> list[Job]:
-    """The jobs with the second-level scales of those that are to have some."""
+def _strategy(cluster: Cluster | None, threads: int, progress: Callable[[int], None], tell: Tell) -> Pieces:
+    if cluster is None:
+        return partial(written_here, threads=threads, progress=progress, tell=tell)
+    return partial(written_there, cluster, progress=progress, tell=tell)
+
+
+def _with_scales(source: Source, plan: Plan, jobs: Sequence[Job], threads: int, cluster: Cluster | None) -> list[Job]:
+    """The jobs with the second-level scales, one for every matrix, of those that are to have some.
+
+    Their tensors are read once more for it.
+    """
     scaled = second_level(source, plan)
-    return [
-        replace(job, scales=_second_scales(source, job, threads)) if job.tensor.name in scaled else job for job in jobs
-    ]
+    empty = {name: np.zeros(companion_shape(name, source.tensor(name).shape)[0], np.float32) for name in scaled}
+    jobs = [replace(job, scales=empty.get(job.tensor.name)) for job in jobs]
+    pieces = [piece for job in jobs if job.scales is not None for piece in pieces_of(job)]
+    if cluster is None:
+        run = in_order(lambda piece: [peak(source, chunk) for chunk in piece.chunks], pieces, threads)
+    else:
+        run = peaks_there(cluster, source, pieces)
+    with contextlib.closing(run) as results:
+        for piece, values in zip(pieces, results, strict=True):
+            peaks = empty[piece.name]
+            for chunk, value in zip(piece.chunks, values, strict=True):
+                matrix = chunk.first_row * len(peaks) // piece.job.tensor.n_rows
+                peaks[matrix] = max(peaks[matrix], value)
+    scales = {n: np.array([codec.second_scale(float(p)) for p in peaks], np.float32) for n, peaks in empty.items()}
+    return [replace(job, scales=scales.get(job.tensor.name)) for job in jobs]
 
 
 def _write(source: Source, plan: Plan, output: Output, jobs: Sequence[Job], run: Pieces) -> tuple[Converted, ...]:
@@ -170,11 +194,12 @@ def _write(source: Source, plan: Plan, output: Output, jobs: Sequence[Job], run:
     return tuple(found[t.name] for layout in output.layouts for t in layout.tensors)
 
 
-def _verify(output: Output, source: Source, made: Conversion, threads: int, progress: Callable[[int], None]) -> None:
+def _verify(output: Output, source: Source, made: Conversion, **how: Any) -> None:
     """Raise InputOutputError where the sealed output does not read back as it was written."""
     with open_files(output.part_files) as target:
-        found = verify_source(target, source=source, made=made, threads=threads, progress=progress)
+        found = verify_source(target, source=source, made=made, **how)
     if not found.ok:
+        source.check_unchanged()
         what = f"does not read back as it was written: {found.findings[0]}"
         raise InputOutputError(output.part_files[0], what, hint="check the disk, then run it again")
 
@@ -185,18 +210,6 @@ def _identity(imatrix: Imatrix | None) -> frozenset[Identity]:
         with contextlib.suppress(OSError):
             return frozenset([identity(Path(imatrix.path).stat())])
     return frozenset()
-
-
-def _second_scales(source: Source, job: Job, threads: int) -> Floats:
-    """The second-level scale of every matrix of a tensor, which is read once more for it."""
-    matrices = companion_shape(job.tensor.name, job.tensor.shape)[0]
-    peaks = np.zeros(matrices, np.float32)
-    chunks = list(chunks_of(replace(job, scales=peaks)))
-    with contextlib.closing(in_order(lambda chunk: peak(source, chunk), chunks, threads)) as found:
-        for chunk, value in zip(chunks, found, strict=True):
-            m = chunk.first_row * matrices // job.tensor.n_rows
-            peaks[m] = max(peaks[m], value)
-    return np.array([codec.second_scale(float(p)) for p in peaks], np.float32)
 
 
 def _on_top(source: Source, name: str, scales: Floats) -> Floats:

@@ -4,8 +4,11 @@ A message says what is wrong, with the figure found and the limit, and what to d
 from a file are escaped with `printable`, or `brief` in tables and messages, before they enter one.
 """
 
+from __future__ import annotations
+
 import re
 import unicodedata
+from typing import Any
 
 # characters of it in a table or a message: of a name, of the name of a file, of a remark in a plan or in losses
 SHOWN, FILE_NAME, REMARK = 80, 255, 1000
@@ -66,6 +69,17 @@ class RequantError(Exception):
     def __str__(self) -> str:
         """The message, on one line and printable whatever it was made of."""
         return printable(super().__str__())
+
+    def __reduce__(self) -> Any:
+        """By message and data, as it was made: an error may come from another machine."""
+        return _made_again, (type(self), self.args, self.__dict__)
+
+
+def _made_again(kind: type[RequantError], args: tuple[Any, ...], data: dict[str, Any]) -> RequantError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(data)
+    return error
 
 
 class UsageError(RequantError):

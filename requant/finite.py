@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from requant import codec
 from requant.codec import Bytes
 from requant.container.cursor import quoted
+from requant.container.shared import Readable
 from requant.container.source import Source, SourceTensor
 from requant.errors import NumericFault
 from requant.pool import in_order, n_threads
@@ -42,7 +43,7 @@ def nonfinite_in(data: Bytes, tensor: SourceTensor, first_row: int) -> Nonfinite
     return found
 
 
-def nonfinite_of(source: Source, tensor: SourceTensor) -> Nonfinite | None:
+def nonfinite_of(source: Readable, tensor: SourceTensor) -> Nonfinite | None:
     """Those of the whole tensor."""
     found, n = None, max(1, _PIECE // max(1, tensor.row_bytes))
     for first in range(0, tensor.n_rows, n):
@@ -52,7 +53,7 @@ def nonfinite_of(source: Source, tensor: SourceTensor) -> Nonfinite | None:
     return found
 
 
-def nonfinite_fault(source: Source, tensor: SourceTensor) -> NumericFault:
+def nonfinite_fault(source: Readable, tensor: SourceTensor) -> NumericFault:
     """The fault for a tensor in which one was found: where the first is, what it is, and how many there are."""
     path, what = source.files[tensor.file], f"tensor {quoted(tensor.name)} is not finite"
     found = nonfinite_of(source, tensor)

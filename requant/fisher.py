@@ -19,7 +19,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from requant import codec
+from requant.cluster import Cluster
 from requant.codec import Floats
+from requant.container.shared import origins_of
 from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput, brief
 from requant.formats import BlockFormat, Effort
@@ -35,7 +37,6 @@ from requant.model.forward.passes import (
     Tokens,
     backward,
     check_tokens,
-    each,
     embedded_gradient,
     forward,
     model_of,
@@ -47,12 +48,13 @@ from requant.model.scales import scales_of, takes_second_level
 from requant.plan import IN_NATS, Losses, TensorLosses
 from requant.sensitivity import DEFAULT_TYPES, check_requantization, format_of, involved, survey
 from requant.statistics import Sampler, Statistics
+from requant.weighing import Block, Product, Rows, weighed
 
 METHOD, KFAC = IN_NATS
 BLOCK_WEIGHTS = 2**19  # of a matrix whose F is there at a time in a thread
 
-# F of rows of a matrix: (matrix, rows, their weights as the model sees them) -> (n_rows, n_per_row)
-Information = Callable[[int, slice, Floats], Floats]
+# F of rows of a matrix: (matrix, which of its rows, where they are) -> (n_rows, n_per_row)
+Information = Callable[[int, slice, Rows], Floats | Product]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ def score_by_gradients(
     imatrix: Imatrix | None = None,
     weigh: bool = False,
     threads: int | None = None,
+    cluster: Cluster | None = None,
     allow_requantize: bool = False,
     effort: Effort = Effort.DEFAULT,
     progress: Callable[[int], None] = lambda _: None,
@@ -80,14 +83,16 @@ def score_by_gradients(
 
     tokens: (n_windows, n_ctx) ids; text: what they are from. The encoders weigh columns by `imatrix`, or else, with
     `weigh`, by the mean squares of the inputs seen here. `progress` is called with layers done, `n_steps` of them.
-    Raises what `survey` and `model_of` raise, NumericFault for weights or activations that are not finite.
+    cluster: its workers encode; the model is run here. Raises what `survey` and `model_of` raise, NumericFault for
+    weights or activations that are not finite.
     """
     surveyed = survey(source, types=types, imatrix=imatrix, has_importance=weigh)
     notes = check_requantization(source, surveyed, allow_requantize)
     codec.warm_up(involved(source, types))
     model = model_of(Weights(source))
     check_tokens(model, tokens)
-    work = _Work(source, _wanted(surveyed), imatrix, weigh, effort, threads, Statistics(tokens.size, tokens.shape[1]))
+    statistics = Statistics(tokens.size, tokens.shape[1])
+    work = _Work(source, _wanted(surveyed), imatrix, weigh, effort, threads, cluster, statistics)
     with Checkpoints() as checkpoints:
         x = forward(model, tokens, checkpoints=checkpoints, threads=threads, done=lambda _: progress(1))
         samplers = [Sampler() for _ in tokens]
@@ -122,6 +127,7 @@ def score_by_statistics(
     types: Sequence[str] = DEFAULT_TYPES,
     imatrix: Imatrix | None = None,
     threads: int | None = None,
+    cluster: Cluster | None = None,
     allow_requantize: bool = False,
     effort: Effort = Effort.DEFAULT,
     progress: Callable[[int], None] = lambda _: None,
@@ -135,7 +141,8 @@ def score_by_statistics(
     surveyed = survey(source, types=types, imatrix=imatrix)
     notes = check_requantization(source, surveyed, allow_requantize)
     codec.warm_up(involved(source, types))
-    work = _Work(source, _wanted(surveyed), imatrix, False, effort, threads, Statistics(statistics.n_tokens, 1))
+    seen = Statistics(statistics.n_tokens, 1)
+    work = _Work(source, _wanted(surveyed), imatrix, False, effort, threads, cluster, seen)
     for name in work.wanted:
         work.score(name, _product(statistics, source.tensor(name)))
         progress(1)
@@ -151,13 +158,12 @@ def _product(statistics: Imatrix, tensor: SourceTensor) -> Information:
         what = f"holds no gradients for tensor '{brief(tensor.name)}'"
         raise BadInput(statistics.path, what, hint="make it with `requant calibrate`, or pass it with --imatrix")
 
-    def information(matrix: int, rows: slice, weights: Floats) -> Floats:
-        found = np.zeros_like(weights)
-        if entry is not None and entry.gradients is not None:
-            found += np.outer(entry.gradients[matrix, rows], entry.importance[matrix] * entry.counts[matrix])
-        if lookup is not None:  # any row may be the one that is fetched
-            found += lookup * np.float32(statistics.n_tokens / tensor.n_rows)
-        return found
+    def information(matrix: int, rows: slice, _: Rows) -> Product:
+        fetched = None if lookup is None else lookup * np.float32(statistics.n_tokens / tensor.n_rows)  # any row may be
+        if entry is None or entry.gradients is None:
+            return Product(None, None, fetched)
+        columns = entry.importance[matrix] * entry.counts[matrix]
+        return Product(entry.gradients[matrix, rows], columns, fetched)
 
     return information
 
@@ -186,6 +192,7 @@ def _wanted(surveyed: Sequence[TensorLosses]) -> dict[str, TensorLosses]:
 def _losses(
     work: _Work, surveyed: Sequence[TensorLosses], method: str, imatrix: Imatrix | None, notes: Sequence[str]
 ) -> Losses:
+    work.source.check_unchanged()
     return Losses(
         source=work.source.name,
         header_sha256=work.source.header_sha256,
@@ -216,6 +223,7 @@ class _Work:
     weigh: bool
     effort: Effort
     threads: int | None
+    cluster: Cluster | None
     statistics: Statistics
     scored: dict[str, TensorLosses] = field(default_factory=dict)
 
@@ -275,8 +283,8 @@ def _score_layer(work: _Work, index: int, samplers: Sequence[Sampler]) -> None:
 def _information(matrices: Mapping[int, Sequence[tuple[Array, Array]]]) -> Information:
     """F of matrices from the inputs and gradients of each window, by expert."""
 
-    def information(matrix: int, rows: slice, weights: Floats) -> Floats:
-        found = np.zeros_like(weights)
+    def information(matrix: int, rows: slice, at: Rows) -> Floats:
+        found = np.zeros(at.shape, np.float32)
         for x, g in matrices.get(matrix, ()):
             gradient = g[:, rows].T @ x
             gradient *= gradient
@@ -291,15 +299,15 @@ def _score_ends(work: _Work, model: Model, output: _Output, gradients: tuple[Arr
     ids, squares = gradients
     tied = model.output_name == EMBEDDING
 
-    def information(matrix: int, rows: slice, weights: Floats) -> Floats:
-        found = output.information(rows, weights) if tied else np.zeros_like(weights)
+    def information(matrix: int, rows: slice, at: Rows) -> Floats:
+        found = output.information(rows, at.weights()) if tied else np.zeros(at.shape, np.float32)
         own = np.flatnonzero((ids >= rows.start) & (ids < rows.stop))
         found[ids[own] - rows.start] += squares[own]
         return found
 
     work.score(EMBEDDING, information)
     if not tied:
-        work.score(model.output_name, lambda matrix, rows, weights: output.information(rows, weights))
+        work.score(model.output_name, lambda matrix, rows, at: output.information(rows, at.weights()))
 
 
 def _scored(work: _Work, tensor: SourceTensor, information: Information, factor: float) -> TensorLosses:
@@ -314,24 +322,20 @@ def _scored(work: _Work, tensor: SourceTensor, information: Information, factor:
     n = tensor.n_rows // matrices
     step = max(1, BLOCK_WEIGHTS // tensor.n_per_row)
     blocks = [(m, slice(a, min(a + step, n))) for m in range(matrices) for a in range(0, n, step)]
-    losses = np.zeros((len(blocks), len(formats)))
-    errors: list[list[codec.Errors]] = [[] for _ in blocks]
 
-    def measure(index: int) -> None:
+    def make(index: int) -> Block:
         m, rows = blocks[index]
-        x = _rows(work.source, tensor, m * n + rows.start, rows.stop - rows.start)
-        f = information(m, rows, x * factors[m])
+        at = Rows(work.source, tensor, m * n + rows.start, rows.stop - rows.start, factors[m])
         own = None if importance is None else importance[m if len(importance) > 1 else 0]
-        for i, fmt in enumerate(formats):
-            level = levels[m] if levels is not None and fmt.name == SECOND_LEVEL else 1.0
-            y = codec.reconstruct(x, fmt, own, work.effort, level)
-            errors[index].append(codec.row_errors(x, y, own))
-            y -= x
-            losses[index, i] = np.einsum("ij,ij,ij->", f, y, y) * float(factors[m]) ** 2
+        level = [levels[m] if levels is not None and fmt.name == SECOND_LEVEL else 1.0 for fmt in formats]
+        f, factor = information(m, rows, at), float(factors[m])
+        return Block(tensor, at.first, at.n, f, factor, own, tuple(formats), tuple(level), work.effort)
 
-    each(measure, len(blocks), work.threads)
-    totals = losses.sum(axis=0) * factor / (2 * work.statistics.n_tokens)
-    return _with_losses(surveyed, formats, totals, [np.concatenate(found) for found in zip(*errors, strict=True)])
+    there = None if work.cluster is None else (work.cluster, origins_of(work.source)[tensor.file])
+    found = weighed(work.source, make, len(blocks), work.threads, there)
+    totals = np.array([losses for losses, _ in found]).sum(axis=0) * factor / (2 * work.statistics.n_tokens)
+    errors = [np.concatenate(of_format) for of_format in zip(*(errors for _, errors in found), strict=True)]
+    return _with_losses(surveyed, formats, totals, errors)
 
 
 def _with_losses(

@@ -10,16 +10,17 @@ Errors are measured on rows evenly spread over the tensor; the standard error of
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from requant import codec
+from requant.cluster import Cluster, Step
 from requant.codec import Floats
+from requant.container.cursor import quoted
 from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput, UsageError
 from requant.finite import nonfinite_fault
@@ -42,6 +43,7 @@ from requant.model.roles import (
 from requant.model.scales import scales_of, takes_second_level
 from requant.moments import Inputs, added_energy, inputs_of
 from requant.plan import Candidate, Losses, TensorLosses
+from requant.pool import in_order, n_threads
 from requant.stream import with_shares, writes
 
 # the others by --types: FP4 depends on the engine, IQ and ternary types cost compile time and speed on the CPU
@@ -61,6 +63,19 @@ class _Sample:
     n_rows: int  # of the whole tensor
     # start, stop, importance, E[x^2], share of tokens times the square of what the engine multiplies the matrix by
     parts: tuple[tuple[int, int, Floats | None, Floats, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A sample to be encoded as every candidate, in two levels where the format has them."""
+
+    sample: _Sample
+    surveyed: TensorLosses
+    two_level: bool
+    effort: Effort
+
+
+Prepared = tuple[SourceTensor, TensorLosses]
 
 
 def survey(
@@ -101,33 +116,39 @@ def score(
     types: Sequence[str] = DEFAULT_TYPES,
     imatrix: Imatrix | None = None,
     threads: int | None = None,
+    cluster: Cluster | None = None,
     allow_requantize: bool = False,
     effort: Effort = Effort.DEFAULT,
     progress: Callable[[int], None] | None = None,
 ) -> Losses:
     """The loss of every candidate of every tensor of `source`; `progress` is called with source bytes done.
 
+    cluster: its workers encode what is read here.
+
     Raises UsageError for a type that cannot be written or a source that is already below Q8_0 without
-    `allow_requantize`, NumericFault for weights that are not finite, BadInput for an imatrix of another model.
+    `allow_requantize`, NumericFault for weights that are not finite, BadInput for an imatrix of another model,
+    SourceChanged.
     """
     surveyed = survey(source, types=types, imatrix=imatrix)
     notes = check_requantization(source, surveyed, allow_requantize)
     codec.warm_up(involved(source, types))
     free = [(source.tensor(t.name), t) for t in surveyed if t.reason is None]
 
-    def measure(job: tuple[SourceTensor, TensorLosses]) -> tuple[TensorLosses, str, float]:
+    def prepare(job: Prepared) -> tuple[_Trial, str]:
         inputs = inputs_of(source, job[0], imatrix)
-        scored, energy = _scored(source, *job, inputs, effort)
-        if progress is not None:
-            progress(job[0].n_bytes)
-        return scored, inputs.origin, energy
+        return _trial(source, *job, inputs, effort), inputs.origin
 
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        results = list(pool.map(measure, free))
+    results = []
+    with contextlib.closing(_tried_in_order(prepare, free, threads, cluster)) as found:
+        for (tensor, _), result in zip(free, found, strict=True):
+            results.append(result)
+            if progress is not None:
+                progress(tensor.n_bytes)
     energies = {s.name: energy for s, _, energy in results}
     added = {name: added_energy(source, name, energy) for name, energy in energies.items() if writes(role_of(name))}
     scored = with_shares({s.name: s for s, _, _ in results}, energies, added)
     origins = [origin for _, origin, _ in results]
+    source.check_unchanged()
     if imatrix is not None and (missing := len(origins) - origins.count("imatrix")):
         notes.append(
             f"the imatrix does not cover {missing} of {len(origins)} tensors; theirs is worked out from the weights"
@@ -220,13 +241,39 @@ def check_requantization(source: Source, tensors: Sequence[TensorLosses], allowe
     return [f"{what}: losses count from what is left of them, not from the original model"]
 
 
-def _scored(
-    source: Source, tensor: SourceTensor, surveyed: TensorLosses, inputs: Inputs, effort: Effort
-) -> tuple[TensorLosses, float]:
+def _tried_in_order(
+    prepare: Callable[[Prepared], tuple[_Trial, str]],
+    free: Sequence[Prepared],
+    threads: int | None,
+    cluster: Cluster | None,
+) -> Generator[tuple[TensorLosses, str, float], None, None]:
+    """Of each tensor its losses, where its moments are from, and the energy of its output."""
+    n = n_threads(threads)
+    if cluster is None:
+        with contextlib.closing(in_order(lambda job: _with_origin(*prepare(job)), free, n)) as results:
+            yield from results
+        return
+    with contextlib.closing(in_order(prepare, free, n)) as trials:
+        named = (Step(_tried, trial, f"tensor {quoted(trial.surveyed.name)}", about=origin) for trial, origin in trials)
+        with contextlib.closing(cluster.run(named)) as steps:
+            for step in steps:
+                scored, energy = step.result
+                yield scored, step.about, energy
+
+
+def _with_origin(trial: _Trial, origin: str) -> tuple[TensorLosses, str, float]:
+    scored, energy = _tried(trial)
+    return scored, origin, energy
+
+
+def _trial(source: Source, tensor: SourceTensor, surveyed: TensorLosses, inputs: Inputs, effort: Effort) -> _Trial:
+    return _Trial(_sampled(source, tensor, inputs), surveyed, takes_second_level(source, tensor), effort)
+
+
+def _tried(trial: _Trial) -> tuple[TensorLosses, float]:
     """The tensor with the energy of each candidate's error at its output, and the energy of that output."""
-    sample = _sampled(source, tensor, inputs)
+    sample, surveyed = trial.sample, trial.surveyed
     energy, _ = _estimate(sample, sample.x * 0)
-    two_level = takes_second_level(source, tensor)
     found = [surveyed.candidates[0]]
     skipped = dict(surveyed.skipped)
     for candidate in surveyed.candidates[1:]:
@@ -236,10 +283,10 @@ def _scored(
             x = sample.x[start:stop]
             scale = (
                 float(codec.second_scale(float(np.abs(x).max(initial=0))))
-                if two_level and fmt.name == SECOND_LEVEL
+                if trial.two_level and fmt.name == SECOND_LEVEL
                 else 1
             )
-            parts.append(codec.reconstruct(x, fmt, importance, effort, scale))
+            parts.append(codec.reconstruct(x, fmt, importance, trial.effort, scale))
         y = np.concatenate(parts)
         loss, error = _estimate(sample, y)
         errors = codec.row_errors(sample.x, y)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from pathlib import Path
 
 from requant.container.files import Identity, identity, irregular
@@ -71,8 +72,8 @@ def _check_target(path: Path, target: Path, force: bool, inputs: frozenset[Ident
 
 
 def _make(target: Path, text: str) -> Path:
-    """A file beside `target` with `text`, on disk; the process id in its name keeps two runs apart."""
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    """A file beside `target` with `text`, on disk; its name is new, also where a killed run of the same id left one."""
+    part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
         descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
     except OSError as error:

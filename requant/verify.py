@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 from requant import codec, differences
 from requant.chunks import copy_rows
+from requant.cluster import Cluster, Step
 from requant.codec import Bytes, Floats
 from requant.container.cursor import quoted
+from requant.container.shared import Origin, Readable, Reader, origins_of
 from requant.container.source import Source, SourceTensor, open_source
 from requant.conversion import Conversion, Converted, read_conversion, record_path
 from requant.finite import Nonfinite, nonfinite_in
@@ -83,6 +85,16 @@ class _Seen:
     nonfinite: Nonfinite | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """A tensor for another machine to look at: its file, that of the source's if it is compared, its parts."""
+
+    target: Origin
+    origin: Origin | None
+    parts: tuple[_Part, ...]
+    recorded: Converted | None
+
+
 def verify(
     out: Path,
     *,
@@ -109,9 +121,10 @@ def verify_source(
     source: Source | None,
     made: Conversion | None,
     threads: int | None = None,
+    cluster: Cluster | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Verification:
-    """As `verify`, of an open output and the record `made`."""
+    """As `verify`, of an open output and the record `made`, by threads or by the workers of `cluster`."""
     findings = [] if made is None else list(differences.from_record(target, made))
     origin = None
     if source is not None:
@@ -119,7 +132,11 @@ def verify_source(
         findings += strangers or [*differences.of_metadata(target, source), *differences.of_tensors(target, source)]
         origin = None if strangers else source
     codec.warm_up(formats_read(target, origin), encode=False)
-    findings += _read_all(target, origin, made, n_threads(threads), progress)
+    recorded = {} if made is None else {t.name: t for t in made.tensors}
+    if cluster is None:
+        findings += _read_all(target, origin, recorded, n_threads(threads), progress)
+    else:
+        findings += _read_there(cluster, target, origin, recorded, progress)
     against = [name for name, given in (("record", made), ("source", source)) if given is not None]
     n_bytes = sum(t.n_bytes for t in target.tensors)
     return Verification(target.path, len(target.tensors), n_bytes, tuple(against), tuple(findings))
@@ -134,16 +151,46 @@ def formats_read(target: Source, source: Source | None = None) -> list[BlockForm
 def _read_all(
     target: Source,
     source: Source | None,
-    made: Conversion | None,
+    recorded: Mapping[str, Converted],
     threads: int,
     progress: Callable[[int], None] | None,
 ) -> Iterator[str]:
     """Every byte of every tensor; what is wrong, in file order."""
-    recorded = {} if made is None else {t.name: t for t in made.tensors}
     parts = (part for tensor in target.tensors for part in _parts(tensor, target, source))
     with contextlib.closing(in_order(lambda part: _look(target, source, part), parts, threads)) as results:
         for name, seen in groupby(_counted(results, progress), key=lambda s: s.part.tensor.name):
             yield from _judged(seen, recorded.get(name))
+
+
+def _read_there(
+    cluster: Cluster,
+    target: Source,
+    source: Source | None,
+    recorded: Mapping[str, Converted],
+    progress: Callable[[int], None] | None,
+) -> Iterator[str]:
+    """As `_read_all`, by the workers of a cluster, a tensor at a time."""
+    targets, origins = origins_of(target), () if source is None else origins_of(source)
+
+    def step(tensor: SourceTensor) -> Step:
+        parts = tuple(_parts(tensor, target, source))
+        origin = None if parts[0].origin is None else origins[parts[0].origin.file]
+        item = _Tensor(targets[tensor.file], origin, parts, recorded.get(tensor.name))
+        return Step(_judged_there, item, f"tensor {quoted(tensor.name)}", about=tensor)
+
+    with contextlib.closing(cluster.run(map(step, target.tensors))) as steps:
+        for done in steps:
+            if progress is not None:
+                progress(done.about.n_bytes)
+            yield from done.result
+
+
+def _judged_there(tensor: _Tensor) -> list[str]:
+    """On a worker: what is wrong with a tensor."""
+    with contextlib.ExitStack() as stack:
+        target = stack.enter_context(Reader(tensor.target))
+        source = None if tensor.origin is None else stack.enter_context(Reader(tensor.origin))
+        return list(_judged((_look(target, source, part) for part in tensor.parts), tensor.recorded))
 
 
 def _counted(results: Iterator[_Seen], progress: Callable[[int], None] | None) -> Iterator[_Seen]:
@@ -172,7 +219,7 @@ def _is_new_scale(tensor: SourceTensor, target: Source, source: Source) -> bool:
     return target.tensor(matrix).format.name == SECOND_LEVEL != source.tensor(matrix).format.name
 
 
-def _look(target: Source, source: Source | None, part: _Part) -> _Seen:
+def _look(target: Readable, source: Readable | None, part: _Part) -> _Seen:
     """Read a part, decode all of it, and compare it with the same rows of the source."""
     data = target.read_rows(part.tensor, part.first_row, part.n_rows)
     errors = np.zeros((0, 4))
@@ -197,7 +244,7 @@ def _byte_difference(data: Bytes, original: Bytes, part: _Part) -> str | None:
 
 
 def _sampled_errors(
-    data: Bytes, source: Source, origin: SourceTensor, part: _Part
+    data: Bytes, source: Readable, origin: SourceTensor, part: _Part
 ) -> tuple[str | None, NDArray[np.float64]]:
     """What is wrong with single rows, and codec.row_errors of those sampled, all columns alike."""
     stride = -(-part.tensor.n_rows // SAMPLE_ROWS)
@@ -217,7 +264,7 @@ def _sampled_errors(
     return f"{what} (got {relative:.3g}, limit {limit})", errors
 
 
-def _judged(parts: Iterator[_Seen], recorded: Converted | None) -> Iterator[str]:
+def _judged(parts: Iterable[_Seen], recorded: Converted | None) -> Iterator[str]:
     """What is wrong with one tensor; of several broken parts, the first."""
     digest, total, wrong, bad = hashlib.sha256(), np.zeros(4), None, list[Nonfinite]()
     for seen in parts:

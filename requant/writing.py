@@ -28,6 +28,7 @@ from requant.records import plain, record
 
 _CHECK_EVERY = 64  # chunks between two looks at whether the source was replaced
 _HEX = 64  # digits of a SHA-256
+NOT_AS_RECORDED = "tensor {} is not as it was recorded; it is made again"
 
 Sums = NDArray[np.float64]  # (4,), as codec.row_errors has them
 Tell = Callable[[str], None]
@@ -107,7 +108,7 @@ def written_here(
                 if done.chunk is not piece.chunks[-1]:
                     continue
                 if before is not None and running.sha256 != before.sha256:
-                    tell(f"tensor {quoted(piece.name)} is not as it was recorded; it is made again")
+                    tell(NOT_AS_RECORDED.format(quoted(piece.name)))
                     for chunk in piece.chunks:
                         running.add(piece, write_chunk(source, output, chunk))
                     yield running.written(piece, None)

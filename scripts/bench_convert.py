@@ -34,7 +34,7 @@ from requant.chunks import CHUNK_WEIGHTS, Chunk, Job, chunks_of
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
 from requant.container.source import Source, open_source, require_model
-from requant.convert import convert, formats_used, output_layout
+from requant.convert import convert, formats_used, output_layouts
 from requant.formats import Effort, by_name
 from requant.model.roles import layer_of, never_quantize, role_of
 from requant.plan import Choice, Plan
@@ -104,7 +104,7 @@ def once(model: Path, out: Path, types: list[str], threads: int, *, peer: bool) 
 
 def convert_by_ggml(source: Source, plan: Plan, out: Path, threads: int) -> None:
     """The plan carried out with ggml's decoders and encoders."""
-    layout = output_layout(source, plan)
+    (layout,) = output_layouts(source, plan)
     descriptor = os.open(out, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     os.pwrite(descriptor, layout.header, 0)
 
@@ -117,7 +117,7 @@ def convert_by_ggml(source: Source, plan: Plan, out: Path, threads: int) -> None
         os.pwrite(descriptor, data, job.offset + chunk.first_row * job.format.n_bytes(job.tensor.n_per_row))
 
     jobs = [
-        Job(tensor, choice, by_name(choice.type), placed.offset, None, Effort.DEFAULT)
+        Job(tensor, choice, by_name(choice.type), 0, placed.offset, None, Effort.DEFAULT)
         for tensor, choice, placed in zip(source.tensors, plan.choices, layout.tensors, strict=True)
     ]
     for _ in in_order(write, (chunk for job in jobs for chunk in chunks_of(job)), threads):

@@ -4,7 +4,7 @@
 #     sh scripts/lock.sh [--upgrade]
 set -eu
 . "$(dirname "$0")/environment.sh"
-environment "[dev]"
+environment "[supply]"
 cd "$root"
 
 lock() {

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import resource
 import shutil
 import stat
 import subprocess
@@ -35,19 +37,21 @@ print(*({"numba", "scipy", "click", "tqdm", "gguf"} & {name.split(".")[0] for na
 """
 
 
-def python(code, *words, before="", **environment):
-    """Run `code` in a process of its own with only `environment` about caches; what it printed."""
+def python(code, *words, before="", preexec_fn=None, **environment):
+    """Run `code` in a process of its own with only `environment` about caches; what it printed, and its warnings."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("REQUANT_CACHE_DIR", "XDG_CACHE_HOME", "TMPDIR")}
     variables = inherited | {"PYTHONPATH": str(ROOT)} | {k: str(v) for k, v in environment.items()}
-    run = subprocess.run(
-        [sys.executable, "-c", before + code, *words], capture_output=True, text=True, env=variables, check=False
-    )
+    command = [sys.executable, "-c", before + code, *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    run = subprocess.run(command, env=variables, check=False, preexec_fn=preexec_fn, **pipes)
     assert run.returncode == 0, run.stderr
-    return run.stdout
+    return run.stdout, re.findall("RuntimeWarning: (.*)", run.stderr)
 
 
 def decoded(**environment):
-    found = json.loads(python(RUN, **environment))
+    """What RUN says, with the warnings."""
+    out, warned = python(RUN, **environment)
+    found = json.loads(out) | {"warned": warned}
     assert found["values"] == [1.0, -2.0, 0.5] and found["bad"] == 3
     return found
 
@@ -73,7 +77,7 @@ def copy_of(filled, tmp_path):
 
 def test_the_first_process_compiles_and_keeps_its_kernels(filled):
     base, said = filled
-    assert said["hits"] == [0, 0] and said["misses"] == [1, 1]
+    assert said["hits"] == [0, 0] and said["misses"] == [1, 1] and said["warned"] == []
     assert Path(said["folder"]).parent == base and Path(said["folder"]).name.startswith("kernels-")
     assert any("f16.decode" in path.name for path in files(base))
 
@@ -82,7 +86,7 @@ def test_the_next_process_compiles_nothing(filled):
     base, _ = filled
     before = files(base)
     said = decoded(REQUANT_CACHE_DIR=base)
-    assert said["hits"] == [1, 1] and said["misses"] == [0, 0]
+    assert said["hits"] == [1, 1] and said["misses"] == [0, 0] and said["warned"] == []
     assert files(base) == before
 
 
@@ -135,6 +139,8 @@ def test_a_folder_that_is_not_safely_ours_is_left_alone(filled, tmp_path, kind):
     assert Path(said["folder"]).parents[1] == temporary
     assert before.items() <= files(tmp_path).items()
     assert files(temporary)
+    (warned,) = said["warned"]
+    assert re.match(rf"compiled kernels are not kept in {named}/kernels-\w+: .", warned)
 
 
 def test_a_folder_of_ours_in_one_that_others_may_change_is_not_trusted(tmp_path):
@@ -152,11 +158,13 @@ def test_without_any_folder_kernels_are_compiled_each_time(tmp_path):
     blocked = tmp_path / "file"
     blocked.touch()
     # a folder for temporary files that cannot hold one more: gettempdir is asked only once
-    said = json.loads(
-        python(RUN, before=f"import tempfile; tempfile.tempdir = {str(blocked)!r}\n", REQUANT_CACHE_DIR=blocked)
-    )
+    before = f"import tempfile; tempfile.tempdir = {str(blocked)!r}\n"
+    said = decoded(before=before, REQUANT_CACHE_DIR=blocked)
     assert said["folder"] is None
-    assert said["values"] == [1.0, -2.0, 0.5] and said["bad"] == 3
+    assert [w.split("/kernels-")[0].rpartition(" ")[2] for w in said["warned"]] == [
+        str(blocked),
+        str(blocked / f"requant-{os.getuid()}"),
+    ]
     assert list(tmp_path.iterdir()) == [blocked] and blocked.read_bytes() == b""
 
 
@@ -164,6 +172,7 @@ DAMAGE = {
     "empty": lambda data: b"",
     "cut short": lambda data: data[: len(data) // 2],
     "other bytes": lambda data: bytes(255 - byte for byte in data),
+    "a flipped bit": lambda data: data[:-500] + bytes([data[-500] ^ 1]) + data[-499:],
 }
 
 
@@ -175,9 +184,11 @@ def test_a_damaged_cache_does_no_harm(filled, tmp_path, damage, suffix):
     assert spoilt
     for path in spoilt:
         path.write_bytes(DAMAGE[damage](path.read_bytes()))
-    decoded(REQUANT_CACHE_DIR=kept)
+    said = decoded(REQUANT_CACHE_DIR=kept)
+    assert said["hits"] == [0, 0]
+    assert said["warned"] == [f"the kernel cache {said['folder']} is damaged; kernels are compiled anew"]
     again = decoded(REQUANT_CACHE_DIR=kept)  # and has been mended
-    assert again["hits"] == [1, 1]
+    assert again["hits"] == [1, 1] and again["warned"] == []
 
 
 def test_a_missing_half_of_the_cache_is_compiled_again(filled, tmp_path):
@@ -188,6 +199,35 @@ def test_a_missing_half_of_the_cache_is_compiled_again(filled, tmp_path):
     assert decoded(REQUANT_CACHE_DIR=kept)["hits"] == [1, 1]
 
 
+def test_a_full_disk_under_the_cache_does_no_harm(tmp_path):
+    def full():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+
+    said = decoded(preexec_fn=full, REQUANT_CACHE_DIR=tmp_path)
+    (warned,) = set(said["warned"])
+    assert warned.startswith(f"compiled kernels cannot be kept in {said['folder']}: [Errno 27] File too large")
+    assert not list(tmp_path.rglob("*.nbc")) and not list(tmp_path.rglob("*.tmp.*"))
+    assert decoded(REQUANT_CACHE_DIR=tmp_path)["hits"] == [0, 0]
+    assert decoded(REQUANT_CACHE_DIR=tmp_path)["hits"] == [1, 1]
+
+
+def test_a_cache_that_cannot_be_read_does_no_harm(filled, tmp_path):
+    kept, folder = copy_of(filled, tmp_path)
+    for path in kept.rglob("*.nbi"):
+        path.unlink()
+        path.mkdir()  # as root, there is nothing that one may not read
+    said = decoded(REQUANT_CACHE_DIR=kept)
+    assert said["hits"] == [0, 0]
+    assert f"the kernel cache {folder} cannot be read: Is a directory" in said["warned"]
+
+
+def test_without_a_home_the_temporary_folder_serves(tmp_path):
+    # a user id without an entry in the password file, as containers have
+    before = "import os; os.path.expanduser = lambda path: path\n"
+    said = decoded(before=before, TMPDIR=tmp_path)
+    assert Path(said["folder"]).parents[1] == tmp_path and said["warned"] == []
+
+
 LIGHT = [
     *("requant", "requant.container.header", "requant.container.source", "requant.container.output"),
     *("requant.model.hyperparameters", "requant.model.memory", "requant.model.roles", "requant.model.stock"),
@@ -196,4 +236,4 @@ LIGHT = [
 
 
 def test_looking_and_planning_import_neither_compiler_nor_solver():
-    assert python(NO_HEAVY, *LIGHT).split() == []
+    assert python(NO_HEAVY, *LIGHT)[0].split() == []

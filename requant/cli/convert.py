@@ -39,6 +39,7 @@ from requant.wishes import Wishes, check_ways
 @click.option("--no-verify", is_flag=True, help="Do not read the output again.")
 @nonfinite_option
 @options.threads
+@options.cluster
 @options.effort
 @options.allow_requantize
 @options.splitting
@@ -61,6 +62,7 @@ def command(
     force: bool,
     restart: bool,
     as_json: bool,
+    cluster: str | None,
     **given: Any,
 ) -> None:
     """Quantize a model to a budget (--vram, --ram, --size, ...), a --plan, a --preset, or one --type for all."""
@@ -69,10 +71,10 @@ def command(
         raise UsageError("convert makes one file; give one --vram, or plan for all of them first")
     if measure is not None and not wishes.has_budget:
         raise UsageError("--measure chooses among plans for a budget; give --vram, --size or --bpw with it")
-    with open_source(model) as source:
+    with open_source(model) as source, stages.connected(cluster) as workers:
         messages.warn(*source.warnings)
         settle(source, nonfinite, given["threads"])
-        job = stages.prepared(source, wishes, calibration, **given)
+        job = replace(stages.prepared(source, wishes, calibration, **given), cluster=workers)
         if measure is not None:
             stages.check_can_run(source)
         if dry_run:

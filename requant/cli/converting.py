@@ -119,6 +119,7 @@ class Work:
                 force=self.force,
                 splitting=self.splitting,
                 verified=self.verified,
+                cluster=job.cluster,
                 journal=self.journal,
                 asked=self.asked,
                 extras=(self.measured,),

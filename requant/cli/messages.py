@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from requant.errors import InputOutputError, RequantError, UsageError, printable
+from requant.units import format_size
 
 if TYPE_CHECKING:
     import click
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_OUT_OF_MEMORY = "out of memory; close other programs, or give fewer --threads"
+_SPARE = "close other programs, or give fewer --threads"
+_NO_THREAD = "can't start new thread"  # a RuntimeError of Python's, where the system has no more of them
 _GRACE = 1.0  # seconds from a signal to the end of the process, whatever is still at work
 _state: dict[str, Any] = {
     "debug": False,
@@ -74,8 +76,10 @@ def exit_code_of(command: Callable[[], object]) -> int:
     except Stopped as stop:
         _state["stopped"] = True
         return _stopped(stop.number)
-    except MemoryError:
-        return _failed(_OUT_OF_MEMORY, InputOutputError.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and str(error) != _NO_THREAD:
+            raise
+        return _failed(_exhausted(error), InputOutputError.exit_code)
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         return _failed(f"{where}{error.strerror or error}", InputOutputError.exit_code)
@@ -200,6 +204,18 @@ def _failed(message: str, code: int) -> int:
     return code
 
 
+def _exhausted(error: MemoryError | RuntimeError) -> str:
+    """What there is no more of: threads, or memory, with what was needed, where NumPy says it, and any limit."""
+    import resource
+
+    if not isinstance(error, MemoryError):
+        return f"no more threads can be started; {_SPARE}"
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    figures = [f"got {error}"] if str(error) else []
+    figures += [] if limit == resource.RLIM_INFINITY else [f"limit {format_size(limit)}, ulimit -v"]
+    return f"out of memory{' (' + ', '.join(figures) + ')' if figures else ''}; {_SPARE}"
+
+
 def _usage(error: click.ClickException) -> str:
     """Click's message in the form of ours."""
     message = " ".join(error.format_message().split()).removesuffix(".")
@@ -230,7 +246,8 @@ def _watch_signals() -> None:
             _stopped(number)
         os._exit(128 + number)
 
-    threading.Thread(target=watch, daemon=True).start()
+    with contextlib.suppress(RuntimeError):  # no thread to be had: the main thread alone hears signals
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _stopped(number: int) -> int:

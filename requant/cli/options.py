@@ -75,6 +75,9 @@ def _together(*decorators: Decorator) -> Decorator:
 model = click.argument("model", type=FILE)
 json_output = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 threads = click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Threads; all cores by default.")
+cluster = click.option(
+    "--cluster", metavar="ADDRESS", help="Let the workers of a Dask scheduler do it: tcp://host:8786."
+)
 imatrix = click.option("--imatrix", type=FILE, metavar="F", help="Importance matrix of this model (GGUF or .dat).")
 losses = click.option("--losses", type=FILE, metavar="F", help="Losses from `requant score`, instead of scoring now.")
 force = click.option("--force", is_flag=True, help="Replace files that exist.")

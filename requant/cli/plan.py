@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from requant.wishes import MAX_CONTEXT, Wishes, check_ways
 @click.option("--explain", metavar="NAME", help="Why this tensor has its type, and what another would cost.")
 @click.option("--frontier", is_flag=True, help="The whole curve of loss against bytes, as CSV or --json.")
 @options.threads
+@options.cluster
 @options.effort
 @options.allow_requantize
 @options.force
@@ -48,6 +50,7 @@ def command(
     frontier: bool,
     force: bool,
     as_json: bool,
+    cluster: str | None,
     **how: Any,
 ) -> None:
     """Choose a type, and a device, for each tensor within a budget, or several plans for several --vram."""
@@ -62,9 +65,9 @@ def command(
     if recipe is not None and (len(vrams) > 1 or frontier):
         raise UsageError("--emit-tensor-types is of one plan; give one --vram and no --frontier")
     targets = [out] if len(vrams) < 2 or out is None else [_for_budget(out, size) for size in vrams]
-    with open_source(model) as source:
+    with open_source(model) as source, stages.connected(cluster) as workers:
         messages.warn(*source.warnings)
-        job = stages.prepared(source, wishes, calibration, **how)
+        job = replace(stages.prepared(source, wishes, calibration, **how), cluster=workers)
         for path in (*targets, recipe):
             if path is not None:
                 check_writable(path, force=force, inputs=job.inputs)

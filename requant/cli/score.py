@@ -30,6 +30,7 @@ from requant.wishes import Wishes
 @options.calibration
 @options.types
 @options.threads
+@options.cluster
 @options.effort
 @options.allow_requantize
 @options.force
@@ -44,6 +45,7 @@ def command(
     calibration: Calibration,
     types: tuple[str, ...],
     threads: int | None,
+    cluster: str | None,
     effort: Effort | None,
     allow_requantize: bool,
     force: bool,
@@ -54,7 +56,7 @@ def command(
         raise UsageError("nowhere to put the losses; say -o LOSSES.json or --json")
     if emit is not None and (imatrix is not None or calibration.quick or calibration.statistics is not None):
         raise UsageError("--emit-imatrix: nothing is measured with --imatrix, --statistics or --quick")
-    with open_source(model) as source:
+    with open_source(model) as source, stages.connected(cluster) as workers:
         messages.warn(*source.warnings)
         job = stages.prepared(source, Wishes(types=types), calibration, imatrix=imatrix)
         if out is not None:
@@ -71,6 +73,7 @@ def command(
             allow_requantize=allow_requantize,
             effort=effort,
             weigh=emit is not None,
+            cluster=workers,
         )
         losses = scored.losses
         if out is not None:

@@ -5,7 +5,7 @@ What leaves nothing behind when it is stopped runs in a thread of its own (`mess
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from requant.wishes import AUTO, Wishes
 
 if TYPE_CHECKING:
     from requant.cli.calibration import Calibration
+    from requant.cluster import Cluster
     from requant.evaluate import Evaluation
     from requant.imatrix import Imatrix
     from requant.statistics import Statistics
@@ -46,6 +47,7 @@ def score(
     allow_requantize: bool,
     effort: Effort | None,
     weigh: bool = False,
+    cluster: Cluster | None = None,
 ) -> Scored:
     """The losses of `types`, by default sensitivity.DEFAULT_TYPES: from gradients wherever the model can be run.
 
@@ -58,6 +60,7 @@ def score(
     common: dict[str, Any] = {
         "types": types,
         "threads": threads,
+        "cluster": cluster,
         "allow_requantize": allow_requantize,
         "effort": Effort.DEFAULT if effort is None else effort,
     }
@@ -183,6 +186,7 @@ class Job:
     allow_requantize: bool
     effort: Effort | None
     statistics: tuple[Statistics, str] | None = None  # the importance matrix was measured, on that text
+    cluster: Cluster | None = None
 
     @property
     def scores(self) -> bool:
@@ -304,6 +308,7 @@ class Job:
             allow_requantize=again,
             effort=self.effort,
             weigh=weigh,
+            cluster=self.cluster,
         )
 
 
@@ -344,6 +349,15 @@ def prepared(
         allow_requantize=allow_requantize,
         effort=effort,
     )
+
+
+def connected(address: str | None) -> AbstractContextManager[Cluster | None]:
+    """The cluster at `address`, None without one. Raises as `Cluster` does."""
+    if address is None:
+        return nullcontext()
+    from requant.cluster import Cluster
+
+    return Cluster(address, messages.tell)
 
 
 def identities(*paths: Path | None) -> frozenset[Identity]:

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
+from requant.container.files import NOT_SUPPORTED
 from requant.errors import InputOutputError, printable
 from requant.units import format_size
 
 
-def sync_folder(path: Path) -> None:
-    """Wait until the names in the folder are on disk. Raises InputOutputError."""
+def sync_folder(path: Path) -> bool:
+    """Wait until the names in the folder are on disk; whether that could be done. Raises InputOutputError."""
     try:
         folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
-    except OSError:
-        return  # a folder that may be written but not read; the file itself is safe
+    except OSError as error:
+        if error.errno not in {errno.EACCES, errno.EPERM}:
+            raise InputOutputError(path, f"cannot be opened: {error.strerror}") from error
+        return False  # a folder that may be written but not read; the file itself is safe
     try:
         os.fsync(folder)
     except OSError as error:
-        raise InputOutputError(path, f"flushing to disk failed: {error.strerror}") from error
+        if error.errno not in NOT_SUPPORTED:
+            raise InputOutputError(path, f"flushing to disk failed: {error.strerror}") from error
+        return False
     finally:
         os.close(folder)
+    return True
 
 
 def check_space(folder: Path, need: int, parts: list[Path]) -> None:

@@ -100,6 +100,8 @@ class Output:
         with contextlib.suppress(RequantError):
             if isinstance(error, SourceChanged):
                 self.journal.append([{_INVALID: error.what}])
+                for part in self._parts:
+                    part.blank()  # sealed, it would not be taken for an unfinished output
             elif not self.is_published:
                 self.flush()
         self._leave()
@@ -148,13 +150,14 @@ class Output:
         self.is_published = True
 
     def finish(self) -> None:
-        """Remove the journal, once whatever else belongs to the published output is there too."""
+        """Remove the journal, once whatever else belongs to the published output is there too, and on disk."""
         sync_folder(self.journal.path.parent)  # the names of what else there is before the end of the journal
         self.journal.forget()  # nobody may go on with it once the extras are going
         for path in self._extras:
             path.unlink(missing_ok=True)
         self.journal.remove()
-        sync_folder(self.journal.path.parent)
+        with contextlib.suppress(InputOutputError):  # a journal that comes back is removed by the next run
+            sync_folder(self.journal.path.parent)
 
     def _is_in_place(self) -> bool:
         """Whether an earlier run has put every file in place; where only some, they are unfinished again."""

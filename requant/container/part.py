@@ -33,15 +33,24 @@ from requant.units import format_size
 if TYPE_CHECKING:
     import numpy as np
 
-_BLANK = bytes(24)  # the fixed part of a GGUF header
+BLANK = bytes(24)  # the fixed part of a GGUF header
 
 
 def target_of(path: Path) -> Path:
-    """The file that an output at `path` becomes: a symbolic link's target. Raises OutputRefused."""
+    """The file that an output at `path` becomes: a symbolic link's target.
+
+    Raises OutputRefused for what is no regular file, before anything is made beside it.
+    """
     try:
-        return Path(os.path.realpath(path))
+        target = Path(os.path.realpath(path))
+        kind = irregular(target.stat())
     except ValueError as error:  # a NUL byte
         raise OutputRefused(path, "is not a usable path") from error
+    except OSError:
+        return target
+    if kind is not None:
+        raise OutputRefused(path, f"is {kind}, not a regular file", hint="choose another output")
+    return target
 
 
 class Part:
@@ -143,7 +152,7 @@ class Part:
 
     def blank(self) -> None:
         """Take the header away, which an earlier run may have written."""
-        self.write_at(0, _BLANK)
+        self.write_at(0, BLANK)
 
     def seal(self, header: bytes) -> None:
         """Write the header, last of all, and read it back strictly.
@@ -172,7 +181,8 @@ class Part:
         except OSError as error:
             raise InputOutputError(self.target, f"cannot be put in place: {error.strerror}") from error
         self.close()
-        sync_folder(self.target.parent)
+        if not sync_folder(self.target.parent):
+            self.warnings.append("the output's file system flushes no folders: a power cut may undo the new name")
 
     def publish(self, header: bytes) -> None:
         """Seal it and put it in place."""
@@ -229,8 +239,8 @@ class Part:
         """Whether the file begins as an unfinished output does, or its bytes are the target's, under a second name."""
         if self.file.exists() and self.target.exists() and self.file.samefile(self.target):
             return True
-        found = os.pread(self._descriptor, max(len(header), len(_BLANK)), 0)
-        return found == header or not any(found[: len(_BLANK)])
+        found = os.pread(self._descriptor, max(len(header), len(BLANK)), 0)
+        return found == header or not any(found[: len(BLANK)])
 
     def _reserve(self) -> None:
         """Allocate the whole size, so that a full disk shows now and not after hours."""
@@ -266,9 +276,9 @@ class Part:
             return
         try:
             os.link(self.file, self.target)  # unlike a rename, a link never replaces what appeared meanwhile
-        except FileExistsError:
-            raise
-        except OSError:
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED | {errno.EMLINK}:
+                raise
             self.warnings.append("the output's file system has no hard links: its name was checked, then taken")
             if os.path.lexists(self.target):
                 raise self._taken() from None

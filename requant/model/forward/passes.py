@@ -7,10 +7,11 @@ Arrays of all windows are (n_windows, n_ctx, n_embd). Each window starts at posi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from requant.model.forward.rope import rotation
 from requant.model.forward.weights import Weights
 from requant.pool import in_order, n_threads
 
+Result = TypeVar("Result")
 Tokens = NDArray[np.int32]  # (n_windows, n_ctx)
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 BLIND: Watch = Blind()
@@ -140,15 +142,21 @@ def _blas() -> ThreadpoolController:
 
 
 def each(work: Callable[[int], None], n: int, threads: int | None) -> None:
-    """`work` of 0 to n - 1 in threads, with BLAS in one each; what overflows is found by who looks at the results."""
-
-    def quiet(index: int) -> None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            work(index)
-
-    with _blas().limit(limits=1), closing(in_order(quiet, range(n), n_threads(threads))) as results:
+    """`work` of 0 to n - 1 in threads, as by `results_of`."""
+    with closing(results_of(work, n, threads)) as results:
         for _ in results:
             pass
+
+
+def results_of(work: Callable[[int], Result], n: int, threads: int | None) -> Generator[Result, None, None]:
+    """`work` of 0 to n - 1 in threads, with BLAS in one each; what overflows is found by who looks at the results."""
+
+    def quiet(index: int) -> Result:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return work(index)
+
+    with _blas().limit(limits=1), closing(in_order(quiet, range(n), n_threads(threads))) as results:
+        yield from results
 
 
 def check_finite(model: Model, x: Array, layer: int) -> None:

@@ -165,10 +165,10 @@ def _past_of(data: bytes) -> Past:
 
 
 def _parsed(line: bytes) -> Line | None:
+    text = line[9:]
+    if line[:9] != _checksum(text):
+        return None
     try:
-        checksum, text = line[:8], line[9:]
-        if int(checksum, 16) != zlib.crc32(text):
-            return None
         found = json.loads(text)
     except (ValueError, RecursionError):
         return None
@@ -177,7 +177,11 @@ def _parsed(line: bytes) -> Line | None:
 
 def _encoded(line: Line) -> bytes:
     text = json.dumps(line, allow_nan=False).encode()
-    return b"%08x %s\n" % (zlib.crc32(text), text)
+    return _checksum(text) + text + b"\n"
+
+
+def _checksum(text: bytes) -> bytes:
+    return b"%08x " % zlib.crc32(text)
 
 
 def _owner() -> Line:

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import names, run
+from conversions import small_model
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "kill_test.py"
 
@@ -30,5 +32,40 @@ def test_no_kill_power_cut_or_signal_changes_a_byte():
 
 @pytest.mark.parametrize("call", ["fdatasync", "fsync"])
 def test_a_forgotten_flush_is_found(call):
-    code, lines = kill_test("--kills", 0, "--crashes", 60, "--signals", 0, "--slowest", 0, "--without", call)
+    code, lines = kill_test("--kills", 0, "--crashes", 40, "--signals", 0, "--slowest", 0, "--without", call)
     assert code == 1 and any(line["what"] == "failure" for line in lines)
+
+
+def test_what_killed_runs_left_is_removed_by_the_next(tmp_path, capsys):
+    model = small_model().write(tmp_path / "m.gguf")
+    for name in ("o.gguf.requant.json.123.part", "o.gguf.part.imatrix", "o.gguf.part.imatrix.part"):
+        (tmp_path / name).write_bytes(b"left behind")
+    others = ["o.gguf.requant.json.mine.part", "p.gguf.part.imatrix", "p.gguf.requant.json.123.part"]
+    for name in others:
+        (tmp_path / name).write_bytes(b"of somebody else")
+    assert run(capsys, "convert", model, tmp_path / "o.gguf", "--type", "Q8_0").code == 0
+    assert names(tmp_path) == sorted(["m.gguf", "o.gguf", "o.gguf.requant.json", *others])
+
+
+def test_the_record_that_a_killed_run_left_half_beside_the_first_of_several_files_is_removed(tmp_path, capsys):
+    model = small_model().write(tmp_path / "m.gguf")
+    first = "o-00001-of-00003.gguf"
+    words = ("convert", model, tmp_path / "o.gguf", "--type", "Q8_0", "--max-shard-size", "4500B")
+    assert run(capsys, *words).code == 0
+    made = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    assert first in made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", _killed)
+        with pytest.raises(Killed):
+            run(capsys, *words, "--force")
+    (tmp_path / f"{first}.requant.json.123.part").write_bytes(b"half")
+    assert run(capsys, *words, "--force").code == 0
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == made
+
+
+class Killed(BaseException):
+    """Nothing is done about it."""
+
+
+def _killed(*_):
+    raise Killed

@@ -164,7 +164,7 @@ def test_a_layout_that_cannot_be_says_why(tensor, said):
     assert str(caught.value) == f"out.gguf: {said}"
 
 
-def test_a_layout_tells_the_types_and_takes_the_longest_name():
+def test_a_layout_tells_the_types_and_has_room_for_the_longest_name():
     layout = lay_out(EMPTY, [("a" * 63, (32,), 8), ("b", (), 0)], "out.gguf")
     assert [(t.name, t.shape, t.type_id, t.n_bytes) for t in layout.tensors] == [
         ("a" * 63, (32,), 8, 34),

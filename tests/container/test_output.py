@@ -461,3 +461,88 @@ def test_the_claim_follows_a_link_to_its_target(tmp_path):
         assert journal.path == tmp_path / "there" / "real.gguf.part.journal" and journal.path.exists()
         with pytest.raises(OutputRefused, match=f"{tmp_path / 'o.gguf'}: another run"):
             claim(tmp_path / "o.gguf")
+
+
+def test_an_output_of_one_file_is_made_and_gone_on_with(tmp_path):
+    stopped(tmp_path, [0], layouts=LAYOUTS[:1])
+    output = finished(tmp_path, layouts=LAYOUTS[:1])
+    assert output.notes == ["resuming 1/1 tensors"] and names(tmp_path) == NAMES[:1]
+
+
+def test_files_and_layouts_must_be_as_many(tmp_path):
+    with claim(tmp_path / "o.gguf") as journal, pytest.raises(ValueError, match="longer"):
+        Output([tmp_path / "o.gguf"], LAYOUTS, HEAD, journal, force=False, inputs=NOBODY)
+
+
+def test_a_flush_comes_at_the_very_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr(output_module, "COMMIT_BYTES", 100)
+    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+        calls = logged(monkeypatch, tmp_path)
+        for _ in range(2):
+            output.record({}, 99)
+            assert calls == []
+            output.record({}, 1)
+            assert calls == [*PARTS, JOURNAL]
+            calls.clear()
+
+
+def test_a_disk_that_fails_on_the_way_out_does_not_hide_what_led_there(tmp_path, monkeypatch):
+    def fails(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with claim(tmp_path / "o.gguf") as journal, pytest.raises(KeyboardInterrupt), opened(tmp_path, journal) as output:
+        fill(output, [0])
+        monkeypatch.setattr(os, "fdatasync", fails)
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []
+
+
+def test_an_extra_that_is_not_there_is_not_missed(tmp_path):
+    finished(tmp_path, extras=[tmp_path / "missing"])
+    assert names(tmp_path) == NAMES
+
+
+def test_files_in_place_that_no_run_has_put_there_are_kept(tmp_path):
+    stopped(tmp_path, [0, 1, 2])
+    for i, name in enumerate(NAMES):
+        (tmp_path / PARTS[i]).unlink()
+        (tmp_path / name).write_bytes(whole(i))
+    with pytest.raises(OutputRefused, match="already exists"), claim(tmp_path / "o.gguf") as journal:
+        opened(tmp_path, journal)
+    assert [(tmp_path / name).read_bytes() for name in NAMES] == [whole(i) for i in range(3)]
+
+
+def test_a_part_that_was_cut_short_is_begun_again(tmp_path):
+    stopped(tmp_path)
+    os.truncate(tmp_path / PARTS[0], 50)
+    finished(tmp_path)
+    assert [(tmp_path / name).read_bytes() for name in NAMES] == [whole(i) for i in range(3)]
+
+
+def test_a_source_that_changed_before_anything_was_written_is_told_of(tmp_path):
+    with claim(tmp_path / "o.gguf") as journal:
+        journal.begin(HEAD)
+        journal.append([{"invalid": "changed"}])
+    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+        assert output.notes == ["the source changed while an unfinished output was made; all of it is made again"]
+
+
+def test_what_has_no_records_binds_nobody(tmp_path):
+    with claim(tmp_path / "o.gguf") as journal:
+        journal.begin({"plan": "of another command"})
+    with claim(tmp_path / "o.gguf") as journal:
+        assert not resumes(journal, HEAD, tmp_path / "o.gguf")
+        with opened(tmp_path, journal) as output:
+            assert output.notes == []
+
+
+def test_names_taken_back_are_on_disk_before_the_headers_go(tmp_path, monkeypatch):
+    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+        fill(output)
+        output.seal()
+        output.publish()
+    (tmp_path / NAMES[1]).rename(tmp_path / PARTS[1])
+    calls = logged(monkeypatch, tmp_path)
+    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+        assert calls == [tmp_path.name] and not output.is_published
+        assert names(tmp_path) == sorted([*PARTS, JOURNAL])

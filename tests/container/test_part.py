@@ -18,8 +18,8 @@ from requant.container.files import identity
 from requant.container.header import parse_header
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
-from requant.container.part import Part
-from requant.errors import InputOutputError, OutputRefused
+from requant.container.part import Part, Placed
+from requant.errors import InputOutputError, OutputRefused, SourceChanged
 
 LAYOUT = lay_out(Metadata("m", {}).with_values({"k": ("u8", 1)}), [("a", (256, 64), 0), ("b", (5,), 0)], "out")
 A, B = LAYOUT.tensors
@@ -532,3 +532,116 @@ def test_a_source_can_be_copied_to_the_byte(tmp_path):
             output.write_at(placed.offset, content[placed.offset : placed.offset + placed.n_bytes])
         output.publish(layout.header)
     assert (tmp_path / "o.gguf").read_bytes() == content
+
+
+def _io_error(*_, **__):
+    raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_name_that_cannot_be_given_is_an_io_error_that_names_it(tmp_path, monkeypatch, force):
+    path = tmp_path / "o.gguf"
+    with _open(path, force=force) as output:
+        _fill(output)
+        for call in ("link", "replace", "rename"):
+            monkeypatch.setattr(os, call, _io_error)
+        with pytest.raises(InputOutputError) as caught:
+            output.publish(LAYOUT.header)
+    assert str(caught.value) == f"{path}: cannot be put in place: Input/output error"
+
+
+def test_a_part_that_was_moved_or_an_output_that_is_there_is_named(tmp_path):
+    path = tmp_path / "o.gguf"
+    with _open(path) as output:
+        output.file.rename(tmp_path / "moved")
+        with pytest.raises(InputOutputError) as caught:
+            output.put_in_place()
+        assert str(caught.value) == f"{path}.part: was moved or replaced while it was being written"
+    path.write_bytes(b"old")
+    assert _refused(path, "already exists") == f"{path}: already exists; --force replaces it"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (ValueError("embedded null byte"), OutputRefused, "is not a usable path"),
+        (OSError(errno.ELOOP, "loop"), OutputRefused, "is a loop of symbolic links"),
+        (OSError(errno.EACCES, "Permission denied"), InputOutputError, "cannot be written: Permission denied"),
+    ],
+)
+def test_a_target_that_cannot_be_looked_at_is_named(tmp_path, monkeypatch, error, kind, said):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Path, "stat", fails)
+    with pytest.raises(kind) as caught:
+        _open(tmp_path / "o.gguf")
+    assert str(caught.value) == f"{tmp_path / 'o.gguf'}: {said}"
+
+
+def test_no_room_says_how_much_and_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "posix_fallocate", _fails(errno.ENOSPC))
+    with pytest.raises(InputOutputError) as caught:
+        _open(tmp_path / "o.gguf", size=2048)
+    what = "2.00 KiB cannot be reserved: No space left on device"
+    hint = f"free some space in {tmp_path} and run it again to resume"
+    assert str(caught.value) == f"{tmp_path / 'o.gguf.part'}: {what}; {hint}"
+
+
+@pytest.mark.parametrize("harm", ["other", "none"])
+def test_a_header_that_is_not_as_it_was_written_names_the_part(tmp_path, monkeypatch, harm):
+    part = tmp_path / "o.gguf.part"
+    pread = os.pread
+    with _open(tmp_path / "o.gguf") as output:
+        _fill(output)
+        if harm == "none":
+            header, said = b"GGUF" + bytes(100), f"does not read back as a sound GGUF file: {part}: "
+        else:
+            monkeypatch.setattr(os, "pread", lambda *a: pread(*a)[:-1] + b"?")
+            header, said = LAYOUT.header, "does not read back as it was written"
+        with pytest.raises(InputOutputError) as caught:
+            output.seal(header)
+    assert str(caught.value).startswith(f"{part}: {said}") and (harm == "none" or str(caught.value).endswith(said))
+
+
+def test_what_is_missing_from_a_part_is_named_when_it_is_read(tmp_path):
+    with _open(tmp_path / "o.gguf") as output, pytest.raises(SourceChanged, match=f"^{output.file}: shrank"):
+        output.read_at(LAYOUT.size - 1, memoryview(bytearray(2)))
+    placed = Placed(_make(tmp_path / "p.gguf").target)
+    with pytest.raises(SourceChanged, match=f"^{tmp_path / 'p.gguf'}: shrank"):
+        placed.read_at(LAYOUT.size - 1, memoryview(bytearray(2)))
+    placed.close()
+
+
+def test_a_part_that_cannot_be_removed_hides_no_error(tmp_path, monkeypatch):
+    with pytest.raises(KeyError), _open(tmp_path / "o.gguf"):
+        monkeypatch.setattr(os, "unlink", _io_error)
+        raise KeyError
+    monkeypatch.undo()
+
+
+def test_a_part_file_of_somebody_else_beside_an_output_is_kept(tmp_path):
+    path, part = tmp_path / "o.gguf", tmp_path / "o.gguf.part"
+    path.write_bytes(b"old")
+    part.write_bytes(b"somebody else's, of no matter what size")
+    with pytest.raises(OutputRefused, match="is not an unfinished output"):
+        _open(path, force=True)
+    assert part.read_bytes() == b"somebody else's, of no matter what size"
+
+
+def test_a_part_sealed_with_the_same_header_is_ours(tmp_path):
+    path = tmp_path / "o.gguf"
+    with Part(path, LAYOUT.size, force=False, inputs=NOBODY, keep=True) as part:
+        part.begin()
+        _fill(part)
+        part.seal(LAYOUT.header)
+    for header in (b"", LAYOUT.header[:-1] + b"\1"):
+        with (
+            Part(path, LAYOUT.size, force=False, inputs=NOBODY, keep=True) as part,
+            pytest.raises(OutputRefused, match="is not an unfinished output"),
+        ):
+            assert part.found
+            part.begin(header)
+    with Part(path, LAYOUT.size, force=False, inputs=NOBODY, keep=True) as part:
+        part.begin(LAYOUT.header)
+        assert not any(part.file.read_bytes())

@@ -1,6 +1,7 @@
 """Split outputs: which tensor goes into which file, what each header holds, and what the files are called."""
 
 import hashlib
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_files_are_as_large_as_they_may_be_and_no_larger():
         assert [name for names in named(layouts) for name in names] == [t[0] for t in TENSORS]
         assert all(layout.size <= most for layout in layouts)
         # the first tensor of the next file would not have gone in
-        for i, (layout, after) in enumerate(zip(layouts, layouts[1:], strict=False)):
+        for i, (layout, after) in enumerate(pairwise(layouts)):
             n = sum(len(x.tensors) for x in layouts[:i])
             more = TENSORS[n : n + len(layout.tensors) + 1]
             keys = splitting_module._numbered(KEYS, i, len(layouts), 6)
@@ -87,7 +88,7 @@ def test_a_file_may_be_exactly_as_large_as_asked():
 def test_the_keys_alone_may_fill_the_first_file():
     big = KEYS.with_values({"big": ("str", "b" * 3000)})
     layouts = laid_out(Splitting(max_size=3500), big)
-    assert named(layouts)[0] == [] and sum(named(layouts), []) == [t[0] for t in TENSORS]
+    assert named(layouts)[0] == [] and [*chain(*named(layouts))] == [t[0] for t in TENSORS]
     assert all(layout.size <= 3500 for layout in layouts)
 
 

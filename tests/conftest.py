@@ -10,6 +10,7 @@ from hypothesis import settings
 
 # scripts/mutation.py: a few examples, always the same
 settings.register_profile("mutation", max_examples=20, deadline=None, derandomize=True, database=None)
+
 EXPECTED = Path(__file__).with_name("expected_skips.txt")
 
 

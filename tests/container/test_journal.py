@@ -255,9 +255,9 @@ def test_a_failing_disk_is_an_io_error_that_names_the_journal(path, monkeypatch,
 def test_a_disk_that_fails_when_it_is_opened_leaves_no_descriptor(path, monkeypatch):
     kept(path)
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    for call, text in (("ftruncate", "cannot be written"), ("pwrite", "writing"), ("preadv", "reading")):
+    for call, text in (("ftruncate", "cannot be written: Input"), ("pwrite", "writing"), ("preadv", "reading")):
         monkeypatch.setattr(os, call, _fails)
-        with pytest.raises(InputOutputError, match=text):
+        with pytest.raises(InputOutputError, match=f"^{re.escape(str(path))}: {text}"):
             opened(path)
         monkeypatch.undo()
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
@@ -294,3 +294,21 @@ def test_a_figure_that_json_does_not_have_is_not_written(path):
 )
 def test_the_first_difference_of_two_heads_is_named(old, new, said):
     assert Past(old).difference(new) == said
+
+
+def test_what_is_no_file_is_no_journal(path):
+    path.mkdir()
+    with pytest.raises(OutputRefused, match=f"^{re.escape(str(path))}: is a directory, not a journal;"):
+        opened(path)
+
+
+def test_a_lock_that_fails_names_the_journal(path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", _fails)
+    with pytest.raises(InputOutputError, match=f"^{re.escape(str(path))}: cannot be locked: Input/output error"):
+        opened(path)
+
+
+def test_a_journal_that_cannot_be_removed_hides_no_error(path, monkeypatch):
+    with pytest.raises(KeyError), opened(path):
+        monkeypatch.setattr(os, "unlink", _fails)
+        raise KeyError

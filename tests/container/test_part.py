@@ -18,7 +18,7 @@ from requant.container.files import identity
 from requant.container.header import parse_header
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
-from requant.container.part import Part, Placed
+from requant.container.part import Part, Placed, target_of
 from requant.errors import InputOutputError, OutputRefused, SourceChanged
 
 LAYOUT = lay_out(Metadata("m", {}).with_values({"k": ("u8", 1)}), [("a", (256, 64), 0), ("b", (5,), 0)], "out")
@@ -645,3 +645,53 @@ def test_a_part_sealed_with_the_same_header_is_ours(tmp_path):
     with Part(path, LAYOUT.size, force=False, inputs=NOBODY, keep=True) as part:
         part.begin(LAYOUT.header)
         assert not any(part.file.read_bytes())
+
+
+def test_every_refusal_names_the_output_and_what_to_do(tmp_path):
+    path = tmp_path / "o.gguf"
+    path.mkdir()
+    assert _refused(path, "directory") == f"{path}: is a directory, not a regular file; choose another output"
+    path.rmdir()
+    path.write_bytes(b"the source")
+    inputs = frozenset([identity(path.stat())])
+    what = f"is one of the inputs ({path})"
+    assert _refused(path, "inputs", inputs=inputs) == f"{path}: {what}; --force does not help; choose another output"
+    path.unlink()
+    part = tmp_path / "o.gguf.part"
+    part.write_bytes(b"x" * 30)
+    hint = "it stands where the unfinished output goes; move it away, or --restart discards it"
+    assert _refused(path, "unfinished") == f"{part}: is not an unfinished output of this command; {hint}"
+    part.unlink()
+    part.mkdir()
+    assert _refused(path, "dir").startswith(f"{part}: is a directory, not an unfinished output; ")
+    part.rmdir()
+    with _open(path):
+        assert _refused(path, "another") == f"{path}: another run is writing it, in {part.name}"
+    odd = Path(f"{tmp_path}/nul\0")
+    with pytest.raises(OutputRefused) as caught:
+        target_of(odd)
+    assert str(caught.value).startswith(f"{tmp_path}/nul") and str(caught.value).endswith(": is not a usable path")
+
+
+def test_a_flush_that_fails_names_the_part(tmp_path, monkeypatch):
+    with _open(tmp_path / "o.gguf") as output:
+        monkeypatch.setattr(os, "fdatasync", _io_error)
+        with pytest.raises(InputOutputError) as caught:
+            output.sync()
+    assert str(caught.value) == f"{tmp_path / 'o.gguf.part'}: flushing to disk failed: Input/output error"
+
+
+def test_a_lock_that_fails_names_the_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", _io_error)
+    with pytest.raises(InputOutputError, match=f"^{tmp_path / 'o.gguf.part'}: cannot be locked"):
+        _open(tmp_path / "o.gguf")
+
+
+@pytest.mark.parametrize("size", [LAYOUT.size - 32, LAYOUT.size + 32])
+def test_a_header_that_fits_no_file_of_this_size_is_not_sealed(tmp_path, size):
+    with _open(tmp_path / "o.gguf") as output:
+        _fill(output)
+        output.size = size
+        with pytest.raises(InputOutputError) as caught:
+            output.seal(LAYOUT.header)
+    assert str(caught.value) == f"{tmp_path / 'o.gguf.part'}: does not read back as it was written"

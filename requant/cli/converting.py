@@ -83,7 +83,7 @@ class Work:
             stale.append(self.measured)
         for name in {self.out.name, *names_in(self.journal)[:1]}:  # the record of a split output is beside its first
             record = record_path(self.out.with_name(name))
-            stale += record.parent.glob(f"{glob.escape(record.name)}.[0-9]*.part")
+            stale += record.parent.glob(f"{glob.escape(record.name)}.{'[0-9a-f]' * 8}.part")
         for path in stale:
             path.unlink(missing_ok=True)
 

@@ -38,9 +38,9 @@ def test_a_forgotten_flush_is_found(call):
 
 def test_what_killed_runs_left_is_removed_by_the_next(tmp_path, capsys):
     model = small_model().write(tmp_path / "m.gguf")
-    for name in ("o.gguf.requant.json.123.part", "o.gguf.part.imatrix", "o.gguf.part.imatrix.part"):
+    for name in ("o.gguf.requant.json.0123abcd.part", "o.gguf.part.imatrix", "o.gguf.part.imatrix.part"):
         (tmp_path / name).write_bytes(b"left behind")
-    others = ["o.gguf.requant.json.mine.part", "p.gguf.part.imatrix", "p.gguf.requant.json.123.part"]
+    others = ["o.gguf.requant.json.mine.part", "p.gguf.part.imatrix", "p.gguf.requant.json.0123abcd.part"]
     for name in others:
         (tmp_path / name).write_bytes(b"of somebody else")
     assert run(capsys, "convert", model, tmp_path / "o.gguf", "--type", "Q8_0").code == 0
@@ -58,7 +58,7 @@ def test_the_record_that_a_killed_run_left_half_beside_the_first_of_several_file
         patch.setattr(Path, "replace", _killed)
         with pytest.raises(Killed):
             run(capsys, *words, "--force")
-    (tmp_path / f"{first}.requant.json.123.part").write_bytes(b"half")
+    (tmp_path / f"{first}.requant.json.0123abcd.part").write_bytes(b"half")
     assert run(capsys, *words, "--force").code == 0
     assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == made
 

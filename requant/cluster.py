@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, TypeVar
 
 import requant
@@ -32,6 +32,7 @@ _PER_THREAD = 4  # tasks of a worker's thread that the scheduler knows of: one a
 _ADDRESS = re.compile(r"(?:[a-z]+://)?[^/]+:([0-9]{1,5})/?")
 _CONNECT = 5.0  # seconds in which a scheduler must answer
 _TICK = 0.1  # seconds after which the main thread looks for signals and for the scheduler again
+_FETCH = 5.0  # seconds for results, which are small
 _COUNTED = 2.0  # seconds for which a number of workers is believed
 _LOST = (OSError, asyncio.TimeoutError, CancelledError)  # what a call to a scheduler that has gone raises
 
@@ -149,14 +150,26 @@ class Cluster:
             while True:
                 steps.append(done.get_nowait())
         self._check()
-        at_hand = {i: step.future for i, step in enumerate(steps) if step.future.status == "finished"}
+        results = self._fetched({i: step.future for i, step in enumerate(steps) if step.future.status == "finished"})
+        for i, step in enumerate(steps):
+            self._conclude(step, i in results, results.get(i), done)
+        if steps and not any(step.is_done for step in steps):
+            sleep(_TICK)  # all of them went with a worker
+        return [step for step in steps if step.is_done]
+
+    def _fetched(self, futures: Mapping[int, Any]) -> Mapping[int, Any]:
+        """The results, or none for now: what went with a worker is made again, which may take until one comes."""
+
+        async def fetch() -> Mapping[int, Any]:
+            found: Mapping[int, Any] = await self._client.gather(dict(futures), errors="skip", asynchronous=True)
+            return found
+
         try:
-            results = self._client.gather(at_hand, errors="skip")
-            for i, step in enumerate(steps):
-                self._conclude(step, i in results, results.get(i), done)
+            return self._client.sync(fetch, callback_timeout=_FETCH) if futures else {}
+        except asyncio.TimeoutError:
+            return {}
         except _LOST as error:
             raise self._lost() from error
-        return [step for step in steps if step.is_done]
 
     def _conclude(self, step: Step, is_fetched: bool, result: Any, done: SimpleQueue[Step]) -> None:
         status = step.future.status
@@ -168,7 +181,7 @@ class Cluster:
                 step.result = result
         elif status == "error":  # not in its turn: what comes before may be waiting for a worker that lives
             raise self._given_up(step, step.future.exception())
-        elif status in ("cancelled", "lost"):
+        elif status == "cancelled":
             raise self._lost()
         else:  # its result went with a worker that died just now, and it is carried out again
             self._watch(step, done)

@@ -215,7 +215,7 @@ def test_work_that_every_worker_dies_at_ends_in_an_error(tmp_path, source):
     folder.mkdir()
     (folder / "die").write_text("blk.2.ffn_up.weight")
     with Machines(folder, 1, allowed_failures=0) as machines, Cluster(machines.address) as cluster:
-        with pytest.raises(InputOutputError, match=r"'blk.2.ffn_up.weight': one worker after the other died at it"):
+        with pytest.raises(InputOutputError, match=r"tensor 'blk.2.*': one worker after the other died at it"):
             made(source, tmp_path / "there", cluster=cluster)
         said = []
         (folder / "die").unlink()

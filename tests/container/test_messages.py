@@ -62,6 +62,8 @@ HINT = "a newer requant may know it"
 @pytest.mark.parametrize(
     ("content", "said"),
     [
+        (File(n_pairs=999), "declares more keys than it can hold (got 999, limit 27)"),
+        (File(n_tensors=99), "declares more tensors than it can hold (got 99, limit 14)"),
         (File((string(KEY),)), f"key 0 is not valid UTF-8 (got {KEY[:80]!r})"),
         (File((pair("", U32, 1),)), "key 0 is empty"),
         (File((pair("a\0", U32, 1),)), "key 0 contains a NUL"),

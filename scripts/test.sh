@@ -12,4 +12,4 @@ cd "$root"
 "$bin/ruff" format --check .
 "$bin/mypy"
 "$bin/lint-imports"
-"$bin/python" -m pytest "$@"
+"$bin/python" -m pytest --numprocesses auto --dist worksteal "$@"

@@ -3,6 +3,7 @@
 One that is skipped without being in expected_skips.txt makes the run fail, so that none is lost unnoticed.
 """
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -45,4 +46,7 @@ class Skips:
 
 
 def pytest_configure(config):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a run in the background may be told to ignore them
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     config.pluginmanager.register(Skips())

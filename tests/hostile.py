@@ -108,7 +108,7 @@ def imatrix():
 def legacy_imatrix(name=EVERYTHING):
     """The bytes of a .dat file with an entry `name` and a data set that is called everything."""
     both = [text.encode()[:1000] for text in (name, EVERYTHING)]
-    entries = b"".join(struct.pack("<i", len(n)) + n + struct.pack("<ii", 1, 256) + bytes(1024) for n in both[:1])
+    entries = b"".join(struct.pack("<i", len(n)) + n + struct.pack("<ii256f", 1, 256, *[1.0] * 256) for n in both[:1])
     return struct.pack("<i", 1) + entries + struct.pack("<ii", 1, len(both[1])) + both[1]
 
 

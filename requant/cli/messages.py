@@ -263,7 +263,7 @@ def resumable() -> Iterator[None]:
     """While what is done can be gone on with by another run, a signal's message says so."""
     before, _state["then"] = _state["then"], "run the same command again to resume"
     yield
-    _state["then"] = before
+    _state["then"] = before  # not after a failure: the message of a signal comes later
 
 
 def _silence_stdout() -> None:

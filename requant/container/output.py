@@ -152,7 +152,8 @@ class Output:
     def finish(self) -> None:
         """Remove the journal, once whatever else belongs to the published output is there too, and on disk."""
         sync_folder(self.journal.path.parent)  # the names of what else there is before the end of the journal
-        self.journal.forget()  # nobody may go on with it once the extras are going
+        with contextlib.suppress(InputOutputError):  # the output is there; no failure of the journal's undoes that
+            self.journal.forget()  # nobody may go on with it once the extras are going
         for path in self._extras:
             path.unlink(missing_ok=True)
         self.journal.remove()

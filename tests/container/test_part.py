@@ -659,7 +659,7 @@ def test_every_refusal_names_the_output_and_what_to_do(tmp_path):
     path.unlink()
     part = tmp_path / "o.gguf.part"
     part.write_bytes(b"x" * 30)
-    hint = "it stands where the unfinished output goes; move it away, or --restart discards it"
+    hint = "it stands where the unfinished output goes; move it away"
     assert _refused(path, "unfinished") == f"{part}: is not an unfinished output of this command; {hint}"
     part.unlink()
     part.mkdir()

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The long form of the tests of what must never go wrong: kills, power cuts and signals (20 minutes), the slow tests
-# (15 minutes), mutation testing (40 minutes), ten million malformed files (hours); on two cores. JSON lines on stdout.
+# The long form of the tests of what must never go wrong: kills, power cuts and signals, the slow tests, mutation testing,
+# ten million malformed files. Hours on two cores. JSON lines on stdout.
 #     sh scripts/torture.sh [MUTANTS]      # files to mutate, 10000000 by default
 set -eu
 . "$(dirname "$0")/environment.sh"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from requant.model.forward.passes import (
     head_of,
     log_probabilities,
 )
-from requant.records import dump, plain
+from requant.records import dump, parse, plain, read_text, record
 
 EVALUATION_SCHEMA = "requant.evaluation/1"
 
@@ -53,10 +54,25 @@ class Evaluation:
     p99_kld: float | None = None
     p999_kld: float | None = None
     same_top: float | None = None
+    model: str | None = None  # file names, no folders
+    header_sha256: str | None = None  # of the model's header: which file was measured
+    base: str | None = None
+    text: str | None = None
 
     def to_json(self) -> str:
         """One object, the figures by their names."""
         return dump({"schema": EVALUATION_SCHEMA} | plain(self))
+
+    @classmethod
+    def from_json(cls, text: str, path: object = "evaluation.json") -> Evaluation:
+        """The evaluation in `text`; `path` is what BadInput names."""
+        found: Evaluation = record(cls, parse(text, EVALUATION_SCHEMA, path), "", path)
+        return found
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """The evaluation in the file at `path`. Raises BadInput, InputOutputError."""
+    return Evaluation.from_json(read_text(path), path)
 
 
 @dataclass(frozen=True, slots=True)

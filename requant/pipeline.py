@@ -17,6 +17,7 @@ from requant.errors import BadInput, InfeasibleBudget, UsageError, brief
 from requant.ground import ground_of
 from requant.guard import guarded
 from requant.layers import reference_type, summaries
+from requant.mixtures import compared
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.memory import CELL_PADDING, layer_caches
 from requant.placement import REL_GAP as PLACEMENT_GAP
@@ -103,7 +104,8 @@ def _plan_for(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix |
     solve_ = partial(_placed, ground=ground, wishes=wishes)
 
     def finish(plan: Plan) -> Plan:
-        return _described(replace(plan, notes=(*plan.notes, *notes)), losses, wishes, ground)
+        beside = compared(source, losses, has_imatrix=imatrix is not None)
+        return _described(replace(plan, notes=(*plan.notes, *notes), mixtures=beside), losses, wishes, ground)
 
     if wishes.size is None:
         return finish(solve_(losses, request))

@@ -212,6 +212,16 @@ class LayerSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Mixture:
+    """What one of llama-quantize's mixtures would be of the same model: bytes of all tensors, predicted loss."""
+
+    name: str
+    n_bytes: int
+    gpu_bytes: int  # of them in VRAM with all layers there
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A type for every tensor of one source. Over its own limits it cannot be made: InfeasibleBudget."""
 
@@ -232,6 +242,8 @@ class Plan:
     timing: Timing | None = None  # None: speed was no matter
     runtime: Mapping[str, Any] = field(default_factory=dict)  # how the engine must be started for the figures to hold
     layers: tuple[LayerSummary, ...] = ()
+    candidates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # tensor -> type it could have -> loss
+    mixtures: tuple[Mixture, ...] = ()  # those whose every type was scored, for comparison
 
     def __post_init__(self) -> None:
         for limit in self.limits:
@@ -321,6 +333,8 @@ def _plan_record(raw: dict[str, Any], recorded: object, path: object) -> Plan:
     if any(c.device not in DEVICES for c in plan.choices):
         raise BadInput(path, f"device must be one of {', '.join(DEVICES)}")
     _check_started(plan, path)
+    for type_name in {name for losses in plan.candidates.values() for name in losses}:
+        ggml_type(type_name, "candidates", path)
     if plan.timing is not None and min(plan.timing.gpu, plan.timing.cpu) < 1:
         raise BadInput(path, "the bandwidths of timing must be at least 1 byte per second")
     choices = tuple(

@@ -200,6 +200,11 @@ def _plan(problem: Problem, picked: Sequence[Option], gap: float, how: str) -> P
         _choice(tensor, *chosen[index], request.shares.get(tensor.name, 1.0))
         for index, tensor in enumerate(losses.tensors)
     )
+    possible: dict[int, set[str]] = {}
+    for item in problem.items:
+        for option in item.options:
+            for m, type_name in zip(item.members, option.types, strict=True):
+                possible.setdefault(m, set()).add(type_name)
     return Plan(
         source=losses.source,
         header_sha256=losses.header_sha256,
@@ -215,6 +220,11 @@ def _plan(problem: Problem, picked: Sequence[Option], gap: float, how: str) -> P
         notes=(*losses.notes, *problem.notes),
         effort=losses.effort,
         timing=request.timing,
+        candidates={
+            tensor.name: {c.type: float(f"{c.loss:.6g}") for c in tensor.candidates if c.type in possible[index]}
+            for index, tensor in enumerate(losses.tensors)
+            if tensor.reason is None
+        },
     )
 
 

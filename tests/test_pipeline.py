@@ -13,6 +13,7 @@ from requant.outline import output_layouts
 from requant.pipeline import check_feasible, make_plan
 from requant.plan import Losses, Plan
 from requant.provenance import output_metadata
+from requant.recipe import preset_plan
 from requant.report.engine import start_command as llama_server
 from requant.request import Rule
 from requant.sensitivity import survey
@@ -161,6 +162,39 @@ def test_a_cache_type_is_chosen_by_what_it_frees_and_what_it_costs(source, losse
     assert make_plan(source, dear, wishes).budget["cache_type_k"] == "F16"
     with pytest.raises(UsageError, match="caches were measured"):
         make_plan(source, losses, wishes)
+
+
+def test_a_plan_says_what_each_type_that_was_open_would_have_cost(source, losses):
+    pinned = Rule("--tensor-type", "ffn_down", "Q4_K")
+    plan = make_plan(source, losses, Wishes(size=6 * MIB, pins=(pinned,)))
+    assert Plan.from_json(plan.to_json()) == plan
+    priced = {t.name: {c.type: c.loss for c in t.candidates} for t in losses.tensors}
+    assert set(plan.candidates) == {c.name for c in plan.choices if c.reason is None}
+    for c in plan.choices:
+        if c.reason is None:
+            found = plan.candidates[c.name]
+            assert found == pytest.approx({name: priced[c.name][name] for name in found}, rel=1e-5)
+            open_to_it = {"ffn_down": {"Q4_K"}, "output": {"Q6_K", "Q8_0", "F16"}}  # a pin, and the guard rail
+            assert set(found) == open_to_it.get(c.role, set(priced[c.name]))
+            assert found[c.type] == pytest.approx(c.loss, rel=1e-5)
+
+
+def test_mixtures_beside_a_plan_have_the_types_and_sizes_of_their_presets(source, losses):
+    plan = make_plan(source, losses, Wishes(vram=12 * MIB))
+    assert {"Q2_K", "Q4_K_M", "Q6_K"} <= {m.name for m in plan.mixtures}
+    assert "IQ3_S" not in {m.name for m in plan.mixtures}, "its types were not scored"
+    on_gpu = {t.name for t in losses.tensors if t.on_gpu}
+    for mixture in plan.mixtures:
+        preset = preset_plan(source, mixture.name)
+        assert mixture.n_bytes == preset.n_bytes
+        assert mixture.gpu_bytes == sum(c.n_bytes for c in preset.choices if c.name in on_gpu)
+        priced = [
+            c.loss
+            for t in losses.tensors
+            for c in t.candidates
+            if c.type == preset.types()[t.name] and c.type != t.source_type
+        ]
+        assert mixture.loss == pytest.approx(sum(priced))
 
 
 def test_layers_are_summed_up_in_plan_and_metadata(source, losses, tmp_path):

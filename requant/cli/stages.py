@@ -142,9 +142,11 @@ def evaluate(source: Source, base: Source | None, calibration: Calibration, thre
     messages.prepare_kernels({t.format for s in sources for t in s.tensors}, encode=False)
     steps = sum(m.architecture.n_layers for m in (model, reference) if m is not None) + 1
     with messages.progress("evaluating", steps, " layers") as advance:
-        return messages.interruptible(
+        found = messages.interruptible(
             evaluate_.evaluate, model, text.windows, base=reference, threads=threads, progress=advance
         )
+    of, base_name = source.header_sha256, None if base is None else base.name
+    return replace(found, model=source.name, header_sha256=of, base=base_name, text=text.name)
 
 
 def check_can_run(source: Source) -> None:

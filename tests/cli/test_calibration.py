@@ -7,6 +7,8 @@ from commands import FIXTURES, TINY, assert_failed, names, run
 from gguf_files import STR, pair
 from model.forward import families
 
+from requant.evaluate import read_evaluation
+
 TEXT = FIXTURES / "calibration.txt"
 
 
@@ -103,6 +105,10 @@ def test_evaluate_prints_figures_and_json(capsys, small, tmp_path):
     assert text.code == 0 and "perplexity" in text.out and "KL divergence" in text.out and "same top token" in text.out
     found = plan_of(run(capsys, *words, "--json"))
     assert found["schema"] == "requant.evaluation/1" and found["n_scored"] == 510 and found["mean_kld"] > 0
+    assert (found["model"], found["base"], found["text"]) == ("out.gguf", small.name, TEXT.name)
+    kept = tmp_path / "evaluation.json"
+    kept.write_text(json.dumps(found))
+    assert json.loads(read_evaluation(kept).to_json()) == found
     alone = plan_of(run(capsys, "evaluate", out, "--text", TEXT, "--windows", "2", "--json"))
     assert alone["mean_kld"] is None and alone["ppl"] == found["ppl"]
 

@@ -11,6 +11,7 @@ from requant.errors import FILE_NAME, REMARK, brief
 from requant.formats import Effort, by_name
 from requant.plan import EDITED, IN_NATS, Choice, Limit, Losses, Plan
 from requant.report.grid import GAP, columns, grid
+from requant.report.view import bar
 from requant.units import format_size
 
 WIDTH = 100
@@ -170,13 +171,9 @@ def _limit(plan: Plan, limit: Limit) -> str:
         return f"{limit.show(used)} of {limit.show(limit.budget)}"
     if limit.n_weights:
         return f"{8 * used / limit.n_weights:.4f} of {limit.bpw:.4f} bits per weight"
-    parts = {"weights": used - limit.other}
-    if limit.device == "gpu" and plan.memory:
-        parts |= {brief(name): size for name, size in plan.memory.items() if name != "weights"}
-    if rest := used - sum(parts.values()):
-        parts["header" if limit.option == "--size" else "other"] = rest
-    listed = ", ".join(f"{name} {format_size(size)}" for name, size in parts.items())
-    return f"{format_size(used)} of {format_size(limit.budget)}, {format_size(limit.budget - used)} free: {listed}"
+    filled = bar(plan, limit)
+    listed = ", ".join(f"{brief(part.name)} {format_size(part.n_bytes)}" for part in filled.parts)
+    return f"{format_size(used)} of {format_size(limit.budget)}, {format_size(filled.free)} free: {listed}"
 
 
 def _devices(plan: Plan) -> list[tuple[str, str]]:

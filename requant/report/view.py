@@ -1,0 +1,216 @@
+"""A plan as a picture needs it: what fills its budgets, its layers by role, its place among all that could have been.
+
+Data only; tables, pages and pictures are drawn from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from requant.formats import by_name
+from requant.plan import Choice, Limit, Mixture, Plan
+
+POOLS = ("VRAM", "all tensors")
+MOST_POINTS = 240  # of a curve that is drawn
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Bytes of a budget, and what takes them."""
+
+    name: str
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A limit in bytes and all that fills it: weights first, then the rest; `free` is what is left over."""
+
+    option: str  # --vram, --ram, --size, --bpw
+    budget: int
+    parts: tuple[Part, ...]
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The tensors of one role in one layer. `sensitivity`: their loss at about 4.5 bits; None: it was not scored.
+
+    `loss`: predicted for the types that they have; None where it is not known.
+    """
+
+    layer: int | None  # None: in no layer
+    role: str
+    choices: tuple[Choice, ...]
+    n_bytes: int
+    bpw: float
+    loss: float | None
+    sensitivity: float | None
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Each type that is there once."""
+        return tuple(dict.fromkeys(c.type for c in self.choices))
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A place on the chart of loss against bytes."""
+
+    name: str
+    n_bytes: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Loss against the bytes of the tensors in `pool`: VRAM (where all layers are there), or all tensors.
+
+    `points`: plans that no other of fewer or equal bytes beats, each tensor having what was open to it, not counting
+    --group; they are exact, and between two of them nothing is far below the line. `chosen`: the plan itself.
+    """
+
+    pool: str
+    points: tuple[Dot, ...]
+    chosen: Dot | None
+    mixtures: tuple[Dot, ...]
+
+
+def bars(plan: Plan) -> tuple[Bar, ...]:
+    """One per limit in bytes, in the plan's order."""
+    return tuple(bar(plan, limit) for limit in plan.limits if limit.unit == "bytes")
+
+
+def bar(plan: Plan, limit: Limit) -> Bar:
+    """What fills a limit in bytes."""
+    used = plan.used(limit)
+    parts = {"weights": used - limit.other}
+    if limit.device == "gpu" and plan.memory:
+        parts |= {name: size for name, size in plan.memory.items() if name != "weights"}
+    if rest := used - sum(parts.values()):
+        parts["header" if limit.option == "--size" else "other"] = rest
+    return Bar(limit.option, limit.budget, tuple(Part(*item) for item in parts.items()), limit.budget - used)
+
+
+def loss_of(plan: Plan, choices: Iterable[Choice]) -> float | None:
+    """Predicted loss of the choices by what each type was scored at; None where a type was not, or nothing was."""
+    found = []
+    for c in choices:
+        if c.reason is None:
+            losses = plan.candidates.get(c.name, {})
+            if c.type not in losses:
+                return None if plan.predicted_loss is None else math.fsum(c.loss for c in choices)
+            found.append(c.loss if plan.predicted_loss is not None else losses[c.type])
+    return math.fsum(found)
+
+
+def cells(plan: Plan) -> tuple[Cell, ...]:
+    """The tensors that can be quantized, by layer and role; those of no layer come first, roles in file order."""
+    groups: dict[tuple[int | None, str], list[Choice]] = {}
+    for c in plan.choices:
+        if c.reason is None:
+            groups.setdefault((c.layer, c.role), []).append(c)
+    order = {role: i for i, role in enumerate(dict.fromkeys(role for _, role in groups))}
+    keys = sorted(groups, key=lambda key: (-1 if key[0] is None else key[0], order[key[1]]))
+    return tuple(_cell(plan, *key, groups[key]) for key in keys)
+
+
+def _cell(plan: Plan, layer: int | None, role: str, choices: list[Choice]) -> Cell:
+    n_bytes = sum(c.n_bytes for c in choices)
+    bpw = 8 * n_bytes / max(sum(c.n_weights for c in choices), 1)
+    sensitivities = [_sensitivity(plan, c) for c in choices]
+    known = [s for s in sensitivities if s is not None]
+    sensitivity = math.fsum(known) if len(known) == len(choices) else None
+    return Cell(layer, role, tuple(choices), n_bytes, bpw, loss_of(plan, choices), sensitivity)
+
+
+def _sensitivity(plan: Plan, choice: Choice) -> float | None:
+    """The tensor's loss at the plan's reference type, or at the scored type of the nearest size."""
+    losses = plan.candidates.get(choice.name)
+    reference = by_name(str(plan.runtime.get("reference_type", "")))
+    if not losses or reference is None:
+        return None
+    return losses[min(losses, key=lambda name: (name != reference.name, abs(_bpw(name) - reference.bpw)))]
+
+
+def curve(plan: Plan) -> Curve | None:
+    """The plan beside the best of every size; None where nothing was scored."""
+    if not any(len(losses) > 1 for losses in plan.candidates.values()):
+        return None
+    pool = _pool(plan)
+    fixed, loss, steps = 0, 0.0, list[tuple[float, int, float]]()
+    for c in plan.choices:
+        losses = plan.candidates.get(c.name)
+        if c.device == "none" or (pool == "VRAM" and c.device != "gpu"):
+            loss += min(losses.values(), default=0.0) if losses else 0.0
+        elif not losses:
+            fixed += c.n_bytes
+        else:
+            (first, start), *rest = _hull([(_n_bytes(name, c), value) for name, value in losses.items()])
+            fixed, loss = fixed + first, loss + start
+            for size, value in rest:
+                steps.append(((value - start) / (size - first), size - first, value - start))
+                first, start = size, value
+    points = [Dot("", fixed, loss)]
+    for _, size, change in sorted(steps):
+        points.append(Dot("", points[-1].n_bytes + size, max(points[-1].loss + change, 0.0)))
+    chosen, n_bytes = loss_of(plan, plan.choices), sum(_counted(c, pool) for c in plan.choices)
+    mixtures = (Dot(m.name, _mixture_bytes(m, pool), m.loss) for m in plan.mixtures)
+    return Curve(pool, _thinned(points), None if chosen is None else Dot("this plan", n_bytes, chosen), tuple(mixtures))
+
+
+def _pool(plan: Plan) -> str:
+    """VRAM where that is what is limited and holds all layers."""
+    in_vram = any(limit.device == "gpu" for limit in plan.limits) and plan.runtime.get("all_layers", False)
+    return POOLS[0 if in_vram and not plan.runtime.get("experts_on_cpu") else 1]
+
+
+def _counted(c: Choice, pool: str) -> int:
+    return c.n_bytes if pool != "VRAM" or c.device == "gpu" else 0
+
+
+def _mixture_bytes(mixture: Mixture, pool: str) -> int:
+    return mixture.gpu_bytes if pool == "VRAM" else mixture.n_bytes
+
+
+def _hull(options: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The lower convex hull of (bytes, loss), bytes rising and loss falling."""
+    found: list[tuple[int, float]] = []
+    for size, loss in sorted(options):
+        if found and loss >= found[-1][1]:
+            continue
+        if found and size == found[-1][0]:
+            found.pop()
+        while len(found) > 1 and _above(found[-2], found[-1], (size, loss)):
+            found.pop()
+        found.append((size, loss))
+    return found
+
+
+def _above(a: tuple[int, float], b: tuple[int, float], c: tuple[int, float]) -> bool:
+    """Whether `b` is on or above the line from `a` to `c`."""
+    return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
+
+
+def _thinned(points: list[Dot]) -> tuple[Dot, ...]:
+    """At most MOST_POINTS of them, about equally far apart in bytes, both ends among them."""
+    step = (points[-1].n_bytes - points[0].n_bytes) / (MOST_POINTS - 2) if len(points) > MOST_POINTS else 0
+    kept = points[:1]
+    for point in points[1:-1]:
+        if point.n_bytes - kept[-1].n_bytes >= step:
+            kept.append(point)
+    return (*kept, *points[1:][-1:])
+
+
+def _n_bytes(type_name: str, choice: Choice) -> int:
+    fmt = by_name(type_name)
+    assert fmt is not None, type_name
+    return fmt.n_bytes(choice.n_weights)
+
+
+def _bpw(type_name: str) -> float:
+    fmt = by_name(type_name)
+    assert fmt is not None, type_name
+    return fmt.bpw

@@ -25,7 +25,8 @@ from fractions import Fraction
 from requant.errors import UsageError, brief
 from requant.formats import FORMATS, by_name
 from requant.items import Item, items_of
-from requant.plan import LOSS_UNIT, Candidate, Limit, Losses, TensorLosses, Timing
+from requant.limits import LOSS_UNIT, Limit, Timing
+from requant.plan import Candidate, Losses, TensorLosses
 from requant.records import suggest
 from requant.request import Request, Rule
 

@@ -11,9 +11,10 @@ import re
 from dataclasses import replace
 
 from requant.formats import by_name
+from requant.limits import Use
 from requant.model.roles import is_below, is_tied
 from requant.model.stock import mixture_type, mixtures, stock_type
-from requant.plan import Candidate, Losses, TensorLosses, Use, use_of
+from requant.plan import Candidate, Losses, TensorLosses, use_of
 from requant.request import Request, devices_of
 
 GRADIENT_FREE = ("cfix", "dfix")

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from requant.budget import allowed_candidates, ram_limit, speed_limit, vram_limit
 from requant.errors import InfeasibleBudget
+from requant.limits import Timing, Use
 from requant.model.hyperparameters import Hyperparameters
 from requant.model.memory import Memory, layer_caches
 from requant.model.roles import is_experts, is_lookup, is_tied
-from requant.plan import Losses, TensorLosses, Timing, Use, use_of
+from requant.plan import Losses, TensorLosses, use_of
 from requant.request import Request
 from requant.runtime import Engine
 from requant.solve import Solution, solved

@@ -17,15 +17,14 @@ from typing import Any
 
 from requant.errors import BadInput, InfeasibleBudget, brief
 from requant.formats import Effort, by_name
+from requant.limits import Limit, Timing, Use
 from requant.records import dump, ggml_type, parse, plain, read_text, record, value_of
 from requant.runtime import ENGINES
-from requant.units import format_size
 
 LOSSES_SCHEMA = "requant.losses/1"
 PLAN_SCHEMA = "requant.plan/2"
 IN_NATS = ("fisher", "kfac")  # methods whose losses are predicted KL divergence, in nats per token
 DEVICES = ("gpu", "cpu", "none")  # none: not loaded, as layers of multi-token prediction that are not asked for
-LOSS_UNIT = 1e-12  # nats; a limit on the loss counts in them
 _HELD_BY_HOST = ("token_embd", "per_layer_token_embd")  # roles that are in RAM whatever else
 # what is read of `budget` and `runtime` when it is said how to start the engine; the rest is only kept
 _STARTED: dict[str, dict[str, Any]] = {
@@ -35,7 +34,7 @@ _STARTED: dict[str, dict[str, Any]] = {
         **{"draft": str, "draft_arch": str, "mmproj": str, "mtp": bool, "reference_type": str},
     },
 }
-EDITED = "the plan was edited after solving: the predicted loss and the gap are not known"
+EDITED = "the plan was edited after solving: how far it is from the best is not known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,73 +96,6 @@ class Losses:
         for index, tensor in enumerate(losses.tensors):
             _check_tensor(tensor, f"tensors[{index}]", path)
         return losses
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """What a tensor of some type takes where it is: bytes, time per token, predicted loss."""
-
-    n_bytes: int
-    device: str
-    in_ram: bool
-    ns: int
-    loss: float
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """How long a token takes: what is read of each device over its bandwidth, and `fixed_ns` for all the rest.
-
-    Bandwidths in bytes per second. `slower`: how many times longer than its bytes alone a type takes. `hop_ns`: to the
-    CPU and back, for the experts of a layer that are there; a third of it counts for each of their three matrices.
-    """
-
-    gpu: float
-    cpu: float
-    fixed_ns: int = 0
-    slower: Mapping[str, float] = field(default_factory=dict)
-    hop_ns: int = 0
-
-    def ns(self, n_bytes: int, type_name: str, device: str, share: float) -> int:
-        """Nanoseconds per token, rounded up, to read a tensor of which a `share` is used for each token."""
-        if device not in ("gpu", "cpu"):
-            return 0
-        rate = self.gpu if device == "gpu" else self.cpu
-        hop = self.hop_ns // 3 if device == "cpu" and 0 < share < 1 else 0
-        return math.ceil(1e9 * n_bytes * share * self.slower.get(type_name, 1.0) / rate) + hop
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """A bound: sum of the tensors' costs + `other` <= `budget`, in `unit`s: bytes, ns per token, or LOSS_UNIT nats."""
-
-    option: str  # as the user knows it: --vram, --ram, --size, --bpw, --min-speed, --max-loss
-    budget: int
-    other: int = 0  # inside the budget, but no tensor: KV cache and buffers, or the header
-    device: str = ""  # count only what is held there: gpu, cpu (that is RAM), or all
-    alignment: int = 1  # bytes to which every tensor is rounded up
-    n_weights: int = 0  # for --bpw: the weights it is over
-    unit: str = "bytes"
-
-    @property
-    def bpw(self) -> float:
-        """The budget in bits per weight, where the limit is over weights."""
-        return round(8 * self.budget / max(self.n_weights, 1), 4)
-
-    def cost(self, use: Use) -> int:
-        """What a tensor takes of the budget, in the limit's unit."""
-        if self.unit == "ns":
-            return use.ns
-        if self.unit == "loss":
-            return math.ceil(use.loss / LOSS_UNIT)
-        held = not self.device or (use.in_ram if self.device == "cpu" else use.device == self.device)
-        return -(-use.n_bytes // self.alignment) * self.alignment if held else 0
-
-    def show(self, amount: int) -> str:
-        """`amount` of its unit, for reading."""
-        if self.unit == "ns":
-            return f"{1e9 / max(amount, 1):.2f} tokens/s"
-        return f"{amount * LOSS_UNIT:.4g} nats" if self.unit == "loss" else format_size(amount)
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,11 +274,22 @@ def _plan_record(raw: dict[str, Any], recorded: object, path: object) -> Plan:
     )
     if recorded is not None and recorded != plan.sha256():
         notes = (*plan.notes, *(() if EDITED in plan.notes else (EDITED,)))
-        plan = replace(plan, predicted_loss=None, gap=None, measured_kld=None, notes=notes, layers=())
+        choices = tuple(_repriced(c, plan.candidates.get(c.name, {})) for c in choices)
+        known = all(c.reason is not None or c.type in plan.candidates.get(c.name, {}) for c in choices)
+        loss = math.fsum(c.loss for c in choices) if known else None
+        plan = replace(plan, predicted_loss=loss, gap=None, measured_kld=None, notes=notes, layers=())
         limits = tuple(limit for limit in limits if limit.unit != "loss")
     elif stale := [c.name for c, true in zip(plan.choices, choices, strict=True) if c.n_bytes != true.n_bytes]:
         raise BadInput(path, f"n_bytes of '{brief(stale[0])}' is not what its type and shape give")
     return replace(plan, choices=choices, limits=limits)
+
+
+def _repriced(choice: Choice, losses: Mapping[str, float]) -> Choice:
+    """The choice with the loss of its type, and where that is another than it was solved for, no predicted error."""
+    loss = losses.get(choice.type)
+    if loss is None or math.isclose(loss, choice.loss, rel_tol=1e-5):
+        return choice
+    return replace(choice, loss=loss, rmse=0.0)
 
 
 def _check_started(plan: Plan, path: object) -> None:

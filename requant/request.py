@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from requant.errors import brief
-from requant.plan import LOSS_UNIT, Limit, TensorLosses, Timing
+from requant.limits import LOSS_UNIT, Limit, Timing
+from requant.plan import TensorLosses
 
 
 @dataclass(frozen=True, slots=True)

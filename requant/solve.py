@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from requant.budget import Problem, constrain
 from requant.errors import InfeasibleBudget
 from requant.items import Item, Option
-from requant.plan import LOSS_UNIT, Choice, Limit, Losses, Plan, TensorLosses
+from requant.limits import LOSS_UNIT, Limit
+from requant.plan import Choice, Losses, Plan, TensorLosses
 from requant.request import Request
 from requant.units import format_size
 

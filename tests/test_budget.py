@@ -14,7 +14,7 @@ from requant.budget import (
     vram_limit,
 )
 from requant.errors import UsageError
-from requant.plan import Limit, Timing, Use
+from requant.limits import Limit, Timing, Use
 from requant.request import Request, Rule
 
 SOME = {"Q2_K": 3.0, "Q4_K": 0.5, "Q6_K": 0.1}

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from strategies import losses, model, tensor
 
 from requant.errors import BadInput, InfeasibleBudget, InputOutputError
-from requant.plan import EDITED, Choice, Limit, Losses, Plan, Use, read_losses, read_plan
+from requant.limits import Limit, Use
+from requant.plan import EDITED, Choice, Losses, Plan, read_losses, read_plan
 
 LOSSES = model(
     tensor("blk.0.attn_q.weight", {"Q4_K": 0.25, "Q8_0": 1e-4}, skipped={"IQ2_XS": "needs an importance matrix"}),
@@ -127,6 +128,17 @@ def test_a_type_edited_by_hand_gets_its_size_and_loses_the_prediction():
     assert (changed.choices[0].type, changed.choices[0].n_bytes) == ("Q5_K", 704)
     assert changed.predicted_loss is None and changed.gap is None and changed.notes == (EDITED,)
     assert Plan.from_json(changed.to_json()) == changed
+
+
+def test_a_type_edited_by_hand_to_one_that_was_scored_has_the_loss_of_that():
+    scored = plan(
+        candidates={choice().name: {choice().type: choice().loss, "Q5_K": 0.125}}, predicted_loss=choice().loss
+    )
+    changed = Plan.from_json(edited(scored.to_json(), "choices", 0, "type", value="Q5_K"))
+    assert changed.predicted_loss == changed.choices[0].loss == 0.125
+    assert changed.gap is None and changed.choices[0].rmse == 0.0
+    back = Plan.from_json(edited(changed.to_json(), "choices", 0, "type", value="Q4_K"))
+    assert back.predicted_loss == 0.25
 
 
 def test_a_cosmetic_edit_keeps_the_prediction():

@@ -13,7 +13,8 @@ from strategies import TYPES, losses, model, tensor
 from requant import knapsack
 from requant.budget import bpw_limit, constrain, parse_rule, size_limit, vram_limit
 from requant.errors import InfeasibleBudget
-from requant.plan import Limit, Plan
+from requant.limits import Limit
+from requant.plan import Plan
 from requant.request import Request
 from requant.solve import REL_GAP, solve
 from requant.units import parse_size

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from requant.errors import FILE_NAME, REMARK, brief
 from requant.formats import Effort, by_name
-from requant.plan import EDITED, IN_NATS, Choice, Limit, Losses, Plan
+from requant.limits import Limit
+from requant.plan import EDITED, IN_NATS, Choice, Losses, Plan
 from requant.report.grid import GAP, columns, grid
 from requant.report.view import bar
 from requant.units import format_size

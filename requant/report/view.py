@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from requant.formats import by_name
-from requant.plan import Choice, Limit, Mixture, Plan
+from requant.limits import Limit
+from requant.plan import Choice, Mixture, Plan
 
 POOLS = ("VRAM", "all tensors")
 MOST_POINTS = 240  # of a curve that is drawn
@@ -94,18 +95,6 @@ def bar(plan: Plan, limit: Limit) -> Bar:
     return Bar(limit.option, limit.budget, tuple(Part(*item) for item in parts.items()), limit.budget - used)
 
 
-def loss_of(plan: Plan, choices: Iterable[Choice]) -> float | None:
-    """Predicted loss of the choices by what each type was scored at; None where a type was not, or nothing was."""
-    found = []
-    for c in choices:
-        if c.reason is None:
-            losses = plan.candidates.get(c.name, {})
-            if c.type not in losses:
-                return None if plan.predicted_loss is None else math.fsum(c.loss for c in choices)
-            found.append(c.loss if plan.predicted_loss is not None else losses[c.type])
-    return math.fsum(found)
-
-
 def cells(plan: Plan) -> tuple[Cell, ...]:
     """The tensors that can be quantized, by layer and role; those of no layer come first, roles in file order."""
     groups: dict[tuple[int | None, str], list[Choice]] = {}
@@ -120,10 +109,11 @@ def cells(plan: Plan) -> tuple[Cell, ...]:
 def _cell(plan: Plan, layer: int | None, role: str, choices: list[Choice]) -> Cell:
     n_bytes = sum(c.n_bytes for c in choices)
     bpw = 8 * n_bytes / max(sum(c.n_weights for c in choices), 1)
+    loss = None if plan.predicted_loss is None else math.fsum(c.loss for c in choices)
     sensitivities = [_sensitivity(plan, c) for c in choices]
     known = [s for s in sensitivities if s is not None]
     sensitivity = math.fsum(known) if len(known) == len(choices) else None
-    return Cell(layer, role, tuple(choices), n_bytes, bpw, loss_of(plan, choices), sensitivity)
+    return Cell(layer, role, tuple(choices), n_bytes, bpw, loss, sensitivity)
 
 
 def _sensitivity(plan: Plan, choice: Choice) -> float | None:
@@ -156,9 +146,10 @@ def curve(plan: Plan) -> Curve | None:
     points = [Dot("", fixed, loss)]
     for _, size, change in sorted(steps):
         points.append(Dot("", points[-1].n_bytes + size, max(points[-1].loss + change, 0.0)))
-    chosen, n_bytes = loss_of(plan, plan.choices), sum(_counted(c, pool) for c in plan.choices)
+    n_bytes = sum(_counted(c, pool) for c in plan.choices)
+    chosen = None if plan.predicted_loss is None else Dot("this plan", n_bytes, plan.predicted_loss)
     mixtures = (Dot(m.name, _mixture_bytes(m, pool), m.loss) for m in plan.mixtures)
-    return Curve(pool, _thinned(points), None if chosen is None else Dot("this plan", n_bytes, chosen), tuple(mixtures))
+    return Curve(pool, _thinned(points), chosen, tuple(mixtures))
 
 
 def _pool(plan: Plan) -> str:

@@ -9,7 +9,8 @@ from gguf_files import ARCHITECTURE, ARR, BOOL, F32, I32, STR, U16, U32
 
 from fuzz.gguf_mutants import DATA, Gguf, value_fields
 from requant.conversion import Conversion, Converted
-from requant.plan import Candidate, Choice, LayerSummary, Limit, Losses, Plan, TensorLosses, Timing
+from requant.limits import Limit, Timing
+from requant.plan import Candidate, Choice, LayerSummary, Losses, Plan, TensorLosses
 
 COUNTS = {
     "block_count": 2,

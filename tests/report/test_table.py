@@ -5,7 +5,8 @@ import pytest
 
 from requant.budget import parse_rule, size_limit, vram_limit
 from requant.formats import by_name
-from requant.plan import EDITED, Candidate, Limit, Losses, TensorLosses
+from requant.limits import Limit
+from requant.plan import EDITED, Candidate, Losses, TensorLosses
 from requant.report.table import layer_table, losses_table, plan_table, summary, type_table
 from requant.request import Request
 from requant.solve import solve

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from requant.formats import by_name
-from requant.plan import Choice, Limit, Mixture, Plan
+from requant.limits import Limit
+from requant.plan import Choice, Mixture, Plan
 from requant.report.view import bars, cells, curve
 
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16")
@@ -124,13 +125,3 @@ def test_cells_hold_every_tensor_with_its_sensitivity_at_the_reference_type():
     assert (outside.layer, outside.role, outside.types, outside.bpw) == (None, "token_embd", ("F16",), 16.0)
     assert outside.sensitivity == 0.5, "no Q4_K was scored; the nearest is Q8_0"
     assert (down.layer, down.role, down.types, down.loss, down.sensitivity) == (0, "ffn_down", ("Q4_K",), 0.25, 0.25)
-
-
-def test_an_edited_plan_has_the_loss_of_its_types_where_they_were_scored():
-    plan = in_vram()
-    embedding, down = plan.choices
-    smaller = replace(embedding, type="Q8_0", n_bytes=4352)
-    edited = replace(plan, choices=(smaller, down), predicted_loss=None, gap=None)
-    assert curve(edited).chosen.loss == 0.75
-    unscored = replace(embedding, type="Q6_K", n_bytes=3360)
-    assert curve(replace(edited, choices=(unscored, down))).chosen is None

@@ -10,7 +10,7 @@ from gguf_files import ARCHITECTURE, ARR, BOOL, F32, I32, STR, U16, U32
 from fuzz.gguf_mutants import DATA, Gguf, value_fields
 from requant.conversion import Conversion, Converted
 from requant.limits import Limit, Timing
-from requant.plan import Candidate, Choice, LayerSummary, Losses, Plan, TensorLosses
+from requant.plan import Candidate, Choice, LayerSummary, Losses, Mixture, Plan, TensorLosses
 
 COUNTS = {
     "block_count": 2,
@@ -151,6 +151,8 @@ def _plan():
         timing=Timing(1e12, 1e11, 1000, {"Q4_K": 1.1}, 30),
         runtime={"n_ctx": 64, "reference_type": "Q4_K"},
         layers=layers,
+        candidates={choices[0].name: {choices[0].type: 0.1, "Q2_K": 0.4}},
+        mixtures=(Mixture("Q2_K", 1024, 512, 0.5),),
     )
 
 

@@ -1,0 +1,97 @@
+"""The report page: one HTML file that needs no network, of a plan or of what a conversion made of it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+from string import Template
+
+from requant.conversion import Conversion, Converted
+from requant.errors import FILE_NAME
+from requant.evaluate import Evaluation
+from requant.plan import Plan
+from requant.report.sections.charts import curve_charts, error_chart, worst
+from requant.report.sections.headline import asked, budget_section, headline
+from requant.report.sections.heat import heat_section
+from requant.report.sections.origin import evaluation_section, origin_section, run_section
+from requant.report.sections.tensors import page_data, tensor_section
+from requant.report.tags import script_json, tag, text
+from requant.report.view import Curve, curve
+from requant.units import format_size
+
+
+def page(
+    made: Conversion | Plan,
+    *,
+    evaluations: Sequence[Evaluation] = (),
+    source_sha256: str | None = None,
+    output_sha256: str | None = None,
+) -> str:
+    """The page's text, the same for the same arguments; `evaluations` are of the output, the first is in its head."""
+    plan = made if isinstance(made, Plan) else made.plan
+    record = None if isinstance(made, Plan) else made
+    written = {} if record is None else {t.name: t for t in record.tensors}
+    index = {c.name: i for i, c in enumerate(plan.choices)}
+    found = curve(plan)
+    style, script = _asset("page.css"), _asset("page.js")
+    options = asked(plan)
+    return Template(_asset("page.html")).substitute(
+        policy=_policy(style, script),
+        style=style,
+        script=script,
+        title=text(plan.source if record is None else record.output.name, FILE_NAME),
+        source=text(plan.source, FILE_NAME),
+        arch=text(plan.arch),
+        asked=f"asked for {tag('code', text(options, FILE_NAME))}" if options else "types as given, without a budget",
+        figures=headline(plan, record, evaluations),
+        budget=budget_section(plan) or tag("p", "No limit in bytes was given."),
+        run=run_section(plan, record),
+        heat=heat_section(plan, index),
+        curve=_curve(plan, found),
+        errors=_errors(plan, written, index) + evaluation_section(plan, evaluations),
+        tensors=tensor_section(plan, written),
+        origin=origin_section(plan, record, source_sha256, output_sha256),
+        data=script_json(page_data(plan, written, found)),
+    )
+
+
+def _asset(name: str) -> str:
+    return (files("requant.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """Nothing is loaded, and only these two may style and run."""
+    hashes = (base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in (style, script))
+    allowed = [f"{kind}-src 'sha256-{one}'" for kind, one in zip(("style", "script"), hashes, strict=True)]
+    closed = ("base-uri 'none'", "form-action 'none'", "require-trusted-types-for 'script'", "trusted-types 'none'")
+    return "; ".join(["default-src 'none'", *allowed, *closed])
+
+
+def _curve(plan: Plan, found: Curve | None) -> str:
+    if found is None:
+        return tag("p", "No losses were scored for this plan.")
+    dots = [*([found.chosen] if found.chosen else []), *found.mixtures]
+    rows = []
+    for dot in dots:
+        best = max((p for p in found.points if p.n_bytes <= dot.n_bytes), key=lambda p: p.n_bytes, default=None)
+        ratio = "" if best is None or not best.loss else f"{dot.loss / best.loss:.2f}"
+        cells = (format_size(dot.n_bytes), f"{dot.loss:.4g}", ratio)
+        rows.append(tag("tr", tag("th", text(dot.name), scope="row"), *(tag("td", x, class_="num") for x in cells)))
+    heads = ("", f"bytes of {found.pool}", "predicted loss", "&divide; the best of that size")
+    head = tag("tr", *(tag("th", label, scope="col", class_="num" if label else None) for label in heads))
+    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="data")
+    summary = tag("summary", "The figures of this chart")
+    return curve_charts(plan, found) + tag("details", summary, tag("div", table, class_="scroll"))
+
+
+def _errors(plan: Plan, written: dict[str, Converted], index: dict[str, int]) -> str:
+    pairs = [
+        (c, written[c.name]) for c in plan.choices if c.name in written and c.rmse > 0 and written[c.name].rmse > 0
+    ]
+    if not pairs:
+        return tag("p", "No tensor has both a predicted and a measured error.")
+    middle, far, name = worst(pairs)
+    line = f"Measured over predicted error of the {len(pairs)} tensors that were encoded: median {middle:.3f}"
+    return tag("p", f"{line}, farthest from 1 {far:.3f} ({tag('code', text(name))}).") + error_chart(pairs, index)

@@ -1,0 +1,1 @@
+"""The sections of the report page, each from a plan or a record to markup."""

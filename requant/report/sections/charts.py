@@ -1,0 +1,149 @@
+"""The charts of the report page as SVG: loss against bytes, and predicted against measured error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from requant.conversion import Converted
+from requant.errors import brief
+from requant.plan import Choice, Plan
+from requant.report.sections.axes import Axis, Box, Label, along, around, labels
+from requant.report.tags import tag, text
+from requant.report.view import Curve, Dot
+from requant.units import format_size
+
+WIDE, NARROW = (760, 400), (340, 340)  # pixels, for a screen and for a phone
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 44
+_MARGIN = 0.06  # of the range, on either side
+Point = tuple[float, float]
+
+
+def curve_charts(plan: Plan, found: Curve) -> str:
+    """The chart for a screen, and for a phone; a style sheet shows one of them."""
+    return "".join(_curve_chart(plan, found, size, kind) for size, kind in ((WIDE, "wide"), (NARROW, "narrow")))
+
+
+def _curve_chart(plan: Plan, found: Curve, size: tuple[int, int], kind: str) -> str:
+    named = [*found.mixtures, *([found.chosen] if found.chosen else [])]
+    across, up = _curve_axes(found.points, named, size)
+    line = [(across.at(p.n_bytes), up.at(p.loss)) for p in _within(found.points, across)]
+    path = tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in line), class_="frontier")
+    marks = [_mark(across, up, dot, "mixture") for dot in found.mixtures]
+    wanted = [Label(brief(dot.name), across.at(dot.n_bytes), up.at(dot.loss)) for dot in found.mixtures]
+    if found.chosen is not None:
+        marks.append(_mark(across, up, found.chosen, "chosen"))
+        at = across.at(found.chosen.n_bytes), up.at(found.chosen.loss)
+        wanted.append(Label(found.chosen.name, *at, "strong", 0))
+    frame = Box(across.start, up.end, across.end, up.start)
+    words = labels(wanted, frame, along(line))
+    title = tag("title", f"Predicted loss of {text(plan.source)} against bytes of {found.pool}")
+    grid = _grid(across, up, size, _round_size, f"bytes of {found.pool}", "predicted loss")
+    scale = {
+        "data_x": f"{across.low:.17g} {across.high:.17g} {across.start} {across.end}",
+        "data_y": f"{up.low:.17g} {up.high:.17g} {up.start} {up.end}",
+    }
+    cross = tag("circle", r="4", class_="cursor", visibility="hidden")
+    return _svg(size, title, grid, path, cross, *marks, words, class_=f"chart curve {kind}", **scale)
+
+
+def _curve_axes(points: Sequence[Dot], named: Sequence[Dot], size: tuple[int, int]) -> tuple[Axis, Axis]:
+    """Axes about the dots that have names, or about the whole curve where there are none; a loss of 0 has no place."""
+    dots = named or points
+    low, high = min(d.n_bytes for d in dots), max(d.n_bytes for d in dots)
+    room = max(_MARGIN * (high - low), 0.02 * high, 1)
+    unit = next((u for u in (2**30, 2**20, 2**10) if high >= u), 1)
+    across = Axis(max(low - room, 0), high + room, _LEFT, size[0] - _RIGHT, unit=unit)
+    seen = [d.loss for d in (*named, *_within(points, across)) if d.loss > 0] or [1.0]
+    return across, Axis(min(seen) / 1.6, max(seen) * 1.8, size[1] - _BOTTOM, _TOP, log=True)
+
+
+def _within(points: Sequence[Dot], across: Axis) -> list[Dot]:
+    """The part of the curve between the ends of the axis, its ends cut there."""
+    found = []
+    for a, b in zip(points, points[1:], strict=False):
+        lo, hi = max(a.n_bytes, across.low), min(b.n_bytes, across.high)
+        if lo > hi or a.n_bytes == b.n_bytes:
+            continue
+        for at in (lo, hi):
+            share = (at - a.n_bytes) / (b.n_bytes - a.n_bytes)
+            dot = Dot("", int(at), a.loss + share * (b.loss - a.loss))
+            if not found or found[-1] != dot:
+                found.append(dot)
+    return found
+
+
+def _mark(across: Axis, up: Axis, dot: Dot, kind: str) -> str:
+    """A ring for a mixture, a filled diamond for the plan."""
+    x, y = across.at(dot.n_bytes), up.at(dot.loss)
+    title = tag("title", f"{text(dot.name)}: {format_size(dot.n_bytes)}, predicted loss {dot.loss:.3g}")
+    hit = tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="11", class_="hit")
+    if kind == "mixture":
+        shape = tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="4")
+    else:
+        shape = tag("path", d=f"M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7 -7z")
+    return tag("g", title, hit, shape, class_=kind, tabindex="0", role="img")
+
+
+def error_chart(pairs: Sequence[tuple[Choice, Converted]], index: dict[str, int]) -> str:
+    """Predicted against measured relative error of each tensor that was encoded, with the line where they agree."""
+    size = NARROW
+    values = [v for c, t in pairs for v in (c.rmse, t.rmse)]
+    low, high = min(values) / 1.25, max(values) * 1.25
+    across = Axis(low, high, _LEFT, size[0] - _RIGHT, log=True)
+    up = Axis(low, high, size[1] - _BOTTOM, _TOP, log=True)
+    at = [(across.at(c.rmse), up.at(t.rmse)) for c, t in pairs]
+    dots = [
+        tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="3.5", data_i=str(index[c.name]))
+        for (c, _), (x, y) in zip(pairs, at, strict=True)
+    ]
+    same = tag("line", x1=f"{across.start}", y1=f"{up.start}", x2=f"{across.end}", y2=f"{up.end}", class_="same")
+    clusters: dict[str, list[Point]] = {}
+    for (c, _), point in zip(pairs, at, strict=True):
+        clusters.setdefault(c.type, []).append(point)
+    wanted = [Label(name, *_middle(points), "kind") for name, points in clusters.items()]
+    diagonal = [(across.start, up.start), (across.end, up.end)]
+    frame = Box(across.start, up.end, across.end, up.start)
+    words = labels(wanted, frame, [*along(diagonal), *(around(x, y, 4) for x, y in at)])
+    title = tag("title", "Predicted against measured relative error of each tensor")
+    grid = _grid(across, up, size, lambda v: f"{v:.3g}", "predicted error", "measured error")
+    return _svg(size, title, grid, same, tag("g", *dots, class_="dots"), words, class_="chart errors")
+
+
+def worst(pairs: Iterable[tuple[Choice, Converted]]) -> tuple[float, float, str]:
+    """Measured over predicted: the median, the farthest from 1, and the tensor that has it, as it may be shown."""
+    ratios = sorted((t.rmse / c.rmse, c.name) for c, t in pairs)
+    far = max(ratios, key=lambda item: abs(math.log(item[0])))
+    return ratios[len(ratios) // 2][0], far[0], brief(far[1])
+
+
+def _middle(points: Sequence[Point]) -> Point:
+    return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
+
+
+def _grid(across: Axis, up: Axis, size: tuple[int, int], shown: Callable[[float], str], x_name: str, y_name: str) -> str:
+    """Lines at the ticks with their figures, and what the axes are."""
+    parts = []
+    for value in across.ticks(6 if size == WIDE else 4):
+        x = f"{across.at(value):.1f}"
+        parts.append(tag("line", x1=x, y1=str(up.end), x2=x, y2=str(up.start), class_="grid"))
+        parts.append(tag("text", shown(value), x=x, y=str(up.start + 16), text_anchor="middle"))
+    for value in up.ticks(6):
+        y = up.at(value)
+        parts.append(tag("line", x1=str(across.start), y1=f"{y:.1f}", x2=str(across.end), y2=f"{y:.1f}", class_="grid"))
+        parts.append(tag("text", f"{value:.3g}", x=str(across.start - 6), y=f"{y + 4:.1f}", text_anchor="end"))
+    middle = (across.start + across.end) / 2
+    parts.append(tag("text", x_name, x=f"{middle:.1f}", y=str(size[1] - 8), text_anchor="middle", class_="axis"))
+    turned = f"translate(12 {(up.start + up.end) / 2:.1f}) rotate(-90)"
+    parts.append(tag("text", y_name, transform=turned, text_anchor="middle", class_="axis"))
+    return tag("g", *parts, class_="axes", aria_hidden="true")
+
+
+def _round_size(n_bytes: float) -> str:
+    number, unit = format_size(n_bytes).split()
+    return f"{float(number):g} {unit}"
+
+
+def _svg(size: tuple[int, int], *content: str, **attributes: object) -> str:
+    width, height = size
+    return tag("svg", *content, viewBox=f"0 0 {width} {height}", width=width, height=height, role="group", **attributes)

@@ -1,0 +1,124 @@
+"""How to run, check and remake an output, and where it comes from."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from requant.conversion import Conversion
+from requant.errors import FILE_NAME, REMARK, brief
+from requant.evaluate import Evaluation
+from requant.plan import Plan
+from requant.report import shell
+from requant.report.engine import start_command
+from requant.report.tags import tag, text
+from requant.runtime import engine_named
+
+_UNNAMED = Path("OUT.gguf")
+
+
+def run_section(plan: Plan, made: Conversion | None) -> str:
+    """The engine's command line, then requant's own commands, each to be copied."""
+    out = _UNNAMED if made is None else Path(made.output.name)
+    engine = engine_named(plan.runtime.get("engine"))
+    what = "Modelfile" if engine.family == "ollama" else "start it"
+    blocks = [(f"{what} ({engine.name})", start_command(plan, out))]
+    source = shell.path(plan.source)
+    if made is None:
+        blocks.append(("convert", shell.join(["requant", "convert", source, str(out), "--plan", "PLAN.json"])))
+    else:
+        name = shell.path(out)
+        blocks.append(("verify: every byte, against record and source", _line("verify", name, "--source", source)))
+        blocks.append(("evaluate: perplexity and KL divergence", _line("evaluate", name, "--base", source, "--text", "TEXT.txt")))
+    return "".join(_block(label, line) for label, line in blocks)
+
+
+def _line(*words: str) -> str:
+    return shell.join(["requant", *words])
+
+
+def _block(label: str, line: str) -> str:
+    code = tag("pre", tag("code", html.escape(line)), tabindex="0")
+    button = tag("button", "copy", type="button", class_="copy", hidden=True, aria_label=f"copy: {label}")
+    return tag("figure", tag("figcaption", text(label)), tag("div", code, button, class_="code"))
+
+
+def origin_section(
+    plan: Plan, made: Conversion | None, source_sha256: str | None, output_sha256: str | None
+) -> str:
+    """Names and hashes, then notes, what stayed and why, what is odd."""
+    facts = [
+        ("source", plan.source, FILE_NAME),
+        ("architecture", plan.arch, FILE_NAME),
+        ("source, SHA-256 of its header", plan.header_sha256, FILE_NAME),
+        ("source, SHA-256", source_sha256, FILE_NAME),
+        *_output_facts(made, output_sha256),
+        ("plan, SHA-256", plan.sha256(), FILE_NAME),
+        ("method", plan.method, FILE_NAME),
+        ("solver", plan.solver, REMARK),
+        ("effort of the encoders", plan.effort.name.lower(), FILE_NAME),
+    ]
+    rows = (tag("div", tag("dt", label), tag("dd", text(value, most))) for label, value, most in facts if value)
+    return tag("dl", *rows, class_="facts") + "".join(
+        tag("h3", label) + tag("ul", *(tag("li", text(line, REMARK)) for line in lines), class_="notes")
+        for label, lines in _remarks(plan, made)
+        if lines
+    )
+
+
+def _output_facts(made: Conversion | None, output_sha256: str | None) -> list[tuple[str, str | None, int]]:
+    if made is None:
+        return []
+    importance = made.imatrix or "none"
+    return [
+        ("output", made.output.name, FILE_NAME),
+        ("output, size", f"{made.size:,} bytes", FILE_NAME),
+        ("output, SHA-256 of its header", made.header_sha256, FILE_NAME),
+        ("output, SHA-256", output_sha256, FILE_NAME),
+        ("importance", importance, FILE_NAME),
+        ("importance, SHA-256", made.imatrix_sha256, FILE_NAME),
+        ("requant", made.version, FILE_NAME),
+    ]
+
+
+def _remarks(plan: Plan, made: Conversion | None) -> list[tuple[str, list[str]]]:
+    odd = [] if made is None else [line for t in made.tensors if t.odd is not None for line in t.odd.notes(t.name)]
+    notes = [*plan.notes, *(() if made is None else made.notes)]
+    stayed = _grouped((c.reason, c.name) for c in plan.choices if c.reason)
+    left_out = _grouped((note, c.name) for c in plan.choices for note in c.notes)
+    return [("Notes", notes), ("Stayed as they are", stayed), ("Types left out", left_out), ("Odd numbers", odd)]
+
+
+def _grouped(pairs: Iterable[tuple[str | None, str]]) -> list[str]:
+    """A line per reason: how many tensors, and which."""
+    names: dict[str, list[str]] = {}
+    for reason, name in pairs:
+        names.setdefault(brief(reason or "", REMARK), []).append(brief(name))
+    return [f"{reason}: {len(found)} tensor{'s' * (len(found) > 1)}, {', '.join(found)}" for reason, found in names.items()]
+
+
+def evaluation_section(plan: Plan, evaluations: Sequence[Evaluation]) -> str:
+    """Predicted against measured KL, a row for each evaluation."""
+    if not evaluations:
+        return tag("p", "Not evaluated. ", tag("code", "requant evaluate --json"), " measures it; give its output to the report.")
+    head = ("text", "tokens", "perplexity", "of the base", "predicted KL", "measured KL", "measured / predicted")
+    heads = (tag("th", label, scope="col", class_=None if label == "text" else "num") for label in (*head, "99 %", "same top"))
+    rows = (tag("tr", *_evaluated(plan, found)) for found in evaluations)
+    return tag("div", tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="data"), class_="scroll")
+
+
+def _evaluated(plan: Plan, found: Evaluation) -> list[str]:
+    predicted, kld = plan.predicted_loss, found.mean_kld
+    cells = [
+        f"{found.n_scored:,}",
+        f"{found.ppl:.4f} &plusmn; {found.ppl_error:.2g}",
+        "" if found.base_ppl is None else f"{found.base_ppl:.4f}",
+        "?" if predicted is None else f"{predicted:.4g}",
+        "" if kld is None else f"{kld:.4g} &plusmn; {found.kld_error or 0:.1g}",
+        f"{kld / predicted:.2f}" if kld is not None and predicted else "",
+        "" if found.p99_kld is None else f"{found.p99_kld:.3g}",
+        "" if found.same_top is None else f"{100 * found.same_top:.2f} %",
+    ]
+    name = tag("th", text(found.text or "?", FILE_NAME), scope="row")
+    return [name, *(tag("td", cell, class_="num") for cell in cells)]

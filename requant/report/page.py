@@ -12,7 +12,7 @@ from requant.conversion import Conversion, Converted
 from requant.errors import FILE_NAME
 from requant.evaluate import Evaluation
 from requant.plan import Plan
-from requant.report.sections.charts import curve_charts, error_chart, worst
+from requant.report.sections.charts import curve_charts, error_chart, error_table
 from requant.report.sections.headline import asked, budget_section, headline
 from requant.report.sections.heat import heat_section
 from requant.report.sections.origin import evaluation_section, origin_section, run_section
@@ -36,7 +36,7 @@ def page(
     index = {c.name: i for i, c in enumerate(plan.choices)}
     found = curve(plan)
     style, script = _asset("page.css"), _asset("page.js")
-    options = asked(plan)
+    options = " ".join(tag("code", text(option)) for option in asked(plan))
     return Template(_asset("page.html")).substitute(
         policy=_policy(style, script),
         style=style,
@@ -44,7 +44,7 @@ def page(
         title=text(plan.source if record is None else record.output.name, FILE_NAME),
         source=text(plan.source, FILE_NAME),
         arch=text(plan.arch),
-        asked=f"asked for {tag('code', text(options, FILE_NAME))}" if options else "types as given, without a budget",
+        asked=f"planned for {options}" if options else "types as given, without a budget",
         figures=headline(plan, record, evaluations),
         budget=budget_section(plan) or tag("p", "No limit in bytes was given."),
         run=run_section(plan, record),
@@ -91,7 +91,7 @@ def _errors(plan: Plan, written: dict[str, Converted], index: dict[str, int]) ->
         (c, written[c.name]) for c in plan.choices if c.name in written and c.rmse > 0 and written[c.name].rmse > 0
     ]
     if not pairs:
-        return tag("p", "No tensor has both a predicted and a measured error.")
-    middle, far, name = worst(pairs)
-    line = f"Measured over predicted error of the {len(pairs)} tensors that were encoded: median {middle:.3f}"
-    return tag("p", f"{line}, farthest from 1 {far:.3f} ({tag('code', text(name))}).") + error_chart(pairs, index)
+        return tag("p", "No tensor has both a predicted and a measured error of its weights.", class_="hint")
+    hint = "Relative error of each tensor's weights: what scoring predicted, and what the encoder left."
+    both = tag("div", error_chart(pairs, index), tag("div", error_table(pairs), class_="scroll"), class_="beside")
+    return tag("p", hint, class_="hint") + both

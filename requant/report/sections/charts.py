@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from statistics import median
 
 from requant.conversion import Converted
 from requant.errors import brief
@@ -13,10 +14,11 @@ from requant.report.tags import tag, text
 from requant.report.view import Curve, Dot
 from requant.units import format_size
 
-WIDE, NARROW = (760, 400), (340, 340)  # pixels, for a screen and for a phone
+WIDE, NARROW = (880, 410), (340, 340)  # pixels, for a screen and for a phone
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 44
 _MARGIN = 0.06  # of the range, on either side
 Point = tuple[float, float]
+Pair = tuple[Choice, Converted]
 
 
 def curve_charts(plan: Plan, found: Curve) -> str:
@@ -85,7 +87,7 @@ def _mark(across: Axis, up: Axis, dot: Dot, kind: str) -> str:
     return tag("g", title, hit, shape, class_=kind, tabindex="0", role="img")
 
 
-def error_chart(pairs: Sequence[tuple[Choice, Converted]], index: dict[str, int]) -> str:
+def error_chart(pairs: Sequence[Pair], index: dict[str, int]) -> str:
     """Predicted against measured relative error of each tensor that was encoded, with the line where they agree."""
     size = NARROW
     values = [v for c, t in pairs for v in (c.rmse, t.rmse)]
@@ -110,11 +112,18 @@ def error_chart(pairs: Sequence[tuple[Choice, Converted]], index: dict[str, int]
     return _svg(size, title, grid, same, tag("g", *dots, class_="dots"), words, class_="chart errors")
 
 
-def worst(pairs: Iterable[tuple[Choice, Converted]]) -> tuple[float, float, str]:
-    """Measured over predicted: the median, the farthest from 1, and the tensor that has it, as it may be shown."""
-    ratios = sorted((t.rmse / c.rmse, c.name) for c, t in pairs)
-    far = max(ratios, key=lambda item: abs(math.log(item[0])))
-    return ratios[len(ratios) // 2][0], far[0], brief(far[1])
+def error_table(pairs: Sequence[Pair]) -> str:
+    """The same by type: the medians, and the tensor whose measured error is farthest from the predicted one."""
+    heads = ("type", "tensors", "predicted, median", "measured, median", "farthest ratio", "of")
+    head = tag("tr", *(tag("th", h, scope="col", class_="num" if 0 < i < 5 else None) for i, h in enumerate(heads)))
+    rows = []
+    for name in sorted({c.type for c, _ in pairs}, key=lambda name: -median(t.rmse for c, t in pairs if c.type == name)):
+        found = [(c, t) for c, t in pairs if c.type == name]
+        far, made = max(((t.rmse / c.rmse, t) for c, t in found), key=lambda item: abs(math.log(item[0])))
+        middles = (f"{median(values):.4f}" for values in zip(*((c.rmse, t.rmse) for c, t in found), strict=True))
+        cells = (tag("td", cell, class_="num") for cell in (str(len(found)), *middles, f"{far:.3f}"))
+        rows.append(tag("tr", tag("th", text(name), scope="row"), *cells, tag("td", tag("code", text(made.name)))))
+    return tag("table", tag("thead", head), tag("tbody", *rows), class_="data")
 
 
 def _middle(points: Sequence[Point]) -> Point:

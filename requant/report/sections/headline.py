@@ -20,16 +20,19 @@ _HATCHED = {"reserve": "reserve", "padding": "other", "other": "other", "header"
 _COLOURED = {"weights": "weights", "kv_cache": "kv", "compute": "compute"}
 
 
-def asked(plan: Plan) -> str:
-    """The budget as options of the command line; empty where the types were given. Defaults are left out."""
-    words = []
+def asked(plan: Plan) -> list[str]:
+    """The budget as options of the command line, each with its value; none where the types were given.
+
+    What is the default anyway is left out.
+    """
+    found = []
     for key, value in plan.budget.items():
         if value is None or value is False or _USUAL.get(key) == value:
             continue
         shown = size_label(value) if key in _SIZES and isinstance(value, int) else value
-        for one in shown if isinstance(shown, (list, tuple)) else [shown]:
-            words += [f"--{key.replace('_', '-')}", *([] if one is True else [str(one)])]
-    return " ".join(words)
+        option = f"--{key.replace('_', '-')}"
+        found += [option if one is True else f"{option} {one}" for one in (shown if isinstance(shown, (list, tuple)) else [shown])]
+    return found
 
 
 def headline(plan: Plan, made: Conversion | None, evaluations: Sequence[Evaluation]) -> str:

@@ -50,13 +50,13 @@ def _switch(plan: Plan, scales: Mapping[str, Scale | None]) -> str:
 
 def _legends(scales: Mapping[str, Scale | None]) -> str:
     swatches = (tag("li", tag("i", class_=f"c b{i}"), label) for i, label in enumerate(_BITS))
-    parts = [tag("ul", *swatches, class_="scale mb", aria_label="bits per weight")]
+    parts = [tag("ul", tag("li", "bits per weight"), *swatches, class_="scale mb")]
     for key, scale in scales.items():
         if scale is not None:
             low, high = scale
             edges = [math.exp(low + (high - low) * i / LEVELS) for i in range(LEVELS)]
             steps = (tag("li", tag("i", class_=f"c {key}{i}"), f"{edge:.0e}") for i, edge in enumerate(edges))
-            parts.append(tag("ul", *steps, class_=f"scale m{key}", aria_label="from this loss on, nats"))
+            parts.append(tag("ul", tag("li", "loss from"), *steps, class_=f"scale m{key}"))
     return "".join(parts)
 
 

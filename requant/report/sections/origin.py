@@ -16,14 +16,15 @@ from requant.report.tags import tag, text
 from requant.runtime import engine_named
 
 _UNNAMED = Path("OUT.gguf")
+_NAMED = 4  # tensors, of those that share a reason
 
 
 def run_section(plan: Plan, made: Conversion | None) -> str:
     """The engine's command line, then requant's own commands, each to be copied."""
     out = _UNNAMED if made is None else Path(made.output.name)
     engine = engine_named(plan.runtime.get("engine"))
-    what = "Modelfile" if engine.family == "ollama" else "start it"
-    blocks = [(f"{what} ({engine.name})", start_command(plan, out))]
+    what = "Modelfile for" if engine.family == "ollama" else "start"
+    blocks = [(f"{what} {engine.name or engine.family}", start_command(plan, out))]
     source = shell.path(plan.source)
     if made is None:
         blocks.append(("convert", shell.join(["requant", "convert", source, str(out), "--plan", "PLAN.json"])))
@@ -95,7 +96,10 @@ def _grouped(pairs: Iterable[tuple[str | None, str]]) -> list[str]:
     names: dict[str, list[str]] = {}
     for reason, name in pairs:
         names.setdefault(brief(reason or "", REMARK), []).append(brief(name))
-    return [f"{reason}: {len(found)} tensor{'s' * (len(found) > 1)}, {', '.join(found)}" for reason, found in names.items()]
+    return [
+        f"{reason}: {len(found)} tensor{'s' * (len(found) > 1)} ({', '.join(found[:_NAMED])}{', ...' * (len(found) > _NAMED)})"
+        for reason, found in names.items()
+    ]
 
 
 def evaluation_section(plan: Plan, evaluations: Sequence[Evaluation]) -> str:

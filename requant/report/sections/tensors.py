@@ -57,12 +57,16 @@ def _row(c: Choice, made: Converted | None, *, known: bool) -> str:
         *(text(c.role), "" if c.layer is None else str(c.layer), " &times; ".join(map(str, c.shape))),
         *(text(c.source_type), text(c.type), format_size(c.n_bytes)),
         *(f"{8 * c.n_bytes / max(c.n_weights, 1):.4g}", text(c.device)),
-        *(f"{c.loss:.3g}" if known else "?", f"{c.rmse:.4f}" if c.rmse or c.copied else "?"),
-        *("" if made is None else f"{made.rmse:.4f}", text("; ".join(_remarks(c, made)), REMARK)),
+        *(f"{c.loss:.3g}" if known else "?", _error(c.rmse) if c.rmse or c.copied else "?"),
+        *("" if made is None else _error(made.rmse), text("; ".join(_remarks(c, made)), REMARK)),
     ]
     name = tag("th", text(c.name), scope="row")
     columns = zip(cells, COLUMNS[1:], strict=True)
     return tag("tr", name, *(tag("td", cell, class_="num" if number else None) for cell, (_, number) in columns))
+
+
+def _error(value: float) -> str:
+    return f"{value:.4f}" if value else "0"
 
 
 def _remarks(c: Choice, made: Converted | None) -> list[str]:

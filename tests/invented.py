@@ -9,6 +9,7 @@ from requant.conversion import Conversion, Converted, Odd
 from requant.evaluate import Evaluation
 from requant.formats import by_name
 from requant.limits import Limit
+from requant.model.roles import layer_of, role_of
 from requant.plan import Choice, Mixture, Plan
 
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -33,9 +34,10 @@ MARKUP = (
 )
 
 
-def tensor(name, role, layer, shape, type_name, loss, reason=None, notes=()):
+def tensor(name, shape, type_name, loss=0.0, reason=None, notes=()):
     """A choice for a matrix in F16."""
     n_bytes = by_name(type_name).n_bytes(math.prod(shape))
+    role, layer = role_of(name), layer_of(name)
     return Choice(name, role, layer, shape, "F16", type_name, n_bytes, loss, 0.08, "gpu", reason, notes)
 
 
@@ -49,14 +51,16 @@ def experts(n_layers=80):
             losses = {t: 1e-3 * 10 ** (2 * depth - k / 3 - 0.55 * i) for i, t in enumerate(TYPES)}
             picked = TYPES[min(int(1 + 4 * depth), 5)]
             name = f"{role}.weight" if layer is None else f"blk.{layer}.{role}.weight"
-            choices.append(tensor(name, role, layer, shape, picked, losses[picked]))
+            choices.append(tensor(name, shape, picked, losses[picked]))
             candidates[name] = losses
         if layer is not None:
-            choices.append(tensor(f"blk.{layer}.attn_norm.weight", "norm", layer, (_WIDTH,), "F16", 0.0, "it is no matrix"))
+            choices.append(tensor(f"blk.{layer}.attn_norm.weight", (_WIDTH,), "F16", reason="it is no matrix"))
     total = sum(c.n_bytes for c in choices)
     memory = {"kv_cache": 2**31, "compute": 2**29, "reserve": 2**30}
     limit = Limit("--vram", total + sum(memory.values()) + 2**28, sum(memory.values()), "gpu")
-    mixtures = tuple(Mixture(n, int(total * f), int(total * f), 0.9 / f**6) for n, f in (("Q3_K_M", 0.9), ("Q4_K_M", 1.1)))
+    mixtures = tuple(
+        Mixture(n, int(total * f), int(total * f), 0.9 / f**6) for n, f in (("Q3_K_M", 0.9), ("Q4_K_M", 1.1))
+    )
     return Plan(
         *("experts.gguf", "00" * 32, "qwen3moe", "fisher", {"vram": limit.budget, "ctx": 32768}, (limit,), memory),
         *(tuple(choices), math.fsum(c.loss for c in choices), 0.001, "within 0.1 % by HiGHS"),
@@ -72,7 +76,7 @@ def hostile():
     choices, candidates, written = [], {}, []
     for i, text in enumerate(strings):
         name = f"blk.{i % 3}.{text}.{i}.weight"
-        choices.append(tensor(name, text, i % 3, (256, 4), TYPES[i % 5], 0.01, text if i % 4 == 0 else None, (text,)))
+        choices.append(tensor(name, (256, 4), TYPES[i % 5], 0.01, text if i % 4 == 0 else None, (text,)))
         candidates[name] = {t: 0.1 / (k + 1) for k, t in enumerate(TYPES)}
         odd = Odd(nonfinite=1, first_nonfinite=3) if i % 5 == 0 else None
         written.append(Converted(name, "F16", TYPES[i % 5], choices[-1].n_bytes, 0.081, 0.09, "00" * 32, odd))
@@ -85,6 +89,8 @@ def hostile():
         candidates=candidates,
         mixtures=tuple(Mixture(text, 9000 + 97 * i, 0, 0.5 / (i + 1)) for i, text in enumerate(strings[:8])),
     )
-    made = Conversion(Path(every.replace("/", "_")), 99, every, every, every, every, plan, tuple(written), tuple(strings))
+    made = Conversion(
+        Path(every.replace("/", "_")), 99, every, every, every, every, plan, tuple(written), tuple(strings)
+    )
     figures = (2, 512, 510, 9.0, 0.1, 8.9, 0.01, 0.001, 0.1, 0.2, 0.97)
     return made, [Evaluation(*figures, model=text, base=text, text=text) for text in strings]

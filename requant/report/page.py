@@ -50,7 +50,7 @@ def page(
         run=run_section(plan, record),
         heat=heat_section(plan, index),
         curve=_curve(plan, found),
-        errors=_errors(plan, written, index) + evaluation_section(plan, evaluations),
+        errors=evaluation_section(plan, record, evaluations) + _errors(plan, written, index),
         tensors=tensor_section(plan, written),
         origin=origin_section(plan, record, source_sha256, output_sha256),
         data=script_json(page_data(plan, written, found)),
@@ -78,12 +78,13 @@ def _curve(plan: Plan, found: Curve | None) -> str:
         best = max((p for p in found.points if p.n_bytes <= dot.n_bytes), key=lambda p: p.n_bytes, default=None)
         ratio = "" if best is None or not best.loss else f"{dot.loss / best.loss:.2f}"
         cells = (format_size(dot.n_bytes), f"{dot.loss:.4g}", ratio)
-        rows.append(tag("tr", tag("th", text(dot.name), scope="row"), *(tag("td", x, class_="num") for x in cells)))
-    heads = ("", f"bytes of {found.pool}", "predicted loss", "&divide; the best of that size")
+        kind = "strong-row" if dot is found.chosen else None
+        name = tag("th", text(dot.name), scope="row")
+        rows.append(tag("tr", name, *(tag("td", x, class_="num") for x in cells), class_=kind))
+    heads = ("", f"bytes of {found.pool}", "predicted loss", "over the best of that size")
     head = tag("tr", *(tag("th", label, scope="col", class_="num" if label else None) for label in heads))
     table = tag("table", tag("thead", head), tag("tbody", *rows), class_="data")
-    summary = tag("summary", "The figures of this chart")
-    return curve_charts(plan, found) + tag("details", summary, tag("div", table, class_="scroll"))
+    return tag("div", curve_charts(plan, found), tag("div", table, class_="scroll"), class_="beside")
 
 
 def _errors(plan: Plan, written: dict[str, Converted], index: dict[str, int]) -> str:
@@ -94,4 +95,4 @@ def _errors(plan: Plan, written: dict[str, Converted], index: dict[str, int]) ->
         return tag("p", "No tensor has both a predicted and a measured error of its weights.", class_="hint")
     hint = "Relative error of each tensor's weights: what scoring predicted, and what the encoder left."
     both = tag("div", error_chart(pairs, index), tag("div", error_table(pairs), class_="scroll"), class_="beside")
-    return tag("p", hint, class_="hint") + both
+    return tag("h3", "Error of the weights") + tag("p", hint, class_="hint") + both

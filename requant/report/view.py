@@ -70,13 +70,15 @@ class Curve:
     """Loss against the bytes of the tensors in `pool`: VRAM (where all layers are there), or all tensors.
 
     `points`: plans that no other of fewer or equal bytes beats, each tensor having what was open to it, not counting
-    --group; they are exact, and between two of them nothing is far below the line. `chosen`: the plan itself.
+    --group; they are exact, and between two of them nothing is far below the line. `chosen`: the plan itself. `room`:
+    the bytes that its budget leaves to these tensors.
     """
 
     pool: str
     points: tuple[Dot, ...]
     chosen: Dot | None
     mixtures: tuple[Dot, ...]
+    room: int | None = None
 
 
 def bars(plan: Plan) -> tuple[Bar, ...]:
@@ -149,13 +151,18 @@ def curve(plan: Plan) -> Curve | None:
     n_bytes = sum(_counted(c, pool) for c in plan.choices)
     chosen = None if plan.predicted_loss is None else Dot("this plan", n_bytes, plan.predicted_loss)
     mixtures = (Dot(m.name, _mixture_bytes(m, pool), m.loss) for m in plan.mixtures)
-    return Curve(pool, _thinned(points), chosen, tuple(mixtures))
+    return Curve(pool, _thinned(points), chosen, tuple(mixtures), _room(plan, pool))
 
 
 def _pool(plan: Plan) -> str:
     """VRAM where that is what is limited and holds all layers."""
     in_vram = any(limit.device == "gpu" for limit in plan.limits) and plan.runtime.get("all_layers", False)
     return POOLS[0 if in_vram and not plan.runtime.get("experts_on_cpu") else 1]
+
+
+def _room(plan: Plan, pool: str) -> int | None:
+    device = "gpu" if pool == "VRAM" else ""
+    return min((x.budget - x.other for x in plan.limits if x.unit == "bytes" and x.device == device), default=None)
 
 
 def _counted(c: Choice, pool: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from requant.report.tags import tag, text
 
@@ -80,7 +81,7 @@ class Label:
 
 
 def labels(wanted: Sequence[Label], frame: Box, obstacles: Iterable[Box]) -> str:
-    """Markup of the labels, each where it meets neither another nor an obstacle; one that finds no place is left out."""
+    """Markup of the labels, each where it meets neither another nor an obstacle; those that find no place left out."""
     taken = [*obstacles, *(around(one.x, one.y, 4) for one in wanted)]
     found = []
     for one in sorted(wanted, key=lambda label: (label.priority, label.x, label.y)):
@@ -99,7 +100,7 @@ def around(x: float, y: float, reach: float) -> Box:
 def along(points: Sequence[tuple[float, float]], reach: float = 2) -> list[Box]:
     """Boxes that cover a line through `points`."""
     found = []
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(points):
         n = max(1, math.ceil(max(abs(x1 - x0), abs(y1 - y0)) / 6))
         found += [around(x0 + (x1 - x0) * k / n, y0 + (y1 - y0) * k / n, reach) for k in range(n + 1)]
     return found
@@ -117,7 +118,9 @@ def _places(one: Label) -> Iterable[Box]:
 
 def _drawn(one: Label, box: Box) -> str:
     x, y = (box.left + box.right) / 2, box.bottom - 3.5
-    word = tag("text", text(one.word), x=f"{x:.1f}", y=f"{y:.1f}", class_=f"label {one.kind}".strip(), text_anchor="middle")
+    word = tag(
+        "text", text(one.word), x=f"{x:.1f}", y=f"{y:.1f}", class_=f"label {one.kind}".strip(), text_anchor="middle"
+    )
     near_x = min(max(one.x, box.left), box.right)
     near_y = min(max(one.y, box.top), box.bottom)
     if math.hypot(near_x - one.x, near_y - one.y) <= _DISTANCES[0] + 1:

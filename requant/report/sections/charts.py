@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from statistics import median
 
 from requant.conversion import Converted
@@ -14,7 +15,7 @@ from requant.report.tags import tag, text
 from requant.report.view import Curve, Dot
 from requant.units import format_size
 
-WIDE, NARROW = (880, 410), (340, 340)  # pixels, for a screen and for a phone
+WIDE, NARROW = (690, 430), (340, 340)  # pixels, for a screen and for a phone
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 44
 _MARGIN = 0.06  # of the range, on either side
 Point = tuple[float, float]
@@ -37,16 +38,21 @@ def _curve_chart(plan: Plan, found: Curve, size: tuple[int, int], kind: str) -> 
         marks.append(_mark(across, up, found.chosen, "chosen"))
         at = across.at(found.chosen.n_bytes), up.at(found.chosen.loss)
         wanted.append(Label(found.chosen.name, *at, "strong", 0))
+    edge = ""
+    if found.room is not None and across.low < found.room < across.high:
+        x = across.at(found.room)
+        edge = tag("line", x1=f"{x:.1f}", y1=str(up.end), x2=f"{x:.1f}", y2=str(up.start), class_="edge")
+        wanted.append(Label("budget", x, up.start - 16, "edge-name", 0))
     frame = Box(across.start, up.end, across.end, up.start)
     words = labels(wanted, frame, along(line))
     title = tag("title", f"Predicted loss of {text(plan.source)} against bytes of {found.pool}")
-    grid = _grid(across, up, size, _round_size, f"bytes of {found.pool}", "predicted loss")
+    grid = _grid(across, up, size, _round_size, (f"bytes of {found.pool}", "predicted loss"))
     scale = {
         "data_x": f"{across.low:.17g} {across.high:.17g} {across.start} {across.end}",
         "data_y": f"{up.low:.17g} {up.high:.17g} {up.start} {up.end}",
     }
     cross = tag("circle", r="4", class_="cursor", visibility="hidden")
-    return _svg(size, title, grid, path, cross, *marks, words, class_=f"chart curve {kind}", **scale)
+    return _svg(size, title, grid, edge, path, cross, *marks, words, class_=f"chart curve {kind}", **scale)
 
 
 def _curve_axes(points: Sequence[Dot], named: Sequence[Dot], size: tuple[int, int]) -> tuple[Axis, Axis]:
@@ -62,8 +68,8 @@ def _curve_axes(points: Sequence[Dot], named: Sequence[Dot], size: tuple[int, in
 
 def _within(points: Sequence[Dot], across: Axis) -> list[Dot]:
     """The part of the curve between the ends of the axis, its ends cut there."""
-    found = []
-    for a, b in zip(points, points[1:], strict=False):
+    found: list[Dot] = []
+    for a, b in pairwise(points):
         lo, hi = max(a.n_bytes, across.low), min(b.n_bytes, across.high)
         if lo > hi or a.n_bytes == b.n_bytes:
             continue
@@ -108,7 +114,7 @@ def error_chart(pairs: Sequence[Pair], index: dict[str, int]) -> str:
     frame = Box(across.start, up.end, across.end, up.start)
     words = labels(wanted, frame, [*along(diagonal), *(around(x, y, 4) for x, y in at)])
     title = tag("title", "Predicted against measured relative error of each tensor")
-    grid = _grid(across, up, size, lambda v: f"{v:.3g}", "predicted error", "measured error")
+    grid = _grid(across, up, size, lambda v: f"{v:.3g}", ("predicted error", "measured error"))
     return _svg(size, title, grid, same, tag("g", *dots, class_="dots"), words, class_="chart errors")
 
 
@@ -117,7 +123,9 @@ def error_table(pairs: Sequence[Pair]) -> str:
     heads = ("type", "tensors", "predicted, median", "measured, median", "farthest ratio", "of")
     head = tag("tr", *(tag("th", h, scope="col", class_="num" if 0 < i < 5 else None) for i, h in enumerate(heads)))
     rows = []
-    for name in sorted({c.type for c, _ in pairs}, key=lambda name: -median(t.rmse for c, t in pairs if c.type == name)):
+    for name in sorted(
+        {c.type for c, _ in pairs}, key=lambda name: -median(t.rmse for c, t in pairs if c.type == name)
+    ):
         found = [(c, t) for c, t in pairs if c.type == name]
         far, made = max(((t.rmse / c.rmse, t) for c, t in found), key=lambda item: abs(math.log(item[0])))
         middles = (f"{median(values):.4f}" for values in zip(*((c.rmse, t.rmse) for c, t in found), strict=True))
@@ -130,7 +138,7 @@ def _middle(points: Sequence[Point]) -> Point:
     return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
 
 
-def _grid(across: Axis, up: Axis, size: tuple[int, int], shown: Callable[[float], str], x_name: str, y_name: str) -> str:
+def _grid(across: Axis, up: Axis, size: tuple[int, int], shown: Callable[[float], str], names: tuple[str, str]) -> str:
     """Lines at the ticks with their figures, and what the axes are."""
     parts = []
     for value in across.ticks(6 if size == WIDE else 4):
@@ -142,9 +150,9 @@ def _grid(across: Axis, up: Axis, size: tuple[int, int], shown: Callable[[float]
         parts.append(tag("line", x1=str(across.start), y1=f"{y:.1f}", x2=str(across.end), y2=f"{y:.1f}", class_="grid"))
         parts.append(tag("text", f"{value:.3g}", x=str(across.start - 6), y=f"{y + 4:.1f}", text_anchor="end"))
     middle = (across.start + across.end) / 2
-    parts.append(tag("text", x_name, x=f"{middle:.1f}", y=str(size[1] - 8), text_anchor="middle", class_="axis"))
+    parts.append(tag("text", names[0], x=f"{middle:.1f}", y=str(size[1] - 8), text_anchor="middle", class_="axis"))
     turned = f"translate(12 {(up.start + up.end) / 2:.1f}) rotate(-90)"
-    parts.append(tag("text", y_name, transform=turned, text_anchor="middle", class_="axis"))
+    parts.append(tag("text", names[1], transform=turned, text_anchor="middle", class_="axis"))
     return tag("g", *parts, class_="axes", aria_hidden="true")
 
 

@@ -9,6 +9,7 @@ from requant.errors import FILE_NAME
 from requant.evaluate import Evaluation
 from requant.plan import IN_NATS, Plan
 from requant.report.engine import DEFAULT_CACHE, DEFAULT_UBATCH
+from requant.report.sections.origin import is_of
 from requant.report.tags import tag, text
 from requant.report.view import Bar, bars
 from requant.units import format_size, size_label
@@ -31,19 +32,23 @@ def asked(plan: Plan) -> list[str]:
             continue
         shown = size_label(value) if key in _SIZES and isinstance(value, int) else value
         option = f"--{key.replace('_', '-')}"
-        found += [option if one is True else f"{option} {one}" for one in (shown if isinstance(shown, (list, tuple)) else [shown])]
+        found += [
+            option if one is True else f"{option} {one}"
+            for one in (shown if isinstance(shown, (list, tuple)) else [shown])
+        ]
     return found
 
 
 def headline(plan: Plan, made: Conversion | None, evaluations: Sequence[Evaluation]) -> str:
     """The figures: size, bits, predicted and measured harm, gap, speed."""
     cards = [*_sizes(plan, made), *_losses(plan)]
-    for found in evaluations[:1]:
+    for found in [e for e in evaluations if is_of(e, made)][:1]:
         cards += _measured(found)
     if (ns := plan.ns_per_token) is not None and any(limit.unit == "ns" for limit in plan.limits):
         cards.append(("Speed", f"{1e9 / max(ns, 1):.1f}", "tokens/s predicted, at a full context"))
     items = (
-        tag("div", tag("dt", label), tag("dd", tag("b", figure), " ", tag("small", more))) for label, figure, more in cards
+        tag("div", tag("dt", label), tag("dd", tag("b", figure), " ", tag("small", more)))
+        for label, figure, more in cards
     )
     return tag("dl", *items, class_="figures")
 
@@ -107,7 +112,7 @@ def _bar(bar: Bar) -> str:
         swatch = tag("svg", tag("rect", width="100%", height="100%", class_=f"k-{kind}"), aria_hidden="true")
         items.append(tag("li", swatch, tag("span", label), " ", tag("b", format_size(n_bytes)), " ", tag("i", share)))
         start += n_bytes
-    used = bar.budget - bar.free
-    head = f"{tag('code', text(bar.option))} {format_size(bar.budget)}: {format_size(used)} used, {format_size(bar.free)} free"
+    used, free = format_size(bar.budget - bar.free), format_size(bar.free)
+    head = f"{tag('code', text(bar.option))} {format_size(bar.budget)}: {used} used, {free} free"
     picture = tag("svg", tag("title", f"What fills {text(bar.option)}"), *segments, class_="bar", role="img")
     return tag("figure", tag("figcaption", head), picture, tag("ul", *items, class_="parts"), class_="budget")

@@ -116,7 +116,11 @@ def _figures(cell: Cell) -> str:
     where = role if cell.layer is None else f"layer {cell.layer}, {role}"
     copied = ", copied" if all(c.copied for c in cell.choices) else ""
     n = f" in {len(cell.choices)} tensors" if len(cell.choices) > 1 else ""
-    lines = [where, f"{', '.join(cell.types)}{copied}", f"{cell.bpw:.4g} bits per weight, {format_size(cell.n_bytes)}{n}"]
+    lines = [
+        where,
+        f"{', '.join(cell.types)}{copied}",
+        f"{cell.bpw:.4g} bits per weight, {format_size(cell.n_bytes)}{n}",
+    ]
     if cell.loss is not None:
         lines.append(f"predicted loss {cell.loss:.3g}")
     if cell.sensitivity is not None:
@@ -133,7 +137,7 @@ def _scale(values: Iterable[float | None]) -> Scale | None:
     logs = [math.log(v) for v in known if v > 0]
     if not logs:
         return None
-    return min(logs), max(max(logs), min(logs) + 1e-9)
+    return min(logs), max(*logs, min(logs) + 1e-9)
 
 
 def _level(value: float | None, scale: Scale | None) -> str:

@@ -9,13 +9,17 @@ from pathlib import Path
 from requant.conversion import Conversion
 from requant.errors import FILE_NAME, REMARK, brief
 from requant.evaluate import Evaluation
-from requant.plan import Plan
+from requant.plan import IN_NATS, Plan
 from requant.report import shell
 from requant.report.engine import start_command
 from requant.report.tags import tag, text
 from requant.runtime import engine_named
 
 _UNNAMED = Path("OUT.gguf")
+_EVALUATED = (
+    *("text", "predicted KL", "measured KL", "measured over predicted", "99 %", "same top", "perplexity"),
+    *("of the base", "tokens"),
+)
 _NAMED = 4  # tensors, of those that share a reason
 
 
@@ -31,7 +35,9 @@ def run_section(plan: Plan, made: Conversion | None) -> str:
     else:
         name = shell.path(out)
         blocks.append(("verify: every byte, against record and source", _line("verify", name, "--source", source)))
-        blocks.append(("evaluate: perplexity and KL divergence", _line("evaluate", name, "--base", source, "--text", "TEXT.txt")))
+        blocks.append(
+            ("evaluate: perplexity and KL divergence", _line("evaluate", name, "--base", source, "--text", "TEXT.txt"))
+        )
     return "".join(_block(label, line) for label, line in blocks)
 
 
@@ -45,9 +51,7 @@ def _block(label: str, line: str) -> str:
     return tag("figure", tag("figcaption", text(label)), tag("div", code, button, class_="code"))
 
 
-def origin_section(
-    plan: Plan, made: Conversion | None, source_sha256: str | None, output_sha256: str | None
-) -> str:
+def origin_section(plan: Plan, made: Conversion | None, source_sha256: str | None, output_sha256: str | None) -> str:
     """Names and hashes, then notes, what stayed and why, what is odd."""
     facts = [
         ("source", plan.source, FILE_NAME),
@@ -96,33 +100,47 @@ def _grouped(pairs: Iterable[tuple[str | None, str]]) -> list[str]:
     names: dict[str, list[str]] = {}
     for reason, name in pairs:
         names.setdefault(brief(reason or "", REMARK), []).append(brief(name))
-    return [
-        f"{reason}: {len(found)} tensor{'s' * (len(found) > 1)} ({', '.join(found[:_NAMED])}{', ...' * (len(found) > _NAMED)})"
-        for reason, found in names.items()
-    ]
+    lines = []
+    for reason, found in names.items():
+        shown = ", ".join(found[:_NAMED]) + ", ..." * (len(found) > _NAMED)
+        lines.append(f"{reason}: {len(found)} tensor{'s' * (len(found) > 1)} ({shown})")
+    return lines
 
 
-def evaluation_section(plan: Plan, evaluations: Sequence[Evaluation]) -> str:
+def evaluation_section(plan: Plan, made: Conversion | None, evaluations: Sequence[Evaluation]) -> str:
     """Predicted against measured KL, a row for each evaluation."""
     if not evaluations:
-        return tag("p", "Not evaluated. ", tag("code", "requant evaluate --json"), " measures it; give its output to the report.")
-    head = ("text", "tokens", "perplexity", "of the base", "predicted KL", "measured KL", "measured / predicted")
-    heads = (tag("th", label, scope="col", class_=None if label == "text" else "num") for label in (*head, "99 %", "same top"))
-    rows = (tag("tr", *_evaluated(plan, found)) for found in evaluations)
-    return tag("div", tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="data"), class_="scroll")
+        how = tag("code", "requant evaluate --json")
+        return tag(
+            "p",
+            f"The divergence was not measured; {how} does it, and the report takes what that prints.",
+            class_="hint",
+        )
+    heads = (tag("th", label, scope="col", class_="num" if i else None) for i, label in enumerate(_EVALUATED))
+    rows = (tag("tr", *_evaluated(plan, made, found)) for found in evaluations)
+    table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="data")
+    return tag("h3", "Divergence from the source, nats per token") + tag("div", table, class_="scroll")
 
 
-def _evaluated(plan: Plan, found: Evaluation) -> list[str]:
+def is_of(found: Evaluation, made: Conversion | None) -> bool:
+    """Whether the evaluation may be of this output: what it measured is not known, or has the same header."""
+    return made is None or found.header_sha256 in (None, made.header_sha256)
+
+
+def _evaluated(plan: Plan, made: Conversion | None, found: Evaluation) -> list[str]:
     predicted, kld = plan.predicted_loss, found.mean_kld
+    if plan.method not in IN_NATS or not is_of(found, made):
+        predicted = None
     cells = [
-        f"{found.n_scored:,}",
-        f"{found.ppl:.4f} &plusmn; {found.ppl_error:.2g}",
-        "" if found.base_ppl is None else f"{found.base_ppl:.4f}",
         "?" if predicted is None else f"{predicted:.4g}",
         "" if kld is None else f"{kld:.4g} &plusmn; {found.kld_error or 0:.1g}",
         f"{kld / predicted:.2f}" if kld is not None and predicted else "",
         "" if found.p99_kld is None else f"{found.p99_kld:.3g}",
         "" if found.same_top is None else f"{100 * found.same_top:.2f} %",
+        f"{found.ppl:.4f} &plusmn; {found.ppl_error:.2g}",
+        "" if found.base_ppl is None else f"{found.base_ppl:.4f}",
+        f"{found.n_scored:,}",
     ]
-    name = tag("th", text(found.text or "?", FILE_NAME), scope="row")
+    other = "" if is_of(found, made) else f" (of another file, {text(found.model or '?', FILE_NAME)})"
+    name = tag("th", text(found.text or "?", FILE_NAME), other, scope="row")
     return [name, *(tag("td", cell, class_="num") for cell in cells)]

@@ -34,11 +34,11 @@ MARKUP = (
 )
 
 
-def tensor(name, shape, type_name, loss=0.0, reason=None, notes=()):
+def tensor(name, shape, type_name, loss=0.0, **how):
     """A choice for a matrix in F16."""
     n_bytes = by_name(type_name).n_bytes(math.prod(shape))
     role, layer = role_of(name), layer_of(name)
-    return Choice(name, role, layer, shape, "F16", type_name, n_bytes, loss, 0.08, "gpu", reason, notes)
+    return Choice(name, role, layer, shape, "F16", type_name, n_bytes, loss, 0.08, "gpu", **how)
 
 
 def experts(n_layers=80):
@@ -76,7 +76,7 @@ def hostile():
     choices, candidates, written = [], {}, []
     for i, text in enumerate(strings):
         name = f"blk.{i % 3}.{text}.{i}.weight"
-        choices.append(tensor(name, (256, 4), TYPES[i % 5], 0.01, text if i % 4 == 0 else None, (text,)))
+        choices.append(tensor(name, (256, 4), TYPES[i % 5], 0.01, reason=None if i % 4 else text, notes=(text,)))
         candidates[name] = {t: 0.1 / (k + 1) for k, t in enumerate(TYPES)}
         odd = Odd(nonfinite=1, first_nonfinite=3) if i % 5 == 0 else None
         written.append(Converted(name, "F16", TYPES[i % 5], choices[-1].n_bytes, 0.081, 0.09, "00" * 32, odd))

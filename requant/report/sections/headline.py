@@ -44,7 +44,13 @@ def headline(plan: Plan, made: Conversion | None, evaluations: Sequence[Evaluati
     cards = [*_sizes(plan, made), *_losses(plan)]
     for found in [e for e in evaluations if is_of(e, made)][:1]:
         cards += _measured(found)
-    if (ns := plan.ns_per_token) is not None and any(limit.unit == "ns" for limit in plan.limits):
+    if plan.predicted_loss is not None:
+        gap = "not known" if plan.gap is None else f"{100 * plan.gap:.2g} %" if plan.gap else "0"
+        cards.append(("Proven gap", gap, text(plan.solver, FILE_NAME)))
+    kept = sum(c.copied for c in plan.choices)
+    cards.append(("Tensors", str(len(plan.choices)), f"{len(plan.choices) - kept} quantized, {kept} copied"))
+    speed_matters = any(limit.unit == "ns" for limit in plan.limits) or not plan.runtime.get("all_layers", True)
+    if (ns := plan.ns_per_token) is not None and speed_matters:
         cards.append(("Speed", f"{1e9 / max(ns, 1):.1f}", "tokens/s predicted, at a full context"))
     items = (
         tag("div", tag("dt", label), tag("dd", tag("b", figure), " ", tag("small", more)))
@@ -56,12 +62,9 @@ def headline(plan: Plan, made: Conversion | None, evaluations: Sequence[Evaluati
 def _sizes(plan: Plan, made: Conversion | None) -> list[tuple[str, str, str]]:
     size = plan.n_bytes if made is None else made.size
     exact = f"{size:,} bytes" + (" of tensors" if made is None else "")
-    kept = sum(c.copied for c in plan.choices)
-    changed = len(plan.choices) - kept
     return [
         ("Size", format_size(size), exact),
         ("Bits per weight", f"{plan.bpw:.3f}", f"over {plan.n_weights:,} weights"),
-        ("Tensors", str(len(plan.choices)), f"{changed} quantized, {kept} copied"),
     ]
 
 
@@ -74,8 +77,7 @@ def _losses(plan: Plan) -> list[tuple[str, str, str]]:
     cards = [(label, f"{plan.predicted_loss:.4g}", unit)]
     if plan.measured_kld is not None:
         cards.append(("Measured KL", f"{plan.measured_kld:.4g}", "nats per token, when the plan was chosen"))
-    gap = "not known" if plan.gap is None else f"{100 * plan.gap:.2g} %" if plan.gap else "0"
-    return [*cards, ("Proven gap", gap, text(plan.solver, FILE_NAME))]
+    return cards
 
 
 def _measured(found: Evaluation) -> list[tuple[str, str, str]]:

@@ -38,7 +38,8 @@ def tensor(name, shape, type_name, loss=0.0, **how):
     """A choice for a matrix in F16."""
     n_bytes = by_name(type_name).n_bytes(math.prod(shape))
     role, layer = role_of(name), layer_of(name)
-    return Choice(name, role, layer, shape, "F16", type_name, n_bytes, loss, 0.08, "gpu", **how)
+    error = 0.0 if type_name == "F16" else 0.5 / 2 ** by_name(type_name).bpw
+    return Choice(name, role, layer, shape, "F16", type_name, n_bytes, loss, error, "gpu", **how)
 
 
 def experts(n_layers=80):
@@ -94,3 +95,16 @@ def hostile():
     )
     figures = (2, 512, 510, 9.0, 0.1, 8.9, 0.01, 0.001, 0.1, 0.2, 0.97)
     return made, [Evaluation(*figures, model=text, base=text, text=text) for text in strings]
+
+
+def record(plan):
+    """A record of the plan, its errors close to the predicted ones, with two evaluations: of it, and of another."""
+    written = tuple(
+        Converted(c.name, "F16", c.type, c.n_bytes, c.rmse * (1 + i / 1e4), c.rmse * 1.1, "ab" * 32)
+        for i, c in enumerate(plan.choices)
+    )
+    size = plan.n_bytes + 4096
+    made = Conversion(Path("out.gguf"), size, "cd" * 32, "0.0.0", "text.txt", "ef" * 32, plan, written, ("a note",))
+    figures = (28, 512, 7140, 51.234, 1.5, 50.123, 0.04321, 0.00021, 0.2345, 0.4567, 0.9321)
+    own = Evaluation(*figures, model="out.gguf", header_sha256="cd" * 32, base="experts.gguf", text="eval.txt")
+    return made, [own, Evaluation(*figures, model="else.gguf", header_sha256="00" * 32, text="other.txt")]

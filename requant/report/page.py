@@ -18,7 +18,7 @@ from requant.report.sections.heat import heat_section
 from requant.report.sections.origin import evaluation_section, origin_section, run_section
 from requant.report.sections.tensors import page_data, tensor_section
 from requant.report.tags import script_json, tag, text
-from requant.report.view import Curve, curve
+from requant.report.view import Curve, best_at, curve
 from requant.units import format_size
 
 
@@ -75,8 +75,8 @@ def _curve(plan: Plan, found: Curve | None) -> str:
     dots = [*([found.chosen] if found.chosen else []), *found.mixtures]
     rows = []
     for dot in dots:
-        best = max((p for p in found.points if p.n_bytes <= dot.n_bytes), key=lambda p: p.n_bytes, default=None)
-        ratio = "" if best is None or not best.loss else f"{dot.loss / best.loss:.2f}"
+        best = best_at(found, dot.n_bytes)
+        ratio = f"{dot.loss / best:.2f}" if best else ""
         cells = (format_size(dot.n_bytes), f"{dot.loss:.4g}", ratio)
         kind = "strong-row" if dot is found.chosen else None
         name = tag("th", text(dot.name), scope="row")

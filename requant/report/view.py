@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from requant.formats import by_name
 from requant.limits import Limit
@@ -152,6 +153,14 @@ def curve(plan: Plan) -> Curve | None:
     chosen = None if plan.predicted_loss is None else Dot("this plan", n_bytes, plan.predicted_loss)
     mixtures = (Dot(m.name, _mixture_bytes(m, pool), m.loss) for m in plan.mixtures)
     return Curve(pool, _thinned(points), chosen, tuple(mixtures), _room(plan, pool))
+
+
+def best_at(found: Curve, n_bytes: int) -> float | None:
+    """The curve's loss at `n_bytes`, between its points on the line; None beyond its ends."""
+    for a, b in pairwise(found.points):
+        if a.n_bytes <= n_bytes <= b.n_bytes:
+            return a.loss + (b.loss - a.loss) * (n_bytes - a.n_bytes) / max(b.n_bytes - a.n_bytes, 1)
+    return None
 
 
 def _pool(plan: Plan) -> str:

@@ -38,9 +38,12 @@
 
   // Tooltip: what a title says, at once, for the keyboard too, and where titles are not shown.
   const tip = $("#tip");
-  const show = (text, box) => {
+  let shown = null;
+  const show = (text, element) => {
+    shown = element;
     tip.textContent = text;
     tip.hidden = false;
+    const box = element.getBoundingClientRect();
     const { width, height } = tip.getBoundingClientRect();
     const left = Math.min(Math.max(box.left + box.width / 2 - width / 2, 8), innerWidth - width - 8);
     const above = box.top - height - 8;
@@ -48,6 +51,7 @@
     tip.style.top = `${above > 4 ? above : box.bottom + 8}px`;
   };
   const hide = () => { tip.hidden = true; };
+  const follow = () => { if (!tip.hidden) show(tip.textContent, shown); };
   for (const element of $$("[title]")) {
     element.dataset.tip = element.title;
     if (element.tagName === "TD") element.setAttribute("aria-label", element.title.replaceAll("\n", ", "));
@@ -67,11 +71,11 @@
   for (const kind of ["pointerover", "focusin"])
     document.addEventListener(kind, (event) => {
       const element = tipped(event);
-      if (element) show(element.dataset.tip, element.getBoundingClientRect());
+      if (element) show(element.dataset.tip, element);
       else if (kind === "pointerover") hide();
     });
   document.addEventListener("focusout", hide);
-  addEventListener("scroll", hide, { passive: true, capture: true });
+  addEventListener("scroll", follow, { passive: true, capture: true });
   addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
 
   // The curve: the nearest of its points.
@@ -90,7 +94,7 @@
       cursor.setAttribute("cx", left + (n - x0) / (x1 - x0) * (right - left));
       cursor.setAttribute("cy", bottom + Math.log(l / y0) / Math.log(y1 / y0) * (top - bottom));
       cursor.setAttribute("visibility", "visible");
-      show(`the best of its size\n${size(n)}, predicted loss ${loss(l)}`, cursor.getBoundingClientRect());
+      show(`the best of its size\n${size(n)}, predicted loss ${loss(l)}`, cursor);
     });
     chart.addEventListener("pointerleave", () => { cursor.setAttribute("visibility", "hidden"); hide(); });
   }
@@ -113,11 +117,11 @@
     if (!found.length) { part.append(make("p", `It is ${t.type}; no other type was scored.`)); return part; }
     const table = make("table", undefined, { class: "data" });
     const head = make("thead"), body = make("tbody");
-    head.append(row("th", ["type", "bits per weight", "size", "predicted loss", "against its own"]));
+    head.append(row("th", ["type", "bpw", "size", "predicted loss", "difference"]));
     for (const [type, harm] of found) {
       const n = bytes(type, t.weights), chosen = type === t.type;
       const change = chosen ? "" : `${n < t.bytes ? "\u2212" : "+"}${size(Math.abs(n - t.bytes))}`;
-      body.append(row("td", [chosen ? `\u25c6 ${type} (chosen)` : type, (8 * n / t.weights).toFixed(2), size(n), loss(harm), change], chosen ? "chosen-row" : ""));
+      body.append(row("td", [chosen ? `\u25c6 ${type}, chosen` : type, (8 * n / t.weights).toFixed(2), size(n), loss(harm), change], chosen ? "chosen-row" : ""));
     }
     table.append(head, body);
     const scroll = make("div", undefined, { class: "scroll" });

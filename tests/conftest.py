@@ -4,6 +4,7 @@ One that is skipped without being in expected_skips.txt makes the run fail, so t
 """
 
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,14 @@ class Skips:
     def unexpected(self):
         """Those that are not on the list, or not for the reason given there."""
         lines = (line.strip() for line in EXPECTED.read_text(encoding="utf-8").splitlines())
-        known = dict(line.split(": ", 1) for line in lines if line and not line.startswith("#"))
-        return {name: why for name, why in self.found.items() if name not in known or known[name] not in why}
+        known = [line.split(": ", 1) for line in lines if line and not line.startswith("#")]
+
+        def is_known(name, why):
+            return any(
+                reason in why and (name == n or (n.endswith("::*") and name.startswith(n[:-1]))) for n, reason in known
+            )
+
+        return {name: why for name, why in self.found.items() if not is_known(name, why)}
 
     def pytest_sessionfinish(self, session):
         if self.unexpected() and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
@@ -41,6 +48,9 @@ class Skips:
         strange = self.unexpected()
         n = len(self.found)
         terminalreporter.write_line(f"skipped: {n}, of these expected: {n - len(strange)}")
+        expected = Counter((name.split("::")[0], why) for name, why in self.found.items() if name not in strange)
+        for (path, why), count in expected.items():
+            terminalreporter.write_line(f"    {count} of {path}: {why}")
         for name, why in strange.items():
             terminalreporter.write_line(f"UNEXPECTED SKIP of {name}: {why}", red=True)
 

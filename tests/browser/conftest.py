@@ -1,38 +1,20 @@
 """One headless Chromium for all tests of a process, and the pages that they open."""
 
-import os
-import shutil
 from types import SimpleNamespace
 
 import invented
 import pytest
+from chromium import programs, start
 
 from requant.report.page import page
-
-
-def programs():
-    """Chromium and its driver, or None."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    return (browser, driver) if browser and driver else None
 
 
 @pytest.fixture(scope="session")
 def chromium():
     """A browser; whoever lacks Chromium skips, scripts/test.sh installs it where it can."""
-    found = programs()
-    if found is None:
+    if programs() is None:
         pytest.skip("no chromium here")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = found[0]
-    words = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--force-device-scale-factor=1"]
-    for word in [*words, *(["--no-sandbox"] if os.geteuid() == 0 else [])]:
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(found[1])
-    driver = webdriver.Chrome(options=options, service=service)
+    driver = start()
     yield driver
     driver.quit()
 

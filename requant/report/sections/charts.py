@@ -38,13 +38,14 @@ def _curve_chart(plan: Plan, found: Curve, size: tuple[int, int], kind: str) -> 
         marks.append(_mark(across, up, found.chosen, "chosen"))
         at = across.at(found.chosen.n_bytes), up.at(found.chosen.loss)
         wanted.append(Label(found.chosen.name, *at, "strong", 0))
-    edge = ""
+    edge, lines = "", along(line)
     if found.room is not None and across.low < found.room < across.high:
         x = across.at(found.room)
         edge = tag("line", x1=f"{x:.1f}", y1=str(up.end), x2=f"{x:.1f}", y2=str(up.start), class_="edge")
+        lines += along([(x, up.end), (x, up.start)])
         wanted.append(Label("budget", x, up.start - 16, "edge-name", 0))
     frame = Box(across.start, up.end, across.end, up.start)
-    words = labels(wanted, frame, along(line))
+    words = labels(wanted, frame, lines)
     title = tag("title", f"Predicted loss of {text(plan.source)} against bytes of {found.pool}")
     grid = _grid(across, up, size, _round_size, (f"bytes of {found.pool}", "predicted loss"))
     scale = {

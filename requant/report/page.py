@@ -36,7 +36,7 @@ def page(
     index = {c.name: i for i, c in enumerate(plan.choices)}
     found = curve(plan)
     style, script = _asset("page.css"), _asset("page.js")
-    options = " ".join(tag("code", text(option)) for option in asked(plan))
+    options = " ".join(tag("code", text(option, FILE_NAME)) for option in asked(plan))
     return Template(_asset("page.html")).substitute(
         policy=_policy(style, script),
         style=style,
@@ -76,7 +76,7 @@ def _curve(plan: Plan, found: Curve | None) -> str:
     rows = []
     for dot in dots:
         best = best_at(found, dot.n_bytes)
-        ratio = f"{dot.loss / best:.2f}" if best else ""
+        ratio = f"{dot.loss / best:.2f}" if best and dot.loss else ""
         cells = (format_size(dot.n_bytes), f"{dot.loss:.4g}", ratio)
         kind = "strong-row" if dot is found.chosen else None
         name = tag("th", text(dot.name), scope="row")

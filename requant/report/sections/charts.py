@@ -16,7 +16,8 @@ from requant.report.view import Curve, Dot
 from requant.units import format_size
 
 WIDE, NARROW = (690, 430), (340, 340)  # pixels, for a screen and for a phone
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 14, 44
+_DECADES = 1e6  # the largest loss over the smallest that is drawn; near a copy of the source it falls to nothing
 _MARGIN = 0.06  # of the range, on either side
 Point = tuple[float, float]
 Pair = tuple[Choice, Converted]
@@ -57,14 +58,15 @@ def _curve_chart(plan: Plan, found: Curve, size: tuple[int, int], kind: str) -> 
 
 
 def _curve_axes(points: Sequence[Dot], named: Sequence[Dot], size: tuple[int, int]) -> tuple[Axis, Axis]:
-    """Axes about the dots that have names, or about the whole curve where there are none; a loss of 0 has no place."""
+    """Axes about the dots that have names, or about the whole curve where there are none; the least losses are at an end."""
     dots = named or points
     low, high = min(d.n_bytes for d in dots), max(d.n_bytes for d in dots)
     room = max(_MARGIN * (high - low), 0.02 * high, 1)
     unit = next((u for u in (2**30, 2**20, 2**10) if high >= u), 1)
     across = Axis(max(low - room, 0), high + room, _LEFT, size[0] - _RIGHT, unit=unit)
     seen = [d.loss for d in (*named, *_within(points, across)) if d.loss > 0] or [1.0]
-    return across, Axis(min(seen) / 1.6, max(seen) * 1.8, size[1] - _BOTTOM, _TOP, log=True)
+    low = max(min(seen), max(seen) / _DECADES)
+    return across, Axis(low / 1.6, max(seen) * 1.8, size[1] - _BOTTOM, _TOP, log=True)
 
 
 def _within(points: Sequence[Dot], across: Axis) -> list[Dot]:
@@ -152,7 +154,7 @@ def _grid(across: Axis, up: Axis, size: tuple[int, int], shown: Callable[[float]
         parts.append(tag("text", f"{value:.3g}", x=str(across.start - 6), y=f"{y + 4:.1f}", text_anchor="end"))
     middle = (across.start + across.end) / 2
     parts.append(tag("text", names[0], x=f"{middle:.1f}", y=str(size[1] - 8), text_anchor="middle", class_="axis"))
-    turned = f"translate(12 {(up.start + up.end) / 2:.1f}) rotate(-90)"
+    turned = f"translate(11 {(up.start + up.end) / 2:.1f}) rotate(-90)"
     parts.append(tag("text", names[1], transform=turned, text_anchor="middle", class_="axis"))
     return tag("g", *parts, class_="axes", aria_hidden="true")
 

@@ -58,15 +58,15 @@ def _curve_chart(plan: Plan, found: Curve, size: tuple[int, int], kind: str) -> 
 
 
 def _curve_axes(points: Sequence[Dot], named: Sequence[Dot], size: tuple[int, int]) -> tuple[Axis, Axis]:
-    """Axes about the dots that have names, or about the whole curve where there are none; the least losses are at an end."""
+    """Axes about the dots that have names, or about the whole curve; the least losses are at an end."""
     dots = named or points
     low, high = min(d.n_bytes for d in dots), max(d.n_bytes for d in dots)
     room = max(_MARGIN * (high - low), 0.02 * high, 1)
     unit = next((u for u in (2**30, 2**20, 2**10) if high >= u), 1)
     across = Axis(max(low - room, 0), high + room, _LEFT, size[0] - _RIGHT, unit=unit)
     seen = [d.loss for d in (*named, *_within(points, across)) if d.loss > 0] or [1.0]
-    low = max(min(seen), max(seen) / _DECADES)
-    return across, Axis(low / 1.6, max(seen) * 1.8, size[1] - _BOTTOM, _TOP, log=True)
+    least = max(min(seen), max(seen) / _DECADES)
+    return across, Axis(least / 1.6, max(seen) * 1.8, size[1] - _BOTTOM, _TOP, log=True)
 
 
 def _within(points: Sequence[Dot], across: Axis) -> list[Dot]:

@@ -209,6 +209,24 @@ def test_what_is_not_known_is_said_to_be_so():
     assert "without a budget" in types_alone() and "without a budget" not in shown
 
 
+def test_plans_at_the_edges_have_a_page():
+    plan = invented.experts(2)
+    first, *_ = plan.choices
+    own = {first.name: {first.type: first.loss}}
+    for odd in (
+        replace(plan, mixtures=()),
+        replace(plan, mixtures=(), predicted_loss=0.0, gap=None),
+        replace(plan, candidates=own),
+        replace(plan, candidates={name: dict.fromkeys(losses, 0.0) for name, losses in plan.candidates.items()}),
+        replace(plan, choices=plan.choices[:2], limits=()),
+        replace(plan, choices=tuple(c for c in plan.choices if c.reason), limits=()),
+        replace(plan, choices=(), limits=(), candidates={}),
+        replace(plan, limits=(), memory={}, runtime={}, method="cfix"),
+        replace(plan, choices=tuple(replace(c, loss=0.0) for c in plan.choices), predicted_loss=0.0),
+    ):
+        Reader(page(odd))
+
+
 @given(
     st.lists(st.tuples(st.text("QK_M0123456789", min_size=1, max_size=8), st.floats(60, 330), st.floats(20, 290))),
     st.lists(st.tuples(st.floats(60, 330), st.floats(20, 290)), min_size=2, max_size=5),

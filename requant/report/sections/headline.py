@@ -102,7 +102,7 @@ def budget_section(plan: Plan) -> str:
 def _bar(bar: Bar) -> str:
     """Segments in per cent of the budget, and the same as a list with sizes."""
     whole = max(bar.budget, 1)
-    parts = [(p.name, p.n_bytes) for p in bar.parts if p.n_bytes]
+    parts = [(p.name, p.n_bytes) for p in bar.parts if p.n_bytes > 0]
     segments, items, start = [], [], 0
     for i, (name, n_bytes) in enumerate((*parts, ("headroom", bar.free))):
         kind = "free" if name == "headroom" else _COLOURED.get(name) or _HATCHED.get(name) or f"more{i % 3}"

@@ -3,7 +3,7 @@
     python scripts/screenshots.py [-o docs/images]
 
 requant is run on fixtures/tiny-llama-f16.gguf; what it prints is drawn by Chromium, with the colours of its escapes.
-Pictures are reduced to 128 colours where Pillow is installed (the dev extra).
+Pictures are reduced to 255 colours where Pillow is installed (the dev extra).
 """
 
 import argparse
@@ -139,6 +139,7 @@ class Camera:
 
     def __init__(self, folder):
         self.folder, self.driver = folder, chromium.start()
+        self.driver.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
 
     def look(self, page, width, height, *, scheme="light", scale=1):
         """Open a file at a size."""
@@ -173,14 +174,14 @@ class Camera:
 
 
 def small(png):
-    """The picture in 128 colours; as it is without Pillow."""
+    """The picture in 255 colours; as it is without Pillow."""
     if importlib.util.find_spec("PIL") is None:
         return png
     from PIL import Image
 
     out = io.BytesIO()
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    picture.quantize(128, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    picture.quantize(255, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     return out.getvalue()
 
 
@@ -219,6 +220,9 @@ def main():
             camera.driver.execute_script("document.querySelector('#mode-s').click()")
             camera.driver.execute_script("document.querySelectorAll('.heat td[data-i]')[40].click()")
             camera.shoot("report-candidates.png")
+            camera.look(made, 1200, 1080)
+            camera.driver.execute_script("document.querySelector('#curve').scrollIntoView()")
+            camera.shoot("report-charts.png")
             camera.look(made, 360, 780, scale=2)
             camera.shoot("report-phone.png")
             losses = Path(work) / "losses.json"

@@ -120,7 +120,7 @@
     head.append(row("th", ["type", "bpw", "size", "predicted loss", "difference"]));
     for (const [type, harm] of found) {
       const n = bytes(type, t.weights), chosen = type === t.type;
-      const change = chosen ? "" : `${n < t.bytes ? "\u2212" : "+"}${size(Math.abs(n - t.bytes))}`;
+      const change = chosen ? "" : n === t.bytes ? "none" : `${n < t.bytes ? "\u2212" : "+"}${size(Math.abs(n - t.bytes))}`;
       body.append(row("td", [chosen ? `\u25c6 ${type}, chosen` : type, (8 * n / t.weights).toFixed(2), size(n), loss(harm), change], chosen ? "chosen-row" : ""));
     }
     table.append(head, body);

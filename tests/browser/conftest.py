@@ -86,3 +86,4 @@ def browser(chromium, files):
     )
     cdp("Emulation.setScriptExecutionDisabled", value=False)
     cdp("Emulation.clearDeviceMetricsOverride")
+    cdp("Browser.resetPermissions")

@@ -162,6 +162,8 @@ def test_the_map_is_coloured_by_bits_by_sensitivity_and_by_loss(browser):
 def test_the_charts_show_their_figures_and_no_label_lies_on_another(browser, width):
     browser.open("record", width=width, height=780)
     chart = ".curve.wide" if width > 640 else ".curve.narrow"
+    seen = "return [...document.querySelectorAll('.curve')].filter(c => c.checkVisibility()).map(c => c.classList[2])"
+    assert browser.run(seen) == [chart.split(".")[2]]
     browser.hover(f"{chart} .mixture", 0)
     assert browser.text("#tip").startswith("Q3_K_M: ")
     browser.hover(f"{chart} .frontier")
@@ -179,14 +181,14 @@ def test_the_charts_show_their_figures_and_no_label_lies_on_another(browser, wid
 
 @pytest.mark.parametrize("clipboard", ["works", "is refused", "is not there"])
 def test_the_button_copies_the_command(browser, clipboard):
-    broken = {
-        "works": "",
-        "is refused": "navigator.clipboard.writeText = async () => { throw new Error('no') };",
-        "is not there": "navigator.clipboard.writeText = undefined;",
-    }
     browser.open("record")
-    browser.cdp("Browser.grantPermissions", permissions=["clipboardReadWrite"])
-    browser.run(broken[clipboard])
+    allowed = ["clipboardReadWrite", *(["clipboardSanitizedWrite"] if clipboard == "works" else [])]
+    browser.cdp("Browser.grantPermissions", permissions=allowed)
+    if clipboard == "is not there":
+        browser.run("navigator.clipboard.writeText = undefined")
+    else:
+        script = "try { await navigator.clipboard.writeText('-'); return true } catch { return false }"
+        assert browser.run(script) == (clipboard == "works")
     browser.click(".copy", 1)
     copied = browser.run("await new Promise(r => setTimeout(r, 50)); return await navigator.clipboard.readText()")
     assert copied == "requant verify out.gguf --source experts.gguf"

@@ -81,7 +81,7 @@ def _curve(plan: Plan, found: Curve | None) -> str:
         kind = "strong-row" if dot is found.chosen else None
         name = tag("th", text(dot.name), scope="row")
         rows.append(tag("tr", name, *(tag("td", x, class_="num") for x in cells), class_=kind))
-    heads = ("", f"bytes of {found.pool}", "predicted loss", "over the best of that size")
+    heads = ("", f"bytes of {found.pool}", "predicted loss", "over the line")
     head = tag("tr", *(tag("th", label, scope="col", class_="num" if label else None) for label in heads))
     table = tag("table", tag("thead", head), tag("tbody", *rows), class_="data")
     return tag("div", curve_charts(plan, found), tag("div", table, class_="scroll"), class_="beside")

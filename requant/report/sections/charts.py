@@ -18,6 +18,7 @@ from requant.units import format_size
 WIDE, NARROW = (690, 430), (340, 340)  # pixels, for a screen and for a phone
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 14, 44
 _DECADES = 1e6  # the largest loss over the smallest that is drawn; near a copy of the source it falls to nothing
+_BENDS = 60  # across the chart
 _MARGIN = 0.06  # of the range, on either side
 Point = tuple[float, float]
 Pair = tuple[Choice, Converted]
@@ -70,13 +71,14 @@ def _curve_axes(points: Sequence[Dot], named: Sequence[Dot], size: tuple[int, in
 
 
 def _within(points: Sequence[Dot], across: Axis) -> list[Dot]:
-    """The part of the curve between the ends of the axis, its ends cut there."""
+    """The part of the curve between the ends of the axis, cut there; a logarithm bends what is straight."""
     found: list[Dot] = []
     for a, b in pairwise(points):
         lo, hi = max(a.n_bytes, across.low), min(b.n_bytes, across.high)
         if lo > hi or a.n_bytes == b.n_bytes:
             continue
-        for at in (lo, hi):
+        n = 1 + int(_BENDS * (hi - lo) / (across.high - across.low))
+        for at in (lo + (hi - lo) * k / n for k in range(n + 1)):
             share = (at - a.n_bytes) / (b.n_bytes - a.n_bytes)
             dot = Dot("", int(at), a.loss + share * (b.loss - a.loss))
             if not found or found[-1] != dot:

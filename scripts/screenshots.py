@@ -15,6 +15,7 @@ import io
 import os
 import pty
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -45,13 +46,13 @@ def requant(*words, **how):
     return subprocess.run(run, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, **how).stdout
 
 
-def on_a_terminal(*words):
-    """What requant writes to a terminal of COLUMNS columns, escapes and all; progress is left out."""
+def on_a_terminal(folder, *words):
+    """What requant, run in `folder`, writes to a terminal of COLUMNS columns, escapes and all, without progress."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
     env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")} | {"TERM": "xterm-256color"}
     run = [sys.executable, "-m", "requant", *map(str, words)]
-    process = subprocess.Popen(run, cwd=ROOT, stdout=theirs, stderr=subprocess.DEVNULL, env=env)
+    process = subprocess.Popen(run, cwd=folder, stdout=theirs, stderr=subprocess.DEVNULL, env=env)
     os.close(theirs)
     found = []
     while part := _read(ours):
@@ -191,9 +192,8 @@ def report(folder):
     from requant.evaluate import read_evaluation
     from requant.report.page import page
 
-    out, losses = folder / "tiny.gguf", folder / "losses.json"
-    requant("score", TINY, "-o", losses)
-    requant("convert", TINY, out, "--losses", losses, *BUDGET)
+    out = folder / "tiny.gguf"
+    requant("convert", TINY, out, *BUDGET)
     measured = folder / "evaluation.json"
     measured.write_text(requant("evaluate", out, "--base", TINY, "--text", FIXTURES / "eval.txt", "--json"))
     made = folder / "report.html"
@@ -225,10 +225,8 @@ def main():
             camera.shoot("report-charts.png")
             camera.look(made, 360, 780, scale=2)
             camera.shoot("report-phone.png")
-            losses = Path(work) / "losses.json"
-            camera.terminal(
-                on_a_terminal("plan", TINY, "--losses", losses, *BUDGET, "-o", Path(work) / "plan.json"), "plan.png"
-            )
+            shutil.copy(TINY, work)
+            camera.terminal(on_a_terminal(work, "plan", TINY.name, *BUDGET, "-o", "plan.json"), "plan.png")
         finally:
             camera.driver.quit()
 

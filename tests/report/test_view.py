@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from requant.formats import by_name
 from requant.limits import Limit
 from requant.plan import Choice, Mixture, Plan
-from requant.report.view import bars, cells, curve
+from requant.report.view import bars, best_at, cells, curve
 
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16")
 SHAPES = ((256, 4), (256, 8), (512, 8))
@@ -125,3 +125,23 @@ def test_cells_hold_every_tensor_with_its_sensitivity_at_the_reference_type():
     assert (outside.layer, outside.role, outside.types, outside.bpw) == (None, "token_embd", ("F16",), 16.0)
     assert outside.sensitivity == 0.5, "no Q4_K was scored; the nearest is Q8_0"
     assert (down.layer, down.role, down.types, down.loss, down.sensitivity) == (0, "ffn_down", ("Q4_K",), 0.25, 0.25)
+
+
+@given(plans())
+def test_no_allocation_lies_below_the_line_of_the_curve(plan):
+    found = curve(plan)
+    for size, loss in allocations(plan):
+        line = best_at(found, size)
+        assert line is None or loss >= line - 1e-9
+    assert best_at(found, found.points[0].n_bytes - 1) is None and best_at(found, found.points[-1].n_bytes + 1) is None
+
+
+def test_the_room_of_the_curve_is_what_the_budget_leaves_to_its_tensors():
+    c = choice("blk.0.ffn_down.weight", SHAPES[0], "Q4_K", 0.1)
+    plan = Plan(
+        "m", "00", "llama", "fisher", {}, (), {}, (c,), 0.1, 0.0, candidates={c.name: {"Q4_K": 0.1, "Q8_0": 0.0}}
+    )
+    assert curve(plan).room is None
+    assert curve(replace(plan, limits=(Limit("--size", 9000, 100), Limit("--ram", 10, 0, "cpu")))).room == 8900
+    in_vram = replace(plan, limits=(Limit("--vram", 9000, 4000, "gpu"),), runtime={"all_layers": True})
+    assert curve(in_vram).room == 5000

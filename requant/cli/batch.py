@@ -9,10 +9,11 @@ import click
 from requant.batch.sources import OWN
 from requant.batch.summary import check, to_json
 from requant.cli import messages, options
+from requant.cli.command import Command
 from requant.report.batch import batch_table
 
 
-@click.command()
+@click.command("batch", cls=Command)
 @click.argument("jobs", metavar="JOBS.toml", type=options.FILE)
 @click.option("--jobs", "at_once", type=click.IntRange(1, 64), default=1, metavar="N", help="Conversions at a time.")
 @click.option("--keep-going", is_flag=True, help="Go on with the others after a failure.")
@@ -21,7 +22,6 @@ from requant.report.batch import batch_table
 @click.option("--restart", is_flag=True, help="Begin unfinished outputs anew.")
 @options.force
 @options.json_output
-@options.debug
 def command(
     *,
     jobs: Path,

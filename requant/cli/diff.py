@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from requant.cli import messages, options
+from requant.cli.command import Command
 from requant.report.diff import difference, difference_text, read_side
 
 
-@click.command()
+@click.command("diff", cls=Command)
 @click.argument("a", type=options.FILE)
 @click.argument("b", type=options.FILE)
 @options.json_output
-@options.debug
 def command(*, a: Path, b: Path, as_json: bool) -> None:
     """Compare two plans, records or GGUFs: types, bytes, predicted loss."""
     found = difference(read_side(a), read_side(b))

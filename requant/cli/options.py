@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from requant.budget import parse_rule, parse_type, parse_types
-from requant.cli import messages
 from requant.cli.calibration import Calibration
 from requant.container.splitting import Splitting
 from requant.errors import UsageError, printable
@@ -142,14 +141,6 @@ calibration = _together(
     window,
     click.option("--quick", is_flag=True, help="Score without running the model: in seconds, but worse."),
     click.option("--statistics", type=FILE, metavar="F", help="Score with these, from `requant calibrate`."),
-)
-debug = click.option(
-    "--debug",
-    is_flag=True,
-    expose_value=False,
-    hidden=True,
-    callback=messages.set_debug,
-    help="Show where an error arose.",
 )
 
 

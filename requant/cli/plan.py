@@ -8,18 +8,19 @@ from typing import Any
 
 import click
 
-from requant.cli import messages, options, planning, stages
+from requant.cli import messages, options, planning, stages, terminal
 from requant.cli.calibration import Calibration
+from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.report.engine import start_command
-from requant.report.table import plan_table, plans_table
+from requant.report.table import plans_table
 from requant.textfile import check_writable, write_text
 from requant.units import size_label
 from requant.wishes import MAX_CONTEXT, Wishes, check_ways
 
 
-@click.command()
+@click.command("plan", cls=Command)
 @options.model
 @options.losses
 @options.budget
@@ -37,7 +38,6 @@ from requant.wishes import MAX_CONTEXT, Wishes, check_ways
 @options.allow_requantize
 @options.force
 @options.json_output
-@options.debug
 def command(
     *,
     model: Path,
@@ -91,8 +91,10 @@ def command(
             return
     if len(plans) > 1:
         messages.emit(planning.as_list(plans) if as_json else plans_table(plans, vrams))
+    elif as_json:
+        messages.emit(plan.to_json())
     else:
-        messages.emit(plan.to_json() if as_json else f"{plan_table(plan)}\n\n{start_command(plan, Path('OUT.gguf'))}")
+        messages.emit(*terminal.plan_parts(plan), start_command(plan, Path("OUT.gguf")))
 
 
 def _for_budget(out: Path, size: int) -> Path:

@@ -8,6 +8,7 @@ import click
 
 from requant.cli import messages, options, stages
 from requant.cli.calibration import Calibration
+from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.formats import Effort
@@ -16,7 +17,7 @@ from requant.textfile import check_writable, write_text
 from requant.wishes import Wishes
 
 
-@click.command()
+@click.command("score", cls=Command)
 @options.model
 @options.result_file("losses")
 @click.option(
@@ -35,7 +36,6 @@ from requant.wishes import Wishes
 @options.allow_requantize
 @options.force
 @options.json_output
-@options.debug
 def command(
     *,
     model: Path,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -11,12 +10,10 @@ from requant.errors import FILE_NAME, REMARK, brief
 from requant.formats import Effort, by_name
 from requant.limits import Limit
 from requant.plan import EDITED, IN_NATS, Choice, Losses, Plan
-from requant.report.grid import GAP, columns, grid
+from requant.report.grid import GAP, WIDTH, columns, grid, labelled
 from requant.report.view import bar
 from requant.units import format_size
 
-WIDTH = 100
-_LABEL = 12  # characters of the left column of a summary
 _NAMED = 3  # tensors named beside a reason that several share
 
 
@@ -99,7 +96,7 @@ def summary(plan: Plan, width: int = WIDTH) -> str:
         *(("fallback", line) for line in _fallbacks(plan.choices)),
         *(("note", brief(note, REMARK)) for note in plan.notes),
     ]
-    return "\n".join(_labelled(lines, width))
+    return "\n".join(labelled(lines, width))
 
 
 def losses_table(losses: Losses, width: int = WIDTH) -> str:
@@ -132,7 +129,7 @@ def losses_table(losses: Losses, width: int = WIDTH) -> str:
     title = "predicted loss if every tensor of a role had the type"
     tables = [title, *_wide(types, rows, width)] if free else []
     legend = ["+ not every tensor of the role can have the type"] if partial else []
-    return "\n\n".join([*tables, *legend, "\n".join(_labelled(lines, width))])
+    return "\n\n".join([*tables, *legend, "\n".join(labelled(lines, width))])
 
 
 def _type_bpw(name: str) -> float:
@@ -257,15 +254,3 @@ def _wide(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], width
         tables.append("\n".join(grid(lines)))
         start = end
     return tables
-
-
-def _labelled(lines: Iterable[tuple[str, str]], width: int) -> list[str]:
-    """Lines with their label on the left, wrapped into the right column; a label is not said twice in a row."""
-    result, last = [], ""
-    for label, text in lines:
-        shown = label if label != last else ""
-        wrapped = textwrap.wrap(text, max(width - _LABEL, 20), break_on_hyphens=False) or [""]
-        result.append(f"{shown:<{_LABEL}}{wrapped[0]}".rstrip())
-        result.extend(" " * _LABEL + more for more in wrapped[1:])
-        last = label
-    return result

@@ -41,7 +41,7 @@ class Choice(click.Choice):  # type: ignore[type-arg,unused-ignore]  # generic f
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The word, or a UsageError that names the option."""
-        from requant.records import suggest
+        from requant.records import suggest  # here, so that help is shown without it
 
         words = [str(word) for word in self.choices]
         if str(value).lower() not in words:
@@ -124,11 +124,12 @@ class Command(click.Command):
 
 def write_options(params: Iterable[click.Parameter], ctx: click.Context, formatter: click.HelpFormatter) -> None:
     """The options, each under its heading, in the order of the headings."""
-    records = {p.opts[-1]: record for p in params if (record := p.get_help_record(ctx)) is not None}
+    options = [p for p in params if isinstance(p, click.Option)]
+    records = {o.opts[-1]: record for o in options if (record := o.get_help_record(ctx)) is not None}
     named = {option for options in HEADINGS.values() for option in options}
     sections = HEADINGS | {OTHER: tuple(o for o in records if o not in named)}
-    for heading, options in sections.items():
-        rows = [records[option] for option in options if option in records]
+    for heading, names in sections.items():
+        rows = [records[name] for name in names if name in records]
         if rows:
             with formatter.section(heading):
                 formatter.write_dl(rows, col_max=28)

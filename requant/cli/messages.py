@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
-from requant.cli.progress import progress
+from requant.cli.progress import progress as _progress
 from requant.cli.speech import QUIET, VERBOSE, say
 from requant.errors import InputOutputError, RequantError, UsageError, printable
 from requant.units import format_size
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from requant.formats import BlockFormat
     from requant.report.bars import Picture, Span
+
+progress = _progress
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -220,10 +222,17 @@ def _exhausted(error: MemoryError | RuntimeError) -> str:
 
 def _usage(error: click.ClickException) -> str:
     """Click's message in the form of ours."""
+    import click
+
+    from requant.records import nearest
+
     message = " ".join(error.format_message().split()).removesuffix(".")
+    if isinstance(error, click.NoSuchOption):
+        near = nearest(error.option_name, error.possibilities or (), 1)
+        message = f"no option '{error.option_name}'{f'; did you mean {near[0]}?' if near else ''}"
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "requant"
-    return f"{message[:1].lower()}{message[1:]}; see {path} --help"
+    return f"{message[:1].lower()}{message[1:]}{'' if message.endswith('?') else ';'} see {path} --help"
 
 
 def _stop(number: int, _: object) -> None:

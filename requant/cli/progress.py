@@ -8,7 +8,6 @@ job, the output or model that it is about. The first line of a stage says 0, the
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import threading
@@ -170,6 +169,8 @@ class _Lines:
 
 def as_json(meter: Meter) -> str:
     """The line that --progress json writes."""
+    import json  # only where it is wanted, as it takes its time
+
     rate, eta, job = meter.rate, meter.eta, os.environ.get(JOB)
     line = {
         "schema": SCHEMA,

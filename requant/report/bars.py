@@ -101,7 +101,7 @@ def picture(parts: Iterable[Part], canvas: Canvas) -> Picture:
     bar = max(_LEAST_BAR, min(_BAR, room))
     longest = max((row.bits for row in rows if not row.outside), default=0) or max(row.bits for row in rows)
     head = f"{'layer':{label}}  {'bits per weight':{bar}.{bar}}  {'':>5}  {'size':>{size}}"
-    lines = [(Span(head + ("  types" if with_types else ""), _dyed(_FAINT, canvas)),)]
+    lines: list[tuple[Span, ...]] = [(Span(head + ("  types" if with_types else ""), _dyed(_FAINT, canvas)),)]
     for row, shown, names in zip(rows, sizes, types, strict=True):
         drawn, used = _bar(row, longest, bar, canvas)
         tail = f"{'':{bar - used}}  {row.bits:5.2f}  {shown:>{size}}" + (f"  {names}" if with_types else "")

@@ -208,7 +208,7 @@ def facts(found: Inspection, width: int = WIDTH) -> str:
 
 
 def _table(head: str, shares: tuple[Share, ...]) -> str:
-    rows = [[head, "tensors", "weights", "size", "bpw", "" if head == "type" else "types"]]
+    rows = [[head, "tensors", "weights", "size", "bits/weight", "" if head == "type" else "types"]]
     for s in shares:
         types = "" if head == "type" else ", ".join(s.types)
         rows.append([brief(s.name), str(s.tensors), f"{s.weights:,}", format_size(s.n_bytes), f"{s.bpw:.2f}", types])

@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
@@ -148,6 +149,11 @@ def warn(*texts: str) -> None:
     """A line on stderr for each of `texts`, unless quiet."""
     for text in texts:
         say(f"warning: {text}")
+
+
+def working(what: str) -> AbstractContextManager[Callable[[int], None]]:
+    """While something is at work that may take long and does not say how far it is."""
+    return progress(what, None, "")
 
 
 def interruptible(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

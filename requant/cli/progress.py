@@ -76,27 +76,27 @@ class Meter:
 def progress(what: str, total: int | None, unit: str = "B") -> Iterator[Callable[[int], None]]:
     """While the stage `what` is at work, of `total` units if that is known; yields what takes units done."""
     meter = Meter(what, total, unit.strip())
-    mode = _mode()
+    how = mode()
     with contextlib.ExitStack() as stack:
-        if mode == "bar":
+        if how == "bar":
             stack.enter_context(speech.drawing())
-        show = {"bar": _bar, "plain": _plain, "auto": _plain, "json": _Lines().show}.get(mode)
+        show = {"bar": _bar, "plain": _plain, "auto": _plain, "json": _Lines().show}.get(how)
         if show is not None:
-            if mode != "auto":
+            if how != "auto":
                 show(meter, True)
-            stack.enter_context(_ticking(lambda: show(meter, False), EVERY[mode]))
+            stack.enter_context(_ticking(lambda: show(meter, False), EVERY[how]))
         yield meter.advance
-    if show is not None and mode in ("plain", "json"):
+    if show is not None and how in ("plain", "json"):
         show(meter, True)
-    if settings.level >= VERBOSE and mode != "plain":
+    if settings.level >= VERBOSE and how != "plain":
         speech.say(_ended(meter), VERBOSE)
 
 
-def _mode() -> str:
-    """What --progress means here."""
-    mode = settings.progress
-    if mode != "auto":
-        return mode
+def mode() -> str:
+    """What --progress means here; auto is then lines that come rarely."""
+    how = settings.progress
+    if how != "auto":
+        return how
     if settings.level <= QUIET:
         return "none"
     drawn = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

@@ -29,10 +29,9 @@ def _errors(encoded: list[Converted]) -> list[str]:
     for name in sorted({t.type for t in encoded}, key=lambda name: (_bpw(name), name)):
         found = [t for t in encoded if t.type == name]
         worst = max(found, key=lambda t: t.rmse)
-        middle = median(t.rmse for t in found)
-        lines.append(
-            f"{name:8}{len(found):4} tensors  median {100 * middle:5.2f} %  largest {100 * worst.rmse:5.2f} %  {brief(worst.name)}"
-        )
+        middle = f"median {100 * median(t.rmse for t in found):5.2f} %"
+        largest = f"largest {100 * worst.rmse:5.2f} % {brief(worst.name)}"
+        lines.append(f"{name:8}{len(found):4} tensor{' ' if len(found) == 1 else 's'}  {middle}  {largest}")
     return lines
 
 

@@ -234,7 +234,7 @@ class Run:
         def started(c: Cell) -> None:
             messages.tell(f"{what} {c.model.path}")
 
-        worker.run_all([(cell, words)], 1, started, finished, lambda c: c.model.path.name)
+        worker.run_all([(cell, words)], 1, started, finished, lambda c: str(c.model.path))
         return iter(found)
 
     def _read_losses(self, scores: _Scores) -> Losses:
@@ -280,8 +280,8 @@ class Run:
             return self.keep_going or cell.row.status == "done"
 
         drawn_there = self.at_once == 1 and mode() == "bar"
-        with nullcontext(_nothing) if drawn_there else messages.progress("batch", len(tasks), "outputs") as advance:
-            worker.run_all(tasks, self.at_once, started, finished, _name_of)
+        with nullcontext(int) if drawn_there else messages.progress("batch", len(tasks), "outputs") as advance:
+            worker.run_all(tasks, self.at_once, started, finished, lambda cell: cell.row.output or "")
 
     def _convert_words(self, cell: Cell) -> list[str]:
         assert cell.out is not None
@@ -368,14 +368,6 @@ class Run:
     def _write_summary(self) -> None:
         text = summary.to_json(self.rows, self.matrix.no_sources)
         write_text(self.folder / "summary.json", text, force=True, inputs=frozenset())
-
-
-def _nothing(_: int) -> None:
-    pass
-
-
-def _name_of(cell: Cell) -> str:
-    return "" if cell.out is None else cell.out.name
 
 
 def _left(begun: float, done: int, n: int) -> str:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -129,10 +130,15 @@ def write_options(params: Iterable[click.Parameter], ctx: click.Context, formatt
     named = {option for options in HEADINGS.values() for option in options}
     sections = HEADINGS | {OTHER: tuple(o for o in records if o not in named)}
     for heading, names in sections.items():
-        rows = [records[name] for name in names if name in records]
+        rows = [(records[name][0], _plain(records[name][1])) for name in names if name in records]
         if rows:
             with formatter.section(heading):
                 formatter.write_dl(rows, col_max=28)
+
+
+def _plain(text: str) -> str:
+    """Without the brackets that click puts around a default that is said in words."""
+    return re.sub(r"\[default: \(([^()]*)\)", r"[default: \1", text)
 
 
 def write_page(page: Page, formatter: click.HelpFormatter) -> None:

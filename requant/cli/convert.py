@@ -25,7 +25,14 @@ from requant.wishes import Wishes, check_ways
 @options.model
 @click.argument("out", type=options.FILE)
 @options.budget
-@click.option("--plan", "plan_file", type=options.FILE, metavar="F", help="A plan from `requant plan`, perhaps edited.")
+@click.option(
+    "--plan",
+    "plan_file",
+    type=options.FILE,
+    metavar="F",
+    shell_complete=options.JSON,
+    help="A plan from `requant plan`, perhaps edited.",
+)
 @options.single_type
 @options.preset
 @options.like
@@ -64,7 +71,11 @@ def command(
     cluster: str | None,
     **given: Any,
 ) -> None:
-    """Quantize a model to a budget (--vram, --ram, --size, ...), a --plan, a --preset, or one --type for all."""
+    """Quantize a model to a budget (--vram, --ram, --size, ...), a --plan, a --preset, or one --type for all.
+
+    With a budget all stages run in one go: score, plan, write, verify. The output appears under its name when it is
+    complete and was read again. A run that was stopped goes on by the same command.
+    """
     check_ways(wishes, given["plan_file"], given["type_name"], given["preset"], given["like"])
     if len(vrams) > 1:
         raise UsageError("convert makes one file; give one --vram, or plan for all of them first")

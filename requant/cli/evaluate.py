@@ -17,7 +17,13 @@ from requant.report.evaluation import evaluation_text
 
 @click.command("evaluate", cls=Command)
 @options.model
-@click.option("--base", type=options.FILE, metavar="F", help="The model to measure the divergence from.")
+@click.option(
+    "--base",
+    type=options.FILE,
+    metavar="F",
+    shell_complete=options.GGUF,
+    help="The model to measure the divergence from.",
+)
 @options.text
 @options.tokens
 @options.windows(None)

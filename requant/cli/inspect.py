@@ -18,7 +18,11 @@ from requant.report.inspect import facts, inspect, tables
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @options.json_output
 def command(*, model: Path, n_ctx: int | None, tensors: bool, as_json: bool) -> None:
-    """Show what a model is made of and what it needs in VRAM."""
+    """Show what a model is made of and what it needs in VRAM.
+
+    Types and roles with their bytes and bits per weight, and the VRAM for weights, KV cache and compute buffer at
+    --ctx. Only the header is read. On a terminal the bits of each layer are drawn as bars.
+    """
     with open_source(model) as source:
         found = inspect(source, n_ctx)
     messages.warn(*found.warnings)

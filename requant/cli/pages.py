@@ -211,7 +211,7 @@ PAGES = {
     "diff": Page(
         files=(("A, B", "Read: plans, records of conversions (OUT.requant.json) or GGUFs."),),
         examples=(
-            Example("requant diff plan.json out.gguf.json", "Two plans, or a plan and a record"),
+            Example("requant diff plan.json out.gguf.requant.json", "Two plans, or a plan and a record"),
             Example("requant diff model.gguf out.gguf", "Two models"),
             Example("requant diff plan.json out.gguf --json", "A plan and a model, for a program"),
         ),

@@ -53,7 +53,11 @@ def command(
     cluster: str | None,
     **how: Any,
 ) -> None:
-    """Choose a type, and a device, for each tensor within a budget, or several plans for several --vram."""
+    """Choose a type, and a device, for each tensor within a budget.
+
+    The choice is of least predicted loss among all that fit, with a proven gap. Without --losses the model is scored
+    first. Nothing is converted: give the plan to `requant convert --plan`. Several --vram give several plans.
+    """
     if not frontier:
         check_ways(wishes, None, None, how["preset"], how["like"])
     elif wishes.n_ctx == MAX_CONTEXT:

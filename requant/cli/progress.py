@@ -24,6 +24,7 @@ SCHEMA = "requant.progress/1"
 JOB = "REQUANT_WORKER_JOB"  # in the environment: what a worker of a batch is at
 EVERY = {"bar": 0.2, "plain": 10.0, "auto": 10.0, "json": 0.5}  # seconds between two looks
 SILENCE = 10.0  # seconds after which a JSON line comes even where nothing was done
+BEGINS, GOES_ON, ENDS = range(3)  # when a stage is shown
 _WINDOW = 60.0  # seconds that the rate is taken over
 _BAR = 24  # characters at most
 
@@ -77,18 +78,16 @@ def progress(what: str, total: int | None, unit: str = "B") -> Iterator[Callable
     """While the stage `what` is at work, of `total` units if that is known; yields what takes units done."""
     meter = Meter(what, total, unit.strip())
     how = mode()
+    show = {"bar": _bar, "plain": _plain, "auto": _rarely, "json": _Lines().show}.get(how)
     with contextlib.ExitStack() as stack:
-        if how == "bar":
-            stack.enter_context(speech.drawing())
-        show = {"bar": _bar, "plain": _plain, "auto": _plain, "json": _Lines().show}.get(how)
         if show is not None:
-            if how != "auto":
-                show(meter, True)
-            stack.enter_context(_ticking(lambda: show(meter, False), EVERY[how]))
+            if how == "bar":
+                stack.enter_context(speech.drawing())
+            show(meter, BEGINS)
+            stack.callback(show, meter, ENDS)
+            stack.enter_context(_ticking(lambda: show(meter, GOES_ON), EVERY[how]))
         yield meter.advance
-    if show is not None and how in ("plain", "json"):
-        show(meter, True)
-    if settings.level >= VERBOSE and how != "plain":
+    if how != "plain":
         speech.say(_ended(meter), VERBOSE)
 
 
@@ -123,7 +122,7 @@ def _ticking(show: Callable[[], None], seconds: float) -> Iterator[None]:
             thread.join(1)
 
 
-def _bar(meter: Meter, _: bool) -> None:
+def _bar(meter: Meter, _: int) -> None:
     width = _columns() - 1
     parts = [meter.stage]
     if meter.total:
@@ -145,12 +144,23 @@ def _columns() -> int:
         return 80
 
 
-def _plain(meter: Meter, _: bool) -> None:
+def _plain(meter: Meter, when: int) -> None:
     job = os.environ.get(JOB)
+    speech.say(f"{job + ': ' if job else ''}{_told(meter, when)}", QUIET)
+
+
+def _rarely(meter: Meter, when: int) -> None:
+    if when == GOES_ON:
+        _plain(meter, when)
+
+
+def _told(meter: Meter, when: int) -> str:
+    if when == ENDS:
+        return _ended(meter)
+    if when == BEGINS:
+        return f"{meter.stage} {_amount(meter.total, meter.unit)}" if meter.total else meter.stage
     share = f"{min(100, 100 * meter.done // meter.total)} %, " if meter.total else ""
-    finished = bool(meter.total) and meter.done == meter.total
-    figures = f"{_count(meter)}, {format_duration(meter.seconds)}" if finished else _figures(meter)
-    speech.say(f"{job + ': ' if job else ''}{meter.stage} {share}{figures}", QUIET)
+    return f"{meter.stage} {share}{_figures(meter)}"
 
 
 class _Lines:
@@ -159,10 +169,10 @@ class _Lines:
     def __init__(self) -> None:
         self.said: tuple[float, int] | None = None
 
-    def show(self, meter: Meter, always: bool) -> None:
+    def show(self, meter: Meter, when: int) -> None:
         now = time.monotonic()
         new = self.said is None or self.said[1] != meter.done or now - self.said[0] > SILENCE
-        if always or new:
+        if new or when != GOES_ON:
             self.said = now, meter.done
             speech.write(as_json(meter) + "\n")
 

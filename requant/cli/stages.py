@@ -167,9 +167,7 @@ def read_importance(path: Path | None, source: Source) -> Imatrix | None:
         return None
     from requant.imatrix import coverage, read_imatrix
 
-    arch = require_model(source)
-    with messages.working("reading importance"):
-        imatrix = read_imatrix(path)
+    arch, imatrix = require_model(source), read_imatrix(path)
     coverage(imatrix, [t for t in source.tensors if never_quantize(arch, t.name, t.shape, t.type_id) is None])
     return imatrix
 
@@ -299,7 +297,7 @@ class Job:
         klds = [evaluation.mean_kld or 0.0 for evaluation in found]
         best = klds.index(min(klds))
         note = (
-            f"the best of {len(plans)} plans by divergence on held-out text, which was {klds[0]:.3g} nats for the first"
+            f"the best of {len(plans)} plans by divergence on held-out text; that of the first was {klds[0]:.3g} nats"
         )
         return replace(plans[best], measured_kld=klds[best], notes=(*plans[best].notes, note))
 

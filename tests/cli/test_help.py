@@ -31,7 +31,7 @@ def test_the_list_of_commands_says_what_each_says_of_itself(capsys):
     listed = " ".join(run(capsys, "--help").out.split())
     for name, what in COMMANDS.items():
         assert f"{name} {what}" in listed
-        assert main.get_command(None, name).name == "command"
+        assert main.get_command(None, name).name == name
         assert main.get_command(None, name).help
 
 

@@ -29,5 +29,6 @@ def command(*, model: Path, n_ctx: int | None, tensors: bool, as_json: bool) -> 
     if as_json:
         messages.emit(found.to_json())
     else:
-        head = facts(found, terminal.width())
-        messages.emit(head, *terminal.model_picture(found), *tables(found, tensors=tensors))
+        width = terminal.width()
+        picture = terminal.model_picture(found)
+        messages.emit(facts(found, width), *picture, *tables(found, width, tensors=tensors))

@@ -62,11 +62,12 @@ def command(
         check_ways(wishes, None, None, how["preset"], how["like"])
     elif wishes.n_ctx == MAX_CONTEXT:
         raise UsageError("--frontier is of one context; give --ctx a number")
-    if explain is not None and (not wishes.has_budget or len(vrams) > 1 or frontier):
+    one = len(vrams) < 2 and not frontier
+    if explain is not None and not (one and wishes.has_budget):
         raise UsageError("--explain is of one plan for a budget")
     if explain is not None and how["losses"] is None:
         raise UsageError("--explain solves again and again; give it the losses of `requant score` with --losses")
-    if recipe is not None and (len(vrams) > 1 or frontier):
+    if recipe is not None and not one:
         raise UsageError("--emit-tensor-types is of one plan; give one --vram and no --frontier")
     targets = [out] if len(vrams) < 2 or out is None else [_for_budget(out, size) for size in vrams]
     with open_source(model) as source, stages.connected(cluster) as workers:
@@ -76,10 +77,7 @@ def command(
             if path is not None:
                 check_writable(path, force=force, inputs=job.inputs)
         if frontier:
-            text = planning.frontier(job, as_json=as_json or (out is not None and out.suffix == ".json"))
-            if out is not None:
-                write_text(out, text, force=force, inputs=job.inputs)
-            messages.emit(text.removesuffix("\n"))
+            _frontier(job, out, as_json=as_json, force=force)
             return
         plans = planning.plans(job, vrams) if len(vrams) > 1 else [job.planned()[0]]
         for plan, path in zip(plans, targets, strict=False):
@@ -99,6 +97,13 @@ def command(
         messages.emit(plan.to_json())
     else:
         messages.emit(*terminal.plan_parts(plan), start_command(plan, Path("OUT.gguf")))
+
+
+def _frontier(job: stages.Job, out: Path | None, *, as_json: bool, force: bool) -> None:
+    text = planning.frontier(job, as_json=as_json or (out is not None and out.suffix == ".json"))
+    if out is not None:
+        write_text(out, text, force=force, inputs=job.inputs)
+    messages.emit(text.removesuffix("\n"))
 
 
 def _for_budget(out: Path, size: int) -> Path:

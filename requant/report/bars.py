@@ -14,10 +14,12 @@ from requant.errors import brief
 from requant.formats import by_name
 from requant.model.roles import layer_of, role_of
 from requant.plan import Plan
+from requant.report.grid import columns
 from requant.report.inspect import Inspection
 from requant.units import format_size
 
 MOST_LINES = 20  # of layers; more are merged
+_WIDEST_LABEL = 16  # columns
 _BAR = 64  # characters of the longest bar, at most
 _LEAST_BAR = 8
 _TYPES_FROM = 24  # characters of a bar that are left where types stand beside it
@@ -92,7 +94,7 @@ def picture(parts: Iterable[Part], canvas: Canvas) -> Picture:
     """A line per layer, alike neighbours in one, and for what is large outside the layers; a legend of the types."""
     rows = _rows(list(parts))
     sizes = [format_size(row.n_bytes) for row in rows]
-    label = max(5, *(len(row.label) for row in rows))
+    label = max(5, *(columns(row.label) for row in rows))
     size = max(4, *map(len, sizes))
     room = canvas.width - label - size - 4 * 2 - 4  # gaps, and the figure
     types = [" ".join(name for name, _ in row.types) for row in rows]
@@ -105,7 +107,7 @@ def picture(parts: Iterable[Part], canvas: Canvas) -> Picture:
     for row, shown, names in zip(rows, sizes, types, strict=True):
         drawn, used = _bar(row, longest, bar, canvas)
         tail = f"{'':{bar - used}}  {row.bits:5.2f}  {shown:>{size}}" + (f"  {names}" if with_types else "")
-        lines.append((Span(f"{row.label:{label}}  "), *drawn, Span(tail)))
+        lines.append((Span(row.label + " " * (label - columns(row.label) + 2)), *drawn, Span(tail)))
     return Picture((*lines, *_legend(rows, canvas)))
 
 
@@ -125,7 +127,7 @@ def _rows(parts: list[Part]) -> list[_Row]:
         else:
             outside.setdefault(part.place, []).append(part)
     beside = {
-        role: _row(brief(role, 16), found, outside=True)
+        role: _row(_label(role), found, outside=True)
         for role, found in outside.items()
         if not layers or sum(p.n_weights for p in found) >= _SMALL * total
     }
@@ -133,6 +135,13 @@ def _rows(parts: list[Part]) -> list[_Row]:
     return [*first, *_layer_rows(layers), *(row for role, row in beside.items() if "embd" not in role)] or [
         _row("all", parts)
     ]
+
+
+def _label(role: str) -> str:
+    text = brief(role)
+    while columns(text) > _WIDEST_LABEL:
+        text = text[:-1]
+    return text
 
 
 def _layer_rows(layers: dict[int, list[Part]]) -> list[_Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 from requant.model.memory import default_settings, device_bytes, memory_for, on_device
 from requant.model.roles import is_tied, never_quantize, role_of
 from requant.records import dump, plain
-from requant.report.grid import GAP, WIDTH, grid, labelled
+from requant.report.grid import GAP, WIDTH, columns, grid, labelled
 from requant.units import format_size
 
 SCHEMA = "requant.inspect/1"
@@ -181,9 +182,9 @@ def as_text(found: Inspection, *, tensors: bool = False) -> str:
     return "\n\n".join((facts(found), *tables(found, tensors=tensors)))
 
 
-def tables(found: Inspection, *, tensors: bool = False) -> list[str]:
-    """All that is said beside the facts."""
-    parts = [_table("type", found.types), _table("role", found.roles), _memory(found)]
+def tables(found: Inspection, width: int = WIDTH, *, tensors: bool = False) -> list[str]:
+    """All that is said beside the facts; what does not fit `width` is left out of the roles' table."""
+    parts = [_table("type", found.types), _table("role", found.roles, width), _memory(found, width)]
     return [part for part in (*parts, _tensors(found) if tensors else "") if part]
 
 
@@ -207,21 +208,26 @@ def facts(found: Inspection, width: int = WIDTH) -> str:
     return "\n".join(labelled(lines, width, max(len(label) for label, _ in lines) + len(GAP)))
 
 
-def _table(head: str, shares: tuple[Share, ...]) -> str:
+def _table(head: str, shares: tuple[Share, ...], width: int = WIDTH) -> str:
     rows = [[head, "tensors", "weights", "size", "bits/weight", "" if head == "type" else "types"]]
     for s in shares:
         types = "" if head == "type" else ", ".join(s.types)
         rows.append([brief(s.name), str(s.tensors), f"{s.weights:,}", format_size(s.n_bytes), f"{s.bpw:.2f}", types])
-    return "\n".join(grid(rows, right=(1, 2, 3, 4)))
+    lines = grid(rows, right=(1, 2, 3, 4))
+    if max(map(columns, lines)) > width:
+        lines = grid([row[:-1] for row in rows], right=(1, 2, 3, 4))
+    return "\n".join(lines)
 
 
-def _memory(found: Inspection) -> str:
+def _memory(found: Inspection, width: int) -> str:
     if found.needs is None:
         return ""
     n = found.needs
     parts = (("weights", n.weights), ("KV cache", n.kv_cache), ("compute", n.compute), ("together", n.total))
     title = f"in VRAM, all layers, a context of {n.n_ctx} tokens in f16, batches of 512 tokens, nothing in reserve"
-    return "\n".join([title, *grid([[name, format_size(size)] for name, size in parts], right=(1,))])
+    return "\n".join(
+        [*textwrap.wrap(title, width), *grid([[name, format_size(size)] for name, size in parts], right=(1,))]
+    )
 
 
 def _tensors(found: Inspection) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -128,7 +129,7 @@ def losses_table(losses: Losses, width: int = WIDTH) -> str:
         *(("note", brief(note, REMARK)) for note in losses.notes),
     ]
     title = f"predicted loss, in {loss_unit(losses.method)}, if every tensor of a role had the type"
-    tables = [title, *_wide(types, rows, width)] if free else []
+    tables = ["\n".join(textwrap.wrap(title, max(width, 20))), *_wide(types, rows, width)] if free else []
     legend = ["+ not every tensor of the role can have the type"] if partial else []
     return "\n\n".join([*tables, *legend, "\n".join(labelled(lines, width))])
 

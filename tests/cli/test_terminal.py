@@ -98,7 +98,14 @@ def test_verbose_says_what_is_read_written_and_done(capsys, losses, tmp_path, be
     ran = run(capsys, *(["-v", *words] if before else [*words, "-v"]))
     lines = ran.err.splitlines()
     assert ran.code == 0 and all(line.startswith("requant: ") for line in lines)
-    for said in (f"reads {TINY}, 19.15 MiB", f"reads {losses}", f"writes {out}", "threads: ", "solving took ", "plan took "):
+    for said in (
+        f"reads {TINY}, 19.15 MiB",
+        f"reads {losses}",
+        f"writes {out}",
+        "threads: ",
+        "solving took ",
+        "plan took ",
+    ):
         assert any(said in line for line in lines), (said, lines)
 
 

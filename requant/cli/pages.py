@@ -114,7 +114,7 @@ PAGES = {
                 "On 16 windows of a text of yours",
             ),
             Example(
-                "requant calibrate model.gguf --no-gradients -o imatrix.gguf --force",
+                "requant calibrate model.gguf --no-gradients -o imatrix.gguf",
                 "Only an importance matrix, in a third of the time",
             ),
         ),
@@ -127,7 +127,7 @@ PAGES = {
             ("-o LOSSES", "Written: the losses as JSON, for any number of plans."),
         ),
         examples=(
-            Example("requant score model.gguf -o losses.json --force", "From gradients on the text that ships"),
+            Example("requant score model.gguf -o losses.json", "From gradients on the text that ships"),
             Example("requant score model.gguf --quick -o quick.json", "In seconds and worse, without running it"),
             Example(
                 "requant score model.gguf --types Q4_K,Q5_K,Q6_K,IQ4_XS -o few.json",
@@ -184,7 +184,7 @@ PAGES = {
         ),
         examples=(
             Example(
-                "requant convert model.gguf card.gguf --vram 12GiB --ctx 16384",
+                "requant convert model.gguf out.gguf --vram 12GiB --ctx 16384",
                 "Score, plan, write and verify, for a card of 12 GiB",
             ),
             Example("requant convert model.gguf planned.gguf --plan plan.json", "As a plan says"),

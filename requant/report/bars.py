@@ -19,9 +19,9 @@ from requant.report.inspect import Inspection
 from requant.units import format_size
 
 MOST_LINES = 20  # of layers; more are merged
-_WIDEST_LABEL = 16  # columns
+_WIDEST_LABEL = 12  # columns
 _BAR = 64  # characters of the longest bar, at most
-_LEAST_BAR = 8
+_LEAST_BAR = 4
 _TYPES_FROM = 24  # characters of a bar that are left where types stand beside it
 _SMALL = 0.002  # share of the weights under which tensors outside the layers are left out
 _CUT = ">"  # at the end of a bar that is longer than any layer's, and cut

@@ -152,12 +152,12 @@ PAGES = {
         ),
         examples=(
             Example(
-                "requant plan model.gguf --losses losses.json --vram 12GiB --ctx 16384 -o p.json",
-                "For a card of 12 GiB with 16384 tokens",
+                "requant plan model.gguf --losses losses.json --vram 12GiB -o plan.json",
+                "For a card of 12 GiB, in a file for convert --plan",
             ),
             Example(
-                "requant plan model.gguf --losses losses.json --vram 8GiB,12GiB,16GiB",
-                "For three cards, a line each",
+                "requant plan model.gguf --losses losses.json --vram 8GiB,12GiB --ctx 16384",
+                "For two cards with 16384 tokens of context, a line each",
             ),
             Example(
                 "requant plan model.gguf --losses losses.json --vram 12GiB --ram 48GiB",
@@ -168,8 +168,8 @@ PAGES = {
                 "The fewest bytes for a predicted loss of 0.02 nats per token",
             ),
             Example(
-                "requant plan model.gguf --losses losses.json --bpw 4.5 --tensor-type attn_v=q6_k",
-                "4.5 bits per weight, and a type that is given",
+                "requant plan model.gguf --losses losses.json --bpw 5 --min-type attn_v=q6_k",
+                "5 bits per weight, and nothing smaller than Q6_K for some tensors",
             ),
         ),
         exit_codes=(0, 2, 3, 4, 5, 6, 7, 8, 130),
@@ -240,8 +240,8 @@ PAGES = {
                 "How far the output is from its source",
             ),
             Example(
-                "requant evaluate out.gguf --base model.gguf --text text.txt --windows 2 --json",
-                "On two windows, for a program",
+                "requant evaluate out.gguf --base model.gguf --text text.txt --json",
+                "The same for a program",
             ),
         ),
         exit_codes=(0, 2, 3, 6, 7, 8, 130),

@@ -92,7 +92,7 @@ def command(
             messages.emit(planning.explanation(job, plan, explain))
             return
     if len(plans) > 1:
-        messages.emit(planning.as_list(plans) if as_json else plans_table(plans, vrams))
+        messages.emit(planning.as_list(plans) if as_json else plans_table(plans, vrams, terminal.width()))
     elif as_json:
         messages.emit(plan.to_json())
     else:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from requant.cli import messages, options, stages
+from requant.cli import messages, options, stages, terminal
 from requant.cli.calibration import Calibration
 from requant.cli.command import Command
 from requant.container.source import open_source
@@ -88,4 +88,4 @@ def command(
 
             assert scored.measured is not None
             write_statistics(emit, scored.measured[0], source, scored.measured[1], force=force, inputs=job.inputs)
-    messages.emit(losses.to_json() if as_json else losses_table(losses))
+    messages.emit(losses.to_json() if as_json else losses_table(losses, terminal.width()))

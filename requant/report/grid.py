@@ -29,6 +29,17 @@ def grid(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
     return [GAP.join(place(cell, k) for k, cell in enumerate(row)).rstrip() for row in rows]
 
 
+def fitting(rows: Sequence[Sequence[str]], width: int, right: Sequence[int], spare: Sequence[int]) -> list[str]:
+    """The grid; where it is wider than `width` without the columns in `spare`, one after the other as need be."""
+    left = list(range(len(rows[0])))
+    for column in (None, *spare):
+        left = [k for k in left if k != column]
+        lines = grid([[row[k] for k in left] for row in rows], [i for i, k in enumerate(left) if k in right])
+        if max(map(columns, lines)) <= width:
+            break
+    return lines
+
+
 def labelled(lines: Iterable[tuple[str, str]], width: int, label_width: int = 12) -> list[str]:
     """Lines with their label on the left, wrapped into the right column; a label is not said twice in a row."""
     result, last = [], ""

@@ -13,7 +13,7 @@ from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 from requant.model.memory import default_settings, device_bytes, memory_for, on_device
 from requant.model.roles import is_tied, never_quantize, role_of
 from requant.records import dump, plain
-from requant.report.grid import GAP, WIDTH, columns, grid, labelled
+from requant.report.grid import GAP, WIDTH, fitting, grid, labelled
 from requant.units import format_size
 
 SCHEMA = "requant.inspect/1"
@@ -213,10 +213,7 @@ def _table(head: str, shares: tuple[Share, ...], width: int = WIDTH) -> str:
     for s in shares:
         types = "" if head == "type" else ", ".join(s.types)
         rows.append([brief(s.name), str(s.tensors), f"{s.weights:,}", format_size(s.n_bytes), f"{s.bpw:.2f}", types])
-    lines = grid(rows, right=(1, 2, 3, 4))
-    if max(map(columns, lines)) > width:
-        lines = grid([row[:-1] for row in rows], right=(1, 2, 3, 4))
-    return "\n".join(lines)
+    return "\n".join(fitting(rows, width, right=(1, 2, 3, 4), spare=(5,)))
 
 
 def _memory(found: Inspection, width: int) -> str:

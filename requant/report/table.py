@@ -11,7 +11,7 @@ from requant.errors import FILE_NAME, REMARK, brief
 from requant.formats import Effort, by_name
 from requant.limits import Limit
 from requant.plan import EDITED, IN_NATS, Choice, Losses, Plan
-from requant.report.grid import GAP, WIDTH, columns, grid, labelled
+from requant.report.grid import GAP, WIDTH, columns, fitting, grid, labelled
 from requant.report.view import bar
 from requant.units import format_size
 
@@ -23,7 +23,7 @@ def plan_table(plan: Plan, width: int = WIDTH) -> str:
     return "\n\n".join(part for part in (layer_table(plan, width), type_table(plan), summary(plan, width)) if part)
 
 
-def plans_table(plans: Sequence[Plan], vrams: Sequence[int]) -> str:
+def plans_table(plans: Sequence[Plan], vrams: Sequence[int], width: int = WIDTH) -> str:
     """One line per budget in VRAM: weights, bits, predicted loss and gap, context and cache, layers on the GPU."""
     loss = "loss, nats" if all(plan.method in IN_NATS for plan in plans) else "loss, points"
     rows = [["--vram", "weights", "bits/weight", loss, "gap", "tokens", "K/V cache", "GPU layers", "tokens/s"]]
@@ -42,7 +42,7 @@ def plans_table(plans: Sequence[Plan], vrams: Sequence[int]) -> str:
                 "" if ns is None else f"{1e9 / max(ns, 1):.1f}",
             ]
         )
-    return "\n".join(grid(rows, right=(0, 1, 2, 3, 4, 5, 7, 8)))
+    return "\n".join(fitting(rows, width, right=(0, 1, 2, 3, 4, 5, 7, 8), spare=(6, 4, 8, 7)))
 
 
 def layer_table(plan: Plan, width: int = WIDTH) -> str:

@@ -67,7 +67,7 @@ def test_a_command_has_three_to_five_examples_that_fit_a_terminal(capsys, name):
     text = help_of(capsys, name)
     for example in examples:
         assert example.command.startswith(f"requant {name} ") and f"    {example.command}\n" in text
-    assert max(map(len, text.splitlines())) < 86
+    assert max(map(len, text.splitlines())) <= 80
 
 
 @each_command

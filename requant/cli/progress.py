@@ -26,7 +26,7 @@ EVERY = {"bar": 0.2, "plain": 10.0, "auto": 10.0, "json": 0.5}  # seconds betwee
 SILENCE = 10.0  # seconds after which a JSON line comes even where nothing was done
 BEGINS, GOES_ON, ENDS = range(3)  # when a stage is shown
 _WINDOW = 60.0  # seconds that the rate is taken over
-_BAR = 24  # characters at most
+_BAR, _LEAST_BAR = 24, 6  # characters at most, and where a bar says something
 
 
 @dataclass(slots=True)
@@ -123,17 +123,16 @@ def _ticking(show: Callable[[], None], seconds: float) -> Iterator[None]:
 
 
 def _bar(meter: Meter, _: int) -> None:
-    width = _columns() - 1
-    parts = [meter.stage]
+    width, figures = _columns() - 1, _figures(meter)
+    parts = [meter.stage, figures]
     if meter.total:
         share = min(1.0, meter.done / meter.total)
-        full = round(_BAR * share)
-        parts += [f"{100 * share:3.0f} %", f"[{'#' * full}{'-' * (_BAR - full)}]"]
-    parts.append(_figures(meter))
-    line = "  ".join(part for part in parts if part)
-    if len(line) > width and meter.total:
-        line = "  ".join((*parts[:2], _figures(meter)))
-    speech.write(f"{speech.ERASE}{line[:width]}")
+        parts = [meter.stage, f"{100 * share:3.0f} %", figures]
+        room = min(_BAR, width - len("  ".join(parts)) - len("[]  "))
+        full = round(room * share)
+        if room >= _LEAST_BAR:
+            parts.insert(2, f"[{'#' * full}{'-' * (room - full)}]")
+    speech.write(speech.ERASE + "  ".join(parts)[:width])
 
 
 def _columns() -> int:

@@ -101,7 +101,7 @@ def test_folders_and_odd_names_are_left_to_the_shell(complete, tmp_path):
 
 def test_a_wrong_word_before_is_no_error(complete):
     assert complete("requant", "covnert", "pl") == ["plan"]
-    assert complete("requant", "plan", "m", "--vram", "12G", "--vr") == ["--vram"]
+    assert complete("requant", "plan", "m", "--vram", "12G", "--ra") == ["--ram"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -26,8 +26,8 @@ def is_seen() -> bool:
 
 
 def width() -> int:
-    """The columns that tables may take."""
-    return max(40, min(_columns(), _WIDEST)) if _is_terminal() else WIDTH
+    """The columns that tables may take: those of the picture, where there is one."""
+    return max(40, min(_columns(), _WIDEST)) if is_seen() else WIDTH
 
 
 def plan_parts(plan: Plan) -> tuple[str | Picture, ...]:

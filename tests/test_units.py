@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from requant.errors import UsageError
-from requant.units import format_duration, format_size, parse_size, size_label
+from requant.units import format_duration, format_size, parse_size
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,9 @@ from requant.errors import UsageError, brief
 from requant.formats import FORMATS, by_name
 from requant.items import Item, items_of
 from requant.limits import LOSS_UNIT, Limit, Timing
+from requant.model.stock import mixtures
 from requant.plan import Candidate, Losses, TensorLosses
-from requant.records import suggest
+from requant.records import nearest, suggest
 from requant.request import Request, Rule
 
 FILE_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
@@ -86,7 +87,13 @@ def parse_type(text: str, option: str) -> str:
     fmt = by_name(text.strip())
     if fmt is None:
         names = [f.name for f in FORMATS.values()]
-        raise UsageError(f"{option}: '{brief(text)}' is not a ggml type; {suggest(text, names)}")
+        mixture = text.strip().upper() in mixtures()
+        hint = (
+            f"it is a mixture of types, which --preset takes; {suggest(text, names)}"
+            if mixture
+            else suggest(text, names)
+        )
+        raise UsageError(f"{option}: '{brief(text)}' is not a ggml type; {hint}")
     return fmt.name
 
 
@@ -179,10 +186,19 @@ def _matching(pattern: str, option: str, losses: Losses) -> dict[int, re.Match[s
     free = {i: match for i, match in every.items() if losses.tensors[i].reason is None}
     if not free:
         what = "matches only tensors that stay as they are" if every else "matches no tensor"
-        example = next((t.name for t in losses.tensors if t.reason is None), "")
-        hint = f"names look like {brief(example)}" if example else "no tensor of this model can be quantized"
+        hint = _like(pattern, [t.name for t in losses.tensors if t.reason is None])
         raise UsageError(f"{option}: '{brief(pattern)}' {what}; {hint}")
     return free
+
+
+def _like(pattern: str, names: Sequence[str]) -> str:
+    """Which names, or parts of names, may have been meant by an expression that matches none of them."""
+    if not names:
+        return "no tensor of this model can be quantized"
+    word = re.sub(r"\W+", ".", re.sub(r"\\.|\[[^]]*\]|\(|\)|[*+?^$|]", ".", pattern)).strip(".")
+    parts = dict.fromkeys(part for name in names for part in name.split(".") if not part.isdigit())
+    near = nearest(word, names, 1) or nearest(word, parts, 1) or nearest(word.rpartition(".")[2], parts, 1)
+    return f"did you mean {brief(near[0])}?" if near else f"names look like {brief(names[0])}"
 
 
 def _check_types(losses: Losses, request: Request) -> None:

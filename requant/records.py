@@ -8,20 +8,24 @@ name in small letters.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from enum import IntEnum
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from requant.errors import REMARK, BadInput, InputOutputError, brief
+from requant.errors import FILE_NAME, REMARK, BadInput, InputOutputError, brief
 from requant.formats import FORMATS, by_name
 from requant.units import format_size
 
+_LOOKED_AT = 1000  # files of a folder among which one is sought that may have been meant
+_WORD = 300  # characters of a word that others are compared with
 _SUGGESTED = 50  # more words than ggml has types
 _LINE = 160  # characters of a JSON value that is kept on one line
 _BLOCK = 1 << 18  # bytes read at once
@@ -37,7 +41,8 @@ def read_text(path: Path) -> str:
             while len(data) <= _MAX_FILE and (part := file.read(_BLOCK)):  # asked for all, it takes that much memory
                 data += part
     except OSError as error:
-        raise InputOutputError(path, f"cannot be read: {error.strerror}") from error
+        hint = beside(path) if isinstance(error, FileNotFoundError) else None
+        raise InputOutputError(path, f"cannot be read: {error.strerror}", hint=hint) from error
     if len(data) > _MAX_FILE:
         raise BadInput(path, "is too large for such a file", limit=format_size(_MAX_FILE))
     try:
@@ -46,13 +51,34 @@ def read_text(path: Path) -> str:
         raise BadInput(path, f"is not UTF-8 text at byte {error.start}") from error
 
 
+def nearest(word: str, known: Iterable[str], n: int = 3) -> list[str]:
+    """Up to `n` of the `known` words that are like `word`, the likest first, in whatever case; nothing is escaped."""
+    by_case = {name.casefold(): name for name in known}
+    return [by_case[key] for key in get_close_matches(word[:_WORD].casefold(), by_case, n=n, cutoff=0.6)]
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """`did you mean A or B?`, or the known words, the first of many, when nothing is near."""
     known = [brief(name) for name in known]
-    near = get_close_matches(word.upper(), known, n=3, cutoff=0.6)
+    near = nearest(word, known)
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"known are {', '.join(known[:_SUGGESTED])}" + ", ..." * (len(known) > _SUGGESTED)
+
+
+def beside(path: Path) -> str | None:
+    """Which file in the folder of `path` may have been meant, of those that end alike where there are some."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = sorted(entry.name for entry in islice(entries, _LOOKED_AT) if entry.is_file())
+    except (OSError, ValueError):
+        return "there is no such folder"
+    alike = [name for name in names if Path(name).suffix.lower() == path.suffix.lower()]
+    near = nearest(path.name, alike, 1) or nearest(path.name, names, 1)
+    if near:
+        return f"did you mean {brief(str(path.with_name(near[0])), FILE_NAME)}?"
+    ggufs = [brief(name, FILE_NAME) for name in alike if name.lower().endswith(".gguf")]
+    return f"there is {', '.join(ggufs[:3])}" if ggufs else None
 
 
 def plain(value: Any) -> Any:

@@ -108,7 +108,9 @@ def _shortfall(limit: Limit, smallest: int, request: Request) -> str:
         return f"{limit.option} {asked} cannot be had: the best plan for it has {best}; {word} it to {ask}"
     if limit.n_weights:
         needed = _asking(limit, smallest)
-        return f"{limit.option} {limit.bpw:g} is below the smallest plan's {needed}; raise it to {needed}"
+        return (
+            f"{limit.option} {limit.bpw:g} is below the smallest plan's {needed} bits per weight; raise it to {needed}"
+        )
     parts = {"weights": smallest - limit.other}
     held = limit.device == "gpu"
     parts |= request.memory if held else {}

@@ -11,6 +11,8 @@ for _power, _letter in enumerate("KMGT", start=1):
     _UNITS[f"{_letter}B"] = 1000**_power
 _SIZE = re.compile(r"\s*(\d{1,999}(?:\.\d{1,99})?)\s*([A-Za-z]*)\s*")
 
+_LIKE_A_SIZE = re.compile(r"\s*(\d{1,99}(?:[.,]\d{1,99})?)\s*([KMGTkmgt])")
+
 
 def parse_size(text: str) -> int:
     """Bytes meant by `text`: `12GiB`, `800MB`, `1.5 GiB`, `4096`.
@@ -19,11 +21,22 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text)
     if match is None or match[2].upper() not in _UNITS:
-        raise UsageError(f"'{text}' is not a size; write a number with KiB, MiB, GiB or KB, MB, GB (12GiB)")
+        raise UsageError(
+            f"'{text}' is not a size; {_meant(text)}write a number with KiB, MiB, GiB or KB, MB, GB (12GiB)"
+        )
     n_bytes = int(Fraction(match[1]) * _UNITS[match[2].upper()])
     if not 0 < n_bytes < 2**62:
         raise UsageError(f"size '{text}' is out of range; it must be above 0 and below 4 EiB")
     return n_bytes
+
+
+def _meant(text: str) -> str:
+    """Which sizes `text` may stand for: `did you mean 12GiB or 12GB? `."""
+    match = _LIKE_A_SIZE.match(text)
+    if match is None:
+        return ""
+    number, letter = match[1].replace(",", "."), match[2].upper()
+    return f"did you mean {number}{letter}iB or {number}{letter}B? "
 
 
 def size_label(n_bytes: int) -> str:
@@ -41,3 +54,13 @@ def format_size(n_bytes: float) -> str:
         if abs(n_bytes) >= scale:
             return f"{n_bytes / scale:.2f} {unit}"
     return f"{n_bytes:.0f} B"
+
+
+def format_duration(seconds: float) -> str:
+    """`seconds` as one says it: `8 s`, `2 min 5 s`, `3 h 20 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

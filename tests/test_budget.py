@@ -66,7 +66,8 @@ def test_a_pin_leaves_tensors_alone_that_stay_as_they_are():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("attn_v=Q4_K", "matches no tensor; names look like token_embd.weight"),
+        ("attn_v=Q4_K", "matches no tensor; did you mean attn_"),
+        ("zzzzz=Q4_K", "matches no tensor; names look like token_embd.weight"),
         ("norm=Q4_K", "matches only tensors that stay"),
         ("ffn_down=Q4_K", "blk.1.ffn_down.weight, Q4_K cannot be used: its rows are too short"),
         ("ffn_down=Q5_K", "cannot be used: rows of 96 are no whole blocks of 256"),
@@ -86,7 +87,10 @@ def test_a_pin_that_cannot_be_is_refused(text, says):
         ("attn(=Q4_K", "is not a regular expression"),
         ("[[:digit:]]=Q4_K", "is not a regular expression"),
         ("a{9999999999999}=Q4_K", "is not a regular expression"),
-        ("attn_q=Q4_K_M", "'Q4_K_M' is not a ggml type; did you mean Q4_K"),
+        (
+            "attn_q=Q4_K_M",
+            "'Q4_K_M' is not a ggml type; it is a mixture of types, which --preset takes; did you mean Q4_K",
+        ),
         ("attn_q=", "is not a ggml type"),
         ("attn_q=zzz", "known are F32, F16"),
     ],

@@ -196,7 +196,7 @@ def test_an_infeasible_vram_says_what_is_needed_and_that_is_enough():
 def test_an_infeasible_bpw_is_answered_in_bpw():
     drawn = random_model(10, 0)
     with pytest.raises(
-        InfeasibleBudget, match=r"--bpw 2.5 is below the smallest plan's 2.62[5-9]; raise it to 2.62"
+        InfeasibleBudget, match=r"--bpw 2.5 is below the smallest plan's 2.62[5-9] bits per weight; raise it to 2.62"
     ) as e:
         solve(drawn, Request((bpw_limit(2.5, drawn),)))
     assert solve(drawn, Request((bpw_limit(float(str(e.value).split("raise it to ")[1].split(",")[0]), drawn),)))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from requant.errors import UsageError
-from requant.units import format_size, parse_size
+from requant.units import format_duration, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,24 @@ def test_a_size_is_written_in_the_largest_unit_that_leaves_one(n_bytes, text):
 @given(st.integers(1, 2**61))
 def test_what_is_written_is_read_back_within_its_two_decimals(n_bytes):
     assert parse_size(format_size(n_bytes)) == pytest.approx(n_bytes, rel=0.005, abs=1 + 0.005 * n_bytes)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (125, "2 min 5 s"), (3600, "1 h 0 min"), (12_034, "3 h 20 min")],
+)
+def test_a_duration_is_said_in_two_units_at_most(seconds, text):
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"), [("12G", "12GiB or 12GB"), ("1,5 g", "1.5GiB or 1.5GB"), ("800megs", "800MiB or 800MB")]
+)
+def test_what_is_like_a_size_names_the_sizes_that_may_be_meant(text, meant):
+    with pytest.raises(UsageError, match=f"did you mean {meant}[?] write a number"):
+        parse_size(text)
+
+
+def test_what_is_like_no_size_names_none():
+    with pytest.raises(UsageError, match="is not a size; write a number"):
+        parse_size("much")

@@ -8,12 +8,13 @@ import click
 
 from requant.batch.sources import OWN
 from requant.batch.summary import check, to_json
-from requant.cli import messages, options
+from requant.cli import completion, messages, options
+from requant.cli.command import Command
 from requant.report.batch import batch_table
 
 
-@click.command()
-@click.argument("jobs", metavar="JOBS.toml", type=options.FILE)
+@click.command("batch", cls=Command)
+@click.argument("jobs", metavar="JOBS.toml", type=options.FILE, shell_complete=completion.files(".toml"))
 @click.option("--jobs", "at_once", type=click.IntRange(1, 64), default=1, metavar="N", help="Conversions at a time.")
 @click.option("--keep-going", is_flag=True, help="Go on with the others after a failure.")
 @click.option("--state", type=options.FILE, metavar="DIR", help="Where to keep scores, plans and what is done.")
@@ -21,7 +22,6 @@ from requant.report.batch import batch_table
 @click.option("--restart", is_flag=True, help="Begin unfinished outputs anew.")
 @options.force
 @options.json_output
-@options.debug
 def command(
     *,
     jobs: Path,
@@ -39,8 +39,8 @@ def command(
     of `requant convert`; docs/batch.md describes it. The same command again skips what is done, resumes what was
     interrupted and tries again what failed. State is kept in JOBS.toml.requant unless --state says another folder.
 
-    Exit codes: 0 every output is there, 9 some are, the code of the first failure where none is; 3 for a mistake in
-    the file, before anything is done.
+    The exit code is 0 where every output is there, 9 where some are, that of the first failure where none is; a mistake
+    in the file is 3, before anything is done.
     """
     from requant.cli.batching import Run
     from requant.cli.cells import read_matrix

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from requant.batch import state, summary
 from requant.batch.summary import Row
 from requant.cli import messages, stages, worker
 from requant.cli.cells import Cell, Matrix, check_outputs
+from requant.cli.progress import mode
 from requant.cli.stages import Job
 from requant.container.source import Source, open_source
 from requant.container.splitting import total_size
@@ -24,7 +27,7 @@ from requant.plan import Losses, Plan, read_losses, read_plan
 from requant.provenance import imatrix_used
 from requant.sensitivity import DEFAULT_TYPES
 from requant.textfile import write_text
-from requant.units import format_size
+from requant.units import format_duration, format_size
 from requant.wishes import AUTO
 
 _FAILURES = (RequantError, MemoryError, OSError)  # of one output, that say nothing of the others
@@ -228,7 +231,10 @@ class Run:
             found.append(ended)
             return True
 
-        worker.run_all([(cell, words)], 1, lambda c: messages.tell(f"{what} {c.model.path}"), finished)
+        def started(c: Cell) -> None:
+            messages.tell(f"{what} {c.model.path}")
+
+        worker.run_all([(cell, words)], 1, started, finished, lambda c: str(c.model.path))
         return iter(found)
 
     def _read_losses(self, scores: _Scores) -> Losses:
@@ -259,7 +265,7 @@ class Run:
                 if not self.keep_going:
                     return
         self._write_summary()
-        done = 0
+        done, begun = 0, time.monotonic()
 
         def started(cell: Cell) -> None:
             cell.row.status = "running"
@@ -268,11 +274,14 @@ class Run:
         def finished(cell: Cell, ended: worker.Ended) -> bool:
             nonlocal done
             done += 1
-            self._finish(cell, ended, f"{done} of {len(tasks)}")
+            advance(1)
+            self._finish(cell, ended, f"{done} of {len(tasks)}", _left(begun, done, len(tasks)))
             self._write_summary()
             return self.keep_going or cell.row.status == "done"
 
-        worker.run_all(tasks, self.at_once, started, finished)
+        drawn_there = self.at_once == 1 and mode() == "bar"
+        with nullcontext(int) if drawn_there else messages.progress("batch", len(tasks), "outputs") as advance:
+            worker.run_all(tasks, self.at_once, started, finished, lambda cell: cell.row.output or "")
 
     def _convert_words(self, cell: Cell) -> list[str]:
         assert cell.out is not None
@@ -317,7 +326,7 @@ class Run:
         used = imatrix_used(cell.plan, imatrix)
         return state.is_recorded(file, cell.plan, None if used is None else used.sha256, cell.model.newest)
 
-    def _finish(self, cell: Cell, ended: worker.Ended, count: str) -> None:
+    def _finish(self, cell: Cell, ended: worker.Ended, count: str, left: str) -> None:
         cell.row.seconds = round(ended.seconds, 1)
         if ended.code:
             self._fail(cell, ended.code, ended.error or f"ended with exit code {ended.code}", count)
@@ -330,7 +339,7 @@ class Run:
             self._fail(cell, *_told(error), count)
             return
         cell.row.status, cell.row.exit_code = "done", 0
-        messages.tell(f"{count} done: {file}, {format_size(cell.row.size or 0)}, {ended.seconds:.0f} s")
+        messages.tell(f"{count} done: {file}, {format_size(cell.row.size or 0)}, {ended.seconds:.0f} s{left}")
 
     def _describe(self, cell: Cell) -> Path:
         """What is at the output's path, its figures in the row."""
@@ -359,6 +368,12 @@ class Run:
     def _write_summary(self) -> None:
         text = summary.to_json(self.rows, self.matrix.no_sources)
         write_text(self.folder / "summary.json", text, force=True, inputs=frozenset())
+
+
+def _left(begun: float, done: int, n: int) -> str:
+    """The time that the rest will take if it is like what is done."""
+    left = (time.monotonic() - begun) / done * (n - done)
+    return f"; about {format_duration(left)} left" if done < n else ""
 
 
 def _read(path: Path | None) -> Imatrix | None:

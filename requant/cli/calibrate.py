@@ -7,14 +7,15 @@ from typing import Any
 
 import click
 
-from requant.cli import messages, options, stages
+from requant.cli import messages, options, stages, values
 from requant.cli.calibration import Calibration
+from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.report.evaluation import statistics_text
 
 
-@click.command()
+@click.command("calibrate", cls=Command)
 @options.model
 @options.text
 @options.tokens
@@ -22,10 +23,9 @@ from requant.report.evaluation import statistics_text
 @options.window
 @options.result_file("statistics")
 @click.option("--no-gradients", is_flag=True, help="Only inputs: what --imatrix needs, in a third of the time.")
-@click.option("--max-memory", type=options.Size(), metavar="SIZE", help="Stay below this; more passes over the model.")
+@click.option("--max-memory", type=values.Size(), metavar="SIZE", help="Stay below this; more passes over the model.")
 @options.threads
 @options.force
-@options.debug
 def command(*, model: Path, out: Path | None, text: Path | None, tokens: Path | None, force: bool, **how: Any) -> None:
     """Run a model on a text and keep statistics of it.
 

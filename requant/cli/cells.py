@@ -23,7 +23,8 @@ from requant.errors import BadInput, OutputRefused, UsageError, printable
 from requant.plan import Plan
 from requant.wishes import Wishes, check_ways
 
-_OWN = {"dry_run", "force", "restart", "as_json"}  # options of convert that are the batch's own business
+# options of convert that are the batch's own business
+_OWN = {"dry_run", "force", "restart", "as_json", "debug", "quiet", "verbose", "progress"}
 _CALIBRATION = {f.name for f in fields(Calibration)}
 _SCORING = _CALIBRATION | {"imatrix", "effort", "allow_requantize"}
 _PLANNING = {"pins_file", "plan_file", "type_name", "preset", "like", "measure"} | {f.name for f in fields(Wishes)}

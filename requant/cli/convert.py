@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from requant.cli import converting, messages, options, stages
+from requant.cli import converting, messages, options, stages, terminal
 from requant.cli.calibration import Calibration
+from requant.cli.command import Command
 from requant.cli.nonfinite import option as nonfinite_option
 from requant.cli.nonfinite import settle
 from requant.container.source import open_source
@@ -17,15 +18,21 @@ from requant.container.splitting import Splitting
 from requant.errors import UsageError
 from requant.report.engine import start_command
 from requant.report.result import conversion_text
-from requant.report.table import plan_table
 from requant.wishes import Wishes, check_ways
 
 
-@click.command()
+@click.command("convert", cls=Command)
 @options.model
 @click.argument("out", type=options.FILE)
 @options.budget
-@click.option("--plan", "plan_file", type=options.FILE, metavar="F", help="A plan from `requant plan`, perhaps edited.")
+@click.option(
+    "--plan",
+    "plan_file",
+    type=options.FILE,
+    metavar="F",
+    shell_complete=options.JSON,
+    help="A plan from `requant plan`, perhaps edited.",
+)
 @options.single_type
 @options.preset
 @options.like
@@ -46,7 +53,6 @@ from requant.wishes import Wishes, check_ways
 @options.force
 @click.option("--restart", is_flag=True, help="Discard what an earlier run left unfinished.")
 @options.json_output
-@options.debug
 def command(
     *,
     model: Path,
@@ -65,7 +71,11 @@ def command(
     cluster: str | None,
     **given: Any,
 ) -> None:
-    """Quantize a model to a budget (--vram, --ram, --size, ...), a --plan, a --preset, or one --type for all."""
+    """Quantize a model to a budget (--vram, --ram, --size, ...), a --plan, a --preset, or one --type for all.
+
+    With a budget all stages run in one go: score, plan, write, verify. The output appears under its name when it is
+    complete and was read again. A run that was stopped goes on by the same command.
+    """
     check_ways(wishes, given["plan_file"], given["type_name"], given["preset"], given["like"])
     if len(vrams) > 1:
         raise UsageError("convert makes one file; give one --vram, or plan for all of them first")
@@ -79,7 +89,7 @@ def command(
             stages.check_can_run(source)
         if dry_run:
             plan, _ = job.planned(weigh=True, measure=measure)
-            messages.emit(plan.to_json() if as_json else plan_table(plan))
+            messages.emit(*([plan.to_json()] if as_json else terminal.plan_parts(plan)))
             return
         with converting.claimed(job, out, splitting=splitting, measure=measure, restart=restart) as claim:
             work = replace(claim, force=force, verified=not no_verify)
@@ -89,7 +99,7 @@ def command(
                 found = job.planned(weigh=True, measure=measure)
             plan, job = found
             if not as_json:
-                messages.emit(plan_table(plan))
+                messages.emit(*terminal.plan_parts(plan))
             made = work.convert(job, plan)
     messages.warn(*made.notes)
     text = f"\n{conversion_text(made, verified=not no_verify)}\n\n{start_command(plan, made.output)}"

@@ -6,16 +6,19 @@ from pathlib import Path
 
 import click
 
-from requant.cli import messages, options
+from requant.cli import completion, messages, options
+from requant.cli.command import Command
 from requant.report.diff import difference, difference_text, read_side
 
 
-@click.command()
-@click.argument("a", type=options.FILE)
-@click.argument("b", type=options.FILE)
+@click.command("diff", cls=Command)
+@click.argument("a", type=options.FILE, shell_complete=completion.files(".json", ".gguf"))
+@click.argument("b", type=options.FILE, shell_complete=completion.files(".json", ".gguf"))
 @options.json_output
-@options.debug
 def command(*, a: Path, b: Path, as_json: bool) -> None:
-    """Compare two plans, records or GGUFs: types, bytes, predicted loss."""
+    """Compare two plans, records or GGUFs: types, bytes, predicted loss.
+
+    A line for each tensor whose type differs, with the bytes that B has more, then the sums of both.
+    """
     found = difference(read_side(a), read_side(b))
     messages.emit(found.to_json() if as_json else difference_text(found))

@@ -9,21 +9,27 @@ import click
 
 from requant.cli import messages, options, stages
 from requant.cli.calibration import Calibration
+from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.report.evaluation import evaluation_text
 
 
-@click.command()
+@click.command("evaluate", cls=Command)
 @options.model
-@click.option("--base", type=options.FILE, metavar="F", help="The model to measure the divergence from.")
+@click.option(
+    "--base",
+    type=options.FILE,
+    metavar="F",
+    shell_complete=options.GGUF,
+    help="The model to measure the divergence from.",
+)
 @options.text
 @options.tokens
 @options.windows(None)
 @options.window
 @options.threads
 @options.json_output
-@options.debug
 def command(
     *,
     model: Path,

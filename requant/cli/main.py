@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from difflib import get_close_matches
 from typing import Any
 
 import click
 
-from requant.cli import messages
+from requant.cli import messages, speech
+from requant.cli.command import common, write_options, write_page
+from requant.cli.pages import MAIN, Page
 
 # command -> what it does, said here so that `requant --help` need not import it
 COMMANDS = {
@@ -25,7 +26,9 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """A group whose commands live in `requant.cli.<name>` as `command`."""
+    """A group whose commands live in `requant.cli.<name>` as `command`; `help NAME` is `NAME --help`."""
+
+    page: Page = MAIN
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, in the order one meets them."""
@@ -38,17 +41,42 @@ class LazyGroup(click.Group):
         command: click.Command = importlib.import_module(f"requant.cli.{cmd_name}").command
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Begin with settings of nobody else, and know `help`."""
+        if not ctx.resilient_parsing:
+            speech.reset()
+        return super().parse_args(ctx, [*args[1:2], "--help"] if args[:1] == ["help"] else args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands, without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([*COMMANDS.items(), ("help", "Show the help of a command: requant help plan.")])
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands, then the options of them all."""
+        self.format_commands(ctx, formatter)
+        write_options(self.get_params(ctx), ctx, formatter)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Examples, exit codes, environment."""
+        write_page(self.page, formatter)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """The commands that begin so, without importing them; options as ever."""
+        from click.shell_completion import CompletionItem
+
+        words = COMMANDS | {"help": "Show the help of a command."}
+        found = [CompletionItem(name, help=what) for name, what in words.items() if name.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command, or a usage error that names the nearest one."""
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = get_close_matches(args[0], COMMANDS, n=1)
+        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            from requant.records import nearest
+
+            near = nearest(args[0], [*COMMANDS, "help"], 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
             raise click.UsageError(f"no command '{args[0]}'; {hint}", ctx)
         return super().resolve_command(ctx, args)
@@ -63,12 +91,12 @@ def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 
 @click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--debug", is_flag=True, expose_value=False, callback=messages.set_debug, help="Show where an error arose."
-)
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 @click.pass_context
 def main(ctx: click.Context, /, **_: Any) -> None:
     """Fit a GGUF language model to the memory you have."""
     if ctx.invoked_subcommand is None:
         messages.emit(ctx.get_help())
+
+
+main.params += common()

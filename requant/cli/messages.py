@@ -15,9 +15,12 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
+from requant.cli.progress import progress as _progress
+from requant.cli.speech import QUIET, VERBOSE, say
 from requant.errors import InputOutputError, RequantError, UsageError, printable
 from requant.units import format_size
 
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     import click
 
     from requant.formats import BlockFormat
+    from requant.report.bars import Picture, Span
+
+progress = _progress
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -101,12 +107,15 @@ def set_debug(_: click.Context, __: click.Parameter, value: bool) -> None:
     _state["debug"] = _state["debug"] or value
 
 
-def emit(text: str) -> None:
-    """`text` on stdout, each line printable. A reader that has gone is no failure; InputOutputError for a full disk."""
+def emit(*parts: str | Picture) -> None:
+    """The parts on stdout, a blank line between them, all of their text printable; colours are added after that.
+
+    A reader that has gone is no failure; InputOutputError for a full disk.
+    """
     if sys.stdout is None:
         return
     try:
-        sys.stdout.write("\n".join(map(printable, text.rstrip().split("\n"))) + "\n")
+        sys.stdout.write("\n\n".join(map(_shown, parts)) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         _silence_stdout()
@@ -115,39 +124,36 @@ def emit(text: str) -> None:
         raise InputOutputError("stdout", f"cannot be written: {error.strerror}") from error
 
 
+def _shown(part: str | Picture) -> str:
+    if isinstance(part, str):
+        return "\n".join(map(printable, part.rstrip().split("\n")))
+    return "\n".join("".join(map(_coloured, line)).rstrip() for line in part.lines)
+
+
+def _coloured(span: Span) -> str:
+    text = printable(span.text)
+    return f"\x1b[{span.colour}m{text}\x1b[0m" if span.colour is not None else text
+
+
 def tell(text: str) -> None:
-    """A line on stderr."""
-    _say(text)
+    """A line on stderr, unless quiet."""
+    say(text)
+
+
+def detail(text: str) -> None:
+    """A line on stderr for those who want to know more."""
+    say(text, VERBOSE)
 
 
 def warn(*texts: str) -> None:
-    """A line on stderr for each of `texts`."""
+    """A line on stderr for each of `texts`, unless quiet."""
     for text in texts:
-        _say(f"warning: {text}")
+        say(f"warning: {text}")
 
 
-@contextlib.contextmanager
-def progress(what: str, total: int, unit: str = "B") -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, where that is a terminal; yields the function that takes units done, from any thread."""
-    from tqdm import tqdm
-
-    lock = threading.Lock()
-    with tqdm(
-        desc=what,
-        total=total,
-        unit=unit,
-        unit_scale=unit == "B",
-        unit_divisor=1024,
-        leave=False,
-        disable=None,
-        file=sys.stderr,
-    ) as bar:
-
-        def advance(n_bytes: int) -> None:
-            with lock:
-                bar.update(n_bytes)
-
-        yield advance
+def working(what: str) -> AbstractContextManager[Callable[[int], None]]:
+    """While something is at work that may take long and does not say how far it is."""
+    return progress(what, None, "")
 
 
 def interruptible(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -173,26 +179,30 @@ def prepare_kernels(formats: Iterable[BlockFormat | None], *, encode: bool = Tru
 
     from requant.codec import warm_up
 
-    said = False
+    wanted = [fmt for fmt in formats if fmt is not None and fmt.can_decode]
+    with contextlib.ExitStack() as stack:
+        ready: list[BlockFormat] = []
+        advance: list[Callable[[int], None]] = []
 
-    class Announcer(Listener):  # Numba asks for the class; its cache hits are no compile events
-        def on_start(self, event: Event) -> None:
-            nonlocal said
-            if not said:
-                said = True
-                _say("compiling the block kernels, once; this takes up to half a minute")
+        class Announcer(Listener):  # Numba asks for the class; its cache hits are no compile events
+            def on_start(self, event: Event) -> None:
+                if not advance:
+                    say("compiling the block kernels, once; this takes up to half a minute")
+                    advance.append(stack.enter_context(progress("compiling", len(wanted), "types")))
+                    advance[0](len(ready))
 
-        def on_end(self, event: Event) -> None:
-            pass
+            def on_end(self, event: Event) -> None:
+                pass
 
-    with install_listener("numba:compile", Announcer()):
-        interruptible(warm_up, [fmt for fmt in formats if fmt is not None and fmt.can_decode], encode=encode)
+        def warm() -> None:
+            for fmt in wanted:
+                warm_up([fmt], encode=encode)
+                ready.append(fmt)
+                for count in advance:
+                    count(1)
 
-
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may be full, closed or None
-        sys.stderr.write(f"requant: {printable(text)}\n")
-        sys.stderr.flush()
+        with install_listener("numba:compile", Announcer()):
+            interruptible(warm)
 
 
 def _failed(message: str, code: int) -> int:
@@ -200,7 +210,7 @@ def _failed(message: str, code: int) -> int:
         import traceback
 
         traceback.print_exc()
-    _say(f"error: {message}")
+    say(f"error: {message}", QUIET)
     return code
 
 
@@ -218,10 +228,17 @@ def _exhausted(error: MemoryError | RuntimeError) -> str:
 
 def _usage(error: click.ClickException) -> str:
     """Click's message in the form of ours."""
+    import click
+
+    from requant.records import nearest
+
     message = " ".join(error.format_message().split()).removesuffix(".")
+    if isinstance(error, click.NoSuchOption):
+        near = nearest(error.option_name, error.possibilities or (), 1)
+        message = f"no option '{error.option_name}'{f'; did you mean {near[0]}?' if near else ''}"
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "requant"
-    return f"{message[:1].lower()}{message[1:]}; see {path} --help"
+    return f"{message[:1].lower()}{message[1:]}{'' if message.endswith('?') else ';'} see {path} --help"
 
 
 def _stop(number: int, _: object) -> None:
@@ -284,4 +301,4 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
     if _state["debug"]:
         sys.__excepthook__(kind, error, trace)
     what = f"{kind.__name__}: {' '.join(str(error).split())}".rstrip(": ")
-    _say(f"error: internal error, please report it: {what}; --debug shows where")
+    say(f"error: internal error, please report it: {what}; --debug shows where", QUIET)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from requant.cli import messages
+from requant.cli.command import Choice
 from requant.container.source import Source
 
 option = click.option(
     "--nonfinite",
-    type=click.Choice(["error", "keep-type"]),
+    type=Choice(["error", "keep-type"]),
     default="error",
     show_default=True,
     help="What to do with tensors that hold NaN or infinity: stop, or copy them.",

@@ -5,64 +5,27 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import click
 
-from requant.budget import parse_rule, parse_type, parse_types
-from requant.cli import messages
+from requant.cli import completion, values
 from requant.cli.calibration import Calibration
+from requant.cli.command import Choice
+from requant.cli.values import Count, Size, Sizes
 from requant.container.splitting import Splitting
-from requant.errors import UsageError, printable
-from requant.formats import FORMATS, Effort
-from requant.units import parse_size
-from requant.wishes import MAX_CONTEXT, Wishes
+from requant.errors import UsageError
+from requant.formats import Effort
+from requant.wishes import PREFERENCE, Wishes
 
 MIN_CTX = 16  # tokens of a window
 
+
+CONTEXT = Count(1, 2**31 - 1)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-FILE = click.Path(path_type=Path)  # not checked here: what is wrong with a file is bad input, not usage
-CONTEXT = click.IntRange(1, 2**31 - 1)
-
-
-class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.4 on
-    """Bytes, from a number with its unit."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The bytes, or a UsageError that names the option."""
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_size(value)
-        except UsageError as error:
-            raise UsageError(f"{param.opts[0] if param else 'size'}: {error}") from error
-
-
-def _type(_: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    return None if value is None else parse_type(value, param.opts[0])
-
-
-def _written_type(context: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    name = _type(context, param, value)
-    written = [f.name for f in FORMATS.values() if f.can_encode]
-    if name is not None and name not in written:
-        raise UsageError(f"{param.opts[0]}: {name} cannot be written; choose among {', '.join(written)}")
-    return name
-
-
-def _effort(_: click.Context, param: click.Parameter, value: str | None) -> Effort | None:
-    return None if value is None else Effort[value.upper()]
-
-
-def _types(_: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    return () if value is None else parse_types(value, param.opts[0])
-
-
-def _rules(_: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
-    return tuple(parse_rule(value, param.opts[0]) for value in values)
+FILE = values.FILE
+GGUF = completion.files(".gguf")
+JSON = completion.files(".json")
 
 
 def _together(*decorators: Decorator) -> Decorator:
@@ -72,33 +35,58 @@ def _together(*decorators: Decorator) -> Decorator:
     return decorate
 
 
-model = click.argument("model", type=FILE)
+model = click.argument("model", type=FILE, shell_complete=GGUF)
 json_output = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-threads = click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Threads; all cores by default.")
+threads = click.option(
+    "--threads", type=Count(1, 1024), metavar="N", show_default="all cores", help="Threads that work."
+)
 cluster = click.option(
     "--cluster", metavar="ADDRESS", help="Let the workers of a Dask scheduler do it: tcp://host:8786."
 )
-imatrix = click.option("--imatrix", type=FILE, metavar="F", help="Importance matrix of this model (GGUF or .dat).")
-losses = click.option("--losses", type=FILE, metavar="F", help="Losses from `requant score`, instead of scoring now.")
+imatrix = click.option(
+    "--imatrix", type=FILE, metavar="F", shell_complete=GGUF, help="Importance matrix of this model (GGUF or .dat)."
+)
+losses = click.option(
+    "--losses",
+    type=FILE,
+    metavar="F",
+    shell_complete=JSON,
+    help="Losses from `requant score`, instead of scoring now.",
+)
 force = click.option("--force", is_flag=True, help="Replace files that exist.")
-types = click.option("--types", metavar="T,..", callback=_types, help="The types to choose from.")
+types = click.option(
+    "--types",
+    metavar="T,..",
+    callback=values.types_of,
+    shell_complete=completion.types,
+    show_default="Q4_0 to Q8_0, Q2_K to Q6_K, more with --engine",
+    help="The types to choose from.",
+)
 single_type = click.option(
-    "--type", "type_name", metavar="T", callback=_written_type, help="One type for all that may be quantized."
+    "--type",
+    "type_name",
+    metavar="T",
+    callback=values.written_type_of,
+    shell_complete=completion.types,
+    help="One type for all that may be quantized.",
 )
 effort = click.option(
     "--effort",
-    type=click.Choice([e.name.lower() for e in Effort]),
-    callback=_effort,
+    type=Choice([e.name.lower() for e in Effort]),
+    callback=values.effort_of,
+    show_default=Effort.DEFAULT.name.lower(),
     help="How hard the encoders search for less error.",
 )
 allow_requantize = click.option(
     "--allow-requantize", is_flag=True, help="Accept a model that is already quantized below Q8_0."
 )
-text = click.option("--text", type=FILE, metavar="F", help="UTF-8 text to run the model on.")
+text = click.option(
+    "--text", type=FILE, metavar="F", help="UTF-8 text to run the model on.", show_default="one that ships with requant"
+)
 tokens = click.option("--tokens", type=FILE, metavar="F", help="Token ids to run the model on, instead of a text.")
 window = click.option(
     "--window",
-    type=click.IntRange(MIN_CTX, 2**17),
+    type=Count(MIN_CTX, 2**17),
     default=512,
     show_default=True,
     metavar="N",
@@ -108,14 +96,14 @@ window = click.option(
 
 def windows(default: int | None) -> Decorator:
     """--windows: how many windows of the text are run."""
-    shown = "all" if default is None else str(default)
     return click.option(
         "--windows",
         "n_windows",
-        type=click.IntRange(1),
+        type=Count(1),
         default=default,
         metavar="N",
-        help=f"Windows of the text to run, spread over it; {shown} by default.",
+        show_default="all" if default is None else True,
+        help="Windows of the text to run, spread over it.",
     )
 
 
@@ -141,15 +129,13 @@ calibration = _together(
     windows(8),
     window,
     click.option("--quick", is_flag=True, help="Score without running the model: in seconds, but worse."),
-    click.option("--statistics", type=FILE, metavar="F", help="Score with these, from `requant calibrate`."),
-)
-debug = click.option(
-    "--debug",
-    is_flag=True,
-    expose_value=False,
-    hidden=True,
-    callback=messages.set_debug,
-    help="Show where an error arose.",
+    click.option(
+        "--statistics",
+        type=FILE,
+        metavar="F",
+        shell_complete=GGUF,
+        help="Score with these, from `requant calibrate`.",
+    ),
 )
 
 
@@ -158,79 +144,108 @@ def result_file(what: str) -> Decorator:
     return click.option("-o", "--output", "out", type=FILE, metavar="F", help=f"Write the {what} here.")
 
 
-def _bandwidth(_: click.Context, __: click.Parameter, value: str | None) -> tuple[tuple[str, float], ...] | None:
-    from requant.runtime import parse_bandwidth
-
-    return None if value is None else tuple(parse_bandwidth(value).items())
-
-
-def _engine(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    from requant.runtime import engine_named
-
-    return None if value is None else engine_named(value).name
-
-
-def _context(_: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    if value is None or value.lower() == "max":
-        return None if value is None else MAX_CONTEXT
-    try:
-        n = int(value)
-    except ValueError:
-        n = 0
-    if not 1 <= n < 2**31:
-        raise UsageError(f"--ctx: '{printable(value)}' is no number of tokens, nor max")
-    return n
-
-
-def _upper(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    return None if value is None else value.upper()
-
-
-class Sizes(Size):
-    """Sizes parted by commas."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """A tuple of bytes."""
-        return tuple(Size.convert(self, part, param, ctx) for part in str(value).split(","))
-
-
 _BUDGET = (
     click.option(
-        "--vram", type=Sizes(), metavar="SIZE,..", help="VRAM for weights, KV cache, buffers and reserve: 12GiB."
+        "--vram", type=Sizes(), metavar="SIZE,..", help="VRAM for weights, KV cache, buffers and reserve, as in 12GiB."
     ),
     click.option("--ram", type=Size(), metavar="SIZE", help="RAM for what is not on the GPU."),
-    click.option("--ctx", "n_ctx", metavar="N|max", callback=_context, help="Context, over all sequences."),
-    click.option("--cache-type-k", metavar="T|auto", callback=_upper, help="Type of the K cache, f16 by default."),
-    click.option("--cache-type-v", metavar="T|auto", callback=_upper, help="Type of the V cache, f16 by default."),
-    click.option("--parallel", "n_parallel", type=CONTEXT, metavar="N", help="Sequences at once."),
-    click.option("--ubatch", "n_ubatch", type=CONTEXT, metavar="N", help="Tokens computed at once; 512 if they fit."),
-    click.option("--reserve", type=Size(), metavar="SIZE", help="VRAM to leave free (1GiB, at most a tenth)."),
-    click.option("--draft", type=FILE, metavar="F", help="A draft model or EAGLE-3 head that shares the VRAM."),
-    click.option("--mmproj", type=FILE, metavar="F", help="A vision projector that shares the VRAM."),
+    click.option(
+        "--ctx",
+        "n_ctx",
+        metavar="N|max",
+        callback=values.context_of,
+        show_default="the model's own, at most 4096",
+        help="Context in tokens, over all sequences; max: the largest that keeps --max-loss.",
+    ),
+    click.option(
+        "--cache-type-k",
+        metavar="T|auto",
+        callback=values.cache_type_of,
+        shell_complete=completion.cache_types,
+        show_default="f16",
+        help="Type of the K cache; auto measures what smaller ones cost.",
+    ),
+    click.option(
+        "--cache-type-v",
+        metavar="T|auto",
+        callback=values.cache_type_of,
+        shell_complete=completion.cache_types,
+        show_default="f16",
+        help="Type of the V cache.",
+    ),
+    click.option("--parallel", "n_parallel", type=CONTEXT, metavar="N", show_default="1", help="Sequences at once."),
+    click.option(
+        "--ubatch",
+        "n_ubatch",
+        type=CONTEXT,
+        metavar="N",
+        show_default="512 if they fit, else fewer",
+        help="Tokens computed at once.",
+    ),
+    click.option(
+        "--reserve",
+        type=Size(),
+        metavar="SIZE",
+        show_default="1GiB, at most a tenth of --vram",
+        help="VRAM to leave free.",
+    ),
+    click.option(
+        "--draft",
+        type=FILE,
+        metavar="F",
+        shell_complete=GGUF,
+        help="A draft model or EAGLE-3 head that shares the VRAM.",
+    ),
+    click.option(
+        "--mmproj", type=FILE, metavar="F", shell_complete=GGUF, help="A vision projector that shares the VRAM."
+    ),
     click.option("--mtp", is_flag=True, default=None, help="Layers of multi-token prediction are used."),
     click.option("--assume", is_flag=True, default=None, help="Plan for an unknown architecture with an upper bound."),
-    click.option("--min-speed", type=float, metavar="X", help="Tokens per second, predicted from bandwidths."),
-    click.option("--bandwidth", metavar="D=X,..", callback=_bandwidth, help="GB/s: gpu=448,cpu=60,pcie=16."),
     click.option(
-        "--time-price", "price", type=click.FloatRange(0), metavar="X", help="Loss a second per token is worth: 0.2."
+        "--min-speed", type=float, metavar="X", help="Tokens per second of decoding, predicted from bandwidths."
     ),
-    click.option("--engine", metavar="E", callback=_engine, help="What will run it: llama.cpp-cuda, ollama, ..."),
+    click.option(
+        "--bandwidth",
+        metavar="D=X,..",
+        callback=values.bandwidth_of,
+        show_default="the engine's, gpu=400,cpu=50,pcie=16 for most",
+        help="GB/s (powers of ten) of GPU, CPU and PCIe.",
+    ),
+    click.option(
+        "--time-price",
+        "price",
+        type=click.FloatRange(0),
+        metavar="X",
+        show_default="0.2",
+        help="Nats of loss that a second per token is worth, with --ram.",
+    ),
+    click.option(
+        "--engine",
+        metavar="E",
+        callback=values.engine_of,
+        shell_complete=completion.engines,
+        show_default="llama.cpp, types that any build reads",
+        help="What will run it: llama.cpp-cuda, ollama, ...",
+    ),
     click.option(
         "--prefer-within",
         type=click.FloatRange(0, 10),
         metavar="X",
-        help="Share of the loss that the engine's own type (NVFP4) may cost: 0.05.",
+        show_default=str(PREFERENCE),
+        help="Share of the loss that the engine's own type (NVFP4) may cost.",
     ),
-    click.option("--max-loss", type=float, metavar="X", help="Predicted loss to keep, with the fewest bytes."),
-    click.option("--size", type=Size(), metavar="SIZE", help="Size of the whole file."),
+    click.option(
+        "--max-loss", type=float, metavar="X", help="Predicted loss in nats per token to keep, with the fewest bytes."
+    ),
+    click.option("--size", type=Size(), metavar="SIZE", help="Size of the whole file, header and all."),
     click.option("--bpw", type=float, metavar="X", help="Bits per weight over all tensors."),
     click.option(
         "--tensor-type",
         "pins",
         multiple=True,
         metavar="REGEX=TYPE",
-        callback=_rules,
-        help="Give these tensors this type.",
+        callback=values.rules_of,
+        help="Give the tensors whose names match this type; may be repeated, the first match decides.",
     ),
     click.option("--tensor-type-file", "pins_file", type=FILE, metavar="F", help="A file of REGEX=TYPE lines."),
     click.option(
@@ -238,13 +253,31 @@ _BUDGET = (
         "floors",
         multiple=True,
         metavar="REGEX=TYPE",
-        callback=_rules,
-        help="Nothing smaller for these tensors.",
+        callback=values.rules_of,
+        help="Nothing smaller for the tensors that match; may be repeated.",
     ),
-    click.option("--group", "groups", multiple=True, metavar="REGEX", help="These tensors share a type."),
-    click.option("--output-tensor-type", "output_type", metavar="T", callback=_type, help="The type of output.weight."),
     click.option(
-        "--token-embedding-type", "embedding_type", metavar="T", callback=_type, help="The type of token_embd.weight."
+        "--group",
+        "groups",
+        multiple=True,
+        metavar="REGEX",
+        help="The tensors that match share a type; may be repeated.",
+    ),
+    click.option(
+        "--output-tensor-type",
+        "output_type",
+        metavar="T",
+        callback=values.type_of,
+        shell_complete=completion.types,
+        help="The type of output.weight.",
+    ),
+    click.option(
+        "--token-embedding-type",
+        "embedding_type",
+        metavar="T",
+        callback=values.type_of,
+        shell_complete=completion.types,
+        help="The type of token_embd.weight.",
     ),
     types,
 )
@@ -281,5 +314,17 @@ splitting = _together(
     click.option("--keep-split", is_flag=True, help="Split the output as the model is: OUT-00001-of-0000N.gguf."),
     click.option("--max-shard-size", type=Size(), metavar="SIZE", help="Split the output into files of at most SIZE."),
 )
-preset = click.option("--preset", metavar="M", help="The types of llama-quantize's mixture, Q4_K_M for one.")
-like = click.option("--like", type=FILE, metavar="F", help="The types of another GGUF, repaired to a budget if given.")
+preset = click.option(
+    "--preset",
+    metavar="M",
+    callback=values.preset_of,
+    shell_complete=completion.presets,
+    help="The types of llama-quantize's mixture, Q4_K_M for one.",
+)
+like = click.option(
+    "--like",
+    type=FILE,
+    metavar="F",
+    shell_complete=GGUF,
+    help="The types of another GGUF, repaired to a budget if one is given.",
+)

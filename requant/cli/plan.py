@@ -8,18 +8,19 @@ from typing import Any
 
 import click
 
-from requant.cli import messages, options, planning, stages
+from requant.cli import messages, options, planning, stages, terminal
 from requant.cli.calibration import Calibration
+from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.report.engine import start_command
-from requant.report.table import plan_table, plans_table
+from requant.report.table import plans_table
 from requant.textfile import check_writable, write_text
 from requant.units import size_label
 from requant.wishes import MAX_CONTEXT, Wishes, check_ways
 
 
-@click.command()
+@click.command("plan", cls=Command)
 @options.model
 @options.losses
 @options.budget
@@ -37,7 +38,6 @@ from requant.wishes import MAX_CONTEXT, Wishes, check_ways
 @options.allow_requantize
 @options.force
 @options.json_output
-@options.debug
 def command(
     *,
     model: Path,
@@ -53,16 +53,21 @@ def command(
     cluster: str | None,
     **how: Any,
 ) -> None:
-    """Choose a type, and a device, for each tensor within a budget, or several plans for several --vram."""
+    """Choose a type, and a device, for each tensor within a budget.
+
+    The choice is of least predicted loss among all that fit, with a proven gap. Without --losses the model is scored
+    first. Nothing is converted: give the plan to `requant convert --plan`. Several --vram give several plans.
+    """
     if not frontier:
         check_ways(wishes, None, None, how["preset"], how["like"])
     elif wishes.n_ctx == MAX_CONTEXT:
         raise UsageError("--frontier is of one context; give --ctx a number")
-    if explain is not None and (not wishes.has_budget or len(vrams) > 1 or frontier):
+    one = len(vrams) < 2 and not frontier
+    if explain is not None and not (one and wishes.has_budget):
         raise UsageError("--explain is of one plan for a budget")
     if explain is not None and how["losses"] is None:
         raise UsageError("--explain solves again and again; give it the losses of `requant score` with --losses")
-    if recipe is not None and (len(vrams) > 1 or frontier):
+    if recipe is not None and not one:
         raise UsageError("--emit-tensor-types is of one plan; give one --vram and no --frontier")
     targets = [out] if len(vrams) < 2 or out is None else [_for_budget(out, size) for size in vrams]
     with open_source(model) as source, stages.connected(cluster) as workers:
@@ -72,10 +77,7 @@ def command(
             if path is not None:
                 check_writable(path, force=force, inputs=job.inputs)
         if frontier:
-            text = planning.frontier(job, as_json=as_json or (out is not None and out.suffix == ".json"))
-            if out is not None:
-                write_text(out, text, force=force, inputs=job.inputs)
-            messages.emit(text.removesuffix("\n"))
+            _frontier(job, out, as_json=as_json, force=force)
             return
         plans = planning.plans(job, vrams) if len(vrams) > 1 else [job.planned()[0]]
         for plan, path in zip(plans, targets, strict=False):
@@ -90,9 +92,18 @@ def command(
             messages.emit(planning.explanation(job, plan, explain))
             return
     if len(plans) > 1:
-        messages.emit(planning.as_list(plans) if as_json else plans_table(plans, vrams))
+        messages.emit(planning.as_list(plans) if as_json else plans_table(plans, vrams, terminal.width()))
+    elif as_json:
+        messages.emit(plan.to_json())
     else:
-        messages.emit(plan.to_json() if as_json else f"{plan_table(plan)}\n\n{start_command(plan, Path('OUT.gguf'))}")
+        messages.emit(*terminal.plan_parts(plan), start_command(plan, Path("OUT.gguf")))
+
+
+def _frontier(job: stages.Job, out: Path | None, *, as_json: bool, force: bool) -> None:
+    text = planning.frontier(job, as_json=as_json or (out is not None and out.suffix == ".json"))
+    if out is not None:
+        write_text(out, text, force=force, inputs=job.inputs)
+    messages.emit(text.removesuffix("\n"))
 
 
 def _for_budget(out: Path, size: int) -> Path:

@@ -18,7 +18,12 @@ def plans(job: Job, vrams: Sequence[int]) -> list[Plan]:
     """One plan per budget, all from the same losses."""
     job, losses = job.scored()
     wishes = [replace(job.wishes, vram=vram) for vram in vrams]
-    return [messages.interruptible(make_plan, job.source, losses, w, imatrix=job.imatrix) for w in wishes]
+    found = []
+    with messages.progress("solving", len(wishes), "plans") as advance:
+        for each in wishes:
+            found.append(messages.interruptible(make_plan, job.source, losses, each, imatrix=job.imatrix))
+            advance(1)
+    return found
 
 
 def as_list(found: Sequence[Plan]) -> str:
@@ -45,6 +50,7 @@ def explanation(job: Job, plan: Plan, name: str) -> str:
 
     job, losses = job.scored()
     common: dict[str, Any] = {"imatrix": job.imatrix}
-    found = messages.interruptible(explained, job.source, losses, job.wishes, plan, name, **common)
-    more = messages.interruptible(outlook, job.source, losses, job.wishes, plan, **common)
+    with messages.working("solving"):
+        found = messages.interruptible(explained, job.source, losses, job.wishes, plan, name, **common)
+        more = messages.interruptible(outlook, job.source, losses, job.wishes, plan, **common)
     return explanation_text(found, plan, more)

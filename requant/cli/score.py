@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from requant.cli import messages, options, stages
+from requant.cli import messages, options, stages, terminal
 from requant.cli.calibration import Calibration
+from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.formats import Effort
@@ -16,7 +17,7 @@ from requant.textfile import check_writable, write_text
 from requant.wishes import Wishes
 
 
-@click.command()
+@click.command("score", cls=Command)
 @options.model
 @options.result_file("losses")
 @click.option(
@@ -35,7 +36,6 @@ from requant.wishes import Wishes
 @options.allow_requantize
 @options.force
 @options.json_output
-@options.debug
 def command(
     *,
     model: Path,
@@ -51,7 +51,12 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Measure what each type would cost each tensor."""
+    """Measure what each type would cost each tensor.
+
+    Every matrix is encoded in every type; what that changes is weighed by gradients of the model on a text, which
+    gives a predicted KL divergence in nats per token. The model is run a layer at a time, on the CPU. The losses serve
+    any number of plans.
+    """
     if out is None and not as_json:
         raise UsageError("nowhere to put the losses; say -o LOSSES.json or --json")
     if emit is not None and (imatrix is not None or calibration.quick or calibration.statistics is not None):
@@ -83,4 +88,4 @@ def command(
 
             assert scored.measured is not None
             write_statistics(emit, scored.measured[0], source, scored.measured[1], force=force, inputs=job.inputs)
-    messages.emit(losses.to_json() if as_json else losses_table(losses))
+    messages.emit(losses.to_json() if as_json else losses_table(losses, terminal.width()))

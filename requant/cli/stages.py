@@ -80,7 +80,8 @@ def score(
             return Scored(
                 messages.interruptible(sensitivity.score, source, imatrix=imatrix, progress=advance, **common)
             )
-    text = messages.interruptible(calibration.windows, source)
+    with messages.working("reading text"):
+        text = messages.interruptible(calibration.windows, source)
     messages.warn(*text.notes)
     with messages.progress("scoring", fisher.n_steps(source), " layers") as advance:
         found = messages.interruptible(
@@ -114,7 +115,8 @@ def calibrate(
 
     with Part(out, 0, force=force, inputs=inputs):
         pass
-    text = messages.interruptible(calibration.windows, source)
+    with messages.working("reading text"):
+        text = messages.interruptible(calibration.windows, source)
     messages.warn(*text.notes)
     how: dict[str, Any] = {"gradients": not no_gradients, "max_memory": max_memory, "threads": threads}
     messages.prepare_kernels({t.format for t in source.tensors}, encode=False)
@@ -138,7 +140,8 @@ def evaluate(source: Source, base: Source | None, calibration: Calibration, thre
     model, reference = model_of(Weights(source)), None if base is None else model_of(Weights(base))
     if reference is not None:
         evaluate_.check_base(model, reference)
-    text = messages.interruptible(calibration.windows, source)
+    with messages.working("reading text"):
+        text = messages.interruptible(calibration.windows, source)
     messages.prepare_kernels({t.format for s in sources for t in s.tensors}, encode=False)
     steps = sum(m.architecture.n_layers for m in (model, reference) if m is not None) + 1
     with messages.progress("evaluating", steps, " layers") as advance:
@@ -230,7 +233,8 @@ class Job:
         job, losses = self.scored(weigh=weigh)
         if measure is not None:
             return job._least(losses, measure), job
-        return messages.interruptible(make_plan, self.source, losses, self.wishes, imatrix=job.imatrix), job
+        with messages.working("solving"):
+            return messages.interruptible(make_plan, self.source, losses, self.wishes, imatrix=job.imatrix), job
 
     def scored(self, *, weigh: bool = False) -> tuple[Job, Losses]:
         """The losses, given or measured now; the job to go on with, which has them and any importance measured."""
@@ -259,7 +263,8 @@ class Job:
         from requant import trial
 
         check_can_run(self.source)
-        text = messages.interruptible(self.calibration.windows, self.source)
+        with messages.working("reading text"):
+            text = messages.interruptible(self.calibration.windows, self.source)
         messages.prepare_kernels({by_name(name) for pair in trial.CACHES for name in pair})
         with messages.progress("measuring caches", len(trial.CACHES) + 1, " models") as advance:
             return messages.interruptible(
@@ -270,13 +275,15 @@ class Job:
         """Of `n` plans near the best, the one of least divergence on text that was not scored with."""
         from requant import trial
 
-        text = messages.interruptible(self.calibration.windows, self.source, held_out=True)
+        with messages.working("reading text"):
+            text = messages.interruptible(self.calibration.windows, self.source, held_out=True)
         effort = losses.effort if self.effort is None else self.effort
 
         def solve(losses: Losses) -> Plan:
             return replace(make_plan(self.source, losses, self.wishes, imatrix=self.imatrix), effort=effort)
 
-        plans = messages.interruptible(trial.near_optimal, losses, solve, n)
+        with messages.working("solving"):
+            plans = messages.interruptible(trial.near_optimal, losses, solve, n)
         with messages.progress("measuring", len(plans) + 1, " models") as advance:
             found = messages.interruptible(
                 trial.measured,
@@ -289,7 +296,9 @@ class Job:
             )
         klds = [evaluation.mean_kld or 0.0 for evaluation in found]
         best = klds.index(min(klds))
-        note = f"the best of {len(plans)} plans by divergence on held-out text, which was {klds[0]:.3g} for the first"
+        note = (
+            f"the best of {len(plans)} plans by divergence on held-out text; that of the first was {klds[0]:.3g} nats"
+        )
         return replace(plans[best], measured_kld=klds[best], notes=(*plans[best].notes, note))
 
     def _scored(self, weigh: bool) -> Scored:

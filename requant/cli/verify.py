@@ -8,24 +8,42 @@ from pathlib import Path
 import click
 
 from requant.cli import messages, options, stages
+from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.errors import BadInput
 from requant.report.result import verification_text
 
 
-@click.command()
-@click.argument("out", type=options.FILE)
-@click.option("--source", "model", type=options.FILE, metavar="MODEL", help="The model it was made from.")
-@click.option("--plan", "wanted", type=options.FILE, metavar="F", help="A plan, or the record if not beside OUT.")
+@click.command("verify", cls=Command)
+@click.argument("target", metavar="OUT", type=options.FILE, shell_complete=options.GGUF)
+@click.option(
+    "--source",
+    "model",
+    type=options.FILE,
+    metavar="MODEL",
+    shell_complete=options.GGUF,
+    help="The model it was made from.",
+)
+@click.option(
+    "--plan",
+    "wanted",
+    type=options.FILE,
+    metavar="F",
+    shell_complete=options.JSON,
+    help="A plan, or the record if not beside OUT.",
+)
 @options.threads
 @options.json_output
-@options.debug
-def command(*, out: Path, model: Path | None, wanted: Path | None, threads: int | None, as_json: bool) -> None:
-    """Read every byte of a converted model and compare it with its record, plan and source."""
+def command(*, target: Path, model: Path | None, wanted: Path | None, threads: int | None, as_json: bool) -> None:
+    """Read every byte of a converted model and compare it with its record, plan and source.
+
+    Every block is decoded; with --source a sample of rows is compared with what they were made from, and copies byte
+    for byte. A model that is not sound is exit code 3, with a line for each finding on stdout.
+    """
     with ExitStack() as stack:
         source = None if model is None else stack.enter_context(open_source(model))
-        found = stages.verify(out, source, wanted, threads)
+        found = stages.verify(target, source, wanted, threads)
     messages.emit(found.to_json() if as_json else verification_text(found))
     if not found.ok:
         n, first = len(found.findings), found.findings[0]
-        raise BadInput(out, f"is not as it should be, {n} finding{'s' * (n > 1)}: {first}", hint="do not use it")
+        raise BadInput(target, f"is not as it should be, {n} finding{'s' * (n > 1)}: {first}", hint="do not use it")

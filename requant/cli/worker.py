@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
-from requant.cli import messages
+from requant.cli import messages, speech
+from requant.cli.progress import JOB, mode
 
 T = TypeVar("T")
 
-BARS = "REQUANT_WORKER_BARS"  # in the environment: whether progress may be drawn
 _ERROR = "requant: error: "
 _TICK = 0.05  # seconds between two looks at whether a worker has ended
 _PATIENCE = 1.0  # seconds that a worker has to stop after a signal, before it is killed, which does no harm
@@ -46,7 +46,7 @@ class _Heard(io.TextIOBase):
         self._stderr.flush()
 
     def isatty(self) -> bool:
-        return os.environ.get(BARS) == "1" and self._stderr.isatty()
+        return self._stderr.isatty()
 
     def fileno(self) -> int:
         return self._stderr.fileno()
@@ -106,16 +106,22 @@ class _Worker:
             self.process.stdin.close()
 
 
-def _start(words: Sequence[str], bars: bool) -> _Worker:
+def _start(words: Sequence[str], job: str, alone: bool) -> _Worker:
     said = tempfile.TemporaryFile()  # noqa: SIM115, closed when the worker has ended
     process = subprocess.Popen(
-        [sys.executable, "-m", "requant.cli.worker", *words],
+        [sys.executable, "-m", "requant.cli.worker", *_settings(alone), *words],
         stdin=subprocess.PIPE,
         stdout=said,
-        env=os.environ | {BARS: "1" if bars else "0"},
+        env=os.environ | {JOB: job},
         start_new_session=True,  # a terminal's signals reach the batch alone, which passes them on
     )
     return _Worker(process, said, time.monotonic())
+
+
+def _settings(alone: bool) -> list[str]:
+    """What was said of how much to say; of several workers none draws a bar."""
+    words = speech.settings.words()
+    return words if alone or mode() != "bar" else [*words, "--progress=none"]
 
 
 def run_all(
@@ -123,10 +129,11 @@ def run_all(
     at_once: int,
     started: Callable[[T], Any],
     finished: Callable[[T, Ended], bool],
+    called: Callable[[T], str],
 ) -> None:
     """Run every task's command, `at_once` of them at a time, in order; no further ones once `finished` says False.
 
-    A signal is passed on to those that run, which are then waited for a little.
+    `called` is what progress calls a task. A signal is passed on to those that run, which are then waited for a little.
     """
     waiting, running = deque(tasks), list[tuple[T, _Worker]]()
     try:
@@ -134,7 +141,7 @@ def run_all(
             while waiting and len(running) < at_once:
                 task, words = waiting.popleft()
                 started(task)
-                running.append((task, _start(words, bars=at_once == 1)))
+                running.append((task, _start(words, called(task), alone=at_once == 1)))
             found = [(task, worker, ended) for task, worker in running if (ended := worker.ended()) is not None]
             for task, worker, ended in found:
                 running.remove((task, worker))

@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 from requant.errors import BadInput, InputOutputError, OutputRefused, SourceChanged, printable
+from requant.records import beside
 
 NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOLCK}  # by the file system
 
@@ -60,7 +61,9 @@ def _cannot_open(path: Path, error: OSError | ValueError) -> BadInput:
     if isinstance(error, ValueError):  # Python's own check: a NUL byte in the path
         return BadInput(path, "is not a usable path")
     if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-        return BadInput(path, "links to a file that is not there" if path.is_symlink() else "no such file")
+        if path.is_symlink():
+            return BadInput(path, "links to a file that is not there")
+        return BadInput(path, "no such file", hint=beside(path))
     if error.errno == errno.ELOOP:
         return BadInput(path, "is a loop of symbolic links")
     return InputOutputError(path, f"cannot be opened: {error.strerror}")

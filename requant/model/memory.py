@@ -15,6 +15,7 @@ from requant.formats import by_name
 from requant.formats.base import BlockFormat
 from requant.model.hyperparameters import Hyperparameters
 from requant.model.roles import is_lookup, layer_of
+from requant.records import suggest
 
 MIB = 2**20
 CELL_PADDING = 256  # cells; llama_context and the window cache round up to it
@@ -58,7 +59,7 @@ class Settings:
             raise UsageError(f"n_outputs must be at least 1 (got {self.n_outputs})")
         for name in (self.cache_type_k, self.cache_type_v):
             if name.upper() not in CACHE_TYPES:
-                raise UsageError(f"'{name}' is no cache type; use one of {', '.join(CACHE_TYPES).lower()}")
+                raise UsageError(f"'{brief(name)}' is no cache type; {suggest(name, map(str.lower, CACHE_TYPES))}")
         if not self.flash_attn and _cache_format(self.cache_type_v).block_weights > 1:
             raise UsageError("a quantized V cache needs flash attention")
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from requant.errors import UsageError
+from requant.errors import UsageError, brief
 from requant.model.hyperparameters import Hyperparameters
 from requant.model.roles import fallback_type, is_tied, layer_of, never_quantize, role_of
+from requant.records import suggest
 
 
 class Shaped(Protocol):
@@ -81,7 +82,9 @@ def stock_type(mixture: str, name: str, n_per_row: int, *, tied: bool, arch: str
     """
     assert name in ("token_embd.weight", "output.weight"), name
     if mixture not in _MIXTURES:
-        raise UsageError(f"'{mixture}' is no mixture of llama-quantize known here; use {', '.join(_MIXTURES)}")
+        raise UsageError(
+            f"'{brief(mixture)}' is no mixture of llama-quantize known here; {suggest(mixture, _MIXTURES)}"
+        )
     default = _MIXTURES[mixture][0]
     if name == "output.weight" or tied:
         chosen = _output_type(mixture, default, n_per_row, arch)
@@ -139,7 +142,9 @@ def mixture_types(mixture: str, tensors: Sequence[Shaped], hp: Hyperparameters, 
     Raises UsageError for a mixture that is not known here.
     """
     if mixture not in _MIXTURES:
-        raise UsageError(f"'{mixture}' is no mixture of llama-quantize known here; use {', '.join(_MIXTURES)}")
+        raise UsageError(
+            f"'{brief(mixture)}' is no mixture of llama-quantize known here; {suggest(mixture, _MIXTURES)}"
+        )
     free = [t for t in tensors if never_quantize(hp.arch, t.name, t.shape, t.type_id) is None]
     tied = is_tied({t.name for t in tensors})
     values = [t for t in free if role_of(t.name) in _VALUES]

@@ -9,10 +9,12 @@ from requant.errors import printable
 from requant.report.grid import grid
 from requant.units import format_size
 
+_LOSS = "loss: predicted, in nats per token; of plans scored without gradients in points of their own"
+
 
 def batch_table(rows: Sequence[Row]) -> str:
     """A line for each output, then what failed and why."""
-    table = [["source", "budget", "output", "size", "bpw", "loss", ""]]
+    table = [["source", "budget", "output", "size", "bits/weight", "loss", ""]]
     for row in rows:
         table.append(
             [
@@ -26,4 +28,5 @@ def batch_table(rows: Sequence[Row]) -> str:
             ]
         )
     failed = [f"{printable(row.output or row.source)}: {row.error}" for row in rows if row.error]
-    return "\n".join([*grid(table, right=(3, 4, 5)), *([""] if failed else []), *failed])
+    legend = ["", _LOSS] if any(row.predicted_loss is not None for row in rows) else []
+    return "\n".join([*grid(table, right=(3, 4, 5)), *legend, *([""] if failed else []), *failed])

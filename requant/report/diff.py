@@ -12,6 +12,7 @@ from requant.errors import FILE_NAME, brief
 from requant.plan import PLAN_SCHEMA, read_plan
 from requant.records import dump, plain, read_text
 from requant.report.grid import grid
+from requant.report.table import loss_unit
 from requant.textfile import has_schema
 from requant.units import format_size
 
@@ -25,6 +26,7 @@ class Side:
     name: str
     tensors: Mapping[str, tuple[str, int]]
     predicted_loss: float | None
+    method: str | None = None  # that predicted it
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Difference:
     bytes_b: int
     loss_a: float | None
     loss_b: float | None
+    method_a: str | None  # what predicted the loss
+    method_b: str | None
     n_equal: int
     changes: tuple[Change, ...]
 
@@ -61,7 +65,7 @@ def read_side(path: Path) -> Side:
     if has_schema(path, PLAN_SCHEMA) or has_schema(path, OUTPUT_SCHEMA):
         record = has_schema(path, OUTPUT_SCHEMA)
         plan = Conversion.from_json(read_text(path), path).plan if record else read_plan(path)
-        return Side(path.name, {c.name: (c.type, c.n_bytes) for c in plan.choices}, plan.predicted_loss)
+        return Side(path.name, {c.name: (c.type, c.n_bytes) for c in plan.choices}, plan.predicted_loss, plan.method)
     with open_source(path) as source:
         return Side(path.name, {t.name: (t.format.name, t.n_bytes) for t in source.tensors}, None)
 
@@ -75,7 +79,8 @@ def difference(a: Side, b: Side) -> Difference:
             changes.append(Change(name, type_a, type_b, bytes_a, bytes_b))
     total_a, total_b = (sum(n for _, n in side.tensors.values()) for side in (a, b))
     equal = len(a.tensors.keys() | b.tensors.keys()) - len(changes)
-    return Difference(a.name, b.name, total_a, total_b, a.predicted_loss, b.predicted_loss, equal, tuple(changes))
+    losses = a.predicted_loss, b.predicted_loss, a.method, b.method
+    return Difference(a.name, b.name, total_a, total_b, *losses, n_equal=equal, changes=tuple(changes))
 
 
 def difference_text(found: Difference) -> str:
@@ -86,10 +91,10 @@ def difference_text(found: Difference) -> str:
         rows.append([brief(c.name), c.type_a or "-", c.type_b or "-", more])
     lines = [*grid(rows, right=(3,)), ""] if found.changes else []
     lines.append(f"{len(found.changes)} tensors differ, {found.n_equal} are alike")
-    for label, name, size, loss in (
-        ("A", found.a, found.bytes_a, found.loss_a),
-        ("B", found.b, found.bytes_b, found.loss_b),
+    for label, name, size, loss, method in (
+        ("A", found.a, found.bytes_a, found.loss_a, found.method_a),
+        ("B", found.b, found.bytes_b, found.loss_b, found.method_b),
     ):
-        predicted = "" if loss is None else f", predicted loss {loss:.5g}"
+        predicted = "" if loss is None else f", predicted loss {loss:.5g} {loss_unit(method)} ({brief(method or '')})"
         lines.append(f"{label} {brief(name, FILE_NAME)}: {format_size(size)}{predicted}")
     return "\n".join(lines)

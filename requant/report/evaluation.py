@@ -15,15 +15,15 @@ FEW_TOKENS = 64  # behind an expert's statistics, below which they are hardly be
 def evaluation_text(found: Evaluation, model: Path, base: Path | None) -> str:
     """Perplexity, and the divergence where there is a base."""
     lines = [
-        f"{printable(str(model))}: {found.n_scored} tokens scored in {found.n_windows} windows of {found.n_ctx}",
+        f"{printable(str(model))}: {found.n_scored} tokens scored in {found.n_windows} windows of {found.n_ctx} tokens",
         f"perplexity      {found.ppl:.4f} \u00b1 {found.ppl_error:.4f}",
     ]
     if found.mean_kld is not None:
         lines += [
             f"of the base     {found.base_ppl:.4f} ({printable(str(base))})",
             f"KL divergence   {found.mean_kld:.6f} \u00b1 {found.kld_error:.6f} nats",
-            f"  99 %          {found.p99_kld:.6f}",
-            f"  99.9 %        {found.p999_kld:.6f}",
+            f"  99 %          {found.p99_kld:.6f} nats",
+            f"  99.9 %        {found.p999_kld:.6f} nats",
             f"same top token  {100 * (found.same_top or 0):.3f} %",
         ]
     return "\n".join(lines)
@@ -34,7 +34,7 @@ def statistics_text(found: Statistics, source: Source, out: Path) -> str:
     experts = {key: sums.count for key, sums in found.matrices.items() if key[1] is not None}
     lines = [
         f"{printable(str(out))}: {len({name for name, _ in found.matrices})} tensors over {found.n_tokens} tokens "
-        f"in windows of {found.n_ctx}"
+        f"in windows of {found.n_ctx} tokens"
     ]
     wanted = [
         (t.name, m)

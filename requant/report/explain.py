@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from requant.errors import REMARK, brief
 from requant.explain import Explanation, Outlook
-from requant.plan import Plan
+from requant.plan import IN_NATS, Plan
 from requant.report.grid import grid
+from requant.report.table import loss_unit
 from requant.units import format_size
 
 
@@ -18,7 +19,8 @@ def explanation_text(found: Explanation, plan: Plan, outlooks: Sequence[Outlook]
     head = f"{brief(c.name)}: {c.type}, {format_size(c.n_bytes)}, {shape}, on the {c.device}"
     if not found.alternatives:
         return f"{head}\nit stays as it is: {brief(c.reason or '', REMARK)}"
-    rows = [["", "type", "size", "its loss", "best plan with it", "costs"]]
+    unit = "nats" if plan.method in IN_NATS else "points"
+    rows = [["", "type", "size", f"its loss, {unit}", f"best plan with it, {unit}", "costs"]]
     for a in found.alternatives:
         rows.append(
             [
@@ -39,7 +41,11 @@ def outlook_text(plan: Plan, outlooks: Sequence[Outlook]) -> str:
     """A line for each limit."""
     lines = []
     for o in outlooks:
-        bought = "no plan" if o.value is None else f"a loss of {o.value:.5g} ({_change(o.value, plan.predicted_loss)})"
+        bought = (
+            "no plan"
+            if o.value is None
+            else f"a loss of {o.value:.5g} {loss_unit(plan.method)} ({_change(o.value, plan.predicted_loss)})"
+        )
         lines.append(f"{o.option} has {format_size(o.free)} free; {format_size(o.more)} more would buy {bought}")
     if plan.predicted_loss == 0:
         lines.append("nothing limits the plan: every tensor is a copy")

@@ -1,11 +1,13 @@
-"""Rows of text in aligned columns."""
+"""Rows of text in aligned columns, and wrapped lines with a label."""
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 GAP = "  "
+WIDTH = 100  # columns of what is no terminal
 
 
 def columns(text: str) -> int:
@@ -25,3 +27,26 @@ def grid(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
         return space + cell if k in right else cell + space
 
     return [GAP.join(place(cell, k) for k, cell in enumerate(row)).rstrip() for row in rows]
+
+
+def fitting(rows: Sequence[Sequence[str]], width: int, right: Sequence[int], spare: Sequence[int]) -> list[str]:
+    """The grid; where it is wider than `width` without the columns in `spare`, one after the other as need be."""
+    left = list(range(len(rows[0])))
+    for column in (None, *spare):
+        left = [k for k in left if k != column]
+        lines = grid([[row[k] for k in left] for row in rows], [i for i, k in enumerate(left) if k in right])
+        if max(map(columns, lines)) <= width:
+            break
+    return lines
+
+
+def labelled(lines: Iterable[tuple[str, str]], width: int, label_width: int = 12) -> list[str]:
+    """Lines with their label on the left, wrapped into the right column; a label is not said twice in a row."""
+    result, last = [], ""
+    for label, text in lines:
+        shown = label if label != last else ""
+        wrapped = textwrap.wrap(text, max(width - label_width, 20), break_on_hyphens=False) or [""]
+        result.append(f"{shown:<{label_width}}{wrapped[0]}".rstrip())
+        result.extend(" " * label_width + more for more in wrapped[1:])
+        last = label
+    return result

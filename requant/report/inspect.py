@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,11 @@ from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 from requant.model.memory import default_settings, device_bytes, memory_for, on_device
 from requant.model.roles import is_tied, never_quantize, role_of
 from requant.records import dump, plain
-from requant.report.grid import grid
+from requant.report.grid import GAP, WIDTH, fitting, grid, labelled
 from requant.units import format_size
 
 SCHEMA = "requant.inspect/1"
+_IN_TOKENS = ("context_length", "vocabulary", "window")
 _UNROUNDED = ("F32", "F16", "BF16")
 
 
@@ -177,40 +179,52 @@ def _shares(named: Iterable[tuple[str, SourceTensor]]) -> tuple[Share, ...]:
 
 def as_text(found: Inspection, *, tensors: bool = False) -> str:
     """The inspection for reading; with `tensors` a line for each. Names from the file are escaped."""
-    parts = [_facts(found), _table("type", found.types), _table("role", found.roles), _memory(found)]
-    return "\n\n".join(part for part in (*parts, _tensors(found) if tensors else "") if part)
+    return "\n\n".join((facts(found), *tables(found, tensors=tensors)))
 
 
-def _facts(found: Inspection) -> str:
+def tables(found: Inspection, width: int = WIDTH, *, tensors: bool = False) -> list[str]:
+    """All that is said beside the facts; what does not fit `width` is left out of the roles' table."""
+    parts = [_table("type", found.types), _table("role", found.roles, width), _memory(found, width)]
+    return [part for part in (*parts, _tensors(found) if tensors else "") if part]
+
+
+def facts(found: Inspection, width: int = WIDTH) -> str:
+    """File, model, weights and shape."""
     files = brief(found.files[0], FILE_NAME) + (f" and {len(found.files) - 1} more" if len(found.files) > 1 else "")
     title = "" if found.title is None else f"{brief(found.title)}, "
     state = "already quantized" if found.quantized else "not quantized"
     lines = [
-        ["file", f"{files}, {format_size(found.file_bytes)}, GGUF {found.version}"],
-        ["model", f"{title}architecture {brief(found.arch)}, {state}"],
-        ["weights", f"{found.weights:,} in {len(found.tensors)} tensors, {found.bpw:.3f} bits per weight"],
+        ("file", f"{files}, {format_size(found.file_bytes)}, GGUF version {found.version}"),
+        ("model", f"{title}architecture {brief(found.arch)}, {state}"),
+        ("weights", f"{found.weights:,} in {len(found.tensors)} tensors, {found.bpw:.3f} bits per weight"),
     ]
     if found.hyperparameters is not None:
-        shown = (f"{key.replace('_', ' ')} {value}" for key, value in found.hyperparameters.items() if value)
-        lines.append(["shape", ", ".join(shown)])
-    return "\n".join(grid(lines))
+        shown = (
+            f"{key.replace('_', ' ')} {value}{' tokens' * (key in _IN_TOKENS)}"
+            for key, value in found.hyperparameters.items()
+            if value
+        )
+        lines.append(("shape", ", ".join(shown)))
+    return "\n".join(labelled(lines, width, max(len(label) for label, _ in lines) + len(GAP)))
 
 
-def _table(head: str, shares: tuple[Share, ...]) -> str:
-    rows = [[head, "tensors", "weights", "size", "bpw", "" if head == "type" else "types"]]
+def _table(head: str, shares: tuple[Share, ...], width: int = WIDTH) -> str:
+    rows = [[head, "tensors", "weights", "size", "bits/weight", "" if head == "type" else "types"]]
     for s in shares:
         types = "" if head == "type" else ", ".join(s.types)
         rows.append([brief(s.name), str(s.tensors), f"{s.weights:,}", format_size(s.n_bytes), f"{s.bpw:.2f}", types])
-    return "\n".join(grid(rows, right=(1, 2, 3, 4)))
+    return "\n".join(fitting(rows, width, right=(1, 2, 3, 4), spare=(5,)))
 
 
-def _memory(found: Inspection) -> str:
+def _memory(found: Inspection, width: int) -> str:
     if found.needs is None:
         return ""
     n = found.needs
     parts = (("weights", n.weights), ("KV cache", n.kv_cache), ("compute", n.compute), ("together", n.total))
-    title = f"in VRAM, all layers, a context of {n.n_ctx} in f16, batches of 512, nothing in reserve"
-    return "\n".join([title, *grid([[name, format_size(size)] for name, size in parts], right=(1,))])
+    title = f"in VRAM, all layers, a context of {n.n_ctx} tokens in f16, batches of 512 tokens, nothing in reserve"
+    return "\n".join(
+        [*textwrap.wrap(title, width), *grid([[name, format_size(size)] for name, size in parts], right=(1,))]
+    )
 
 
 def _tensors(found: Inspection) -> str:

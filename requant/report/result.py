@@ -16,7 +16,9 @@ def conversion_text(made: Conversion, *, verified: bool) -> str:
     state = f"verified, {len(made.tensors)} tensors read again" if verified else "not verified"
     weighted = f", weighted by {brief(made.imatrix, FILE_NAME)}" if made.imatrix else ""
     errors = _errors([t for t in made.tensors if t.type != t.source_type])
-    head = f"relative error of the weights, measured{weighted}" if errors else "every tensor is a copy"
+    head = (
+        f"relative error of the weights (root mean square), measured{weighted}" if errors else "every tensor is a copy"
+    )
     written = f"{printable(str(made.output))}: {format_size(made.size)}, {made.plan.bpw:.3f} bits per weight, {state}"
     return "\n".join([head, *errors, "", written])
 
@@ -27,8 +29,9 @@ def _errors(encoded: list[Converted]) -> list[str]:
     for name in sorted({t.type for t in encoded}, key=lambda name: (_bpw(name), name)):
         found = [t for t in encoded if t.type == name]
         worst = max(found, key=lambda t: t.rmse)
-        middle = median(t.rmse for t in found)
-        lines.append(f"{name:8}{len(found):4}  median {middle:.4f}  largest {worst.rmse:.4f} {brief(worst.name)}")
+        middle = f"median {100 * median(t.rmse for t in found):5.2f} %"
+        largest = f"largest {100 * worst.rmse:5.2f} % {brief(worst.name)}"
+        lines.append(f"{name:8}{len(found):4} tensor{' ' if len(found) == 1 else 's'}  {middle}  {largest}")
     return lines
 
 

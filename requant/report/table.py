@@ -11,12 +11,10 @@ from requant.errors import FILE_NAME, REMARK, brief
 from requant.formats import Effort, by_name
 from requant.limits import Limit
 from requant.plan import EDITED, IN_NATS, Choice, Losses, Plan
-from requant.report.grid import GAP, columns, grid
+from requant.report.grid import GAP, WIDTH, columns, fitting, grid, labelled
 from requant.report.view import bar
 from requant.units import format_size
 
-WIDTH = 100
-_LABEL = 12  # characters of the left column of a summary
 _NAMED = 3  # tensors named beside a reason that several share
 
 
@@ -25,9 +23,10 @@ def plan_table(plan: Plan, width: int = WIDTH) -> str:
     return "\n\n".join(part for part in (layer_table(plan, width), type_table(plan), summary(plan, width)) if part)
 
 
-def plans_table(plans: Sequence[Plan], vrams: Sequence[int]) -> str:
+def plans_table(plans: Sequence[Plan], vrams: Sequence[int], width: int = WIDTH) -> str:
     """One line per budget in VRAM: weights, bits, predicted loss and gap, context and cache, layers on the GPU."""
-    rows = [["--vram", "weights", "bpw", "loss", "gap", "context", "K/V cache", "GPU layers", "tokens/s"]]
+    loss = "loss, nats" if all(plan.method in IN_NATS for plan in plans) else "loss, points"
+    rows = [["--vram", "weights", "bits/weight", loss, "gap", "tokens", "K/V cache", "GPU layers", "tokens/s"]]
     for plan, vram in zip(plans, vrams, strict=True):
         asked, ns = plan.budget, plan.ns_per_token
         rows.append(
@@ -36,14 +35,14 @@ def plans_table(plans: Sequence[Plan], vrams: Sequence[int]) -> str:
                 format_size(plan.n_bytes),
                 f"{plan.bpw:.3f}",
                 f"{plan.predicted_loss:.4g}",
-                "?" if plan.gap is None else f"{plan.gap:.0e}",
+                "?" if plan.gap is None else f"{100 * plan.gap:.2g} %",
                 str(asked.get("ctx", "")),
                 f"{asked.get('cache_type_k')}/{asked.get('cache_type_v')}".lower(),
                 "all" if plan.runtime.get("all_layers") else str(plan.runtime.get("n_gpu_layers", "")),
                 "" if ns is None else f"{1e9 / max(ns, 1):.1f}",
             ]
         )
-    return "\n".join(grid(rows, right=(0, 1, 2, 3, 4, 5, 7, 8)))
+    return "\n".join(fitting(rows, width, right=(0, 1, 2, 3, 4, 5, 7, 8), spare=(6, 4, 8, 7)))
 
 
 def layer_table(plan: Plan, width: int = WIDTH) -> str:
@@ -69,7 +68,7 @@ def layer_table(plan: Plan, width: int = WIDTH) -> str:
 def type_table(plan: Plan) -> str:
     """Per type: tensors, share of the weights, bytes, and the part of the predicted loss that falls on it."""
     total = plan.predicted_loss
-    rows = [["type", "bpw", "tensors", "weights", "size", "loss"]]
+    rows = [["type", "bits/weight", "tensors", "weights", "size", "loss"]]
     for name in sorted({c.type for c in plan.choices}, key=_by_bits):
         found = [c for c in plan.choices if c.type == name]
         share = sum(c.n_weights for c in found) / max(plan.n_weights, 1)
@@ -99,7 +98,7 @@ def summary(plan: Plan, width: int = WIDTH) -> str:
         *(("fallback", line) for line in _fallbacks(plan.choices)),
         *(("note", brief(note, REMARK)) for note in plan.notes),
     ]
-    return "\n".join(_labelled(lines, width))
+    return "\n".join(labelled(lines, width))
 
 
 def losses_table(losses: Losses, width: int = WIDTH) -> str:
@@ -129,10 +128,15 @@ def losses_table(losses: Losses, width: int = WIDTH) -> str:
         *(("left out", line) for line in _reasons(_skipped((t.name, t.skipped) for t in free))),
         *(("note", brief(note, REMARK)) for note in losses.notes),
     ]
-    title = "predicted loss if every tensor of a role had the type"
-    tables = [title, *_wide(types, rows, width)] if free else []
+    title = f"predicted loss, in {loss_unit(losses.method)}, if every tensor of a role had the type"
+    tables = ["\n".join(textwrap.wrap(title, max(width, 20))), *_wide(types, rows, width)] if free else []
     legend = ["+ not every tensor of the role can have the type"] if partial else []
-    return "\n\n".join([*tables, *legend, "\n".join(_labelled(lines, width))])
+    return "\n\n".join([*tables, *legend, "\n".join(labelled(lines, width))])
+
+
+def loss_unit(method: str | None) -> str:
+    """What the losses of a method are counted in."""
+    return "nats per token" if method in IN_NATS else "points of its own"
 
 
 def _type_bpw(name: str) -> float:
@@ -157,11 +161,10 @@ def _loss(plan: Plan) -> str:
     if plan.predicted_loss is None:
         edited = EDITED in plan.notes
         return "not known, the plan was edited" if edited else f"not measured ({brief(plan.method, REMARK)})"
-    gap = "not known" if plan.gap is None else f"{plan.gap:.1e}" if plan.gap else "0"
-    loss = f"{plan.predicted_loss:.4g} predicted by {brief(plan.method, REMARK)}"
-    if plan.method in IN_NATS:
-        loss = f"predicted KL {plan.predicted_loss:.4g} nats per token ({brief(plan.method, REMARK)})"
-    measured = "" if plan.measured_kld is None else f", measured {plan.measured_kld:.4g} on held-out text"
+    gap = "not known" if plan.gap is None else f"{100 * plan.gap:.2g} %"
+    what = "predicted KL" if plan.method in IN_NATS else "predicted"
+    loss = f"{what} {plan.predicted_loss:.4g} {loss_unit(plan.method)} ({brief(plan.method, REMARK)})"
+    measured = "" if plan.measured_kld is None else f", measured {plan.measured_kld:.4g} nats on held-out text"
     return f"{loss}{measured}; proven gap {gap} ({brief(plan.solver, REMARK)})"
 
 
@@ -202,7 +205,9 @@ def _sensitivities(plan: Plan, on_cpu: set[int]) -> str:
     if not all(sides):
         return ""
     kept, left = (math.fsum(x) / len(x) for x in sides)
-    return f"sensitivity at {plan.runtime.get('reference_type')}: {left:.3g} a layer of these, {kept:.3g} of the others"
+    unit = loss_unit(plan.method)
+    at = plan.runtime.get("reference_type")
+    return f"sensitivity at {at}, in {unit}: {left:.3g} a layer of these, {kept:.3g} of the others"
 
 
 def _stays(choices: Iterable[Choice]) -> list[str]:
@@ -257,15 +262,3 @@ def _wide(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], width
         tables.append("\n".join(grid(lines)))
         start = end
     return tables
-
-
-def _labelled(lines: Iterable[tuple[str, str]], width: int) -> list[str]:
-    """Lines with their label on the left, wrapped into the right column; a label is not said twice in a row."""
-    result, last = [], ""
-    for label, text in lines:
-        shown = label if label != last else ""
-        wrapped = textwrap.wrap(text, max(width - _LABEL, 20), break_on_hyphens=False) or [""]
-        result.append(f"{shown:<{_LABEL}}{wrapped[0]}".rstrip())
-        result.extend(" " * _LABEL + more for more in wrapped[1:])
-        last = label
-    return result

@@ -12,6 +12,10 @@ FIXTURES = Path(__file__).parents[2] / "fixtures"
 TINY, IMATRIX = FIXTURES / "tiny-llama-f16.gguf", FIXTURES / "imatrix.gguf"
 
 
+# a machine that is slow today gets no line of progress more than another
+RARELY = "import requant.cli.progress; requant.cli.progress.EVERY['auto'] = 3600"
+
+
 @dataclass(frozen=True)
 class Ran:
     code: int
@@ -28,7 +32,7 @@ def run(capsys, *words):
 
 def start(*words, before="", **options):
     """The command in a process of its own; `before` is Python that runs first."""
-    code = f"import sys; sys.argv[0] = 'requant'\n{before}\nfrom requant.cli import run; run()"
+    code = f"import sys; sys.argv[0] = 'requant'\n{before}\nfrom requant.cli import run\n{RARELY}\nrun()"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], **(pipes | options))
 

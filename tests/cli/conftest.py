@@ -3,6 +3,7 @@
 import pytest
 from commands import IMATRIX, TINY
 
+from requant.cli import progress
 from requant.codec import warm_up
 from requant.container.source import open_source
 from requant.formats import FORMATS
@@ -14,6 +15,12 @@ from requant.sensitivity import score
 def _kernels():
     """Compiled before anything is timed or its stderr counted."""
     warm_up(fmt for fmt in FORMATS.values() if fmt.can_encode)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _rarely():
+    """No line of progress where none is asked for, however slow the machine is."""
+    progress.EVERY["auto"] = 3600.0
 
 
 @pytest.fixture(scope="session")

@@ -330,7 +330,7 @@ def test_a_dry_run_shows_the_matrix_and_writes_nothing(capsys, tmp_path, losses)
     asked = ("--losses", losses, "--imatrix", IMATRIX, "--bpw", 4.5)
     assert run(capsys, "convert", TINY, out, *asked).code == 0 and out.stat().st_size == first["size"]
     table = run(capsys, "batch", jobs, "--dry-run").out.splitlines()
-    assert table[0].split() == ["source", "budget", "output", "size", "bpw", "loss"] and len(table) == 4
+    assert table[0].split() == ["source", "budget", "output", "size", "bits/weight", "loss"] and len(table) == 6
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,24 @@
-"""Columns: what stands under each other does so on a terminal, whatever the names are made of."""
+"""Columns, and what is left of them where there is little room."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from requant.report.grid import fitting, grid, labelled
 
-from requant.errors import brief
-from requant.report.grid import GAP, columns, grid
+ROWS = [["size", "gap", "cache", "speed"], ["12 GiB", "0 %", "f16/f16", "10.0"]]
 
 
-def test_wide_characters_take_two_columns_and_marks_none():
-    assert [columns(text) for text in ("abc", "\u6a21\u578b", "e\u0301", "\uff21")] == [3, 4, 1, 2]
+def test_a_grid_that_fits_has_all_its_columns():
+    assert fitting(ROWS, 40, right=(3,), spare=(2, 1)) == grid(ROWS, right=(3,))
 
 
-@given(st.lists(st.tuples(st.text().map(brief), st.integers(0, 9999).map(str)), min_size=1))
-def test_every_row_is_a_line_and_its_cells_stand_under_each_other(rows):
-    lines = grid([("name", "size"), *rows], right=(1,))
-    assert len(lines) == 1 + len(rows)
-    assert len({columns(line) for line in lines}) == 1
-    for (name, size), line in zip(rows, lines[1:], strict=True):
-        assert line.startswith(name) and line.endswith(" " + size) and GAP in line
+def test_columns_go_one_after_the_other_until_the_grid_fits():
+    assert fitting(ROWS, 24, right=(3,), spare=(2, 1)) == ["size    gap  speed", "12 GiB  0 %   10.0"]
+    assert fitting(ROWS, 14, right=(3,), spare=(2, 1)) == ["size    speed", "12 GiB   10.0"]
+
+
+def test_what_cannot_be_spared_stays_whatever_the_width():
+    assert fitting(ROWS, 1, right=(), spare=(2, 1)) == ["size    speed", "12 GiB  10.0"]
+
+
+def test_a_label_is_not_said_twice_and_lines_are_wrapped():
+    found = labelled([("note", "a b c"), ("note", "d"), ("size", "word " * 10)], 32)
+    assert found[:2] == ["note        a b c", "            d"]
+    assert found[2].startswith("size        word") and all(len(line) <= 32 for line in found)

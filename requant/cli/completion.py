@@ -1,0 +1,87 @@
+"""What a shell may complete the values of options with; docs/completion.md says how to switch it on."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
+
+_PLAIN = re.compile(r"[\w./+@-]+")  # what no shell needs quotes for
+_MOST = 10000  # entries of a folder
+
+
+def types(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """The ggml types that can be written; the last of several that commas part."""
+    from requant.formats import FORMATS
+
+    before, comma, last = incomplete.rpartition(",")
+    return _items([f.name for f in FORMATS.values() if f.can_encode], last, before + comma)
+
+
+def cache_types(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """The types of a KV cache, in small letters as llama.cpp takes them."""
+    from requant.model.memory import CACHE_TYPES
+
+    return _items(["auto", *(name.lower() for name in CACHE_TYPES)], incomplete)
+
+
+def presets(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """The mixtures of llama-quantize."""
+    from requant.model.stock import mixtures
+
+    return _items(mixtures(), incomplete)
+
+
+def engines(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """The engines with a profile."""
+    from requant.runtime import ENGINES
+
+    return _items(ENGINES, incomplete)
+
+
+def files(*endings: str) -> Completer:
+    """Files that end so; where folders or odd names are in the way, whatever the shell has."""
+
+    def complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        from click.shell_completion import CompletionItem
+
+        found = _matching(incomplete, endings)
+        if found and all(_PLAIN.fullmatch(name) for name in found):
+            return [CompletionItem(name) for name in found]
+        return [CompletionItem(incomplete, type="file")]
+
+    return complete
+
+
+def _matching(incomplete: str, endings: tuple[str, ...]) -> list[str]:
+    """Paths as the shell would write them; none where a folder begins so too."""
+    folder, slash, start = incomplete.rpartition("/")
+    found = []
+    try:
+        with os.scandir(Path(folder + slash).expanduser() if slash else ".") as entries:
+            for _, entry in zip(range(_MOST), entries, strict=False):
+                if not entry.name.startswith(start) or (entry.name.startswith(".") and not start):
+                    continue
+                if entry.is_dir():
+                    return []
+                if entry.name.endswith(endings):
+                    found.append(folder + slash + entry.name)
+    except (OSError, ValueError):
+        return []
+    return sorted(found)
+
+
+def _items(words: Iterable[str], incomplete: str, before: str = "") -> list[CompletionItem[str]]:
+    from click.shell_completion import CompletionItem
+
+    start = incomplete.upper()
+    return [CompletionItem(before + word) for word in words if word.upper().startswith(start)]

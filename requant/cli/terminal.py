@@ -1,0 +1,74 @@
+"""What stdout can show: a picture only where somebody looks, colours unless they are not wanted, blocks if it has them.
+
+NO_COLOR and TERM=dumb take the colours away; FORCE_COLOR and CLICOLOR_FORCE draw, in colour, into pipes and files too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+from requant.report.grid import WIDTH
+
+if TYPE_CHECKING:
+    from requant.plan import Plan
+    from requant.report.bars import Canvas, Picture
+    from requant.report.inspect import Inspection
+
+_WIDEST = 120
+
+
+def is_seen() -> bool:
+    """Whether pictures are drawn: on a terminal, or where colours are forced."""
+    return _is_terminal() or _forced()
+
+
+def width() -> int:
+    """The columns that tables may take: those of the picture, where there is one."""
+    return max(40, min(_columns(), _WIDEST)) if is_seen() else WIDTH
+
+
+def plan_parts(plan: Plan) -> tuple[str | Picture, ...]:
+    """The picture of the plan, where one is drawn, and its tables."""
+    from requant.report.table import plan_table
+
+    table = plan_table(plan, width())
+    if not is_seen():
+        return (table,)
+    from requant.report.bars import plan_bars
+
+    return plan_bars(plan, _canvas()), table
+
+
+def model_picture(found: Inspection) -> tuple[Picture, ...]:
+    """The picture of the model; nothing where none is drawn."""
+    if not is_seen():
+        return ()
+    from requant.report.bars import model_bars
+
+    return (model_bars(found, _canvas()),)
+
+
+def _canvas() -> Canvas:
+    from requant.report.bars import FULL, Canvas
+
+    colours = not os.environ.get("NO_COLOR") and (_forced() or os.environ.get("TERM") != "dumb")
+    try:
+        FULL.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return Canvas(min(_columns(), _WIDEST), colours, False)
+    return Canvas(min(_columns(), _WIDEST), colours, True)
+
+
+def _forced() -> bool:
+    return any(os.environ.get(name, "") not in ("", "0") for name in ("FORCE_COLOR", "CLICOLOR_FORCE"))
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size((WIDTH if not _is_terminal() else 80, 24)).columns

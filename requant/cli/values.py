@@ -1,0 +1,127 @@
+"""The values of options, parsed: each into what it means, or into a UsageError that says what may have been meant."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from requant.budget import parse_rule, parse_type, parse_types
+from requant.errors import UsageError, brief
+from requant.formats import FORMATS, Effort
+from requant.records import suggest
+from requant.units import parse_size
+from requant.wishes import AUTO, MAX_CONTEXT
+
+FILE = click.Path(path_type=Path)  # not checked here: what is wrong with a file is bad input, not usage
+
+
+class Count(click.IntRange):
+    """A whole number; the help says only where it begins, not at which number of bits it ends."""
+
+    def _describe_range(self) -> str:
+        return f"{self.min} or more"
+
+
+class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.4 on
+    """Bytes, from a number with its unit."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The bytes, or a UsageError that names the option."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except UsageError as error:
+            raise UsageError(f"{param.opts[0] if param else 'size'}: {error}") from error
+
+
+class Sizes(Size):
+    """Sizes parted by commas."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A tuple of bytes."""
+        return tuple(Size.convert(self, part, param, ctx) for part in str(value).split(","))
+
+
+def type_of(_: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The name of a ggml type."""
+    return None if value is None else parse_type(value, param.opts[0])
+
+
+def written_type_of(context: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The name of a type that can be written."""
+    name = type_of(context, param, value)
+    written = [f.name for f in FORMATS.values() if f.can_encode]
+    if name is not None and name not in written:
+        raise UsageError(f"{param.opts[0]}: {name} cannot be written; choose among {', '.join(written)}")
+    return name
+
+
+def effort_of(_: click.Context, param: click.Parameter, value: str | None) -> Effort | None:
+    """How hard the encoders search."""
+    return None if value is None else Effort[value.upper()]
+
+
+def types_of(_: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """Types that commas part."""
+    return () if value is None else parse_types(value, param.opts[0])
+
+
+def rules_of(_: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
+    """Rules, REGEX=TYPE each."""
+    return tuple(parse_rule(value, param.opts[0]) for value in values)
+
+
+def bandwidth_of(_: click.Context, __: click.Parameter, value: str | None) -> tuple[tuple[str, float], ...] | None:
+    """Devices with their bytes per second."""
+    from requant.runtime import parse_bandwidth
+
+    return None if value is None else tuple(parse_bandwidth(value).items())
+
+
+def engine_of(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """The name of a profile."""
+    from requant.runtime import engine_named
+
+    return None if value is None else engine_named(value).name
+
+
+def context_of(_: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Tokens, or MAX_CONTEXT."""
+    if value is None or value.lower() == "max":
+        return None if value is None else MAX_CONTEXT
+    try:
+        n = int(value)
+    except ValueError:
+        n = 0
+    if not 1 <= n < 2**31:
+        thousands = re.fullmatch(r"(\d{1,6})[kK]", value)
+        hint = f"; did you mean {1024 * int(thousands[1])}?" if thousands else ""
+        raise UsageError(f"--ctx: '{brief(value)}' is no number of tokens, nor max{hint}")
+    return n
+
+
+def cache_type_of(_: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The type of a cache, or AUTO."""
+    if value is None or value.upper() == AUTO:
+        return None if value is None else AUTO
+    from requant.model.memory import CACHE_TYPES
+
+    if value.upper() not in CACHE_TYPES:
+        names = [AUTO.lower(), *(name.lower() for name in CACHE_TYPES)]
+        raise UsageError(f"{param.opts[0]}: '{brief(value)}' is no cache type; {suggest(value, names)}")
+    return value.upper()
+
+
+def preset_of(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """The name of a mixture."""
+    from requant.model.stock import mixtures
+
+    if value is not None and value.upper() not in mixtures():
+        raise UsageError(f"--preset: '{brief(value)}' is no mixture known here; {suggest(value, mixtures())}")
+    return value

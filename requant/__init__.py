@@ -3,21 +3,13 @@
 from typing import Any
 
 __all__ = ["dequantize", "quantize"]
+__version__ = "0.1.0"  # the only place that says so: pyproject.toml reads it here
 
 
 def __getattr__(name: str) -> Any:
-    """`__version__`, `quantize` and `dequantize`, looked up when somebody asks: most commands need neither NumPy nor
-    importlib.metadata, which takes longer to import than an inspect runs.
-    """
-    if name in __all__:
-        from requant import arrays
-
-        return getattr(arrays, name)
-    if name != "__version__":
+    """`quantize` and `dequantize`, looked up when somebody asks: most commands need no NumPy."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib.metadata import PackageNotFoundError, version
+    from requant import arrays
 
-    try:
-        return version(__name__)
-    except PackageNotFoundError:  # run from a checkout
-        return "0+unknown"
+    return getattr(arrays, name)

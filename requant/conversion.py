@@ -80,6 +80,7 @@ class Conversion:
     plan: Plan
     tensors: tuple[Converted, ...]
     notes: tuple[str, ...] = ()
+    kernels: int | None = None  # version of the encoders; records of old do not say
 
     def to_json(self) -> str:
         """The record's text: ASCII, one tensor a line, the same for the same source, plan and version."""

@@ -28,6 +28,7 @@ from requant.container.source import Source, open_files
 from requant.container.splitting import WHOLE, Splitting, headers_sha256, paths_of, total_size
 from requant.conversion import Conversion, Converted
 from requant.errors import InputOutputError
+from requant.formats import KERNELS
 from requant.imatrix import Imatrix
 from requant.jit import SOURCE_STATE
 from requant.model.companions import companion_shape
@@ -121,6 +122,7 @@ def _conversion(output: Output, plan: Plan, imatrix: Imatrix | None, tensors: tu
         imatrix_sha256=None if used is None else used.sha256,
         plan=plan,
         tensors=tensors,
+        kernels=KERNELS,
     )
 
 

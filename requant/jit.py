@@ -1,16 +1,10 @@
-"""The one Numba decorator and the folder its compiled kernels are kept in.
-
-Numba's cache is pickle, so the folder must be private to the user; and a cached kernel does not notice an
-edit of a helper in another file, so the folder's name carries a hash of all kernel sources.
-"""
+"""The one Numba decorator, which keeps what it compiled in the folder that `kernel_cache` names."""
 
 import contextlib
 import errno
 import hashlib
 import os
 import pickle
-import stat
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +13,7 @@ import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 from requant.errors import printable
+from requant.kernel_cache import folder_name, is_private, parents, source_state
 
 _config: Any = numba.config
 _DIGEST_BYTES = 32
@@ -45,44 +40,18 @@ class Kernel(Protocol):
         """Run on `args`."""
 
 
-def _source_state() -> str:
-    """Hash over the sources of every kernel and the versions that compile them."""
-    here = Path(__file__).parent
-    digest = hashlib.sha256(f"{numba.__version__} {_config.CPU_NAME}".encode())
-    for path in [Path(__file__), *sorted((here / "formats").glob("*.[pn][yp]*"))]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-SOURCE_STATE = _source_state()
-
-
-def _is_private(folder: Path) -> bool:
-    """Whether `folder` belongs to this user and nobody else may write to it."""
-    status = folder.lstat()
-    owned = not hasattr(os, "getuid") or status.st_uid == os.getuid()
-    return stat.S_ISDIR(status.st_mode) and owned and not status.st_mode & 0o022
-
-
-def _cache_parents() -> list[Path]:
-    """Where the folder may be, the best first."""
-    named = os.environ.get("REQUANT_CACHE_DIR")
-    home = os.path.expanduser("~")  # noqa: PTH111, which raises where there is no home
-    cache = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home != "~" else "")
-    user = os.getuid() if hasattr(os, "getuid") else "user"
-    usual = Path(named) if named else Path(cache) / "requant" if cache else None
-    return [path for path in (usual, Path(tempfile.gettempdir()) / f"requant-{user}") if path is not None]
+SOURCE_STATE = source_state(numba.__version__)
 
 
 def _cache_folder() -> Path | None:
     """A private folder that can be written, made if need be; None where there is none to be had."""
-    for parent in _cache_parents():
-        folder, reason = parent / f"kernels-{SOURCE_STATE}", "others may change it"
+    for parent in parents():
+        folder, reason = parent / folder_name(SOURCE_STATE), "others may change it"
         try:
             parent.parent.mkdir(parents=True, exist_ok=True)
             for path in (parent, folder):  # who may rename the one can put their own in place of the other
                 path.mkdir(mode=0o700, exist_ok=True)
-            if _is_private(parent) and _is_private(folder):
+            if is_private(parent) and is_private(folder):
                 if os.access(folder, os.W_OK | os.X_OK):
                     return folder
                 reason = os.strerror(errno.EACCES)

@@ -8,27 +8,22 @@ few dozen items. A choice is accepted by its costs in whole bytes: floats only p
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from requant import highs
+from requant.highs import Floats, Ints
 
 _SCALE = 1e4  # the loss above every item's least in HiGHS: far above its absolute tolerances of 1e-6, far below 1e15
 _ROW_SCALE = 1e3  # the room of a limit in HiGHS: its 1e-6 is then a part in 1e9; 1e6 and 1 measure slower
 _SAFETY = 1e-9  # relative; what sums of 20000 float64 terms may err, amply
 _LEAST_STEP = 1e-12  # of a limit's room; a repair that gains less would not end
 _ROUNDS = 3  # of pricing and leaving out; the third seldom finds anything
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,26 +141,20 @@ def _relaxed(table: Table, limits: Ints, upper: float) -> _Relaxed | None:
 
     Any prices give a bound, so what HiGHS's tolerances do to the duals makes it weaker, never wrong.
     """
-    from scipy.optimize import linprog
-
     excess, base = _excess(table)
     scale = _scale(excess, upper - base)
     costs, room = _rows(table, limits)
-    result = linprog(
-        excess * scale, A_ub=costs, b_ub=room, A_eq=_one_each(table), b_eq=np.ones(len(table.starts)), method="highs"
-    )
-    if result.status == 2:
+    found = highs.relaxation(excess * scale, costs, room, table.item)
+    if found.ended == "infeasible":
         return None
-    solved = result.status == 0
-    duals = result.ineqlin.marginals if solved else np.zeros(len(limits))
-    prices = np.maximum(-np.asarray(duals), 0.0) / scale
+    prices = np.maximum(-found.duals, 0.0) / scale
     priced = excess + prices @ costs
     least = np.minimum.reduceat(priced, table.starts)
     return _Relaxed(
         priced - least[table.item],
         math.fsum([base, *least, *(-prices * room)]),
         prices / _units(table, limits),
-        np.asarray(result.x) if solved else np.zeros(len(excess)),
+        np.zeros(len(excess)) if found.taken is None else found.taken,
     )
 
 
@@ -183,14 +172,6 @@ def _scale(excess: Floats, known: float) -> float:
     """The factor that makes the excess of the best known choice _SCALE."""
     size = known if 0 < known < math.inf else float(excess.max(initial=0.0))
     return _SCALE / size if size > 0 else 1.0
-
-
-def _one_each(table: Table) -> Any:
-    """(n_items, n) sparse: one option per item."""
-    from scipy.sparse import csr_array
-
-    n = len(table.item)
-    return csr_array((np.ones(n), (table.item, np.arange(n))))
 
 
 def _first_least(table: Table, values: Floats) -> Ints:
@@ -240,53 +221,19 @@ def _improve(table: Table, picked: Ints | None, limits: Ints) -> Ints | None:
 
 def _finish(table: Table, limits: Ints, known: Answer, upper: float, stop: tuple[float, float]) -> Answer:
     """The rest by branch and cut until `stop`, seconds or gap; `known` has the loss `upper`."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
     best, lower = known.picked, known.bound
     excess, base = _excess(table)
     scale = _scale(excess, upper - base)
     costs, room = _rows(table, limits)
-    with _quiet():
-        result = milp(
-            excess * scale,
-            integrality=np.ones(len(excess)),
-            bounds=Bounds(0, 1),
-            constraints=[LinearConstraint(_one_each(table), 1, 1), LinearConstraint(costs, -np.inf, room)],
-            options={"time_limit": max(stop[0], 0.01), "mip_rel_gap": stop[1]},
-        )
-    if result.x is not None:
-        found = _improve(table, _repair(table, _first_least(table, -np.round(result.x, 3)), limits), limits)
+    end = highs.choice(excess * scale, costs, room, table.item, (max(stop[0], 0.01), stop[1]))
+    if end.taken is not None:
+        found = _improve(table, _repair(table, _first_least(table, -np.round(end.taken, 3)), limits), limits)
         if found is not None and (total := math.fsum(table.loss[found])) < upper:
             best, upper = tuple(table.index[found].tolist()), total
-    dual = result.mip_dual_bound
-    if dual is not None and math.isfinite(dual):
+    if math.isfinite(end.bound):
         # what was left out costs more than the upper bound of then, so the bound of the rest counts up to it
-        lower = max(lower, min(base + dual / scale, upper))
-    if result.status == 2 and best is None:
+        lower = max(lower, min(base + end.bound / scale, upper))
+    if end.ended == "infeasible" and best is None:
         return Answer(None, math.inf, "infeasible")
-    how = {0: f"optimal to {stop[1]:g} by HiGHS", 1: "stopped by the time limit"}
-    return Answer(best, min(lower, upper), how.get(result.status, "HiGHS failed, the linear bound holds"), known.prices)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing reaches the process's stdout inside.
-
-    HiGHS 1.12 prints `transformNewIntegerFeasibleSolution tmpSolver.run();` with its output off (HiGHS.jl issue
-    312), from C, amid the JSON that is the command's result.
-    """
-    c_library = ctypes.CDLL("ucrtbase" if os.name == "nt" else None)
-    try:
-        c_library.fflush(None)
-        kept = os.dup(1)
-    except OSError:  # there is no stdout
-        yield
-        return
-    try:
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            yield
-    finally:
-        c_library.fflush(None)  # what C holds back goes nowhere too
-        os.dup2(kept, 1)
-        os.close(kept)
+    how = {"optimal": f"optimal to {stop[1]:g} by HiGHS", "time": "stopped by the time limit"}
+    return Answer(best, min(lower, upper), how.get(end.ended, "HiGHS failed, the linear bound holds"), known.prices)

@@ -14,7 +14,7 @@ import requant
 from requant.container.metadata import Metadata
 from requant.container.source import Source
 from requant.errors import printable
-from requant.formats import BlockFormat, by_name
+from requant.formats import KERNELS, BlockFormat, by_name
 from requant.imatrix import Imatrix, importance_for
 from requant.layers import LAYERS_SCHEMA
 from requant.model.companions import SECOND_LEVEL
@@ -123,6 +123,7 @@ def _own_values(source: Source, plan: Plan) -> Changes:
     """What lets a file tell where it came from. No clock and no host: the same input gives the same bytes."""
     return {
         "requant.version": ("str", requant.__version__),
+        "requant.kernels": ("u32", KERNELS),
         "requant.plan_sha256": ("str", plan.sha256()),
         "requant.effort": ("str", plan.effort.name.lower()),
         "requant.source.name": ("str", printable(source.name)),

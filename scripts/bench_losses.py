@@ -15,11 +15,11 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from scipy.stats import spearmanr
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests")]
 import real_models
 from bench_quality import MODELS, in_f16
+from compare import rank_correlation
 
 from requant import codec, fisher
 from requant.container.source import Source, open_source
@@ -66,7 +66,7 @@ def summarized(found: list[dict]) -> dict:
     for form in ("per_token", "per_window"):
         values = np.array([row[form] for row in found])
         out |= {
-            f"{form}_spearman": round(float(spearmanr(values, measured).statistic), 3),
+            f"{form}_spearman": round(rank_correlation(values, measured), 3),
             f"{form}_sum": round(float(values.sum() / measured.sum()), 2),
             f"{form}_geometric_mean": round(float(np.exp(np.log(values / measured).mean())), 2),
         }

@@ -79,8 +79,6 @@ def run(name: str, n_items: int, n_types: int, bpw: float, two: bool) -> None:
 
 
 def main() -> None:
-    import scipy.optimize  # noqa: F401  its import is not the solver's time
-
     for bpw in (2.6, 3.0, 3.5, 4.5, 5.5):
         run("dense", 250, 12, bpw, False)
         run("groups", 1000, 12, bpw, False)

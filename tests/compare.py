@@ -21,6 +21,11 @@ def assert_same_bytes(got: np.ndarray, want: np.ndarray, what: str) -> None:
     _fail_on_difference(got == want, got, want, what, None)
 
 
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, of (n,) values each of which there is once."""
+    return float(np.corrcoef(a.argsort().argsort(), b.argsort().argsort())[0, 1])
+
+
 def _fail_on_difference(
     same: np.ndarray, got: np.ndarray, want: np.ndarray, what: str, blocks: np.ndarray | None
 ) -> None:

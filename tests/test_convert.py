@@ -27,7 +27,7 @@ from requant.conversion import Conversion, record_path
 from requant.convert import convert, n_steps
 from requant.errors import BadInput, InputOutputError, NumericFault, OutputRefused, SourceChanged
 from requant.finite import keep_nonfinite
-from requant.formats import FORMATS, Effort, by_name
+from requant.formats import FORMATS, KERNELS, Effort, by_name
 from requant.imatrix import importance_for, read_imatrix
 from requant.outline import output_layouts
 from requant.plan import Losses
@@ -429,6 +429,18 @@ def test_the_record_survives_json_and_names_no_folder(made):
     assert read == replace(made, output=Path("out.gguf"))
     assert read.to_json() == text
     assert str(made.output.parent) not in text
+
+
+def test_record_and_output_name_the_encoders(made):
+    assert made.kernels == KERNELS
+    with open_source(made.output) as target:
+        assert target.metadata.get("requant.kernels") == KERNELS
+
+
+def test_a_record_of_a_version_that_named_no_encoders_is_read(made):
+    old = json.loads(made.to_json())
+    del old["kernels"]
+    assert Conversion.from_json(json.dumps(old)) == replace(made, output=Path("out.gguf"), kernels=None)
 
 
 def test_a_broken_record_is_refused(made):

@@ -33,7 +33,7 @@ NO_HEAVY = """
 import importlib, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
-print(*({"numba", "scipy", "click", "gguf"} & {name.split(".")[0] for name in sys.modules}))
+print(*({"numba", "highspy", "click", "gguf"} & {name.split(".")[0] for name in sys.modules}))
 """
 
 

@@ -3,14 +3,16 @@ import itertools
 import math
 import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 
+import highspy
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import TYPES, losses, model, tensor
 
-from requant import knapsack
+from requant import highs, knapsack
 from requant.budget import bpw_limit, constrain, parse_rule, size_limit, vram_limit
 from requant.errors import InfeasibleBudget
 from requant.limits import Limit
@@ -225,27 +227,18 @@ def test_a_time_limit_gives_a_plan_that_fits_and_an_honest_gap():
 
 
 def test_a_solver_that_fails_leaves_the_bounded_plan(monkeypatch):
-    import scipy.optimize
-
-    class Failed:
-        x, status, mip_dual_bound = None, 4, None
-
-    monkeypatch.setattr(scipy.optimize, "milp", lambda *_, **__: Failed)
+    failed = highs.Found(None, np.zeros(1), -math.inf, "failed")
+    monkeypatch.setattr(highs, "choice", lambda *_: failed)
     drawn = random_model(40, 6)
     plan = solve(drawn, request_of(drawn, [0.25]))
     assert 0 < plan.gap < 0.1 and "HiGHS failed" in plan.solver
 
 
 def test_a_solver_that_overruns_the_budget_is_repaired(monkeypatch):
-    import scipy.optimize
+    def over(values, *_):  # the best of every item, which cannot fit
+        return highs.Found((values == 0).astype(float), np.zeros(1), 0.0, "optimal")
 
-    class Over:
-        status, mip_dual_bound = 0, 0.0
-
-        def __init__(self, costs, *_, **__):
-            self.x = (costs == 0).astype(float)  # the best of every item, which cannot fit
-
-    monkeypatch.setattr(scipy.optimize, "milp", Over)
+    monkeypatch.setattr(highs, "choice", over)
     drawn = random_model(40, 6)
     request = request_of(drawn, [0.25])
     plan = solve(drawn, request)
@@ -253,18 +246,17 @@ def test_a_solver_that_overruns_the_budget_is_repaired(monkeypatch):
 
 
 def test_what_the_solver_prints_does_not_reach_stdout(capfd, monkeypatch):
-    import scipy.optimize
+    solver, calls = highspy.Highs, []
 
-    printing, calls = scipy.optimize.milp, []
-
-    def milp(*arguments, **options):
+    def talkative():
         calls.append(ctypes.CDLL(None).printf(b"from C, held back\n"))
         os.write(1, b"at once\n")
-        return printing(*arguments, **options)
+        return solver()
 
-    monkeypatch.setattr(scipy.optimize, "milp", milp)
+    monkeypatch.setattr(highspy, "Highs", talkative)
     drawn = random_model(40, 7)
-    solve(drawn, request_of(drawn, [0.25]))
+    with ThreadPoolExecutor(2) as pool:  # one must not take the other's silence for stdout
+        list(pool.map(lambda _: solve(drawn, request_of(drawn, [0.25])), range(4)))
     os.write(1, b"stdout is as it was\n")
     ctypes.CDLL(None).fflush(None)
     assert calls and capfd.readouterr().out == "stdout is as it was\n"

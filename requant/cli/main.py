@@ -82,19 +82,41 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+def _clear_cache(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        import requant
+        from requant import kernel_cache
 
-        messages.emit(f"requant {requant.__version__}")
+        for folder in kernel_cache.clear():
+            messages.emit(f"removed {folder}")
         ctx.exit()
 
 
+def _versions(*, as_json: bool) -> str:
+    from requant.report.versions import versions_json, versions_text
+    from requant.versions import versions
+
+    return versions_json(versions()) if as_json else versions_text(versions())
+
+
 @click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
+@click.option("--version", is_flag=True, help="Show the versions of all that matters, and where compiled kernels are.")
+@click.option("--json", "as_json", is_flag=True, help="With --version: as one JSON object.")
+@click.option(
+    "--clear-cache",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_clear_cache,
+    help="Remove the compiled kernels; the next run compiles them again.",
+)
 @click.pass_context
-def main(ctx: click.Context, /, **_: Any) -> None:
+def main(ctx: click.Context, /, *, version: bool, as_json: bool) -> None:
     """Fit a GGUF language model to the memory you have."""
+    if as_json and not version:
+        raise click.UsageError("--json comes after a command, or goes with --version", ctx)
+    if version:
+        messages.emit(_versions(as_json=as_json))
+        ctx.exit()
     if ctx.invoked_subcommand is None:
         messages.emit(ctx.get_help())
 

@@ -1,8 +1,13 @@
 """FORMATS: every ggml type that a file may hold. A block format's kernels live in the module of its name."""
 
+import hashlib
+
 from requant.formats.base import BlockFormat, Effort
 
-__all__ = ["FORMATS", "BlockFormat", "Effort", "by_name"]
+__all__ = ["FORMATS", "GGML", "KERNELS", "BlockFormat", "Effort", "by_name", "table_digest"]
+
+KERNELS = 1  # version of the encoders; raised when the same weights become other bytes: scripts/make_encodings.py
+GGML = "0.20.2"  # the version of ggml whose types these are
 
 FORMATS: dict[int, BlockFormat] = {
     f.type_id: f
@@ -49,3 +54,9 @@ _BY_NAME = {f.name: f for f in FORMATS.values()}
 def by_name(name: str) -> BlockFormat | None:
     """The format called `name` in any case, or None."""
     return _BY_NAME.get(name.upper())
+
+
+def table_digest() -> str:
+    """Hash over names, ids, blocks and what is read and written; the same where two versions know the same types."""
+    rows = [(f.name, f.type_id, f.block_weights, f.block_bytes, f.can_decode, f.can_encode) for f in FORMATS.values()]
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:12]

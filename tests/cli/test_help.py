@@ -1,10 +1,13 @@
 import json
+import os
 import sys
 
 import pytest
 from commands import TINY, assert_failed, run, spawn
 
+import requant
 from requant.cli.main import COMMANDS, main
+from requant.formats import GGML, KERNELS
 
 LISTS_MODULES = "import atexit; atexit.register(lambda: print('MODULES', *sys.modules, file=sys.stderr))"
 
@@ -18,13 +21,13 @@ def modules(ran):
 def test_help_is_shown_without_loading_compilers_and_solvers(words):
     ran = spawn(*words, before=LISTS_MODULES)
     assert ran.code == 0 and ran.out.startswith("Usage: requant")
-    assert not modules(ran) & {"numba", "scipy", "gguf"}
+    assert not modules(ran) & {"numba", "highspy", "gguf"}
 
 
 def test_inspect_loads_not_even_numpy():
     ran = spawn("inspect", TINY, before=LISTS_MODULES)
     assert ran.code == 0 and "llama" in ran.out
-    assert not modules(ran) & {"numba", "scipy", "numpy", "gguf"}
+    assert not modules(ran) & {"numba", "highspy", "numpy", "gguf"}
 
 
 def test_the_list_of_commands_says_what_each_says_of_itself(capsys):
@@ -39,9 +42,37 @@ def test_no_command_shows_the_help(capsys):
     assert run(capsys).out == run(capsys, "--help").out
 
 
-def test_version_is_one_line(capsys):
+def test_the_version_is_the_first_line(capsys):
     ran = run(capsys, "--version")
-    assert ran.code == 0 and ran.out.startswith("requant ") and len(ran.out.splitlines()) == 1
+    assert ran.code == 0 and ran.out.splitlines()[0] == f"requant {requant.__version__}"
+    assert f"encoders  version {KERNELS}" in ran.out and GGML in ran.out
+    said = json.loads(run(capsys, "--version", "--json").out)
+    assert (said["requant"], said["kernels"], said["ggml"]) == (requant.__version__, KERNELS, GGML)
+
+
+def test_the_version_is_said_without_loading_what_it_is_about():
+    ran = spawn("--version", before=LISTS_MODULES)
+    assert ran.code == 0 and " numba " in ran.out
+    assert not modules(ran) & {"numba", "highspy", "numpy", "gguf"}
+
+
+def test_json_alone_is_usage(capsys):
+    assert_failed(run(capsys, "--json"), 2, "--version")
+    assert_failed(run(capsys, "--json", "inspect", TINY), 2, "after a command")
+
+
+def test_the_compiled_kernels_can_be_cleared(tmp_path):
+    folder = tmp_path / "cache" / "kernels-0"
+    folder.mkdir(parents=True)
+    (folder / "x.nbi").write_bytes(b"x")
+    for path in (folder.parent, folder):
+        path.chmod(0o700)
+    alone = os.environ | {"REQUANT_CACHE_DIR": str(folder.parent), "TMPDIR": str(tmp_path)}
+    said = spawn("--version", env=alone)
+    assert "1 folders of other versions" in said.out and "none compiled yet" in said.out
+    ran = spawn("--clear-cache", env=alone)
+    assert ran.code == 0 and ran.out == f"removed {folder}\n" and not folder.exists()
+    assert spawn("--clear-cache", env=alone).out == ""
 
 
 def test_a_misspelt_command_is_answered_with_the_nearest(capsys):

@@ -126,7 +126,7 @@ def test_reading_a_header_loads_no_heavy_library():
         "import sys, pathlib; from requant.container.header import parse_header;"
         f"parse_header(pathlib.Path({str(FIXTURES / 'tiny-llama-f16.gguf')!r}));"
         "import requant.container.source, requant.container.layout, requant.container.output;"
-        "print([m for m in ('numba', 'scipy', 'gguf', 'numpy') if m in sys.modules])"
+        "print([m for m in ('numba', 'highspy', 'gguf', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

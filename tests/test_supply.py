@@ -47,7 +47,7 @@ def applies(requirement, python, system):
 @pytest.mark.parametrize("lock", LOCKS)
 def test_every_requirement_of_a_lock_is_one_version_with_its_hashes(lock):
     found = requirements(lock)
-    assert len(found) > 10
+    assert len(found) > 6
     for requirement, hashes in found:
         assert [s.operator for s in requirement.specifier] == ["=="] and not requirement.url, requirement.name
         assert hashes and all(re.fullmatch("sha256:[0-9a-f]{64}", h) for h in hashes), requirement.name

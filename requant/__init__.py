@@ -1,18 +1,70 @@
 """Fit a GGUF language model to the memory you have."""
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["dequantize", "quantize"]
+if TYPE_CHECKING:
+    from requant import errors
+    from requant.api import Model, open, verify
+    from requant.arrays import dequantize, quantize
+    from requant.conversion import Conversion, read_conversion
+    from requant.evaluate import Evaluation, read_evaluation
+    from requant.frontier import Curve
+    from requant.plan import Losses, Plan, read_losses, read_plan
+    from requant.report.inspect import Inspection
+    from requant.statistics import Statistics
+    from requant.teller import Progress
+    from requant.units import format_size
+    from requant.verification import Verification
+
+    __version__: str
+
+# name -> the room that it is in
+_ROOMS = {
+    **dict.fromkeys(["Model", "open", "verify"], "api"),
+    **dict.fromkeys(["dequantize", "quantize"], "arrays"),
+    **dict.fromkeys(["Conversion", "read_conversion"], "conversion"),
+    **dict.fromkeys(["Losses", "Plan", "read_losses", "read_plan"], "plan"),
+    "Curve": "frontier",
+    **dict.fromkeys(["Evaluation", "read_evaluation"], "evaluate"),
+    "Inspection": "report.inspect",
+    "Progress": "teller",
+    "Statistics": "statistics",
+    "Verification": "verification",
+    "format_size": "units",
+}
+__all__ = [
+    "Conversion",
+    "Curve",
+    "Evaluation",
+    "Inspection",
+    "Losses",
+    "Model",
+    "Plan",
+    "Progress",
+    "Statistics",
+    "Verification",
+    "dequantize",
+    "errors",
+    "format_size",
+    "open",
+    "quantize",
+    "read_conversion",
+    "read_evaluation",
+    "read_losses",
+    "read_plan",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """`__version__`, `quantize` and `dequantize`, looked up when somebody asks: most commands need neither NumPy nor
+    """A public name, or `__version__`, looked up when somebody asks: most commands need neither NumPy nor
     importlib.metadata, which takes longer to import than an inspect runs.
     """
-    if name in __all__:
-        from requant import arrays
-
-        return getattr(arrays, name)
+    if name in _ROOMS:
+        return getattr(import_module(f"requant.{_ROOMS[name]}"), name)
+    if name == "errors":
+        return import_module("requant.errors")
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib.metadata import PackageNotFoundError, version
@@ -21,3 +73,8 @@ def __getattr__(name: str) -> Any:
         return version(__name__)
     except PackageNotFoundError:  # run from a checkout
         return "0+unknown"
+
+
+def __dir__() -> list[str]:
+    """The public names, for whoever completes them."""
+    return [*__all__, "__version__"]

@@ -37,7 +37,7 @@ def quantize(
     Raises UsageError for a type, shape, importance or effort that makes no sense, NumericFault for weights that are
     not finite, a row that does not survive in the type, or an error of all that is far beyond what is usual for it.
     """
-    fmt, level, x = _format(type_name), _effort(effort), np.asarray(array)
+    fmt, level, x = _format(type_name), parse_effort(effort), np.asarray(array)
     if x.dtype.kind not in "fiub" or not x.ndim or not x.shape[-1] or not fmt.divides(x.shape[-1]):
         wanted = f"rows of whole blocks of {fmt.name}'s {fmt.block_weights} weights"
         raise UsageError(f"an array of {x.dtype} and shape {x.shape} is not {wanted}")
@@ -134,7 +134,8 @@ def _names() -> list[str]:
     return [fmt.name for fmt in FORMATS.values()]
 
 
-def _effort(name: str) -> Effort:
+def parse_effort(name: str) -> Effort:
+    """The effort called `name`. Raises UsageError."""
     if name not in (known := [e.name.lower() for e in Effort]):
         raise UsageError(f"effort must be one of {', '.join(known)}, not '{brief(name)}'")
     return Effort[name.upper()]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from requant.records import nearest, suggest
 from requant.request import Request, Rule
 
 FILE_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
+_FILTERS = threading.Lock()  # of warnings, which are the process's
 DEVICE_ALIGNMENT = 128  # of a tensor in a CUDA buffer (ggml_backend_cuda_buffer_type_get_alignment)
 
 
@@ -95,6 +97,14 @@ def parse_type(text: str, option: str) -> str:
         )
         raise UsageError(f"{option}: '{brief(text)}' is not a ggml type; {hint}")
     return fmt.name
+
+
+def parse_written_type(text: str, option: str) -> str:
+    """The ggml type called `text`, one that requant can write. Raises UsageError."""
+    name, written = parse_type(text, option), [f.name for f in FORMATS.values() if f.can_encode]
+    if name not in written:
+        raise UsageError(f"{option}: {name} cannot be written; choose among {', '.join(written)}")
+    return name
 
 
 def parse_types(text: str, option: str = "--types") -> tuple[str, ...]:
@@ -171,7 +181,7 @@ class _Rules:
 
 def _compile(pattern: str, option: str) -> re.Pattern[str]:
     try:
-        with warnings.catch_warnings():
+        with _FILTERS, warnings.catch_warnings():
             # Python warns where it reads a set in another way than other engines, as in [[:digit:]]
             warnings.simplefilter("error", FutureWarning)
             return re.compile(pattern)

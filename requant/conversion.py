@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_type_hints
 
+from requant import cards
 from requant.container.cursor import quoted
 from requant.errors import BadInput, brief
 from requant.plan import Plan
@@ -78,9 +79,12 @@ class Conversion:
     imatrix: str | None  # file name; None where no tensor was weighted
     imatrix_sha256: str | None
     plan: Plan
-    tensors: tuple[Converted, ...]
+    tensors: tuple[Converted, ...] = field(repr=False)
     notes: tuple[str, ...] = ()
     kernels: int | None = None  # version of the encoders; records of old do not say
+
+    def _repr_html_(self) -> str:
+        return cards.conversion(self)
 
     def to_json(self) -> str:
         """The record's text: ASCII, one tensor a line, the same for the same source, plan and version."""
@@ -112,6 +116,6 @@ def record_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.requant.json")
 
 
-def read_conversion(path: Path) -> Conversion:
+def read_conversion(path: Path | str) -> Conversion:
     """The record in the file at `path`. Raises BadInput, InputOutputError, InfeasibleBudget."""
     return Conversion.from_json(read_text(path), path)

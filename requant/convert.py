@@ -37,7 +37,7 @@ from requant.outline import formats_used, importance_of, jobs_of, notes_on, outp
 from requant.plan import Losses, Plan
 from requant.pool import in_order, n_threads
 from requant.provenance import imatrix_used
-from requant.verify import verify_source
+from requant.verification import verify_source
 from requant.workers import peaks_there, written_there
 from requant.writing import Tell, Written, converted, written_here
 

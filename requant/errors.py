@@ -139,3 +139,7 @@ class NumericFault(BadInput):
     """Numbers failed a check: non-finite weights, or a reconstruction error beyond the type's ceiling."""
 
     exit_code = 8
+
+
+class RequantWarning(UserWarning):
+    """Something that is odd and was gone on with; the command line says it on stderr."""

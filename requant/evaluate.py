@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from requant import cards
 from requant.errors import BadInput
 from requant.model.forward.ops import Array
 from requant.model.forward.passes import (
@@ -59,6 +60,9 @@ class Evaluation:
     base: str | None = None
     text: str | None = None
 
+    def _repr_html_(self) -> str:
+        return cards.evaluation(self)
+
     def to_json(self) -> str:
         """One object, the figures by their names."""
         return dump({"schema": EVALUATION_SCHEMA} | plain(self))
@@ -70,7 +74,7 @@ class Evaluation:
         return found
 
 
-def read_evaluation(path: Path) -> Evaluation:
+def read_evaluation(path: Path | str) -> Evaluation:
     """The evaluation in the file at `path`. Raises BadInput, InputOutputError."""
     return Evaluation.from_json(read_text(path), path)
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
+from requant import cards
 from requant.container.source import Source
 from requant.container.splitting import total_size
 from requant.errors import BadInput, InfeasibleBudget
@@ -37,6 +38,18 @@ class Point:
     vram_bytes: int | None
     predicted_loss: float
     gap: float
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Plans for one source from the smallest to the largest; losses in the unit of the `method` they were found by."""
+
+    source: str
+    method: str
+    points: tuple[Point, ...]
+
+    def _repr_html_(self) -> str:
+        return cards.curve(self)
 
 
 def frontier(

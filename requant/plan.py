@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from requant import cards
 from requant.errors import BadInput, InfeasibleBudget, brief
 from requant.formats import Effort, by_name
 from requant.limits import Limit, Timing, Use
@@ -79,10 +80,13 @@ class Losses:
     method: str  # fisher, kfac (both in nats), cfix, dfix
     imatrix: str | None
     imatrix_sha256: str | None
-    tensors: tuple[TensorLosses, ...]
+    tensors: tuple[TensorLosses, ...] = field(repr=False)
     notes: tuple[str, ...] = ()
     effort: Effort = Effort.DEFAULT  # of the encoders whose errors were measured
     caches: Mapping[str, float] = field(default_factory=dict)  # "K type/V type" -> measured loss of such a KV cache
+
+    def _repr_html_(self) -> str:
+        return cards.losses(self)
 
     def to_json(self) -> str:
         """The file's text: ASCII, one candidate a line, the same for the same losses."""
@@ -164,7 +168,7 @@ class Plan:
     budget: Mapping[str, Any]  # what was asked for, in the user's words
     limits: tuple[Limit, ...]
     memory: Mapping[str, int]  # component -> bytes in VRAM beside the weights
-    choices: tuple[Choice, ...]  # in file order
+    choices: tuple[Choice, ...] = field(repr=False)  # in file order
     predicted_loss: float | None  # None: edited by hand
     gap: float | None  # (loss - proven bound) / loss; None: not known
     solver: str = ""
@@ -173,9 +177,10 @@ class Plan:
     measured_kld: float | None = None  # nats per token, on held-out text; None: not measured
     timing: Timing | None = None  # None: speed was no matter
     runtime: Mapping[str, Any] = field(default_factory=dict)  # how the engine must be started for the figures to hold
-    layers: tuple[LayerSummary, ...] = ()
-    candidates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # tensor -> type it could have -> loss
-    mixtures: tuple[Mixture, ...] = ()  # those whose every type was scored, for comparison
+    layers: tuple[LayerSummary, ...] = field(default=(), repr=False)
+    # tensor -> type it could have -> loss
+    candidates: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
+    mixtures: tuple[Mixture, ...] = field(default=(), repr=False)  # those whose every type was scored, for comparison
 
     def __post_init__(self) -> None:
         for limit in self.limits:
@@ -222,6 +227,9 @@ class Plan:
         decides = {"header_sha256": self.header_sha256, "types": self.types(), "effort": plain(self.effort)}
         return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
+    def _repr_html_(self) -> str:
+        return cards.plan(self)
+
     def to_json(self) -> str:
         """The file's text: ASCII, one tensor a line, the same for the same plan."""
         return dump({"schema": PLAN_SCHEMA, "sha256": self.sha256()} | plain(self))
@@ -246,12 +254,12 @@ def use_of(candidate: Candidate | Choice, device: str, role: str, share: float, 
     return Use(n_bytes, device, in_ram, ns, loss)
 
 
-def read_losses(path: Path) -> Losses:
+def read_losses(path: Path | str) -> Losses:
     """The losses in the file at `path`. Raises BadInput, InputOutputError."""
     return Losses.from_json(read_text(path), path)
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path | str) -> Plan:
     """The plan in the file at `path`. Raises BadInput, InputOutputError, InfeasibleBudget."""
     return Plan.from_json(read_text(path), path)
 

@@ -33,15 +33,15 @@ _MAX_FLOAT = 1e100
 _MAX_FILE = 1 << 28  # bytes; 1000 tensors x 30 types are about 4 MiB
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path | str) -> str:
     """The text of the file at `path`. Raises BadInput where it is huge or no UTF-8, InputOutputError."""
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             data = bytearray()
             while len(data) <= _MAX_FILE and (part := file.read(_BLOCK)):  # asked for all, it takes that much memory
                 data += part
     except OSError as error:
-        hint = beside(path) if isinstance(error, FileNotFoundError) else None
+        hint = beside(Path(path)) if isinstance(error, FileNotFoundError) else None
         raise InputOutputError(path, f"cannot be read: {error.strerror}", hint=hint) from error
     if len(data) > _MAX_FILE:
         raise BadInput(path, "is too large for such a file", limit=format_size(_MAX_FILE))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from requant import cards
 from requant.codec import Floats
 from requant.container.files import Identity
 from requant.container.layout import lay_out
@@ -72,7 +73,10 @@ class Statistics:
 
     n_tokens: int
     n_ctx: int
-    matrices: dict[tuple[str, int | None], Sums2] = field(default_factory=dict)
+    matrices: dict[tuple[str, int | None], Sums2] = field(default_factory=dict, repr=False)
+
+    def _repr_html_(self) -> str:
+        return cards.statistics(self)
 
     def add(self, prefix: str, sums: Mapping[tuple[str, int | None], Sums2]) -> None:
         """Add sums over some tokens, of tensors whose names follow on `prefix`."""

@@ -32,7 +32,7 @@ from requant.imatrix import importance_for, read_imatrix
 from requant.outline import output_layouts
 from requant.plan import Losses
 from requant.provenance import _FTYPES, may_differ
-from requant.verify import verify
+from requant.verification import verify
 
 TYPES = ("Q4_K", "Q6_K", "Q8_0", "Q4_0")
 Q = "blk.0.attn_q.weight"

@@ -21,7 +21,7 @@ from requant.container.splitting import Splitting
 from requant.convert import convert
 from requant.errors import BadInput, InputOutputError, OutputRefused, SourceChanged
 from requant.formats import by_name
-from requant.verify import verify
+from requant.verification import verify
 
 TYPES = ("Q4_K", "Q8_0", "Q6_K")
 MODEL = small_model(

@@ -18,7 +18,7 @@ from requant.model.scales import scales_of
 from requant.outline import output_layouts
 from requant.pipeline import make_plan
 from requant.sensitivity import score
-from requant.verify import verify
+from requant.verification import verify
 from requant.wishes import Wishes
 
 Q, UP, EXPERTS = "blk.0.attn_q.weight", "blk.0.ffn_up.weight", "blk.0.ffn_up_exps.weight"

@@ -17,7 +17,7 @@ from requant.conversion import record_path
 from requant.convert import convert
 from requant.errors import BadInput, InputOutputError
 from requant.imatrix import read_imatrix
-from requant.verify import verify
+from requant.verification import verify
 
 Q, UP = "blk.0.attn_q.weight", "blk.1.ffn_up.weight"
 

@@ -11,21 +11,22 @@ from pathlib import Path
 
 from requant.batch import state, summary
 from requant.batch.summary import Row
-from requant.cli import messages, stages, worker
+from requant.cli import messages, worker
 from requant.cli.cells import Cell, Matrix, check_outputs
 from requant.cli.progress import mode
-from requant.cli.stages import Job
 from requant.container.source import Source, open_source
 from requant.container.splitting import total_size
 from requant.conversion import read_conversion, record_path
 from requant.errors import BadInput, InputOutputError, RequantError
 from requant.fisher import cannot_run
 from requant.imatrix import Imatrix, read_imatrix
+from requant.interruptible import interruptible
 from requant.outline import output_layouts
 from requant.pipeline import check_feasible
 from requant.plan import Losses, Plan, read_losses, read_plan
 from requant.provenance import imatrix_used
 from requant.sensitivity import DEFAULT_TYPES
+from requant.stages.job import Job, prepared
 from requant.textfile import write_text
 from requant.units import format_duration, format_size
 from requant.wishes import AUTO
@@ -110,10 +111,9 @@ class Run:
             return
         with open_source(cell.model.path) as source:
             job = self._job(cell, source)
-            if cell.asked["measure"] is not None:
-                stages.check_can_run(source)
+            job.check_measure(cell.asked["measure"])
             if cell.is_scored:
-                messages.interruptible(
+                interruptible(
                     check_feasible,
                     *(source, cell.wishes, self._types(cell)),
                     imatrix=job.imatrix,
@@ -153,9 +153,9 @@ class Run:
 
     def _job(self, cell: Cell, source: Source) -> Job:
         """All that `requant convert` would plan from, but for what it would score."""
-        names = ("imatrix", "losses", "plan_file", "type_name", "preset", "like", "threads")
+        names = ("imatrix", "losses", "plan", "type_name", "preset", "like", "threads")
         how = {name: cell.asked[name] for name in (*names, "allow_requantize", "effort")}
-        return stages.prepared(source, cell.wishes, cell.calibration, **how)
+        return prepared(source, cell.wishes, cell.calibration, **how, teller=messages.TELLER)
 
     def _with_caches(self, cell: Cell, job: Job, scores: _Scores) -> Job:
         """The job; its losses with those of the caches, which are kept with the others, where caches are chosen too."""

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from requant.cli import messages, options, stages, values
-from requant.cli.calibration import Calibration
+from requant.cli import messages, options, values
 from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.report.evaluation import statistics_text
+from requant.stages import measuring
+from requant.stages.calibration import Calibration, check_calibration
 
 
 @click.command("calibrate", cls=Command)
@@ -34,11 +35,10 @@ def command(*, model: Path, out: Path | None, text: Path | None, tokens: Path | 
     """
     if out is None:
         raise UsageError("nowhere to put the statistics; say -o STATS.gguf")
-    if text is not None and tokens is not None:
-        raise UsageError("--text and --tokens cannot be given together")
     asked = Calibration(text=text, tokens=tokens, n_windows=how.pop("n_windows"), window=how.pop("window"))
+    check_calibration(asked)
     with open_source(model) as source:
         messages.warn(*source.warnings)
-        inputs = source.identities | stages.identities(text, tokens)
-        found = stages.calibrate(source, asked, out, force=force, inputs=inputs, **how)
+        inputs = source.identities | measuring.identities(text, tokens)
+        found = measuring.calibrate(source, asked, out, messages.TELLER, force=force, inputs=inputs, **how)
     messages.emit(statistics_text(found, source, out))

@@ -17,17 +17,17 @@ from requant.batch.sources import Model, examine, find_sources
 from requant.batch.state import content_of, digest
 from requant.batch.summary import Row
 from requant.cli import convert, options
-from requant.cli.calibration import Calibration
 from requant.container.splitting import Splitting
 from requant.errors import BadInput, OutputRefused, UsageError, printable
 from requant.plan import Plan
+from requant.stages.calibration import Calibration
 from requant.wishes import Wishes, check_ways
 
 # options of convert that are the batch's own business
 _OWN = {"dry_run", "force", "restart", "as_json", "debug", "quiet", "verbose", "progress"}
 _CALIBRATION = {f.name for f in fields(Calibration)}
 _SCORING = _CALIBRATION | {"imatrix", "effort", "allow_requantize"}
-_PLANNING = {"pins_file", "plan_file", "type_name", "preset", "like", "measure"} | {f.name for f in fields(Wishes)}
+_PLANNING = {"pins_file", "plan", "type_name", "preset", "like", "measure"} | {f.name for f in fields(Wishes)}
 _NO_MATTER = {"threads", "no_verify", "losses"}  # to the bytes of the output
 
 
@@ -87,7 +87,7 @@ class Cell:
     @property
     def is_scored(self) -> bool:
         """Whether the plan needs losses that are not given."""
-        given = any(self.asked[name] is not None for name in ("losses", "plan_file", "type_name", "preset"))
+        given = any(self.asked[name] is not None for name in ("losses", "plan", "type_name", "preset"))
         return not given and self.wishes.has_budget
 
     def score_words(self) -> list[str]:
@@ -200,7 +200,7 @@ def _parsed(path: Path, budget: Budget) -> dict[str, Any]:
     try:
         with convert.command.make_context("convert", ["MODEL", "OUT", *words]) as context:
             asked: dict[str, Any] = _asked(**context.params)
-        check_ways(asked["wishes"], asked["plan_file"], asked["type_name"], asked["preset"], asked["like"])
+        check_ways(asked["wishes"], asked["plan"], asked["type_name"], asked["preset"], asked["like"])
         if len(asked["vrams"]) > 1:
             raise UsageError("vram is one size; write an entry of budgets for each")
         if asked["measure"] is not None and not asked["wishes"].has_budget:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from requant.cli import converting, messages, options, stages, terminal
-from requant.cli.calibration import Calibration
+from requant.cli import messages, options, terminal
 from requant.cli.command import Command
 from requant.cli.nonfinite import option as nonfinite_option
-from requant.cli.nonfinite import settle
 from requant.container.source import open_source
 from requant.container.splitting import Splitting
 from requant.errors import UsageError
 from requant.report.engine import start_command
 from requant.report.result import conversion_text
+from requant.stages.calibration import Calibration
+from requant.stages.converting import make
+from requant.stages.job import connected, prepared
+from requant.stages.nonfinite import settle
 from requant.wishes import Wishes, check_ways
 
 
@@ -27,7 +28,6 @@ from requant.wishes import Wishes, check_ways
 @options.budget
 @click.option(
     "--plan",
-    "plan_file",
     type=options.FILE,
     metavar="F",
     shell_complete=options.JSON,
@@ -76,31 +76,28 @@ def command(
     With a budget all stages run in one go: score, plan, write, verify. The output appears under its name when it is
     complete and was read again. A run that was stopped goes on by the same command.
     """
-    check_ways(wishes, given["plan_file"], given["type_name"], given["preset"], given["like"])
+    check_ways(wishes, given["plan"], given["type_name"], given["preset"], given["like"])
     if len(vrams) > 1:
         raise UsageError("convert makes one file; give one --vram, or plan for all of them first")
-    if measure is not None and not wishes.has_budget:
-        raise UsageError("--measure chooses among plans for a budget; give --vram, --size or --bpw with it")
-    with open_source(model) as source, stages.connected(cluster) as workers:
+    with open_source(model) as source, connected(cluster, messages.tell) as workers:
         messages.warn(*source.warnings)
-        settle(source, nonfinite, given["threads"])
-        job = replace(stages.prepared(source, wishes, calibration, **given), cluster=workers)
-        if measure is not None:
-            stages.check_can_run(source)
+        settle(source, nonfinite, messages.TELLER, threads=given["threads"])
+        job = prepared(source, wishes, calibration, **given, cluster=workers, teller=messages.TELLER)
         if dry_run:
+            job.check_measure(measure)
             plan, _ = job.planned(weigh=True, measure=measure)
             messages.emit(*([plan.to_json()] if as_json else terminal.plan_parts(plan)))
             return
-        with converting.claimed(job, out, splitting=splitting, measure=measure, restart=restart) as claim:
-            work = replace(claim, force=force, verified=not no_verify)
-            found = work.earlier(job)
-            if found is None:
-                work.check(job)
-                found = job.planned(weigh=True, measure=measure)
-            plan, job = found
-            if not as_json:
-                messages.emit(*terminal.plan_parts(plan))
-            made = work.convert(job, plan)
+        made = make(
+            job,
+            out,
+            splitting=splitting,
+            measure=measure,
+            force=force,
+            restart=restart,
+            verified=not no_verify,
+            show=lambda plan: None if as_json else messages.emit(*terminal.plan_parts(plan)),
+        )
     messages.warn(*made.notes)
-    text = f"\n{conversion_text(made, verified=not no_verify)}\n\n{start_command(plan, made.output)}"
+    text = f"\n{conversion_text(made, verified=not no_verify)}\n\n{start_command(made.plan, made.output)}"
     messages.emit(made.to_json() if as_json else text)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
-from requant.cli import messages, options, stages
-from requant.cli.calibration import Calibration
+from requant.cli import messages, options
 from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.report.evaluation import evaluation_text
+from requant.stages import measuring
+from requant.stages.calibration import Calibration
 
 
 @click.command("evaluate", cls=Command)
@@ -53,5 +54,5 @@ def command(
         source = opened.enter_context(open_source(model))
         reference = None if base is None else opened.enter_context(open_source(base))
         messages.warn(*source.warnings)
-        found = stages.evaluate(source, reference, asked, threads)
+        found = measuring.evaluate(source, reference, asked, messages.TELLER, threads=threads)
     messages.emit(found.to_json() if as_json else evaluation_text(found, model, base))

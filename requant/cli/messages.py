@@ -13,27 +13,23 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from requant.cli.progress import progress as _progress
 from requant.cli.speech import QUIET, VERBOSE, say
 from requant.errors import InputOutputError, RequantError, UsageError, printable
+from requant.teller import Teller
 from requant.units import format_size
 
 if TYPE_CHECKING:
     import click
 
-    from requant.formats import BlockFormat
     from requant.report.bars import Picture, Span
 
 progress = _progress
 
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _SPARE = "close other programs, or give fewer --threads"
 _NO_THREAD = "can't start new thread"  # a RuntimeError of Python's, where the system has no more of them
@@ -151,60 +147,6 @@ def warn(*texts: str) -> None:
         say(f"warning: {text}")
 
 
-def working(what: str) -> AbstractContextManager[Callable[[int], None]]:
-    """While something is at work that may take long and does not say how far it is."""
-    return progress(what, None, "")
-
-
-def interruptible(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `work` returns or raises, done in another thread, so that a signal is heard even inside long C code.
-
-    Only for work that leaves nothing behind: after a signal it is not waited for.
-    """
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work(*args, **kwargs))
-        except BaseException as error:  # noqa: BLE001, it is raised again below
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future.result()
-
-
-def prepare_kernels(formats: Iterable[BlockFormat | None], *, encode: bool = True) -> None:
-    """Load the kernels of `formats`, saying so where they must be compiled; without `encode` those that read."""
-    from numba.core.event import Event, Listener, install_listener
-
-    from requant.codec import warm_up
-
-    wanted = [fmt for fmt in formats if fmt is not None and fmt.can_decode]
-    with contextlib.ExitStack() as stack:
-        ready: list[BlockFormat] = []
-        advance: list[Callable[[int], None]] = []
-
-        class Announcer(Listener):  # Numba asks for the class; its cache hits are no compile events
-            def on_start(self, event: Event) -> None:
-                if not advance:
-                    say("compiling the block kernels, once; this takes up to half a minute")
-                    advance.append(stack.enter_context(progress("compiling", len(wanted), "types")))
-                    advance[0](len(ready))
-
-            def on_end(self, event: Event) -> None:
-                pass
-
-        def warm() -> None:
-            for fmt in wanted:
-                warm_up([fmt], encode=encode)
-                ready.append(fmt)
-                for count in advance:
-                    count(1)
-
-        with install_listener("numba:compile", Announcer()):
-            interruptible(warm)
-
-
 def _failed(message: str, code: int) -> int:
     if _state["debug"]:
         import traceback
@@ -302,3 +244,6 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
         sys.__excepthook__(kind, error, trace)
     what = f"{kind.__name__}: {' '.join(str(error).split())}".rstrip(": ")
     say(f"error: internal error, please report it: {what}; --debug shows where", QUIET)
+
+
+TELLER = Teller(progress, warn, tell, resumable)  # what the stages say, on this terminal

@@ -10,12 +10,11 @@ from typing import Any
 import click
 
 from requant.cli import completion, values
-from requant.cli.calibration import Calibration
 from requant.cli.command import Choice
 from requant.cli.values import Count, Size, Sizes
 from requant.container.splitting import Splitting
-from requant.errors import UsageError
 from requant.formats import Effort
+from requant.stages.calibration import Calibration, check_calibration
 from requant.wishes import PREFERENCE, Wishes
 
 MIN_CTX = 16  # tokens of a window
@@ -113,10 +112,7 @@ def _calibration(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def parsed(**given: Any) -> Any:
         asked = Calibration(**{name: given.pop(name) for name in names & given.keys()})
-        if asked.text is not None and asked.tokens is not None:
-            raise UsageError("--text and --tokens cannot be given together")
-        if asked.quick and (asked.text or asked.tokens or asked.statistics):
-            raise UsageError("--quick scores without data; leave --text, --tokens and --statistics out")
+        check_calibration(asked)
         return command(calibration=asked, **given)
 
     return parsed

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from requant.cli import messages, options, planning, stages, terminal
-from requant.cli.calibration import Calibration
+from requant.cli import messages, options, terminal
 from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.errors import UsageError
+from requant.plan import Plan
 from requant.report.engine import start_command
 from requant.report.table import plans_table
+from requant.stages import planning
+from requant.stages.calibration import Calibration
+from requant.stages.job import Job, connected, prepared
 from requant.textfile import check_writable, write_text
 from requant.units import size_label
 from requant.wishes import MAX_CONTEXT, Wishes, check_ways
@@ -70,9 +72,9 @@ def command(
     if recipe is not None and not one:
         raise UsageError("--emit-tensor-types is of one plan; give one --vram and no --frontier")
     targets = [out] if len(vrams) < 2 or out is None else [_for_budget(out, size) for size in vrams]
-    with open_source(model) as source, stages.connected(cluster) as workers:
+    with open_source(model) as source, connected(cluster, messages.tell) as workers:
         messages.warn(*source.warnings)
-        job = replace(stages.prepared(source, wishes, calibration, **how), cluster=workers)
+        job = prepared(source, wishes, calibration, **how, cluster=workers, teller=messages.TELLER)
         for path in (*targets, recipe):
             if path is not None:
                 check_writable(path, force=force, inputs=job.inputs)
@@ -89,7 +91,7 @@ def command(
 
             write_text(recipe, tensor_type_file(plan), force=force, inputs=job.inputs)
         if explain is not None:
-            messages.emit(planning.explanation(job, plan, explain))
+            messages.emit(_explained(job, plan, explain))
             return
     if len(plans) > 1:
         messages.emit(planning.as_list(plans) if as_json else plans_table(plans, vrams, terminal.width()))
@@ -99,11 +101,22 @@ def command(
         messages.emit(*terminal.plan_parts(plan), start_command(plan, Path("OUT.gguf")))
 
 
-def _frontier(job: stages.Job, out: Path | None, *, as_json: bool, force: bool) -> None:
-    text = planning.frontier(job, as_json=as_json or (out is not None and out.suffix == ".json"))
+def _frontier(job: Job, out: Path | None, *, as_json: bool, force: bool) -> None:
+    from requant import frontier
+
+    points, losses = planning.frontier(job)
+    in_json = as_json or (out is not None and out.suffix == ".json")
+    text = frontier.as_json(points, losses) if in_json else frontier.as_csv(points)
     if out is not None:
         write_text(out, text, force=force, inputs=job.inputs)
     messages.emit(text.removesuffix("\n"))
+
+
+def _explained(job: Job, plan: Plan, name: str) -> str:
+    from requant.report.explain import explanation_text
+
+    found, more = planning.explanation(job, plan, name)
+    return explanation_text(found, plan, more)
 
 
 def _for_budget(out: Path, size: int) -> Path:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from requant.cli import messages, options, stages, terminal
-from requant.cli.calibration import Calibration
+from requant.cli import messages, options, terminal
 from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.errors import UsageError
-from requant.formats import Effort
 from requant.report.table import losses_table
+from requant.stages.calibration import Calibration
+from requant.stages.job import connected, prepared
+from requant.stages.scoring import losses_of
 from requant.textfile import check_writable, write_text
 from requant.wishes import Wishes
 
@@ -41,15 +43,12 @@ def command(
     model: Path,
     out: Path | None,
     emit: Path | None,
-    imatrix: Path | None,
     calibration: Calibration,
     types: tuple[str, ...],
-    threads: int | None,
     cluster: str | None,
-    effort: Effort | None,
-    allow_requantize: bool,
     force: bool,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Measure what each type would cost each tensor.
 
@@ -59,33 +58,12 @@ def command(
     """
     if out is None and not as_json:
         raise UsageError("nowhere to put the losses; say -o LOSSES.json or --json")
-    if emit is not None and (imatrix is not None or calibration.quick or calibration.statistics is not None):
-        raise UsageError("--emit-imatrix: nothing is measured with --imatrix, --statistics or --quick")
-    with open_source(model) as source, stages.connected(cluster) as workers:
+    with open_source(model) as source, connected(cluster, messages.tell) as workers:
         messages.warn(*source.warnings)
-        job = stages.prepared(source, Wishes(types=types), calibration, imatrix=imatrix)
+        job = prepared(source, Wishes(types=types), calibration, **how, cluster=workers, teller=messages.TELLER)
         if out is not None:
             check_writable(out, force=force, inputs=job.inputs)
-        if emit is not None:
-            stages.check_can_run(source)
-            check_writable(emit, force=force, inputs=job.inputs)
-        scored = stages.score(
-            source,
-            types,
-            job.imatrix,
-            calibration,
-            threads=threads,
-            allow_requantize=allow_requantize,
-            effort=effort,
-            weigh=emit is not None,
-            cluster=workers,
-        )
-        losses = scored.losses
+        losses = losses_of(job, emitted=emit, force=force)
         if out is not None:
             write_text(out, losses.to_json(), force=force, inputs=job.inputs)
-        if emit is not None:
-            from requant.statistics import write_statistics
-
-            assert scored.measured is not None
-            write_statistics(emit, scored.measured[0], source, scored.measured[1], force=force, inputs=job.inputs)
     messages.emit(losses.to_json() if as_json else losses_table(losses, terminal.width()))

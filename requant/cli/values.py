@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from requant.budget import parse_rule, parse_type, parse_types
+from requant.budget import parse_rule, parse_type, parse_types, parse_written_type
 from requant.errors import UsageError, brief
-from requant.formats import FORMATS, Effort
+from requant.formats import Effort
 from requant.records import suggest
 from requant.units import parse_size
 from requant.wishes import AUTO, MAX_CONTEXT
@@ -53,13 +53,9 @@ def type_of(_: click.Context, param: click.Parameter, value: str | None) -> str 
     return None if value is None else parse_type(value, param.opts[0])
 
 
-def written_type_of(context: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def written_type_of(_: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """The name of a type that can be written."""
-    name = type_of(context, param, value)
-    written = [f.name for f in FORMATS.values() if f.can_encode]
-    if name is not None and name not in written:
-        raise UsageError(f"{param.opts[0]}: {name} cannot be written; choose among {', '.join(written)}")
-    return name
+    return None if value is None else parse_written_type(value, param.opts[0])
 
 
 def effort_of(_: click.Context, param: click.Parameter, value: str | None) -> Effort | None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
-from requant.cli import messages, options, stages
+from requant.cli import messages, options
 from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.errors import BadInput
 from requant.report.result import verification_text
+from requant.stages.verifying import verify
 
 
 @click.command("verify", cls=Command)
@@ -42,7 +43,7 @@ def command(*, target: Path, model: Path | None, wanted: Path | None, threads: i
     """
     with ExitStack() as stack:
         source = None if model is None else stack.enter_context(open_source(model))
-        found = stages.verify(target, source, wanted, threads)
+        found = verify(target, source, wanted, messages.TELLER, threads=threads)
     messages.emit(found.to_json() if as_json else verification_text(found))
     if not found.ok:
         n, first = len(found.findings), found.findings[0]

@@ -177,6 +177,11 @@ class Source:
                         file.path, f"changed while it was being read: {name[3:]} was {before}, now {after}"
                     )
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the files are closed."""
+        return self._closed
+
     def close(self) -> None:
         """Close the files; more than once does no harm."""
         if not self._closed:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from requant import cards
 from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import FILE_NAME, BadInput, brief
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
@@ -81,8 +82,11 @@ class Inspection:
     types: tuple[Share, ...]
     roles: tuple[Share, ...]
     needs: Needs | None
-    tensors: tuple[Listed, ...]
+    tensors: tuple[Listed, ...] = field(repr=False)
     warnings: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        return cards.inspection(self)
 
     def to_json(self) -> str:
         """The object that --json prints."""

@@ -8,7 +8,7 @@ from requant.conversion import Conversion, Converted
 from requant.errors import FILE_NAME, brief, printable
 from requant.formats import by_name
 from requant.units import format_size
-from requant.verify import Verification
+from requant.verification import Verification
 
 
 def conversion_text(made: Conversion, *, verified: bool) -> str:

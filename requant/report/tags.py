@@ -6,7 +6,8 @@ import html
 import json
 from typing import Any
 
-from requant.errors import SHOWN, brief
+from requant.errors import SHOWN
+from requant.markup import escape
 
 # what would end a script element or open a comment in it, and what old JavaScript took for the end of a line
 _IN_SCRIPT = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
@@ -14,7 +15,7 @@ _IN_SCRIPT = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 
 def text(value: object, most: int = SHOWN) -> str:
     """`value`, `most` characters of it, as text of an element: what may be seen of it, escaped."""
-    return html.escape(brief(str(value), most))
+    return escape(value, most)
 
 
 def tag(name: str, *content: str, **attributes: object) -> str:

@@ -6,10 +6,10 @@ import pytest
 from commands import TINY, assert_failed, names, run, start
 from conversions import half, small_model
 
-from requant.cli import stages
 from requant.container import output as output_module
 from requant.container.source import open_source
 from requant.errors import InputOutputError
+from requant.stages import job
 
 # every tensor is on disk at once, and the process is gone after so many of them
 KILLED = """
@@ -54,8 +54,8 @@ def test_a_killed_run_goes_on_with_the_plan_and_the_importance_it_had(capsys, tm
     measured = ["out.gguf.part.imatrix"] if "--bpw" in words else []
     assert names(folder) == ["out.gguf.part", *measured, "out.gguf.part.journal"]
     killed(10, "convert", TINY, out, *words)
-    monkeypatch.setattr(stages, "score", None)  # neither scored
-    monkeypatch.setattr(stages.Job, "planned", None)  # nor planned again
+    monkeypatch.setattr(job, "score", None)  # neither scored
+    monkeypatch.setattr(job.Job, "planned", None)  # nor planned again
     ran = run(capsys, "convert", TINY, out, *words)
     assert ran.code == 0 and "requant: resuming " in ran.err
     assert contents(folder) == whole
@@ -75,7 +75,7 @@ def test_a_plan_that_took_scoring_outlives_a_run_that_wrote_nothing(capsys, tmp_
             patch.setattr(output_module, "check_space", no_space)
             assert run(capsys, "convert", TINY, out, *words).code == 6
         assert names(folder) == ["out.gguf.part.imatrix", "out.gguf.part.journal"]
-    monkeypatch.setattr(stages, "score", None)
+    monkeypatch.setattr(job, "score", None)
     assert run(capsys, "convert", TINY, out, *words).code == 0
     assert contents(folder) == whole
 

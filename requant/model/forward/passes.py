@@ -7,11 +7,12 @@ Arrays of all windows are (n_windows, n_ctx, n_embd). Each window starts at posi
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,6 +142,29 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
+class _Held:
+    """How many runs hold BLAS at one thread; the last to leave gives it back what it had."""
+
+    lock = threading.Lock()
+    n = 0
+    limiter: Any = None
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    with _Held.lock:
+        if not _Held.n:
+            _Held.limiter = _blas().limit(limits=1)
+        _Held.n += 1
+    try:
+        yield
+    finally:
+        with _Held.lock:
+            _Held.n -= 1
+            if not _Held.n:
+                _Held.limiter.restore_original_limits()
+
+
 def each(work: Callable[[int], None], n: int, threads: int | None) -> None:
     """`work` of 0 to n - 1 in threads, as by `results_of`."""
     with closing(results_of(work, n, threads)) as results:
@@ -155,7 +179,7 @@ def results_of(work: Callable[[int], Result], n: int, threads: int | None) -> Ge
         with np.errstate(over="ignore", invalid="ignore"):
             return work(index)
 
-    with _blas().limit(limits=1), closing(in_order(quiet, range(n), n_threads(threads))) as results:
+    with _one_blas_thread(), closing(in_order(quiet, range(n), n_threads(threads))) as results:
         yield from results
 
 

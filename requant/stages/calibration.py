@@ -1,10 +1,12 @@
-"""What the command line says of the tokens that a model is run on, and those tokens."""
+"""What was said of the tokens that a model is run on, and those tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from requant.errors import UsageError
 
 if TYPE_CHECKING:
     from requant.container.source import Source
@@ -35,3 +37,11 @@ class Calibration:
         if self.text is not None:
             return text.read_text_windows(self.text, source, size)
         return text.default_windows(source, size)
+
+
+def check_calibration(asked: Calibration) -> None:
+    """Raise UsageError where what was said of the tokens contradicts itself."""
+    if asked.text is not None and asked.tokens is not None:
+        raise UsageError("--text and --tokens cannot be given together")
+    if asked.quick and (asked.text or asked.tokens or asked.statistics):
+        raise UsageError("--quick scores without data; leave --text, --tokens and --statistics out")

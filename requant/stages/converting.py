@@ -1,4 +1,4 @@
-"""What `requant convert` does beside planning: the claim on the output, what an earlier run left, the work itself."""
+"""What converting does beside planning: the claim on the output, what an earlier run left, the work itself."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from requant.cli import messages
-from requant.cli.stages import Job
 from requant.container.files import open_regular, read_into
 from requant.container.journal import Journal
 from requant.container.output import claim, discard, names_in, resumes
 from requant.container.part import Part, target_of
-from requant.container.splitting import Splitting
+from requant.container.splitting import WHOLE, Splitting
 from requant.conversion import OUTPUT_SCHEMA, Conversion, record_path
 from requant.errors import BadInput, OutputRefused
-from requant.plan import Plan
+from requant.plan import Losses, Plan
 from requant.records import plain
+from requant.stages.job import Job
+from requant.stages.kernels import prepare_kernels
 from requant.textfile import check_writable, write_text
 
 if TYPE_CHECKING:
@@ -104,10 +104,10 @@ class Work:
         if job.statistics is not None:
             statistics, text = job.statistics
             write_statistics(self.measured, statistics, job.source, text, force=True, inputs=job.inputs)
-        messages.prepare_kernels(formats_used(plan))
+        prepare_kernels(job.teller, formats_used(plan))
         with (
-            messages.resumable(),
-            messages.progress("converting", n_steps(job.source, plan, verified=self.verified)) as advance,
+            job.teller.resumable(),
+            job.teller.progress("converting", n_steps(job.source, plan, verified=self.verified)) as advance,
         ):
             return convert(
                 job.source,
@@ -126,15 +126,42 @@ class Work:
                 keep=job.scores,
                 record=record,
                 progress=advance,
-                tell=messages.tell,
+                tell=job.teller.tell,
             )
 
 
+def make(
+    job: Job,
+    out: Path,
+    *,
+    splitting: Splitting = WHOLE,
+    measure: int | None = None,
+    force: bool = False,
+    restart: bool = False,
+    verified: bool = True,
+    show: Callable[[Plan], None] = lambda _: None,
+) -> Conversion:
+    """All the stages to the file `out`, its record beside it; `show` is called with the plan before it is converted.
+
+    Raises what the stages raise, and OutputRefused for an output that is there or that another run is at.
+    """
+    job.check_measure(measure)
+    with _claimed(job, out, splitting=splitting, measure=measure, restart=restart) as claim:
+        work = replace(claim, force=force, verified=verified)
+        found = work.earlier(job)
+        if found is None:
+            work.check(job)
+            found = job.planned(weigh=True, measure=measure)
+        plan, job = found
+        show(plan)
+        return work.convert(job, plan)
+
+
 @contextlib.contextmanager
-def claimed(job: Job, out: Path, *, splitting: Splitting, measure: int | None, restart: bool) -> Iterator[Work]:
+def _claimed(job: Job, out: Path, *, splitting: Splitting, measure: int | None, restart: bool) -> Iterator[Work]:
     """The output for this run alone; what an earlier run left is discarded with `restart`."""
     with claim(out) as journal:
-        messages.warn(*journal.warnings)
+        job.teller.warn(*journal.warnings)
         if restart:
             discard(journal, out, job.inputs)
         work = Work(out, journal, _asked(job, splitting, measure), splitting)
@@ -145,11 +172,11 @@ def claimed(job: Job, out: Path, *, splitting: Splitting, measure: int | None, r
 def _asked(job: Job, splitting: Splitting, measure: int | None) -> dict[str, Any]:
     """All that was asked for and decides what the output becomes, as JSON; files by their content."""
     how = {
-        "plan": job.plan_file,
+        "plan": _digest(job.given_plan) or job.plan_file,
         "type": job.type_name,
         "preset": job.preset,
         "like": job.like,
-        "losses": job.losses_file,
+        "losses": job.losses_file or _digest(job.losses),
         "imatrix": None if job.imatrix is None else job.imatrix.sha256,
         "effort": job.effort,
         "measure": measure,
@@ -160,6 +187,11 @@ def _asked(job: Job, splitting: Splitting, measure: int | None) -> dict[str, Any
     groups = [{f.name: getattr(group, f.name) for f in fields(group)} for group in (job.wishes, job.calibration)]
     said = {**groups[0], **groups[1], **how}
     return {name: _told(value) for name, value in said.items() if value not in (None, (), False)}
+
+
+def _digest(given: Plan | Losses | None) -> str | None:
+    """What was given as data, not in a file, by its content."""
+    return None if given is None else hashlib.sha256(given.to_json().encode()).hexdigest()
 
 
 def _told(value: Any) -> Any:

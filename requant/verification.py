@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from requant import codec, differences
+from requant import cards, codec, differences
 from requant.chunks import copy_rows
 from requant.cluster import Cluster, Step
 from requant.codec import Bytes, Floats
@@ -53,6 +53,9 @@ class Verification:
     def ok(self) -> bool:
         """Whether nothing was found."""
         return not self.findings
+
+    def _repr_html_(self) -> str:
+        return cards.verification(self)
 
     def to_json(self) -> str:
         """One object, schema requant.verify/1."""

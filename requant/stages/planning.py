@@ -1,0 +1,56 @@
+"""What planning does besides one plan: several budgets, the frontier, explanations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from requant.interruptible import interruptible
+from requant.pipeline import make_plan
+from requant.plan import Losses, Plan
+from requant.records import dump
+from requant.stages.job import Job
+
+if TYPE_CHECKING:
+    from requant.explain import Explanation, Outlook
+    from requant.frontier import Point
+
+
+def plans(job: Job, vrams: Sequence[int]) -> list[Plan]:
+    """One plan per budget, all from the same losses."""
+    job, losses = job.scored()
+    wishes = [replace(job.wishes, vram=vram) for vram in vrams]
+    found = []
+    with job.teller.progress("solving", len(wishes), " plans") as advance:
+        for each in wishes:
+            found.append(interruptible(make_plan, job.source, losses, each, imatrix=job.imatrix))
+            advance(1)
+    return found
+
+
+def as_list(found: Sequence[Plan]) -> str:
+    """The plans in one object."""
+    return dump({"schema": "requant.plans/1", "plans": [json.loads(plan.to_json()) for plan in found]})
+
+
+def frontier(job: Job) -> tuple[list[Point], Losses]:
+    """The curve of loss against bytes, and the losses that it was made from."""
+    from requant import frontier as frontier_
+
+    job, losses = job.scored()
+    with job.teller.progress("solving", frontier_.N_POINTS, " plans") as advance:
+        found = interruptible(frontier_.frontier, job.source, losses, job.wishes, imatrix=job.imatrix, progress=advance)
+    return found, losses
+
+
+def explanation(job: Job, plan: Plan, name: str) -> tuple[Explanation, tuple[Outlook, ...]]:
+    """Why the tensor has its type in `plan`, and what more would buy; the losses it was made from must be given."""
+    from requant.explain import explained, outlook
+
+    job, losses = job.scored()
+    common: dict[str, Any] = {"imatrix": job.imatrix}
+    with job.teller.working("solving"):
+        found = interruptible(explained, job.source, losses, job.wishes, plan, name, **common)
+        return found, interruptible(outlook, job.source, losses, job.wishes, plan, **common)

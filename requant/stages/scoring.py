@@ -1,0 +1,48 @@
+"""Losses for whoever asks for nothing else, and the importance measured on the way, written to a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from requant.errors import UsageError
+from requant.plan import Losses
+from requant.stages.job import Job
+from requant.stages.measuring import check_can_run, score
+from requant.textfile import check_writable
+
+
+def check_emitted(job: Job, emitted: Path | None, *, force: bool) -> None:
+    """Raise what would keep importance from being measured and written to `emitted`, where that is asked for."""
+    if emitted is None:
+        return
+    if job.imatrix is not None or job.calibration.quick:
+        raise UsageError("--emit-imatrix: nothing is measured with --imatrix, --statistics or --quick")
+    check_can_run(job.source)
+    check_writable(emitted, force=force, inputs=job.inputs)
+
+
+def losses_of(job: Job, *, emitted: Path | None = None, force: bool = False) -> Losses:
+    """The losses of the types that the job wishes for; the importance measured on the way goes to `emitted`.
+
+    Raises what scoring does, and what `check_emitted` and writing do.
+    """
+    check_emitted(job, emitted, force=force)
+    scored = score(
+        job.source,
+        job.wishes.types,
+        job.imatrix,
+        job.calibration,
+        job.teller,
+        threads=job.threads,
+        allow_requantize=job.allow_requantize,
+        effort=job.effort,
+        weigh=emitted is not None,
+        cluster=job.cluster,
+    )
+    if emitted is not None:
+        from requant.statistics import write_statistics
+
+        assert scored.measured is not None
+        statistics, text = scored.measured
+        write_statistics(emitted, statistics, job.source, text, force=force, inputs=job.inputs)
+    return scored.losses

@@ -9,8 +9,9 @@ from typing import get_type_hints
 
 from requant.container.cursor import quoted
 from requant.errors import BadInput, brief
-from requant.plan import Plan
+from requant.plan import Plan, read_plan
 from requant.records import dump, parse, plain, read_text, value_of
+from requant.textfile import has_schema
 
 OUTPUT_SCHEMA = "requant.output/1"
 
@@ -115,3 +116,8 @@ def record_path(out: Path) -> Path:
 def read_conversion(path: Path) -> Conversion:
     """The record in the file at `path`. Raises BadInput, InputOutputError, InfeasibleBudget."""
     return Conversion.from_json(read_text(path), path)
+
+
+def read_any_plan(path: Path) -> Plan:
+    """The plan in the file at `path`, or in the record there. Raises BadInput, InputOutputError, InfeasibleBudget."""
+    return read_conversion(path).plan if has_schema(path, OUTPUT_SCHEMA) else read_plan(path)

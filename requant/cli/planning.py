@@ -9,6 +9,7 @@ from typing import Any
 
 from requant.cli import messages
 from requant.cli.stages import Job
+from requant.cli.words import signed
 from requant.pipeline import make_plan
 from requant.plan import Plan
 from requant.records import dump
@@ -16,12 +17,13 @@ from requant.records import dump
 
 def plans(job: Job, vrams: Sequence[int]) -> list[Plan]:
     """One plan per budget, all from the same losses."""
+    asked = [replace(job, wishes=replace(job.wishes, vram=vram)) for vram in vrams]
     job, losses = job.scored()
-    wishes = [replace(job.wishes, vram=vram) for vram in vrams]
     found = []
-    with messages.progress("solving", len(wishes), "plans") as advance:
-        for each in wishes:
-            found.append(messages.interruptible(make_plan, job.source, losses, each, imatrix=job.imatrix))
+    with messages.progress("solving", len(asked), "plans") as advance:
+        for one in asked:
+            plan = messages.interruptible(make_plan, job.source, losses, one.wishes, imatrix=job.imatrix)
+            found.append(signed(plan, one))
             advance(1)
     return found
 

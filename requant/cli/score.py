@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from requant.cli import messages, options, stages, terminal
 from requant.cli.calibration import Calibration
 from requant.cli.command import Command
+from requant.cli.words import score_words
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.formats import Effort
@@ -80,7 +83,8 @@ def command(
             weigh=emit is not None,
             cluster=workers,
         )
-        losses = scored.losses
+        how: dict[str, Any] = {"allow_requantize": allow_requantize, "effort": effort}
+        losses = replace(scored.losses, options=score_words(types, job.imatrix, calibration, **how))
         if out is not None:
             write_text(out, losses.to_json(), force=force, inputs=job.inputs)
         if emit is not None:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from requant.cli import messages
+from requant.cli.words import signed
 from requant.container.files import Identity, identity
 from requant.container.source import Source, open_source, require_model
+from requant.conversion import read_any_plan
 from requant.formats import Effort, by_name
 from requant.model.roles import never_quantize
 from requant.pipeline import check_feasible, make_plan, off_plan
@@ -207,11 +209,15 @@ class Job:
         the one of least measured divergence.
         """
         plan, job = self._planned(weigh, measure)
+        if self.plan_file is None:
+            plan = signed(plan, self, measure)
+        elif self.effort not in (None, plan.effort):
+            plan = replace(plan, options=())
         return (plan if self.effort is None else replace(plan, effort=self.effort)), job
 
     def _planned(self, weigh: bool, measure: int | None) -> tuple[Plan, Job]:
         if self.plan_file is not None:
-            return read_plan(self.plan_file), self
+            return read_any_plan(self.plan_file), self
         if self.type_name is not None:
             from requant.recipe import uniform_plan
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from requant.container.hashing import Hashed
 from requant.conversion import Conversion
 from requant.errors import FILE_NAME
 from requant.evaluate import Evaluation
@@ -21,15 +22,6 @@ from requant.report.shell import join
 
 _HUB = "https://huggingface.co"
 _RELATED = "base_model_relation"
-
-
-@dataclass(frozen=True, slots=True)
-class Hashed:
-    """A file that was read to its end: its name, bytes and SHA-256."""
-
-    name: str
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from requant.report.view import bars
 from requant.units import format_size, size_label
 
 _SHOWN = 0.01  # of the weights; types of fewer are not listed
+_PARTS = {"kv_cache": "KV cache", "compute": "compute buffer", "copies": "copies of matrices on the CPU"}
 _UNITS = ((1e9, "GB", 2**30, "GiB"), (1e6, "MB", 2**20, "MiB"), (1e3, "kB", 2**10, "KiB"))
 
 
@@ -48,8 +50,8 @@ def _budget(limit: Limit) -> str:
         return f"predicted loss up to {limit.show(limit.budget)}"
     if limit.n_weights:
         return f"{limit.bpw:g} bits per weight"
-    exact = size_label(limit.budget)
-    size = exact if not exact.endswith("KiB") and not exact[-2:-1].isdigit() else both(limit.budget)
+    exact = re.fullmatch(r"(\d+)([MG]iB)", size_label(limit.budget))
+    size = f"{exact[1]} {exact[2]}" if exact else both(limit.budget)
     return {"--vram": f"{size} of VRAM", "--ram": f"{size} of RAM"}.get(limit.option, f"file of up to {size}")
 
 
@@ -95,7 +97,9 @@ def uses(plan: Plan) -> str:
     """What fills each budget in bytes, a line each."""
     lines = []
     for bar in bars(plan):
-        parts = ", ".join(f"{md.text(part.name.replace('_', ' '))} {format_size(part.n_bytes)}" for part in bar.parts)
+        parts = ", ".join(
+            f"{md.text(_PARTS.get(part.name, part.name))} {format_size(part.n_bytes)}" for part in bar.parts
+        )
         used = format_size(bar.budget - bar.free)
         lines.append(
             f"- {md.code(bar.option)} {format_size(bar.budget)}: {used} used ({parts}), {format_size(bar.free)} free"
@@ -123,10 +127,10 @@ def method(made: Conversion) -> str:
     gap = "" if plan.gap is None else f", proven gap {plan.gap:.1e}" if plan.gap else ", proven gap 0"
     lines = [f"Method: {md.text(plan.method)}{solver}{gap}."]
     if made.imatrix is not None:
-        lines.append(f"Columns were weighed by {md.code(made.imatrix, FILE_NAME)}.")
+        lines.append(f"Columns were weighed by importance from {md.code(made.imatrix, FILE_NAME)}.")
     if plan.effort != Effort.DEFAULT:
         lines.append(f"Effort of the encoders: {plan.effort.name.lower()}.")
     if plan.measured_kld is not None:
         lines.append(f"KL divergence measured on held-out text while planning: {plan.measured_kld:.4g} nats per token.")
-    lines += [f"{md.text(note)}." for note in (*plan.notes, *made.notes)]
+    lines += [f"{md.text(note[:1].upper() + note[1:])}." for note in (*plan.notes, *made.notes)]
     return "\n".join(f"- {line}" for line in lines)

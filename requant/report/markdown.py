@@ -9,7 +9,9 @@ from urllib.parse import quote
 from requant.errors import REMARK, brief, printable
 
 # what means something to some Markdown: CommonMark, GitHub's tables, strikethrough and links, formulas
-_ACTIVE = re.compile(r"[\\`*_{}\[\]<>|~&$^#!=\"]|:(?=//)|(?<=www)\.|@|^[-+]|(?<=^\d)[.)]|(?<=\d)[.)](?=\s|$)", re.I)
+_ACTIVE = re.compile(
+    r"[\\`*{}\[\]<>|~&$^#!=\"@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.|^[-+]|(?<=\d)[.)](?=\s|$)", re.I
+)
 _PLAIN_CODE = re.compile(r"[A-Za-z0-9._/:,;=@%()#+*~<>&'^$!?\[\]{}-]+( [A-Za-z0-9._/:,;=@%()#+*~<>&'^$!?\[\]{}-]+)*")
 _PLAIN_SCALAR = re.compile(r"[A-Za-z][A-Za-z0-9_./+-]*( [A-Za-z0-9_./+-]+)*")
 _NOT_STRINGS = frozenset("true false yes no on off null y n inf nan".split())  # noqa: SIM905, of YAML 1.1 and 1.2
@@ -34,8 +36,8 @@ def link(shown: str, url: str) -> str:
 
 
 def address(name: str) -> str:
-    """A file's name as a relative URL."""
-    return quote(name.encode(errors="surrogateescape"), safe=".-_~")
+    """The path of a file, parted by slashes, as a relative URL."""
+    return quote(name.encode(errors="surrogateescape"), safe="/.-_~")
 
 
 def block(string: str, language: str = "") -> str:

@@ -23,7 +23,7 @@ def _repositories(_: click.Context, param: click.Parameter, value: Any) -> Any:
     for name in (value,) if isinstance(value, str) else value or ():
         if not REPOSITORY.fullmatch(name):
             raise UsageError(f"{param.opts[0]}: '{printable(name)}' is no OWNER/NAME of a repository on the Hub")
-    return value or ""
+    return "" if value is None else value
 
 
 @click.command()
@@ -90,7 +90,7 @@ def command(
     """
     said = reporting.said_of(given)
     has_card = any(path.suffix.lower() == reporting.CARD for path in targets)
-    if not has_card and (sources or said != Said(repository="")):
+    if not has_card and (sources or said != Said()):
         raise UsageError("what is said of the model is for a model card; give -o README.md with it")
     found = reporting.with_evaluations(reporting.subjects(inputs), evaluations)
     files = reporting.inputs_of(found, *inputs, *evaluations, *sources)

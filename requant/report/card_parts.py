@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from requant.conversion import Conversion
 from requant.errors import FILE_NAME
 from requant.formats import Effort, by_name
-from requant.plan import IN_NATS, Choice, Limit, Plan
+from requant.limits import Limit
+from requant.plan import IN_NATS, Choice, Plan
 from requant.report import markdown as md
 from requant.report.view import bars
 from requant.units import format_size, size_label

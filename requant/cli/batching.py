@@ -12,6 +12,7 @@ from pathlib import Path
 from requant.batch import state, summary
 from requant.batch.summary import Row
 from requant.cli import messages, stages, worker
+from requant.cli.batch_reports import Reports
 from requant.cli.cells import Cell, Matrix, check_outputs
 from requant.cli.progress import mode
 from requant.cli.stages import Job
@@ -62,6 +63,7 @@ class Run:
     force: bool = False
     restart: bool = False
     dry: bool = False  # nothing is scored, nothing written
+    reports: Reports | None = None
     _failed: dict[str, RequantError] = field(default_factory=dict)  # request of scores -> why there are none
     _losses: tuple[Path, Losses] | None = None  # the last that were read
 
@@ -77,12 +79,20 @@ class Run:
             return
         with state.locked(self.folder):
             try:
+                self._check_reports()
                 if self._plan_all():
+                    self._check_reports()
                     self._convert_all()
+                    if self.reports is not None:
+                        self.reports.write(self.matrix.cells)
             finally:
                 for row in self.rows:
                     row.status = "stopped" if row.status == "running" else row.status
                 self._write_summary()
+
+    def _check_reports(self) -> None:
+        if self.reports is not None:
+            self.reports.check(self.matrix.cells)
 
     # plans
 

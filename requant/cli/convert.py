@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from requant.cli import converting, messages, options, stages, terminal
+from requant.cli import converting, messages, options, reporting, stages, terminal
 from requant.cli.calibration import Calibration
 from requant.cli.command import Command
 from requant.cli.nonfinite import option as nonfinite_option
@@ -50,6 +50,7 @@ from requant.wishes import Wishes, check_ways
 @options.effort
 @options.allow_requantize
 @options.splitting
+@reporting.option
 @options.force
 @click.option("--restart", is_flag=True, help="Discard what an earlier run left unfinished.")
 @options.json_output
@@ -65,6 +66,7 @@ def command(
     no_verify: bool,
     nonfinite: str,
     splitting: Splitting,
+    reports: tuple[Path, ...],
     force: bool,
     restart: bool,
     as_json: bool,
@@ -81,6 +83,8 @@ def command(
         raise UsageError("convert makes one file; give one --vram, or plan for all of them first")
     if measure is not None and not wishes.has_budget:
         raise UsageError("--measure chooses among plans for a budget; give --vram, --size or --bpw with it")
+    if reports and dry_run:
+        raise UsageError("--dry-run writes nothing; leave --report out")
     with open_source(model) as source, stages.connected(cluster) as workers:
         messages.warn(*source.warnings)
         settle(source, nonfinite, given["threads"])
@@ -91,6 +95,7 @@ def command(
             plan, _ = job.planned(weigh=True, measure=measure)
             messages.emit(*([plan.to_json()] if as_json else terminal.plan_parts(plan)))
             return
+        reporting.check_beside(reports, out, force=force, inputs=job.inputs)
         with converting.claimed(job, out, splitting=splitting, measure=measure, restart=restart) as claim:
             work = replace(claim, force=force, verified=not no_verify)
             found = work.earlier(job)
@@ -102,5 +107,6 @@ def command(
                 messages.emit(*terminal.plan_parts(plan))
             made = work.convert(job, plan)
     messages.warn(*made.notes)
+    reporting.write_beside(reports, made.output, model, force=force)
     text = f"\n{conversion_text(made, verified=not no_verify)}\n\n{start_command(plan, made.output)}"
     messages.emit(made.to_json() if as_json else text)

@@ -13,12 +13,6 @@ from requant.report.origin import REPOSITORY, Said
 from requant.units import format_size
 
 
-def _kinds(_: click.Context, __: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
-    for path in paths:
-        reporting.check_kind(path)
-    return paths
-
-
 def _repositories(_: click.Context, param: click.Parameter, value: Any) -> Any:
     for name in (value,) if isinstance(value, str) else value or ():
         if not REPOSITORY.fullmatch(name):
@@ -35,7 +29,7 @@ def _repositories(_: click.Context, param: click.Parameter, value: Any) -> Any:
     type=options.FILE,
     multiple=True,
     required=True,
-    callback=_kinds,
+    callback=reporting.parsed_kinds,
     metavar="F",
     help="Write it here: .html a page, .md a model card, .png or .svg a picture. Several: the card shows the others.",
 )

@@ -9,9 +9,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from requant.batch.summary import GOOD
 from requant.batch.summary import SCHEMA as BATCH_SCHEMA
-from requant.cli import messages, stages
+from requant.cli import messages, options, stages
 from requant.container.files import Identity
 from requant.container.source import Source, open_source
 from requant.conversion import Conversion, read_conversion, record_path
@@ -39,6 +41,41 @@ class Subject:
     made: Conversion | None = None
     output: Path | None = None
     evaluation: Evaluation | None = None
+
+
+def parsed_kinds(_: click.Context, __: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Click's callback of options that name reports."""
+    for path in paths:
+        check_kind(path)
+    return paths
+
+
+option = click.option(
+    "--report",
+    "reports",
+    type=options.FILE,
+    multiple=True,
+    callback=parsed_kinds,
+    metavar="F",
+    help="Report on the output too: .html a page, .md a model card, .png or .svg a picture.",
+)
+
+
+def check_beside(targets: Sequence[Path], out: Path, *, force: bool, inputs: frozenset[Identity]) -> None:
+    """As `check_targets`, for reports on an output that is not there yet."""
+    own = {os.path.realpath(path) for path in (out, record_path(out))}
+    for path in targets:
+        if os.path.realpath(path) in own:
+            raise UsageError(f"--report {printable(str(path))} is the output itself; give it another name")
+    check_targets(targets, force=force, inputs=inputs)
+
+
+def write_beside(targets: Sequence[Path], out: Path, model: Path, *, force: bool) -> None:
+    """The reports on an output that was just made of `model`."""
+    if targets:
+        found = [of_record(record_path(out))]
+        inputs = inputs_of(found, model)
+        write(targets, found, Said(), [model], force=force, inputs=inputs)
 
 
 def check_targets(targets: Sequence[Path], *, force: bool, inputs: frozenset[Identity]) -> None:

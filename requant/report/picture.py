@@ -87,7 +87,7 @@ def _drawn(plan: Plan) -> Figure:
 
     from requant.report import picture_curve, picture_parts
 
-    budgets, found, line = bars(plan), cells(plan), curve(plan)
+    budgets, found, line = bars(plan), cells(plan), picture_curve.drawable(curve(plan))
     roles = {c.role for c in found if c.layer is not None}
     panels = max(_LEAST if line else 0.0, _ROW * max(len(roles), 1) + _BELOW) if found or line else 0.0
     height = _HEAD + _BAR * len(budgets) + panels + _MARGIN

@@ -26,6 +26,11 @@ _ROOM = 0.08  # of the range, on either side
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 
 
+def drawable(found: Curve | None) -> Curve | None:
+    """`found`, if it has more than one loss that a logarithmic scale can show."""
+    return found if found is not None and sum(p.loss > 0 for p in found.points) > 1 else None
+
+
 def draw_curve(axes: Axes, found: Curve, plan: Plan) -> None:
     """The curve where the dots are; without any, all of it."""
     dots = [dot for dot in (*found.mixtures, *((found.chosen,) if found.chosen else ())) if dot.loss > 0]

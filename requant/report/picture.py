@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from requant.errors import FILE_NAME, UsageError, brief
+from requant.errors import UsageError, brief
 from requant.plan import IN_NATS, Plan
 from requant.report.view import bars, cells, curve
 from requant.units import format_size
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 INK, FAINT = "#222222", "#767676"
 _WIDTH, _MARGIN, _GAP = 11.0, 0.3, 0.75  # inches
-_HEAD, _BAR, _ROW, _BELOW = 0.72, 0.85, 0.26, 1.2  # inches: title; a budget; a role; axis and colours under the roles
+_HEAD, _BAR, _BELOW = 0.72, 0.85, 1.2  # inches: title; a budget; axis and colours under the roles
+_ROW = 0.26, 0.5  # inches of a role, at least and at most
 _LEAST = 3.5  # inches of heat map and curve
 _DPI = 200
 _CURVE = 0.36  # of the width, beside a heat map
+_TITLE = 72  # characters
 _LETTER = 0.078  # inches of a role's name
 _STYLE = {
     "font.family": "DejaVu Sans",
@@ -89,11 +91,11 @@ def _drawn(plan: Plan) -> Figure:
 
     budgets, found, line = bars(plan), cells(plan), picture_curve.drawable(curve(plan))
     roles = {c.role for c in found if c.layer is not None}
-    panels = max(_LEAST if line else 0.0, _ROW * max(len(roles), 1) + _BELOW) if found or line else 0.0
+    panels = max(_LEAST if line else 0.0, _ROW[0] * max(len(roles), 1) + _BELOW) if found or line else 0.0
     height = _HEAD + _BAR * len(budgets) + panels + _MARGIN
     sheet = _Sheet(Figure(figsize=(_WIDTH, height), dpi=_DPI), height)
     FigureCanvasAgg(sheet.figure)
-    sheet.write(picture_parts.shown(plan.source, FILE_NAME), 0.32, fontsize=13, fontweight="bold")
+    sheet.write(picture_parts.shown(plan.source, _TITLE), 0.32, fontsize=13, fontweight="bold")
     sheet.write(_headline(plan), 0.56, fontsize=9.5, color=FAINT)
     sheet.top = _HEAD
     for bar in budgets:
@@ -104,7 +106,7 @@ def _drawn(plan: Plan) -> Figure:
     if found:
         names = _LETTER * max((len(picture_parts.shown(role, 24)) for role in roles), default=0)
         width = inside - names - (right + _GAP if line is not None else 0.0)
-        high = panels - _BELOW
+        high = min(panels - _BELOW, _ROW[1] * max(len(roles), 1))
         if roles:
             heat = sheet.axes(_MARGIN + names, sheet.top + 0.25, width, high)
             picture_parts.draw_heat(heat, [c for c in found if c.layer is not None])

@@ -19,7 +19,10 @@ _LINE, _CHOSEN, _MIXTURE, _FAINT = "#0072b2", "#d55e00", "#555555", "#767676"
 _BOLD: dict[str, Any] = {"fontsize": 8.5, "color": _CHOSEN, "fontweight": "bold"}
 _SMALL: dict[str, Any] = {"fontsize": 7, "color": _MIXTURE}
 _NAME = 24  # characters
-_AROUND = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1))
+_AROUND = (
+    *((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1)),
+    *((1, 0.5), (0.5, 1), (-1, -0.5), (-0.5, -1), (1, -0.5), (-0.5, 1), (-1, 0.5), (0.5, -1)),
+)
 _DISTANCES = (6, 12, 20, 30, 42, 56, 72)  # points; from the second on a line leads to the label
 _LED = 9
 _ROOM = 0.08  # of the range, on either side

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from requant.errors import brief
-from requant.report.view import Bar, Cell
+from requant.report.view import Bar, Cell, Part
 from requant.units import format_size
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ _BITS = (1.5, 8.5)  # ends of the colours; more bits have the last one
 _TICKS = (2, 3, 4, 5, 6, 8)
 _ROLE = 24  # characters of a role's name
 _LABELLED = 0.4  # inches of a cell that holds the name of a type
+_MIDDLE = 0.21  # luminance at which dark and white letters are read alike
+_PARTS = 7  # of a budget that are shown by name
 _EDGES = 60  # layers up to which cells are parted by lines
 
 
@@ -44,9 +46,9 @@ def _letters() -> frozenset[int]:
 
 def draw_bar(axes: Axes, bar: Bar) -> None:
     """A budget and all that fills it, with the figures under it."""
-    others = iter(_OTHERS * (1 + len(bar.parts) // len(_OTHERS)))
-    left = 0.0
-    for part in bar.parts:
+    others, left = iter(_OTHERS * 2), 0.0
+    parts = _fewer(bar.parts)
+    for part in parts:
         colour = _COLOURS.get(part.name) or next(others)
         name = _NAMES.get(part.name) or shown(part.name, _ROLE)
         label = f"{name} {format_size(part.n_bytes)}"
@@ -60,7 +62,7 @@ def draw_bar(axes: Axes, bar: Bar) -> None:
     axes.legend(
         loc="upper left",
         bbox_to_anchor=(0, -0.1),
-        ncols=len(bar.parts) + 1,
+        ncols=len(parts) + 1,
         frameon=False,
         borderpad=0.2,
         borderaxespad=0,
@@ -68,8 +70,17 @@ def draw_bar(axes: Axes, bar: Bar) -> None:
         handleheight=0.9,
         handletextpad=0.4,
         columnspacing=1.2,
-        fontsize=8.5 if len(bar.parts) < 6 else 7,
+        fontsize=8.5 if len(parts) < 6 else 7,
     )
+
+
+def _fewer(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """The largest, in their order, and the rest as one."""
+    if len(parts) <= _PARTS:
+        return parts
+    kept = sorted(parts, key=lambda part: -part.n_bytes)[: _PARTS - 1]
+    rest = sum(part.n_bytes for part in parts if part not in kept)
+    return (*(part for part in parts if part in kept), Part("the rest", rest))
 
 
 def draw_heat(axes: Axes, found: Sequence[Cell]) -> None:
@@ -142,5 +153,6 @@ def _colours() -> Any:
 
 def _on(bpw: float) -> str:
     """What is read on the colour of so many bits."""
-    red, green, blue, _ = _colours()(_norm()(bpw))
-    return _INK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.52 else "white"
+    linear = [((c + 0.055) / 1.055) ** 2.4 for c in _colours()(_norm()(bpw))[:3]]  # of sRGB
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return _INK if luminance > _MIDDLE else "white"

@@ -19,6 +19,7 @@ from requant.batch.state import digest
 from requant.batch.summary import GOOD
 from requant.cli import messages, report, reporting
 from requant.cli.cells import Cell, key_of, options_of
+from requant.container.hashing import Hashed
 from requant.conversion import record_path
 from requant.errors import BadInput, InputOutputError, OutputRefused, UsageError, printable
 from requant.records import dump, parse, plain, read_text, record
@@ -71,36 +72,41 @@ class Reports:
         before = self._remembered()
         if not there or (request == before.request and all(map(_is_as, before.files, before.files.values()))):
             return
-        subjects = dict(zip(map(str, records), map(reporting.of_record, records), strict=True))
-        files: dict[str, str] = {}
-        for cell, path in zip(there, records, strict=True):
-            for target in self._beside_of(cell):
-                self._write(target, [subjects[str(path)]], [], before, files)
+        subjects = list(map(reporting.of_record, records))
+        known: dict[Path, tuple[Hashed, ...]] = {}
+        tasks = [
+            (target, [subject], [cell.model.path])
+            for cell, subject in zip(there, subjects, strict=True)
+            for target in self._beside_of(cell)
+        ]
         if self.asked.card is not None:
-            sources = list(dict.fromkeys(cell.model.path for cell in there))
-            self._write(self.asked.card, list(subjects.values()), sources, before, files)
-        write_text(
-            self.memory, dump({"schema": _SCHEMA} | plain(Written(request, files))), force=True, inputs=frozenset()
-        )
+            tasks.append((self.asked.card, subjects, list(dict.fromkeys(cell.model.path for cell in there))))
+        files: dict[str, str] = {}
+        for target, found, sources in tasks:
+            key = os.path.realpath(target)
+            mine = before.files.get(key)
+            if target.exists() and not self.force and mine is not None and not _is_as(key, mine):
+                messages.warn(f"{target} was edited since it was written, and is left as it is; --force replaces it")
+                files[key] = mine
+                continue
+            self._write(target, found, sources, known, mine=mine is not None)
+            files[key] = hashlib.sha256(target.read_bytes()).hexdigest()
+        text = dump({"schema": _SCHEMA} | plain(Written(request, files)))
+        write_text(self.memory, text, force=True, inputs=frozenset())
 
     def _write(
         self,
         target: Path,
         found: Sequence[reporting.Subject],
         sources: Sequence[Path],
-        before: Written,
-        files: dict[str, str],
+        known: dict[Path, tuple[Hashed, ...]],
+        *,
+        mine: bool,
     ) -> None:
-        key = os.path.realpath(target)
-        mine = before.files.get(key)
-        if target.exists() and not self.force and mine is not None and not _is_as(key, mine):
-            messages.warn(f"{target} was edited since it was written, and is left as it is; --force replaces it")
-            files[key] = mine
-            return
         _make_folder(target)
+        said = self.said if target == self.asked.card else Said()
         inputs = reporting.inputs_of(found, *sources)
-        reporting.write([target], found, self.said, sources, force=self.force or mine is not None, inputs=inputs)
-        files[key] = hashlib.sha256(target.read_bytes()).hexdigest()
+        reporting.write([target], found, said, sources, force=self.force or mine, inputs=inputs, known=known)
 
     @property
     def _beside(self) -> tuple[str, ...]:

@@ -83,9 +83,11 @@ def command(
     or a plan. A card may be of several outputs; a page and pictures are of one, or of a plan.
     """
     said = reporting.said_of(given)
-    has_card = any(path.suffix.lower() == reporting.CARD for path in targets)
-    if not has_card and (sources or said != Said()):
+    kinds = {path.suffix.lower() for path in targets}
+    if reporting.CARD not in kinds and said != Said():
         raise UsageError("what is said of the model is for a model card; give -o README.md with it")
+    if kinds <= set(reporting.PICTURES) and (sources or evaluations):
+        raise UsageError("a picture is of a plan alone; --source and --evaluation are for a page or a model card")
     found = reporting.with_evaluations(reporting.subjects(inputs), evaluations)
     files = reporting.inputs_of(found, *inputs, *evaluations, *sources)
     reporting.check_targets(targets, force=force, inputs=files)

@@ -24,8 +24,11 @@ from requant.report.origin import Origin, Said, merged, origin_of
 from requant.textfile import check_writable, has_schema, write_bytes
 
 if TYPE_CHECKING:
+    from requant.container.hashing import Hashed
     from requant.evaluate import Evaluation
     from requant.report.card import Published
+
+    Hashes = dict[Path, tuple[Hashed, ...]]
 
 PAGE, CARD, PICTURES = ".html", ".md", (".png", ".svg")
 KINDS = (PAGE, CARD, *PICTURES)
@@ -207,18 +210,26 @@ def write(
     *,
     force: bool,
     inputs: frozenset[Identity],
+    known: Hashes | None = None,
 ) -> None:
-    """All the reports; pictures and pages that are written along are shown in a card, which comes last."""
-    if len(found) > 1 and any(path.suffix.lower() != CARD for path in targets):
-        raise UsageError(f"a page and a picture are of one output; {len(found)} were given")
-    for path in sorted(targets, key=lambda path: path.suffix.lower() == CARD):
-        kind = path.suffix.lower()
-        if kind == CARD:
-            data = _card(path, targets, found, said, sources).encode()
-        elif kind == PAGE:
-            from requant.report.page import page
+    """All the reports; pictures and pages that are written along are shown in a card, which comes last.
 
-            data = page(found[0].plan, found[0].made, found[0].evaluation).encode()
+    known: hashes of files that were read already, to which those read now are added.
+    """
+    kinds = {path: path.suffix.lower() for path in targets}
+    if len(found) > 1 and set(kinds.values()) != {CARD}:
+        raise UsageError(f"a page and a picture are of one output; {len(found)} were given")
+    if CARD in kinds.values():
+        for subject in found:
+            if subject.made is None:
+                raise BadInput(subject.path, "is a plan; a model card is of an output, give its record")
+    is_told = not set(kinds.values()) <= set(PICTURES) and all(s.made is not None for s in found)
+    outputs = _published(found, sources, {} if known is None else known) if is_told else []
+    for path, kind in sorted(kinds.items(), key=lambda item: item[1] == CARD):
+        if kind == CARD:
+            data = _card(path, targets, outputs, said).encode()
+        elif kind == PAGE:
+            data = _page(found[0], outputs).encode()
         else:
             from requant.report.picture import picture
 
@@ -226,13 +237,20 @@ def write(
         write_bytes(path, data, force=force, inputs=inputs)
 
 
-def _card(path: Path, targets: Sequence[Path], found: Sequence[Subject], said: Said, sources: Sequence[Path]) -> str:
+def _page(subject: Subject, outputs: Sequence[Published]) -> str:
+    from requant.report.page import page
+
+    if not outputs:
+        return page(subject.plan)
+    found = outputs[0]
+    evaluations = [] if found.evaluation is None else [found.evaluation]
+    source, output = (files[0].sha256 if len(files) == 1 else None for files in (found.source, found.files))
+    return page(found.made, evaluations=evaluations, source_sha256=source, output_sha256=output)
+
+
+def _card(path: Path, targets: Sequence[Path], outputs: Sequence[Published], said: Said) -> str:
     from requant.report.card import card
 
-    for subject in found:
-        if subject.made is None:
-            raise BadInput(subject.path, "is a plan; a model card is of an output, give its record")
-    outputs = _published(found, sources)
     _warn_of_gaps([merged(said, output.origin) for output in outputs])
     beside = {p: Path(os.path.relpath(p, path.parent)).as_posix() for p in targets if p != path}
     pictures = [name for p, name in beside.items() if p.suffix.lower() in PICTURES]
@@ -240,34 +258,29 @@ def _card(path: Path, targets: Sequence[Path], found: Sequence[Subject], said: S
     return card(outputs, said, pictures, pages)
 
 
-def _published(found: Sequence[Subject], sources: Sequence[Path]) -> list[Published]:
+def _published(found: Sequence[Subject], sources: Sequence[Path], known: Hashes) -> list[Published]:
     """The outputs with the hashes of all files that are there, read once each, and what their metadata say."""
     from requant.container.hashing import hashed
     from requant.report.card import Published
 
     with ExitStack() as stack:
-        given = {path: stack.enter_context(open_source(path)) for path in sources}
-        for path, source in given.items():
-            check_source(path, source, found)
+        given = [stack.enter_context(open_source(path)) for path in sources]
+        for source in given:
+            check_source(source.path, source, found)
         own = [None if s.output is None else stack.enter_context(open_source(s.output)) for s in found]
-        opened = [*given.values(), *(source for source in own if source is not None)]
-        total = sum(f.header.file_size for source in opened for f in source.opened)
+        unread = [s for s in (*given, *own) if s is not None and s.path not in known]
+        total = sum(f.header.file_size for source in unread for f in source.opened)
         with messages.progress("hashing", total) as advance:
-            hashes = {id(source): messages.interruptible(hashed, source, advance) for source in opened}
+            for source in unread:
+                known[source.path] = messages.interruptible(hashed, source, advance)
         outputs = []
         for subject, output in zip(found, own, strict=True):
             assert subject.made is not None
-            origin = next((x for x in given.values() if x.header_sha256 == subject.plan.header_sha256), None)
+            origin = next((x for x in given if x.header_sha256 == subject.plan.header_sha256), None)
             told = output or origin
-            outputs.append(
-                Published(
-                    subject.made,
-                    Origin() if told is None else origin_of(told.metadata),
-                    () if output is None else hashes[id(output)],
-                    () if origin is None else hashes[id(origin)],
-                    subject.evaluation,
-                )
-            )
+            says = Origin() if told is None else origin_of(told.metadata)
+            files = [() if x is None else known[x.path] for x in (output, origin)]
+            outputs.append(Published(subject.made, says, files[0], files[1], subject.evaluation))
     return outputs
 
 

@@ -145,9 +145,9 @@ def merged(said: Said, origin: Origin) -> Origin:
     values: dict[str, Any] = {}
     if said.base_models:
         values |= {"repositories": said.base_models, "parents": ()}
-    if said.license:
+    if said.license or said.license_name:
         values |= {"license": "", "license_name": "", "license_link": ""} | licence(said.license, said.license_name)
-    for key in ("license_name", "license_link", "languages"):
+    for key in ("license_link", "languages"):
         if getattr(said, key):
             values[key] = getattr(said, key)
     values["tags"] = tuple(dict.fromkeys((*said.tags, *origin.tags)))

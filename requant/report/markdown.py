@@ -37,7 +37,12 @@ def link(shown: str, url: str) -> str:
 
 def address(name: str) -> str:
     """The path of a file, parted by slashes, as a relative URL."""
-    return quote(name.encode(errors="surrogateescape"), safe="/.-_~")
+    return quote(b"".join(map(_bytes, name)), safe="/.-_~")
+
+
+def _bytes(c: str) -> bytes:
+    lone = "surrogateescape" if "\udc80" <= c <= "\udcff" else "surrogatepass"  # a byte of a path that is no UTF-8
+    return c.encode("utf-8", lone)
 
 
 def block(string: str, language: str = "") -> str:

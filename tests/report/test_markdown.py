@@ -13,11 +13,50 @@ from requant.report import markdown as md
 
 PARSER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 HOSTILE = [
-    "<script>alert(1)</script>", "a|b", "`x`", "``", "*a* _b_ __c__", "[x](javascript:alert(1))", "![i](http://e.vil)",
-    "# head", "- item", "1. one", "1) one", "> quote", "~~gone~~", "&lt;b&gt;", "&#42;", "\\", "a\\|b", "\\`", "$\\sum$",
-    "<!-- ", "http://e.vil/x", "www.e.vil", "me@e.vil", "a\nb", "---", "===", "\u202eevil", "\u540d\u524d", "+ x", " a  b ",
-    "<https://e.vil>", "[a]: /x", "no", "true", "'", '"', "{{x}}", "x\x7fy", "\ud800", "\U0001f600", "\x85", "a: b", "@x",
-]  # fmt: skip
+    "<script>alert(1)</script>",
+    "a|b",
+    "`x`",
+    "``",
+    "*a* _b_ __c__",
+    "[x](javascript:alert(1))",
+    "![i](http://e.vil)",
+    "# head",
+    "- item",
+    "1. one",
+    "1) one",
+    "> quote",
+    "~~gone~~",
+    "&lt;b&gt;",
+    "&#42;",
+    "\\",
+    "a\\|b",
+    "\\`",
+    "$\\sum$",
+    "<!-- ",
+    "http://e.vil/x",
+    "www.e.vil",
+    "me@e.vil",
+    "a\nb",
+    "---",
+    "===",
+    "\u202eevil",
+    "\u540d\u524d",
+    "+ x",
+    " a  b ",
+    "<https://e.vil>",
+    "[a]: /x",
+    "no",
+    "true",
+    "'",
+    '"',
+    "{{x}}",
+    "x\x7fy",
+    "\ud800",
+    "\U0001f600",
+    "\x85",
+    "a: b",
+    "@x",
+]
 strings = st.text(max_size=60) | st.sampled_from(HOSTILE)
 
 
@@ -81,7 +120,9 @@ def test_a_scalar_is_the_same_string_for_another_parser_of_yaml(string):
     assert found == ({"key": wanted} if string else {}) | {"list": [wanted, "x"]}
 
 
-@pytest.mark.parametrize("word", ["no", "NO", "true", "on", "null", "Y", "1.0", "0x1", "1e3", "~", "", "2024-01-01", ".inf"])
+@pytest.mark.parametrize(
+    "word", ["no", "NO", "true", "on", "null", "Y", "1.0", "0x1", "1e3", "~", "", "2024-01-01", ".inf"]
+)
 def test_what_yaml_takes_for_something_else_is_quoted(word):
     assert yaml.safe_load(f"key: {md.scalar(word)}") == {"key": word}
     assert md.scalar(word).startswith('"')

@@ -114,7 +114,7 @@ def _drawn(plan: Plan) -> Figure:
         picture_parts.draw_outside(strip, [c for c in found if c.layer is None])
         picture_parts.draw_scale(sheet.axes(_MARGIN + names, sheet.top + high + 0.95, width, 0.09))
     if line is not None:
-        axes = sheet.axes(_WIDTH - _MARGIN - right, sheet.top + 0.25, right, panels - 0.62)
+        axes = sheet.axes(_WIDTH - _MARGIN - right, sheet.top + 0.25, right, panels - 0.88)
         picture_curve.draw_curve(axes, line, plan)
     return sheet.figure
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ _AROUND = (
 _DISTANCES = (6, 12, 20, 30, 42, 56, 72)  # points; from the second on a line leads to the label
 _LED = 9
 _ROOM = 0.08  # of the range, on either side
+_NONE = 1e-7  # of the largest loss: what is below is rounding
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 
 
@@ -36,25 +38,19 @@ def drawable(found: Curve | None) -> Curve | None:
 
 def draw_curve(axes: Axes, found: Curve, plan: Plan) -> None:
     """The curve where the dots are; without any, all of it."""
-    dots = [dot for dot in (*found.mixtures, *((found.chosen,) if found.chosen else ())) if dot.loss > 0]
-    points = [p for p in found.points if p.loss > 0]
+    found = _on_scale(found)
+    dots = [*found.mixtures, *([found.chosen] if found.chosen is not None else [])]
+    points = list(found.points)
     scale, unit = next((u for u in _UNITS if max(d.n_bytes for d in (*points, *dots)) >= u[0]), _UNITS[-1])
-    if dots and points:
+    if len(dots) > 1:
         low, high = (f(d.n_bytes for d in dots) for f in (min, max))
         points = _around(points, low, high)
-    axes.plot(
-        [p.n_bytes / scale for p in points],
-        [p.loss for p in points],
-        color=_LINE,
-        lw=1.4,
-        zorder=2,
-        label="best of every size",
-    )
-    mixtures = [dot for dot in found.mixtures if dot.loss > 0]
-    if mixtures:
-        places = [dot.n_bytes / scale for dot in mixtures], [dot.loss for dot in mixtures]
+    line = [p.n_bytes / scale for p in points], [p.loss for p in points]
+    axes.plot(*line, color=_LINE, lw=1.4, zorder=2, label="best of every size")
+    if found.mixtures:
+        places = [dot.n_bytes / scale for dot in found.mixtures], [dot.loss for dot in found.mixtures]
         axes.plot(*places, "o", ms=3.6, color=_MIXTURE, zorder=3, label="llama-quantize's mixtures")
-    if found.chosen is not None and found.chosen.loss > 0:
+    if found.chosen is not None:
         x, y = found.chosen.n_bytes / scale, found.chosen.loss
         axes.plot(x, y, "D", ms=7, color=_CHOSEN, mec="white", mew=0.8, zorder=4)
     axes.set_yscale("log")
@@ -68,8 +64,25 @@ def draw_curve(axes: Axes, found: Curve, plan: Plan) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(loc="upper right", fontsize=7.5, frameon=False, borderaxespad=0.2, handlelength=1.4)
-    _label(axes, found, scale, [(p.n_bytes / scale, p.loss) for p in points])
+    below = -0.42 / (axes.bbox.height / axes.figure.dpi)  # inches
+    how = {"loc": "upper left", "bbox_to_anchor": (0, below), "ncols": 2, "frameon": False}
+    axes.legend(**how, fontsize=7.5, borderaxespad=0, borderpad=0, handlelength=1.4)
+    _label(axes, found, scale, list(zip(*line, strict=True)))
+
+
+def _on_scale(found: Curve) -> Curve:
+    """With what loses nothing, which a logarithmic scale has no place for, at its lower end, and called so."""
+    dots = [*found.mixtures, *([found.chosen] if found.chosen is not None else [])]
+    none = _NONE * max(d.loss for d in (*dots, *found.points))
+    points = tuple(p for p in found.points if p.loss > none)
+    floor = min(d.loss for d in (*dots, *points) if d.loss > none) / 3
+    points += tuple(Dot("", p.n_bytes, floor) for p in found.points[len(points) :][:1])
+
+    def placed(dot: Dot) -> Dot:
+        return dot if dot.loss > none else Dot(f"{dot.name}: no loss", dot.n_bytes, floor)
+
+    chosen = None if found.chosen is None else placed(found.chosen)
+    return replace(found, points=points, chosen=chosen, mixtures=tuple(map(placed, found.mixtures)))
 
 
 def _around(points: list[Dot], low: float, high: float) -> list[Dot]:
@@ -82,7 +95,7 @@ def _around(points: list[Dot], low: float, high: float) -> list[Dot]:
 
 
 def _limits(axes: Axes, points: Sequence[Dot], dots: Sequence[Dot], scale: float) -> None:
-    seen = dots or points
+    seen = dots if len(dots) > 1 else points
     low, high = min(d.n_bytes for d in seen) / scale, max(d.n_bytes for d in seen) / scale
     room = _ROOM * max(high - low, 0.05 * high)
     axes.set_xlim(low - room, high + 2 * room)
@@ -102,7 +115,7 @@ def _ticks(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5), numticks=20))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
     axes.tick_params(length=2.5, pad=2)
 
@@ -110,13 +123,12 @@ def _ticks(axes: Axes) -> None:
 def _label(axes: Axes, found: Curve, scale: float, line: Sequence[tuple[float, float]]) -> None:
     """The names of the dots, each where it lies on nothing; one for which there is no place is left out."""
     chosen = [found.chosen] if found.chosen is not None else []
-    dots = [dot for dot in (*chosen, *found.mixtures) if dot.loss > 0]
+    dots = [*chosen, *found.mixtures]
     pixels = axes.figure.dpi / 72  # of a point
     places = [tuple(axes.transData.transform((dot.n_bytes / scale, dot.loss))) for dot in dots]
     marks = [_around_point(at, pixels * (5 if dot in chosen else 2.5)) for dot, at in zip(dots, places, strict=True)]
     curve_ = [box for a, b in pairwise(axes.transData.transform(line).tolist() if line else []) for box in _steps(a, b)]
-    legend: Any = axes.get_legend()
-    taken: list[Bbox] = [legend.get_window_extent(_renderer(axes))]
+    taken: list[Bbox] = []
     for i, dot in enumerate(dots):
         style = _BOLD if dot in chosen else _SMALL
         name = shown(dot.name, _NAME)

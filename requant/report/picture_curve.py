@@ -65,7 +65,7 @@ def draw_curve(axes: Axes, found: Curve, plan: Plan) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     below = -0.42 / (axes.bbox.height / axes.figure.dpi)  # inches
-    how = {"loc": "upper left", "bbox_to_anchor": (0, below), "ncols": 2, "frameon": False}
+    how: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, below), "ncols": 2, "frameon": False}
     axes.legend(**how, fontsize=7.5, borderaxespad=0, borderpad=0, handlelength=1.4)
     _label(axes, found, scale, list(zip(*line, strict=True)))
 

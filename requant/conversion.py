@@ -96,6 +96,8 @@ class Conversion:
         raw = parse(text, OUTPUT_SCHEMA, path)
         plan = Plan.from_json(json.dumps(raw.pop("plan", None)), path)
         output = value_of(str, raw.pop("output", None), "output", path)
+        if output in ("", ".", "..") or Path(output).name != output:
+            raise BadInput(path, "output must be the name of a file, without a folder", got=output)
         hints = {name: hint for name, hint in _hints().items() if name not in ("output", "plan")}
         if unknown := sorted(raw.keys() - hints.keys()):
             raise BadInput(path, f"{brief(unknown[0])} is not a key of this file")

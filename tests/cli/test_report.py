@@ -152,6 +152,15 @@ def test_another_file_in_the_outputs_place_is_refused(capsys, folder):
     assert_failed(ran, 3, "is not the output that a.gguf.requant.json is the record of")
 
 
+@pytest.mark.parametrize("name", ["", "..", "../a.gguf", "/etc/passwd"])
+def test_a_record_leads_to_no_other_folder(capsys, folder, name):
+    record = record_path(folder / "a.gguf")
+    told = json.loads(record.read_text()) | {"output": name}
+    record.write_text(json.dumps({"schema": told.pop("schema")} | told))
+    ran = run(capsys, "report", record, "-o", folder / "card.md")
+    assert_failed(ran, 3, "output must be the name of a file, without a folder")
+
+
 def test_a_plan_has_pictures_and_no_card(capsys, folder, losses):
     plan = folder / "plan.json"
     assert run(capsys, "plan", TINY, "--losses", losses, "--bpw", "5", "-o", plan).code == 0

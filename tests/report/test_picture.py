@@ -1,10 +1,12 @@
 """Pictures of plans: well formed, the same bytes every time, no label on another, names that stay text."""
 
+import ast
 import importlib.util
 import struct
 import xml.etree.ElementTree as ET
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.text
 import pytest
@@ -155,6 +157,17 @@ def test_a_label_lies_on_the_side_to_which_its_offset_leads():
     assert box.x0 == 98 and box.x1 == 142 and (box.y0 + box.y1) / 2 == 50
     box = picture_curve._text_box((100.0, 50.0), (40.0, 10.0), (-6.0, -6.0))
     assert isinstance(box, Bbox) and box.x1 == 102 and box.y1 == 52
+
+
+def test_matplotlib_is_imported_for_pictures_alone_and_only_when_one_is_drawn():
+    for path in sorted((Path(__file__).parents[2] / "requant").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imports = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
+        names = [getattr(n, "module", None) or n.names[0].name for n in imports]
+        if any(name.partition(".")[0] == "matplotlib" for name in names):
+            assert path.name.startswith("picture"), path
+        top = [n for n in tree.body if n in imports]
+        assert not any((getattr(n, "module", None) or n.names[0].name).startswith("matplotlib") for n in top), path
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from invented import plan, record
+from made_up import plan, record
 from test_markdown import HOSTILE, rendered
 
 from requant.container.hashing import Hashed

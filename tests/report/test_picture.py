@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib.text
 import pytest
-from invented import EXPERTS, plan
+from made_up import EXPERTS, plan
 from matplotlib.transforms import Bbox
 
 from requant.errors import UsageError

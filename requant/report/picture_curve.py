@@ -26,6 +26,7 @@ _AROUND = (
 )
 _DISTANCES = (6, 12, 20, 30, 42, 56, 72)  # points; from the second on a line leads to the label
 _LED = 9
+_NEARER = 1.5  # times as far from any other dot
 _ROOM = 0.08  # of the range, on either side
 _NONE = 1e-7  # of the largest loss: what is below is rounding
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
@@ -129,20 +130,23 @@ def _label(axes: Axes, found: Curve, scale: float, line: Sequence[tuple[float, f
     marks = [_around_point(at, pixels * (5 if dot in chosen else 2.5)) for dot, at in zip(dots, places, strict=True)]
     curve_ = [box for a, b in pairwise(axes.transData.transform(line).tolist() if line else []) for box in _steps(a, b)]
     taken: list[Bbox] = []
-    for i, dot in enumerate(dots):
-        style = _BOLD if dot in chosen else _SMALL
-        name = shown(dot.name, _NAME)
-        width, height = _size(axes, name, style)
-        others = marks[:i] + marks[i + 1 :]
-        for x, y in _places():
-            at = places[i][0] + x * pixels, places[i][1] + y * pixels
-            box = _text_box(at, (width, height), (x, y))
-            lead = list(_steps(places[i], at)) if _is_led((x, y)) else []
-            free = _apart([box], [*marks, *taken, *curve_]) and _apart(lead, [*others, *taken])
-            if free and _inside(box, axes.bbox):
-                _write(axes, (dot.n_bytes / scale, dot.loss), name, (x, y), style)
-                taken += [box, *lead]
-                break
+    left = list(range(len(dots)))
+    for strict in (True, False):  # where dots touch each other, a line may begin across another dot
+        for i in list(left):
+            style = _BOLD if dots[i] in chosen else _SMALL
+            name = shown(dots[i].name, _NAME)
+            size = _size(axes, name, style)
+            for x, y in _places():
+                at = places[i][0] + x * pixels, places[i][1] + y * pixels
+                box = _text_box(at, size, (x, y))
+                lead = list(_steps(places[i], at)) if _is_led((x, y)) else []
+                free = _inside(box, axes.bbox) and _apart([box], [*marks, *taken, *curve_]) and _apart(lead, taken)
+                clear = _apart(lead, marks[:i] + marks[i + 1 :]) if lead else strict and _is_nearest(box, i, places)
+                if free and (clear or (lead and not strict)):
+                    _write(axes, (dots[i].n_bytes / scale, dots[i].loss), name, (x, y), style)
+                    taken += [box, *lead]
+                    left.remove(i)
+                    break
 
 
 def _write(axes: Axes, at: tuple[float, float], name: str, offset: tuple[float, float], style: dict[str, Any]) -> None:
@@ -201,6 +205,16 @@ def _steps(a: Sequence[float], b: Sequence[float]) -> Iterator[Bbox]:
     n = min(max(1, int(math.hypot(b[0] - a[0], b[1] - a[1]) / 4)), 2000)
     for i in range(n):
         yield _around_point((a[0] + (b[0] - a[0]) * i / n, a[1] + (b[1] - a[1]) * i / n), 1.5)
+
+
+def _is_nearest(box: Bbox, own: int, places: Sequence[tuple[float, float]]) -> bool:
+    """Whether no other dot is about as near to the label as its own, so that nobody takes it for the other's."""
+
+    def distance(at: tuple[float, float]) -> float:
+        return math.hypot(max(box.x0 - at[0], at[0] - box.x1, 0), max(box.y0 - at[1], at[1] - box.y1, 0))
+
+    limit = _NEARER * distance(places[own])
+    return all(distance(at) > limit for i, at in enumerate(places) if i != own and at != places[own])
 
 
 def _apart(boxes: Sequence[Bbox], others: Sequence[Bbox]) -> bool:

@@ -16,6 +16,7 @@ from requant.cli.batch_reports import Reports
 from requant.cli.cells import Cell, Matrix, check_outputs
 from requant.cli.progress import mode
 from requant.cli.stages import Job
+from requant.cli.words import signed
 from requant.container.source import Source, open_source
 from requant.container.splitting import total_size
 from requant.conversion import read_conversion, record_path
@@ -134,14 +135,15 @@ class Run:
     def _plan(self, cell: Cell) -> None:
         with open_source(cell.model.path) as source:
             if cell.plan is None:
-                job = self._job(cell, source)
+                job = asked = self._job(cell, source)
                 scores = self._scores(cell, source) if cell.is_scored else None
                 if scores is not None:
                     losses = self._read_losses(scores)
                     job = replace(job, losses=losses, imatrix=job.imatrix or _read(scores.importance))
                     job = job if self.dry else self._with_caches(cell, job, scores)
                 if scores is not None or not cell.is_scored:
-                    cell.plan = job.planned(weigh=True, measure=cell.asked["measure"])[0]
+                    measure = cell.asked["measure"]
+                    cell.plan = signed(job.planned(weigh=True, measure=measure)[0], asked, measure)
                 if cell.plan is not None and not self.dry:
                     self._keep_plan(cell, cell.plan)
             cell.place(self.jobs)

@@ -209,10 +209,7 @@ class Job:
         the one of least measured divergence.
         """
         plan, job = self._planned(weigh, measure)
-        if self.plan_file is None:
-            plan = signed(plan, self, measure)
-        elif self.effort not in (None, plan.effort):
-            plan = replace(plan, options=())
+        plan = signed(plan, self, measure)
         return (plan if self.effort is None else replace(plan, effort=self.effort)), job
 
     def _planned(self, weigh: bool, measure: int | None) -> tuple[Plan, Job]:

@@ -73,7 +73,12 @@ _CALIBRATION: Mapping[str, tuple[str, Shown]] = {
 
 
 def signed(plan: Plan, job: Job, measure: int | None = None) -> Plan:
-    """`plan`, saying which options decided it, and which its losses where those came from a file."""
+    """`plan`, saying which options decided it, and which its losses where those came from a file.
+
+    One that was read from a file says so already, as long as its effort stays what it was.
+    """
+    if job.plan_file is not None:
+        return plan if job.effort in (None, plan.effort) else replace(plan, options=())
     given = job.losses if job.losses_file is not None else None
     return replace(plan, options=_plan_words(job, measure), scoring=() if given is None else given.options)
 

@@ -115,6 +115,18 @@ def test_a_card_shows_the_pictures_that_are_written_along(capsys, folder):
     assert (folder / "img" / "plan.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_page_has_what_was_measured_and_the_hashes_of_what_is_there(capsys, folder):
+    import hashlib
+
+    measured = evaluation(folder / "e.json", folder / "a.gguf")
+    words = ["-o", folder / "p.html", "--evaluation", measured, "--source", TINY]
+    assert run(capsys, "report", folder / "a.gguf", *words).code == 0
+    page = (folder / "p.html").read_text()
+    assert page.lower().startswith("<!doctype html>") and "0.0125" in page
+    for path in (folder / "a.gguf", TINY):
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in page
+
+
 def test_evaluations_find_their_output(capsys, folder):
     measured = evaluation(folder / "b.json", folder / "b.gguf")
     assert run(capsys, "report", folder, "-o", folder / "card.md", "--evaluation", measured).code == 0
@@ -164,8 +176,9 @@ def test_a_record_leads_to_no_other_folder(capsys, folder, name):
 def test_a_plan_has_pictures_and_no_card(capsys, folder, losses):
     plan = folder / "plan.json"
     assert run(capsys, "plan", TINY, "--losses", losses, "--bpw", "5", "-o", plan).code == 0
-    assert run(capsys, "report", plan, "-o", folder / "p.svg").code == 0
+    assert run(capsys, "report", plan, "-o", folder / "p.svg", "-o", folder / "p.html").code == 0
     assert (folder / "p.svg").read_text().startswith("<?xml")
+    assert (folder / "p.html").read_text().lower().startswith("<!doctype html>")
     assert_failed(run(capsys, "report", plan, "-o", folder / "card.md"), 3, "is a plan; a model card is of an output")
 
 
@@ -297,7 +310,7 @@ def test_a_report_that_cannot_be_is_told_before_the_work(capsys, tmp_path, words
 JOBS = """
 [report]
 card = "out/README.md"
-beside = ["svg"]
+beside = ["svg", "html"]
 base-model = "o/m"
 
 [[job]]
@@ -312,8 +325,8 @@ def test_a_batch_has_a_card_of_all_and_a_picture_beside_each(capsys, tmp_path):
     jobs = tmp_path / "jobs.toml"
     jobs.write_text(JOBS)
     assert run(capsys, "batch", jobs).code == 0
-    made = sorted(path.name for path in (tmp_path / "out").iterdir() if path.suffix in (".md", ".svg"))
-    assert made == ["README.md", "tiny-Q4_K.svg", "tiny-Q5_K_M.svg"]
+    made = sorted(path.name for path in (tmp_path / "out").iterdir() if path.suffix in (".md", ".svg", ".html"))
+    assert made == ["README.md", "tiny-Q4_K.html", "tiny-Q4_K.svg", "tiny-Q5_K_M.html", "tiny-Q5_K_M.svg"]
     card = tmp_path / "out" / "README.md"
     assert head(card)["base_model"] == "o/m"
     assert "| `tiny-Q4_K.gguf` |" in card.read_text() and "| `tiny-Q5_K_M.gguf` |" in card.read_text()

@@ -18,7 +18,7 @@ from requant.batch.jobs import Report, read_report
 from requant.batch.state import digest
 from requant.batch.summary import GOOD
 from requant.cli import messages, report, reporting
-from requant.cli.cells import Cell, key_of, options_of
+from requant.cli.cells import COMMON, Cell, key_of, options_of
 from requant.container.hashing import Hashed
 from requant.conversion import record_path
 from requant.errors import BadInput, InputOutputError, OutputRefused, UsageError, printable
@@ -27,7 +27,7 @@ from requant.report.origin import Said
 from requant.textfile import check_writable, write_text
 
 _SCHEMA = "requant.reports/1"
-_OWN = {"targets", "evaluations", "sources", "force"}  # options of report that a batch decides by itself
+_OWN = COMMON | {"targets", "evaluations", "sources", "force"}  # options of report that a batch decides by itself
 
 
 @dataclass(frozen=True, slots=True)

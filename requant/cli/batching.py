@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from requant.batch import state, summary
 from requant.batch.summary import Row
@@ -80,20 +81,19 @@ class Run:
             return
         with state.locked(self.folder):
             try:
-                self._check_reports()
+                self._report("check")
                 if self._plan_all():
-                    self._check_reports()
+                    self._report("check")
                     self._convert_all()
-                    if self.reports is not None:
-                        self.reports.write(self.matrix.cells)
+                    self._report("write")
             finally:
                 for row in self.rows:
                     row.status = "stopped" if row.status == "running" else row.status
                 self._write_summary()
 
-    def _check_reports(self) -> None:
+    def _report(self, step: Literal["check", "write"]) -> None:
         if self.reports is not None:
-            self.reports.check(self.matrix.cells)
+            getattr(self.reports, step)(self.matrix.cells)
 
     # plans
 
@@ -108,7 +108,7 @@ class Run:
                 try:
                     step(cell)
                 except _FAILURES as error:
-                    self._fail(cell, *_told(error))
+                    self._fail(cell, *worker.told(error))
                     going = on
         check_outputs(self.jobs, [cell for cell in self.matrix.cells if cell.row.status != "failed"])
         return going
@@ -142,8 +142,8 @@ class Run:
                     job = replace(job, losses=losses, imatrix=job.imatrix or _read(scores.importance))
                     job = job if self.dry else self._with_caches(cell, job, scores)
                 if scores is not None or not cell.is_scored:
-                    measure = cell.asked["measure"]
-                    cell.plan = signed(job.planned(weigh=True, measure=measure)[0], asked, measure)
+                    n = cell.asked["measure"]
+                    cell.plan = signed(job.planned(weigh=True, measure=n)[0], asked, n)
                 if cell.plan is not None and not self.dry:
                     self._keep_plan(cell, cell.plan)
             cell.place(self.jobs)
@@ -273,7 +273,7 @@ class Run:
                 if not self._is_there(cell):
                     tasks.append((cell, self._convert_words(cell)))
             except _FAILURES as error:
-                self._fail(cell, *_told(error))
+                self._fail(cell, *worker.told(error))
                 if not self.keep_going:
                     return
         self._write_summary()
@@ -348,7 +348,7 @@ class Run:
             file = self._describe(cell)
             state.write_made(self.folder / "outputs", cell.out, state.as_made(file, cell.output_request()))
         except _FAILURES as error:
-            self._fail(cell, *_told(error), count)
+            self._fail(cell, *worker.told(error), count)
             return
         cell.row.status, cell.row.exit_code = "done", 0
         messages.tell(f"{count} done: {file}, {format_size(cell.row.size or 0)}, {ended.seconds:.0f} s{left}")
@@ -390,14 +390,3 @@ def _left(begun: float, done: int, n: int) -> str:
 
 def _read(path: Path | None) -> Imatrix | None:
     return None if path is None else read_imatrix(path)
-
-
-def _told(error: BaseException) -> tuple[int, str]:
-    """The exit code and the line of a failure."""
-    if isinstance(error, RequantError):
-        return error.exit_code, str(error)
-    if isinstance(error, MemoryError):
-        return InputOutputError.exit_code, "out of memory"
-    assert isinstance(error, OSError)
-    where = f"{error.filename}: " if error.filename is not None else ""
-    return InputOutputError.exit_code, f"{where}{error.strerror or error}"

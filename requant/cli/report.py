@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from requant.cli import messages, options, reporting
+from requant.cli import completion, messages, options, reporting
+from requant.cli.command import Command
 from requant.errors import UsageError, printable
 from requant.report.origin import REPOSITORY, Said
 from requant.units import format_size
@@ -20,8 +21,15 @@ def _repositories(_: click.Context, param: click.Parameter, value: Any) -> Any:
     return "" if value is None else value
 
 
-@click.command()
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=options.FILE)
+@click.command("report", cls=Command)
+@click.argument(
+    "inputs",
+    metavar="INPUT...",
+    nargs=-1,
+    required=True,
+    type=options.FILE,
+    shell_complete=completion.files(".gguf", ".json", ".toml"),
+)
 @click.option(
     "-o",
     "--output",
@@ -67,7 +75,6 @@ def _repositories(_: click.Context, param: click.Parameter, value: Any) -> Any:
     "--repo", "repository", callback=_repositories, metavar="OWNER/NAME", help="Where the files will be: for links."
 )
 @options.force
-@options.debug
 def command(
     *,
     inputs: tuple[Path, ...],

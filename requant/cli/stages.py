@@ -209,8 +209,7 @@ class Job:
         the one of least measured divergence.
         """
         plan, job = self._planned(weigh, measure)
-        plan = signed(plan, self, measure)
-        return (plan if self.effort is None else replace(plan, effort=self.effort)), job
+        return signed(plan, self, measure), job
 
     def _planned(self, weigh: bool, measure: int | None) -> tuple[Plan, Job]:
         if self.plan_file is not None:
@@ -386,17 +385,16 @@ def identities(*paths: Path | None) -> frozenset[Identity]:
 
 def verify(out: Path, source: Source | None, wanted: Path | None, threads: int | None) -> Verification:
     """What is wrong with `out`; `wanted` is a plan, or the record where it is not beside `out`."""
-    from requant.verify import formats_read
-    from requant.verify import verify as verify_
+    from requant import verify as checks
 
     plan = read_plan(wanted) if wanted is not None and has_schema(wanted, PLAN_SCHEMA) else None
     with open_source(out) as target:
-        messages.prepare_kernels(formats_read(target, source), encode=False)
+        messages.prepare_kernels(checks.formats_read(target, source), encode=False)
         total = sum(t.n_bytes for t in target.tensors)
         differences = () if plan is None else tuple(off_plan(target, plan))
+    how: Any = {"source": source, "record": wanted if plan is None else None, "threads": threads}
     with messages.progress("verifying", total) as advance:
-        record = wanted if plan is None else None
-        found = messages.interruptible(verify_, out, source=source, record=record, threads=threads, progress=advance)
+        found = messages.interruptible(checks.verify, out, **how, progress=advance)
     if plan is None:
         return found
     return replace(found, against=(*found.against, "plan"), findings=(*found.findings, *differences))

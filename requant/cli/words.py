@@ -73,14 +73,16 @@ _CALIBRATION: Mapping[str, tuple[str, Shown]] = {
 
 
 def signed(plan: Plan, job: Job, measure: int | None = None) -> Plan:
-    """`plan`, saying which options decided it, and which its losses where those came from a file.
+    """`plan` with the effort asked for, saying which options decided it, and its losses where those are of a file.
 
     One that was read from a file says so already, as long as its effort stays what it was.
     """
+    effort = plan.effort if job.effort is None else job.effort
     if job.plan_file is not None:
-        return plan if job.effort in (None, plan.effort) else replace(plan, options=())
+        return plan if effort == plan.effort else replace(plan, effort=effort, options=())
     given = job.losses if job.losses_file is not None else None
-    return replace(plan, options=_plan_words(job, measure), scoring=() if given is None else given.options)
+    scoring = () if given is None else given.options
+    return replace(plan, effort=effort, options=_plan_words(job, measure), scoring=scoring)
 
 
 def _plan_words(job: Job, measure: int | None) -> tuple[str, ...]:

@@ -10,8 +10,9 @@ from typing import get_type_hints
 from requant import cards
 from requant.container.cursor import quoted
 from requant.errors import BadInput, brief
-from requant.plan import Plan
+from requant.plan import Plan, read_plan
 from requant.records import dump, parse, plain, read_text, value_of
+from requant.textfile import has_schema
 
 OUTPUT_SCHEMA = "requant.output/1"
 
@@ -99,6 +100,8 @@ class Conversion:
         raw = parse(text, OUTPUT_SCHEMA, path)
         plan = Plan.from_json(json.dumps(raw.pop("plan", None)), path)
         output = value_of(str, raw.pop("output", None), "output", path)
+        if output in ("", ".", "..") or Path(output).name != output:
+            raise BadInput(path, "output must be the name of a file, without a folder", got=output)
         hints = {name: hint for name, hint in _hints().items() if name not in ("output", "plan")}
         if unknown := sorted(raw.keys() - hints.keys()):
             raise BadInput(path, f"{brief(unknown[0])} is not a key of this file")
@@ -119,3 +122,8 @@ def record_path(out: Path) -> Path:
 def read_conversion(path: Path | str) -> Conversion:
     """The record in the file at `path`. Raises BadInput, InputOutputError, InfeasibleBudget."""
     return Conversion.from_json(read_text(path), path)
+
+
+def read_any_plan(path: Path) -> Plan:
+    """The plan in the file at `path`, or in the record there. Raises BadInput, InputOutputError, InfeasibleBudget."""
+    return read_conversion(path).plan if has_schema(path, OUTPUT_SCHEMA) else read_plan(path)

@@ -84,6 +84,7 @@ class Losses:
     notes: tuple[str, ...] = ()
     effort: Effort = Effort.DEFAULT  # of the encoders whose errors were measured
     caches: Mapping[str, float] = field(default_factory=dict)  # "K type/V type" -> measured loss of such a KV cache
+    options: tuple[str, ...] = ()  # of `requant score`, as one types them; files without folders; (): not known
 
     def _repr_html_(self) -> str:
         return cards.losses(self)
@@ -181,6 +182,8 @@ class Plan:
     # tensor -> type it could have -> loss
     candidates: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
     mixtures: tuple[Mixture, ...] = field(default=(), repr=False)  # those whose every type was scored, for comparison
+    options: tuple[str, ...] = ()  # of `requant plan` that decided it, as one types them; (): not known
+    scoring: tuple[str, ...] = ()  # those of `requant score`, where the losses came from a file
 
     def __post_init__(self) -> None:
         for limit in self.limits:
@@ -285,7 +288,7 @@ def _plan_record(raw: dict[str, Any], recorded: object, path: object) -> Plan:
         choices = tuple(_repriced(c, plan.candidates.get(c.name, {})) for c in choices)
         known = all(c.reason is not None or c.type in plan.candidates.get(c.name, {}) for c in choices)
         loss = math.fsum(c.loss for c in choices) if known else None
-        plan = replace(plan, predicted_loss=loss, gap=None, measured_kld=None, notes=notes, layers=())
+        plan = replace(plan, predicted_loss=loss, gap=None, measured_kld=None, notes=notes, layers=(), options=())
         limits = tuple(limit for limit in limits if limit.unit != "loss")
     elif stale := [c.name for c, true in zip(plan.choices, choices, strict=True) if c.n_bytes != true.n_bytes]:
         raise BadInput(path, f"n_bytes of '{brief(stale[0])}' is not what its type and shape give")

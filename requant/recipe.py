@@ -132,7 +132,8 @@ def uniform_plan(
     )
     plan = solve(losses, request)
     unknown = tuple(replace(c, loss=0.0) for c in plan.choices)
-    return replace(plan, choices=unknown, predicted_loss=None, gap=None, solver="one type wherever it can be used")
+    how = "one type wherever it can be used"
+    return replace(plan, choices=unknown, predicted_loss=None, gap=None, candidates={}, solver=how)
 
 
 def preset_plan(

@@ -1,4 +1,4 @@
-"""Small text results put in place in one step: the path holds the old content or all of the new, nothing between."""
+"""Small results put in place in one step: the path holds the old content or all of the new, nothing between."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ def check_writable(path: Path, *, force: bool, inputs: frozenset[Identity], own:
     """
     target = _target(path)
     _check_target(path, target, force, inputs, own)
-    _make(target, "").unlink()
+    _make(target, b"").unlink()
 
 
 def write_text(path: Path, text: str, *, force: bool, inputs: frozenset[Identity], own: str | None = None) -> None:
     """`text` as UTF-8 at `path`; what is refused is as in `check_writable`."""
+    write_bytes(path, text.encode(), force=force, inputs=inputs, own=own)
+
+
+def write_bytes(path: Path, data: bytes, *, force: bool, inputs: frozenset[Identity], own: str | None = None) -> None:
+    """`data` at `path`; what is refused is as in `check_writable`."""
     target = _target(path)
     _check_target(path, target, force, inputs, own)
-    part = _make(target, text)
+    part = _make(target, data)
     try:
         _check_target(path, target, force, inputs, own)
         part.replace(target)
@@ -71,16 +76,16 @@ def _check_target(path: Path, target: Path, force: bool, inputs: frozenset[Ident
         raise OutputRefused(path, "already exists", hint="--force replaces it")
 
 
-def _make(target: Path, text: str) -> Path:
-    """A file beside `target` with `text`, on disk; its name is new, also where a killed run of the same id left one."""
+def _make(target: Path, data: bytes) -> Path:
+    """A file beside `target` with `data`, on disk; its name is new, also where a killed run of the same id left one."""
     part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
         descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise InputOutputError(target, f"cannot be written: {error.strerror}") from error
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123, the descriptor is the lock
-            file.write(text)
+        with open(descriptor, "wb") as file:  # noqa: PTH123, the descriptor is the lock
+            file.write(data)
             file.flush()
             os.fsync(descriptor)
     except BaseException as error:

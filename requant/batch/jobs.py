@@ -24,6 +24,8 @@ LABEL = re.compile(r"[A-Z0-9_]{1,40}")  # of an encoding: what llama.cpp takes f
 _JOB_KEYS = ("source", "output", "budgets", "label")
 _DEFAULTS_KEYS = ("output", "budgets")
 _BUDGET_KEYS = ("label",)
+_REPORT_KEYS = ("card", "beside")
+REPORTS = ("html", "png", "svg")  # kinds of report that are of one output
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,31 @@ class Job:
     budgets: tuple[Budget, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is to be told of all outputs: a model card, and kinds of report beside each; `words` are options."""
+
+    card: Path | None
+    beside: tuple[str, ...]  # of REPORTS
+    words: tuple[str, ...]
+
+
 def read_jobs(path: Path, keys: Mapping[str, Key]) -> tuple[Job, ...]:
     """The jobs in the file at `path`, which may use `keys`. Raises BadInput naming the table and key."""
+    return tuple(_Reader(path, keys).jobs(_raw(path)))
+
+
+def read_report(path: Path, keys: Mapping[str, Key]) -> Report | None:
+    """What the file's [report] says, which may use `keys`; None without one. Raises BadInput naming the key."""
+    raw = _raw(path).get("report")
+    return None if raw is None else _Reader(path, keys).report(raw)
+
+
+def _raw(path: Path) -> dict[str, Any]:
     try:
-        raw = tomllib.loads(read_text(path))
+        return tomllib.loads(read_text(path))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadInput(path, f"is not valid TOML: {printable(str(error))}") from error
-    return tuple(_Reader(path, keys).jobs(raw))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +98,7 @@ class _Reader:
     keys: Mapping[str, Key]
 
     def jobs(self, raw: Mapping[str, Any]) -> Iterator[Job]:
-        self._check_keys("the file", raw, ("defaults", "job"))
+        self._check_keys("the file", raw, ("defaults", "job", "report"))
         defaults = self._table("[defaults]", raw.get("defaults", {}))
         self._check_keys("[defaults]", defaults, (*_DEFAULTS_KEYS, *self.keys))
         tables = raw.get("job")
@@ -86,6 +106,24 @@ class _Reader:
             raise self._wrong("the file", "needs a [[job]]")
         for i, table in enumerate(tables, start=1):
             yield self._job(f"[[job]] {i}", self._table(f"[[job]] {i}", table), defaults)
+
+    def report(self, raw: Any) -> Report:
+        where = "[report]"
+        table = self._table(where, raw)
+        self._check_keys(where, table, (*_REPORT_KEYS, *self.keys), "those of requant report")
+        card = table.get("card")
+        if card is not None and not (isinstance(card, str) and card.endswith(".md") and "\0" not in card):
+            raise self._wrong(where, "key 'card' must be a file's name that ends in .md", card)
+        beside = self._strings(where, "beside", table["beside"]) if "beside" in table else ()
+        if odd := [kind for kind in beside if kind not in REPORTS]:
+            raise self._wrong(where, f"key 'beside' is a list of {', '.join(REPORTS)}", odd[0])
+        if not card and not beside:
+            raise self._wrong(where, "says no card, and nothing beside the outputs")
+        given = {key: self._words(where, key, value) for key, value in table.items() if key in self.keys}
+        if given and not card:
+            raise self._wrong(where, f"key '{next(iter(given))}' is for a card; say card = \"README.md\"")
+        words = tuple(word for found in given.values() for word in found)
+        return Report(None if card is None else self.path.parent / card, tuple(dict.fromkeys(beside)), words)
 
     def _job(self, where: str, table: Mapping[str, Any], defaults: Mapping[str, Any]) -> Job:
         self._check_keys(where, table, (*_JOB_KEYS, *self.keys))
@@ -151,11 +189,13 @@ class _Reader:
             raise self._wrong(where, "must be a table", value)
         return value
 
-    def _check_keys(self, where: str, table: Mapping[str, Any], known: Sequence[str]) -> None:
+    def _check_keys(
+        self, where: str, table: Mapping[str, Any], known: Sequence[str], what: str = "the options of requant convert"
+    ) -> None:
         for key in table:
             if key not in known:
                 near = get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else "keys are the options of requant convert, without --"
+                hint = f"did you mean {near[0]}?" if near else f"keys are {what}, without --"
                 raise BadInput(self.path, f"{where}: key '{printable(key)}' is not known", hint=hint)
 
     def _wrong(self, where: str, what: str, got: Any = None) -> BadInput:

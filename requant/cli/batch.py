@@ -42,13 +42,15 @@ def command(
     The exit code is 0 where every output is there, 9 where some are, that of the first failure where none is; a mistake
     in the file is 3, before anything is done.
     """
+    from requant.cli.batch_reports import read_reports
     from requant.cli.batching import Run
     from requant.cli.cells import read_matrix
 
     matrix = read_matrix(jobs)
     messages.warn(*(f"{name} is no source: {why}" for name, why in matrix.no_sources.items() if why != OWN))
     folder = jobs.with_name(f"{jobs.name}.requant") if state is None else state
-    run = Run(jobs, folder, matrix, at_once, keep_going, force, restart, dry_run)
+    reports = read_reports(jobs, folder, force=force)
+    run = Run(jobs, folder, matrix, at_once, keep_going, force, restart, dry_run, reports)
     run.go()
     messages.emit(to_json(run.rows, matrix.no_sources) if as_json else batch_table(run.rows))
     check(jobs, run.rows)

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from requant.batch import state, summary
 from requant.batch.summary import Row
 from requant.cli import messages, worker
+from requant.cli.batch_reports import Reports
 from requant.cli.cells import Cell, Matrix, check_outputs
 from requant.cli.progress import mode
 from requant.container.source import Source, open_source
@@ -27,6 +29,7 @@ from requant.plan import Losses, Plan, read_losses, read_plan
 from requant.provenance import imatrix_used
 from requant.sensitivity import DEFAULT_TYPES
 from requant.stages.job import Job, prepared
+from requant.stages.words import signed
 from requant.textfile import write_text
 from requant.units import format_duration, format_size
 from requant.wishes import AUTO
@@ -63,6 +66,7 @@ class Run:
     force: bool = False
     restart: bool = False
     dry: bool = False  # nothing is scored, nothing written
+    reports: Reports | None = None
     _failed: dict[str, RequantError] = field(default_factory=dict)  # request of scores -> why there are none
     _losses: tuple[Path, Losses] | None = None  # the last that were read
 
@@ -78,12 +82,19 @@ class Run:
             return
         with state.locked(self.folder):
             try:
+                self._report("check")
                 if self._plan_all():
+                    self._report("check")
                     self._convert_all()
+                    self._report("write")
             finally:
                 for row in self.rows:
                     row.status = "stopped" if row.status == "running" else row.status
                 self._write_summary()
+
+    def _report(self, step: Literal["check", "write"]) -> None:
+        if self.reports is not None:
+            getattr(self.reports, step)(self.matrix.cells)
 
     # plans
 
@@ -98,7 +109,7 @@ class Run:
                 try:
                     step(cell)
                 except _FAILURES as error:
-                    self._fail(cell, *_told(error))
+                    self._fail(cell, *worker.told(error))
                     going = on
         check_outputs(self.jobs, [cell for cell in self.matrix.cells if cell.row.status != "failed"])
         return going
@@ -124,14 +135,15 @@ class Run:
     def _plan(self, cell: Cell) -> None:
         with open_source(cell.model.path) as source:
             if cell.plan is None:
-                job = self._job(cell, source)
+                job = asked = self._job(cell, source)
                 scores = self._scores(cell, source) if cell.is_scored else None
                 if scores is not None:
                     losses = self._read_losses(scores)
                     job = replace(job, losses=losses, imatrix=job.imatrix or _read(scores.importance))
                     job = job if self.dry else self._with_caches(cell, job, scores)
                 if scores is not None or not cell.is_scored:
-                    cell.plan = job.planned(weigh=True, measure=cell.asked["measure"])[0]
+                    n = cell.asked["measure"]
+                    cell.plan = signed(job.planned(weigh=True, measure=n)[0], asked, n)
                 if cell.plan is not None and not self.dry:
                     self._keep_plan(cell, cell.plan)
             cell.place(self.jobs)
@@ -261,7 +273,7 @@ class Run:
                 if not self._is_there(cell):
                     tasks.append((cell, self._convert_words(cell)))
             except _FAILURES as error:
-                self._fail(cell, *_told(error))
+                self._fail(cell, *worker.told(error))
                 if not self.keep_going:
                     return
         self._write_summary()
@@ -336,7 +348,7 @@ class Run:
             file = self._describe(cell)
             state.write_made(self.folder / "outputs", cell.out, state.as_made(file, cell.output_request()))
         except _FAILURES as error:
-            self._fail(cell, *_told(error), count)
+            self._fail(cell, *worker.told(error), count)
             return
         cell.row.status, cell.row.exit_code = "done", 0
         messages.tell(f"{count} done: {file}, {format_size(cell.row.size or 0)}, {ended.seconds:.0f} s{left}")
@@ -378,14 +390,3 @@ def _left(begun: float, done: int, n: int) -> str:
 
 def _read(path: Path | None) -> Imatrix | None:
     return None if path is None else read_imatrix(path)
-
-
-def _told(error: BaseException) -> tuple[int, str]:
-    """The exit code and the line of a failure."""
-    if isinstance(error, RequantError):
-        return error.exit_code, str(error)
-    if isinstance(error, MemoryError):
-        return InputOutputError.exit_code, "out of memory"
-    assert isinstance(error, OSError)
-    where = f"{error.filename}: " if error.filename is not None else ""
-    return InputOutputError.exit_code, f"{where}{error.strerror or error}"

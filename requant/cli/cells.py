@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from requant.plan import Plan
 from requant.stages.calibration import Calibration
 from requant.wishes import Wishes, check_ways
 
+COMMON = {"debug", "quiet", "verbose", "progress"}  # options that every command has
 # options of convert that are the batch's own business
-_OWN = {"dry_run", "force", "restart", "as_json", "debug", "quiet", "verbose", "progress"}
+_OWN = COMMON | {"dry_run", "force", "restart", "as_json", "reports"}
 _CALIBRATION = {f.name for f in fields(Calibration)}
 _SCORING = _CALIBRATION | {"imatrix", "effort", "allow_requantize"}
 _PLANNING = {"pins_file", "plan", "type_name", "preset", "like", "measure"} | {f.name for f in fields(Wishes)}
@@ -33,14 +34,20 @@ _NO_MATTER = {"threads", "no_verify", "losses"}  # to the bytes of the output
 
 def _options() -> dict[str, click.Option]:
     """Key -> option of convert."""
+    return options_of(convert.command, _OWN)
+
+
+def options_of(command: click.Command, left_out: Container[str]) -> dict[str, click.Option]:
+    """Key in a file of jobs -> option of the command that it stands for."""
     found = {}
-    for param in convert.command.params:
-        if isinstance(param, click.Option) and not param.hidden and param.name not in _OWN:
+    for param in command.params:
+        if isinstance(param, click.Option) and not param.hidden and param.name not in left_out:
             found[next(o for o in param.opts if o.startswith("--")).removeprefix("--")] = param
     return found
 
 
-def _key(option: str, param: click.Option) -> Key:
+def key_of(option: str, param: click.Option) -> Key:
+    """How the key's value is written."""
     kind = "flag" if param.is_flag else "several" if param.multiple else "one"
     if kind == "one" and (param.metavar or "").endswith(",..") and param.name != "vram":  # one output, one VRAM
         kind = "commas"
@@ -147,7 +154,7 @@ class Matrix:
 
 def read_matrix(path: Path) -> Matrix:
     """The matrix of the jobs in the file at `path`. Raises BadInput, naming table and key, and OutputRefused."""
-    keys = {key: _key(key, option) for key, option in _options().items()}
+    keys = {key: key_of(key, option) for key, option in _options().items()}
     jobs = read_jobs(path, keys)
     parsed = [[_parsed(path, budget) for budget in job.budgets] for job in jobs]
     no_sources: dict[str, str] = {}

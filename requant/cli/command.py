@@ -21,7 +21,7 @@ from requant.cli.speech import PROGRESS, QUIET, VERBOSE, settings
 from requant.errors import UsageError, brief
 from requant.units import format_size
 
-_WRITTEN = frozenset(["out", "recipe", "emit", "state"])  # parameters that name what is written
+_WRITTEN = frozenset(["out", "recipe", "emit", "state", "targets", "reports"])  # parameters that name what is written
 
 
 def _level(level: int) -> Callable[[click.Context, click.Parameter, bool], None]:
@@ -163,7 +163,10 @@ def write_page(page: Page, formatter: click.HelpFormatter) -> None:
 
 def _told(params: Mapping[str, Any]) -> Iterable[str]:
     """The files and threads among the parameters."""
-    for name, value in params.items():
+    paths = [
+        (name, each) for name, value in params.items() for each in (value if isinstance(value, tuple) else [value])
+    ]
+    for name, value in paths:
         if not isinstance(value, Path):
             continue
         if name in _WRITTEN:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from requant.cli import messages, options, terminal
+from requant.cli import messages, options, reporting, terminal
 from requant.cli.command import Command
 from requant.cli.nonfinite import option as nonfinite_option
 from requant.container.source import open_source
@@ -50,6 +50,7 @@ from requant.wishes import Wishes, check_ways
 @options.effort
 @options.allow_requantize
 @options.splitting
+@reporting.option
 @options.force
 @click.option("--restart", is_flag=True, help="Discard what an earlier run left unfinished.")
 @options.json_output
@@ -65,6 +66,7 @@ def command(
     no_verify: bool,
     nonfinite: str,
     splitting: Splitting,
+    reports: tuple[Path, ...],
     force: bool,
     restart: bool,
     as_json: bool,
@@ -79,6 +81,8 @@ def command(
     check_ways(wishes, given["plan"], given["type_name"], given["preset"], given["like"])
     if len(vrams) > 1:
         raise UsageError("convert makes one file; give one --vram, or plan for all of them first")
+    if reports and dry_run:
+        raise UsageError("--dry-run writes nothing; leave --report out")
     with open_source(model) as source, connected(cluster, messages.tell) as workers:
         messages.warn(*source.warnings)
         settle(source, nonfinite, messages.TELLER, threads=given["threads"])
@@ -88,6 +92,7 @@ def command(
             plan, _ = job.planned(weigh=True, measure=measure)
             messages.emit(*([plan.to_json()] if as_json else terminal.plan_parts(plan)))
             return
+        reporting.check_beside(reports, out, force=force, inputs=job.inputs)
         made = make(
             job,
             out,
@@ -99,5 +104,6 @@ def command(
             show=lambda plan: None if as_json else messages.emit(*terminal.plan_parts(plan)),
         )
     messages.warn(*made.notes)
+    reporting.write_beside(reports, made.output, model, force=force)
     text = f"\n{conversion_text(made, verified=not no_verify)}\n\n{start_command(made.plan, made.output)}"
     messages.emit(made.to_json() if as_json else text)

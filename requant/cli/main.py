@@ -18,6 +18,7 @@ COMMANDS = {
     "score": "Measure what each type would cost each tensor.",
     "plan": "Choose a type for each tensor within a budget.",
     "convert": "Quantize a model to fit a budget.",
+    "report": "Show what was made: a page, a model card, pictures.",
     "batch": "Make the outputs that a file asks for.",
     "diff": "Compare two plans or two models: types, bytes, predicted loss.",
     "verify": "Check a converted model against its record, plan and source.",

@@ -38,14 +38,18 @@ HEADINGS = {
         *("--type", "--preset", "--like", "--plan", "--types", "--tensor-type", "--tensor-type-file", "--min-type"),
         *("--group", "--output-tensor-type", "--token-embedding-type", "--allow-requantize", "--nonfinite"),
     ),
-    "Data": ("--base", "--source"),
+    "Data": ("--base", "--source", "--evaluation"),
+    "Model card": (
+        *("--base-model", "--license", "--license-name", "--license-link", "--language", "--tag", "--quantized-by"),
+        "--repo",
+    ),
     "Scoring": (
         *("--losses", "--imatrix", "--statistics", "--quick", "--text", "--tokens", "--windows", "--window"),
         *("--no-gradients", "--effort", "--measure"),
     ),
     "Output": (
         *("--output", "--emit-imatrix", "--emit-tensor-types", "--explain", "--frontier", "--tensors", "--json"),
-        *("--dry-run", "--keep-split", "--max-shard-size", "--no-verify", "--force", "--state"),
+        *("--dry-run", "--keep-split", "--max-shard-size", "--no-verify", "--report", "--force", "--state"),
     ),
     "Running": (
         *("--jobs", "--keep-going", "--restart", "--threads", "--max-memory", "--cluster", "--progress", "--quiet"),
@@ -207,6 +211,19 @@ PAGES = {
         ),
         exit_codes=(0, 2, 3, 4, 5, 6, 7, 8, 9, 130),
         see=("convert",),
+    ),
+    "report": Page(
+        files=(
+            ("INPUT", "Read: outputs or their records, folders of records, a batch's JOBS.toml, a plan."),
+            ("-o", "Written: pages, model cards, pictures."),
+        ),
+        examples=(
+            Example("requant report out.gguf -o README.md -o plan.png", "A model card that shows a picture"),
+            Example("requant report out.gguf -o report.html --source model.gguf", "A page, with the model's SHA-256"),
+            Example("requant report plan.json -o plan.svg", "A picture of a plan"),
+        ),
+        exit_codes=(0, 2, 3, 5, 6, 7, 130),
+        see=("convert", "evaluate", "batch"),
     ),
     "diff": Page(
         files=(("A, B", "Read: plans, records of conversions (OUT.requant.json) or GGUFs."),),

@@ -22,6 +22,7 @@ from typing import IO, Any, TypeVar
 
 from requant.cli import messages, speech
 from requant.cli.progress import JOB, mode
+from requant.errors import InputOutputError, RequantError
 
 T = TypeVar("T")
 
@@ -169,3 +170,14 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
 
 if __name__ == "__main__":
     run()
+
+
+def told(error: BaseException) -> tuple[int, str]:
+    """The exit code and the line of a failure."""
+    if isinstance(error, RequantError):
+        return error.exit_code, str(error)
+    if isinstance(error, MemoryError):
+        return InputOutputError.exit_code, "out of memory"
+    assert isinstance(error, OSError)
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return InputOutputError.exit_code, f"{where}{error.strerror or error}"

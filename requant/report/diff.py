@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from requant.container.source import open_source
-from requant.conversion import OUTPUT_SCHEMA, Conversion
+from requant.conversion import OUTPUT_SCHEMA, read_any_plan
 from requant.errors import FILE_NAME, brief
-from requant.plan import PLAN_SCHEMA, read_plan
-from requant.records import dump, plain, read_text
+from requant.plan import PLAN_SCHEMA
+from requant.records import dump, plain
 from requant.report.grid import grid
 from requant.report.table import loss_unit
 from requant.textfile import has_schema
@@ -63,8 +63,7 @@ class Difference:
 def read_side(path: Path) -> Side:
     """The plan, the record of a conversion, or the GGUF at `path`. Raises BadInput, InputOutputError."""
     if has_schema(path, PLAN_SCHEMA) or has_schema(path, OUTPUT_SCHEMA):
-        record = has_schema(path, OUTPUT_SCHEMA)
-        plan = Conversion.from_json(read_text(path), path).plan if record else read_plan(path)
+        plan = read_any_plan(path)
         return Side(path.name, {c.name: (c.type, c.n_bytes) for c in plan.choices}, plan.predicted_loss, plan.method)
     with open_source(path) as source:
         return Side(path.name, {t.name: (t.format.name, t.n_bytes) for t in source.tensors}, None)

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 
 from requant.container.files import Identity
 from requant.container.source import Source, open_source
+from requant.conversion import read_any_plan
 from requant.errors import UsageError
 from requant.formats import Effort, by_name
 from requant.interruptible import interruptible
 from requant.pipeline import check_feasible, make_plan
-from requant.plan import Losses, Plan, read_losses, read_plan
+from requant.plan import Losses, Plan, read_losses
 from requant.stages.calibration import Calibration
 from requant.stages.kernels import prepare_kernels
 from requant.stages.measuring import Scored, check_can_run, identities, read_importance, score
+from requant.stages.words import signed
 from requant.teller import SILENT, Teller
 from requant.wishes import AUTO, Wishes
 
@@ -72,10 +74,10 @@ class Job:
         the one of least measured divergence.
         """
         plan, job = self._planned(weigh, measure)
-        return (plan if self.effort is None else replace(plan, effort=self.effort)), job
+        return signed(plan, self, measure), job
 
     def _planned(self, weigh: bool, measure: int | None) -> tuple[Plan, Job]:
-        given = self.given_plan if self.plan_file is None else read_plan(self.plan_file)
+        given = self.given_plan if self.plan_file is None else read_any_plan(self.plan_file)
         if given is not None:
             return given, self
         if self.type_name is not None:

@@ -12,6 +12,7 @@ from requant.pipeline import make_plan
 from requant.plan import Losses, Plan
 from requant.records import dump
 from requant.stages.job import Job
+from requant.stages.words import signed
 
 if TYPE_CHECKING:
     from requant.explain import Explanation, Outlook
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 
 def plans(job: Job, vrams: Sequence[int]) -> list[Plan]:
     """One plan per budget, all from the same losses."""
+    asked = [replace(job, wishes=replace(job.wishes, vram=vram)) for vram in vrams]
     job, losses = job.scored()
-    wishes = [replace(job.wishes, vram=vram) for vram in vrams]
     found = []
-    with job.teller.progress("solving", len(wishes), " plans") as advance:
-        for each in wishes:
-            found.append(interruptible(make_plan, job.source, losses, each, imatrix=job.imatrix))
+    with job.teller.progress("solving", len(asked), " plans") as advance:
+        for one in asked:
+            plan = interruptible(make_plan, job.source, losses, one.wishes, imatrix=job.imatrix)
+            found.append(signed(plan, one))
             advance(1)
     return found
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from requant.errors import UsageError
 from requant.plan import Losses
 from requant.stages.job import Job
 from requant.stages.measuring import check_can_run, score
+from requant.stages.words import score_words
 from requant.textfile import check_writable
 
 
@@ -45,4 +48,5 @@ def losses_of(job: Job, *, emitted: Path | None = None, force: bool = False) -> 
         assert scored.measured is not None
         statistics, text = scored.measured
         write_statistics(emitted, statistics, job.source, text, force=force, inputs=job.inputs)
-    return scored.losses
+    how: dict[str, Any] = {"allow_requantize": job.allow_requantize, "effort": job.effort}
+    return replace(scored.losses, options=score_words(job.wishes.types, job.imatrix, job.calibration, **how))

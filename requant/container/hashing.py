@@ -1,0 +1,40 @@
+"""The SHA-256 of whole files, read through the descriptors of an open source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from requant.container.files import read_into
+from requant.container.source import Source
+
+_BLOCK = 1 << 22  # bytes read at once
+
+
+@dataclass(frozen=True, slots=True)
+class Hashed:
+    """A file that was read to its end: its name without a folder, bytes and SHA-256 in hex."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+def hashed(source: Source, progress: Callable[[int], None] = lambda _: None) -> tuple[Hashed, ...]:
+    """Every file of `source`, in order; `progress` is called with the bytes of each block.
+
+    Raises SourceChanged, InputOutputError.
+    """
+    found = []
+    buffer = bytearray(_BLOCK)
+    for file in source.opened:
+        digest, size = hashlib.sha256(), file.header.file_size
+        for offset in range(0, size, _BLOCK):
+            block = memoryview(buffer)[: min(_BLOCK, size - offset)]
+            read_into(file.path, file.descriptor, block, offset)
+            digest.update(block)
+            progress(len(block))
+        found.append(Hashed(file.path.name, size, digest.hexdigest()))
+    source.check_unchanged()
+    return tuple(found)

@@ -31,7 +31,7 @@ OWN = {
     "inspect": {"tensors", "json", "debug"},
     "score": {"output", "json", "debug"},
     "plan": {"output", "emit_tensor_types", "explain", "frontier", "force", "json", "debug"},
-    "convert": {"dry_run", "json", "debug"},
+    "convert": {"dry_run", "report", "json", "debug"},
     "evaluate": {"json", "debug"},
     "calibrate": {"output", "debug"},
     "verify": {"json", "debug"},

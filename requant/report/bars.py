@@ -98,8 +98,9 @@ def picture(parts: Iterable[Part], canvas: Canvas) -> Picture:
     size = max(4, *map(len, sizes))
     room = canvas.width - label - size - 4 * 2 - 4  # gaps, and the figure
     types = [" ".join(name for name, _ in row.types) for row in rows]
-    with_types = room - 2 - max(map(len, types)) >= _TYPES_FROM
-    room -= 2 + max(map(len, types)) if with_types else 0
+    beside = 2 + max(len("types"), *map(len, types))
+    with_types = room - beside >= _TYPES_FROM
+    room -= beside if with_types else 0
     bar = max(_LEAST_BAR, min(_BAR, room))
     longest = max((row.bits for row in rows if not row.outside), default=0) or max(row.bits for row in rows)
     head = f"{'layer':{label}}  {'bits per weight':{bar}.{bar}}  {'':>5}  {'size':>{size}}"

@@ -63,7 +63,7 @@ def projector_bytes(path: Path) -> dict[str, int]:
     """Bytes in VRAM of the projector in the file at `path`. Raises BadInput for what is none."""
     with open_source(path) as source:
         if source.metadata.get("general.architecture") != "clip":
-            raise BadInput(path, "is no projector", got=source.metadata.get("general.architecture"), limit="clip")
+            raise BadInput(path, "is no projector", got=source.metadata.get("general.architecture"), expected="clip")
         return {"mmproj": int(PROJECTOR_SHARE * sum(f.header.file_size for f in source.opened))}
 
 

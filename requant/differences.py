@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from requant.container.cursor import quoted
 from requant.container.source import Source
 from requant.conversion import Conversion
+from requant.errors import brief
 from requant.model.companions import SECOND_LEVEL, companion_of
 from requant.provenance import may_differ
 
@@ -45,7 +46,11 @@ def made_elsewhere(target: Source, source: Source, made: Conversion | None) -> l
     said = target.metadata.get("requant.source.header_sha256") if made is None else made.plan.header_sha256
     if said in (None, source.header_sha256):
         return []
-    return [f"it was made from a source with header sha256 {said!s:.64}, not {source.header_sha256}; not compared"]
+    origin = "another source" if made is None else brief(made.plan.source)
+    return [
+        f"it was made from {origin} (sha256 of its header {said!s:.16}), "
+        f"not from {brief(source.name)} ({source.header_sha256:.16}): the two are not compared"
+    ]
 
 
 def of_metadata(target: Source, source: Source) -> Iterator[str]:

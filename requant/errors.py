@@ -91,18 +91,25 @@ class UsageError(RequantError):
 class BadInput(RequantError):
     """A file is not what it should be.
 
-    `path` is the file, `what` the finding; `got`, `limit` and `hint` complete the line where they help.
+    `path` is the file, `what` the finding; `got`, `limit` or `expected`, and `hint` complete the line where they help.
     """
 
     exit_code = 3
 
     def __init__(
-        self, path: object, what: str, *, got: object = None, limit: object = None, hint: str | None = None
+        self,
+        path: object,
+        what: str,
+        *,
+        got: object = None,
+        limit: object = None,
+        expected: object = None,
+        hint: str | None = None,
     ) -> None:
-        self.path, self.what, self.got, self.limit, self.hint = str(path), what, got, limit, hint
-        figures = ", ".join(
-            f"{k} {brief(str(v), REMARK)}" for k, v in (("got", got), ("limit", limit)) if v is not None
-        )
+        self.path, self.what, self.hint = str(path), what, hint
+        self.got, self.limit, self.expected = got, limit, expected
+        shown = ("got", got), ("limit", limit), ("expected", expected)
+        figures = ", ".join(f"{k} {brief(str(v), REMARK)}" for k, v in shown if v is not None)
         message = f"{printable(self.path)}: {what}" + (f" ({figures})" if figures else "")
         super().__init__(message + (f"; {hint}" if hint else ""))
 

@@ -59,6 +59,7 @@ def explained(
     if tensor is None:
         raise UsageError(f"--explain: no tensor '{brief(name)}'; {suggest(name, [t.name for t in losses.tensors])}")
     choice = next(c for c in plan.choices if c.name == name)
+    wishes = _as_planned(wishes, plan)
     if tensor.reason is not None:
         return Explanation(choice, ())
 
@@ -71,6 +72,11 @@ def explained(
     found = sorted(tensor.candidates, key=lambda c: (c.n_bytes, c.type))
     alternatives = (Alternative(c.type, c.n_bytes, c.loss, c.type == choice.type, best_with(c.type)) for c in found)
     return Explanation(choice, tuple(alternatives))
+
+
+def _as_planned(wishes: Wishes, plan: Plan) -> Wishes:
+    """`wishes` with the batch that the plan is for: another one would change the loss for no reason of the types."""
+    return replace(wishes, n_ubatch=plan.budget.get("ubatch"))
 
 
 def _pin(tensor: TensorLosses, type_name: str) -> Rule:
@@ -88,7 +94,7 @@ def outlook(
     source: Source, losses: Losses, wishes: Wishes, plan: Plan, *, imatrix: Imatrix | None = None
 ) -> tuple[Outlook, ...]:
     """For each limit in bytes, what 100 MiB more of it would buy (a tenth of it where that is less)."""
-    found = []
+    found, wishes = [], _as_planned(wishes, plan)
     for limit in plan.limits:
         more = min(MORE, limit.budget // 10)
         wider = {

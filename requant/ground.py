@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from requant.attached import draft_bytes, prediction_bytes, projector_bytes
@@ -17,16 +18,18 @@ from requant.model.memory import (
     DEVICE_ALIGNMENT,
     RESERVE_SHARE,
     Memory,
+    compute_bytes,
     device_bytes,
     memory_for,
     shrink_batch,
 )
 from requant.placement import DEFAULT_PRICE, Ground
-from requant.plan import Losses
+from requant.plan import Losses, Plan
 from requant.request import Request
 from requant.wishes import Wishes, engine_settings
 
 MIN_UBATCH = 32  # tokens; the least that shrink_batch goes to
+_WORTH = 0.05  # of the weights on the GPU: what a smaller batch must free before it can halve their loss
 
 
 def ground_of(source: Source, losses: Losses, wishes: Wishes, notes: list[str]) -> Ground:
@@ -69,6 +72,27 @@ def ground_of(source: Source, losses: Losses, wishes: Wishes, notes: list[str]) 
     return replace(ground, memory=_fitting_batch(losses, wishes, ground, notes))
 
 
+def smaller_batches(source: Source, wishes: Wishes, plan: Plan) -> Iterator[int]:
+    """Halves of the plan's batch, each as long as it frees enough of the VRAM for the weights to gain much."""
+    hp = read_hyperparameters(source.metadata, source.tensors)
+    settings = replace(engine_settings(hp, wishes), n_ubatch=plan.budget["ubatch"])
+    weights = sum(c.n_bytes for c in plan.choices if c.device == "gpu")
+    while settings.tokens > MIN_UBATCH:
+        smaller = replace(settings, n_ubatch=max(MIN_UBATCH, settings.tokens // 2))
+        if compute_bytes(hp, settings) - compute_bytes(hp, smaller) < _WORTH * weights:
+            return
+        yield smaller.n_ubatch
+        settings = smaller
+
+
+def batch_note(before: int, after: int) -> str:
+    """Why a plan is for smaller batches."""
+    return (
+        f"the compute buffer of a batch of {before} leaves too little for weights: "
+        f"the plan is for batches of {after}, which read prompts more slowly"
+    )
+
+
 def _fitting_batch(losses: Losses, wishes: Wishes, ground: Ground, notes: list[str]) -> Memory:
     """The memory of the largest batch that leaves room for the smallest plan: one that spares the output, if any."""
     assert wishes.vram is not None
@@ -83,10 +107,7 @@ def _fitting_batch(losses: Losses, wishes: Wishes, ground: Ground, notes: list[s
     else:
         fitted = _least_memory(hp, memory, wishes.reserve, smallest)
     if fitted.settings.n_ubatch != memory.settings.n_ubatch:
-        notes.append(
-            f"the compute buffer of a batch of {memory.settings.n_ubatch} leaves too little for weights: "
-            f"the plan is for batches of {fitted.settings.n_ubatch}, which read prompts more slowly"
-        )
+        notes.append(batch_note(memory.settings.n_ubatch, fitted.settings.n_ubatch))
     return fitted
 
 

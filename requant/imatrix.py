@@ -286,7 +286,7 @@ def entry_of(sums: Floats, counts: Floats, gradients: Floats | None = None) -> E
 def _read_floats(path: Path, descriptor: int, header: Header, info: TensorInfo) -> Floats:
     if info.type_id != _F32:
         what = f"tensor '{brief(info.name)}' has the wrong type"
-        raise BadInput(path, what, got=info.format.name, limit="F32")
+        raise BadInput(path, what, got=info.format.name, expected="F32")
     values = np.empty(info.n_weights, dtype="<f4")  # the header's check: the file is that long
     read_into(path, descriptor, values.data.cast("B"), header.data_start + info.offset)
     return values

@@ -76,3 +76,9 @@ class Limit:
         if self.unit == "ns":
             return f"{1e9 / max(amount, 1):.2f} tokens/s"
         return f"{amount * LOSS_UNIT:.4g} nats" if self.unit == "loss" else format_size(amount)
+
+
+def part_name(part: str, limit: Limit) -> str:
+    """What fills a part of a limit, in words: `KV cache` for `kv_cache`."""
+    other = {"--size": "header", "--ram": "KV cache and compute buffer"}.get(limit.option, part)
+    return {"kv_cache": "KV cache", "compute": "compute buffer", "other": other}.get(part, part)

@@ -61,7 +61,7 @@ def _choices(source: Source, plan: Plan) -> list[Choice]:
     """The plan's choices in the order of the source's tensors, each one feasible."""
     if plan.header_sha256 != source.header_sha256:
         what, hint = "the plan was made for another file", "plan again with this one"
-        raise BadInput(source.path, what, got=plan.header_sha256[:16], limit=source.header_sha256[:16], hint=hint)
+        raise BadInput(source.path, what, got=plan.header_sha256[:16], expected=source.header_sha256[:16], hint=hint)
     planned = {c.name: c for c in plan.choices}
     for choice in plan.choices:
         source.tensor(choice.name)

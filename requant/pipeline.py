@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,22 +15,24 @@ from requant.container.metadata import alignment_of
 from requant.container.source import Source, open_source, require_model
 from requant.container.splitting import total_size
 from requant.errors import BadInput, InfeasibleBudget, UsageError, brief
-from requant.ground import ground_of
+from requant.ground import MIN_UBATCH, batch_note, ground_of, smaller_batches
 from requant.guard import guarded
 from requant.layers import reference_type, summaries
 from requant.mixtures import compared
 from requant.model.hyperparameters import read_hyperparameters
-from requant.model.memory import CELL_PADDING, layer_caches
+from requant.model.memory import CELL_PADDING, DEFAULT_UBATCH, layer_caches
 from requant.placement import REL_GAP as PLACEMENT_GAP
 from requant.placement import SECONDS_EACH, Ground, best_placement
-from requant.plan import Losses, Plan
+from requant.plan import IN_NATS, Losses, Plan
 from requant.request import Request
 from requant.solve import REL_GAP, TIME_LIMIT, Solution, solve, solved
-from requant.wishes import AUTO, MAX_CONTEXT, PREFERENCE, Wishes, check_wishes
+from requant.wishes import AUTO, MAX_CONTEXT, MEMORY_OPTIONS, PREFERENCE, Wishes, check_wishes
 
 if TYPE_CHECKING:
     from requant.container.layout import Layout
     from requant.imatrix import Imatrix
+
+_UNSEEN = 4e-4  # nats; what llama.cpp's rounding of activations to 8 bits adds to any quantized model
 
 
 def check_feasible(
@@ -54,6 +57,31 @@ def check_feasible(
     n_ctx = CELL_PADDING if wishes.n_ctx == MAX_CONTEXT else wishes.n_ctx
     wishes = replace(wishes, cache_type_k=pair[0], cache_type_v=pair[1], n_ctx=n_ctx)
     make_plan(source, Losses(source.name, source.header_sha256, arch, "", None, None, tensors), wishes, imatrix=imatrix)
+
+
+def fits_as_it_is(source: Source, wishes: Wishes) -> Losses | None:
+    """Losses that leave every tensor as it is, where that is within all that was asked; then nothing can be better."""
+    from requant.sensitivity import survey
+
+    whole = wishes
+    if wishes.vram is not None:  # no smaller batch for it
+        whole = replace(wishes, n_ubatch=wishes.n_ubatch or DEFAULT_UBATCH)
+    asked = {name: getattr(whole, name) for name in ("vram", "size", "bpw", "engine", *MEMORY_OPTIONS)}
+    least = wishes.n_ctx == MAX_CONTEXT or AUTO in (wishes.cache_type_k, wishes.cache_type_v) or wishes.price
+    if least or Wishes(**asked) != whole:  # time, bytes or types are asked for too
+        return None
+    tensors = tuple(
+        replace(t, candidates=tuple(c for c in t.candidates if c.type == t.source_type), skipped={})
+        for t in survey(source, types=())
+    )
+    note = "the model fits as it is, so nothing was scored: every tensor is copied"
+    arch = require_model(source)
+    losses = Losses(source.name, source.header_sha256, arch, IN_NATS[0], None, None, tensors, (note,))
+    try:
+        make_plan(source, losses, whole)
+    except InfeasibleBudget:
+        return None
+    return losses
 
 
 def make_plan(source: Source, losses: Losses, wishes: Wishes, *, imatrix: Imatrix | None = None) -> Plan:
@@ -81,7 +109,7 @@ def _of(source: Source, losses: Losses) -> Losses:
     if losses.arch != require_model(source) or sorted(ours) != sorted(theirs):
         odd = next((a for a in sorted(ours) if a not in set(theirs)), None)
         what = "the losses are of another model" + ("" if odd is None else f": tensor {brief(odd[0])} differs")
-        raise BadInput(source.path, what, got=losses.source, limit=source.name, hint=hint)
+        raise BadInput(source.path, what, got=losses.source, expected=source.name, hint=hint)
     tensors = {t.name: t for t in losses.tensors}
     note = f"the losses are those of a sibling, {brief(losses.source)}: same tensors, other weights"
     return replace(
@@ -94,7 +122,39 @@ def _of(source: Source, losses: Losses) -> Losses:
 
 
 def _plan_for(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix | None) -> Plan:
-    """The plan where context and cache types are settled."""
+    """The plan where context and cache types are settled, for smaller batches where that halves the loss."""
+    if wishes.vram is None or wishes.ram is not None or wishes.n_ubatch is not None:
+        return _at_batch(source, losses, wishes, imatrix)
+    if wishes.max_loss is not None:
+        return _keeping_loss(source, losses, wishes, imatrix)
+    first = best = _at_batch(source, losses, wishes, imatrix)
+    for n_ubatch in smaller_batches(source, wishes, first):
+        if (best.predicted_loss or 0.0) <= _UNSEEN:
+            break
+        plan = _at_batch(source, losses, replace(wishes, n_ubatch=n_ubatch), imatrix)
+        if 2 * (plan.predicted_loss or 0.0) > (best.predicted_loss or 0.0):
+            break
+        best = plan
+    return best if best is first else _with_batch(best)
+
+
+def _keeping_loss(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix | None) -> Plan:
+    """The plan for the largest batch at which the loss can be kept."""
+    n_ubatch = DEFAULT_UBATCH
+    while n_ubatch >= MIN_UBATCH:
+        with suppress(InfeasibleBudget):
+            plan = _at_batch(source, losses, replace(wishes, n_ubatch=n_ubatch), imatrix)
+            return plan if n_ubatch == DEFAULT_UBATCH else _with_batch(plan)
+        n_ubatch //= 2
+    return _at_batch(source, losses, wishes, imatrix)  # which says what would do
+
+
+def _with_batch(plan: Plan) -> Plan:
+    return replace(plan, notes=(*plan.notes, batch_note(DEFAULT_UBATCH, plan.budget["ubatch"])))
+
+
+def _at_batch(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix | None) -> Plan:
+    """The plan where all that is asked of the engine is settled but, perhaps, a batch that fits at all."""
     request, notes = replace(wishes.request, unusable=wishes.profile.cannot), list[str]()
     ground = ground_of(source, losses, wishes, notes) if wishes.on_devices else None
     if wishes.bpw is not None:
@@ -269,7 +329,8 @@ def _largest_context(source: Source, losses: Losses, wishes: Wishes, imatrix: Im
         raise best
     high = max(hp.context_length // step, 1)
     if isinstance(whole := tried(hp.context_length), Plan):
-        return whole
+        note = f"--ctx max ends at the {hp.context_length} tokens that the model was made for"
+        return replace(whole, notes=(*whole.notes, note))
     while high - low > 1:
         middle = (low + high) // 2
         plan = tried(middle * step)

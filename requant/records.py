@@ -48,7 +48,8 @@ def read_text(path: Path | str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadInput(path, f"is not UTF-8 text at byte {error.start}") from error
+        what = f"is not UTF-8 text at byte {error.start}" if data[:4] != b"GGUF" else "is a GGUF file, not a text"
+        raise BadInput(path, what) from error
 
 
 def nearest(word: str, known: Iterable[str], n: int = 3) -> list[str]:
@@ -114,7 +115,7 @@ def parse(text: str, schema: str, path: object) -> dict[str, Any]:
         raise BadInput(path, f"is not valid JSON: {brief(str(error), REMARK)}") from error
     found = raw.pop("schema", None) if isinstance(raw, dict) else None
     if found != schema:
-        raise BadInput(path, "is another kind of file", got=f"schema {_show(found)}", limit=schema)
+        raise BadInput(path, "is another kind of file", got=f"schema {_show(found)}", expected=schema)
     return raw  # type: ignore[no-any-return]
 
 

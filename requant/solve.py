@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from requant.budget import Problem, constrain
 from requant.errors import InfeasibleBudget
 from requant.items import Item, Option
-from requant.limits import LOSS_UNIT, Limit
+from requant.limits import LOSS_UNIT, Limit, part_name
 from requant.plan import Choice, Losses, Plan, TensorLosses
 from requant.request import Request
 from requant.units import format_size
@@ -99,6 +99,9 @@ def _check_feasible(problem: Problem) -> None:
         raise InfeasibleBudget(limit.budget, smallest, f"{message}{_remedy(problem.request)}")
 
 
+_BARE = 1024  # bytes; who has so little forgot the unit
+
+
 def _shortfall(limit: Limit, smallest: int, request: Request) -> str:
     """What is asked, what is needed and the figure to ask for, in the words of the option."""
     if limit.unit != "bytes":
@@ -116,8 +119,10 @@ def _shortfall(limit: Limit, smallest: int, request: Request) -> str:
     parts |= request.memory if held else {}
     if not (held and request.memory):
         parts |= {"other": limit.other} if limit.other else {}
-    listed = ", ".join(f"{name} {format_size(size)}" for name, size in parts.items() if size)
+    listed = ", ".join(f"{part_name(name, limit)} {format_size(size)}" for name, size in parts.items() if size)
     short = f"{limit.option} {format_size(limit.budget)} is {format_size(smallest - limit.budget)} short"
+    if limit.budget < _BARE:
+        short = f"{limit.option} {limit.budget} is in bytes; did you mean {limit.budget}GiB? It is too little"
     return f"{short}: the smallest plan needs {format_size(smallest)} ({listed}); raise it to {_rounded_up(smallest)}"
 
 
@@ -137,7 +142,7 @@ def _remedy(request: Request) -> str:
         ("--token-embedding-type", request.embedding_type),
     )
     options = [option for option, value in given if value]
-    loosen = f" or loosen {', '.join(options)}" if options else ", or score smaller types"
+    loosen = f" or loosen {', '.join(options)}" if options else ", or allow smaller types with --types"
     held = {limit.option for limit in request.limits}
     return loosen + (", or give --ram SIZE for layers on the CPU" if "--vram" in held and "--ram" not in held else "")
 

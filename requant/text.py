@@ -93,7 +93,10 @@ def default_windows(source: Source, size: Windows) -> Text:
     try:
         return shipped_windows(source, size)
     except (BadInput, UsageError) as error:
-        return replace(drawn_windows(source, size), notes=(f"calibrating on random token ids: {error}",))
+        return replace(
+            drawn_windows(source, size),
+            notes=(f"the model is run on random token ids, which makes worse plans: {error}",),
+        )
 
 
 def _of_text(path: Path, text: str, name: str, source: Source, size: Windows) -> Text:
@@ -128,7 +131,7 @@ def _windows(path: Path, ids: Ids, name: str, size: Windows, bos: int | None) ->
         windows[:, 0] = bos
     notes: tuple[str, ...] = ()
     if size.n is not None and n < size.n:
-        notes = (f"{name} has {n} windows of {n_ctx} tokens; {size.n} would be more certain",)
+        notes = (f"{name} has {n} windows of {n_ctx} tokens, fewer than {size.n}: figures are less certain",)
     return Text(name, _digest(windows), windows, notes)
 
 

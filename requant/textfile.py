@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-from requant.container.files import Identity, identity, irregular
+from requant.container.files import Identity, identity, irregular, no_folder
 from requant.errors import InputOutputError, OutputRefused
 
 _HEAD = 200  # bytes of a file in which its schema stands
@@ -82,6 +82,8 @@ def _make(target: Path, data: bytes) -> Path:
     try:
         descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
     except OSError as error:
+        if not target.parent.exists():
+            raise no_folder(target.parent) from error
         raise InputOutputError(target, f"cannot be written: {error.strerror}") from error
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123, the descriptor is the lock

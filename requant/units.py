@@ -14,8 +14,8 @@ _SIZE = re.compile(r"\s*(\d{1,999}(?:\.\d{1,99})?)\s*([A-Za-z]*)\s*")
 _LIKE_A_SIZE = re.compile(r"\s*(\d{1,99}(?:[.,]\d{1,99})?)\s*([KMGTkmgt])")
 
 
-def parse_size(text: str) -> int:
-    """Bytes meant by `text`: `12GiB`, `800MB`, `1.5 GiB`, `4096`.
+def parse_size(text: str, least: int = 1) -> int:
+    """Bytes meant by `text`, at least `least`: `12GiB`, `800MB`, `1.5 GiB`, `4096`.
 
     Raises UsageError on anything else; a bare `12G` is refused because it does not say which giga.
     """
@@ -25,8 +25,8 @@ def parse_size(text: str) -> int:
             f"'{text}' is not a size; {_meant(text)}write a number with KiB, MiB, GiB or KB, MB, GB (12GiB)"
         )
     n_bytes = int(Fraction(match[1]) * _UNITS[match[2].upper()])
-    if not 0 < n_bytes < 2**62:
-        raise UsageError(f"size '{text}' is out of range; it must be above 0 and below 4 EiB")
+    if not least <= n_bytes < 2**62:
+        raise UsageError(f"size '{text}' is out of range; it must be {'above 0 and ' * least}below 4 EiB")
     return n_bytes
 
 

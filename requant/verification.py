@@ -111,10 +111,10 @@ def verify(
     The record is looked for beside `out` if none is named; `progress` is called with the bytes of `out` of each part
     read. Raises BadInput where `out` is no sound GGUF file at all or a named record cannot be read, InputOutputError.
     """
-    beside = record_path(out)
-    found = record if record is not None else beside if beside.exists() else None
-    conversion = None if found is None else read_conversion(found)
     with open_source(Path(out)) as target:
+        beside = record_path(target.files[0])  # that of a split output is beside its first file
+        found = record if record is not None else beside if beside.exists() else None
+        conversion = None if found is None else read_conversion(found)
         return verify_source(target, source=source, made=conversion, threads=threads, progress=progress)
 
 

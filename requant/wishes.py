@@ -129,11 +129,17 @@ def check_memory_options(wishes: Wishes) -> None:
 
 
 def check_ways(
-    wishes: Wishes, plan_file: object, type_name: object, preset: object = None, like: object = None
+    wishes: Wishes,
+    plan_file: object,
+    type_name: object,
+    preset: object = None,
+    like: object = None,
+    *,
+    others: tuple[str, ...] = ("--plan FILE", "--type T"),
 ) -> None:
     """Raise UsageError unless exactly one of a budget, --plan, --type, --preset and --like decides the types.
 
-    A budget may go with --like, which it then repairs.
+    A budget may go with --like, which it then repairs. `others`: what the command has beside a budget and these two.
     """
     given = [
         *(["a budget (--vram, --ram, --size, --bpw, --max-loss)"] if wishes.has_budget else []),
@@ -143,9 +149,7 @@ def check_ways(
         *(["--like"] if like is not None and not wishes.has_budget else []),
     ]
     if not given:
-        raise UsageError(
-            f"nothing decides the types; give {', '.join(LIMITS)}, --plan FILE, --type T, --preset M or --like F"
-        )
+        raise UsageError(f"nothing decides the types; give {', '.join((*LIMITS, *others))}, --preset M or --like F")
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} cannot be given together; each decides the types")
     check_memory_options(wishes)

@@ -32,6 +32,7 @@ def test_every_kind_of_failure_has_its_exit_code():
         ({}, "m.gguf: is short"),
         ({"got": 3}, "m.gguf: is short (got 3)"),
         ({"limit": 4}, "m.gguf: is short (limit 4)"),
+        ({"got": "a", "expected": "b"}, "m.gguf: is short (got a, expected b)"),
         ({"got": 0, "limit": 4, "hint": "get it again"}, "m.gguf: is short (got 0, limit 4); get it again"),
     ],
     ids=str,

@@ -10,7 +10,7 @@ from requant.errors import BadInput, InfeasibleBudget, UsageError
 from requant.explain import explained, outlook
 from requant.frontier import as_csv, frontier
 from requant.outline import output_layouts
-from requant.pipeline import check_feasible, make_plan
+from requant.pipeline import check_feasible, fits_as_it_is, make_plan
 from requant.plan import Losses, Plan
 from requant.provenance import output_metadata
 from requant.recipe import preset_plan
@@ -69,7 +69,7 @@ def test_the_least_vram_that_an_error_names_will_do(source, losses):
 
 
 def test_a_batch_is_made_smaller_only_where_it_must_be(source, losses):
-    wide, tight = (make_plan(source, losses, Wishes(vram=x * MIB, n_ctx=512)) for x in (24, 10))
+    wide, tight = (make_plan(source, losses, Wishes(vram=x * MIB, n_ctx=512)) for x in (40, 10))
     assert wide.budget["ubatch"] == 512 and "-ub" not in llama_server(wide, Path("m.gguf"))
     assert tight.budget["ubatch"] < 512 and f"-ub {tight.budget['ubatch']}" in llama_server(tight, Path("m.gguf"))
     assert any("batches of" in note for note in tight.notes) and not any("batches of" in note for note in wide.notes)
@@ -78,6 +78,51 @@ def test_a_batch_is_made_smaller_only_where_it_must_be(source, losses):
 def test_a_batch_is_made_smaller_rather_than_the_output_poorer(source, losses):
     plan = make_plan(source, losses, Wishes(vram=10 * MIB, n_ctx=512))
     assert next(c.type for c in plan.choices if c.name == "output.weight") in ("Q5_K", "Q6_K", "Q8_0", "F16")
+
+
+def test_more_vram_never_makes_a_plan_much_worse(source, losses):
+    plans = [make_plan(source, losses, Wishes(vram=n * MIB, n_ctx=512)) for n in range(8, 26)]
+    for less, more in itertools.pairwise(plans):
+        assert more.predicted_loss <= max(2 * less.predicted_loss, 4e-4)
+        assert more.budget["ubatch"] == 512 or "batches of" in more.notes[-1]
+
+
+def test_a_loss_is_kept_at_a_smaller_batch_where_the_usual_one_leaves_no_room(source, losses):
+    kept = make_plan(source, losses, Wishes(vram=10 * MIB, n_ctx=512)).predicted_loss
+    plan = make_plan(source, losses, Wishes(vram=11 * MIB, n_ctx=512, max_loss=1.5 * kept))
+    assert plan.budget["ubatch"] < 512 and any("batches of" in note for note in plan.notes)
+    with pytest.raises(InfeasibleBudget):
+        make_plan(source, losses, Wishes(vram=11 * MIB, n_ctx=512, n_ubatch=512, max_loss=1.5 * kept))
+
+
+def test_what_fits_as_it_is_needs_no_scoring(source):
+    for wishes in (Wishes(vram=64 * MIB), Wishes(size=64 * MIB), Wishes(bpw=17.0), Wishes(bpw=17.0, size=64 * MIB)):
+        plan = make_plan(source, fits_as_it_is(source, wishes), wishes)
+        assert all(c.copied for c in plan.choices) and plan.predicted_loss == 0
+        assert any("nothing was scored" in note for note in plan.notes)
+    assert plan.budget.get("ubatch", 512) == 512
+    smaller = Wishes(vram=20 * MIB), Wishes(size=10 * MIB), Wishes(bpw=8.0), Wishes(bpw=17.0, size=10 * MIB)
+    asking = (
+        Wishes(bpw=17.0, max_loss=0.1),
+        Wishes(bpw=17.0, types=("Q8_0",)),
+        Wishes(vram=64 * MIB, ram=64 * MIB),
+        Wishes(vram=64 * MIB, pins=(Rule("--tensor-type", "ffn_down", "Q4_K"),)),
+        Wishes(vram=64 * MIB, n_ctx=MAX_CONTEXT),
+    )
+    assert all(fits_as_it_is(source, wishes) is None for wishes in (*smaller, *asking))
+
+
+def test_the_largest_context_says_where_the_models_own_ends_it(source, losses):
+    plan = make_plan(source, losses, Wishes(vram=64 * MIB, max_loss=1.0, n_ctx=MAX_CONTEXT))
+    assert plan.budget["ctx"] == 512 and any("ends at the 512 tokens" in note for note in plan.notes)
+
+
+def test_more_memory_never_buys_a_loss(source, losses):
+    for n in range(9, 20):
+        wishes = Wishes(vram=n * MIB, n_ctx=512)
+        plan = make_plan(source, losses, wishes)
+        (more,) = outlook(source, losses, wishes, plan)
+        assert more.value <= plan.predicted_loss
 
 
 def test_the_guard_rail_gives_way_to_the_budget_and_says_so(source, losses):

@@ -79,6 +79,8 @@ def command(
     complete and was read again. A run that was stopped goes on by the same command.
     """
     check_ways(wishes, given["plan"], given["type_name"], given["preset"], given["like"])
+    if str(out) == "-":
+        raise UsageError("OUT: a model is not written to stdout; name a file")
     if len(vrams) > 1:
         raise UsageError("convert makes one file; give one --vram, or plan for all of them first")
     if reports and dry_run:

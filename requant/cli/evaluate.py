@@ -11,6 +11,7 @@ from requant.cli import messages, options
 from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.errors import UsageError
+from requant.model.hyperparameters import beyond_context
 from requant.report.evaluation import evaluation_text
 from requant.stages import measuring
 from requant.stages.calibration import Calibration
@@ -47,12 +48,14 @@ def command(
     As llama-perplexity does it: the second half of every window is scored. Activations are F32 here; llama.cpp rounds
     them to 8 bits, which adds about 0.0004 nats to a quantized model's divergence.
     """
-    if (text is None) == (tokens is None):
+    if text is not None and tokens is not None:
+        raise UsageError("--text and --tokens cannot be given together")
+    if text is None and tokens is None:
         raise UsageError("say what to evaluate on: --text FILE or --tokens FILE")
     asked = Calibration(text=text, tokens=tokens, n_windows=n_windows, window=window)
     with ExitStack() as opened:
         source = opened.enter_context(open_source(model))
         reference = None if base is None else opened.enter_context(open_source(base))
-        messages.warn(*source.warnings)
+        messages.warn(*source.warnings, *beyond_context(source.metadata, window))
         found = measuring.evaluate(source, reference, asked, messages.TELLER, threads=threads)
     messages.emit(found.to_json() if as_json else evaluation_text(found, model, base))

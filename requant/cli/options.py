@@ -180,7 +180,7 @@ _BUDGET = (
     ),
     click.option(
         "--reserve",
-        type=Size(),
+        type=Size(0),
         metavar="SIZE",
         show_default="1GiB, at most a tenth of --vram",
         help="VRAM to leave free.",

@@ -61,7 +61,7 @@ def command(
     first. Nothing is converted: give the plan to `requant convert --plan`. Several --vram give several plans.
     """
     if not frontier:
-        check_ways(wishes, None, None, how["preset"], how["like"])
+        check_ways(wishes, None, None, how["preset"], how["like"], others=())
     elif wishes.n_ctx == MAX_CONTEXT:
         raise UsageError("--frontier is of one context; give --ctx a number")
     one = len(vrams) < 2 and not frontier
@@ -91,7 +91,7 @@ def command(
 
             write_text(recipe, tensor_type_file(plan), force=force, inputs=job.inputs)
         if explain is not None:
-            messages.emit(_explained(job, plan, explain))
+            messages.emit(_explained(job, plan, explain, as_json=as_json))
             return
     if len(plans) > 1:
         messages.emit(planning.as_list(plans) if as_json else plans_table(plans, vrams, terminal.width()))
@@ -112,11 +112,11 @@ def _frontier(job: Job, out: Path | None, *, as_json: bool, force: bool) -> None
     messages.emit(text.removesuffix("\n"))
 
 
-def _explained(job: Job, plan: Plan, name: str) -> str:
-    from requant.report.explain import explanation_text
+def _explained(job: Job, plan: Plan, name: str, *, as_json: bool) -> str:
+    from requant.report.explain import explanation_json, explanation_text
 
     found, more = planning.explanation(job, plan, name)
-    return explanation_text(found, plan, more)
+    return explanation_json(found, plan, more) if as_json else explanation_text(found, plan, more)
 
 
 def _for_budget(out: Path, size: int) -> Path:

@@ -30,12 +30,15 @@ class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic 
 
     name = "size"
 
+    def __init__(self, least: int = 1) -> None:
+        self.least = least
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The bytes, or a UsageError that names the option."""
         if isinstance(value, int):
             return value
         try:
-            return parse_size(value)
+            return parse_size(value, self.least)
         except UsageError as error:
             raise UsageError(f"{param.opts[0] if param else 'size'}: {error}") from error
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import stat
 from pathlib import Path
 
-from requant.errors import BadInput, InputOutputError, OutputRefused, SourceChanged, printable
+from requant.errors import FILE_NAME, BadInput, InputOutputError, OutputRefused, SourceChanged, brief, printable
 from requant.records import beside
 
 NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOLCK}  # by the file system
@@ -45,7 +46,7 @@ def open_regular(path: Path) -> int:
     try:
         kind = irregular(path.stat())
         if kind is not None:
-            raise BadInput(path, f"is {kind}, not a regular file")
+            raise BadInput(path, f"is {kind}, not a regular file", hint=_inside(path))
         # without O_NONBLOCK a FIFO put there since the stat would block the open for ever
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:
@@ -55,6 +56,18 @@ def open_regular(path: Path) -> int:
         os.close(descriptor)
         raise BadInput(path, f"is {kind}, not a regular file")
     return descriptor
+
+
+def _inside(folder: Path) -> str | None:
+    """What to do instead of opening a folder as a model."""
+    with contextlib.suppress(OSError):
+        names = sorted(entry.name for entry in os.scandir(folder))
+        ggufs = [name for name in names if name.lower().endswith(".gguf")]
+        if ggufs:
+            return f"give a file in it, such as {brief(ggufs[0], FILE_NAME)}"
+        if any(name.endswith(".safetensors") for name in names):
+            return "convert it to GGUF first: llama.cpp's convert_hf_to_gguf.py"
+    return None
 
 
 def _cannot_open(path: Path, error: OSError | ValueError) -> BadInput:
@@ -129,8 +142,13 @@ def open_or_make(path: Path, what: str, inputs: frozenset[Identity] = frozenset(
         raise OutputRefused(path, "has just been made by another run") from error
     except OSError as error:
         if not path.parent.exists():
-            raise InputOutputError(path.parent, f"cannot be written to: {error.strerror}") from error
+            raise no_folder(path.parent) from error
         raise InputOutputError(path, f"cannot be created: {error.strerror}") from error
+
+
+def no_folder(folder: Path) -> InputOutputError:
+    """That an output's folder is not there."""
+    return InputOutputError(folder, "there is no such folder", hint="make it first: mkdir -p")
 
 
 def lock(path: Path, descriptor: int, warnings: list[str]) -> bool:

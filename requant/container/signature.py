@@ -20,7 +20,7 @@ _SIGNATURES = (
 def not_gguf(path: object, first: bytes, file_size: int) -> BadInput:
     """The error for a file of `file_size` bytes that starts with `first` (up to 64 bytes of it)."""
     if file_size == 0:
-        return BadInput(path, "is empty", got="0 bytes", limit="a GGUF file")
+        return BadInput(path, "is empty", got="0 bytes", expected="a GGUF file")
     magic = "".join(chr(b) if 32 <= b < 127 and b != 0x5C else f"\\x{b:02x}" for b in first[:4])
     if file_size < 24:
         what = f"is too short for a GGUF header, it starts with '{magic}'"

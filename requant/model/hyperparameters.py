@@ -231,3 +231,12 @@ def _flags(keys: _Keys, key: str, n_layers: int) -> tuple[bool, ...] | None:
     if length != n_layers:
         raise keys.error(key, "has the wrong number of items", got=length, limit=f"{n_layers} layers")
     return tuple(bool(item) for item in keys.get(key))
+
+
+def beyond_context(metadata: Metadata, n_ctx: int) -> list[str]:
+    """A line where `n_ctx` tokens are more than the model was made for; none where that is not known."""
+    try:
+        own = read_hyperparameters(metadata).context_length
+    except BadInput:
+        return []
+    return [] if n_ctx <= own else [f"a context of {n_ctx} tokens is above the {own} that the model was made for"]

@@ -20,6 +20,7 @@ from requant.records import suggest
 MIB = 2**20
 CELL_PADDING = 256  # cells; llama_context and the window cache round up to it
 DEFAULT_CONTEXT = 4096
+DEFAULT_UBATCH = 512
 DEFAULT_RESERVE = 1024 * MIB  # bytes; llama.cpp's --fit-target
 RESERVE_SHARE = 10  # the default reserve is at most one part in ten of the budget
 N_BATCH = 2048  # llama.cpp's default, which bounds n_ubatch
@@ -42,7 +43,7 @@ class Settings:
 
     n_ctx: int
     n_parallel: int = 1
-    n_ubatch: int = 512
+    n_ubatch: int = DEFAULT_UBATCH
     cache_type_k: str = "F16"
     cache_type_v: str = "F16"
     unified: bool = False

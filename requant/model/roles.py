@@ -212,10 +212,7 @@ def usable_types(n_per_row: int, types: Iterable[str]) -> tuple[list[str], dict[
         if n_per_row % _block(name) == 0:
             usable.append(name)
             continue
-        reason = f"a row of {n_per_row} is no multiple of its block of {_block(name)}"
-        fallback = fallback_type(name, n_per_row)
-        instead = "llama-quantize refuses" if fallback is None else f"llama-quantize would use {fallback}"
-        skipped[name] = f"{reason}; {instead}"
+        skipped[name] = f"a row of {n_per_row} weights is no multiple of the block of {_block(name)}"
     return usable, skipped
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import printable
+from requant.model.memory import DEFAULT_UBATCH
 from requant.plan import Plan
 from requant.report import shell
 from requant.runtime import engine_named, expert_patterns, is_prefix
 
 ALL_LAYERS = 99  # what people write for -ngl to mean all
-DEFAULT_UBATCH = 512
 DEFAULT_CACHE = "F16"
 _KOBOLD_CACHES = {"F16": 0, "BF16": 0, "Q8_0": 1, "Q4_0": 2}
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from requant.errors import REMARK, brief
 from requant.explain import Explanation, Outlook
 from requant.plan import IN_NATS, Plan
+from requant.records import dump, plain
 from requant.report.grid import grid
 from requant.report.table import loss_unit
 from requant.units import format_size
@@ -35,6 +36,12 @@ def explanation_text(found: Explanation, plan: Plan, outlooks: Sequence[Outlook]
     notes = [brief(note, REMARK) for note in c.notes]
     parts = ["\n".join(grid(rows, right=(2, 3, 4, 5))), "\n".join(notes), outlook_text(plan, outlooks)]
     return "\n\n".join([head, *(part for part in parts if part)])
+
+
+def explanation_json(found: Explanation, plan: Plan, outlooks: Sequence[Outlook]) -> str:
+    """The same for machines, with the schema requant.explanation/1."""
+    what = {"choice": plain(found.choice), "alternatives": plain(found.alternatives), "limits": plain(outlooks)}
+    return dump({"schema": "requant.explanation/1", "predicted_loss": plan.predicted_loss, **what})
 
 
 def outlook_text(plan: Plan, outlooks: Sequence[Outlook]) -> str:

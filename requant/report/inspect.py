@@ -226,9 +226,10 @@ def _memory(found: Inspection, width: int) -> str:
     n = found.needs
     parts = (("weights", n.weights), ("KV cache", n.kv_cache), ("compute", n.compute), ("together", n.total))
     title = f"in VRAM, all layers, a context of {n.n_ctx} tokens in f16, batches of 512 tokens, nothing in reserve"
-    return "\n".join(
-        [*textwrap.wrap(title, width), *grid([[name, format_size(size)] for name, size in parts], right=(1,))]
-    )
+    own = (found.hyperparameters or {}).get("context_length", n.n_ctx)
+    beyond = [f"the model was made for a context of at most {own} tokens"] if n.n_ctx > own else []
+    table = grid([[name, format_size(size)] for name, size in parts], right=(1,))
+    return "\n".join([*textwrap.wrap(title, width), *table, *beyond])
 
 
 def _tensors(found: Inspection) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from requant.errors import FILE_NAME, REMARK, brief
 from requant.formats import Effort, by_name
-from requant.limits import Limit
+from requant.limits import Limit, part_name
 from requant.plan import EDITED, IN_NATS, Choice, Losses, Plan
 from requant.report.grid import GAP, WIDTH, columns, fitting, grid, labelled
 from requant.report.view import bar
@@ -39,7 +39,7 @@ def plans_table(plans: Sequence[Plan], vrams: Sequence[int], width: int = WIDTH)
                 str(asked.get("ctx", "")),
                 f"{asked.get('cache_type_k')}/{asked.get('cache_type_v')}".lower(),
                 "all" if plan.runtime.get("all_layers") else str(plan.runtime.get("n_gpu_layers", "")),
-                "" if ns is None else f"{1e9 / max(ns, 1):.1f}",
+                "" if ns is None else _rate(ns),
             ]
         )
     return "\n".join(fitting(rows, width, right=(0, 1, 2, 3, 4, 5, 7, 8), spare=(6, 4, 8, 7)))
@@ -78,7 +78,14 @@ def type_table(plan: Plan) -> str:
         rows.append([name, f"{_type_bpw(name):.2f}", str(len(found)), _percent(share), size, loss])
     size = format_size(plan.n_bytes)
     rows.append(
-        ["all", f"{plan.bpw:.2f}", str(len(plan.choices)), _percent(1), size, "?" if total is None else _percent(1)]
+        [
+            "all",
+            f"{plan.bpw:.2f}",
+            str(len(plan.choices)),
+            _percent(1),
+            size,
+            "?" if total is None else _percent(total > 0),
+        ]
     )
     return "\n".join(grid(rows, right=(1, 2, 3, 4, 5)))
 
@@ -89,7 +96,7 @@ def summary(plan: Plan, width: int = WIDTH) -> str:
     lines = [
         ("source", f"{brief(plan.source, FILE_NAME)} ({brief(plan.arch)})"),
         ("tensors", f"{len(plan.choices)}: {len(plan.choices) - copied} quantized, {copied} copied"),
-        ("size", f"{format_size(plan.n_bytes)}, {plan.bpw:.3f} bits per weight over all tensors"),
+        ("size", f"{format_size(plan.n_bytes)} of tensors, {plan.bpw:.3f} bits per weight"),
         ("loss", _loss(plan)),
         *([] if plan.effort == Effort.DEFAULT else [("effort", plan.effort.name.lower())]),
         *((brief(limit.option), _limit(plan, limit)) for limit in plan.limits),
@@ -176,7 +183,7 @@ def _limit(plan: Plan, limit: Limit) -> str:
     if limit.n_weights:
         return f"{8 * used / limit.n_weights:.4f} of {limit.bpw:.4f} bits per weight"
     filled = bar(plan, limit)
-    listed = ", ".join(f"{brief(part.name)} {format_size(part.n_bytes)}" for part in filled.parts)
+    listed = ", ".join(f"{brief(part_name(part.name, limit))} {format_size(part.n_bytes)}" for part in filled.parts)
     return f"{format_size(used)} of {format_size(limit.budget)}, {format_size(filled.free)} free: {listed}"
 
 
@@ -186,16 +193,29 @@ def _devices(plan: Plan) -> list[tuple[str, str]]:
         return []
     lines = []
     held = {d: [c for c in plan.choices if c.device == d] for d in ("gpu", "cpu")}
-    sizes = (f"{d} {format_size(sum(c.n_bytes for c in found))} in {len(found)} tensors" for d, found in held.items())
-    layers = "all layers" if plan.runtime.get("all_layers") else f"-ngl {plan.runtime['n_gpu_layers']}"
+    sizes = (
+        f"{d} {format_size(sum(c.n_bytes for c in found))} in {_tensors(found)}" for d, found in held.items() if found
+    )
+    n = plan.runtime["n_gpu_layers"]
+    layers = "all layers" if plan.runtime.get("all_layers") else f"{n or 'no'} layer{'s' * (n != 1)}"
     lines.append(("devices", f"{layers} on the GPU; {', '.join(sizes)}"))
     if experts := plan.runtime.get("experts_on_cpu"):
         lines.append(("", f"experts of {len(experts)} layers on the CPU: {', '.join(map(str, experts))}"))
         apart = _sensitivities(plan, set(experts))
         lines += [("", apart)] if apart else []
     if (ns := plan.ns_per_token) is not None:
-        lines.append(("speed", f"{1e9 / max(ns, 1):.2f} tokens/s predicted, at a full context"))
+        lines.append(("speed", f"{_rate(ns)} tokens/s predicted, at a full context"))
     return lines
+
+
+def _tensors(found: Sequence[object]) -> str:
+    return f"{len(found)} tensor{'s' * (len(found) != 1)}"
+
+
+def _rate(ns: int) -> str:
+    """Tokens per second: a prediction, so no more than four digits of it."""
+    rate = 1e9 / max(ns, 1)
+    return f"{rate:.1f}" if rate < 1000 else f"{float(f'{rate:.3g}'):.0f}"
 
 
 def _sensitivities(plan: Plan, on_cpu: set[int]) -> str:
@@ -232,7 +252,7 @@ def _reasons(pairs: Iterable[tuple[str | None, str]]) -> list[str]:
     lines = []
     for reason, found in sorted(names.items(), key=lambda item: -len(item[1])):
         shown = ", ".join(brief(n) for n in found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
-        count = f"{len(found)} tensor" + "s" * (len(found) > 1)
+        count = _tensors(found)
         lines.append(f"{brief(reason, REMARK)}: {count} ({shown})")
     return lines
 

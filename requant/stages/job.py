@@ -14,7 +14,7 @@ from requant.conversion import read_any_plan
 from requant.errors import UsageError
 from requant.formats import Effort, by_name
 from requant.interruptible import interruptible
-from requant.pipeline import check_feasible, make_plan
+from requant.pipeline import check_feasible, fits_as_it_is, make_plan
 from requant.plan import Losses, Plan, read_losses
 from requant.stages.calibration import Calibration
 from requant.stages.kernels import prepare_kernels
@@ -176,6 +176,8 @@ class Job:
         check_feasible(
             self.source, self.wishes, types, imatrix=self.imatrix, allow_requantize=again, has_importance=measured
         )
+        if self.like is None and (whole := fits_as_it_is(self.source, self.wishes)) is not None:
+            return Scored(whole)
         return score(
             self.source,
             types,

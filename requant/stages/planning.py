@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def plans(job: Job, vrams: Sequence[int]) -> list[Plan]:
     """One plan per budget, all from the same losses."""
     asked = [replace(job, wishes=replace(job.wishes, vram=vram)) for vram in vrams]
-    job, losses = job.scored()
+    job, losses = replace(job, wishes=replace(job.wishes, vram=min(vrams))).scored()
     found = []
     with job.teller.progress("solving", len(asked), " plans") as advance:
         for one in asked:

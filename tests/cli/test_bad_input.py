@@ -100,7 +100,7 @@ def test_a_plan_that_encodes_what_is_no_number_is_refused_even_then(capsys, tmp_
     ("decides", "code", "said"),
     [
         (["--type", "Q4_0"], 8, "'blk.1.ffn_up.weight' as Q4_0, row 0 is lost"),
-        (["--bpw", "30", "--quick"], 0, "it cannot represent the weights: row 0 is lost"),
+        (["--bpw", "20", "--quick"], 0, "it cannot represent the weights: row 0 is lost"),
         (["--bpw", "30", "--quick", "--tensor-type", "ffn_up=Q4_0"], 2, "Q4_0"),
     ],
     ids=["uniform", "scored", "pinned"],

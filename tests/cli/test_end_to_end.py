@@ -43,7 +43,7 @@ def test_a_budget_in_vram_is_kept_with_all_that_is_no_weight(capsys, tmp_path):
     assert command[command.index("-c") + 1] == "512" and command[command.index("-ngl") + 1] == "99"
     assert command[command.index("-ub") + 1] == str(plan.budget["ubatch"]) and "-np" in command
     assert any("-ub" in note or "batches of" in note for note in plan.notes)
-    assert "verified" in ran.out and "kv_cache" in ran.out
+    assert "verified" in ran.out and "KV cache" in ran.out
 
 
 def test_cache_types_reach_the_engine(capsys, tmp_path, losses):

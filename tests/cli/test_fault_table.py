@@ -596,7 +596,7 @@ SYSTEM = [
         "no permission",
         "no folder",
         6,
-        (r"nowhere: cannot be written to: No such file",),
+        (r"nowhere: there is no such folder",),
         out="nowhere/out.gguf",
         again=6,
     ),

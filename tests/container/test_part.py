@@ -316,7 +316,7 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path):
 
 
 def test_a_missing_folder_is_an_io_error_that_names_it(tmp_path):
-    with pytest.raises(InputOutputError, match="missing: cannot be written to: No such file"):
+    with pytest.raises(InputOutputError, match="missing: there is no such folder"):
         _open(tmp_path / "missing" / "o.gguf")
 
 

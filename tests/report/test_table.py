@@ -68,7 +68,7 @@ def test_a_type_row_counts_tensors_bytes_and_loss():
 
 def test_the_summary_names_every_component_of_a_limit():
     text = " ".join(summary(PLAN).split())
-    assert "kv_cache 5.86 KiB" in text and "reserve 2.93 KiB" in text and "other 1000 B" in text
+    assert "KV cache 5.86 KiB" in text and "reserve 2.93 KiB" in text and "other 1000 B" in text
     assert f"{PLAN.used(PLAN.limits[0]) / 1024:.2f} KiB of 39.06 KiB" in text
 
 

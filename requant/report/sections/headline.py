@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from requant.conversion import Conversion
 from requant.errors import FILE_NAME
 from requant.evaluate import Evaluation
+from requant.model.memory import DEFAULT_UBATCH
 from requant.plan import IN_NATS, Plan
-from requant.report.engine import DEFAULT_CACHE, DEFAULT_UBATCH
+from requant.report.engine import DEFAULT_CACHE
 from requant.report.sections.origin import is_of
 from requant.report.tags import tag, text
 from requant.report.view import Bar, bars

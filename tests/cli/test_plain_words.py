@@ -1,0 +1,113 @@
+"""What a command says of a slip: the file, the folder, the unit or the option that was not meant."""
+
+import json
+
+import pytest
+from commands import TINY, assert_failed, run
+
+from requant.container.source import open_source
+from requant.sensitivity import score
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory):
+    path = tmp_path_factory.mktemp("losses") / "l.json"
+    with open_source(TINY) as source:
+        path.write_text(score(source).to_json())
+    return path
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """A split output beside its record."""
+    from requant.cli.main import main
+
+    out = tmp_path_factory.mktemp("shards") / "out.gguf"
+    words = ["convert", TINY, out, "--type", "Q4_0", "--max-shard-size", "2MiB"]
+    main([str(word) for word in words], standalone_mode=False)
+    return sorted(out.parent.glob("*.gguf"))
+
+
+def test_a_number_without_a_unit_is_asked_about(capsys, losses):
+    ran = run(capsys, "plan", TINY, "--losses", losses, "--vram", "12")
+    assert_failed(ran, 4, "--vram 12 is in bytes; did you mean 12GiB?")
+
+
+def test_an_explanation_is_read_by_machines_too(capsys, losses):
+    asked = ("plan", TINY, "--losses", losses, "--size", "6MiB", "--explain", "output.weight", "--json")
+    found = json.loads(run(capsys, *asked).out)
+    assert found["schema"] == "requant.explanation/1" and found["choice"]["name"] == "output.weight"
+    assert sum(a["chosen"] for a in found["alternatives"]) == 1 and found["limits"][0]["option"] == "--size"
+
+
+def test_a_reserve_may_be_nothing(capsys, losses):
+    asked = ("plan", TINY, "--losses", losses, "--vram", "11MiB", "--json")
+    plan = json.loads(run(capsys, *asked, "--reserve", "0").out)
+    assert "reserve" not in plan["memory"] and "reserve" in json.loads(run(capsys, *asked).out)["memory"]
+    assert_failed(run(capsys, *asked, "--size", "0"), 2, "must be above 0")
+
+
+def test_planning_offers_no_option_that_it_lacks(capsys):
+    ran = run(capsys, "plan", TINY)
+    assert_failed(ran, 2, "nothing decides the types")
+    assert "--type T" not in ran.err and "--plan" not in ran.err
+    assert "--type T" in run(capsys, "convert", TINY, "out.gguf").err
+
+
+def test_a_folder_that_is_not_there_is_to_be_made(capsys, losses, tmp_path):
+    nowhere = tmp_path / "nowhere"
+    for words in (
+        ("convert", TINY, nowhere / "o.gguf", "--type", "Q4_0"),
+        ("plan", TINY, "--losses", losses, "--bpw", "5", "-o", nowhere / "p.json"),
+    ):
+        assert_failed(run(capsys, *words), 6, f"{nowhere}: there is no such folder", "mkdir -p")
+
+
+def test_a_model_does_not_go_to_stdout(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert_failed(run(capsys, "convert", TINY, "-", "--type", "Q4_0"), 2, "not written to stdout")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_given_for_losses_is_called_one(capsys):
+    assert_failed(run(capsys, "plan", TINY, "--losses", TINY, "--bpw", "5"), 3, "is a GGUF file, not a text")
+
+
+def test_any_shard_finds_the_record_of_its_output(capsys, shards):
+    assert len(shards) > 1
+    for shard in shards:
+        assert "against its record: sound" in run(capsys, "verify", shard).out
+
+
+def test_another_source_is_named_beside_the_one_it_was(capsys, shards):
+    ran = run(capsys, "verify", shards[0], "--source", shards[0])
+    assert ran.code == 3 and f"it was made from {TINY.name} (" in ran.out and f"not from {shards[0].name} (" in ran.out
+
+
+def test_an_evaluation_says_where_the_window_is_beyond_the_model(capsys, tmp_path):
+    tokens = tmp_path / "tokens.txt"
+    tokens.write_text(" ".join(str(n % 4000) for n in range(700)))
+    asked = ("evaluate", TINY, "--tokens", tokens, "--window")
+    assert "640 tokens is above the 512" in run(capsys, *asked, "640").err
+    assert "above" not in run(capsys, *asked, "256", "--windows", "1").err
+    assert_failed(run(capsys, *asked, "256", "--text", tokens), 2, "--text and --tokens cannot be given together")
+
+
+def test_an_inspection_says_where_the_context_is_beyond_the_model(capsys):
+    assert "a context of at most 512 tokens" in run(capsys, "inspect", TINY, "--ctx", "513").out
+    assert "at most" not in run(capsys, "inspect", TINY, "--ctx", "512").out
+
+
+def test_what_fits_as_it_is_is_copied_without_scoring(capsys, monkeypatch, losses):
+    monkeypatch.setattr("requant.stages.job.score", None)
+    ran = run(capsys, "convert", TINY, "out.gguf", "--vram", "1GiB", "--dry-run", "--json")
+    assert all(c["type"] == c["source_type"] for c in json.loads(ran.out)["choices"])
+    several = json.loads(run(capsys, "plan", TINY, "--vram", "1GiB,2GiB", "--json").out)
+    assert all("nothing was scored" in plan["notes"][0] for plan in several["plans"])
+
+
+def test_a_folder_given_for_a_model_says_what_is_in_it(capsys, tmp_path):
+    (tmp_path / "model-00001.safetensors").touch()
+    assert_failed(run(capsys, "inspect", tmp_path), 3, "is a directory", "convert_hf_to_gguf.py")
+    (tmp_path / "a.gguf").touch()
+    assert_failed(run(capsys, "inspect", tmp_path), 3, "give a file in it, such as a.gguf")

@@ -1,10 +1,7 @@
-"""The house: what every module keeps to, and that the README's figures are the code's."""
+"""The house: what every module keeps to."""
 
 import ast
 import importlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -65,9 +62,3 @@ def test_every_module_can_be_imported():
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in MODULES if path.stem != "__main__"]
     for name in names:
         importlib.import_module(name.removesuffix(".__init__"))
-
-
-def test_the_formats_of_the_readme_are_those_of_the_code():
-    words = [sys.executable, ROOT / "scripts" / "format_table.py", "--check", ROOT / "README.md"]
-    run = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
-    assert run.returncode == 0, run.stderr

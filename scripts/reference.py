@@ -59,6 +59,7 @@ FILES = {
     "requant.diff": ("`requant diff --json`", None),
     "requant.inspect": ("`requant inspect --json`", "requant.report.inspect.Inspection"),
     "requant.evaluation": ("`requant evaluate --json`", "requant.evaluate.Evaluation"),
+    "requant.explanation": ("`requant plan --explain NAME --json`", None),
     "requant.reports": ("what reports a batch has written, in its state", None),
     "requant.version": ("`requant --version --json`", None),
     "requant.progress": ("a line of `--progress json`: [programs](../progress.md#for-programs)", None),

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from requant.cli.progress import progress as _progress
-from requant.cli.speech import QUIET, VERBOSE, say
+from requant.cli.speech import QUIET, VERBOSE, say, settings
 from requant.errors import InputOutputError, RequantError, UsageError, printable
 from requant.teller import Teller
 from requant.units import format_size
@@ -35,7 +35,6 @@ _SPARE = "close other programs, or give fewer --threads"
 _NO_THREAD = "can't start new thread"  # a RuntimeError of Python's, where the system has no more of them
 _GRACE = 1.0  # seconds from a signal to the end of the process, whatever is still at work
 _state: dict[str, Any] = {
-    "debug": False,
     "signal": 0,
     "stopped": False,
     "said": False,
@@ -100,7 +99,7 @@ def leave(code: int) -> NoReturn:
 
 def set_debug(_: click.Context, __: click.Parameter, value: bool) -> None:
     """Click's callback of --debug."""
-    _state["debug"] = _state["debug"] or value
+    settings.debug = settings.debug or value
 
 
 def emit(*parts: str | Picture) -> None:
@@ -148,7 +147,7 @@ def warn(*texts: str) -> None:
 
 
 def _failed(message: str, code: int) -> int:
-    if _state["debug"]:
+    if settings.debug:
         import traceback
 
         traceback.print_exc()
@@ -240,7 +239,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if _state["signal"]:  # it came before or after the command, or the import of C code made something else of Stopped
         os._exit(_stopped(_state["signal"]))
-    if _state["debug"]:
+    if settings.debug:
         sys.__excepthook__(kind, error, trace)
     what = f"{kind.__name__}: {' '.join(str(error).split())}".rstrip(": ")
     say(f"error: internal error, please report it: {what}; --debug shows where", QUIET)

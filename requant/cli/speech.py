@@ -20,10 +20,11 @@ ERASE = "\r\x1b[K"  # the line of a bar
 
 @dataclass(slots=True)
 class Settings:
-    """What the options -q, -v and --progress said; the one state that all that is said depends on."""
+    """What the options -q, -v, --progress and --debug said; the one state that all that is said depends on."""
 
     level: int = NORMAL
     progress: str = "auto"
+    debug: bool = False
     bars: int = 0  # bars that are being drawn
 
     def words(self) -> list[str]:
@@ -37,7 +38,7 @@ settings = Settings()
 
 def reset() -> None:
     """As if no option had been given."""
-    settings.level, settings.progress = NORMAL, "auto"
+    settings.level, settings.progress, settings.debug = NORMAL, "auto", False
 
 
 def set_level(level: int) -> None:

@@ -131,9 +131,14 @@ class Output:
         self._failed = True
         for part in self._parts:
             part.sync()
-        self.journal.append(self._pending)
+        before, self._has_records = self._has_records, True  # a signal from here on may come after the records
+        try:
+            self.journal.append(self._pending)
+        except InputOutputError:
+            self._has_records = before
+            raise
         self._pending.clear()
-        self._unflushed, self._last_flush, self._failed, self._has_records = 0, time.monotonic(), False, True
+        self._unflushed, self._last_flush, self._failed = 0, time.monotonic(), False
 
     def seal(self) -> None:
         """Write the headers, last of all, and read them back. Raises InputOutputError."""

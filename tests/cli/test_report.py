@@ -293,7 +293,7 @@ def test_convert_writes_its_reports(capsys, tmp_path):
     [
         (["--report", "o.gguf.requant.json"], 2, "says no kind of report"),
         (["--report", "taken.md"], 5, "already exists"),
-        (["--report", "none/x.md"], 6, "cannot be written"),
+        (["--report", "none/x.md"], 6, "there is no such folder"),
         (["--report", "x.md", "--dry-run"], 2, "--dry-run writes nothing"),
     ],
 )

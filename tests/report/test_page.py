@@ -203,6 +203,14 @@ def test_a_budget_is_said_as_the_command_line_says_it():
     ]
 
 
+def test_what_was_asked_is_said_as_it_was_typed_where_the_plan_knows_that():
+    typed = ("--vram", "12GiB", "--tensor-type", "a b=Q4_K", "--quick", "--group=-x")
+    assert asked(replace(invented.experts(2), options=typed)) == [
+        *("--vram 12GiB", "--tensor-type 'a b=Q4_K'", "--quick", "--group=-x")
+    ]
+    assert asked(replace(invented.experts(2), options=("<b>", "odd"))) == ["<b> odd"]
+
+
 def test_what_is_not_known_is_said_to_be_so():
     shown = edited()
     assert "not known" in shown and "No losses were scored" in shown and 'id="mode-s"' not in shown

@@ -9,6 +9,7 @@ from requant.errors import FILE_NAME
 from requant.evaluate import Evaluation
 from requant.model.memory import DEFAULT_UBATCH
 from requant.plan import IN_NATS, Plan
+from requant.report import shell
 from requant.report.engine import DEFAULT_CACHE
 from requant.report.sections.origin import is_of
 from requant.report.tags import tag, text
@@ -23,11 +24,18 @@ _COLOURED = {"weights": "weights", "kv_cache": "kv", "compute": "compute"}
 
 
 def asked(plan: Plan) -> list[str]:
-    """The budget as options of the command line, each with its value; none where the types were given.
+    """What was asked for as options of the command line, each with its value.
 
-    What is the default anyway is left out.
+    Of a plan that does not know its options: its budget, without what is the default anyway.
     """
-    found = []
+    found: list[str] = []
+    for word in plan.options:
+        if word.startswith("--") or not found:
+            found.append(word)
+        else:
+            found[-1] += f" {shell.join([word])}"
+    if found:
+        return found
     for key, value in plan.budget.items():
         if value is None or value is False or _USUAL.get(key) == value:
             continue

@@ -1,4 +1,4 @@
-"""The pictures of the docs: the report of the tiny model in Chromium, and commands as a terminal shows them.
+"""The pictures of the docs: the tiny model's report in Chromium, its picture, and commands as a terminal shows them.
 
     python scripts/screenshots.py [-o docs/images]
 
@@ -186,31 +186,24 @@ def small(png):
     return out.getvalue()
 
 
-def report(folder):
-    """Convert and evaluate the tiny model in `folder`, and write the page about it; the page's path."""
-    from requant.conversion import read_conversion, record_path
-    from requant.evaluate import read_evaluation
-    from requant.report.page import page
-
-    out = folder / "tiny.gguf"
+def report(folder, picture):
+    """Convert and evaluate the tiny model in `folder`, draw its `picture` and write its page; the page's path."""
+    out, measured, made = folder / "tiny.gguf", folder / "evaluation.json", folder / "report.html"
     requant("convert", TINY, out, *BUDGET)
-    measured = folder / "evaluation.json"
     measured.write_text(requant("evaluate", out, "--base", TINY, "--text", FIXTURES / "eval.txt", "--json"))
-    made = folder / "report.html"
-    text = page(read_conversion(record_path(out)), evaluations=[read_evaluation(measured)])
-    made.write_text(text, encoding="utf-8")
+    requant("report", out, "--evaluation", measured, "-o", made, "-o", picture, "--force")
     return made
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", type=Path, default=ROOT / "docs" / "images", dest="folder", help="where the pictures go")
-    folder = parser.parse_args().folder
+    folder = parser.parse_args().folder.absolute()
     if chromium.programs() is None:
         raise SystemExit("chromium and chromedriver are needed; on Debian: apt-get install chromium chromium-driver")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
-        made = report(Path(work))
+        made = report(Path(work), folder / "report-picture.png")
         camera = Camera(folder)
         try:
             for scheme in ("light", "dark"):

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from requant.errors import UsageError, brief
-from requant.formats import FORMATS, by_name
+from requant.formats import FORMATS, by_name, format_of
 from requant.items import Item, items_of
 from requant.limits import LOSS_UNIT, Limit, Timing
 from requant.model.stock import mixtures
@@ -261,8 +261,7 @@ def _allowed(
         left = tensor.candidates
     if floor is None:
         return left
-    fmt = by_name(floor.type)
-    assert fmt is not None, floor
+    fmt = format_of(floor.type)
     least = Fraction(fmt.block_bytes, fmt.block_weights)
     above = tuple(c for c in left if c.type == tensor.source_type or c.n_bytes >= least * tensor.n_weights)
     if not above:
@@ -273,8 +272,7 @@ def _allowed(
 def _pinned(tensor: TensorLosses, pin: Rule) -> Candidate:
     found = next((c for c in tensor.candidates if c.type == pin.type), None)
     if found is None:
-        fmt = by_name(pin.type)
-        assert fmt is not None, pin
+        fmt = format_of(pin.type)
         reason = tensor.skipped.get(pin.type)
         if reason is None and not fmt.divides(tensor.shape[0]):
             reason = f"rows of {tensor.shape[0]} are no whole blocks of {fmt.block_weights}"

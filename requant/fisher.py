@@ -46,7 +46,7 @@ from requant.model.forward.weights import Weights
 from requant.model.roles import n_matrices
 from requant.model.scales import scales_of, takes_second_level
 from requant.plan import IN_NATS, Losses, TensorLosses
-from requant.sensitivity import DEFAULT_TYPES, check_requantization, format_of, involved, survey
+from requant.sensitivity import DEFAULT_TYPES, check_requantization, encoded_format, involved, survey
 from requant.statistics import Sampler, Statistics
 from requant.weighing import Block, Product, Rows, weighed
 
@@ -313,7 +313,7 @@ def _score_ends(work: _Work, model: Model, output: _Output, gradients: tuple[Arr
 def _scored(work: _Work, tensor: SourceTensor, information: Information, factor: float) -> TensorLosses:
     """The tensor with the loss, times `factor`, and relative error of each candidate that can represent its weights."""
     surveyed = work.wanted[tensor.name]
-    formats = [format_of(candidate.type) for candidate in surveyed.candidates[1:]]
+    formats = [encoded_format(candidate.type) for candidate in surveyed.candidates[1:]]
     matrices = n_matrices(tensor.shape)
     scales = scales_of(work.source, tensor)
     factors = np.ones(matrices, np.float32) if scales is None else np.broadcast_to(scales, matrices)

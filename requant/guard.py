@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from requant.formats import by_name
+from requant.formats import format_of
 from requant.limits import Use
 from requant.model.roles import is_below, is_tied
 from requant.model.stock import mixture_type, mixtures, stock_type
@@ -46,8 +46,7 @@ def _largest_mixture(losses: Losses, request: Request) -> str | None:
     def n_bytes(tensor: TensorLosses, mixture: str) -> int:
         if tensor.reason is not None:
             return tensor.n_bytes
-        fmt = by_name(mixture_type(mixture, tensor.name, tensor.shape[0], tied=False, arch=losses.arch))
-        assert fmt is not None
+        fmt = format_of(mixture_type(mixture, tensor.name, tensor.shape[0], tied=False, arch=losses.arch))
         return min(tensor.n_bytes, fmt.n_bytes(tensor.n_weights))
 
     def use(tensor: TensorLosses, size: int) -> Use:

@@ -11,13 +11,13 @@ from requant.container.layout import Layout
 from requant.container.source import Source, SourceTensor
 from requant.container.splitting import WHOLE, Splitting, Tensor, lay_out_files
 from requant.errors import BadInput
-from requant.formats import BlockFormat
+from requant.formats import BlockFormat, format_of
 from requant.imatrix import Imatrix, importance_for
 from requant.model.companions import SECOND_LEVEL, companion_of, companion_shape
 from requant.model.roles import needs_importance
 from requant.model.scales import takes_second_level
 from requant.plan import Choice, Losses, Plan
-from requant.provenance import format_of, output_metadata
+from requant.provenance import output_metadata
 
 
 def output_layouts(

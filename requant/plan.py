@@ -17,7 +17,7 @@ from typing import Any
 
 from requant import cards
 from requant.errors import BadInput, InfeasibleBudget, brief
-from requant.formats import Effort, by_name
+from requant.formats import Effort, format_of
 from requant.limits import Limit, Timing, Use
 from requant.records import dump, ggml_type, parse, plain, read_text, record, value_of
 from requant.runtime import ENGINES
@@ -318,8 +318,7 @@ def _check_started(plan: Plan, path: object) -> None:
 
 def _n_bytes(type_name: str, shape: tuple[int, ...], where: str, path: object) -> int:
     """Bytes of a tensor; BadInput where its rows are not whole blocks."""
-    fmt = by_name(type_name)
-    assert fmt is not None, type_name
+    fmt = format_of(type_name)
     if not fmt.divides(shape[0] if shape else 1):
         raise BadInput(
             path,

@@ -14,7 +14,7 @@ import requant
 from requant.container.metadata import Metadata
 from requant.container.source import Source
 from requant.errors import printable
-from requant.formats import KERNELS, BlockFormat, by_name
+from requant.formats import KERNELS, format_of
 from requant.imatrix import Imatrix, importance_for
 from requant.layers import LAYERS_SCHEMA
 from requant.model.companions import SECOND_LEVEL
@@ -53,13 +53,6 @@ def imatrix_used(plan: Plan, imatrix: Imatrix | None) -> Imatrix | None:
         return None
     weighted = (c for c in plan.choices if not c.copied and format_of(c.type).block_weights > 1)
     return imatrix if any(importance_for(imatrix, c.name, c.shape) is not None for c in weighted) else None
-
-
-def format_of(type_name: str) -> BlockFormat:
-    """The format of a type name that a plan has checked."""
-    fmt = by_name(type_name)
-    assert fmt is not None, type_name
-    return fmt
 
 
 def output_metadata(source: Source, plan: Plan, imatrix: Imatrix | None) -> Metadata:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from requant.budget import parse_rule
 from requant.container.source import Source, require_model
 from requant.errors import BadInput, UsageError, brief
-from requant.formats import Effort, by_name
+from requant.formats import Effort, by_name, format_of
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.roles import fallback_type, is_below, never_quantize, usable_types
 from requant.model.stock import mixture_types
@@ -198,8 +198,7 @@ def _typed(source: Source, types: Mapping[str, str], method: str, allow_requanti
     choices = []
     for tensor, known in zip(source.tensors, surveyed, strict=True):
         wanted = tensor.format.name if tensor.name in source.kept else types.get(tensor.name, tensor.format.name)
-        fmt = tensor.format if not is_below(wanted, tensor.format.name) else by_name(wanted)
-        assert fmt is not None
+        fmt = tensor.format if not is_below(wanted, tensor.format.name) else format_of(wanted)
         free = tensor.name in types and tensor.name not in source.kept
         reason = None if free else known.reason or "nothing says what it should be"
         device = "gpu" if known.on_gpu else "cpu"

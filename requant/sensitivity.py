@@ -197,7 +197,7 @@ def _surveyed(
         chosen = [t for t in found.types if is_below(t, own.name)]
         wasteful = [t for t in found.types if t != own.name and t not in chosen]
         skipped = dict(found.skipped) | dict.fromkeys(wasteful, f"it is no smaller than the source's {own.name}")
-    sizes = [(name, format_of(name).n_bytes(tensor.n_weights)) for name in chosen]
+    sizes = [(name, encoded_format(name).n_bytes(tensor.n_weights)) for name in chosen]
     return TensorLosses(
         name=tensor.name,
         role=role_of(tensor.name),
@@ -212,7 +212,7 @@ def _surveyed(
     )
 
 
-def format_of(name: str) -> BlockFormat:
+def encoded_format(name: str) -> BlockFormat:
     """The format called `name`; raises UsageError where it cannot be written."""
     fmt = by_name(name)
     if fmt is None or not fmt.can_encode:
@@ -224,7 +224,7 @@ def format_of(name: str) -> BlockFormat:
 def involved(source: Source, types: Sequence[str]) -> list[BlockFormat]:
     """The formats whose kernels scoring will call, once each."""
     decoded = {t.format for t in source.tensors if t.format.can_decode}
-    return sorted(decoded | {format_of(t) for t in types}, key=lambda f: f.type_id)
+    return sorted(decoded | {encoded_format(t) for t in types}, key=lambda f: f.type_id)
 
 
 def check_requantization(source: Source, tensors: Sequence[TensorLosses], allowed: bool) -> list[str]:
@@ -277,7 +277,7 @@ def _tried(trial: _Trial) -> tuple[TensorLosses, float]:
     found = [surveyed.candidates[0]]
     skipped = dict(surveyed.skipped)
     for candidate in surveyed.candidates[1:]:
-        fmt = format_of(candidate.type)
+        fmt = encoded_format(candidate.type)
         parts = []
         for start, stop, importance, _, _ in sample.parts:
             x = sample.x[start:stop]

@@ -14,7 +14,7 @@ from requant.chunks import CHUNK_WEIGHTS
 from requant.codec import Floats
 from requant.container.source import Source, SourceTensor
 from requant.evaluate import Evaluation, judge, summary
-from requant.formats import BlockFormat, Effort
+from requant.formats import BlockFormat, Effort, format_of
 from requant.imatrix import Imatrix, importance_for
 from requant.model.companions import SECOND_LEVEL
 from requant.model.forward.ops import Array
@@ -24,7 +24,6 @@ from requant.model.roles import n_matrices
 from requant.model.scales import takes_second_level
 from requant.plan import Losses, Plan
 from requant.pool import in_order, n_threads
-from requant.provenance import format_of
 
 CACHES = (("Q8_0", "Q8_0"), ("Q8_0", "Q5_1"), ("Q5_1", "Q5_1"), ("Q4_0", "Q4_0"))  # types of K and V that are measured
 SPREAD = 0.3  # standard deviation of the logarithm of what losses are multiplied by, to come by other good plans

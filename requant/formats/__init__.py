@@ -56,6 +56,18 @@ def by_name(name: str) -> BlockFormat | None:
     return _BY_NAME.get(name.upper())
 
 
+def format_of(name: str) -> BlockFormat:
+    """The format of a type's name that was checked before; one that is none is a bug of ours."""
+    fmt = by_name(name)
+    assert fmt is not None, name
+    return fmt
+
+
+def by_bits(name: str) -> tuple[float, str]:
+    """What types are sorted by: bits per weight, then the name."""
+    return format_of(name).bpw, name
+
+
 def table_digest() -> str:
     """Hash over names, ids, blocks and what is read and written; the same where two versions know the same types."""
     rows = [(f.name, f.type_id, f.block_weights, f.block_bytes, f.can_decode, f.can_encode) for f in FORMATS.values()]

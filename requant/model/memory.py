@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 
 from requant.errors import BadInput, UsageError, brief
-from requant.formats import by_name
+from requant.formats import format_of
 from requant.formats.base import BlockFormat
 from requant.model.hyperparameters import Hyperparameters
 from requant.model.roles import is_lookup, layer_of
@@ -61,7 +61,7 @@ class Settings:
         for name in (self.cache_type_k, self.cache_type_v):
             if name.upper() not in CACHE_TYPES:
                 raise UsageError(f"'{brief(name)}' is no cache type; {suggest(name, map(str.lower, CACHE_TYPES))}")
-        if not self.flash_attn and _cache_format(self.cache_type_v).block_weights > 1:
+        if not self.flash_attn and format_of(self.cache_type_v).block_weights > 1:
             raise UsageError("a quantized V cache needs flash attention")
 
     @property
@@ -169,7 +169,7 @@ def layer_caches(hp: Hyperparameters, settings: Settings, *, padded: bool = Fals
     """
     _check_known(hp, settings)
     _check_cache_types(hp, settings)
-    k_format, v_format = _cache_format(settings.cache_type_k), _cache_format(settings.cache_type_v)
+    k_format, v_format = format_of(settings.cache_type_k), format_of(settings.cache_type_v)
     sizes = []
     for il in range(hp.n_layers):
         total = 0
@@ -193,7 +193,7 @@ def _bound(hp: Hyperparameters, settings: Settings) -> int:
     All in the larger of the two types, for every cell, without windows.
     """
     heads = max(hp.n_head_kv) * (max(hp.key_length, hp.key_length_swa) + max(hp.value_length, hp.value_length_swa))
-    types = [_cache_format(name) for name in (settings.cache_type_k, settings.cache_type_v)]
+    types = [format_of(name) for name in (settings.cache_type_k, settings.cache_type_v)]
     width = _pad(heads + 2 * ROW_PADDING, ROW_PADDING)
     cells = settings.cells * settings.streams
     state = 4 * (hp.caches.n_conv + hp.caches.n_state) * settings.n_parallel
@@ -270,7 +270,7 @@ def _attention_bytes(hp: Hyperparameters, settings: Settings, il: int) -> int:
 def _input_bytes(hp: Hyperparameters, settings: Settings) -> int:
     """Token ids, positions, cache indices: at most 64 bytes a token; and two rotation matrices per quantized cache."""
     rotations = 4 * 2 * (max(hp.key_length, hp.key_length_swa) ** 2 + max(hp.value_length, hp.value_length_swa) ** 2)
-    quantized = any(_cache_format(t).block_weights > 1 for t in (settings.cache_type_k, settings.cache_type_v))
+    quantized = any(format_of(t).block_weights > 1 for t in (settings.cache_type_k, settings.cache_type_v))
     return 64 * settings.tokens + 64 * 1024 + (rotations if quantized else 0)
 
 
@@ -338,7 +338,7 @@ def _check_cache_types(hp: Hyperparameters, settings: Settings) -> None:
     heads = [(settings.cache_type_k, _k_head(hp, il)) for il in attending]
     heads += [(settings.cache_type_v, _v_head(hp, il)) for il in attending]
     for name, length in heads:
-        fmt = _cache_format(name)
+        fmt = format_of(name)
         if not fmt.divides(length):
             raise BadInput(
                 hp.path,
@@ -347,12 +347,6 @@ def _check_cache_types(hp: Hyperparameters, settings: Settings) -> None:
                 limit=f"a multiple of {fmt.block_weights}",
                 hint="use f16",
             )
-
-
-def _cache_format(name: str) -> BlockFormat:
-    fmt = by_name(name)
-    assert fmt is not None, name
-    return fmt
 
 
 def _pad(n: int, multiple: int) -> int:

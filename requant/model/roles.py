@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from requant.formats import FORMATS, by_name
+from requant.formats import FORMATS, format_of
 
 _IN_A_LAYER = re.compile(r"(?:(?P<tower>.+)\.)?blk\.(?P<layer>[0-9]+)\.(?P<part>.+)")
 
@@ -193,15 +193,15 @@ def needs_importance(type_name: str, role: str) -> bool:
 
 def is_below(type_name: str, floor: str) -> bool:
     """Whether `type_name` has fewer bits per weight than `floor`; both are names in FORMATS."""
-    return _bpw(type_name) < _bpw(floor)
+    return format_of(type_name).bpw < format_of(floor).bpw
 
 
 def fallback_type(type_name: str, n_per_row: int) -> str | None:
     """What llama-quantize takes instead of a type whose block does not divide the row; None where it refuses."""
     alternative = _FALLBACK.get(type_name)
     if alternative is None:
-        return "F16" if _block(type_name) <= 32 else None
-    return alternative if n_per_row % _block(alternative) == 0 else "F16"
+        return "F16" if format_of(type_name).block_weights <= 32 else None
+    return alternative if n_per_row % format_of(alternative).block_weights == 0 else "F16"
 
 
 def usable_types(n_per_row: int, types: Iterable[str]) -> tuple[list[str], dict[str, str]]:
@@ -209,10 +209,10 @@ def usable_types(n_per_row: int, types: Iterable[str]) -> tuple[list[str], dict[
     usable: list[str] = []
     skipped: dict[str, str] = {}
     for name in types:
-        if n_per_row % _block(name) == 0:
+        if n_per_row % format_of(name).block_weights == 0:
             usable.append(name)
             continue
-        skipped[name] = f"a row of {n_per_row} weights is no multiple of the block of {_block(name)}"
+        skipped[name] = f"a row of {n_per_row} weights is no multiple of the block of {format_of(name).block_weights}"
     return usable, skipped
 
 
@@ -254,22 +254,10 @@ def _unsuitable(arch: str, role: str, type_name: str, floors: list[str], has_imp
     for floor in floors:
         if is_below(type_name, floor):
             return f"{role} is never below {floor}"
-    if role in _NOT_LOW_BIT and _bpw(type_name) <= LOW_BIT_BPW:
-        return f"{role} does not survive {_bpw(type_name):.2f} bits per weight"
+    if role in _NOT_LOW_BIT and format_of(type_name).bpw <= LOW_BIT_BPW:
+        return f"{role} does not survive {format_of(type_name).bpw:.2f} bits per weight"
     if needs_importance(type_name, role) and not has_importance:
         return "it needs an importance matrix that covers the tensor"
     if type_name == "NVFP4" and arch == "eagle3":
         return "the engine does not apply its second-level scale in a draft head"
     return None
-
-
-def _bpw(type_name: str) -> float:
-    fmt = by_name(type_name)
-    assert fmt is not None, type_name
-    return fmt.bpw
-
-
-def _block(type_name: str) -> int:
-    fmt = by_name(type_name)
-    assert fmt is not None, type_name
-    return fmt.block_weights

@@ -11,7 +11,7 @@ from itertools import groupby
 from math import ceil, prod
 
 from requant.errors import brief
-from requant.formats import by_name
+from requant.formats import by_bits, format_of
 from requant.model.roles import layer_of, role_of
 from requant.plan import Plan
 from requant.report.grid import columns
@@ -168,7 +168,7 @@ def _types(parts: Sequence[Part]) -> tuple[tuple[str, int], ...]:
     for part in parts:
         found[part.type] = found.get(part.type, 0) + part.n_weights
     total = sum(found.values())
-    return tuple(sorted(((t, n) for t, n in found.items() if n >= _SMALL * total), key=lambda item: _order(item[0])))
+    return tuple(sorted(((t, n) for t, n in found.items() if n >= _SMALL * total), key=lambda item: by_bits(item[0])))
 
 
 def _bar(row: _Row, longest: float, width: int, canvas: Canvas) -> tuple[list[Span], int]:
@@ -197,7 +197,7 @@ def _cells(name: str, n: int, rest: float, canvas: Canvas) -> str:
 
 def _legend(rows: Sequence[_Row], canvas: Canvas) -> list[tuple[Span, ...]]:
     """Each type with its colour or digit, in lines that fit."""
-    names = sorted({name for row in rows for name, _ in row.types}, key=_order)
+    names = sorted({name for row in rows for name, _ in row.types}, key=by_bits)
     lines: list[list[Span]] = [[]]
     used = 0
     for name in names:
@@ -211,23 +211,13 @@ def _legend(rows: Sequence[_Row], canvas: Canvas) -> list[tuple[Span, ...]]:
     return [tuple(line) for line in lines]
 
 
-def _bits(name: str) -> float:
-    fmt = by_name(name)
-    assert fmt is not None, name
-    return fmt.bpw
-
-
-def _order(name: str) -> tuple[float, str]:
-    return _bits(name), name
-
-
 def _digit(name: str) -> str:
-    bits = int(_bits(name))
+    bits = int(format_of(name).bpw)
     return str(bits) if bits < 10 else "F"
 
 
 def _colour(name: str) -> int:
-    return _COLOURS.get(int(_bits(name)), _UNROUNDED)
+    return _COLOURS.get(int(format_of(name).bpw), _UNROUNDED)
 
 
 def _dyed(colour: int, canvas: Canvas) -> int | None:

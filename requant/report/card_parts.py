@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from requant.conversion import Conversion
 from requant.errors import FILE_NAME
-from requant.formats import Effort, by_name
+from requant.formats import Effort, by_bits
 from requant.limits import Limit
 from requant.plan import IN_NATS, Choice, Plan
 from requant.report import markdown as md
@@ -82,16 +82,10 @@ def roles_table(plan: Plan) -> str:
 
 def _row(role: str, found: Sequence[Choice], known: bool) -> list[str]:
     counts = Counter(c.type for c in found)
-    listed = ", ".join(f"{name} \u00d7 {n}" for name, n in sorted(counts.items(), key=lambda i: (_bpw(i[0]), i[0])))
+    listed = ", ".join(f"{name} \u00d7 {n}" for name, n in sorted(counts.items(), key=lambda i: by_bits(i[0])))
     n_bytes, n_weights = sum(c.n_bytes for c in found), max(sum(c.n_weights for c in found), 1)
     loss = [f"{math.fsum(c.loss for c in found):.3g}"] if known else []
     return [role, str(len(found)), listed, f"{8 * n_bytes / n_weights:.3f}", format_size(n_bytes), *loss]
-
-
-def _bpw(name: str) -> float:
-    fmt = by_name(name)
-    assert fmt is not None, name
-    return fmt.bpw
 
 
 def uses(plan: Plan) -> str:

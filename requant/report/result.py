@@ -6,7 +6,7 @@ from statistics import median
 
 from requant.conversion import Conversion, Converted
 from requant.errors import FILE_NAME, brief, printable
-from requant.formats import by_name
+from requant.formats import by_bits
 from requant.units import format_size
 from requant.verification import Verification
 
@@ -26,19 +26,13 @@ def conversion_text(made: Conversion, *, verified: bool) -> str:
 def _errors(encoded: list[Converted]) -> list[str]:
     """A line per type, the smallest first: tensors, median and largest error, and where that is."""
     lines = []
-    for name in sorted({t.type for t in encoded}, key=lambda name: (_bpw(name), name)):
+    for name in sorted({t.type for t in encoded}, key=by_bits):
         found = [t for t in encoded if t.type == name]
         worst = max(found, key=lambda t: t.rmse)
         middle = f"median {100 * median(t.rmse for t in found):5.2f} %"
         largest = f"largest {100 * worst.rmse:5.2f} % {brief(worst.name)}"
         lines.append(f"{name:8}{len(found):4} tensor{' ' if len(found) == 1 else 's'}  {middle}  {largest}")
     return lines
-
-
-def _bpw(name: str) -> float:
-    fmt = by_name(name)
-    assert fmt is not None, name
-    return fmt.bpw
 
 
 def verification_text(found: Verification) -> str:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from requant.errors import FILE_NAME, REMARK, brief
-from requant.formats import Effort, by_name
+from requant.formats import Effort, by_bits, format_of
 from requant.limits import Limit, part_name
 from requant.plan import EDITED, IN_NATS, Choice, Losses, Plan
 from requant.report.grid import GAP, WIDTH, columns, fitting, grid, labelled
@@ -69,13 +69,13 @@ def type_table(plan: Plan) -> str:
     """Per type: tensors, share of the weights, bytes, and the part of the predicted loss that falls on it."""
     total = plan.predicted_loss
     rows = [["type", "bits/weight", "tensors", "weights", "size", "loss"]]
-    for name in sorted({c.type for c in plan.choices}, key=_by_bits):
+    for name in sorted({c.type for c in plan.choices}, key=by_bits):
         found = [c for c in plan.choices if c.type == name]
         share = sum(c.n_weights for c in found) / max(plan.n_weights, 1)
         part = math.fsum(c.loss for c in found) / total if total else 0.0
         loss = "?" if total is None else _percent(part)
         size = format_size(sum(c.n_bytes for c in found))
-        rows.append([name, f"{_type_bpw(name):.2f}", str(len(found)), _percent(share), size, loss])
+        rows.append([name, f"{format_of(name).bpw:.2f}", str(len(found)), _percent(share), size, loss])
     size = format_size(plan.n_bytes)
     rows.append(
         [
@@ -111,7 +111,7 @@ def summary(plan: Plan, width: int = WIDTH) -> str:
 def losses_table(losses: Losses, width: int = WIDTH) -> str:
     """Per role and type the loss if the whole role had that type, and why tensors or types are left out."""
     free = [t for t in losses.tensors if t.reason is None]
-    types = sorted({c.type for t in free for c in t.candidates}, key=_by_bits)
+    types = sorted({c.type for t in free for c in t.candidates}, key=by_bits)
     sums: dict[tuple[str, str], list[float]] = {}
     for t in free:
         for c in t.candidates:
@@ -144,16 +144,6 @@ def losses_table(losses: Losses, width: int = WIDTH) -> str:
 def loss_unit(method: str | None) -> str:
     """What the losses of a method are counted in."""
     return "nats per token" if method in IN_NATS else "points of its own"
-
-
-def _type_bpw(name: str) -> float:
-    fmt = by_name(name)
-    assert fmt is not None, name
-    return fmt.bpw
-
-
-def _by_bits(name: str) -> tuple[float, str]:
-    return _type_bpw(name), name
 
 
 def _percent(share: float) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from requant.formats import by_name
+from requant.formats import by_name, format_of
 from requant.limits import Limit
 from requant.plan import Choice, Mixture, Plan
 
@@ -125,7 +125,7 @@ def _sensitivity(plan: Plan, choice: Choice) -> float | None:
     reference = by_name(str(plan.runtime.get("reference_type", "")))
     if not losses or reference is None:
         return None
-    return losses[min(losses, key=lambda name: (name != reference.name, abs(_bpw(name) - reference.bpw)))]
+    return losses[min(losses, key=lambda name: (name != reference.name, abs(format_of(name).bpw - reference.bpw)))]
 
 
 def curve(plan: Plan) -> Curve | None:
@@ -212,12 +212,4 @@ def _thinned(points: list[Dot]) -> tuple[Dot, ...]:
 
 
 def _n_bytes(type_name: str, choice: Choice) -> int:
-    fmt = by_name(type_name)
-    assert fmt is not None, type_name
-    return fmt.n_bytes(choice.n_weights)
-
-
-def _bpw(type_name: str) -> float:
-    fmt = by_name(type_name)
-    assert fmt is not None, type_name
-    return fmt.bpw
+    return format_of(type_name).n_bytes(choice.n_weights)

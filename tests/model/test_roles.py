@@ -182,13 +182,13 @@ def test_fallbacks_are_those_of_llama_quantize(type_name, n_per_row, expected):
 
 
 @given(st.integers(1, 10_000), st.lists(st.sampled_from(ENCODED), unique=True))
-def test_every_type_is_usable_or_skipped_with_its_fallback(n_per_row, types):
+def test_every_type_is_usable_or_skipped_with_its_block(n_per_row, types):
     usable, skipped = usable_types(n_per_row, types)
     assert sorted(usable + list(skipped)) == sorted(types)
     assert all(by_name(t).divides(n_per_row) for t in usable)
     for name, reason in skipped.items():
         assert not by_name(name).divides(n_per_row)
-        assert (fallback_type(name, n_per_row) or "refuses") in reason
+        assert f"block of {by_name(name).block_weights}" in reason
 
 
 def chosen(arch, name, shape_=(4096, 4096), types=ENCODED, has_importance=True, **more):

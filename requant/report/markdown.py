@@ -11,7 +11,8 @@ from requant.errors import REMARK, brief, printable
 # what means something to some Markdown: CommonMark, GitHub's tables, strikethrough and links, formulas; a number alone,
 # which a full stop after it would make a list
 _ACTIVE = re.compile(
-    r"[\\`*{}\[\]<>|~&$^#!=\"@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.|^[-+]|^\d(?=\d*$)|(?<=\d)[.)](?=\s|$)",
+    r"[\\`*{}\[\]<>|~&$^#!=\"@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.|^[-+]|^\d(?=\d*$)"
+    r"|(?<=\d)[.)](?=\s|$)",
     re.I,
 )
 _PLAIN_CODE = re.compile(r"[A-Za-z0-9._/:,;=@%()#+*~<>&'^$!?\[\]{}-]+( [A-Za-z0-9._/:,;=@%()#+*~<>&'^$!?\[\]{}-]+)*")

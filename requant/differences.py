@@ -19,7 +19,7 @@ def from_record(target: Source, made: Conversion) -> Iterator[str]:
     for n_found, line in enumerate(_structure(target, made, size), start=1):  # noqa: B007
         yield line
     if not n_found and target.header_sha256 != made.header_sha256:
-        yield f"the header is not the one that was written: sha256 {target.header_sha256}, record {made.header_sha256}"
+        yield f"the header is not the one that was written: sha256 {target.header_sha256:.12}, record {made.header_sha256:.12}"
 
 
 def _structure(target: Source, made: Conversion, size: int) -> Iterator[str]:
@@ -48,8 +48,8 @@ def made_elsewhere(target: Source, source: Source, made: Conversion | None) -> l
         return []
     origin = "another source" if made is None else brief(made.plan.source)
     return [
-        f"it was made from {origin} (sha256 of its header {said!s:.16}), "
-        f"not from {brief(source.name)} ({source.header_sha256:.16}): the two are not compared"
+        f"it was made from {origin} (sha256 of its header {said!s:.12}), "
+        f"not from {brief(source.name)} ({source.header_sha256:.12}): the two are not compared"
     ]
 
 

@@ -48,11 +48,17 @@ class Verification:
     n_bytes: int
     against: tuple[str, ...]  # "record", "source"
     findings: tuple[str, ...]
+    other_source: bool = False  # the source named is not what the output was made from, which is a finding
 
     @property
     def ok(self) -> bool:
         """Whether nothing was found."""
         return not self.findings
+
+    @property
+    def is_itself_sound(self) -> bool:
+        """Whether nothing was found but, perhaps, that the source named is another."""
+        return len(self.findings) == self.other_source
 
     def _repr_html_(self) -> str:
         return cards.verification(self)
@@ -129,7 +135,7 @@ def verify_source(
 ) -> Verification:
     """As `verify`, of an open output and the record `made`, by threads or by the workers of `cluster`."""
     findings = [] if made is None else list(differences.from_record(target, made))
-    origin = None
+    strangers, origin = list[str](), None
     if source is not None:
         strangers = differences.made_elsewhere(target, source, made)
         findings += strangers or [*differences.of_metadata(target, source), *differences.of_tensors(target, source)]
@@ -140,9 +146,9 @@ def verify_source(
         findings += _read_all(target, origin, recorded, n_threads(threads), progress)
     else:
         findings += _read_there(cluster, target, origin, recorded, progress)
-    against = [name for name, given in (("record", made), ("source", source)) if given is not None]
+    against = [name for name, given in (("record", made), ("source", origin)) if given is not None]
     n_bytes = sum(t.n_bytes for t in target.tensors)
-    return Verification(target.path, len(target.tensors), n_bytes, tuple(against), tuple(findings))
+    return Verification(target.path, len(target.tensors), n_bytes, tuple(against), tuple(findings), bool(strangers))
 
 
 def formats_read(target: Source, source: Source | None = None) -> list[BlockFormat]:
@@ -283,7 +289,7 @@ def _judged(parts: Iterable[_Seen], recorded: Converted | None) -> Iterator[str]
     if wrong is not None:
         yield wrong
     if recorded is not None and digest.hexdigest() != recorded.sha256:
-        yield f"tensor {name} is not as it was written: sha256 {digest.hexdigest()}, record {recorded.sha256}"
+        yield f"tensor {name} is not as it was written: sha256 {digest.hexdigest():.12}, record {recorded.sha256:.12}"
     error, limit = codec.relative_error(total[None, :]), _limit(tensor, recorded)
     if wrong is None and not error <= limit:
         figures = f"(got {error:.3g}, limit {limit:.3g})"

@@ -10,7 +10,7 @@ import click
 from requant.cli import messages, options
 from requant.cli.command import Command
 from requant.container.source import open_source
-from requant.errors import BadInput
+from requant.errors import BadInput, printable
 from requant.report.result import verification_text
 from requant.stages.verifying import verify
 
@@ -45,6 +45,10 @@ def command(*, target: Path, model: Path | None, wanted: Path | None, threads: i
         source = None if model is None else stack.enter_context(open_source(model))
         found = verify(target, source, wanted, messages.TELLER, threads=threads)
     messages.emit(found.to_json() if as_json else verification_text(found))
-    if not found.ok:
-        n, first = len(found.findings), found.findings[0]
-        raise BadInput(target, f"is not as it should be, {n} finding{'s' * (n > 1)}: {first}", hint="do not use it")
+    if found.ok:
+        return
+    if found.is_itself_sound:
+        hint = "give --source the model that it was made from; in the file itself nothing is wrong"
+        raise BadInput(model, f"is not the source of {printable(str(target))}", hint=hint)
+    n = len(found.findings)
+    raise BadInput(target, f"is not as it should be: {n} finding{'s' * (n > 1)}", hint="do not use it")

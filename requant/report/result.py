@@ -39,4 +39,5 @@ def verification_text(found: Verification) -> str:
     """A line for what was read, and one for each finding."""
     against = f", against its {' and '.join(found.against)}" if found.against else ""
     read = f"{printable(str(found.output))}: {found.n_tensors} tensors, {format_size(found.n_bytes)} read{against}"
-    return "\n".join([f"{read}: {'sound' if found.ok else 'not sound'}", *(printable(line) for line in found.findings)])
+    state = "sound" if found.ok else "not compared with the source" if found.is_itself_sound else "not sound"
+    return "\n".join([f"{read}: {state}", *(printable(line) for line in found.findings)])

@@ -1,4 +1,5 @@
 import json
+import re
 import os
 import shlex
 
@@ -162,7 +163,21 @@ def test_verify_finds_a_flipped_bit_and_another_plan(capsys, tmp_path, losses):
     ran = run(capsys, "verify", out, "--json")
     found = json.loads(ran.out)
     assert ran.code == 3 and not found["ok"] and found["schema"] == "requant.verify/1"
-    assert len(ran.err.splitlines()) == 1 and "is not as it should be" in ran.err
+    assert len(ran.err.splitlines()) == 1 and "is not as it should be: 1 finding; do not use it" in ran.err
+    assert len(found["findings"]) == 1 and not re.search("[0-9a-f]{13}", found["findings"][0])
+
+
+def test_verify_blames_the_source_that_is_another_and_not_the_file(capsys, tmp_path):
+    out = tmp_path / "out.gguf"
+    assert run(capsys, "convert", TINY, out, "--type", "Q5_K", "--no-verify").code == 0
+    ran = run(capsys, "verify", out, "--source", out)
+    assert ran.code == 3 and f"{out}: is not the source of {out}; give --source the model" in ran.err
+    assert "do not use it" not in ran.err and "against its record: not compared with the source" in ran.out
+    data = bytearray(out.read_bytes())
+    data[-1000] ^= 1
+    out.write_bytes(data)
+    ran = run(capsys, "verify", out, "--source", out)
+    assert ran.code == 3 and "2 findings; do not use it" in ran.err and ": not sound" in ran.out
 
 
 def test_an_output_that_does_not_verify_is_an_error(capsys, tmp_path, monkeypatch):

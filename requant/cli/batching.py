@@ -135,14 +135,9 @@ class Run:
     def _plan(self, cell: Cell) -> None:
         with open_source(cell.model.path) as source:
             if cell.plan is None:
-                job = asked = self._job(cell, source)
-                scores = self._scores(cell, source) if cell.is_scored else None
-                if scores is not None:
-                    losses = self._read_losses(scores)
-                    job = replace(job, losses=losses, imatrix=job.imatrix or _read(scores.importance))
-                    job = job if self.dry else self._with_caches(cell, job, scores)
-                if scores is not None or not cell.is_scored:
-                    n = cell.asked["measure"]
+                asked, n = self._job(cell, source), cell.asked["measure"]
+                job = self._with_losses(cell, source, asked) if cell.is_scored else asked
+                if job is not None:
                     cell.plan = signed(job.planned(weigh=True, measure=n)[0], asked, n)
                 if cell.plan is not None and not self.dry:
                     self._keep_plan(cell, cell.plan)
@@ -168,6 +163,16 @@ class Run:
         names = ("imatrix", "losses", "plan", "type_name", "preset", "like", "threads")
         how = {name: cell.asked[name] for name in (*names, "allow_requantize", "effort")}
         return prepared(source, cell.wishes, cell.calibration, **how, teller=messages.TELLER)
+
+    def _with_losses(self, cell: Cell, source: Source, job: Job) -> Job | None:
+        """The job with the losses that it is to be planned from; None where a dry run would have to score."""
+        if (whole := job.as_it_is()) is not None:
+            return replace(job, losses=whole)
+        scores = self._scores(cell, source)
+        if scores is None:
+            return None
+        job = replace(job, losses=self._read_losses(scores), imatrix=job.imatrix or _read(scores.importance))
+        return job if self.dry else self._with_caches(cell, job, scores)
 
     def _with_caches(self, cell: Cell, job: Job, scores: _Scores) -> Job:
         """The job; its losses with those of the caches, which are kept with the others, where caches are chosen too."""
@@ -372,7 +377,8 @@ class Run:
     def _imatrix(self, cell: Cell, source: Source) -> Path | None:
         """The file of what converting weighs by; in a dry run, as far as it is there."""
         path = cell.asked["imatrix"] or cell.calibration.statistics
-        if path is None and cell.is_scored:
+        encodes = cell.plan is None or any(not c.copied for c in cell.plan.choices)
+        if path is None and cell.is_scored and encodes:
             scores = self._scores(cell, source)
             path = None if scores is None else scores.importance
         return path

@@ -104,6 +104,10 @@ class Job:
         with self.teller.working("solving"):
             return interruptible(make_plan, self.source, losses, self.wishes, imatrix=job.imatrix), job
 
+    def as_it_is(self) -> Losses | None:
+        """Losses that leave every tensor as it is, where nothing that was asked for could ask for more."""
+        return None if self.like is not None else fits_as_it_is(self.source, self.wishes)
+
     def scored(self, *, weigh: bool = False) -> tuple[Job, Losses]:
         """The losses, given or measured now; the job to go on with, which has them and any importance measured."""
         losses, job = self.losses, self
@@ -176,7 +180,7 @@ class Job:
         check_feasible(
             self.source, self.wishes, types, imatrix=self.imatrix, allow_requantize=again, has_importance=measured
         )
-        if self.like is None and (whole := fits_as_it_is(self.source, self.wishes)) is not None:
+        if (whole := self.as_it_is()) is not None:
             return Scored(whole)
         return score(
             self.source,

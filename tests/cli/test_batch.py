@@ -119,6 +119,21 @@ def test_a_batch_makes_the_bytes_of_single_conversions_from_one_scoring(capsys, 
     assert json.loads((tmp_path / "jobs.toml.requant" / "summary.json").read_text()) == again
 
 
+def test_a_batch_copies_what_fits_as_it_is_without_scoring(capsys, tmp_path):
+    budgets = [{"size": "1TB"}, {"vram": "2GiB", "ctx": 512}]
+    jobs = write_jobs(tmp_path, [{"source": TINY, "output": "{stem}-{budget}.gguf", "budgets": budgets}])
+    found, err = batch(jobs, "--dry-run")
+    assert statuses(found) == ["planned", "planned"] and found["jobs"][0]["predicted_loss"] == 0
+    found, err = batch(jobs)
+    assert statuses(found) == ["done", "done"] and "scoring" not in err
+    for row, asked in zip(found["jobs"], (("--size", "1TB"), ("--vram", "2GiB", "--ctx", 512)), strict=True):
+        alone = tmp_path / "alone.gguf"
+        assert run(capsys, "convert", TINY, alone, "--force", *asked).code == 0
+        assert Path(row["output"]).read_bytes() == alone.read_bytes()
+    found, err = batch(jobs)
+    assert statuses(found) == ["skipped", "skipped"] and "scoring" not in err
+
+
 def test_a_changed_source_or_request_is_noticed(tmp_path):
     some_model(tmp_path)
     job = {"source": "m.gguf", "output": "{stem}-{encoding}.gguf", "type": "Q8_0"}

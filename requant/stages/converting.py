@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from requant.container.files import open_regular, read_into
+from requant.container.folder import check_space
 from requant.container.journal import Journal
 from requant.container.output import claim, discard, names_in, resumes
 from requant.container.part import Part, target_of
@@ -91,6 +92,9 @@ class Work:
         """Raise what would keep the output and its record from being written, before any long work."""
         with Part(self.out, 0, force=self.force, inputs=job.inputs):
             check_writable(record_path(self.out), force=self.force, inputs=job.inputs, own=OUTPUT_SCHEMA)
+        if job.scores:  # the size is known only when hours of scoring are over
+            parts = [self.out.with_name(f"{name}.part") for name in names_in(self.journal)]
+            check_space(target_of(self.out).parent, job.least_bytes(), parts)
 
     def convert(self, job: Job, plan: Plan) -> Conversion:
         """The output and its record."""

@@ -108,6 +108,14 @@ class Job:
         """Losses that leave every tensor as it is, where nothing that was asked for could ask for more."""
         return None if self.like is not None else fits_as_it_is(self.source, self.wishes)
 
+    def least_bytes(self) -> int:
+        """Bytes that no output of these types can be without: those of the smallest candidate of every tensor."""
+        from requant.sensitivity import DEFAULT_TYPES, survey
+
+        types = self.wishes.types_to_score(DEFAULT_TYPES)
+        tensors = survey(self.source, types=types, imatrix=self.imatrix, has_importance=True)
+        return sum(min(c.n_bytes for c in t.candidates) for t in tensors)
+
     def scored(self, *, weigh: bool = False) -> tuple[Job, Losses]:
         """The losses, given or measured now; the job to go on with, which has them and any importance measured."""
         losses, job = self.losses, self

@@ -1,12 +1,16 @@
 """What a command says of a slip: the file, the folder, the unit or the option that was not meant."""
 
 import json
+import os
 
 import pytest
-from commands import TINY, assert_failed, run
+from commands import TINY, assert_failed, names, run
 
 from requant.container.source import open_source
 from requant.sensitivity import score
+from requant.stages.calibration import Calibration
+from requant.stages.job import prepared
+from requant.wishes import Wishes
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +108,19 @@ def test_what_fits_as_it_is_is_copied_without_scoring(capsys, monkeypatch, losse
     assert all(c["type"] == c["source_type"] for c in json.loads(ran.out)["choices"])
     several = json.loads(run(capsys, "plan", TINY, "--vram", "1GiB,2GiB", "--json").out)
     assert all("nothing was scored" in plan["notes"][0] for plan in several["plans"])
+
+
+def test_a_disk_too_small_for_any_plan_is_told_before_scoring(capsys, monkeypatch, tmp_path):
+    real = os.statvfs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("requant.stages.job.score", None)
+        patch.setattr(os, "statvfs", lambda path: os.statvfs_result([*real(path)[:3], 1, 1, *real(path)[5:]]))
+        ran = run(capsys, "convert", TINY, tmp_path / "out.gguf", "--size", "4MiB")
+    assert_failed(ran, 6, "MiB free but has 4.00 KiB; free some space on /")
+    assert names(tmp_path) == []
+    with open_source(TINY) as source:
+        least = prepared(source, Wishes(size=2**22), Calibration()).least_bytes()
+    assert 2**21 < least < 2**22
 
 
 def test_a_folder_given_for_a_model_says_what_is_in_it(capsys, tmp_path):

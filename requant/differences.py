@@ -19,7 +19,8 @@ def from_record(target: Source, made: Conversion) -> Iterator[str]:
     for n_found, line in enumerate(_structure(target, made, size), start=1):  # noqa: B007
         yield line
     if not n_found and target.header_sha256 != made.header_sha256:
-        yield f"the header is not the one that was written: sha256 {target.header_sha256:.12}, record {made.header_sha256:.12}"
+        found, said = target.header_sha256, made.header_sha256
+        yield f"the header is not the one that was written: sha256 {found:.12}, record {said:.12}"
 
 
 def _structure(target: Source, made: Conversion, size: int) -> Iterator[str]:

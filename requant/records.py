@@ -31,18 +31,20 @@ _LINE = 160  # characters of a JSON value that is kept on one line
 _BLOCK = 1 << 18  # bytes read at once
 _MAX_FLOAT = 1e100
 _MAX_FILE = 1 << 28  # bytes; 1000 tensors x 30 types are about 4 MiB
+MISSING = FileNotFoundError, NotADirectoryError  # what a path that leads to no file raises
 
 
 def read_text(path: Path | str) -> str:
-    """The text of the file at `path`. Raises BadInput where it is huge or no UTF-8, InputOutputError."""
+    """The text of the file at `path`. Raises BadInput where it is missing, huge or no UTF-8, InputOutputError."""
     try:
         with Path(path).open("rb") as file:
             data = bytearray()
             while len(data) <= _MAX_FILE and (part := file.read(_BLOCK)):  # asked for all, it takes that much memory
                 data += part
+    except MISSING as error:
+        raise missing(Path(path)) from error
     except OSError as error:
-        hint = beside(Path(path)) if isinstance(error, FileNotFoundError) else None
-        raise InputOutputError(path, f"cannot be read: {error.strerror}", hint=hint) from error
+        raise InputOutputError(path, f"cannot be read: {error.strerror}") from error
     if len(data) > _MAX_FILE:
         raise BadInput(path, "is too large for such a file", limit=format_size(_MAX_FILE))
     try:
@@ -67,7 +69,14 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"known are {', '.join(known[:_SUGGESTED])}" + ", ..." * (len(known) > _SUGGESTED)
 
 
-def beside(path: Path) -> str | None:
+def missing(path: Path) -> BadInput:
+    """That the file at `path`, which was named, is not there, with the one that may have been meant."""
+    if path.is_symlink():
+        return BadInput(path, "links to a file that is not there")
+    return BadInput(path, "no such file", hint=_beside(path))
+
+
+def _beside(path: Path) -> str | None:
     """Which file in the folder of `path` may have been meant, of those that end alike where there are some."""
     try:
         with os.scandir(path.parent) as entries:

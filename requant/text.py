@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from requant.container.source import Source
 from requant.errors import BadInput, InputOutputError, UsageError
 from requant.model.tokenizer import read_tokenizer
+from requant.records import MISSING, missing
 
 Ids = NDArray[np.int32]
 
@@ -53,10 +54,7 @@ def read_text_windows(path: Path, source: Source, size: Windows) -> Text:
     except UnicodeDecodeError as error:
         raise BadInput(path, "is no UTF-8 text", got=f"byte {error.object[error.start]} at {error.start}") from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise (BadInput if isinstance(error, FileNotFoundError | IsADirectoryError | ValueError) else InputOutputError)(
-            path, f"cannot be read: {reason}"
-        ) from error
+        raise _cannot_read(path, error) from error
     return _of_text(path, text, Path(path).name, source, size)
 
 
@@ -72,12 +70,23 @@ def read_token_windows(path: Path, source: Source, size: Windows) -> Text:
     try:
         words = Path(path).read_text(encoding="ascii").replace(",", " ").split()
         ids = np.array([int(word) for word in words], np.int64)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+    except ValueError as error:
         raise BadInput(path, "is no list of token ids", hint="give whole numbers with spaces between") from error
     n_vocab = source.tensor("token_embd.weight").n_rows
     if ids.size and not 0 <= ids.min() <= ids.max() < n_vocab:
         raise BadInput(path, "has an id that is no token of the model", got=int(ids.max()), limit=f"0 to {n_vocab - 1}")
     return _windows(path, ids.astype(np.int32), Path(path).name, size, None)
+
+
+def _cannot_read(path: Path, error: OSError | ValueError) -> BadInput:
+    if isinstance(error, MISSING):
+        return missing(Path(path))
+    reason = getattr(error, "strerror", None) or str(error)
+    return (BadInput if isinstance(error, IsADirectoryError | ValueError) else InputOutputError)(
+        path, f"cannot be read: {reason}"
+    )
 
 
 def drawn_windows(source: Source, size: Windows) -> Text:

@@ -184,7 +184,7 @@ KIND = pair("general.type", STR, "imatrix")
         ((floats(S, [1, 2], (2, 1)), floats(C, [1, 1], (1, 2))), r"number of counts \(got 2, limit 1 or 1\)"),
         ((floats(S, [1, 2, 3, 4], (2, 2)), floats(C, [], (1, 0))), "number of counts"),
         ((floats(S, [], (0, 1)), floats(C, [1], (1, 1))), "has no sums"),
-        ((Tensor(S, (2, 1), 1, data=b"\0\0\0\0"), floats(C, [1], (1, 1))), r"wrong type \(got F16, limit F32\)"),
+        ((Tensor(S, (2, 1), 1, data=b"\0\0\0\0"), floats(C, [1], (1, 1))), r"wrong type \(got F16, expected F32\)"),
     ],
 )
 def test_malformed_gguf_files_are_refused(tmp_path, tensors, message):

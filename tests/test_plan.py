@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from strategies import losses, model, tensor
 
-from requant.errors import BadInput, InfeasibleBudget, InputOutputError
+from requant.errors import BadInput, InfeasibleBudget
 from requant.limits import Limit, Use
 from requant.plan import EDITED, Choice, Losses, Plan, read_losses, read_plan
 
@@ -188,7 +188,7 @@ def test_files_are_read_and_their_absence_named(tmp_path):
     assert read_plan(tmp_path / "p.json") == plan()
     with pytest.raises(BadInput, match="not UTF-8"):
         read_plan(tmp_path / "b.json")
-    with pytest.raises(InputOutputError, match="No such file"):
+    with pytest.raises(BadInput, match="no such file"):
         read_plan(tmp_path / "none.json")
 
 

@@ -56,7 +56,7 @@ def test_a_text_that_will_not_do_is_refused(source, tmp_path, content, said):
 
 
 def test_a_text_that_is_not_there_is_bad_input(source, tmp_path):
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(BadInput, match="no such file"):
         read_text_windows(tmp_path / "none.txt", source, Windows())
 
 

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 
 from requant.errors import FILE_NAME, BadInput, InputOutputError, OutputRefused, SourceChanged, brief, printable
-from requant.records import beside
+from requant.records import MISSING, missing
 
 NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOLCK}  # by the file system
 
@@ -73,10 +73,8 @@ def _inside(folder: Path) -> str | None:
 def _cannot_open(path: Path, error: OSError | ValueError) -> BadInput:
     if isinstance(error, ValueError):  # Python's own check: a NUL byte in the path
         return BadInput(path, "is not a usable path")
-    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-        if path.is_symlink():
-            return BadInput(path, "links to a file that is not there")
-        return BadInput(path, "no such file", hint=beside(path))
+    if isinstance(error, MISSING):
+        return missing(path)
     if error.errno == errno.ELOOP:
         return BadInput(path, "is a loop of symbolic links")
     return InputOutputError(path, f"cannot be opened: {error.strerror}")

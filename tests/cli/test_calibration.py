@@ -117,7 +117,7 @@ def test_evaluate_prints_figures_and_json(capsys, small, tmp_path):
     "case",
     [
         (["evaluate", "{small}"], 2, "--text FILE or --tokens FILE"),
-        (["evaluate", "{small}", "--text", "{none}"], 3, "cannot be read"),
+        (["evaluate", "{small}", "--text", "{none}"], 3, "none: no such file"),
         (["evaluate", "{small}", "--text", "{empty}"], 3, "too short"),
         (["evaluate", "{small}", "--base", "{tiny}", "--text", "{text}"], 3, "another vocabulary"),
         (["calibrate", "{small}", "--text", "{text}"], 2, "-o STATS.gguf"),

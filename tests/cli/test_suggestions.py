@@ -1,6 +1,7 @@
 """Typos are answered with what may have been meant."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from commands import TINY, assert_failed, run, spawn
@@ -74,9 +75,34 @@ def test_a_missing_model_names_the_nearest_file(capsys, tmp_path):
 def test_other_files_that_are_missing_too(capsys, tmp_path, losses):
     shutil.copy(losses, tmp_path / "losses.json")
     ran = run(capsys, "plan", TINY, "--losses", tmp_path / "loses.json", "--bpw", "4.5")
-    assert_failed(ran, 6, "No such file", f"did you mean {tmp_path / 'losses.json'}?")
+    assert_failed(ran, 3, f"loses.json: no such file; did you mean {tmp_path / 'losses.json'}?")
     ran = run(capsys, "diff", tmp_path / "a.json", tmp_path / "losses.json")
     assert_failed(ran, 3, "no such file")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(
+            ["plan", TINY, "--bpw", "4.5", option]
+            for option in ("--losses", "--imatrix", "--tensor-type-file", "--like")
+        ),
+        *(["evaluate", TINY, option] for option in ("--text", "--tokens")),
+        ["score", TINY, "-o", "l.json", "--statistics"],
+        ["convert", TINY, "out.gguf", "--plan"],
+        ["verify", TINY, "--plan"],
+        ["verify", TINY, "--source"],
+        ["diff", TINY],
+        ["inspect"],
+        ["batch"],
+        ["report", "-o", "page.html"],
+    ],
+    ids=lambda words: " ".join(map(str, words[:1] + words[-1:])),
+)
+def test_a_file_that_is_named_and_missing_is_bad_input_with_the_nearest_name(capsys, monkeypatch, tmp_path, words):
+    monkeypatch.chdir(tmp_path)
+    Path("things.x").touch()
+    assert_failed(run(capsys, *words, "thigs.x"), 3, "error: thigs.x: no such file; did you mean things.x?")
 
 
 def test_a_name_that_is_suggested_is_escaped(tmp_path):

@@ -5,6 +5,7 @@ import os
 
 import pytest
 from commands import TINY, assert_failed, names, run
+from conversions import half, single, small_model
 
 from requant.container.source import open_source
 from requant.sensitivity import score
@@ -128,3 +129,19 @@ def test_a_folder_given_for_a_model_says_what_is_in_it(capsys, tmp_path):
     assert_failed(run(capsys, "inspect", tmp_path), 3, "is a directory", "convert_hf_to_gguf.py")
     (tmp_path / "a.gguf").touch()
     assert_failed(run(capsys, "inspect", tmp_path), 3, "give a file in it, such as a.gguf")
+
+
+def test_a_difference_says_first_that_the_two_are_other_models(capsys, tmp_path):
+    q, norm = "blk.0.attn_q.weight", "blk.0.attn_norm.weight"
+    a = small_model(half(q, (256, 12))).write(tmp_path / "a.gguf")
+    b = small_model(half(q, (256, 24)), single(norm, (256,))).write(tmp_path / "b.gguf")
+    lines = run(capsys, "diff", a, b).out.splitlines()
+    assert lines[0] == "1 of 3 tensors are only in one of the two, 1 have other shapes"
+    assert [line.split()[0] for line in lines[3:5]] == [q, norm]
+    out = run(capsys, "diff", a, TINY).out
+    assert "only in one of the two, 1 have other shapes; they are not listed" in out and len(out.splitlines()) < 10
+    found = json.loads(run(capsys, "diff", a, TINY, "--json").out)
+    assert found["n_one_sided"] + found["n_reshaped"] == sum(
+        c["reshaped"] or None in (c["type_a"], c["type_b"]) for c in found["changes"]
+    )
+    assert "only in one" not in run(capsys, "diff", a, a).out

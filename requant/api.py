@@ -74,12 +74,23 @@ class Model:
     def _repr_html_(self) -> str:
         return self.inspect()._repr_html_()
 
-    def inspect(self, ctx: int | None = None) -> Inspection:
-        """What the model is made of and what it needs in VRAM at `ctx` tokens; only the header is read.
+    def inspect(
+        self,
+        ctx: int | None = None,
+        *,
+        cache_type_k: str | None = None,
+        cache_type_v: str | None = None,
+        parallel: int | None = None,
+        ubatch: int | None = None,
+        reserve: Size | None = None,
+    ) -> Inspection:
+        """What the model is made of and what it needs in VRAM at `ctx` tokens, 0 for its own; only the header is read.
 
-        Raises BadInput for what is no model, UsageError.
+        The keywords are those of `plan`. Raises BadInput for what is no model, UsageError.
         """
-        return inspect(self.source, None if ctx is None else count_of("--ctx", ctx))
+        caches = {"cache_type_k": cache_type_k, "cache_type_v": cache_type_v}
+        asked = {"ctx": ctx, "parallel": parallel, "ubatch": ubatch, "reserve": reserve, **caches}
+        return inspect(self.source, wishes_of(asked))
 
     @keywords(Scoring)
     def score(

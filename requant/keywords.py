@@ -18,7 +18,7 @@ from requant.runtime import engine_named, parse_bandwidth
 from requant.stages.calibration import Calibration, check_calibration
 from requant.teller import Progress
 from requant.units import parse_size
-from requant.wishes import MAX_CONTEXT, Wishes
+from requant.wishes import MAX_CONTEXT, OWN_CONTEXT, Wishes
 
 if TYPE_CHECKING:
     from requant.plan import Losses
@@ -145,10 +145,10 @@ def option(keyword: str) -> str:
     return f"--{keyword.replace('_', '-')}"
 
 
-def size_of(name: str, value: Size) -> int:
-    """Bytes. Raises UsageError."""
+def size_of(name: str, value: Size, least: int = 1) -> int:
+    """Bytes, at least `least`. Raises UsageError."""
     try:
-        return parse_size(str(int(value)) if _is_whole(value) else value)  # type: ignore[arg-type]
+        return parse_size(str(int(value)) if _is_whole(value) else value, least)  # type: ignore[arg-type]
     except (UsageError, TypeError) as error:
         raise UsageError(f"{name}: {error}") from error
 
@@ -176,7 +176,7 @@ def path_of(_: str, value: Where) -> Path:
 
 
 def _context(name: str, value: Any) -> int:
-    return MAX_CONTEXT if value == "max" else count_of(name, value)
+    return MAX_CONTEXT if value == "max" else count_of(name, value, OWN_CONTEXT)
 
 
 def _text(name: str, value: Any) -> str:
@@ -205,7 +205,8 @@ def _several(_: str, value: Words) -> tuple[str, ...]:
 
 # keyword -> the field of Wishes, and what makes its value
 _WISHES: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
-    **{name: (name, size_of) for name in ("vram", "ram", "size", "reserve")},
+    **{name: (name, size_of) for name in ("vram", "ram", "size")},
+    "reserve": ("reserve", partial(size_of, least=0)),
     **{name: (name, path_of) for name in ("draft", "mmproj")},
     **{name: (name, lambda _, value: bool(value) or None) for name in ("mtp", "assume")},
     **{name: (name, _number) for name in ("min_speed", "max_loss", "bpw")},

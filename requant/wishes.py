@@ -32,6 +32,7 @@ MEMORY_OPTIONS = MODEL_OPTIONS | {
 }
 LIMITS = ("--vram SIZE", "--ram SIZE", "--size SIZE", "--bpw X", "--max-loss X")
 MAX_CONTEXT = -1  # --ctx max
+OWN_CONTEXT = 0  # --ctx 0, as llama.cpp has it: all that the model was made for
 AUTO = "AUTO"  # a cache type that is to be chosen
 PREFERENCE = 0.05  # of the predicted loss that an engine's own type may cost
 
@@ -42,7 +43,7 @@ class Wishes:
 
     vram: int | None = None
     ram: int | None = None
-    n_ctx: int | None = None  # MAX_CONTEXT: the largest that keeps max_loss
+    n_ctx: int | None = None  # or OWN_CONTEXT, or MAX_CONTEXT: the largest that keeps max_loss
     cache_type_k: str | None = None
     cache_type_v: str | None = None
     n_parallel: int | None = None
@@ -113,10 +114,14 @@ def check_wishes(wishes: Wishes) -> None:
     check_memory_options(wishes)
 
 
+def _is_unsaid(value: object) -> bool:
+    return value is None or value is False  # 0 is said
+
+
 def check_memory_options(wishes: Wishes) -> None:
     """Raise UsageError for options that say nothing without another, or that contradict each other."""
     engine = engine_named(wishes.engine)
-    alone = [option for name, option in MEMORY_OPTIONS.items() if getattr(wishes, name) not in (None, False)]
+    alone = [option for name, option in MEMORY_OPTIONS.items() if not _is_unsaid(getattr(wishes, name))]
     if alone and not wishes.on_devices:
         raise UsageError(f"{alone[0]} says how memory is spent; give --vram SIZE or --ram SIZE with it")
     if not engine.has_gpu and wishes.vram is not None:
@@ -167,4 +172,6 @@ def engine_settings(hp: Hyperparameters, wishes: Wishes) -> Settings:
     given = {
         name: value.upper() if isinstance(value, str) else value for name, value in given.items() if value is not None
     }
+    if wishes.n_ctx == OWN_CONTEXT:
+        given["n_ctx"] = hp.context_length
     return replace(default_settings(hp), **given)

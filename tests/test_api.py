@@ -180,6 +180,10 @@ def test_a_frontier_falls_as_it_grows(model, losses):
 def test_an_inspection_is_of_the_context_that_was_asked_for(model):
     assert model.inspect(ctx=256).needs.n_ctx == 256
     assert model.inspect().needs.n_ctx == 512
+    needs = model.inspect(0, reserve=0, parallel=2, ubatch=64, cache_type_k="q8_0").needs
+    assert (needs.n_ctx, needs.n_parallel, needs.n_ubatch, needs.cache_type_k) == (512, 2, 64, "Q8_0")
+    with pytest.raises(UsageError, match="'AUTO' is no cache type"):
+        model.inspect(cache_type_k="auto")
     assert repr(model) == f"Model(path={TINY!r})"
 
 

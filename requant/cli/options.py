@@ -140,6 +140,9 @@ def result_file(what: str) -> Decorator:
     return click.option("-o", "--output", "out", type=FILE, metavar="F", help=f"Write the {what} here.")
 
 
+parallel = click.option(
+    "--parallel", "n_parallel", type=CONTEXT, metavar="N", show_default="1", help="Sequences at once."
+)
 _BUDGET = (
     click.option(
         "--vram", type=Sizes(), metavar="SIZE,..", help="VRAM for weights, KV cache, buffers and reserve, as in 12GiB."
@@ -151,7 +154,7 @@ _BUDGET = (
         metavar="N|max",
         callback=values.context_of,
         show_default="the model's own, at most 4096",
-        help="Context in tokens, over all sequences; max: the largest that keeps --max-loss.",
+        help="Context in tokens, over all sequences (16k); 0: the model's own; max: the largest that keeps --max-loss.",
     ),
     click.option(
         "--cache-type-k",
@@ -169,7 +172,7 @@ _BUDGET = (
         show_default="f16",
         help="Type of the V cache.",
     ),
-    click.option("--parallel", "n_parallel", type=CONTEXT, metavar="N", show_default="1", help="Sequences at once."),
+    parallel,
     click.option(
         "--ubatch",
         "n_ubatch",

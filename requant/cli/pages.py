@@ -98,7 +98,7 @@ PAGES = {
         files=(_MODEL,),
         examples=(
             Example("requant inspect model.gguf", "What it is made of, and its needs at 4096 tokens or less"),
-            Example("requant inspect model.gguf --ctx 16384", "What it needs with 16384 tokens of context"),
+            Example("requant inspect model.gguf --ctx 16k", "What it needs with 16384 tokens of context"),
             Example("requant inspect model.gguf --tensors", "Every tensor, and why some would stay as they are"),
             Example("requant inspect model.gguf --json", "The same for a program"),
         ),

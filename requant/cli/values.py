@@ -13,7 +13,7 @@ from requant.errors import UsageError, brief
 from requant.formats import Effort
 from requant.records import suggest
 from requant.units import parse_size
-from requant.wishes import AUTO, MAX_CONTEXT
+from requant.wishes import AUTO, MAX_CONTEXT, OWN_CONTEXT
 
 FILE = click.Path(path_type=Path)  # not checked here: what is wrong with a file is bad input, not usage
 
@@ -90,18 +90,20 @@ def engine_of(_: click.Context, __: click.Parameter, value: str | None) -> str |
     return None if value is None else engine_named(value).name
 
 
-def context_of(_: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Tokens, or MAX_CONTEXT."""
-    if value is None or value.lower() == "max":
-        return None if value is None else MAX_CONTEXT
-    try:
-        n = int(value)
-    except ValueError:
-        n = 0
-    if not 1 <= n < 2**31:
-        thousands = re.fullmatch(r"(\d{1,6})[kK]", value)
-        hint = f"; did you mean {1024 * int(thousands[1])}?" if thousands else ""
-        raise UsageError(f"--ctx: '{brief(value)}' is no number of tokens, nor max{hint}")
+def context_of(context: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Tokens, OWN_CONTEXT, or MAX_CONTEXT."""
+    return MAX_CONTEXT if value is not None and value.lower() == "max" else tokens_of(context, param, value)
+
+
+def tokens_of(_: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Tokens, `16k` being 16384, or OWN_CONTEXT."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,10})([kK]?)", value)
+    n = -1 if match is None else int(match[1]) * (1024 if match[2] else 1)
+    if not OWN_CONTEXT <= n < 2**31:
+        what = f"'{brief(value)}' is no number of tokens"
+        raise UsageError(f"{param.opts[0]}: {what}; write 16384, 16k, or 0 for the model's own")
     return n
 
 
@@ -115,6 +117,14 @@ def cache_type_of(_: click.Context, param: click.Parameter, value: str | None) -
         names = [AUTO.lower(), *(name.lower() for name in CACHE_TYPES)]
         raise UsageError(f"{param.opts[0]}: '{brief(value)}' is no cache type; {suggest(value, names)}")
     return value.upper()
+
+
+def one_cache_type_of(context: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The type of a cache."""
+    found = cache_type_of(context, param, value)
+    if found == AUTO:
+        raise UsageError(f"{param.opts[0]}: a plan chooses among types; name one")
+    return found
 
 
 def preset_of(_: click.Context, __: click.Parameter, value: str | None) -> str | None:

@@ -11,15 +11,17 @@ from requant import cards
 from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import FILE_NAME, BadInput, brief
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
-from requant.model.memory import default_settings, device_bytes, memory_for, on_device
+from requant.model.memory import device_bytes, memory_for, on_device
 from requant.model.roles import is_tied, never_quantize, role_of
 from requant.records import dump, plain
 from requant.report.grid import GAP, WIDTH, fitting, grid, labelled
 from requant.units import format_size
+from requant.wishes import Wishes, engine_settings
 
 SCHEMA = "requant.inspect/1"
 _IN_TOKENS = ("context_length", "vocabulary", "window")
 _UNROUNDED = ("F32", "F16", "BF16")
+_USUAL = Wishes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +54,22 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Bytes in VRAM with every layer offloaded, at the engine's defaults, without any reserve."""
+    """Bytes in VRAM with every layer offloaded, and how the engine is started for that."""
 
     n_ctx: int
+    n_parallel: int
+    n_ubatch: int
+    cache_type_k: str
+    cache_type_v: str
     weights: int
     kv_cache: int
     compute: int
+    reserve: int
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.weights + self.kv_cache + self.compute
+        return self.weights + self.kv_cache + self.compute + self.reserve
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +100,8 @@ class Inspection:
         return dump({"schema": SCHEMA} | plain(self))
 
 
-def inspect(source: Source, n_ctx: int | None = None) -> Inspection:
-    """What `source` is, with its needs at `n_ctx` tokens (its own context, at most 4096, by default).
+def inspect(source: Source, wishes: Wishes = _USUAL) -> Inspection:
+    """What `source` is, with its needs as `wishes` say (its own context, at most 4096 tokens, by default; no reserve).
 
     Raises BadInput for what is no model.
     """
@@ -102,7 +109,7 @@ def inspect(source: Source, n_ctx: int | None = None) -> Inspection:
     hp, needs = None, None
     try:
         hp = read_hyperparameters(source.metadata, source.tensors)
-        needs = _needs(source, hp, n_ctx)
+        needs = _needs(source, hp, wishes)
     except BadInput as error:
         warnings.append(error.what)
     weights, n_bytes = sum(t.n_weights for t in source.tensors), sum(t.n_bytes for t in source.tensors)
@@ -125,12 +132,22 @@ def inspect(source: Source, n_ctx: int | None = None) -> Inspection:
     )
 
 
-def _needs(source: Source, hp: Hyperparameters, n_ctx: int | None) -> Needs:
-    settings = default_settings(hp, n_ctx)
-    memory = memory_for(hp, settings, reserve=0)
+def _needs(source: Source, hp: Hyperparameters, wishes: Wishes) -> Needs:
+    settings = engine_settings(hp, wishes)
+    memory = memory_for(hp, settings, reserve=wishes.reserve or 0)
     tied = is_tied({t.name for t in source.tensors})
     held = (t for t in source.tensors if on_device(hp, t.name, tied=tied) and t.shape)
-    return Needs(settings.n_ctx, sum(device_bytes(t.format, t.shape) for t in held), memory.kv_cache, memory.compute)
+    return Needs(
+        n_ctx=settings.n_ctx,
+        n_parallel=settings.n_parallel,
+        n_ubatch=settings.n_ubatch,
+        cache_type_k=settings.cache_type_k,
+        cache_type_v=settings.cache_type_v,
+        weights=sum(device_bytes(t.format, t.shape) for t in held),
+        kv_cache=memory.kv_cache,
+        compute=memory.compute,
+        reserve=memory.reserve,
+    )
 
 
 def _title(source: Source) -> str | None:
@@ -224,8 +241,14 @@ def _memory(found: Inspection, width: int) -> str:
     if found.needs is None:
         return ""
     n = found.needs
-    parts = (("weights", n.weights), ("KV cache", n.kv_cache), ("compute", n.compute), ("together", n.total))
-    title = f"in VRAM, all layers, a context of {n.n_ctx} tokens in f16, batches of 512 tokens, nothing in reserve"
+    parts = [("weights", n.weights), ("KV cache", n.kv_cache), ("compute buffer", n.compute)]
+    parts += [("reserve", n.reserve)] if n.reserve else []
+    parts += [("together", n.total)]
+    caches = "/".join(dict.fromkeys((n.cache_type_k.lower(), n.cache_type_v.lower())))
+    over = f" over {n.n_parallel} sequences" if n.n_parallel > 1 else ""
+    kept = "" if n.reserve else ", nothing in reserve"
+    context = f"a context of {n.n_ctx} tokens{over} in {caches}"
+    title = f"in VRAM, all layers, {context}, batches of {n.n_ubatch} tokens{kept}"
     own = (found.hyperparameters or {}).get("context_length", n.n_ctx)
     beyond = [f"the model was made for a context of at most {own} tokens"] if n.n_ctx > own else []
     table = grid([[name, format_size(size)] for name, size in parts], right=(1,))

@@ -190,7 +190,7 @@ def _asked(job: Job, splitting: Splitting, measure: int | None) -> dict[str, Any
     }
     groups = [{f.name: getattr(group, f.name) for f in fields(group)} for group in (job.wishes, job.calibration)]
     said = {**groups[0], **groups[1], **how}
-    return {name: _told(value) for name, value in said.items() if value not in (None, (), False)}
+    return {name: _told(value) for name, value in said.items() if not (value is None or value is False or value == ())}
 
 
 def _digest(given: Plan | Losses | None) -> str | None:

@@ -145,3 +145,31 @@ def test_a_difference_says_first_that_the_two_are_other_models(capsys, tmp_path)
         c["reshaped"] or None in (c["type_a"], c["type_b"]) for c in found["changes"]
     )
     assert "only in one" not in run(capsys, "diff", a, a).out
+
+
+def test_a_context_is_given_in_thousands_or_as_the_models_own(capsys, losses):
+    def context(*words):
+        asked = ("plan", TINY, "--losses", losses, "--vram", "64MiB", *words)
+        return json.loads(run(capsys, *asked, "--json").out)["budget"]["ctx"]
+
+    assert (context("--ctx", "1k"), context("--ctx", "2K"), context("--ctx", "0")) == (1024, 2048, 512)
+    assert json.loads(run(capsys, "inspect", TINY, "--ctx", "1k", "--json").out)["needs"]["n_ctx"] == 1024
+    assert json.loads(run(capsys, "inspect", TINY, "--ctx", "0", "--json").out)["needs"]["n_ctx"] == 512
+    assert_failed(run(capsys, "inspect", TINY, "--ctx", "max"), 2, "--ctx: 'max' is no number of tokens")
+    assert_failed(run(capsys, "plan", TINY, "--ctx", "0", "--size", "9MiB"), 2, "give --vram SIZE")
+
+
+def test_an_inspection_counts_as_a_plan_does(capsys, losses):
+    how = ("--ctx", "1k", "--cache-type-k", "q8_0", "--cache-type-v", "q4_0", "--parallel", "2", "--ubatch", "128")
+    how = (*how, "--reserve", "3MiB")
+    asked = ("plan", TINY, "--losses", losses, "--vram", "40MiB", *how, "--tensor-type", ".=F16", "--json")
+    plan = json.loads(run(capsys, *asked).out)
+    needs = json.loads(run(capsys, "inspect", TINY, *how, "--json").out)["needs"]
+    assert {k: needs[k] for k in ("weights", "kv_cache", "compute", "reserve")} == {
+        "weights": sum(c["n_bytes"] for c in plan["choices"] if c["device"] == "gpu"),
+        **{k: plan["memory"][k] for k in ("kv_cache", "compute", "reserve")},
+    }
+    out = run(capsys, "inspect", TINY, *how).out
+    assert "1024 tokens over 2 sequences in q8_0/q4_0, batches of 128 tokens" in out
+    assert "KV cache" in out and "compute buffer" in out and "reserve          3.00 MiB" in out
+    assert_failed(run(capsys, "inspect", TINY, "--cache-type-k", "auto"), 2, "--cache-type-k: a plan chooses")

@@ -33,7 +33,7 @@ def convert(capsys, tmp_path, losses):
         (["--vram", "12G"], "did you mean 12GiB or 12GB?"),
         (["--vram", "12 gi"], "did you mean 12GiB or 12GB?"),
         (["--size", "1,5GiB"], "did you mean 1.5GiB or 1.5GB?"),
-        (["--ctx", "16k"], "did you mean 16384?"),
+        (["--ctx", "16kk"], "write 16384, 16k, or 0"),
         (["--vran", "1GiB"], "no option '--vran'; did you mean --vram?"),
         (["--output-tensor-type", "Q6K"], "did you mean Q6_K"),
     ],

@@ -154,8 +154,17 @@ def preset_plan(
 
 
 def types_like(source: Source, other: Source) -> tuple[dict[str, str], list[str]]:
-    """The types that the tensors of `other` have, for those of `source` that can have them; and notes on the rest."""
+    """The types that the tensors of `other` have, for those of `source` that can have them; and notes on the rest.
+
+    Raises BadInput where `other` is of another architecture, or under half of the tensors are in both.
+    """
     arch, types, left = require_model(source), dict[str, str](), list[str]()
+    hint = "--like takes a model of the same architecture and size"
+    if (found := require_model(other)) != arch:
+        raise BadInput(other.path, "is of another architecture", got=found, expected=arch, hint=hint)
+    common, n = sum(t.name in other for t in source.tensors), max(len(source.tensors), len(other.tensors))
+    if 2 * common < n:
+        raise BadInput(other.path, "is another model", got=f"{common} of {n} tensors in both", hint=hint)
     for tensor in source.tensors:
         if never_quantize(arch, tensor.name, tensor.shape, tensor.type_id) is not None:
             continue
@@ -166,7 +175,7 @@ def types_like(source: Source, other: Source) -> tuple[dict[str, str], list[str]
             left.append(tensor.name)
     notes = [] if not left else [f"{len(left)} tensors have no type there that they can have, {brief(left[0])} first"]
     if not types:
-        raise BadInput(other.path, "has no tensor of this model", hint="--like takes a model of the same architecture")
+        raise BadInput(other.path, "has no tensor of this model", hint=hint)
     return types, notes
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from strategies import losses, model, tensor
 
 from requant.budget import constrain
-from requant.errors import BadInput, InputOutputError, UsageError
+from requant.errors import BadInput, UsageError
 from requant.plan import Plan
 from requant.recipe import read_tensor_types, tensor_type_file
 from requant.request import Request, Rule
@@ -103,5 +103,5 @@ def test_a_file_with_a_fault_is_refused_with_its_line(tmp_path, text, says):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputOutputError, match=r"none.txt: cannot be read"):
+    with pytest.raises(BadInput, match=r"none.txt: no such file"):
         read_tensor_types(tmp_path / "none.txt")

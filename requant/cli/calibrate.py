@@ -22,7 +22,7 @@ from requant.stages.calibration import Calibration, check_calibration
 @options.tokens
 @options.windows(32)
 @options.window
-@options.result_file("statistics")
+@options.result_file("statistics", is_text=False)
 @click.option("--no-gradients", is_flag=True, help="Only inputs: what --imatrix needs, in a third of the time.")
 @click.option("--max-memory", type=values.Size(), metavar="SIZE", help="Stay below this; more passes over the model.")
 @options.threads

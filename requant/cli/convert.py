@@ -11,14 +11,16 @@ from requant.cli import messages, options, reporting, terminal
 from requant.cli.command import Command
 from requant.cli.nonfinite import option as nonfinite_option
 from requant.container.source import open_source
-from requant.container.splitting import Splitting
-from requant.errors import UsageError
+from requant.container.splitting import WHOLE, Splitting, paths_of, total_size
+from requant.errors import UsageError, printable
+from requant.plan import Plan
 from requant.report.engine import start_command
 from requant.report.result import conversion_text
 from requant.stages.calibration import Calibration
 from requant.stages.converting import make
-from requant.stages.job import connected, prepared
+from requant.stages.job import Job, connected, prepared
 from requant.stages.nonfinite import settle
+from requant.units import format_size
 from requant.wishes import Wishes, check_ways
 
 
@@ -91,8 +93,9 @@ def command(
         job = prepared(source, wishes, calibration, **given, cluster=workers, teller=messages.TELLER)
         if dry_run:
             job.check_measure(measure)
-            plan, _ = job.planned(weigh=True, measure=measure)
-            messages.emit(*([plan.to_json()] if as_json else terminal.plan_parts(plan)))
+            plan, job = job.planned(weigh=True, measure=measure)
+            files = _files(job, plan, out, splitting)
+            messages.emit(*([plan.to_json()] if as_json else [*terminal.plan_parts(plan), *files]))
             return
         reporting.check_beside(reports, out, force=force, inputs=job.inputs)
         made = make(
@@ -109,3 +112,15 @@ def command(
     reporting.write_beside(reports, made.output, model, force=force)
     text = f"\n{conversion_text(made, verified=not no_verify)}\n\n{start_command(made.plan, made.output)}"
     messages.emit(made.to_json() if as_json else text)
+
+
+def _files(job: Job, plan: Plan, out: Path, splitting: Splitting) -> list[str]:
+    """A line that says which files the output would be, where it is to be split."""
+    if splitting == WHOLE:
+        return []
+    from requant.outline import output_layouts
+
+    layouts = output_layouts(job.source, plan, job.imatrix, splitting)
+    paths = [printable(str(path)) for path in paths_of(out, layouts)]
+    names = paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]}"
+    return [f"{len(paths)} file{'s' * (len(paths) > 1)}, {format_size(total_size(layouts))} in all: {names}"]

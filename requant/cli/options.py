@@ -135,9 +135,17 @@ calibration = _together(
 )
 
 
-def result_file(what: str) -> Decorator:
-    """-o: where the command's result goes."""
-    return click.option("-o", "--output", "out", type=FILE, metavar="F", help=f"Write the {what} here.")
+def result_file(what: str, *, is_text: bool = True) -> Decorator:
+    """-o: where the command's result goes; a text is not written under the name of a model."""
+    return click.option(
+        "-o",
+        "--output",
+        "out",
+        type=FILE,
+        metavar="F",
+        callback=values.result_of if is_text else None,
+        help=f"Write the {what} here.",
+    )
 
 
 parallel = click.option(

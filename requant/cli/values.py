@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from requant.budget import parse_rule, parse_type, parse_types, parse_written_type
-from requant.errors import UsageError, brief
+from requant.errors import FILE_NAME, UsageError, brief
 from requant.formats import Effort
 from requant.records import suggest
 from requant.units import parse_size
@@ -49,6 +49,14 @@ class Sizes(Size):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """A tuple of bytes."""
         return tuple(Size.convert(self, part, param, ctx) for part in str(value).split(","))
+
+
+def result_of(_: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Where a result that is text goes."""
+    if value is not None and value.suffix.lower() == ".gguf":
+        what = f"'{brief(value.name, FILE_NAME)}' is the name of a model, and the result is none"
+        raise UsageError(f"{param.opts[0]}: {what}; name it .json")
+    return value
 
 
 def type_of(_: click.Context, param: click.Parameter, value: str | None) -> str | None:

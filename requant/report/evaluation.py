@@ -16,7 +16,7 @@ def evaluation_text(found: Evaluation, model: Path, base: Path | None) -> str:
     """Perplexity, and the divergence where there is a base."""
     lines = [
         f"{printable(str(model))}: {found.n_scored} tokens scored in {found.n_windows} windows of {found.n_ctx} tokens",
-        f"perplexity      {found.ppl:.4f} \u00b1 {found.ppl_error:.4f}",
+        f"perplexity      {found.ppl:.4f} \u00b1 {found.ppl_error:.4f} (one standard error)",
     ]
     if found.mean_kld is not None:
         lines += [

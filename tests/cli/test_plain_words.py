@@ -6,11 +6,13 @@ import os
 import pytest
 from commands import TINY, assert_failed, names, run
 from conversions import half, single, small_model
+from model.forward import families
 
 from requant.container.source import open_source
 from requant.sensitivity import score
 from requant.stages.calibration import Calibration
 from requant.stages.job import prepared
+from requant.units import format_size
 from requant.wishes import Wishes
 
 
@@ -94,7 +96,8 @@ def test_an_evaluation_says_where_the_window_is_beyond_the_model(capsys, tmp_pat
     tokens.write_text(" ".join(str(n % 4000) for n in range(700)))
     asked = ("evaluate", TINY, "--tokens", tokens, "--window")
     assert "640 tokens is above the 512" in run(capsys, *asked, "640").err
-    assert "above" not in run(capsys, *asked, "256", "--windows", "1").err
+    ran = run(capsys, *asked, "256", "--windows", "1")
+    assert "above" not in ran.err and "(one standard error)" in ran.out
     assert_failed(run(capsys, *asked, "256", "--text", tokens), 2, "--text and --tokens cannot be given together")
 
 
@@ -173,3 +176,30 @@ def test_an_inspection_counts_as_a_plan_does(capsys, losses):
     assert "1024 tokens over 2 sequences in q8_0/q4_0, batches of 128 tokens" in out
     assert "KV cache" in out and "compute buffer" in out and "reserve          3.00 MiB" in out
     assert_failed(run(capsys, "inspect", TINY, "--cache-type-k", "auto"), 2, "--cache-type-k: a plan chooses")
+
+
+@pytest.mark.parametrize("words", [("score", TINY), ("plan", TINY, "--bpw", "4.5")])
+def test_a_result_is_not_written_under_a_models_name(capsys, tmp_path, words):
+    ran = run(capsys, *words, "-o", tmp_path / "x.GGUF")
+    assert_failed(ran, 2, "-o: 'x.GGUF' is the name of a model, and the result is none; name it .json")
+    assert names(tmp_path) == []
+
+
+def test_types_are_not_taken_from_another_model(capsys, tmp_path):
+    other = families.write("qwen3", tmp_path / "other.gguf")
+    ran = run(capsys, "plan", TINY, "--like", other)
+    assert_failed(ran, 3, "is of another architecture (got qwen3, expected llama)", "--like takes")
+    few = small_model(*(half(f"blk.{i}.attn_q.weight", (256, 256)) for i in range(9))).write(tmp_path / "few.gguf")
+    assert_failed(run(capsys, "plan", TINY, "--like", few), 3, "is another model (got 10 of 93 tensors in both)")
+    assert_failed(run(capsys, "plan", few, "--like", TINY), 3, "is another model (got 10 of 93 tensors in both)")
+
+
+def test_a_dry_run_says_how_many_files_there_would_be(capsys, tmp_path):
+    out, how = tmp_path / "out.gguf", ("--type", "Q5_K", "--max-shard-size", "2MiB")
+    said = run(capsys, "convert", TINY, out, *how, "--dry-run").out.splitlines()[-1]
+    assert names(tmp_path) == [] and run(capsys, "convert", TINY, out, *how).code == 0
+    shards = sorted(tmp_path.glob("*.gguf"))
+    total = format_size(sum(path.stat().st_size for path in shards))
+    assert len(shards) > 1 and said == f"{len(shards)} files, {total} in all: {shards[0]} to {shards[-1]}"
+    whole = run(capsys, "convert", TINY, out, *how[:2], "--dry-run").out
+    assert " in all: " not in whole

@@ -17,7 +17,7 @@ from requant.items import Item, Option
 from requant.limits import LOSS_UNIT, Limit, part_name
 from requant.plan import Choice, Losses, Plan, TensorLosses
 from requant.request import Request
-from requant.units import format_size
+from requant.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from requant.knapsack import Answer
@@ -128,8 +128,9 @@ def _shortfall(limit: Limit, smallest: int, request: Request) -> str:
 
 def _rounded_up(n_bytes: int) -> str:
     """A size as one types it, at least `n_bytes` and less than 1 % above."""
-    unit, name = (2**20, "MiB") if n_bytes >= 100 * 2**20 else (2**10, "KiB") if n_bytes >= 100 * 2**10 else (1, "B")
-    return f"{-(-n_bytes // unit)}{name}"
+    name = format_size(n_bytes).split()[1]  # the unit of the figures beside it
+    unit = parse_size(f"1{name}")
+    return f"{-(-100 * n_bytes // unit) / 100:g}{name}" if unit > 1 else f"{n_bytes}B"
 
 
 def _remedy(request: Request) -> str:

@@ -18,8 +18,8 @@ from requant.errors import InfeasibleBudget
 from requant.limits import Limit
 from requant.plan import Plan
 from requant.request import Request
-from requant.solve import REL_GAP, solve
-from requant.units import parse_size
+from requant.solve import REL_GAP, _rounded_up, solve
+from requant.units import format_size, parse_size
 
 
 def brute_force(problem):
@@ -267,3 +267,10 @@ def test_reasons_for_missing_types_reach_the_choice():
     drawn = model(tensor("blk.0.attn_q.weight", {"Q4_0": 0.1}, (96, 4), skipped=skipped))
     choice = solve(drawn, Request()).choices[0]
     assert choice.notes == ("no IQ2_XS, IQ1_S: it needs importance", "no Q4_K: rows of 96")
+
+
+@given(st.integers(1, 2**45))
+def test_a_size_to_raise_a_budget_to_has_the_unit_of_the_figure_and_suffices(n_bytes):
+    asked = _rounded_up(n_bytes)
+    assert asked.lstrip("0123456789.") == format_size(n_bytes).split()[1]
+    assert n_bytes <= parse_size(asked) <= 1.01 * n_bytes

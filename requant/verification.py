@@ -66,7 +66,8 @@ class Verification:
     def to_json(self) -> str:
         """One object, schema requant.verify/1."""
         figures = {"tensors": self.n_tensors, "bytes": self.n_bytes, "against": self.against, "findings": self.findings}
-        return json.dumps({"schema": SCHEMA, "output": self.output.name, "ok": self.ok} | figures, indent=2) + "\n"
+        head = {"schema": SCHEMA, "output": self.output.name, "ok": self.ok, "other_source": self.other_source}
+        return json.dumps(head | figures, indent=2) + "\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,7 +189,9 @@ def test_another_order_or_shape_is_found_with_the_source(pair_of_files, tmp_path
 def test_another_source_is_named_and_not_compared(pair_of_files, tmp_path):
     _, out = pair_of_files
     with open_source(small_model().write(tmp_path / "other.gguf")) as other:
-        (line,) = verify(out, source=other).findings
+        found = verify(out, source=other)
+        (line,) = found.findings
+        assert not found.ok and found.is_itself_sound and json.loads(found.to_json())["other_source"] is True
         assert line.startswith("it was made from ") and "not from" in line
         record_path(out).unlink()
         (unnamed,) = verify(out, source=other).findings
@@ -224,7 +226,7 @@ def test_the_result_as_json(pair_of_files):
     checked = verify(out, source=source)
     raw = json.loads(checked.to_json())
     assert raw["schema"] == "requant.verify/1"
-    assert raw["ok"] is False
+    assert (raw["ok"], raw["other_source"]) == (False, False)
     assert raw["output"] == "out.gguf"
     assert raw["findings"] == list(checked.findings)
     assert (raw["tensors"], raw["bytes"]) == (3, checked.n_bytes)

@@ -15,7 +15,7 @@ from requant.container.layout import lay_out
 from requant.container.source import open_source
 from requant.conversion import record_path
 from requant.convert import convert
-from requant.errors import BadInput, InputOutputError
+from requant.errors import BadInput
 from requant.imatrix import read_imatrix
 from requant.verification import verify
 
@@ -209,7 +209,7 @@ def test_integers_are_compared_too(tmp_path):
 
 def test_a_file_that_is_no_gguf_or_a_record_that_is_none_is_an_error(pair_of_files, tmp_path):
     _, out = pair_of_files
-    with pytest.raises(InputOutputError):
+    with pytest.raises(BadInput, match="no such file"):
         verify(out, record=tmp_path / "missing.json")
     record_path(out).write_text("{}")
     with pytest.raises(BadInput, match="another kind of file"):

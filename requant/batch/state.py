@@ -20,7 +20,7 @@ from requant.container.source import open_source
 from requant.conversion import read_conversion, record_path
 from requant.errors import BadInput, InputOutputError, OutputRefused, RequantError
 from requant.plan import Plan
-from requant.records import MISSING, dump, missing, parse, plain, read_text, record
+from requant.records import dump, parse, plain, read_text, record
 from requant.textfile import write_text
 
 _KEPT_SCHEMA = "requant.kept/1"
@@ -39,8 +39,6 @@ def content_of(path: Path) -> Any:
         status = path.stat()
         now = status.st_size, status.st_mtime_ns, status.st_ino
         return list(now[:2]) if status.st_size > _HASHED else _hash(path, now)
-    except MISSING as error:
-        raise missing(path) from error
     except (OSError, ValueError) as error:
         raise BadInput(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 

@@ -433,7 +433,7 @@ def test_every_option_of_convert_that_says_what_an_output_becomes_is_a_key(tmp_p
 
 def test_the_example_of_the_documentation_works(tmp_path):
     text = (FIXTURES.parent / "docs" / "batch.md").read_text()
-    (tmp_path / "jobs.toml").write_text(text.split("```toml\n")[1].split("```")[0])
+    (tmp_path / "jobs.toml").write_text(text.split("```toml", 1)[1].partition("\n")[2].split("```")[0])
     (tmp_path / "models").mkdir()
     shutil.copy(TINY, tmp_path / "models" / "Tiny-Llama-10M-F16.gguf")
     process = start("batch", "jobs.toml", "--jobs", 2, cwd=tmp_path)

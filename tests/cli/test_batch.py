@@ -4,14 +4,13 @@ import fcntl
 import json
 import os
 import resource
-import shutil
 import signal
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from commands import FIXTURES, IMATRIX, TINY, assert_failed, names, run, start
+from commands import IMATRIX, TINY, assert_failed, names, run, start
 from conversions import half, small_model
 from gguf_files import File, split_pairs, write_files
 
@@ -429,15 +428,3 @@ def test_every_option_of_convert_that_says_what_an_output_becomes_is_a_key(tmp_p
     assert cell.wishes.types == ("Q4_K", "Q6_K") and cell.wishes.ram == 2**30 and cell.wishes.groups
     assert cell.convert_words() == ["--allow-requantize", "--threads=1"]
     assert cell.score_words() == ["--allow-requantize", "--effort=fast"]
-
-
-def test_the_example_of_the_documentation_works(tmp_path):
-    text = (FIXTURES.parent / "docs" / "batch.md").read_text()
-    (tmp_path / "jobs.toml").write_text(text.split("```toml", 1)[1].partition("\n")[2].split("```")[0])
-    (tmp_path / "models").mkdir()
-    shutil.copy(TINY, tmp_path / "models" / "Tiny-Llama-10M-F16.gguf")
-    process = start("batch", "jobs.toml", "--jobs", 2, cwd=tmp_path)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    listed = [line for line in text.splitlines() if line.startswith("out/")]
-    assert listed == [str(p.relative_to(tmp_path)) for p in sorted((tmp_path / "out").glob("*.gguf"))], out

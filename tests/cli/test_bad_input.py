@@ -137,7 +137,7 @@ def test_losses_and_plans_of_another_model_are_refused(capsys, tmp_path, losses)
     assert names(tmp_path) == ["other.gguf", "plan.json"]
 
 
-@pytest.mark.parametrize("out", ["{file}/out.gguf", "/proc/requant/out.gguf", "/nowhere/at/all/out.gguf"])
+@pytest.mark.parametrize("out", ["{file}/out", "/proc/requant/out", "/nowhere/at/all/out"])
 def test_an_output_that_cannot_be_written_is_noticed_before_the_work(capsys, tmp_path, out):
     file = tmp_path / "file"
     file.write_text("precious")
@@ -237,7 +237,7 @@ def test_a_nonsense_expression_is_usage(capsys, losses, option):
         (["--bpw", "4", "--ctx", "512"], "give --vram SIZE or --ram SIZE with it"),
         (["--vram", "12MiB", "--cache-type-k", "q3"], "no cache type"),
         (["--bpw", "4", "--threads", "0"], "--threads"),
-        (["--vram", "12MiB", "--ctx", "0"], "--ctx"),
+        (["--vram", "12MiB", "--ctx", "-1"], "--ctx"),
         (["--bpw", "4", "--types", "Q4_K,Q9"], "--types: 'Q9'"),
     ],
 )
@@ -249,12 +249,14 @@ def test_options_that_make_no_sense_are_usage(capsys, tmp_path, words, said):
 def test_the_input_is_never_the_output(capsys, tmp_path):
     source = tmp_path / "model.gguf"
     source.write_bytes(TINY.read_bytes())
-    (tmp_path / "link.gguf").symlink_to(source)
-    os.link(source, tmp_path / "hard.gguf")
-    for out in ("model.gguf", "link.gguf", "hard.gguf"):
+    (tmp_path / "link").symlink_to(source)
+    os.link(source, tmp_path / "hard")
+    for out in ("model.gguf", "link", "hard"):
         ran = run(capsys, "convert", source, tmp_path / out, "--type", "Q4_K", "--force")
         assert_failed(ran, 5, "is one of the inputs")
+    for out in ("link", "hard"):
         assert_failed(run(capsys, "score", source, "-o", tmp_path / out, "--force"), 5, "is one of the inputs")
+    assert_failed(run(capsys, "score", source, "-o", source, "--force"), 2, "is the name of a model")
     assert source.read_bytes() == TINY.read_bytes() and len(names(tmp_path)) == 3
 
 

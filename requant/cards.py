@@ -173,13 +173,7 @@ def curve(found: Any) -> str:
 
 
 def _budget(found: Any, limit: Any) -> str:
-    used = found.used(limit)
-    parts = {"weights": used - limit.other}
-    if limit.device == "gpu" and found.memory:
-        parts |= {name: size for name, size in found.memory.items() if name != "weights"}
-    if rest := used - sum(parts.values()):
-        parts["header" if limit.option == "--size" else "other"] = rest
-    parts["free"] = limit.budget - used
+    parts = found.parts(limit) | {"free": limit.budget - found.used(limit)}
     title = f"{limit.option} {format_size(limit.budget)}"
     return stack(title, [(name, size, format_size(size)) for name, size in parts.items()])
 

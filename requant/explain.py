@@ -13,7 +13,7 @@ from functools import partial
 from requant.container.source import Source
 from requant.errors import InfeasibleBudget, UsageError, brief
 from requant.imatrix import Imatrix
-from requant.pipeline import make_plan
+from requant.pipeline import best_plan
 from requant.plan import Choice, Losses, Plan, TensorLosses
 from requant.records import suggest
 from requant.request import Rule
@@ -67,7 +67,7 @@ def explained(
         if type_name == choice.type:
             return plan.predicted_loss
         pinned = replace(wishes, pins=(_pin(tensor, type_name), *wishes.pins))
-        return _loss(lambda: make_plan(source, losses, pinned, imatrix=imatrix))
+        return _loss(lambda: best_plan(source, losses, pinned, imatrix=imatrix))
 
     found = sorted(tensor.candidates, key=lambda c: (c.n_bytes, c.type))
     alternatives = (Alternative(c.type, c.n_bytes, c.loss, c.type == choice.type, best_with(c.type)) for c in found)
@@ -103,6 +103,6 @@ def outlook(
             "--size": replace(wishes, size=limit.budget + more),
         }.get(limit.option)
         if wider is not None:
-            value = _loss(partial(make_plan, source, losses, wider, imatrix=imatrix))
+            value = _loss(partial(best_plan, source, losses, wider, imatrix=imatrix))
             found.append(Outlook(limit.option, limit.budget - plan.used(limit), more, value))
     return tuple(found)

@@ -15,7 +15,7 @@ from requant.imatrix import Imatrix
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.memory import memory_for
 from requant.outline import output_layouts
-from requant.pipeline import make_plan
+from requant.pipeline import best_plan
 from requant.plan import Losses, Plan
 from requant.records import dump, plain
 from requant.wishes import Wishes, engine_settings
@@ -63,7 +63,7 @@ def frontier(
 ) -> list[Point]:
     """Up to `n` different plans from the smallest to the largest, equally spaced in bytes on a logarithmic scale.
 
-    All that `wishes` say of types holds; what they say of VRAM gives the context. Raises what `make_plan` does.
+    All that `wishes` say of types holds; what they say of VRAM gives the context. Raises what `best_plan` does.
     """
     beside = _beside(source, wishes)
     free = Wishes(
@@ -76,13 +76,13 @@ def frontier(
         embedding_type=wishes.embedding_type,
     )
     weights = sum(t.n_weights for t in losses.tensors)
-    largest = make_plan(source, losses, replace(free, bpw=64.0), imatrix=imatrix)
+    largest = best_plan(source, losses, replace(free, bpw=64.0), imatrix=imatrix)
     smallest = _smallest(source, losses, free, weights, imatrix)
     points: dict[int, Point] = {}
     low, high = 8 * smallest / weights, 8 * largest.n_bytes / weights
     for i in range(n):
         bpw = low * (high / low) ** (i / max(n - 1, 1)) if i else low
-        plan = make_plan(source, losses, replace(free, bpw=round(bpw + 1e-4, 4)), imatrix=imatrix)
+        plan = best_plan(source, losses, replace(free, bpw=round(bpw + 1e-4, 4)), imatrix=imatrix)
         points.setdefault(plan.n_bytes, _point(source, plan, imatrix, beside))
         progress(1)
     return sorted(points.values(), key=lambda p: p.tensor_bytes)
@@ -91,7 +91,7 @@ def frontier(
 def _smallest(source: Source, losses: Losses, wishes: Wishes, weights: int, imatrix: Imatrix | None) -> int:
     """Bytes of all tensors in the smallest plan, which the error of an impossible budget names."""
     try:
-        return make_plan(source, losses, replace(wishes, bpw=1e-6), imatrix=imatrix).n_bytes
+        return best_plan(source, losses, replace(wishes, bpw=1e-6), imatrix=imatrix).n_bytes
     except InfeasibleBudget as fault:
         return fault.smallest
 

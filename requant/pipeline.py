@@ -85,11 +85,17 @@ def fits_as_it_is(source: Source, wishes: Wishes) -> Losses | None:
 
 
 def make_plan(source: Source, losses: Losses, wishes: Wishes, *, imatrix: Imatrix | None = None) -> Plan:
-    """The best plan for `source` within all that `wishes` limit; `imatrix` is the one that converting will use.
+    """The best plan for `source` within all that `wishes` limit, with llama-quantize's mixtures beside it.
 
-    Raises UsageError for wishes that cannot be meant, BadInput for losses of another model or memory needs that are
-    not known, InfeasibleBudget.
+    `imatrix` is the one that converting will use. Raises UsageError for wishes that cannot be meant, BadInput for
+    losses of another model or memory needs that are not known, InfeasibleBudget.
     """
+    plan = best_plan(source, losses, wishes, imatrix=imatrix)
+    return replace(plan, mixtures=compared(source, losses, has_imatrix=imatrix is not None))
+
+
+def best_plan(source: Source, losses: Losses, wishes: Wishes, *, imatrix: Imatrix | None = None) -> Plan:
+    """What `make_plan` gives, but for the mixtures: for whoever solves again and again."""
     check_wishes(wishes)
     losses = _of(source, losses)
     if wishes.n_ctx == MAX_CONTEXT:
@@ -164,8 +170,7 @@ def _at_batch(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix |
     solve_ = partial(_placed, ground=ground, wishes=wishes)
 
     def finish(plan: Plan) -> Plan:
-        beside = compared(source, losses, has_imatrix=imatrix is not None)
-        return _described(replace(plan, notes=(*plan.notes, *notes), mixtures=beside), losses, wishes, ground)
+        return _described(replace(plan, notes=(*plan.notes, *notes)), losses, wishes, ground)
 
     if wishes.size is None:
         return finish(solve_(losses, request))
@@ -319,7 +324,7 @@ def _largest_context(source: Source, losses: Losses, wishes: Wishes, imatrix: Im
 
     def tried(n_ctx: int) -> Plan | InfeasibleBudget:
         try:
-            return make_plan(source, losses, replace(wishes, n_ctx=n_ctx), imatrix=imatrix)
+            return best_plan(source, losses, replace(wishes, n_ctx=n_ctx), imatrix=imatrix)
         except InfeasibleBudget as fault:
             return fault
 

@@ -212,6 +212,16 @@ class Plan:
         """What the plan takes of the limit's budget, what is no tensor included."""
         return limit.other + sum(limit.cost(self.use(c)) for c in self.choices)
 
+    def parts(self, limit: Limit) -> dict[str, int]:
+        """What fills a limit in bytes: the weights, then what is in memory beside them, then the rest."""
+        used = self.used(limit)
+        found = {"weights": used - limit.other}
+        if limit.device == "gpu" and self.memory:
+            found |= {name: size for name, size in self.memory.items() if name != "weights"}
+        if rest := used - sum(found.values()):
+            found["header" if limit.option == "--size" else "other"] = rest
+        return found
+
     def use(self, c: Choice) -> Use:
         """What a choice takes."""
         return use_of(c, c.device, c.role, c.share, self.timing)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from requant.errors import brief
-from requant.report.view import Bar, Cell, Part
+from requant.report.view import PART_NAMES, Bar, Cell, Part
 from requant.units import format_size
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ _INK, _FAINT, _EMPTY = "#222222", "#767676", "#ececec"
 # of Okabe and Ito's palette, which people see apart whatever their eyes
 _COLOURS = {"weights": "#0072b2", "kv_cache": "#e69f00", "compute": "#009e73", "reserve": "#c8c8c8"}
 _OTHERS = ("#cc79a7", "#56b4e9", "#d55e00", "#8a8a8a")
-_NAMES = {"kv_cache": "KV cache", "compute": "compute buffer", "copies": "copies for the CPU's matrices"}
 _POOLS = {"--vram": "VRAM", "--ram": "RAM", "--size": "File", "--bpw": "All tensors"}
 _BITS = (1.5, 8.5)  # ends of the colours; more bits have the last one
 _TICKS = (2, 3, 4, 5, 6, 8)
@@ -50,7 +49,7 @@ def draw_bar(axes: Axes, bar: Bar) -> None:
     parts = _fewer(bar.parts)
     for part in parts:
         colour = _COLOURS.get(part.name) or next(others)
-        name = _NAMES.get(part.name) or shown(part.name, _ROLE)
+        name = PART_NAMES.get(part.name) or shown(part.name, _ROLE)
         label = f"{name} {format_size(part.n_bytes)}"
         axes.barh(0, part.n_bytes, left=left, height=1, color=colour, label=label, edgecolor="white", linewidth=0.6)
         left += part.n_bytes

@@ -15,6 +15,8 @@ from requant.limits import Limit
 from requant.plan import Choice, Mixture, Plan
 
 POOLS = ("VRAM", "all tensors")
+# parts of a budget as a picture calls them, where that is not their key
+PART_NAMES = {"kv_cache": "KV cache", "compute": "compute buffer", "copies": "copies for the CPU's matrices"}
 MOST_POINTS = 240  # of a curve that is drawn
 
 
@@ -89,13 +91,8 @@ def bars(plan: Plan) -> tuple[Bar, ...]:
 
 def bar(plan: Plan, limit: Limit) -> Bar:
     """What fills a limit in bytes."""
-    used = plan.used(limit)
-    parts = {"weights": used - limit.other}
-    if limit.device == "gpu" and plan.memory:
-        parts |= {name: size for name, size in plan.memory.items() if name != "weights"}
-    if rest := used - sum(parts.values()):
-        parts["header" if limit.option == "--size" else "other"] = rest
-    return Bar(limit.option, limit.budget, tuple(Part(*item) for item in parts.items()), limit.budget - used)
+    parts = tuple(Part(*item) for item in plan.parts(limit).items())
+    return Bar(limit.option, limit.budget, parts, limit.budget - plan.used(limit))
 
 
 def cells(plan: Plan) -> tuple[Cell, ...]:

@@ -13,12 +13,11 @@ from requant.report import shell
 from requant.report.engine import DEFAULT_CACHE
 from requant.report.sections.origin import is_of
 from requant.report.tags import tag, text
-from requant.report.view import Bar, bars
+from requant.report.view import PART_NAMES, Bar, bars
 from requant.units import format_size, size_label
 
 _SIZES = ("vram", "ram", "size", "reserve")
 _USUAL = {"parallel": 1, "ubatch": DEFAULT_UBATCH, "cache_type_k": DEFAULT_CACHE, "cache_type_v": DEFAULT_CACHE}
-_NAMES = {"kv_cache": "KV cache", "compute": "compute buffer", "copies": "copies for the CPU's matrices"}
 _HATCHED = {"reserve": "reserve", "padding": "other", "other": "other", "header": "other"}  # part -> class
 _COLOURED = {"weights": "weights", "kv_cache": "kv", "compute": "compute"}
 
@@ -115,7 +114,7 @@ def _bar(bar: Bar) -> str:
     segments, items, start = [], [], 0
     for i, (name, n_bytes) in enumerate((*parts, ("headroom", bar.free))):
         kind = "free" if name == "headroom" else _COLOURED.get(name) or _HATCHED.get(name) or f"more{i % 3}"
-        label = text(_NAMES.get(name, name.replace("_", " ")))
+        label = text(PART_NAMES.get(name, name.replace("_", " ")))
         share = f"{100 * n_bytes / whole:.1f} %"
         title = tag("title", f"{label}: {format_size(n_bytes)}, {share}")
         x, width = 100 * start / whole, 100 * n_bytes / whole

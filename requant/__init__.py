@@ -3,35 +3,37 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"  # the only place that says so: pyproject.toml reads it here
+from requant._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from requant import errors
-    from requant.api import Model, open, verify
-    from requant.arrays import dequantize, quantize
-    from requant.conversion import Conversion, read_conversion
-    from requant.evaluate import Evaluation, read_evaluation
-    from requant.frontier import Curve
-    from requant.plan import Losses, Plan, read_losses, read_plan
-    from requant.report.inspect import Inspection
-    from requant.statistics import Statistics
-    from requant.teller import Progress
-    from requant.units import format_size
-    from requant.verification import Verification
+    from requant.api.arrays import dequantize, quantize
+    from requant.api.model import Model, open, verify
+    from requant.common.monitor import Progress
+    from requant.common.units import format_size
+    from requant.conversion.record import Conversion, read_conversion
+    from requant.conversion.verify import Verification
+    from requant.model.inspection import Inspection
+    from requant.planning.frontier import Curve
+    from requant.planning.plan import Plan, read_plan
+    from requant.scoring.evaluate import Evaluation, read_evaluation
+    from requant.scoring.losses import Losses, read_losses
+    from requant.scoring.statistics import Statistics
 
-# name -> the room that it is in
-_ROOMS = {
-    **dict.fromkeys(["Model", "open", "verify"], "api"),
-    **dict.fromkeys(["dequantize", "quantize"], "arrays"),
-    **dict.fromkeys(["Conversion", "read_conversion"], "conversion"),
-    **dict.fromkeys(["Losses", "Plan", "read_losses", "read_plan"], "plan"),
-    "Curve": "frontier",
-    **dict.fromkeys(["Evaluation", "read_evaluation"], "evaluate"),
-    "Inspection": "report.inspect",
-    "Progress": "teller",
-    "Statistics": "statistics",
-    "Verification": "verification",
-    "format_size": "units",
+# public name -> the module that it is in
+_EXPORTS = {
+    **dict.fromkeys(["Model", "open", "verify"], "api.model"),
+    **dict.fromkeys(["dequantize", "quantize"], "api.arrays"),
+    **dict.fromkeys(["Conversion", "read_conversion"], "conversion.record"),
+    "Curve": "planning.frontier",
+    **dict.fromkeys(["Evaluation", "read_evaluation"], "scoring.evaluate"),
+    "Inspection": "model.inspection",
+    **dict.fromkeys(["Losses", "read_losses"], "scoring.losses"),
+    **dict.fromkeys(["Plan", "read_plan"], "planning.plan"),
+    "Progress": "common.monitor",
+    "Statistics": "scoring.statistics",
+    "Verification": "conversion.verify",
+    "format_size": "common.units",
 }
 __all__ = [
     "Conversion",
@@ -59,8 +61,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """A public name, looked up when somebody asks: most commands need no NumPy."""
-    if name in _ROOMS:
-        return getattr(import_module(f"requant.{_ROOMS[name]}"), name)
+    if name in _EXPORTS:
+        return getattr(import_module(f"requant.{_EXPORTS[name]}"), name)
     if name == "errors":
         return import_module("requant.errors")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,8 +6,13 @@ from a file are escaped with `printable`, or `brief` in tables and messages, bef
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 # characters of it in a table or a message: of a name, of the name of a file, of a remark in a plan or in losses
@@ -150,3 +155,54 @@ class NumericFault(BadInput):
 
 class RequantWarning(UserWarning):
     """Something that is odd and was gone on with; the command line says it on stderr."""
+
+
+_LOOKED_AT = 1000  # files of a folder among which one is sought that may have been meant
+
+
+_WORD = 300  # characters of a word that others are compared with
+
+
+_SUGGESTED = 50  # more words than ggml has types
+
+
+def nearest(word: str, known: Iterable[str], n: int = 3) -> list[str]:
+    """Up to `n` of the `known` words that are like `word`, the likest first, in whatever case; nothing is escaped."""
+    by_case = {name.casefold(): name for name in known}
+    return [by_case[key] for key in get_close_matches(word[:_WORD].casefold(), by_case, n=n, cutoff=0.6)]
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`did you mean A or B?`, or the known words, the first of many, when nothing is near."""
+    known = [brief(name) for name in known]
+    near = nearest(word, known)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known are {', '.join(known[:_SUGGESTED])}" + ", ..." * (len(known) > _SUGGESTED)
+
+
+def missing(path: Path) -> BadInput:
+    """That the file at `path`, which was named, is not there, with the one that may have been meant."""
+    if path.is_symlink():
+        return BadInput(path, "links to a file that is not there")
+    return BadInput(path, "no such file", hint=_beside(path))
+
+
+def _beside(path: Path) -> str | None:
+    """Which file in the folder of `path` may have been meant, of those that end alike where there are some."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = sorted(entry.name for entry in islice(entries, _LOOKED_AT) if entry.is_file())
+    except (OSError, ValueError):
+        return "there is no such folder"
+    alike = [name for name in names if Path(name).suffix.lower() == path.suffix.lower()]
+    near = nearest(path.name, alike, 1) or nearest(path.name, names, 1)
+    if near:
+        return f"did you mean {brief(str(path.with_name(near[0])), FILE_NAME)}?"
+    ggufs = [brief(name, FILE_NAME) for name in alike if name.lower().endswith(".gguf")]
+    return f"there is {', '.join(ggufs[:3])}" if ggufs else None
+
+
+def quoted(text: str) -> str:
+    """`text` from a file as it may stand in a message: escaped, in quotes, the beginning of it."""
+    return f"'{brief(text)}'"

@@ -2,7 +2,7 @@
 # Converts the tiny model in fixtures/ to a budget that forces a mix of types, or your own file:
 #     sh scripts/demo.sh [MODEL OUT BUDGET...]        sh scripts/demo.sh model-BF16.gguf out.gguf --vram 12GiB
 set -eu
-. "$(dirname "$0")/environment.sh"
+. "$(dirname "$0")/ci/environment.sh"
 
 run() {
     echo "\$ requant $*" >&2

@@ -2,7 +2,7 @@
 # Everything that must pass before a change lands: linters, types, the import contract, the tests.
 #     sh scripts/test.sh [pytest's arguments]
 set -eu
-. "$(dirname "$0")/environment.sh"
+. "$(dirname "$0")/ci/environment.sh"
 environment "[dev]"
 cd "$root"
 # the package asks for one that must be compiled; the tests need only the model in it

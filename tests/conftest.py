@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# scripts/mutation.py: a few examples, always the same
+# scripts/ci/mutation.py: a few examples, always the same
 settings.register_profile("mutation", max_examples=20, deadline=None, derandomize=True, database=None)
 
 EXPECTED = Path(__file__).with_name("expected_skips.txt")

@@ -76,7 +76,7 @@ def test_the_wheel_has_the_package_and_nothing_else(built):
         about = {name.partition("/")[2] for name in archive.namelist()} - {n.partition("/")[2] for n in held}
         scripts = archive.read(f"{STEM}.dist-info/entry_points.txt").decode()
     assert held == files(ROOT / "requant")
-    assert {"requant/py.typed", "requant/data/calibration.txt", "requant/formats/grids.npz"} <= held
+    assert {"requant/py.typed", "requant/scoring/calibration.txt", "requant/formats/grids.npz"} <= held
     assert {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"} == about
     assert scripts.split() == ["[console_scripts]", "requant", "=", "requant.cli:run"]
 
@@ -121,7 +121,15 @@ def test_a_build_is_the_same_bytes_wherever_and_whenever(built, unpacked, tmp_pa
 
 def test_the_tests_run_from_the_sdist(unpacked):
     variables = os.environ | {"PYTHONPATH": str(unpacked)}
-    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_units.py", "tests/test_house.py"]
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "tests/common/test_units.py",
+        "tests/test_house.py",
+    ]
     ran = subprocess.run(words, cwd=unpacked, env=variables, capture_output=True, text=True, check=False)
     assert ran.returncode == 0 and " passed" in ran.stdout, ran.stdout + ran.stderr
     assert all(os.system(f"sh -n '{path}'") == 0 for path in (unpacked / "scripts").glob("*.sh"))

@@ -70,7 +70,7 @@ def test_the_larger_lock_has_the_versions_of_the_smaller():
 
 
 def test_the_sbom_is_valid_and_has_what_the_lock_has():
-    words = [sys.executable, ROOT / "scripts" / "sbom.py"]
+    words = [sys.executable, ROOT / "scripts" / "ci" / "sbom.py"]
     first, second = (subprocess.run(words, capture_output=True, text=True, check=True).stdout for _ in range(2))
     assert first == second
     found = json.loads(first)

@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
+from requant.api import measure as measuring
 from requant.cli import messages, options, values
 from requant.cli.command import Command
+from requant.common.files import identities
 from requant.container.source import open_source
 from requant.errors import UsageError
-from requant.report.evaluation import statistics_text
-from requant.stages import measuring
-from requant.stages.calibration import Calibration, check_calibration
+from requant.report.text.evaluation import statistics_text
+from requant.scoring.calibration_data import Calibration, check_calibration
 
 
 @click.command("calibrate", cls=Command)
@@ -39,6 +40,6 @@ def command(*, model: Path, out: Path | None, text: Path | None, tokens: Path | 
     check_calibration(asked)
     with open_source(model) as source:
         messages.warn(*source.warnings)
-        inputs = source.identities | measuring.identities(text, tokens)
+        inputs = source.identities | identities(text, tokens)
         found = measuring.calibrate(source, asked, out, messages.TELLER, force=force, inputs=inputs, **how)
     messages.emit(statistics_text(found, source, out))

@@ -1,7 +1,7 @@
 """A command as `requant` has them: options under headings, examples, exit codes, and -q, -v and --progress for all.
 
 `@click.command(cls=Command)` is all that a command needs; what its help says beside its docstring and its options is in
-`requant.cli.pages`, and reachable as `command.page`.
+`requant.cli.help_pages`, and reachable as `command.page`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 
 import click
 
-from requant.cli import messages, speech
-from requant.cli.pages import ENVIRONMENT, EXIT_CODES, HEADINGS, OTHER, PAGES, Page
-from requant.cli.speech import PROGRESS, QUIET, VERBOSE, settings
+from requant.cli import console as speech
+from requant.cli import messages
+from requant.cli.console import PROGRESS, QUIET, VERBOSE, settings
+from requant.cli.help_pages import ENVIRONMENT, EXIT_CODES, HEADINGS, OTHER, PAGES, Page
+from requant.common.units import format_size
 from requant.errors import UsageError, brief
-from requant.units import format_size
 
 _WRITTEN = frozenset(["out", "recipe", "emit", "state", "targets", "reports"])  # parameters that name what is written
 
@@ -42,7 +43,7 @@ class Choice(click.Choice):  # type: ignore[type-arg,unused-ignore]  # generic f
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The word, or a UsageError that names the option."""
-        from requant.records import suggest  # here, so that help is shown without it
+        from requant.errors import suggest
 
         words = [str(word) for word in self.choices]
         if str(value).lower() not in words:

@@ -36,14 +36,14 @@ def cache_types(_: click.Context, __: click.Parameter, incomplete: str) -> list[
 
 def presets(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
     """The mixtures of llama-quantize."""
-    from requant.model.stock import mixtures
+    from requant.model.mixtures import mixtures
 
     return _items(mixtures(), incomplete)
 
 
 def engines(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
     """The engines with a profile."""
-    from requant.runtime import ENGINES
+    from requant.planning.engines import ENGINES
 
     return _items(ENGINES, incomplete)
 

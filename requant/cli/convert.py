@@ -7,21 +7,21 @@ from typing import Any
 
 import click
 
-from requant.cli import messages, options, reporting, terminal
+from requant.api.convert import make, settle
+from requant.api.session import Job, connected, prepared
+from requant.cli import messages, options, terminal
 from requant.cli.command import Command
 from requant.cli.nonfinite import option as nonfinite_option
+from requant.common.units import format_size
 from requant.container.source import open_source
 from requant.container.splitting import WHOLE, Splitting, paths_of, total_size
 from requant.errors import UsageError, printable
-from requant.plan import Plan
-from requant.report.engine import start_command
-from requant.report.result import conversion_text
-from requant.stages.calibration import Calibration
-from requant.stages.converting import make
-from requant.stages.job import Job, connected, prepared
-from requant.stages.nonfinite import settle
-from requant.units import format_size
-from requant.wishes import Wishes, check_ways
+from requant.planning.plan import Plan
+from requant.planning.request import Wishes, check_ways
+from requant.report import publish as reporting
+from requant.report.start_command import start_command
+from requant.report.text.result import conversion_text
+from requant.scoring.calibration_data import Calibration
 
 
 @click.command("convert", cls=Command)
@@ -52,7 +52,7 @@ from requant.wishes import Wishes, check_ways
 @options.effort
 @options.allow_requantize
 @options.splitting
-@reporting.option
+@options.report
 @options.force
 @click.option("--restart", is_flag=True, help="Discard what an earlier run left unfinished.")
 @options.json_output
@@ -109,7 +109,7 @@ def command(
             show=lambda plan: None if as_json else messages.emit(*terminal.plan_parts(plan)),
         )
     messages.warn(*made.notes)
-    reporting.write_beside(reports, made.output, model, force=force)
+    reporting.write_beside(reports, made.output, model, force=force, teller=messages.TELLER)
     text = f"\n{conversion_text(made, verified=not no_verify)}\n\n{start_command(made.plan, made.output)}"
     messages.emit(made.to_json() if as_json else text)
 
@@ -118,7 +118,7 @@ def _files(job: Job, plan: Plan, out: Path, splitting: Splitting) -> list[str]:
     """A line that says which files the output would be, where it is to be split."""
     if splitting == WHOLE:
         return []
-    from requant.outline import output_layouts
+    from requant.planning.output_layout import output_layouts
 
     layouts = output_layouts(job.source, plan, job.imatrix, splitting)
     paths = [printable(str(path)) for path in paths_of(out, layouts)]

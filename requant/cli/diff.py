@@ -8,7 +8,7 @@ import click
 
 from requant.cli import completion, messages, options
 from requant.cli.command import Command
-from requant.report.diff import difference, difference_text, read_side
+from requant.report.text.diff import difference, difference_text, read_side
 
 
 @click.command("diff", cls=Command)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
+from requant.api import measure as measuring
 from requant.cli import messages, options
 from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.model.hyperparameters import beyond_context
-from requant.report.evaluation import evaluation_text
-from requant.stages import measuring
-from requant.stages.calibration import Calibration
+from requant.report.text.evaluation import evaluation_text
+from requant.scoring.calibration_data import Calibration
 
 
 @click.command("evaluate", cls=Command)

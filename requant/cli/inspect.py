@@ -10,8 +10,8 @@ import click
 from requant.cli import completion, messages, options, terminal, values
 from requant.cli.command import Command
 from requant.container.source import open_source
-from requant.report.inspect import facts, inspect, tables
-from requant.wishes import Wishes
+from requant.model.inspection import inspect
+from requant.report.text.inspection import facts, tables
 
 
 def _cache_type(kind: str) -> options.Decorator:
@@ -53,7 +53,7 @@ def command(*, model: Path, tensors: bool, as_json: bool, **asked: Any) -> None:
     counted as a plan counts them. Only the header is read. On a terminal the bits of each layer are drawn as bars.
     """
     with open_source(model) as source:
-        found = inspect(source, Wishes(**asked))
+        found = inspect(source, asked, asked.pop("reserve") or 0)
     messages.warn(*found.warnings)
     if as_json:
         messages.emit(found.to_json())

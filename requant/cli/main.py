@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from requant.cli import messages, speech
+from requant.cli import console as speech
+from requant.cli import messages
 from requant.cli.command import common, write_options, write_page
-from requant.cli.pages import MAIN, Page
+from requant.cli.help_pages import MAIN, Page
 
 # command -> what it does, said here so that `requant --help` need not import it
 COMMANDS = {
@@ -25,6 +26,8 @@ COMMANDS = {
     "evaluate": "Measure perplexity, and the divergence from another model.",
 }
 
+_MODULES = {"batch": "requant.cli.batch.command"}
+
 
 class LazyGroup(click.Group):
     """A group whose commands live in `requant.cli.<name>` as `command`; `help NAME` is `NAME --help`."""
@@ -39,7 +42,7 @@ class LazyGroup(click.Group):
         """The command, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"requant.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(_MODULES.get(cmd_name, f"requant.cli.{cmd_name}")).command
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -75,7 +78,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command, or a usage error that names the nearest one."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
-            from requant.records import nearest
+            from requant.errors import nearest
 
             near = nearest(args[0], [*COMMANDS, "help"], 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
@@ -85,7 +88,7 @@ class LazyGroup(click.Group):
 
 def _clear_cache(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from requant import kernel_cache
+        from requant.formats import kernel_cache
 
         for folder in kernel_cache.clear():
             messages.emit(f"removed {folder}")
@@ -93,8 +96,8 @@ def _clear_cache(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 
 def _versions(*, as_json: bool) -> str:
-    from requant.report.versions import versions_json, versions_text
-    from requant.versions import versions
+    from requant.formats.versions import versions
+    from requant.report.text.versions import versions_json, versions_text
 
     return versions_json(versions()) if as_json else versions_text(versions())
 

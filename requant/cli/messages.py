@@ -17,16 +17,16 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from requant.cli.console import QUIET, VERBOSE, say, settings
 from requant.cli.progress import progress as _progress
-from requant.cli.speech import QUIET, VERBOSE, say, settings
+from requant.common.monitor import Teller
+from requant.common.units import format_size
 from requant.errors import InputOutputError, RequantError, UsageError, printable
-from requant.teller import Teller
-from requant.units import format_size
 
 if TYPE_CHECKING:
     import click
 
-    from requant.report.bars import Picture, Span
+    from requant.report.text.bars import Picture, Span
 
 progress = _progress
 
@@ -171,7 +171,7 @@ def _usage(error: click.ClickException) -> str:
     """Click's message in the form of ours."""
     import click
 
-    from requant.records import nearest
+    from requant.errors import nearest
 
     message = " ".join(error.format_message().split()).removesuffix(".")
     if isinstance(error, click.NoSuchOption):

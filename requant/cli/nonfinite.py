@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
+from requant.api.convert import WAYS
 from requant.cli.command import Choice
-from requant.stages.nonfinite import WAYS
 
 option = click.option(
     "--nonfinite",

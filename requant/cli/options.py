@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,8 +15,8 @@ from requant.cli.command import Choice
 from requant.cli.values import Count, Size, Sizes
 from requant.container.splitting import Splitting
 from requant.formats import Effort
-from requant.stages.calibration import Calibration, check_calibration
-from requant.wishes import PREFERENCE, Wishes
+from requant.planning.request import PREFERENCE, Wishes
+from requant.scoring.calibration_data import Calibration, check_calibration
 
 MIN_CTX = 16  # tokens of a window
 
@@ -300,7 +301,7 @@ def budget(command: Callable[..., Any]) -> Callable[..., Any]:
         asked = {name: given.pop(name) for name in names & given.keys()}
         vrams = asked.pop("vram") or ()
         if path is not None:
-            from requant.recipe import read_tensor_types  # needs NumPy, which most commands' help does not
+            from requant.planning.recipe import read_tensor_types
 
             asked["pins"] += read_tensor_types(path)
         return command(wishes=Wishes(**asked, vram=vrams[0] if vrams else None), vrams=vrams, **given)
@@ -334,4 +335,24 @@ like = click.option(
     metavar="F",
     shell_complete=GGUF,
     help="The types of another GGUF, repaired to a budget if one is given.",
+)
+
+
+def report_files(_: click.Context, __: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The names of reports, each of a kind that there is."""
+    from requant.report.publish import check_kind
+
+    for path in paths:
+        check_kind(path)
+    return paths
+
+
+report = click.option(
+    "--report",
+    "reports",
+    type=FILE,
+    multiple=True,
+    callback=report_files,
+    metavar="F",
+    help="Report on the output too: .html a page, .md a model card, .png or .svg a picture.",
 )

@@ -7,19 +7,19 @@ from typing import Any
 
 import click
 
+from requant.api import plan as planning
+from requant.api.session import Job, connected, prepared
 from requant.cli import messages, options, terminal
 from requant.cli.command import Command
+from requant.common.atomic_write import check_writable, write_text
+from requant.common.units import size_label
 from requant.container.source import open_source
 from requant.errors import UsageError
-from requant.plan import Plan
-from requant.report.engine import start_command
-from requant.report.table import plans_table
-from requant.stages import planning
-from requant.stages.calibration import Calibration
-from requant.stages.job import Job, connected, prepared
-from requant.textfile import check_writable, write_text
-from requant.units import size_label
-from requant.wishes import MAX_CONTEXT, Wishes, check_ways
+from requant.planning.plan import Plan
+from requant.planning.request import MAX_CONTEXT, Wishes, check_ways
+from requant.report.start_command import start_command
+from requant.report.text.table import plans_table
+from requant.scoring.calibration_data import Calibration
 
 
 @click.command("plan", cls=Command)
@@ -87,7 +87,7 @@ def command(
                 write_text(path, plan.to_json(), force=force, inputs=job.inputs)
         plan = plans[0]
         if recipe is not None:
-            from requant.recipe import tensor_type_file
+            from requant.planning.recipe import tensor_type_file
 
             write_text(recipe, tensor_type_file(plan), force=force, inputs=job.inputs)
         if explain is not None:
@@ -102,7 +102,7 @@ def command(
 
 
 def _frontier(job: Job, out: Path | None, *, as_json: bool, force: bool) -> None:
-    from requant import frontier
+    from requant.planning import frontier
 
     points, losses = planning.frontier(job)
     in_json = as_json or (out is not None and out.suffix == ".json")
@@ -113,7 +113,7 @@ def _frontier(job: Job, out: Path | None, *, as_json: bool, force: bool) -> None
 
 
 def _explained(job: Job, plan: Plan, name: str, *, as_json: bool) -> str:
-    from requant.report.explain import explanation_json, explanation_text
+    from requant.report.text.explain import explanation_json, explanation_text
 
     found, more = planning.explanation(job, plan, name)
     return explanation_json(found, plan, more) if as_json else explanation_text(found, plan, more)

@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from requant.cli import speech
-from requant.cli.speech import QUIET, VERBOSE, settings
-from requant.units import format_duration, format_size
+from requant.cli import console as speech
+from requant.cli.console import QUIET, VERBOSE, settings
+from requant.common.units import format_duration, format_size
 
 SCHEMA = "requant.progress/1"
 JOB = "REQUANT_WORKER_JOB"  # in the environment: what a worker of a batch is at

@@ -7,11 +7,13 @@ from typing import Any
 
 import click
 
-from requant.cli import completion, messages, options, reporting
+from requant.cli import completion, messages, options
+from requant.cli.batch.summary import recorded_outputs
 from requant.cli.command import Command
+from requant.common.units import format_size
 from requant.errors import UsageError, printable
-from requant.report.origin import REPOSITORY, Said
-from requant.units import format_size
+from requant.report import publish as reporting
+from requant.report.card.origin import REPOSITORY, Said
 
 
 def _repositories(_: click.Context, param: click.Parameter, value: Any) -> Any:
@@ -37,7 +39,7 @@ def _repositories(_: click.Context, param: click.Parameter, value: Any) -> Any:
     type=options.FILE,
     multiple=True,
     required=True,
-    callback=reporting.parsed_kinds,
+    callback=options.report_files,
     metavar="F",
     help="Write it here: .html a page, .md a model card, .png or .svg a picture. Several: the card shows the others.",
 )
@@ -95,9 +97,11 @@ def command(
         raise UsageError("what is said of the model is for a model card; give -o README.md with it")
     if kinds <= set(reporting.PICTURES) and (sources or evaluations):
         raise UsageError("a picture is of a plan alone; --source and --evaluation are for a page or a model card")
-    found = reporting.with_evaluations(reporting.subjects(inputs), evaluations)
+    found = reporting.with_evaluations(
+        reporting.subjects(path for given in inputs for path in recorded_outputs(given)), evaluations
+    )
     files = reporting.inputs_of(found, *inputs, *evaluations, *sources)
     reporting.check_targets(targets, force=force, inputs=files)
-    reporting.write(targets, found, said, sources, force=force, inputs=files)
+    reporting.write(targets, found, said, sources, force=force, inputs=files, teller=messages.TELLER)
     for path in targets:
         messages.emit(f"{path}: {format_size(path.stat().st_size)}")

@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
+from requant.api.score import losses_of
+from requant.api.session import connected, prepared
 from requant.cli import messages, options, terminal
 from requant.cli.command import Command
+from requant.common.atomic_write import check_writable, write_text
 from requant.container.source import open_source
 from requant.errors import UsageError
-from requant.report.table import losses_table
-from requant.stages.calibration import Calibration
-from requant.stages.job import connected, prepared
-from requant.stages.scoring import losses_of
-from requant.textfile import check_writable, write_text
-from requant.wishes import Wishes
+from requant.planning.request import Wishes
+from requant.report.text.table import losses_table
+from requant.scoring.calibration_data import Calibration
 
 
 @click.command("score", cls=Command)

@@ -10,12 +10,12 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from requant.report.grid import WIDTH
+from requant.report.text.grid import WIDTH
 
 if TYPE_CHECKING:
-    from requant.plan import Plan
-    from requant.report.bars import Canvas, Picture
-    from requant.report.inspect import Inspection
+    from requant.model.inspection import Inspection
+    from requant.planning.plan import Plan
+    from requant.report.text.bars import Canvas, Picture
 
 _WIDEST = 120
 
@@ -32,12 +32,12 @@ def width() -> int:
 
 def plan_parts(plan: Plan) -> tuple[str | Picture, ...]:
     """The picture of the plan, where one is drawn, and its tables."""
-    from requant.report.table import plan_table
+    from requant.report.text.table import plan_table
 
     table = plan_table(plan, width())
     if not is_seen():
         return (table,)
-    from requant.report.bars import plan_bars
+    from requant.report.text.bars import plan_bars
 
     return plan_bars(plan, _canvas()), table
 
@@ -46,13 +46,13 @@ def model_picture(found: Inspection) -> tuple[Picture, ...]:
     """The picture of the model; nothing where none is drawn."""
     if not is_seen():
         return ()
-    from requant.report.bars import model_bars
+    from requant.report.text.bars import model_bars
 
     return (model_bars(found, _canvas()),)
 
 
 def _canvas() -> Canvas:
-    from requant.report.bars import FULL, Canvas
+    from requant.report.text.bars import FULL, Canvas
 
     colours = not os.environ.get("NO_COLOR") and (_forced() or os.environ.get("TERM") != "dumb")
     try:

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from requant.budget import parse_rule, parse_type, parse_types, parse_written_type
-from requant.errors import FILE_NAME, UsageError, brief
+from requant.common.units import parse_size
+from requant.errors import FILE_NAME, UsageError, brief, suggest
 from requant.formats import Effort
-from requant.records import suggest
-from requant.units import parse_size
-from requant.wishes import AUTO, MAX_CONTEXT, OWN_CONTEXT
+from requant.model.memory import OWN_CONTEXT
+from requant.planning.request import AUTO, MAX_CONTEXT
+from requant.planning.rules import parse_rule, parse_type, parse_types, parse_written_type
 
 FILE = click.Path(path_type=Path)  # not checked here: what is wrong with a file is bad input, not usage
 
@@ -86,14 +86,14 @@ def rules_of(_: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 
 def bandwidth_of(_: click.Context, __: click.Parameter, value: str | None) -> tuple[tuple[str, float], ...] | None:
     """Devices with their bytes per second."""
-    from requant.runtime import parse_bandwidth
+    from requant.planning.engines import parse_bandwidth
 
     return None if value is None else tuple(parse_bandwidth(value).items())
 
 
 def engine_of(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
     """The name of a profile."""
-    from requant.runtime import engine_named
+    from requant.planning.engines import engine_named
 
     return None if value is None else engine_named(value).name
 
@@ -137,7 +137,7 @@ def one_cache_type_of(context: click.Context, param: click.Parameter, value: str
 
 def preset_of(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
     """The name of a mixture."""
-    from requant.model.stock import mixtures
+    from requant.model.mixtures import mixtures
 
     if value is not None and value.upper() not in mixtures():
         raise UsageError(f"--preset: '{brief(value)}' is no mixture known here; {suggest(value, mixtures())}")

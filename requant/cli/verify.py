@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
+from requant.api.verify import verify
 from requant.cli import messages, options
 from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.errors import BadInput, printable
-from requant.report.result import verification_text
-from requant.stages.verifying import verify
+from requant.report.text.result import verification_text
 
 
 @click.command("verify", cls=Command)

@@ -6,8 +6,8 @@ import hashlib
 import struct
 from dataclasses import dataclass, field
 
-from requant.container.files import read_into
-from requant.errors import BadInput, brief
+from requant.common.files import read_into
+from requant.errors import BadInput
 
 MAX_HEADER = 512 * 2**20  # bytes; the largest seen, 500k tokens with their merges, has 24 MiB
 _FIRST_BLOCK = 2**18
@@ -113,8 +113,3 @@ class Cursor:
                 raise self.past_end(f"{what}, item {done - 1},", position - length, length)
             self.position = position
         self.require(0, what)  # the last string may end beyond the buffer
-
-
-def quoted(text: str) -> str:
-    """`text` from a file as it may stand in a message: escaped, in quotes, the beginning of it."""
-    return f"'{brief(text)}'"

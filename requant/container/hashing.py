@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from requant.container.files import read_into
+from requant.common.files import read_into
 from requant.container.source import Source
 
 _BLOCK = 1 << 22  # bytes read at once

@@ -10,8 +10,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from requant.container.cursor import Cursor, quoted
-from requant.container.files import open_regular
+from requant.common.files import open_regular
+from requant.container.cursor import Cursor
 from requant.container.infos import TensorInfo, padded, read_infos, text_of
 from requant.container.metadata import (
     ARRAY,
@@ -25,7 +25,7 @@ from requant.container.metadata import (
     alignment_of,
 )
 from requant.container.signature import not_gguf, unsupported_version
-from requant.errors import BadInput
+from requant.errors import BadInput, quoted
 
 __all__ = ["Header", "TensorInfo", "parse_header", "read_header"]
 

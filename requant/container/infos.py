@@ -6,8 +6,8 @@ import math
 import unicodedata
 from dataclasses import dataclass
 
-from requant.container.cursor import Cursor, quoted
-from requant.errors import BadInput, printable
+from requant.container.cursor import Cursor
+from requant.errors import BadInput, printable, quoted
 from requant.formats import FORMATS
 from requant.formats.base import BlockFormat
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from requant.container.files import identity, lock, open_or_make, read_into, write_from
+from requant.common.files import identity, lock, open_or_make, read_into, write_from
 from requant.errors import InputOutputError, OutputRefused, printable
 
 Line = dict[str, Any]

@@ -8,10 +8,9 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from requant.container.cursor import quoted
 from requant.container.infos import MAX_DIMS, MAX_NAME, padded
 from requant.container.metadata import Metadata, alignment_of
-from requant.errors import BadInput
+from requant.errors import BadInput, quoted
 from requant.formats import FORMATS
 
 VERSION = 3

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from requant.container.cursor import quoted
-from requant.errors import BadInput, UsageError, printable
+from requant.errors import BadInput, UsageError, printable, quoted
 
 # GGUF's value types: name -> (id, struct character); the ids are gguf_type in ggml's gguf.h
 SCALARS = {

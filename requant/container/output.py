@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from requant.container.files import Identity
-from requant.container.folder import check_space, sync_folder
+from requant.common.files import Identity
+from requant.common.folders import check_space, sync_folder
 from requant.container.header import parse_header
 from requant.container.journal import Journal, Line
 from requant.container.layout import Layout

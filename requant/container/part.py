@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from requant.container.files import (
+from requant.common.files import (
     NOT_SUPPORTED,
     Identity,
     identity,
@@ -25,10 +25,10 @@ from requant.container.files import (
     room_hint,
     write_from,
 )
-from requant.container.folder import check_space, sync_folder
+from requant.common.folders import check_space, sync_folder
+from requant.common.units import format_size
 from requant.container.header import Header, read_header
 from requant.errors import BadInput, InputOutputError, OutputRefused, printable
-from requant.units import format_size
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,9 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from requant.container.cursor import quoted
 from requant.container.metadata import Metadata
-from requant.errors import BadInput, printable
+from requant.errors import BadInput, printable, quoted
 
 MAX_SHARDS = 512  # one descriptor each, and the usual limit is 1024; the largest model seen has 191
 SHARD_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)

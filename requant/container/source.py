@@ -10,14 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from requant.container.cursor import quoted
-from requant.container.files import Identity, identity, open_regular, read_into
+from requant.common.files import Identity, identity, open_regular, read_into
 from requant.container.header import Header, read_header
 from requant.container.infos import TensorInfo
 from requant.container.metadata import Metadata
 from requant.container.shards import check_shard, check_whole, shard_paths
 from requant.container.splitting import combined_sha256
-from requant.errors import BadInput, InputOutputError, SourceChanged, printable
+from requant.errors import BadInput, InputOutputError, SourceChanged, printable, quoted
 from requant.formats.base import BlockFormat
 
 if TYPE_CHECKING:

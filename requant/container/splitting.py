@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from requant.container.cursor import quoted
+from requant.common.units import format_size
 from requant.container.infos import padded
 from requant.container.layout import FIXED_BYTES, Layout, info_bytes, lay_out
 from requant.container.metadata import Metadata, alignment_of
 from requant.container.shards import MAX_SHARDS, SHARD_NAME
-from requant.errors import BadInput
+from requant.errors import BadInput, quoted
 from requant.formats import FORMATS
-from requant.units import format_size
 
 Tensor = tuple[str, tuple[int, ...], int]  # name, shape in ggml's order, ggml type id
 

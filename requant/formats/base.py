@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-    from requant.jit import Kernel
+    from requant.formats.jit import Kernel
+
+DEVICE_ALIGNMENT = 128  # bytes, of each tensor in a CUDA buffer (ggml_backend_cuda_buffer_type_get_alignment)
+HOST_ALIGNMENT = 32  # bytes, of each tensor in a CPU buffer (TENSOR_ALIGNMENT in ggml-backend.cpp)
 
 
 class Effort(IntEnum):
@@ -39,7 +42,7 @@ class Kernels(Protocol):
 class BlockFormat:
     """A ggml type: its name and id, the weights and bytes of one block, and what requant does with it.
 
-    gaussian_rmse: relative error of our encoder on normally distributed weights (scripts/bench_formats.py).
+    gaussian_rmse: relative error of our encoder on normally distributed weights (scripts/bench/bench_formats.py).
     """
 
     name: str

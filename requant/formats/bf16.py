@@ -3,7 +3,7 @@
 import numpy as np
 
 from requant.formats.bits import bfloat_to_float, float_to_bfloat
-from requant.jit import kernel
+from requant.formats.jit import kernel
 
 N = 1
 LAYOUT = np.dtype("<u2")

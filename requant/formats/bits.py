@@ -5,7 +5,7 @@ Integer arithmetic throughout: hardware conversions are missing on some targets 
 
 import numpy as np
 
-from requant.jit import kernel
+from requant.formats.jit import kernel
 
 
 @kernel

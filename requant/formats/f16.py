@@ -3,7 +3,7 @@
 import numpy as np
 
 from requant.formats.bits import float_to_half, half_to_float
-from requant.jit import kernel
+from requant.formats.jit import kernel
 
 N = 1
 LAYOUT = np.dtype("<u2")

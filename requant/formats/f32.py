@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from requant.jit import kernel
+from requant.formats.jit import kernel
 
 N = 1
 LAYOUT = np.dtype("<f4")

@@ -11,10 +11,10 @@ Source: block_iq1_m in ggml-common.h (scales as bytes), dequantize_row_iq1_m in 
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.grid_search import grid_encoder
-from requant.formats.grid_words import Shape, Spent
+from requant.formats.encoders.grid_search import grid_encoder
+from requant.formats.encoders.grid_words import Shape, Spent
 from requant.formats.grids import IQ1_DELTA, IQ1_S
-from requant.jit import kernel
+from requant.formats.jit import kernel
 
 N = 256
 LAYOUT = np.dtype([("qs", "u1", (N // 8,)), ("qh", "u1", (N // 16,)), ("scales", "<u2", (4,))])

@@ -11,10 +11,10 @@ Source: block_iq2_s in ggml-common.h (where qs and signs are one array), dequant
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.grid_search import grid_encoder
-from requant.formats.grid_words import Shape, Spent
+from requant.formats.encoders.grid_search import grid_encoder
+from requant.formats.encoders.grid_words import Shape, Spent
 from requant.formats.grids import IQ2_S
-from requant.jit import kernel
+from requant.formats.jit import kernel
 
 N = 256
 LAYOUT = np.dtype(

@@ -11,10 +11,10 @@ Source: block_iq2_xs in ggml-common.h, dequantize_row_iq2_xs in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.grid_search import grid_encoder
-from requant.formats.grid_words import Shape, Spent
+from requant.formats.encoders.grid_search import grid_encoder
+from requant.formats.encoders.grid_words import Shape, Spent
 from requant.formats.grids import EVEN_SIGNS, IQ2_XS
-from requant.jit import kernel
+from requant.formats.jit import kernel
 
 N = 256
 LAYOUT = np.dtype([("d", "<u2"), ("qs", "<u2", (N // 8,)), ("scales", "u1", (N // 32,))])  # d: binary16 bits

@@ -11,10 +11,10 @@ Source: block_iq3_s in ggml-common.h, dequantize_row_iq3_s in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.grid_search import grid_encoder
-from requant.formats.grid_words import Shape, Spent
+from requant.formats.encoders.grid_search import grid_encoder
+from requant.formats.encoders.grid_words import Shape, Spent
 from requant.formats.grids import IQ3_S
-from requant.jit import kernel
+from requant.formats.jit import kernel
 
 N = 256
 LAYOUT = np.dtype(

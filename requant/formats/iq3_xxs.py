@@ -11,10 +11,10 @@ Source: block_iq3_xxs in ggml-common.h (where qs and signs are one array), dequa
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.grid_search import grid_encoder
-from requant.formats.grid_words import Shape, Spent
+from requant.formats.encoders.grid_search import grid_encoder
+from requant.formats.encoders.grid_words import Shape, Spent
 from requant.formats.grids import EVEN_SIGNS, IQ3_XXS
-from requant.jit import kernel
+from requant.formats.jit import kernel
 
 N = 256
 LAYOUT = np.dtype([("d", "<u2"), ("qs", "u1", (N // 4,)), ("signs", "<u4", (N // 32,))])  # d: binary16 bits

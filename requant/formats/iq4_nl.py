@@ -10,10 +10,10 @@ Source: block_iq4_nl in ggml-common.h, dequantize_row_iq4_nl in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
+from requant.formats.encoders.iq4 import Spent, encode_iq4
+from requant.formats.encoders.search import is_flat
 from requant.formats.grids import IQ4_LEVELS
-from requant.formats.iq4 import Spent, encode_iq4
-from requant.formats.search import is_flat
-from requant.jit import kernel
+from requant.formats.jit import kernel
 
 N = 32
 SEARCH = (Spent(4, 1), Spent(8, 1), Spent(28, 3))

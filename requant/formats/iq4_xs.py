@@ -11,10 +11,10 @@ Source: block_iq4_xs in ggml-common.h, dequantize_row_iq4_xs in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
+from requant.formats.encoders.iq4 import Spent, encode_iq4
+from requant.formats.encoders.search import is_flat
 from requant.formats.grids import IQ4_LEVELS
-from requant.formats.iq4 import Spent, encode_iq4
-from requant.formats.search import is_flat
-from requant.jit import kernel
+from requant.formats.jit import kernel
 
 N = 256
 SUBS, SUB = 8, 32

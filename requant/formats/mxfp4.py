@@ -10,10 +10,10 @@ Source: block_mxfp4 in ggml-common.h, dequantize_row_mxfp4 in ggml-quants.c; OCP
 import numpy as np
 
 from requant.formats.bits import e8m0_half_to_float
+from requant.formats.encoders.levels import encode_fp4
+from requant.formats.encoders.search import is_flat
 from requant.formats.grids import FP4_LEVELS
-from requant.formats.levels import encode_fp4
-from requant.formats.search import is_flat
-from requant.jit import kernel
+from requant.formats.jit import kernel
 
 N = 32
 # scales by effort, without importance and with: below and above the one with the largest weight's power of two; no

@@ -12,10 +12,10 @@ Source: block_nvfp4 in ggml-common.h, dequantize_row_nvfp4 in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import ue4m3_half_to_float
+from requant.formats.encoders.levels import encode_fp4
+from requant.formats.encoders.search import is_flat
 from requant.formats.grids import FP4_LEVELS
-from requant.formats.levels import encode_fp4
-from requant.formats.search import is_flat
-from requant.jit import kernel
+from requant.formats.jit import kernel
 
 N = 64
 SUBS, SUB = 4, 16

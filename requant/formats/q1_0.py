@@ -8,8 +8,8 @@ Source: block_q1_0 in ggml-common.h, dequantize_row_q1_0 in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.levels import encode_signs
-from requant.jit import kernel
+from requant.formats.encoders.levels import encode_signs
+from requant.formats.jit import kernel
 
 N = 128
 LAYOUT = np.dtype([("d", "<u2"), ("qs", "u1", (N // 8,))])  # d: binary16 bits; qs: lowest bit first

@@ -8,8 +8,8 @@ Source: block_q2_0 in ggml-common.h, dequantize_row_q2_0 in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.symmetric import BLOCKS, encode_symmetric
-from requant.jit import kernel
+from requant.formats.encoders.symmetric import BLOCKS, encode_symmetric
+from requant.formats.jit import kernel
 
 N = 64
 TOP = 2

@@ -8,10 +8,10 @@ Source: block_q2_K in ggml-common.h, dequantize_row_q2_K in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.affine import encode_affine
 from requant.formats.bits import half_to_float
-from requant.formats.shrinkage import grow
-from requant.jit import kernel
+from requant.formats.encoders.affine import encode_affine
+from requant.formats.encoders.shrinkage import grow
+from requant.formats.jit import kernel
 
 N = 256
 SUBS, SUB = 16, 16

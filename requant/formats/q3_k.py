@@ -11,9 +11,9 @@ Source: block_q3_K in ggml-common.h, dequantize_row_q3_K in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.search import is_flat
-from requant.formats.symmetric import Spent, encode_symmetric
-from requant.jit import kernel
+from requant.formats.encoders.search import is_flat
+from requant.formats.encoders.symmetric import Spent, encode_symmetric
+from requant.formats.jit import kernel
 
 N = 256
 SUBS, SUB = 16, 16

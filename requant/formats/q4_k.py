@@ -8,10 +8,10 @@ Source: block_q4_K in ggml-common.h, dequantize_row_q4_K in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.affine import encode_affine
 from requant.formats.bits import half_to_float
+from requant.formats.encoders.affine import encode_affine
+from requant.formats.jit import kernel
 from requant.formats.scales import pack_scales, unpack_factors
-from requant.jit import kernel
 
 N = 256
 SUBS, SUB = 8, 32

@@ -10,10 +10,10 @@ import numpy as np
 
 from requant.formats.base import Effort
 from requant.formats.bits import half_to_float
-from requant.formats.blocks import round_symmetric
-from requant.formats.search import is_flat
-from requant.formats.symmetric import BLOCKS, encode_symmetric
-from requant.jit import kernel
+from requant.formats.encoders.blocks import round_symmetric
+from requant.formats.encoders.search import is_flat
+from requant.formats.encoders.symmetric import BLOCKS, encode_symmetric
+from requant.formats.jit import kernel
 
 N = 32
 TOP = 16

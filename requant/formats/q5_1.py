@@ -8,12 +8,12 @@ Source: block_q5_1 in ggml-common.h, dequantize_row_q5_1 in ggml-quants.c.
 
 import numpy as np
 
-from requant.formats.affine import encode_affine
 from requant.formats.base import Effort
 from requant.formats.bits import half_to_float
-from requant.formats.blocks import round_affine
-from requant.formats.search import is_flat
-from requant.jit import kernel
+from requant.formats.encoders.affine import encode_affine
+from requant.formats.encoders.blocks import round_affine
+from requant.formats.encoders.search import is_flat
+from requant.formats.jit import kernel
 
 N = 32
 TOP = 31

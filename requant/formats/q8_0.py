@@ -8,8 +8,8 @@ Source: block_q8_0 in ggml-common.h, quantize_row_q8_0_ref in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.symmetric import Spent, encode_symmetric
-from requant.jit import kernel
+from requant.formats.encoders.symmetric import Spent, encode_symmetric
+from requant.formats.jit import kernel
 
 N = 32
 TOP = 128

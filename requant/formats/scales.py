@@ -8,7 +8,7 @@ Source: get_scale_min_k4 in ggml-quants.c.
 
 import numpy as np
 
-from requant.jit import kernel
+from requant.formats.jit import kernel
 
 
 @kernel

@@ -10,8 +10,8 @@ Source: block_tq2_0 in ggml-common.h, dequantize_row_tq2_0 in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.levels import encode_ternary
-from requant.jit import kernel
+from requant.formats.encoders.levels import encode_ternary
+from requant.formats.jit import kernel
 
 N = 256
 LAYOUT = np.dtype([("qs", "u1", (N // 4,)), ("d", "<u2")])  # d: binary16 bits

@@ -8,14 +8,15 @@ the graph, see `compute_bytes`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from requant.errors import BadInput, UsageError, brief
+from requant.errors import BadInput, UsageError, brief, suggest
 from requant.formats import format_of
-from requant.formats.base import BlockFormat
+from requant.formats.base import DEVICE_ALIGNMENT, BlockFormat
 from requant.model.hyperparameters import Hyperparameters
 from requant.model.roles import is_lookup, layer_of
-from requant.records import suggest
 
 MIB = 2**20
 CELL_PADDING = 256  # cells; llama_context and the window cache round up to it
@@ -26,8 +27,8 @@ RESERVE_SHARE = 10  # the default reserve is at most one part in ten of the budg
 N_BATCH = 2048  # llama.cpp's default, which bounds n_ubatch
 ROW_PADDING = 512  # weights; MATRIX_ROW_PADDING of ggml-cuda
 COMPUTE_MARGIN = 64  # one part added to as many, for shapes that were not measured
-DEVICE_ALIGNMENT = 128  # bytes, of each tensor in a CUDA buffer
 
+OWN_CONTEXT = 0  # --ctx 0, as llama.cpp has it: all that the model was made for
 CACHE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 
 
@@ -351,3 +352,13 @@ def _check_cache_types(hp: Hyperparameters, settings: Settings) -> None:
 
 def _pad(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
+
+
+def engine_settings(hp: Hyperparameters, given: Mapping[str, Any]) -> Settings:
+    """Settings with the fields in `given` that are not None, the engine's defaults for the rest."""
+    asked: dict[str, Any] = {
+        name: value.upper() if isinstance(value, str) else value for name, value in given.items() if value is not None
+    }
+    if asked.get("n_ctx") == OWN_CONTEXT:
+        asked["n_ctx"] = hp.context_length
+    return replace(default_settings(hp), **asked)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from requant.formats import by_name, format_of
-from requant.limits import Limit
-from requant.plan import Choice, Mixture, Plan
+from requant.planning.constraints import Limit
+from requant.planning.plan import Choice, Mixture, Plan
 
 POOLS = ("VRAM", "all tensors")
 # parts of a budget as a picture calls them, where that is not their key

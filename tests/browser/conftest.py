@@ -6,7 +6,7 @@ import invented
 import pytest
 from chromium import programs, start
 
-from requant.report.page import page
+from requant.report.page.page import page
 
 
 @pytest.fixture(scope="session")

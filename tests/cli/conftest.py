@@ -4,11 +4,11 @@ import pytest
 from commands import IMATRIX, TINY
 
 from requant.cli import progress
-from requant.codec import warm_up
+from requant.container.imatrix import read_imatrix
 from requant.container.source import open_source
 from requant.formats import FORMATS
-from requant.imatrix import read_imatrix
-from requant.sensitivity import score
+from requant.formats.codec import warm_up
+from requant.scoring.layerwise import score
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,7 @@ from commands import IMATRIX, TINY, assert_failed, names, run, spawn
 from conversions import half, normal, single, small_model
 from gguf_files import STR, File, Tensor, pair
 
-from requant.units import parse_size
+from requant.common.units import parse_size
 
 NAN = np.full((4, 256), np.nan, np.float32)
 
@@ -196,7 +196,7 @@ def test_a_budget_of_one_mebibyte_is_infeasible_and_names_one_that_is_not(capsys
 
 
 def test_an_infeasible_budget_is_noticed_before_scoring(capsys, monkeypatch):
-    monkeypatch.setattr("requant.sensitivity.score", None)
+    monkeypatch.setattr("requant.scoring.layerwise.score", None)
     assert_failed(run(capsys, "plan", TINY, "--size", "1MiB"), 4)
     assert_failed(run(capsys, "plan", TINY, "--size", "5MiB", "--tensor-type", "nothing=Q4_K"), 2, "matches no tensor")
 

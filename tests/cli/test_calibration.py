@@ -7,7 +7,7 @@ from commands import FIXTURES, TINY, assert_failed, names, run
 from gguf_files import STR, pair
 from model.forward import families
 
-from requant.evaluate import read_evaluation
+from requant.scoring.evaluate import read_evaluation
 
 TEXT = FIXTURES / "calibration.txt"
 

@@ -6,7 +6,7 @@ from draft_heads import N_EMBD, N_VOCAB, eagle3, projector, weights
 from gguf_files import ARCHITECTURE, STR, U32, File, pair
 
 from requant.container.source import open_source
-from requant.plan import read_plan
+from requant.planning.plan import read_plan
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import pytest
 from commands import IMATRIX, TINY, assert_failed, names, run, spawn
 from conversions import single, small_model
 
+from requant.common.units import parse_size
 from requant.container.output import Output
 from requant.container.source import open_source
-from requant.conversion import read_conversion
+from requant.conversion.record import read_conversion
 from requant.formats import by_name
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.memory import device_bytes, on_device
-from requant.units import parse_size
 
 
 def convert(capsys, out, losses, *words):

@@ -8,10 +8,10 @@ import click
 import pytest
 from commands import FIXTURES, TINY, run
 
-from requant.cli import speech
+from requant.cli import console as speech
 from requant.cli.command import Command, common
+from requant.cli.help_pages import EXIT_CODES, HEADINGS, MAIN, OTHER
 from requant.cli.main import COMMANDS, main
-from requant.cli.pages import EXIT_CODES, HEADINGS, MAIN, OTHER
 
 PAGES = [MAIN, *(main.get_command(None, name).page for name in COMMANDS)]
 EXAMPLES = list(dict.fromkeys(example.command for page in PAGES for example in page.examples))

@@ -20,8 +20,8 @@ from model.forward import families
 
 from requant.container.source import open_source
 from requant.errors import printable
-from requant.report.grid import columns
-from requant.runtime import ENGINES
+from requant.planning.engines import ENGINES
+from requant.report.text.grid import columns
 
 ROOT = Path(__file__).parents[2]
 ODD = "m \x1b[31m\n'\"$(touch x)`touch x`\u202e\u3164;  .gguf"  # the file's own name
@@ -269,7 +269,7 @@ def np_list(value):
 
 
 def test_nothing_is_run_fetched_unpickled_or_written_elsewhere(found, folder):
-    from requant.jit import CACHE_FOLDER
+    from requant.formats.jit import CACHE_FOLDER
 
     private = [folder, *([] if CACHE_FOLDER is None else [CACHE_FOLDER.parent])]
     above = {"/dev/null", *map(str, [] if CACHE_FOLDER is None else CACHE_FOLDER.parents)}
@@ -290,7 +290,7 @@ def test_nothing_is_run_fetched_unpickled_or_written_elsewhere(found, folder):
 def test_an_expression_that_takes_for_ever_can_be_stopped(tmp_path, found, folder):
     (tmp_path / "recipe.txt").write_text("(.|.)*[.]x=Q8_0")
     told = """
-import requant.budget as module
+import requant.planning.solver.problem as module
 matching = module._matching
 def telling(*words):
     print("trying", file=sys.stderr, flush=True)

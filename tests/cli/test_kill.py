@@ -1,4 +1,4 @@
-"""The short form of scripts/kill_test.py: conversions that are killed, cut off and interrupted lose nothing."""
+"""The short form of scripts/ci/kill_test.py: conversions that are killed, cut off and interrupted lose nothing."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from commands import names, run
 from conversions import small_model
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "kill_test.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "ci" / "kill_test.py"
 
 
 def kill_test(*words):

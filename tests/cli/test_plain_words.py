@@ -8,12 +8,12 @@ from commands import TINY, assert_failed, names, run
 from conversions import half, single, small_model
 from model.forward import families
 
+from requant.api.session import prepared
+from requant.common.units import format_size
 from requant.container.source import open_source
-from requant.sensitivity import score
-from requant.stages.calibration import Calibration
-from requant.stages.job import prepared
-from requant.units import format_size
-from requant.wishes import Wishes
+from requant.planning.request import Wishes
+from requant.scoring.calibration_data import Calibration
+from requant.scoring.layerwise import score
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_an_inspection_says_where_the_context_is_beyond_the_model(capsys):
 
 
 def test_what_fits_as_it_is_is_copied_without_scoring(capsys, monkeypatch, losses):
-    monkeypatch.setattr("requant.stages.job.score", None)
+    monkeypatch.setattr("requant.api.session.score", None)
     ran = run(capsys, "convert", TINY, "out.gguf", "--vram", "1GiB", "--dry-run", "--json")
     assert all(c["type"] == c["source_type"] for c in json.loads(ran.out)["choices"])
     several = json.loads(run(capsys, "plan", TINY, "--vram", "1GiB,2GiB", "--json").out)
@@ -117,7 +117,7 @@ def test_what_fits_as_it_is_is_copied_without_scoring(capsys, monkeypatch, losse
 def test_a_disk_too_small_for_any_plan_is_told_before_scoring(capsys, monkeypatch, tmp_path):
     real = os.statvfs
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("requant.stages.job.score", None)
+        patch.setattr("requant.api.session.score", None)
         patch.setattr(os, "statvfs", lambda path: os.statvfs_result([*real(path)[:3], 1, 1, *real(path)[5:]]))
         ran = run(capsys, "convert", TINY, tmp_path / "out.gguf", "--size", "4MiB")
     assert_failed(ran, 6, "MiB free but has 4.00 KiB; free some space on /")

@@ -8,15 +8,15 @@ from commands import TINY, assert_failed, run
 
 from requant.container.source import open_source
 from requant.model.hyperparameters import read_hyperparameters
-from requant.model.stock import mixture_types
-from requant.plan import read_plan
-from requant.trial import cache_losses
+from requant.model.mixtures import mixture_types
+from requant.planning.plan import read_plan
+from requant.scoring.kv_cache_loss import cache_losses
 
 
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory):
     path = tmp_path_factory.mktemp("losses") / "l.json"
-    from requant.sensitivity import score
+    from requant.scoring.layerwise import score
 
     with open_source(TINY) as source:
         path.write_text(score(source).to_json())

@@ -8,7 +8,8 @@ import pytest
 from commands import IMATRIX, TINY, run, spawn
 from ptys import on_terminal
 
-from requant.cli import progress, speech
+from requant.cli import console as speech
+from requant.cli import progress
 from requant.cli.progress import Meter, as_json
 
 SCORED = ("--imatrix", IMATRIX, "--losses")

@@ -8,7 +8,7 @@ import yaml
 from commands import TINY, assert_failed, names, run
 
 from requant.container.source import open_source
-from requant.conversion import record_path
+from requant.conversion.record import record_path
 
 
 @pytest.fixture(scope="module")

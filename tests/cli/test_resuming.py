@@ -6,10 +6,10 @@ import pytest
 from commands import TINY, assert_failed, names, run, start
 from conversions import half, small_model
 
+from requant.api import session as job
 from requant.container import output as output_module
 from requant.container.source import open_source
 from requant.errors import InputOutputError
-from requant.stages import job
 
 # every tensor is on disk at once, and the process is gone after so many of them
 KILLED = """

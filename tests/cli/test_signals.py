@@ -9,7 +9,7 @@ from commands import TINY, names, start
 SLOW = """
 import time
 import requant.container.output as output
-import requant.writing as writing
+import requant.conversion.write as writing
 output.COMMIT_BYTES = 1
 quick = writing.write_chunk
 def slow(*arguments):
@@ -20,7 +20,7 @@ writing.write_chunk = slow
 # the solver in C, deaf to signals
 DEAF = """
 import ctypes
-import requant.stages.job as job
+import requant.api.session as job
 job.make_plan = lambda *_, **__: ctypes.CDLL(None).sleep(20)
 print("ready", flush=True)
 """

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from requant.cli import cells, convert
+from requant.api import invocation as words
+from requant.api.session import Job
+from requant.cli import convert
+from requant.cli.batch import items as cells
+from requant.container.imatrix import Imatrix
 from requant.formats import Effort
-from requant.imatrix import Imatrix
-from requant.plan import Losses
-from requant.request import Rule
-from requant.stages import words
-from requant.stages.calibration import Calibration
-from requant.stages.job import Job
-from requant.wishes import MAX_CONTEXT, Wishes
+from requant.planning.constraints import Rule
+from requant.planning.request import MAX_CONTEXT, Wishes
+from requant.scoring.calibration_data import Calibration
+from requant.scoring.losses import Losses
 
 WISHES = Wishes(
     **{"vram": 12 * 2**30, "ram": 1234567, "n_ctx": 16384, "cache_type_k": "Q8_0", "cache_type_v": "AUTO"},

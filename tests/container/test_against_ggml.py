@@ -13,11 +13,10 @@ from gguf_files import ARR, F32, F64, STR
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from requant import codec
 from requant.container.header import parse_header
 from requant.container.source import open_source
 from requant.errors import BadInput
-from requant.formats import FORMATS
+from requant.formats import FORMATS, codec
 
 ALL = CASES | FURTHER
 BAD_BYTES = (0x00, 0x3C, 0x7C, 0x7D, 0x7E, 0x7F, 0x80, 0xFC, 0xFE, 0xFF)  # those that make infinities and NaN

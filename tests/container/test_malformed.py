@@ -13,12 +13,13 @@ from corpus import CASES, FURTHER
 from gguf_files import File, array, string
 
 from requant.container.header import parse_header
+from requant.container.imatrix import coverage, read_imatrix
 from requant.container.source import open_source, require_model
 from requant.errors import BadInput
-from requant.imatrix import coverage, read_imatrix
 from requant.model.hyperparameters import read_hyperparameters
-from requant.recipe import uniform_plan
-from requant.report.inspect import as_text, inspect
+from requant.model.inspection import inspect
+from requant.planning.recipe import uniform_plan
+from requant.report.text.inspection import as_text
 
 ROOT = Path(__file__).parents[2]
 ALL = CASES | FURTHER
@@ -48,7 +49,7 @@ def test_the_corpus_is_the_list_of_the_specification_with_its_verdicts():
 
 
 def test_the_script_writes_every_case_with_its_verdict(tmp_path):
-    subprocess.run([sys.executable, ROOT / "scripts" / "make_malformed.py", tmp_path / "all"], check=True)
+    subprocess.run([sys.executable, ROOT / "scripts" / "make" / "make_malformed.py", tmp_path / "all"], check=True)
     index = json.loads((tmp_path / "all" / "index.json").read_text())
     assert [entry["name"] for entry in index] == list(ALL)
     for entry in index:

@@ -7,8 +7,8 @@ import time
 import pytest
 from gguf_files import File
 
+from requant.common.files import identity
 from requant.container import output as output_module
-from requant.container.files import identity
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
 from requant.container.output import Output, claim, discard, names_in, resumes

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from gguf_files import File, Tensor
 
-from requant.container.files import identity
+from requant.common.files import identity
 from requant.container.header import parse_header
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata

@@ -1,11 +1,6 @@
 """Helpers of the command line's tests, for the commands of the documentation."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "cli"))
 
 
 @pytest.fixture

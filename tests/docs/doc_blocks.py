@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-GENERATED = DOCS / "reference"  # written from the code: scripts/reference.py
+GENERATED = DOCS / "reference"  # written from the code: scripts/docs/reference.py
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(DOCS.rglob("*.md"))]
 WRITTEN = [page for page in PAGES if GENERATED not in page.parents]
 

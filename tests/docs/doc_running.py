@@ -21,8 +21,8 @@ NOT_RUN = {
     r"python -m zipfile -e|mv smollm2/": "what it unpacks comes from the network",
     r"python3 -m venv|\. ": "the environment of the reader",
     r"llama-\w+": "an engine, which is not part of requant",
-    r"dask\b": "runs for ever; tests/test_cluster.py starts such a cluster",
-    r"requant .*--cluster tcp": "no scheduler is there; tests/test_cluster.py starts one",
+    r"dask\b": "runs for ever; tests/common/test_cluster.py starts such a cluster",
+    r"requant .*--cluster tcp": "no scheduler is there; tests/common/test_cluster.py starts one",
     r"python -m pytest": "the tests themselves",
 }
 

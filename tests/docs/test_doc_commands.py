@@ -111,6 +111,9 @@ def test_outputs_are_compared_but_for_times_and_the_last_digits():
 
 def test_a_script_prints_its_options():
     ran = subprocess.run(
-        [sys.executable, Path(ROOT / "scripts" / "reference.py"), "--help"], capture_output=True, text=True, check=True
+        [sys.executable, Path(ROOT / "scripts" / "docs" / "reference.py"), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "--check" in ran.stdout

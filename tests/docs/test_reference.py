@@ -9,26 +9,26 @@ from doc_blocks import GENERATED, ROOT
 from test_doc_commands import options
 
 from requant import errors
-from requant.batch.summary import SOME
+from requant.cli.batch.summary import SOME
 from requant.cli.command import common
 from requant.cli.main import COMMANDS, main
 
 
 def test_the_reference_is_not_stale():
-    words = [sys.executable, ROOT / "scripts" / "reference.py", "--check"]
+    words = [sys.executable, ROOT / "scripts" / "docs" / "reference.py", "--check"]
     ran = subprocess.run(words, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
 
 
 def test_a_stale_page_is_noticed(monkeypatch, tmp_path):
-    sys.path.insert(0, str(ROOT / "scripts"))
+    sys.path.insert(0, str(ROOT / "scripts" / "docs"))
     import reference
 
     for name in reference.PAGES:
         (tmp_path / name).write_text((GENERATED / name).read_text(encoding="utf-8") + "\n")
     monkeypatch.setattr(reference, "FOLDER", tmp_path)
     monkeypatch.setattr(sys, "argv", ["reference.py", "--check"])
-    with pytest.raises(SystemExit, match=r"commands.md, python.md, .* run python scripts/reference.py"):
+    with pytest.raises(SystemExit, match=r"commands.md, python.md, .* run python scripts/docs/reference.py"):
         reference.run()
 
 

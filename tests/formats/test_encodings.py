@@ -8,7 +8,7 @@ import real_models
 from requant.formats import FORMATS, KERNELS, by_name, table_digest
 
 KEPT = json.loads((real_models.FIXTURES / "encodings.json").read_text(encoding="ascii"))
-RAISE = "raise KERNELS in requant/formats/__init__.py, then python scripts/make_encodings.py"
+RAISE = "raise KERNELS in requant/formats/__init__.py, then python scripts/make/make_encodings.py"
 
 
 def test_encoders_of_one_version_always_make_the_same_bytes():

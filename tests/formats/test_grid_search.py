@@ -4,8 +4,7 @@ import ggml
 import numpy as np
 import pytest
 
-from requant import codec
-from requant.formats import by_name, grids
+from requant.formats import by_name, codec, grids
 
 CODEBOOKS = ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_S", "IQ1_M")
 each_codebook = pytest.mark.parametrize("name", CODEBOOKS)

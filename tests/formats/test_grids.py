@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from gguf import quants
 
-from requant.formats import grids, neighbours
+from requant.formats import grids
+from requant.formats.encoders import neighbours
 
 
 @pytest.mark.parametrize("name", ["IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"])

@@ -8,8 +8,9 @@ from compare import assert_same_floats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from requant.formats import Effort, by_name, iq4, levels
+from requant.formats import Effort, by_name
 from requant.formats.base import BlockFormat
+from requant.formats.encoders import iq4, levels
 from requant.formats.grids import FP4_LEVELS, IQ4_LEVELS
 
 IQ4 = IQ4_LEVELS.astype(np.float32)

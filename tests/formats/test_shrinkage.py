@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from requant import codec
-from requant.formats import by_name, shrinkage
+from requant.formats import by_name, codec
+from requant.formats.encoders import shrinkage
 
 RNG = np.random.default_rng(3)
 X = (RNG.standard_normal((16, 512)) * 0.02).astype(np.float32)

@@ -8,9 +8,10 @@ from pathlib import Path
 from gguf_files import ARCHITECTURE, ARR, BOOL, F32, I32, STR, U16, U32
 
 from fuzz.gguf_mutants import DATA, Gguf, value_fields
-from requant.conversion import Conversion, Converted
-from requant.limits import Limit, Timing
-from requant.plan import Candidate, Choice, LayerSummary, Losses, Mixture, Plan, TensorLosses
+from requant.conversion.record import Conversion, Converted
+from requant.planning.constraints import Limit, Timing
+from requant.planning.plan import Choice, LayerSummary, Mixture, Plan
+from requant.scoring.losses import Candidate, Losses, TensorLosses
 
 COUNTS = {
     "block_count": 2,

@@ -5,26 +5,28 @@ Each oracle returns a word for what became of the file. `depth` 0 reads it, 1 sh
 
 from dataclasses import dataclass
 
-from requant.attached import draft_bytes, projector_bytes
 from requant.container.header import parse_header
+from requant.container.imatrix import coverage, importance_for, read_imatrix
 from requant.container.source import open_source
-from requant.conversion import read_conversion
+from requant.conversion.record import read_conversion
 from requant.errors import RequantError
-from requant.fisher import cannot_run
-from requant.imatrix import coverage, importance_for, read_imatrix
+from requant.model.auxiliary import draft_bytes, projector_bytes
 from requant.model.hyperparameters import read_hyperparameters
+from requant.model.inspection import inspect
 from requant.model.memory import Settings
 from requant.model.tokenizer import read_tokenizer
-from requant.pipeline import check_feasible
-from requant.plan import read_losses, read_plan
-from requant.provenance import output_metadata
-from requant.recipe import preset_plan, read_tensor_types, tensor_type_file, uniform_plan
-from requant.report.diff import difference, difference_text, read_side
-from requant.report.inspect import as_text, inspect
-from requant.report.table import losses_table, plan_table
-from requant.request import Request
-from requant.solve import solve
-from requant.wishes import Wishes
+from requant.planning.best_plan import check_feasible
+from requant.planning.constraints import Request
+from requant.planning.output_metadata import output_metadata
+from requant.planning.plan import read_plan
+from requant.planning.recipe import preset_plan, read_tensor_types, tensor_type_file, uniform_plan
+from requant.planning.request import Wishes
+from requant.planning.solver.solve import solve
+from requant.report.text.diff import difference, difference_text, read_side
+from requant.report.text.inspection import as_text
+from requant.report.text.table import losses_table, plan_table
+from requant.scoring.fisher import cannot_run
+from requant.scoring.losses import read_losses
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from requant.errors import printable
 from requant.formats import FORMATS, by_name
-from requant.report.bars import FULL, MOST_LINES, Canvas, Part, Span, picture
-from requant.report.grid import columns
+from requant.report.text.bars import FULL, MOST_LINES, Canvas, Part, Span, picture
+from requant.report.text.grid import columns
 
 TYPES = [f.name for f in FORMATS.values()]
 COLOURED, DIGITS = Canvas(80, True, True), Canvas(80, False, True)
@@ -107,7 +107,7 @@ def test_names_from_a_file_are_escaped_and_never_colours():
 
 def test_the_text_of_a_span_is_escaped_when_it_is_printed(capsys):
     from requant.cli import messages
-    from requant.report.bars import Picture
+    from requant.report.text.bars import Picture
 
     messages.emit(Picture(((Span("a\x1b[2Jb", 31),),)), "c\x1b[2J")
     assert capsys.readouterr().out == "\x1b[31ma\\x1b[2Jb\x1b[0m\n\nc\\x1b[2J\n"
@@ -117,10 +117,10 @@ def test_a_plan_and_the_model_it_makes_have_the_same_picture(tmp_path):
     from real_models import TINY
 
     from requant.container.source import open_source
-    from requant.convert import convert
-    from requant.recipe import preset_plan
-    from requant.report.bars import model_bars, plan_bars
-    from requant.report.inspect import inspect
+    from requant.conversion.convert import convert
+    from requant.model.inspection import inspect
+    from requant.planning.recipe import preset_plan
+    from requant.report.text.bars import model_bars, plan_bars
 
     with open_source(TINY) as source:
         plan = preset_plan(source, "Q3_K_M")

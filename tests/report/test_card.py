@@ -12,14 +12,14 @@ from test_markdown import HOSTILE, rendered
 
 from requant.container.hashing import Hashed
 from requant.container.metadata import Metadata, encode_value
-from requant.conversion import Conversion, Odd
+from requant.conversion.record import Conversion, Odd
 from requant.errors import FILE_NAME, brief
-from requant.evaluate import Evaluation
-from requant.plan import Plan
-from requant.report.card import Published, card
-from requant.report.card_parts import both, made_for
-from requant.report.origin import Origin, Said, merged, origin_of
-from requant.report.reproduce import commands
+from requant.planning.plan import Plan
+from requant.report.card.card import Published, card
+from requant.report.card.origin import Origin, Said, merged, origin_of
+from requant.report.card.parts import both, made_for
+from requant.report.card.reproduce import commands
+from requant.scoring.evaluate import Evaluation
 
 ORIGIN = Origin(
     "Some Model", "Somebody", ("owner/some-model",), (), "apache-2.0", languages=("en", "no"), tags=("chat",)

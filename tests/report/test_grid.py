@@ -1,6 +1,6 @@
 """Columns, and what is left of them where there is little room."""
 
-from requant.report.grid import fitting, grid, labelled
+from requant.report.text.grid import fitting, grid, labelled
 
 ROWS = [["size", "gap", "cache", "speed"], ["12 GiB", "0 %", "f16/f16", "10.0"]]
 

@@ -16,17 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from real_models import TINY
 
+from requant.common.units import format_size
 from requant.container.source import open_source
-from requant.conversion import Conversion
+from requant.conversion.record import Conversion
 from requant.errors import brief
-from requant.evaluate import Evaluation
-from requant.plan import EDITED, Plan
-from requant.report.page import page
-from requant.report.sections.axes import Axis, Box, Label, along, labels
-from requant.report.sections.headline import asked
-from requant.report.sections.tensors import COLUMNS
-from requant.report.tags import script_json, tag, text
-from requant.units import format_size
+from requant.planning.plan import EDITED, Plan
+from requant.report.html import script_json, tag, text
+from requant.report.page.axes import Axis, Box, Label, along, labels
+from requant.report.page.headline import asked
+from requant.report.page.page import page
+from requant.report.page.tensors import COLUMNS
+from requant.scoring.evaluate import Evaluation
 
 VOID = {"meta", "input", "link", "br", "hr", "img"}
 ALLOWED = (

@@ -14,9 +14,10 @@ from made_up import EXPERTS, plan
 from matplotlib.transforms import Bbox
 
 from requant.errors import UsageError
-from requant.plan import Mixture
-from requant.report import picture_curve, picture_parts
-from requant.report.picture import _STYLE, _drawn, check_library, picture
+from requant.planning.plan import Mixture
+from requant.report.picture import curve as picture_curve
+from requant.report.picture import parts as picture_parts
+from requant.report.picture.picture import _STYLE, _drawn, check_library, picture
 from requant.report.view import Bar, Part, cells, curve
 
 HOSTILE = {"attn_$q^2$_\\frac{a}{b}": (256, 256), "<script>alert(1)</script>": (256, 256), "\u540d\u524d$": (256, 256)}

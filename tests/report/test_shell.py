@@ -14,9 +14,9 @@ from real_models import TINY
 
 from requant.container.source import open_source
 from requant.errors import printable
+from requant.planning.engines import ENGINES
 from requant.report import shell
-from requant.report.engine import start_command
-from requant.runtime import ENGINES
+from requant.report.start_command import start_command
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 

@@ -3,13 +3,13 @@ from dataclasses import replace
 
 import pytest
 
-from requant.budget import parse_rule, size_limit, vram_limit
 from requant.formats import by_name
-from requant.limits import Limit
-from requant.plan import EDITED, Candidate, Losses, TensorLosses
-from requant.report.table import layer_table, losses_table, plan_table, summary, type_table
-from requant.request import Request
-from requant.solve import solve
+from requant.planning.constraints import Limit, Request, size_limit, vram_limit
+from requant.planning.plan import EDITED
+from requant.planning.rules import parse_rule
+from requant.planning.solver.solve import solve
+from requant.report.text.table import layer_table, losses_table, plan_table, summary, type_table
+from requant.scoring.losses import Candidate, Losses, TensorLosses
 
 
 def tensor(name, by_type, shape=(256, 4), source_type="F16", **changes):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from requant.formats import by_name
-from requant.limits import Limit
-from requant.plan import Choice, Mixture, Plan
+from requant.planning.constraints import Limit
+from requant.planning.plan import Choice, Mixture, Plan
 from requant.report.view import bars, best_at, cells, curve
 
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16")

@@ -7,17 +7,13 @@ Arrays of all windows are (n_windows, n_ctx, n_embd). Each window starts at posi
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
+from requant.common.threads import each
 from requant.errors import BadInput, NumericFault
 from requant.model.forward.architecture import Architecture, read_architecture
 from requant.model.forward.checkpoints import Checkpoints
@@ -25,9 +21,7 @@ from requant.model.forward.layer import Blind, Cached, Layer, Watch, as_they_are
 from requant.model.forward.ops import Array, Back, rms_norm, soft_cap
 from requant.model.forward.rope import rotation
 from requant.model.forward.weights import Weights
-from requant.pool import in_order, n_threads
 
-Result = TypeVar("Result")
 Tokens = NDArray[np.int32]  # (n_windows, n_ctx)
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 BLIND: Watch = Blind()
@@ -134,53 +128,6 @@ def backward(
 
         each(run, len(x), threads)
         done(layer)
-
-
-@cache
-def _blas() -> ThreadpoolController:
-    """The BLAS that NumPy uses; looking for it takes milliseconds."""
-    return ThreadpoolController().select(user_api="blas")
-
-
-class _Held:
-    """How many runs hold BLAS at one thread; the last to leave gives it back what it had."""
-
-    lock = threading.Lock()
-    n = 0
-    limiter: Any = None
-
-
-@contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    with _Held.lock:
-        if not _Held.n:
-            _Held.limiter = _blas().limit(limits=1)
-        _Held.n += 1
-    try:
-        yield
-    finally:
-        with _Held.lock:
-            _Held.n -= 1
-            if not _Held.n:
-                _Held.limiter.restore_original_limits()
-
-
-def each(work: Callable[[int], None], n: int, threads: int | None) -> None:
-    """`work` of 0 to n - 1 in threads, as by `results_of`."""
-    with closing(results_of(work, n, threads)) as results:
-        for _ in results:
-            pass
-
-
-def results_of(work: Callable[[int], Result], n: int, threads: int | None) -> Generator[Result, None, None]:
-    """`work` of 0 to n - 1 in threads, with BLAS in one each; what overflows is found by who looks at the results."""
-
-    def quiet(index: int) -> Result:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return work(index)
-
-    with _one_blas_thread(), closing(in_order(quiet, range(n), n_threads(threads))) as results:
-        yield from results
 
 
 def check_finite(model: Model, x: Array, layer: int) -> None:

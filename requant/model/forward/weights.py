@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from requant import codec
-from requant.codec import Floats
 from requant.container.source import Source, SourceTensor
 from requant.errors import NumericFault, brief
-from requant.finite import nonfinite_fault
-from requant.model.companions import SCALE
+from requant.formats import codec
+from requant.formats.codec import Floats
 from requant.model.forward.ops import Array
-from requant.model.scales import scales_of
+from requant.model.nonfinite import nonfinite_fault
+from requant.model.weight_scales import SCALE, scales_of
 
 Change = Callable[[SourceTensor, Floats], Floats]
 

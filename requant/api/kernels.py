@@ -1,0 +1,55 @@
+"""The kernels that a stage needs, compiled before its work begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
+
+from requant.common.interrupt import Abandoned, interruptible
+from requant.common.monitor import Advance, Teller
+
+if TYPE_CHECKING:
+    from requant.formats import BlockFormat
+
+
+def prepare_kernels(teller: Teller, formats: Iterable[BlockFormat | None], *, encode: bool = True) -> None:
+    """Load the kernels of `formats`, saying so where they must be compiled; without `encode` those that read."""
+    from numba.core.event import Event, Listener, install_listener
+
+    from requant.formats.codec import warm_up
+
+    wanted = [fmt for fmt in formats if fmt is not None and fmt.can_decode]
+    compiling = False
+
+    def warm(progress: Advance) -> None:
+        class Announcer(Listener):  # Numba asks for the class; its cache hits are no compile events
+            def on_start(self, event: Event) -> None:
+                nonlocal compiling
+                if not compiling:
+                    compiling = True
+                    with suppress(Abandoned):  # it may be another's thread that compiles
+                        progress(0)
+
+            def on_end(self, event: Event) -> None:
+                pass
+
+        with install_listener("numba:compile", Announcer()):
+            for fmt in wanted:
+                warm_up([fmt], encode=encode)
+                progress(1)
+
+    with ExitStack() as stack:
+        ready, advance = 0, list[Advance]()
+
+        def step(n: int) -> None:
+            nonlocal ready
+            ready += n
+            if compiling and not advance:
+                teller.tell("compiling the block kernels, once; this takes up to half a minute")
+                advance.append(stack.enter_context(teller.progress("compiling", len(wanted), " types")))
+                advance[0](ready)
+            elif advance:
+                advance[0](n)
+
+        interruptible(warm, progress=step)

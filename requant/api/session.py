@@ -1,0 +1,260 @@
+"""A model and all that was said of how to plan for it and to convert it, and the plan that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from requant.api.invocation import signed
+from requant.api.kernels import prepare_kernels
+from requant.api.measure import Scored, check_can_run, read_importance, score
+from requant.common.files import Identity, identities
+from requant.common.interrupt import interruptible
+from requant.common.monitor import SILENT, Teller
+from requant.container.source import Source, open_source
+from requant.conversion.record import read_any_plan
+from requant.errors import UsageError
+from requant.formats import Effort, by_name
+from requant.formats.jit import fingerprint
+from requant.planning.best_plan import check_feasible, fits_as_it_is, make_plan
+from requant.planning.plan import Plan
+from requant.planning.request import AUTO, Wishes
+from requant.scoring.calibration_data import Calibration
+from requant.scoring.losses import Losses, read_losses
+
+if TYPE_CHECKING:
+    from requant.common.cluster import Cluster
+    from requant.container.imatrix import Imatrix
+    from requant.scoring.statistics import Statistics
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A model and all that was said of how to plan for it and to convert it."""
+
+    source: Source
+    wishes: Wishes
+    calibration: Calibration
+    imatrix: Imatrix | None
+    losses: Losses | None
+    losses_file: Path | None
+    inputs: frozenset[Identity]
+    plan_file: Path | None
+    type_name: str | None
+    preset: str | None
+    like: Path | None
+    threads: int | None
+    allow_requantize: bool
+    effort: Effort | None
+    given_plan: Plan | None = None
+    statistics: tuple[Statistics, str] | None = None  # the importance matrix was measured, on that text
+    cluster: Cluster | None = None
+    teller: Teller = SILENT
+
+    @property
+    def scores(self) -> bool:
+        """Whether a plan takes scoring, which may take hours."""
+        others = (self.plan_file, self.given_plan, self.type_name, self.preset, self.losses)
+        return self.wishes.has_budget and all(other is None for other in others)
+
+    def check_measure(self, n: int | None) -> None:
+        """Raise what is wrong with measuring `n` plans near the best, None where none is to be measured."""
+        if n is None:
+            return
+        if not self.wishes.has_budget:
+            raise UsageError("--measure chooses among plans for a budget; give --vram, --size or --bpw with it")
+        check_can_run(self.source)
+
+    def planned(self, *, weigh: bool = False, measure: int | None = None) -> tuple[Plan, Job]:
+        """The plan of the file, for the one type, or for the budget, then scored if no losses are given.
+
+        --effort, where it is given, replaces that of the plan or the losses. weigh: the job that comes with it converts
+        with importance measured by the scoring, where no imatrix was given. measure: of so many plans near the best,
+        the one of least measured divergence.
+        """
+        plan, job = self._planned(weigh, measure)
+        return signed(plan, self, measure), job
+
+    def _planned(self, weigh: bool, measure: int | None) -> tuple[Plan, Job]:
+        given = self.given_plan if self.plan_file is None else read_any_plan(self.plan_file)
+        if given is not None:
+            return given, self
+        if self.type_name is not None:
+            from requant.planning.recipe import uniform_plan
+
+            request, again = self.wishes.request, self.allow_requantize
+            plan = uniform_plan(
+                self.source, self.type_name, imatrix=self.imatrix, request=request, allow_requantize=again
+            )
+            return plan, self
+        if self.preset is not None:
+            from requant.planning.recipe import preset_plan
+
+            again = self.allow_requantize
+            return preset_plan(self.source, self.preset, imatrix=self.imatrix, allow_requantize=again), self
+        if self.like is not None and not self.wishes.has_budget:
+            from requant.planning.recipe import clone_plan
+
+            with open_source(self.like) as other:
+                return clone_plan(self.source, other, allow_requantize=self.allow_requantize), self
+        job, losses = self.scored(weigh=weigh)
+        if measure is not None:
+            return job._least(losses, measure), job
+        with self.teller.working("solving"):
+            return interruptible(make_plan, self.source, losses, self.wishes, imatrix=job.imatrix), job
+
+    def as_it_is(self) -> Losses | None:
+        """Losses that leave every tensor as it is, where nothing that was asked for could ask for more."""
+        return None if self.like is not None else fits_as_it_is(self.source, self.wishes)
+
+    def least_bytes(self) -> int:
+        """Bytes that no output of these types can be without: those of the smallest candidate of every tensor."""
+        from requant.scoring.candidates import DEFAULT_TYPES, survey
+
+        types = self.wishes.types_to_score(DEFAULT_TYPES)
+        tensors = survey(self.source, types=types, imatrix=self.imatrix, has_importance=True)
+        return sum(min(c.n_bytes for c in t.candidates) for t in tensors)
+
+    def scored(self, *, weigh: bool = False) -> tuple[Job, Losses]:
+        """The losses, given or measured now; the job to go on with, which has them and any importance measured."""
+        losses, job = self.losses, self
+        if losses is None:
+            scored = self._scored(weigh)
+            losses = scored.losses
+            if scored.measured is not None:
+                statistics, name = scored.measured
+                job = replace(self, imatrix=statistics.imatrix(self.source, name), statistics=scored.measured)
+        self.wishes.try_rules(losses)
+        if AUTO in (self.wishes.cache_type_k, self.wishes.cache_type_v) and not losses.caches:
+            losses = replace(losses, caches=self._cache_losses())
+            job = replace(job, losses=losses if job.losses is not None else None)
+        if self.like is not None:
+            from requant.planning.recipe import losses_like, types_like
+
+            with open_source(self.like) as other:
+                types, notes = types_like(self.source, other)
+            limited = losses_like(losses, types)
+            return job, replace(limited, notes=(*limited.notes, *notes))
+        return job, losses
+
+    def _cache_losses(self) -> dict[str, float]:
+        """What rounding the KV cache costs the model, by type."""
+        from requant.scoring import kv_cache_loss as trial
+
+        check_can_run(self.source)
+        with self.teller.working("reading text"):
+            text = interruptible(self.calibration.windows, self.source)
+        prepare_kernels(self.teller, {by_name(name) for pair in trial.CACHES for name in pair})
+        with self.teller.progress("measuring caches", len(trial.CACHES) + 1, " models") as advance:
+            return interruptible(trial.cache_losses, self.source, text.windows, threads=self.threads, progress=advance)
+
+    def _least(self, losses: Losses, n: int) -> Plan:
+        """Of `n` plans near the best, the one of least divergence on text that was not scored with."""
+        from requant.planning import rerank as trial
+
+        with self.teller.working("reading text"):
+            text = interruptible(self.calibration.windows, self.source, held_out=True)
+        effort = losses.effort if self.effort is None else self.effort
+
+        def solve(losses: Losses) -> Plan:
+            return replace(make_plan(self.source, losses, self.wishes, imatrix=self.imatrix), effort=effort)
+
+        with self.teller.working("solving"):
+            plans = interruptible(trial.near_optimal, losses, solve, n)
+        with self.teller.progress("measuring", len(plans) + 1, " models") as advance:
+            found = interruptible(
+                trial.measured,
+                self.source,
+                plans,
+                text.windows,
+                imatrix=self.imatrix,
+                threads=self.threads,
+                progress=advance,
+            )
+        klds = [evaluation.mean_kld or 0.0 for evaluation in found]
+        best = klds.index(min(klds))
+        note = (
+            f"the best of {len(plans)} plans by divergence on held-out text; that of the first was {klds[0]:.3g} nats"
+        )
+        return replace(plans[best], measured_kld=klds[best], notes=(*plans[best].notes, note))
+
+    def _scored(self, weigh: bool) -> Scored:
+        from requant.scoring.candidates import DEFAULT_TYPES
+        from requant.scoring.fisher import cannot_run
+
+        types, again = self.wishes.types_to_score(DEFAULT_TYPES), self.allow_requantize
+        measured = weigh and not self.calibration.quick and cannot_run(self.source) is None
+        check_feasible(
+            self.source, self.wishes, types, imatrix=self.imatrix, allow_requantize=again, has_importance=measured
+        )
+        if (whole := self.as_it_is()) is not None:
+            return Scored(whole)
+        return score(
+            self.source,
+            types,
+            self.imatrix,
+            self.calibration,
+            self.teller,
+            threads=self.threads,
+            allow_requantize=again,
+            effort=self.effort,
+            weigh=weigh,
+            cluster=self.cluster,
+        )
+
+
+def prepared(
+    source: Source,
+    wishes: Wishes,
+    calibration: Calibration,
+    *,
+    imatrix: Path | None = None,
+    losses: Path | Losses | None = None,
+    plan: Path | Plan | None = None,
+    type_name: str | None = None,
+    preset: str | None = None,
+    like: Path | None = None,
+    threads: int | None = None,
+    allow_requantize: bool = False,
+    effort: Effort | None = None,
+    cluster: Cluster | None = None,
+    teller: Teller = SILENT,
+) -> Job:
+    """The job with its small files read."""
+    imatrix = imatrix if calibration.statistics is None or imatrix is not None else calibration.statistics
+    matrix = read_importance(imatrix, source)
+    losses_file, plan_file = (path if isinstance(path, Path) else None for path in (losses, plan))
+    found = read_losses(losses) if isinstance(losses, Path) else losses
+    paths = imatrix, losses_file, plan_file, like, calibration.text, calibration.tokens, calibration.statistics
+    inputs = source.identities | identities(*paths)
+    return Job(
+        source=source,
+        wishes=wishes,
+        calibration=calibration,
+        imatrix=matrix,
+        losses=found,
+        losses_file=losses_file,
+        inputs=inputs,
+        plan_file=plan_file,
+        type_name=type_name,
+        preset=preset,
+        like=like,
+        threads=threads,
+        allow_requantize=allow_requantize,
+        effort=effort,
+        given_plan=None if isinstance(plan, Path) else plan,
+        cluster=cluster,
+        teller=teller,
+    )
+
+
+def connected(address: str | None, tell: Callable[[str], None]) -> AbstractContextManager[Cluster | None]:
+    """The cluster at `address`, None without one; `tell` takes its lines for the user. Raises as `Cluster` does."""
+    if address is None:
+        return nullcontext()
+    from requant.common.cluster import Cluster
+
+    return Cluster(address, fingerprint, tell)

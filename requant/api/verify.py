@@ -1,0 +1,39 @@
+"""A finished output read again and compared with its record, a plan and its source."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from requant.api.kernels import prepare_kernels
+from requant.common.atomic_write import has_schema
+from requant.common.interrupt import interruptible
+from requant.common.monitor import Teller
+from requant.container.source import Source, open_source
+from requant.conversion.compare import off_plan
+from requant.planning.plan import PLAN_SCHEMA, Plan, read_plan
+
+if TYPE_CHECKING:
+    from requant.conversion.verify import Verification
+
+
+def verify(
+    out: Path, source: Source | None, wanted: Plan | Path | None, teller: Teller, *, threads: int | None
+) -> Verification:
+    """What is wrong with `out`; `wanted` is a plan, or the record where it is not beside `out`."""
+    from requant.conversion.verify import formats_read
+    from requant.conversion.verify import verify as verify_
+
+    plan, record = (wanted, None) if isinstance(wanted, Plan) else (None, wanted)
+    if record is not None and has_schema(record, PLAN_SCHEMA):
+        plan, record = read_plan(record), None
+    with open_source(out) as target:
+        prepare_kernels(teller, formats_read(target, source), encode=False)
+        total = sum(t.n_bytes for t in target.tensors)
+        differences = () if plan is None else tuple(off_plan(target, plan))
+    with teller.progress("verifying", total) as advance:
+        found = interruptible(verify_, out, source=source, record=record, threads=threads, progress=advance)
+    if plan is None:
+        return found
+    return replace(found, against=(*found.against, "plan"), findings=(*found.findings, *differences))

@@ -1,0 +1,1 @@
+"""Common ground: units, files, JSON records, threads, signals, the cluster and progress; none of it knows a model."""

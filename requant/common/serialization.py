@@ -1,0 +1,163 @@
+"""Frozen dataclasses as JSON that a person can edit, read back strictly.
+
+An unknown key, a missing one, a wrong type, a figure that is not finite or is negative: each is a BadInput that names
+its place in the file. A field may name a parser of its value, `field(metadata={"parse": f})`, which is called with the
+value, its place and the path. An IntEnum is its member's name in small letters.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from enum import IntEnum
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from requant.common.units import format_size
+from requant.errors import REMARK, BadInput, InputOutputError, brief, missing
+
+_LINE = 160  # characters of a JSON value that is kept on one line
+_BLOCK = 1 << 18  # bytes read at once
+_MAX_FLOAT = 1e100
+_MAX_FILE = 1 << 28  # bytes; 1000 tensors x 30 types are about 4 MiB
+MISSING = FileNotFoundError, NotADirectoryError  # what a path that leads to no file raises
+
+
+def read_text(path: Path | str) -> str:
+    """The text of the file at `path`. Raises BadInput where it is missing, huge or no UTF-8, InputOutputError."""
+    try:
+        with Path(path).open("rb") as file:
+            data = bytearray()
+            while len(data) <= _MAX_FILE and (part := file.read(_BLOCK)):  # asked for all, it takes that much memory
+                data += part
+    except MISSING as error:
+        raise missing(Path(path)) from error
+    except OSError as error:
+        raise InputOutputError(path, f"cannot be read: {error.strerror}") from error
+    if len(data) > _MAX_FILE:
+        raise BadInput(path, "is too large for such a file", limit=format_size(_MAX_FILE))
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        what = f"is not UTF-8 text at byte {error.start}" if data[:4] != b"GGUF" else "is a GGUF file, not a text"
+        raise BadInput(path, what) from error
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses as dicts in field order, tuples as lists, members of an IntEnum as their names."""
+    if is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, IntEnum):
+        return value.name.lower()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def dump(value: Any, indent: str = "") -> str:
+    """JSON in which whatever fits on one line is on one line; ends in a newline at the top level."""
+    line = json.dumps(value, allow_nan=False)
+    inner = indent + "  "
+    if isinstance(value, dict) and (not indent or len(line) > _LINE):
+        items = [f"{json.dumps(key)}: {dump(item, inner)}" for key, item in value.items()]
+    elif isinstance(value, list) and len(line) > _LINE:
+        items = [dump(item, inner) for item in value]
+    else:
+        return line
+    left, right = line[0], line[-1]
+    return f"{left}\n{inner}" + f",\n{inner}".join(items) + f"\n{indent}{right}" + ("" if indent else "\n")
+
+
+def parse(text: str, schema: str, path: object) -> dict[str, Any]:
+    """The object in `text`, without its `schema`, which must be the one given. Raises BadInput."""
+    try:
+        raw = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(path, f"is not valid JSON: {brief(str(error), REMARK)}") from error
+    found = raw.pop("schema", None) if isinstance(raw, dict) else None
+    if found != schema:
+        raise BadInput(path, "is another kind of file", got=f"schema {show(found)}", expected=schema)
+    return raw  # type: ignore[no-any-return]
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a number")
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    counts = Counter(key for key, _ in pairs)
+    if len(counts) < len(pairs):
+        raise ValueError(f"key '{brief(counts.most_common(1)[0][0])}' appears twice in one object")
+    return dict(pairs)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def record(kind: Any, raw: Any, where: str, path: object) -> Any:
+    """A dataclass `kind` from a JSON object that has its fields and no other."""
+    if not isinstance(raw, dict):
+        raise _wrong(where, "an object", raw, path)
+    hints, prefix = _hints(kind), where and f"{where}."
+    if unknown := [key for key in raw if key not in hints]:
+        raise BadInput(path, f"{prefix}{brief(unknown[0])} is not a key of this file")
+    values = {}
+    for f in fields(kind):
+        if f.name in raw:
+            values[f.name] = value_of(hints[f.name], raw[f.name], prefix + f.name, path)
+            if (parser := f.metadata.get("parse")) is not None:
+                values[f.name] = parser(values[f.name], prefix + f.name, path)
+        elif f.default is f.default_factory:  # both MISSING: the field is required
+            raise BadInput(path, f"{prefix}{f.name} is missing")
+    return kind(**values)
+
+
+def value_of(kind: Any, raw: Any, where: str, path: object) -> Any:
+    """`raw` as the type hint `kind`: scalar, IntEnum, `X | None`, tuple[X, ...], Mapping[str, X] or dataclass."""
+    if is_dataclass(kind):
+        return record(kind, raw, where, path)
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        other = next(a for a in args if a is not NoneType)
+        return None if raw is None else value_of(other, raw, where, path)
+    if origin is tuple:
+        if not isinstance(raw, list):
+            raise _wrong(where, "a list", raw, path)
+        return tuple(value_of(args[0], item, f"{where}[{i}]", path) for i, item in enumerate(raw))
+    if origin is Mapping:
+        if not isinstance(raw, dict):
+            raise _wrong(where, "an object", raw, path)
+        return {key: value_of(args[1], item, f"{where}.{brief(key)}", path) for key, item in raw.items()}
+    if isinstance(kind, type) and issubclass(kind, IntEnum):
+        names = {member.name.lower(): member for member in kind}
+        if not isinstance(raw, str) or raw not in names:
+            raise _wrong(where, f"one of {', '.join(names)}", raw, path)
+        return names[raw]
+    if kind is not Any and not _SCALARS[kind][1](raw):
+        raise _wrong(where, _SCALARS[kind][0], raw, path)
+    return float(raw) if kind is float else raw
+
+
+_SCALARS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    str: ("a string", lambda x: isinstance(x, str)),
+    bool: ("true or false", lambda x: isinstance(x, bool)),
+    int: ("a whole number from 0 to 2^63", lambda x: type(x) is int and 0 <= x < 2**63),
+    # products and quotients of a few such figures are finite too
+    float: ("a finite number from 0 to 1e100", lambda x: type(x) in (int, float) and 0 <= x <= _MAX_FLOAT),
+}
+
+
+def _wrong(where: str, wanted: str, raw: Any, path: object) -> BadInput:
+    return BadInput(path, f"{where or 'the file'} must be {wanted}", got=show(raw))
+
+
+def show(raw: Any) -> str:
+    """A short printable form of any JSON value."""
+    text = json.dumps(raw)
+    return text if len(text) <= 60 else text[:57] + "..."

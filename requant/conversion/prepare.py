@@ -1,0 +1,74 @@
+"""Outline: what a conversion will write, known before a byte is: every file's header, and a job for every tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from requant.container.imatrix import Imatrix, importance_for
+from requant.container.layout import Layout
+from requant.container.source import Source
+from requant.conversion.chunks import Job
+from requant.errors import BadInput, quoted
+from requant.formats import BlockFormat, format_of
+from requant.formats.codec import Floats
+from requant.model.roles import needs_importance
+from requant.planning.output_layout import second_level
+from requant.planning.plan import Plan
+from requant.scoring.losses import Losses
+
+
+def jobs_of(source: Source, plan: Plan, layouts: Sequence[Layout], importance: Mapping[str, Floats]) -> list[Job]:
+    """A job for every tensor that is carried over from `source`, in the order of the output."""
+    written = set(second_level(source, plan).values())
+    choices = {c.name: c for c in plan.choices if c.name not in written}
+    return [
+        Job(source.tensor(t.name), choice, format_of(choice.type), i, t.offset, importance.get(t.name), plan.effort)
+        for i, layout in enumerate(layouts)
+        for t in layout.tensors
+        if (choice := choices.get(t.name)) is not None
+    ]
+
+
+def formats_used(plan: Plan) -> list[BlockFormat]:
+    """The formats whose kernels a conversion calls, once each."""
+    used = {format_of(name) for choice in plan.choices for name in (choice.source_type, choice.type)}
+    return sorted((fmt for fmt in used if fmt.can_decode), key=lambda fmt: fmt.type_id)
+
+
+def importance_of(source: Source, plan: Plan, imatrix: Imatrix | None) -> dict[str, Floats]:
+    """(n_matrices, n_per_row) for each tensor to be encoded that the imatrix covers."""
+    found: dict[str, Floats] = {}
+    missing: list[str] = []
+    for choice in plan.choices:
+        importance = None if imatrix is None or choice.copied else importance_for(imatrix, choice.name, choice.shape)
+        if importance is not None:
+            found[choice.name] = importance
+        elif not choice.copied and needs_importance(choice.type, choice.role):
+            missing.append(quoted(choice.name))
+    if missing:
+        names = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
+        what = f"{len(missing)} tensors have a type that needs an importance matrix, and none covers them: {names}"
+        raise BadInput(source.path if imatrix is None else imatrix.path, what, hint="pass one with --imatrix")
+    return found
+
+
+def notes_on(
+    source: Source, plan: Plan, imatrix: Imatrix | None, losses: Losses | None, importance: Mapping[str, Floats]
+) -> list[str]:
+    """What does not quite fit together, a line each; raises BadInput for losses of another model."""
+    notes = []
+    if losses is not None:
+        scored = sorted((t.name, t.shape) for t in losses.tensors)
+        if scored != sorted((t.name, t.shape) for t in source.tensors):
+            raise BadInput(source.path, "the losses were made for another model", hint="score this one again")
+        if losses.header_sha256 != source.header_sha256:
+            notes.append("the losses were made for another file with the same tensors")
+        if losses.imatrix_sha256 != (None if imatrix is None else imatrix.sha256):
+            notes.append("the losses were made with another imatrix than the tensors")
+        if losses.effort != plan.effort:
+            notes.append(f"the losses were made with effort {losses.effort.name.lower()}")
+    # no imatrix covers an embedding: it is looked up, and has no inputs
+    encoded = [c for c in plan.choices if not c.copied and (c.role != "token_embd" or c.name in importance)]
+    if imatrix is not None and len(importance) < len(encoded):
+        notes.append(f"the imatrix does not cover {len(encoded) - len(importance)} of {len(encoded)} encoded tensors")
+    return notes

@@ -1,0 +1,129 @@
+"""Conversion: what a run made, as data and as the JSON record OUT.requant.json that stays beside the output."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_type_hints
+
+from requant.common.atomic_write import has_schema
+from requant.common.notebook import html
+from requant.common.serialization import dump, parse, plain, read_text, value_of
+from requant.errors import BadInput, brief, quoted
+from requant.formats import parse_type_name
+from requant.planning.plan import Plan, read_plan
+
+OUTPUT_SCHEMA = "requant.output/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Odd:
+    """What of the numbers of a tensor, or of a part of it, the run went on with though it is not as it should be.
+
+    nonfinite: weights of a copy that are NaN or infinite, the first of them at flat index first_nonfinite. unweighted:
+    blocks that had no usable importance, and whose columns were weighed alike. vanished: rows that became zero, being
+    negligible.
+    """
+
+    nonfinite: int = 0
+    first_nonfinite: int | None = None
+    unweighted: int = 0
+    vanished: int = 0
+
+    def __add__(self, later: Odd) -> Odd:
+        first = later.first_nonfinite if self.first_nonfinite is None else self.first_nonfinite
+        unweighted, vanished = self.unweighted + later.unweighted, self.vanished + later.vanished
+        return Odd(self.nonfinite + later.nonfinite, first, unweighted, vanished)
+
+    def notes(self, name: str) -> list[str]:
+        """A line for each thing that is odd about the tensor called `name`."""
+        tensor = f"tensor {quoted(name)}"
+        lines = []
+        if self.nonfinite:
+            at = f"the first at weight {self.first_nonfinite}"
+            lines.append(f"{tensor} was copied with {self.nonfinite} weights that are not finite, {at}")
+        if self.unweighted:
+            lines.append(f"{self.unweighted} blocks of {tensor} had no usable importance; their columns count alike")
+        if self.vanished:
+            lines.append(f"{self.vanished} rows of {tensor} are so small that they became zero")
+        return lines
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """One tensor as it was written.
+
+    rmse: relative error over the whole tensor, measured, weighted by importance if there was any; 0 for a copy.
+    rmse_unweighted: the same with all columns alike. sha256: of its bytes in the output, in hex. odd: None where
+    there is nothing odd about its numbers.
+    """
+
+    name: str
+    source_type: str = field(metadata={"parse": parse_type_name})
+    type: str = field(metadata={"parse": parse_type_name})
+    n_bytes: int
+    rmse: float
+    rmse_unweighted: float
+    sha256: str
+    odd: Odd | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """An output of `size` bytes: its plan, and in file order what became of each tensor. Names, no folders, in JSON."""
+
+    output: Path
+    size: int
+    header_sha256: str  # of the output's header
+    version: str  # of requant
+    imatrix: str | None  # file name; None where no tensor was weighted
+    imatrix_sha256: str | None
+    plan: Plan
+    tensors: tuple[Converted, ...] = field(repr=False)
+    notes: tuple[str, ...] = ()
+    kernels: int | None = None  # version of the encoders; records of old do not say
+
+    def _repr_html_(self) -> str:
+        return html(self)
+
+    def to_json(self) -> str:
+        """The record's text: ASCII, one tensor a line, the same for the same source, plan and version."""
+        figures = {name: plain(getattr(self, name)) for name in _hints() if name not in ("output", "plan")}
+        plan = json.loads(self.plan.to_json())
+        head = {"schema": OUTPUT_SCHEMA, "output": self.output.name}
+        return dump(head | figures | {"plan": plan})
+
+    @classmethod
+    def from_json(cls, text: str, path: object = "OUT.requant.json") -> Conversion:
+        """The conversion in `text`, its `output` a name without a folder; `path` is what BadInput names."""
+        raw = parse(text, OUTPUT_SCHEMA, path)
+        plan = Plan.from_json(json.dumps(raw.pop("plan", None)), path)
+        output = value_of(str, raw.pop("output", None), "output", path)
+        if output in ("", ".", "..") or Path(output).name != output:
+            raise BadInput(path, "output must be the name of a file, without a folder", got=output)
+        hints = {name: hint for name, hint in _hints().items() if name not in ("output", "plan")}
+        if unknown := sorted(raw.keys() - hints.keys()):
+            raise BadInput(path, f"{brief(unknown[0])} is not a key of this file")
+        values = {name: value_of(hint, raw.get(name), name, path) for name, hint in hints.items()}
+        return cls(output=Path(output), plan=plan, **values)
+
+
+def _hints() -> dict[str, object]:
+    return get_type_hints(Conversion)
+
+
+def record_path(out: Path) -> Path:
+    """Where the record of the output at `out` is kept: OUT.requant.json beside it."""
+    out = Path(out)
+    return out.with_name(f"{out.name}.requant.json")
+
+
+def read_conversion(path: Path | str) -> Conversion:
+    """The record in the file at `path`. Raises BadInput, InputOutputError, InfeasibleBudget."""
+    return Conversion.from_json(read_text(path), path)
+
+
+def read_any_plan(path: Path) -> Plan:
+    """The plan in the file at `path`, or in the record there. Raises BadInput, InputOutputError, InfeasibleBudget."""
+    return read_conversion(path).plan if has_schema(path, OUTPUT_SCHEMA) else read_plan(path)

@@ -1,0 +1,195 @@
+"""Inspection: the facts and memory needs of a model, from its header alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from requant.common.notebook import html
+from requant.common.serialization import dump, plain
+from requant.container.source import Source, SourceTensor, require_model
+from requant.errors import BadInput
+from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
+from requant.model.memory import Settings, device_bytes, engine_settings, memory_for, on_device
+from requant.model.roles import is_tied, never_quantize, role_of
+
+SCHEMA = "requant.inspect/1"
+
+
+_UNROUNDED = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Tensors of one type, or of one role: how many, their weights and bytes, the types among them."""
+
+    name: str
+    tensors: int
+    weights: int
+    n_bytes: int
+    types: tuple[str, ...]
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight."""
+        return 8 * self.n_bytes / max(self.weights, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One tensor."""
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    type: str
+    n_bytes: int
+    reason: str | None  # why it would not be quantized
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Bytes in VRAM with every layer offloaded, and how the engine is started for that."""
+
+    n_ctx: int
+    n_parallel: int
+    n_ubatch: int
+    cache_type_k: str
+    cache_type_v: str
+    weights: int
+    kv_cache: int
+    compute: int
+    reserve: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.kv_cache + self.compute + self.reserve
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """Everything that the header tells; `needs` is None, and a warning says why, where it cannot be told."""
+
+    files: tuple[str, ...]
+    version: int
+    arch: str
+    title: str | None  # general.name
+    file_bytes: int
+    weights: int
+    n_bytes: int  # of all tensors
+    bpw: float
+    quantized: bool
+    hyperparameters: dict[str, Any] | None
+    types: tuple[Share, ...]
+    roles: tuple[Share, ...]
+    needs: Needs | None
+    tensors: tuple[Listed, ...] = field(repr=False)
+    warnings: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        return html(self)
+
+    def to_json(self) -> str:
+        """The object that --json prints."""
+        return dump({"schema": SCHEMA} | plain(self))
+
+
+def inspect(source: Source, settings: Mapping[str, Any] = MappingProxyType({}), reserve: int = 0) -> Inspection:
+    """The facts of `source`, and its memory needs.
+
+    settings: fields of `memory.Settings`; by default the model's own context, at most 4096 tokens. reserve: bytes of
+    VRAM to leave free. Raises BadInput for what is no model.
+    """
+    arch, warnings = require_model(source), list(source.warnings)
+    hp, needs = None, None
+    try:
+        hp = read_hyperparameters(source.metadata, source.tensors)
+        needs = _needs(source, hp, engine_settings(hp, settings), reserve)
+    except BadInput as error:
+        warnings.append(error.what)
+    weights, n_bytes = sum(t.n_weights for t in source.tensors), sum(t.n_bytes for t in source.tensors)
+    return Inspection(
+        files=tuple(path.name for path in source.files),
+        version=source.version,
+        arch=arch,
+        title=_title(source),
+        file_bytes=sum(f.header.file_size for f in source.opened),
+        weights=weights,
+        n_bytes=n_bytes,
+        bpw=8 * n_bytes / max(weights, 1),
+        quantized=any(_matrix(arch, t) and t.format.name not in _UNROUNDED for t in source.tensors),
+        hyperparameters=None if hp is None else _shape(hp),
+        types=_shares((t.format.name, t) for t in source.tensors),
+        roles=_shares((role_of(t.name), t) for t in source.tensors),
+        needs=needs,
+        tensors=tuple(_listed(arch, t) for t in source.tensors),
+        warnings=tuple(warnings),
+    )
+
+
+def _needs(source: Source, hp: Hyperparameters, settings: Settings, reserve: int) -> Needs:
+    memory = memory_for(hp, settings, reserve=reserve)
+    tied = is_tied({t.name for t in source.tensors})
+    held = (t for t in source.tensors if on_device(hp, t.name, tied=tied) and t.shape)
+    return Needs(
+        n_ctx=settings.n_ctx,
+        n_parallel=settings.n_parallel,
+        n_ubatch=settings.n_ubatch,
+        cache_type_k=settings.cache_type_k,
+        cache_type_v=settings.cache_type_v,
+        weights=sum(device_bytes(t.format, t.shape) for t in held),
+        kv_cache=memory.kv_cache,
+        compute=memory.compute,
+        reserve=memory.reserve,
+    )
+
+
+def _title(source: Source) -> str | None:
+    value = source.metadata.get("general.name")
+    return value if isinstance(value, str) else None
+
+
+def _shape(hp: Hyperparameters) -> dict[str, Any]:
+    windowed = sum(hp.windows.layers) if hp.windows is not None else 0
+    return {
+        "layers": hp.n_layers,
+        "context_length": hp.context_length,
+        "embedding_length": hp.n_embd,
+        "vocabulary": hp.n_vocab,
+        "heads": max(hp.n_head),
+        "kv_heads": max(hp.n_head_kv),
+        "experts": hp.n_expert,
+        "experts_used": hp.n_expert_used,
+        "windowed_layers": windowed,
+        "window": hp.windows.size if hp.windows is not None and windowed else 0,
+    }
+
+
+def _matrix(arch: str, tensor: SourceTensor) -> bool:
+    return never_quantize(arch, tensor.name, tensor.shape, tensor.type_id) is None
+
+
+def _listed(arch: str, t: SourceTensor) -> Listed:
+    reason = never_quantize(arch, t.name, t.shape, t.type_id)
+    return Listed(t.name, role_of(t.name), t.shape, t.format.name, t.n_bytes, reason)
+
+
+def _shares(named: Iterable[tuple[str, SourceTensor]]) -> tuple[Share, ...]:
+    """One per name, most bytes first."""
+    groups: dict[str, list[SourceTensor]] = {}
+    for name, tensor in named:
+        groups.setdefault(name, []).append(tensor)
+    shares = (
+        Share(
+            name,
+            len(tensors),
+            sum(t.n_weights for t in tensors),
+            sum(t.n_bytes for t in tensors),
+            tuple(dict.fromkeys(t.format.name for t in tensors)),
+        )
+        for name, tensors in groups.items()
+    )
+    return tuple(sorted(shares, key=lambda share: -share.n_bytes))

@@ -1,0 +1,247 @@
+"""What llama-quantize's mixtures give each tensor.
+
+Source: llama_tensor_get_type_impl and tensor_type_fallback in llama.cpp's src/llama-quant.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from requant.errors import UsageError, brief, suggest
+from requant.model.hyperparameters import Hyperparameters
+from requant.model.roles import fallback_type, is_tied, layer_of, never_quantize, role_of
+
+
+class Shaped(Protocol):
+    """What the rules ask of a tensor; `shape` in ggml's order."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its dimensions, n_per_row first."""
+
+    @property
+    def type_id(self) -> int:
+        """Its ggml type's id."""
+
+
+# mixture -> (its default type, its bits per weight on Llama-3.1-8B: llama.cpp, tools/quantize/README.md); by size
+_MIXTURES = {
+    "IQ1_S": ("IQ1_S", 2.0),
+    "IQ1_M": ("IQ1_M", 2.15),
+    "IQ2_XXS": ("IQ2_XXS", 2.38),
+    "IQ2_XS": ("IQ2_XS", 2.59),
+    "IQ2_S": ("IQ2_XS", 2.74),
+    "IQ2_M": ("IQ2_S", 2.93),
+    "Q2_K_S": ("Q2_K", 2.97),
+    "Q2_K": ("Q2_K", 3.16),
+    "IQ3_XXS": ("IQ3_XXS", 3.25),
+    "IQ3_XS": ("IQ3_S", 3.5),
+    "Q3_K_S": ("Q3_K", 3.64),
+    "IQ3_S": ("IQ3_S", 3.66),
+    "IQ3_M": ("IQ3_S", 3.76),
+    "Q3_K_M": ("Q3_K", 4.0),
+    "Q3_K_L": ("Q3_K", 4.3),
+    "IQ4_XS": ("IQ4_XS", 4.46),
+    "Q4_0": ("Q4_0", 4.64),
+    "Q4_K_S": ("Q4_K", 4.67),
+    "IQ4_NL": ("IQ4_NL", 4.68),
+    "Q4_K_M": ("Q4_K", 4.89),
+    "Q4_1": ("Q4_1", 5.1),
+    "Q5_0": ("Q5_0", 5.57),
+    "Q5_K_S": ("Q5_K", 5.57),
+    "Q5_K_M": ("Q5_K", 5.7),
+    "Q5_1": ("Q5_1", 6.04),
+    "Q6_K": ("Q6_K", 6.56),
+    "Q8_0": ("Q8_0", 8.5),
+}
+_OUTPUT_AS_Q5_K = frozenset(["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS"])
+_EMBEDDING = {
+    **dict.fromkeys(["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS"], "Q2_K"),
+    **dict.fromkeys(["IQ2_S", "IQ2_M", "IQ3_XXS"], "IQ3_S"),
+}
+_TWO_BITS = frozenset(["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S"])  # default types
+_VALUES = ("attn_v", "attn_qkv", "attn_kv_b")
+_ATTENTION_OUTPUT = {"Q2_K": "Q3_K", "IQ3_XXS": "IQ3_S", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "IQ3_M": "Q4_K"}
+_MORE_BEHIND_EXPERTS = frozenset(
+    "Q2_K IQ3_XS IQ3_XXS Q3_K_S Q3_K_M IQ4_NL Q4_K_S Q4_K_M IQ3_S IQ3_M IQ4_XS".split()  # noqa: SIM905
+)
+_BLOCKS_OF_32 = frozenset(["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"])
+
+
+def stock_type(mixture: str, name: str, n_per_row: int, *, tied: bool, arch: str = "") -> str:
+    """The type that llama-quantize gives `token_embd.weight` or `output.weight` in a `mixture` such as `Q4_K_M`.
+
+    Raises UsageError for a mixture that is not known here.
+    """
+    assert name in ("token_embd.weight", "output.weight"), name
+    if mixture not in _MIXTURES:
+        raise UsageError(
+            f"'{brief(mixture)}' is no mixture of llama-quantize known here; {suggest(mixture, _MIXTURES)}"
+        )
+    default = _MIXTURES[mixture][0]
+    if name == "output.weight" or tied:
+        chosen = _output_type(mixture, default, n_per_row, arch)
+    else:
+        chosen = _EMBEDDING.get(mixture, default)
+    block = 32 if chosen in _BLOCKS_OF_32 else 256
+    return chosen if n_per_row % block == 0 else fallback_type(chosen, n_per_row) or "F16"
+
+
+def _output_type(mixture: str, default: str, n_per_row: int, arch: str) -> str:
+    block = 32 if default in _BLOCKS_OF_32 else 256
+    if arch == "falcon" or n_per_row % block or default == "Q8_0":
+        return "Q8_0"
+    return "Q5_K" if mixture in _OUTPUT_AS_Q5_K else "Q6_K"
+
+
+def mixtures() -> tuple[str, ...]:
+    """The mixtures known here, by rising size."""
+    return tuple(_MIXTURES)
+
+
+def mixture_type(mixture: str, name: str, n_per_row: int, *, tied: bool, arch: str = "") -> str:
+    """The type of a matrix in a `mixture`, but for the few layers that it gives more than its default type."""
+    if name in ("token_embd.weight", "output.weight"):
+        return stock_type(mixture, name, n_per_row, tied=tied, arch=arch)
+    default = _MIXTURES[mixture][0]
+    block = 32 if default in _BLOCKS_OF_32 else 256
+    return default if n_per_row % block == 0 else fallback_type(default, n_per_row) or "F16"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a matrix is: its number among the n of its kind, and what of the model the rules ask for."""
+
+    index: int
+    n: int
+    n_gqa: int
+    n_expert: int
+    n_layers: int
+    has_imatrix: bool
+
+    @property
+    def early(self) -> bool:
+        return self.index < self.n // 8
+
+    @property
+    def favoured(self) -> bool:
+        """The first and last eighth, and every third between."""
+        return self.early or self.index >= 7 * self.n // 8 or (self.index - self.n // 8) % 3 == 2
+
+
+def mixture_types(mixture: str, tensors: Sequence[Shaped], hp: Hyperparameters, *, has_imatrix: bool) -> dict[str, str]:
+    """The type of every tensor of a model that llama-quantize would quantize to `mixture`; the rest stay as they are.
+
+    Raises UsageError for a mixture that is not known here.
+    """
+    if mixture not in _MIXTURES:
+        raise UsageError(
+            f"'{brief(mixture)}' is no mixture of llama-quantize known here; {suggest(mixture, _MIXTURES)}"
+        )
+    free = [t for t in tensors if never_quantize(hp.arch, t.name, t.shape, t.type_id) is None]
+    tied = is_tied({t.name for t in tensors})
+    values = [t for t in free if role_of(t.name) in _VALUES]
+    order = {t.name: i for i, t in enumerate(sorted(values, key=lambda t: layer_of(t.name) or 0))}
+    found = {}
+    for tensor in free:
+        if tensor.name in ("token_embd.weight", "output.weight"):
+            found[tensor.name] = stock_type(mixture, tensor.name, tensor.shape[0], tied=tied, arch=hp.arch)
+            continue
+        role, layer = role_of(tensor.name), layer_of(tensor.name) or 0
+        index, n = (order[tensor.name], len(values)) if role in _VALUES else (layer, hp.n_layers)
+        n_gqa = hp.n_head[0] // max(1, hp.n_head_kv[0])
+        place = _Place(index, n, n_gqa, hp.n_expert, hp.n_layers, has_imatrix)
+        chosen = _in_layer(mixture, role.removesuffix("_exps"), place)
+        block = 32 if chosen in _BLOCKS_OF_32 else 256
+        row = tensor.shape[0]
+        found[tensor.name] = chosen if row % block == 0 else fallback_type(chosen, row) or "F16"
+    return found
+
+
+def _in_layer(mixture: str, role: str, at: _Place) -> str:
+    """The type of a matrix of a layer, before its rows are looked at."""
+    default = _MIXTURES[mixture][0]
+    if default in _TWO_BITS:
+        return _two_bits(mixture, role, at)
+    if role in _VALUES:
+        return _values(mixture, role, at)
+    if role == "ffn_down":
+        return _down(mixture, at)
+    chosen = default
+    if role == "attn_k" and at.n_expert == 8:
+        chosen = "Q8_0"
+    elif role in ("attn_k", "attn_q"):
+        chosen = {"IQ3_XS": "IQ3_XXS", "IQ3_XXS": "IQ2_S"}.get(mixture, default)
+    elif role == "attn_output" and at.n_expert == 8:
+        chosen = "Q5_K" if mixture in _MORE_BEHIND_EXPERTS else default
+    elif role == "attn_output":
+        chosen = _ATTENTION_OUTPUT.get(mixture, default)
+    elif role in ("ffn_gate", "ffn_up") and mixture == "IQ3_XS" and at.n // 8 <= at.index < 7 * at.n // 8:
+        chosen = "IQ3_XXS"
+    return chosen
+
+
+def _values(mixture: str, role: str, at: _Place) -> str:
+    """attn_v, and where it is fused into another matrix that one."""
+    default, grouped = _MIXTURES[mixture][0], at.n_gqa >= 4
+    chosen = {
+        "Q2_K": "Q4_K" if grouped else "Q3_K",
+        "Q2_K_S": "Q4_K" if grouped else default,
+        "IQ3_XXS": "Q4_K" if grouped else "IQ3_XXS" if at.has_imatrix else "IQ3_S",
+        "IQ3_XS": "Q4_K" if grouped else default,
+        "IQ3_S": "Q4_K" if grouped else default,
+        "IQ3_M": "Q4_K",
+        "Q3_K_M": "Q5_K" if at.index < 2 else "Q4_K",
+        "Q3_K_L": "Q5_K",
+        "IQ4_NL": "Q5_K" if grouped else default,
+        "IQ4_XS": "Q5_K" if grouped else default,
+        "Q4_K_M": "Q6_K" if at.favoured else default,
+        "Q5_K_M": "Q6_K" if at.favoured else default,
+        "Q4_K_S": "Q5_K" if at.index < 4 else default,
+    }.get(mixture, default)
+    if at.n_layers == 80 and at.n_gqa > 1 and chosen in ("Q3_K", "Q4_K"):  # the 70B models
+        chosen = "Q5_K"
+    return "Q8_0" if at.n_expert == 8 else chosen
+
+
+def _down(mixture: str, at: _Place) -> str:
+    default = _MIXTURES[mixture][0]
+    return {
+        "Q2_K": "Q3_K",
+        "Q2_K_S": "Q4_K" if at.early else default,
+        "IQ3_XXS": default if at.has_imatrix else "Q4_K" if at.early else "Q3_K",
+        "Q3_K_M": "Q5_K" if at.index < at.n // 16 else "Q4_K",
+        "IQ3_M": "Q4_K" if at.early or (at.n_expert == 8 and at.favoured) else default,
+        "Q3_K_L": "Q5_K",
+        "Q4_K_M": "Q6_K" if at.favoured else default,
+        "Q5_K_M": "Q6_K" if at.favoured else default,
+        "IQ4_NL": "Q5_K" if at.early and not at.has_imatrix else default,
+        "IQ4_XS": "Q5_K" if at.early and not at.has_imatrix else default,
+        "Q4_K_S": "Q5_K" if at.early else default,
+        "Q4_0": "Q4_1" if at.early and at.has_imatrix else default,
+        "Q5_0": "Q5_1" if at.early and at.has_imatrix else default,
+    }.get(mixture, default)
+
+
+def _two_bits(mixture: str, role: str, at: _Place) -> str:
+    """The mixtures of two bits and less."""
+    default = _MIXTURES[mixture][0]
+    better = "IQ3_S" if mixture in ("IQ2_S", "IQ2_M") else "Q2_K"
+    chosen = default
+    if role in _VALUES:
+        chosen = "Q4_K" if at.n_gqa >= 4 or at.n_expert >= 4 else better
+    elif role == "attn_k" and at.n_expert == 8:
+        chosen = "Q4_K"
+    elif role == "ffn_down" and at.early:
+        chosen = better
+    elif role == "attn_output" and at.n_expert == 8:
+        chosen = "Q5_K"
+    elif role == "attn_output":
+        chosen = {"IQ1_S": "IQ2_XXS", "IQ1_M": "IQ2_XXS", "IQ2_S": "IQ3_S", "IQ2_M": "IQ3_S"}.get(mixture, default)
+    return chosen

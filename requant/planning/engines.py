@@ -1,0 +1,123 @@
+"""The engines that will load the file: which types run where, how fast, how layers are placed, how they are started.
+
+Sources: the supports_op functions of ggml-cuda.cu, ggml-metal-device.m and ggml-vulkan.cpp in llama.cpp; placement in
+src/llama-model.cpp (get_layer_buft_list); options in common/arg.cpp. Bandwidths are what a middling machine has, and
+`slower` what the types' decoders are usually seen to cost; both are estimates, and --bandwidth replaces the former.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from requant.errors import UsageError, brief, suggest
+from requant.formats import FORMATS
+
+GB = 1e9
+_PLAIN = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+_IQ = ("IQ4_XS", "IQ4_NL", "IQ3_S", "IQ3_XXS", "IQ2_S")
+_ALL = frozenset(f.name for f in FORMATS.values())
+_NEW = frozenset(["NVFP4", "MXFP4", "Q1_0", "Q2_0"])
+_GRIDS = frozenset("IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S".split())  # noqa: SIM905
+_SLOW_ON_CPU = {**dict.fromkeys(_GRIDS, 2.0), "IQ4_XS": 1.2, "IQ4_NL": 1.1, "NVFP4": 1.5, "MXFP4": 1.2}
+_SLOW_ON_GPU = dict.fromkeys(_GRIDS, 1.2)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One engine on one kind of machine.
+
+    `candidates`: types worth choosing there; `cannot`: device -> types that do not run there. `order`: which layers go
+    to the GPU first, the last or the first. `experts`: whether those of single layers can be left on the CPU.
+    `bandwidth`: bytes per second of gpu, cpu and the way between them. `preferred`: a type it computes with natively.
+    """
+
+    name: str
+    family: str  # whose command line it takes
+    candidates: tuple[str, ...] = _PLAIN
+    cannot: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    order: str = "last"
+    experts: bool = True
+    has_gpu: bool = True
+    bandwidth: Mapping[str, float] = field(default_factory=dict)
+    slower: Mapping[str, float] = field(default_factory=dict)
+    preferred: str = ""
+
+
+_CARD = {"gpu": 400 * GB, "cpu": 50 * GB, "pcie": 16 * GB}
+_TERNARY = frozenset(["TQ1_0", "TQ2_0"])
+_CUDA = Engine(
+    "llama.cpp-cuda",
+    "llama.cpp",
+    candidates=(*_PLAIN, *_IQ),
+    cannot={"gpu": _TERNARY},
+    bandwidth=_CARD,
+    slower=_SLOW_ON_GPU | {"NVFP4": 1.3},
+)
+_KNOWN = (
+    _CUDA,
+    replace(
+        _CUDA,
+        name="llama.cpp-blackwell",
+        candidates=(*_PLAIN, *_IQ, "MXFP4", "NVFP4"),
+        bandwidth=_CARD | {"gpu": 800 * GB, "pcie": 32 * GB},
+        slower=_SLOW_ON_GPU,
+        preferred="NVFP4",
+    ),
+    replace(_CUDA, name="llama.cpp-vulkan", cannot={}, slower=_SLOW_ON_GPU | {"NVFP4": 2.0}),
+    replace(
+        _CUDA,
+        name="llama.cpp-metal",
+        cannot={"gpu": frozenset(["NVFP4", "TQ1_0"])},
+        bandwidth={"gpu": 200 * GB, "cpu": 100 * GB, "pcie": 200 * GB},
+    ),
+    Engine("llama.cpp-cpu", "llama.cpp", has_gpu=False, bandwidth=_CARD, slower=_SLOW_ON_CPU),
+    replace(_CUDA, name="ik_llama.cpp", family="ik_llama.cpp", cannot={"gpu": _NEW | _TERNARY, "cpu": _NEW}),
+    replace(_CUDA, name="ollama", family="ollama", experts=False),
+    replace(_CUDA, name="koboldcpp", family="koboldcpp"),
+    Engine(
+        "sharpinference",
+        "sharpinference",
+        cannot=dict.fromkeys(("gpu", "cpu"), _ALL - {*_PLAIN, "F32", "F16", "BF16"}),
+        order="first",
+        experts=False,
+        bandwidth=_CARD,
+    ),
+)
+ENGINES = {engine.name: engine for engine in _KNOWN}
+# without --engine: every type runs wherever it is, and candidates are what any build reads
+GENERIC = replace(_CUDA, name="", candidates=_PLAIN, cannot={})
+
+
+def engine_named(name: str | None) -> Engine:
+    """The profile called `name`. Raises UsageError naming near ones."""
+    if name is None:
+        return GENERIC
+    if name.lower() not in ENGINES:
+        raise UsageError(f"--engine: '{brief(name)}' is not known; {suggest(name, list(ENGINES))}")
+    return ENGINES[name.lower()]
+
+
+def parse_bandwidth(text: str) -> dict[str, float]:
+    """`gpu=448,cpu=60,pcie=16` in GB/s (powers of ten), as bytes per second. Raises UsageError."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        device, _, figure = part.partition("=")
+        try:
+            rate = float(figure)
+        except ValueError:
+            rate = 0.0
+        if device.strip() not in _CARD or not 0 < rate < 1e6:
+            raise UsageError(f"--bandwidth: '{brief(part)}' is not DEVICE=NUMBER in GB/s; as in gpu=448,cpu=60,pcie=16")
+        found[device.strip()] = rate * GB
+    return found
+
+
+def expert_patterns(layers: Sequence[int]) -> str:
+    """A regular expression for the experts of `layers`, without commas, which part rules on the command line."""
+    return rf"blk\.({'|'.join(map(str, layers))})\.ffn_(up|down|gate|gate_up)_(ch|)exps"
+
+
+def is_prefix(layers: Sequence[int]) -> bool:
+    """Whether `layers` are the first ones, which has an option of its own."""
+    return list(layers) == list(range(len(layers)))

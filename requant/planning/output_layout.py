@@ -1,0 +1,73 @@
+"""Output layout: every file's header and the place of every tensor, known before a byte is written."""
+
+from __future__ import annotations
+
+from requant.container.imatrix import Imatrix
+from requant.container.layout import Layout
+from requant.container.source import Source, SourceTensor
+from requant.container.splitting import WHOLE, Splitting, Tensor, lay_out_files
+from requant.errors import BadInput, quoted
+from requant.formats import BlockFormat, format_of
+from requant.model.weight_scales import SECOND_LEVEL, companion_of, companion_shape, takes_second_level
+from requant.planning.output_metadata import output_metadata
+from requant.planning.plan import Choice, Plan
+
+
+def output_layouts(
+    source: Source, plan: Plan, imatrix: Imatrix | None = None, splitting: Splitting = WHOLE
+) -> tuple[Layout, ...]:
+    """The header and every tensor's place in each file that `convert` will write.
+
+    Raises BadInput where the plan was made for another source, or asks for what cannot be done.
+    """
+    scaled = second_level(source, plan)
+    tensors: list[Tensor] = []
+    origins: list[int] = []
+    for tensor, choice in zip(source.tensors, _choices(source, plan), strict=True):
+        tensors.append((tensor.name, tensor.shape, format_of(choice.type).type_id))
+        companion = scaled.get(tensor.name)
+        if companion is not None and companion not in source:
+            tensors.append((companion, companion_shape(tensor.name, tensor.shape), format_of("F32").type_id))
+        origins += [tensor.file] * (len(tensors) - len(origins))
+    return lay_out_files(output_metadata(source, plan, imatrix), tensors, origins, source.path, splitting)
+
+
+def _choices(source: Source, plan: Plan) -> list[Choice]:
+    """The plan's choices in the order of the source's tensors, each one feasible."""
+    if plan.header_sha256 != source.header_sha256:
+        what, hint = "the plan was made for another file", "plan again with this one"
+        raise BadInput(source.path, what, got=plan.header_sha256[:16], expected=source.header_sha256[:16], hint=hint)
+    planned = {c.name: c for c in plan.choices}
+    for choice in plan.choices:
+        source.tensor(choice.name)
+    for tensor in source.tensors:
+        wrong = _infeasible(tensor, planned.get(tensor.name))
+        if wrong is not None:
+            raise BadInput(source.path, f"tensor {quoted(tensor.name)} {wrong}")
+    return [planned[t.name] for t in source.tensors]
+
+
+def _infeasible(tensor: SourceTensor, choice: Choice | None) -> str | None:
+    if choice is None:
+        return "is not in the plan"
+    if (choice.shape, choice.source_type) != (tensor.shape, tensor.format.name):
+        return (
+            f"is {choice.source_type} {list(choice.shape)} in the plan, not {tensor.format.name} {list(tensor.shape)}"
+        )
+    return None if choice.copied else _cannot_encode(tensor, format_of(choice.type))
+
+
+def _cannot_encode(tensor: SourceTensor, fmt: BlockFormat) -> str | None:
+    if not fmt.can_encode:
+        return f"cannot be {fmt.name}, which requant does not write"
+    if not tensor.format.can_decode:
+        return f"cannot be {fmt.name}: its {tensor.format.name} values are no weights"
+    if not fmt.divides(tensor.n_per_row) or not tensor.n_weights:
+        return f"cannot be {fmt.name}: a row of {tensor.n_per_row} is not whole blocks of {fmt.block_weights}"
+    return None
+
+
+def second_level(source: Source, plan: Plan) -> dict[str, str]:
+    """Matrix -> its companion, of all that `plan` encodes as NVFP4 and the engine scales."""
+    encoded = (c.name for c in plan.choices if c.type == SECOND_LEVEL and not c.copied)
+    return {name: companion_of(name) for name in encoded if takes_second_level(source, source.tensor(name))}

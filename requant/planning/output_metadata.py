@@ -1,0 +1,148 @@
+"""The output's metadata: the source's, byte for byte, but for the few keys that say how the file was made.
+
+Keys: gguf-py/gguf/constants.py; quantize.imatrix.* as tools/quantize/quantize.cpp of llama.cpp writes them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from requant._version import __version__
+from requant.container.imatrix import Imatrix, importance_for
+from requant.container.metadata import Metadata
+from requant.container.source import Source
+from requant.errors import printable
+from requant.formats import KERNELS, format_of
+from requant.model.weight_scales import SECOND_LEVEL
+from requant.planning.plan import LayerSummary, Plan
+from requant.planning.summaries import LAYERS_SCHEMA
+
+Changes = dict[str, tuple[str, Any] | None]
+
+QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
+# llama_ftype in llama.h: a label for the whole file. It has no value for mixtures, so ours is the commonest mixture
+# (M) around the type that most bytes have
+_FTYPES = {
+    **{"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12},
+    **{"Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23, "IQ1_S": 24, "IQ4_NL": 25},
+    **{"IQ3_S": 26, "IQ2_S": 28, "IQ4_XS": 30, "IQ1_M": 31, "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38},
+    **{"NVFP4": 39, "Q1_0": 40, "Q2_0": 41},
+}
+_MAX_TEXT = 127  # bytes; llama-quantize cuts file and data set there
+_MAX_F32 = 3e38
+
+_IMATRIX_KEYS = tuple(f"quantize.imatrix.{part}" for part in ("file", "dataset", "entries_count", "chunks_count"))
+_SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+# parallel arrays: tensors, and whether their products may take 4-bit activations
+_EXTRA_KEYS = ("general.tensor_extra.name", "general.tensor_extra.prec_a4")
+_OWN = "requant."
+
+
+def may_differ(key: str) -> bool:
+    """Whether a conversion may set, change or remove the key; all others are as in the source."""
+    labels = ("general.file_type", "general.quantization_version", *_IMATRIX_KEYS, *_SPLIT_KEYS, *_EXTRA_KEYS)
+    return key in labels or key.startswith(_OWN)
+
+
+def imatrix_used(plan: Plan, imatrix: Imatrix | None) -> Imatrix | None:
+    """`imatrix`, if any tensor that the plan quantizes has importance in it."""
+    if imatrix is None:
+        return None
+    weighted = (c for c in plan.choices if not c.copied and format_of(c.type).block_weights > 1)
+    return imatrix if any(importance_for(imatrix, c.name, c.shape) is not None for c in weighted) else None
+
+
+def output_metadata(source: Source, plan: Plan, imatrix: Imatrix | None) -> Metadata:
+    """The metadata of what `plan` makes of `source`, whose shards are merged.
+
+    Where every tensor is copied, file type and imatrix keys stay what they are; where any is not, they describe this
+    run: an imatrix behind the source is not behind its re-quantized weights.
+    """
+    changes: Changes = dict.fromkeys(_SPLIT_KEYS)
+    changes |= dict.fromkeys(key for key in source.metadata if key.startswith(_OWN))
+    if any(not c.copied for c in plan.choices):
+        changes |= _labels(plan) | dict.fromkeys(_IMATRIX_KEYS) | _pruned_extra(source, plan)
+        used = imatrix_used(plan, imatrix)
+        if used is not None:
+            changes |= _imatrix_values(used)
+    return source.metadata.with_values(changes | _own_values(source, plan))
+
+
+def _labels(plan: Plan) -> Changes:
+    sizes: Counter[str] = Counter()
+    for choice in plan.choices:
+        sizes[choice.type] += choice.n_bytes
+    ftype = next((_FTYPES[name] for name, _ in sizes.most_common() if name in _FTYPES), None)
+    labels: Changes = {} if ftype is None else {"general.file_type": ("u32", ftype)}
+    if any(format_of(c.type).block_weights > 1 for c in plan.choices):
+        labels["general.quantization_version"] = ("u32", QUANTIZATION_VERSION)
+    return labels
+
+
+def _pruned_extra(source: Source, plan: Plan) -> Changes:
+    """What is said of 4-bit activations, without the tensors that are NVFP4 no more; {} where that changes nothing."""
+    names, allowed = (source.metadata.get_list(key, []) or [] for key in _EXTRA_KEYS)
+    types = plan.types()
+    left = [(n, a) for n, a in zip(names, allowed, strict=False) if types.get(n) == SECOND_LEVEL]
+    if len(left) == len(names) or len(names) != len(allowed):  # the engine refuses unequal lengths: not ours to mend
+        return {}
+    values = ([n for n, _ in left], "arr_str"), ([a for _, a in left], "arr_bool")
+    return {key: (kind, value) if value else None for key, (value, kind) in zip(_EXTRA_KEYS, values, strict=True)}
+
+
+def _imatrix_values(imatrix: Imatrix) -> Mapping[str, tuple[str, Any] | None]:
+    """The keys for an imatrix; its name without the folder, which is nobody's business."""
+    file, dataset, entries, chunks = _IMATRIX_KEYS
+    values: Changes = {
+        file: ("str", _cut(Path(imatrix.path).name)),
+        entries: ("u32", len(imatrix.entries)),
+    }
+    if imatrix.datasets:
+        values[dataset] = ("str", _cut(imatrix.datasets[0]))
+    if imatrix.chunk_count:
+        values[chunks] = ("u32", imatrix.chunk_count)
+    return values
+
+
+def _cut(text: str) -> str:
+    """At most 127 bytes of `text`, whole characters, any bytes that are not UTF-8 escaped."""
+    return printable(text[:_MAX_TEXT]).encode()[:_MAX_TEXT].decode(errors="ignore")
+
+
+def _own_values(source: Source, plan: Plan) -> Changes:
+    """What lets a file tell where it came from. No clock and no host: the same input gives the same bytes."""
+    return {
+        "requant.version": ("str", __version__),
+        "requant.kernels": ("u32", KERNELS),
+        "requant.plan_sha256": ("str", plan.sha256()),
+        "requant.effort": ("str", plan.effort.name.lower()),
+        "requant.source.name": ("str", printable(source.name)),
+        "requant.source.header_sha256": ("str", source.header_sha256),
+        **_layer_values(plan),
+    }
+
+
+def _layer_values(plan: Plan) -> Changes:
+    """The layers' summaries as arrays with one item per layer; requant/planning/summaries.py says what they mean."""
+    layers = {s.layer: s for s in plan.layers if s.layer is not None}
+    n = 1 + max(layers, default=-1)
+    if not 0 < n <= len(plan.choices):  # a name like blk.4294967295 must not make an array of that length
+        return {}
+    missing = LayerSummary(None, "none", 0, 0, 0.0, None)
+    found = [layers.get(i, missing) for i in range(n)]
+    values: Changes = {
+        "requant.layer.schema": ("str", LAYERS_SCHEMA),
+        "requant.layer.bytes": ("arr_u64", [s.n_bytes for s in found]),
+        "requant.layer.kv_bytes": ("arr_u64", [s.kv_bytes for s in found]),
+        "requant.layer.device": ("arr_str", [s.device for s in found]),
+    }
+    if plan.predicted_loss is not None and max(s.loss for s in found) < _MAX_F32:
+        values["requant.layer.loss"] = ("arr_f32", [s.loss for s in found])
+        sensitivities = [s.sensitivity or 0.0 for s in found]
+        if any(s.sensitivity is not None for s in found) and max(sensitivities) < _MAX_F32:
+            values["requant.layer.sensitivity"] = ("arr_f32", sensitivities)
+            values["requant.layer.sensitivity_type"] = ("str", str(plan.runtime.get("reference_type", "")))
+    return values

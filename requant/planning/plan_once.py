@@ -1,0 +1,184 @@
+"""One plan for a request in which context, cache types and batch are settled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from requant.container.infos import padded
+from requant.container.metadata import alignment_of
+from requant.container.source import Source, open_source, require_model
+from requant.container.splitting import total_size
+from requant.errors import InfeasibleBudget
+from requant.model.memory import layer_caches
+from requant.planning.constraints import Request, bpw_limit, loss_limit, size_limit
+from requant.planning.deployment import Ground, ground_of
+from requant.planning.output_floor import guarded
+from requant.planning.placement import REL_GAP as PLACEMENT_GAP
+from requant.planning.placement import SECONDS_EACH, best_placement
+from requant.planning.plan import Plan
+from requant.planning.request import PREFERENCE, Wishes
+from requant.planning.solver.solve import REL_GAP, TIME_LIMIT, Solution, solve, solved
+from requant.planning.summaries import reference_type, summaries
+from requant.scoring.losses import Losses
+
+if TYPE_CHECKING:
+    from requant.container.imatrix import Imatrix
+    from requant.container.layout import Layout
+
+
+def _at_batch(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix | None) -> Plan:
+    """The plan where all that is asked of the engine is settled but, perhaps, a batch that fits at all."""
+    request, notes = replace(wishes.request, unusable=wishes.profile.cannot), list[str]()
+    ground = ground_of(source, losses, wishes, notes) if wishes.on_devices else None
+    if wishes.bpw is not None:
+        request = replace(request, limits=(*request.limits, bpw_limit(wishes.bpw, losses)))
+    if wishes.max_loss is not None:
+        request = replace(request, limits=(*request.limits, loss_limit(wishes.max_loss)), objective="bytes")
+    solve_ = partial(_placed, ground=ground, wishes=wishes)
+
+    def finish(plan: Plan) -> Plan:
+        return _described(replace(plan, notes=(*plan.notes, *notes)), losses, wishes, ground)
+
+    if wishes.size is None:
+        return finish(solve_(losses, request))
+
+    def again(limited: Request) -> Plan:
+        return finish(solve_(losses, limited))
+
+    return _within_size(source, losses, request, wishes.size, imatrix=imatrix, solve=again)
+
+
+def _placed(losses: Losses, request: Request, *, ground: Ground | None, wishes: Wishes) -> Plan:
+    """The best plan, on the devices of `ground`, with the engine's own type wherever that costs little."""
+    if ground is None:
+        return _solved(losses, request).plan
+    if ground.ram is None or not ground.engine.has_gpu:
+        k = ground.n_places if ground.engine.has_gpu and ground.vram != 0 else 0
+        plan = _solved(losses, ground.request(losses, request, k, 0)).plan
+    else:
+        quick = partial(_solved, time_limit=SECONDS_EACH, rel_gap=PLACEMENT_GAP, why=False)
+        found = best_placement(losses, request, ground, quick)
+        k, plan = found.k, found.solution.plan
+        how = f"{plan.solver}; {found.tried} of {ground.n_places + 1} numbers of layers on the GPU tried"
+        plan = replace(plan, gap=found.gap, solver=how)
+    experts = {c.layer for c in plan.choices if c.device == "cpu" and c.layer in ground.layers(k)}
+    runtime = {
+        "n_gpu_layers": ground.n_gpu_layers(k),
+        "all_layers": k == ground.n_places,
+        "experts_on_cpu": sorted(layer for layer in experts if layer is not None),
+    }
+    plan = replace(plan, runtime=runtime)
+    if not ground.engine.preferred or request.objective != "loss":
+        return plan
+    wanted = ground.request(losses, request, k, plan.memory.get("copies", 0))
+    within = PREFERENCE if wishes.prefer_within is None else wishes.prefer_within
+    return _preferring(plan, losses, wanted, ground.engine.preferred, within)
+
+
+def _preferring(plan: Plan, losses: Losses, wanted: Request, own: str, within: float) -> Plan:
+    """`plan`, or the one with most weights in the engine's `own` type that predicts at most `within` more loss."""
+    scored = any(c.type == own for t in losses.tensors for c in t.candidates)
+    if not scored or not plan.predicted_loss:
+        return plan
+    placed = {c.name: (c.device,) for c in plan.choices}
+    limits = (*wanted.limits, loss_limit(plan.predicted_loss * (1 + within)))
+    found = solve(losses, replace(wanted, devices=placed, limits=limits, objective="preferred", preferred=own))
+    limits = tuple(limit for limit in found.limits if limit.option != "--max-loss")
+    share = sum(c.n_weights for c in found.choices if c.type == own) / found.n_weights
+    more = (found.predicted_loss or 0) / plan.predicted_loss - 1
+    cost = f"{more:.1%} more predicted loss than the best plan ({within:.0%} allowed)"
+    note = f"{own} for {share:.0%} of the weights, at {cost}"
+    budget = {key: value for key, value in found.budget.items() if key != "max_loss"} | {"prefer_within": within}
+    return replace(
+        found,
+        limits=limits,
+        budget=budget,
+        gap=None,
+        runtime=plan.runtime,
+        notes=(*plan.notes, note),
+        solver=plan.solver,
+    )
+
+
+def _described(plan: Plan, losses: Losses, wishes: Wishes, ground: Ground | None) -> Plan:
+    """The plan with what was asked for, how the engine is to be started, and its layers."""
+    caches: list[int] = []
+    budget, runtime = dict(plan.budget), dict(plan.runtime)
+    if wishes.engine is not None:
+        runtime["engine"] = wishes.profile.name
+    if ground is not None:
+        settings = ground.memory.settings
+        budget |= {
+            "ctx": settings.n_ctx,
+            "parallel": settings.n_parallel,
+            "ubatch": settings.n_ubatch,
+            "cache_type_k": settings.cache_type_k,
+            "cache_type_v": settings.cache_type_v,
+        }
+        if wishes.reserve is not None:
+            budget["reserve"] = wishes.reserve
+        if ground.price:
+            budget["time_price"] = ground.price
+        files = {"draft": wishes.draft, "mmproj": wishes.mmproj}
+        runtime |= {name: path.name for name, path in files.items() if path is not None}
+        if wishes.draft is not None:
+            runtime["draft_arch"] = _arch_of(wishes.draft)
+        if wishes.mtp:
+            runtime["mtp"] = True
+        caches = layer_caches(ground.hp, settings, padded=True)
+    runtime["reference_type"] = reference_type(losses)
+    described = replace(plan, budget=budget, runtime=runtime)
+    return replace(described, layers=summaries(described, losses, caches))
+
+
+def _arch_of(path: Path) -> str:
+    with open_source(path) as source:
+        return require_model(source)
+
+
+def _solved(
+    losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT, rel_gap: float = REL_GAP, why: bool = True
+) -> Solution:
+    """The best plan behind the guard rail; without it, and with a note, where the budget is too small for that."""
+    behind = guarded(losses, request)
+    try:
+        return solved(behind, request, time_limit=time_limit, rel_gap=rel_gap, why=why)
+    except InfeasibleBudget:
+        if behind is losses:
+            raise
+    solution = solved(losses, request, time_limit=time_limit, rel_gap=rel_gap, why=why)
+    note = "the budget is too small to keep the output at the type of llama-quantize's mixtures"
+    return replace(solution, plan=replace(solution.plan, notes=(*solution.plan.notes, note)))
+
+
+def _within_size(
+    source: Source,
+    losses: Losses,
+    request: Request,
+    size: int,
+    *,
+    imatrix: Imatrix | None,
+    solve: Callable[[Request], Plan],
+) -> Plan:
+    """The best plan whose file, header and padding included, has at most `size` bytes.
+
+    The header says a little about the plan, so its size is known only afterwards: it is taken from the last try until
+    it has stopped growing.
+    """
+    from requant.planning.output_layout import output_layouts
+
+    alignment = alignment_of(source.metadata)
+    plan, overhead = solve(request), 0
+    while (found := _overhead(output_layouts(source, plan, imatrix), plan, alignment)) > overhead:
+        overhead = found
+        plan = solve(replace(request, limits=(*request.limits, size_limit(size, overhead, alignment))))
+    return plan
+
+
+def _overhead(layouts: Sequence[Layout], plan: Plan, alignment: int) -> int:
+    """Bytes of the file that are in no tensor of the plan: the header, and scales that it adds."""
+    return total_size(layouts) - sum(padded(c.n_bytes, alignment) for c in plan.choices)

@@ -1,0 +1,243 @@
+"""Plans from and to recipes: one type for all; tensor-type files, one REGEX=TYPE a line as in llama-quantize.
+
+llama-quantize splits such a file at white space, knows no comments, lower-cases each expression and takes the first
+that it finds in the name. What is written here keeps to that; what is read may hold `#` comments besides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from requant.common.serialization import read_text
+from requant.container.source import Source, require_model
+from requant.errors import BadInput, UsageError, brief
+from requant.formats import Effort, by_name, format_of
+from requant.model.hyperparameters import read_hyperparameters
+from requant.model.mixtures import mixture_types
+from requant.model.roles import fallback_type, is_below, never_quantize, usable_types
+from requant.planning.constraints import Request, Rule
+from requant.planning.plan import Choice, Plan
+from requant.planning.rules import parse_rule
+from requant.planning.solver.solve import solve
+from requant.scoring.candidates import check_requantization, survey
+from requant.scoring.losses import Losses, TensorLosses
+
+if TYPE_CHECKING:
+    from requant.container.imatrix import Imatrix
+
+_BEYOND = re.compile("[^!-~]+")
+_ANY_BEYOND = "[^!-~]+"
+_SPECIAL = frozenset("\\^$.|?*+()[]{}")
+
+
+def tensor_type_file(plan: Plan) -> str:
+    """The plan as lines like `^blk\\.0\\.attn_q\\.weight$=q4_k`, for the tensors that may be quantized.
+
+    Raises UsageError when two names cannot be told apart by expressions that llama-quantize would accept.
+    """
+    free = [c for c in plan.choices if c.reason is None]
+    patterns = [_pattern(c.name) for c in free]
+    for choice in free if any(_is_loose(c.name) for c in free) else ():
+        first = next(other for other, p in zip(free, patterns, strict=True) if re.search(p, choice.name, re.DOTALL))
+        if first.type != choice.type:
+            names = f"'{brief(first.name)}' and '{brief(choice.name)}'"
+            raise UsageError(f"a tensor-type file cannot tell {names} apart; rename the tensors or use the plan itself")
+    return "".join(f"{p}={c.type.lower()}\n" for p, c in zip(patterns, free, strict=True))
+
+
+def read_tensor_types(path: Path) -> tuple[Rule, ...]:
+    """The rules of a tensor-type file, in order. Raises BadInput naming the line, InputOutputError."""
+    option = "--tensor-type-file"
+    rules = []
+    for number, word in _words(read_text(path)):
+        try:
+            rules.append(parse_rule(word, option))
+        except UsageError as error:
+            raise BadInput(path, f"line {number}: {str(error).removeprefix(f'{option}: ')}") from error
+    if not rules:
+        raise BadInput(path, "holds no REGEX=TYPE")
+    return tuple(rules)
+
+
+def _words(text: str) -> Iterator[tuple[int, str]]:
+    """Line number and word, without what follows a word that begins with #."""
+    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
+        for word in line.split():
+            if word.startswith("#"):
+                break
+            yield number, word
+
+
+def _is_exact(c: str) -> bool:
+    """Whether the character can stand in an expression for itself: upper case would be lowered, = and space part it."""
+    return "!" <= c <= "~" and c != "=" and not c.isupper()
+
+
+def _is_loose(name: str) -> bool:
+    return not all(_is_exact(c) for c in name)
+
+
+def _pattern(name: str) -> str:
+    """An expression for this name, with wildcards for what it cannot spell.
+
+    A run of characters beyond printable ASCII is one wildcard: its bytes are not counted the same by every engine,
+    and two wildcards in a row would take exponential time.
+    """
+    return f"^{_BEYOND.sub(_ANY_BEYOND, ''.join(_spelled(c) for c in name))}$"
+
+
+def _spelled(c: str) -> str:
+    if _is_exact(c):
+        return f"\\{c}" if c in _SPECIAL else c
+    return "." if "!" <= c <= "~" else c
+
+
+def uniform_plan(
+    source: Source,
+    type_name: str,
+    *,
+    imatrix: Imatrix | None = None,
+    request: Request | None = None,
+    allow_requantize: bool = False,
+    effort: Effort = Effort.DEFAULT,
+) -> Plan:
+    """`type_name` for every tensor that may have it, else the fallback llama-quantize would take, else as it is.
+
+    Pins, groups and limits of the `request` hold. Nothing is measured: the plan predicts no loss.
+    Raises BadInput for a source below Q8_0 without `allow_requantize`, and what `survey` and `solve` raise.
+    """
+    request = request or Request()
+    wanted = list(dict.fromkeys((type_name, *_fallbacks(source, type_name))))
+    pinned = [r.type for r in request.pins] + [t for t in (request.output_type, request.embedding_type) if t]
+    surveyed = survey(source, types=list(dict.fromkeys((*wanted, *pinned))), imatrix=imatrix)
+    notes = check_requantization(source, surveyed, allow_requantize)
+    preference = {name: float(rank) for rank, name in enumerate(wanted)}  # stands in for a loss
+    ranked = [
+        replace(t, candidates=tuple(replace(c, loss=preference.get(c.type, float(len(wanted)))) for c in t.candidates))
+        for t in surveyed
+    ]
+    losses = Losses(
+        source=source.name,
+        header_sha256=source.header_sha256,
+        arch=require_model(source),
+        method=f"uniform {type_name}",
+        imatrix=None if imatrix is None else Path(imatrix.path).name,
+        imatrix_sha256=None if imatrix is None else imatrix.sha256,
+        tensors=tuple(ranked),
+        notes=tuple(notes),
+        effort=effort,
+    )
+    plan = solve(losses, request)
+    unknown = tuple(replace(c, loss=0.0) for c in plan.choices)
+    how = "one type wherever it can be used"
+    return replace(plan, choices=unknown, predicted_loss=None, gap=None, candidates={}, solver=how)
+
+
+def preset_plan(
+    source: Source,
+    mixture: str,
+    *,
+    imatrix: Imatrix | None = None,
+    allow_requantize: bool = False,
+    effort: Effort = Effort.DEFAULT,
+) -> Plan:
+    """Every tensor's type as llama-quantize gives it in a `mixture` such as Q4_K_M; nothing is measured.
+
+    Raises UsageError for a mixture that is not known, BadInput for a source below Q8_0 without `allow_requantize`.
+    """
+    hp = read_hyperparameters(source.metadata, source.tensors)
+    types = mixture_types(mixture.upper(), source.tensors, hp, has_imatrix=imatrix is not None)
+    return _typed(source, types, f"preset {mixture.upper()}", allow_requantize, effort)
+
+
+def types_like(source: Source, other: Source) -> tuple[dict[str, str], list[str]]:
+    """The types that the tensors of `other` have, for those of `source` that can have them; and notes on the rest.
+
+    Raises BadInput where `other` is of another architecture, or under half of the tensors are in both.
+    """
+    arch, types, left = require_model(source), dict[str, str](), list[str]()
+    hint = "--like takes a model of the same architecture and size"
+    if (found := require_model(other)) != arch:
+        raise BadInput(other.path, "is of another architecture", got=found, expected=arch, hint=hint)
+    common, n = sum(t.name in other for t in source.tensors), max(len(source.tensors), len(other.tensors))
+    if 2 * common < n:
+        raise BadInput(other.path, "is another model", got=f"{common} of {n} tensors in both", hint=hint)
+    for tensor in source.tensors:
+        if never_quantize(arch, tensor.name, tensor.shape, tensor.type_id) is not None:
+            continue
+        fmt = other.tensor(tensor.name).format if tensor.name in other else None
+        if fmt is not None and fmt.divides(tensor.n_per_row) and (fmt.can_encode or fmt == tensor.format):
+            types[tensor.name] = fmt.name
+        else:
+            left.append(tensor.name)
+    notes = [] if not left else [f"{len(left)} tensors have no type there that they can have, {brief(left[0])} first"]
+    if not types:
+        raise BadInput(other.path, "has no tensor of this model", hint=hint)
+    return types, notes
+
+
+def clone_plan(
+    source: Source, other: Source, *, allow_requantize: bool = False, effort: Effort = Effort.DEFAULT
+) -> Plan:
+    """The types of `other` for every tensor that can have them; the others stay as they are."""
+    types, notes = types_like(source, other)
+    plan = _typed(source, types, f"like {brief(other.name)}", allow_requantize, effort)
+    return replace(plan, notes=(*plan.notes, *notes))
+
+
+def losses_like(losses: Losses, types: Mapping[str, str]) -> Losses:
+    """`losses` without candidates larger than the type that `types` give the tensor: what a repair may choose from."""
+
+    def limited(tensor: TensorLosses) -> TensorLosses:
+        wanted = next((c for c in tensor.candidates if c.type == types.get(tensor.name)), None)
+        if wanted is None or tensor.reason is not None:
+            return tensor
+        return replace(tensor, candidates=tuple(c for c in tensor.candidates if c.n_bytes <= wanted.n_bytes))
+
+    return replace(losses, tensors=tuple(limited(t) for t in losses.tensors))
+
+
+def _typed(source: Source, types: Mapping[str, str], method: str, allow_requantize: bool, effort: Effort) -> Plan:
+    """A plan that gives tensors these types; a type of more bits than the tensor's own leaves it as it is."""
+    surveyed = survey(source, types=())
+    notes = check_requantization(source, surveyed, allow_requantize)
+    choices = []
+    for tensor, known in zip(source.tensors, surveyed, strict=True):
+        wanted = tensor.format.name if tensor.name in source.kept else types.get(tensor.name, tensor.format.name)
+        fmt = tensor.format if not is_below(wanted, tensor.format.name) else format_of(wanted)
+        free = tensor.name in types and tensor.name not in source.kept
+        reason = None if free else known.reason or "nothing says what it should be"
+        device = "gpu" if known.on_gpu else "cpu"
+        place = tensor.name, known.role, known.layer, tensor.shape, tensor.format.name
+        choices.append(Choice(*place, fmt.name, fmt.n_bytes(tensor.n_weights), 0.0, 0.0, device, reason))
+    return Plan(
+        source=source.name,
+        header_sha256=source.header_sha256,
+        arch=require_model(source),
+        method=method,
+        budget={},
+        limits=(),
+        memory={},
+        choices=tuple(choices),
+        predicted_loss=None,
+        gap=None,
+        solver="types as given",
+        notes=tuple(notes),
+        effort=effort,
+    )
+
+
+def _fallbacks(source: Source, type_name: str) -> list[str]:
+    """What rows that the type's block does not divide get instead, as in llama-quantize."""
+    rows = dict.fromkeys(t.n_per_row for t in source.tensors)
+    found = [fallback_type(type_name, n) for n in rows if usable_types(n, [type_name])[1]]
+    return [name for name in dict.fromkeys(found) if name is not None and _can_be_written(name)]
+
+
+def _can_be_written(name: str) -> bool:
+    fmt = by_name(name)
+    return fmt is not None and fmt.can_encode

@@ -1,0 +1,169 @@
+"""What was asked for, as the options of the command line say it, and which of it can be meant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from requant.errors import UsageError
+from requant.planning.constraints import Request, Rule
+from requant.planning.engines import ENGINES, Engine, engine_named
+from requant.planning.solver.problem import check_rules
+from requant.scoring.losses import Losses
+
+MODEL_OPTIONS = {
+    "n_ctx": "--ctx",
+    "n_ubatch": "--ubatch",
+    "cache_type_k": "--cache-type-k",
+    "cache_type_v": "--cache-type-v",
+}
+# options that say how memory is spent
+MEMORY_OPTIONS = MODEL_OPTIONS | {
+    "n_parallel": "--parallel",
+    "reserve": "--reserve",
+    "draft": "--draft",
+    "mmproj": "--mmproj",
+    "mtp": "--mtp",
+    "assume": "--assume",
+    "price": "--time-price",
+    "bandwidth": "--bandwidth",
+}
+LIMITS = ("--vram SIZE", "--ram SIZE", "--size SIZE", "--bpw X", "--max-loss X")
+MAX_CONTEXT = -1  # --ctx max
+AUTO = "AUTO"  # a cache type that is to be chosen
+PREFERENCE = 0.05  # of the predicted loss that an engine's own type may cost
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What was asked for, as the options of the command line say it; sizes in bytes, None and () where not given."""
+
+    vram: int | None = None
+    ram: int | None = None
+    n_ctx: int | None = None  # or OWN_CONTEXT, or MAX_CONTEXT: the largest that keeps max_loss
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    n_parallel: int | None = None
+    n_ubatch: int | None = None
+    reserve: int | None = None
+    draft: Path | None = None
+    mmproj: Path | None = None
+    mtp: bool | None = None  # layers of multi-token prediction are used
+    assume: bool | None = None
+    size: int | None = None
+    bpw: float | None = None
+    max_loss: float | None = None
+    min_speed: float | None = None
+    price: float | None = None
+    bandwidth: tuple[tuple[str, float], ...] | None = None
+    engine: str | None = None
+    prefer_within: float | None = None
+    pins: tuple[Rule, ...] = ()
+    floors: tuple[Rule, ...] = ()
+    groups: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    output_type: str | None = None
+    embedding_type: str | None = None
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether anything limits the bytes."""
+        return any(x is not None for x in (self.vram, self.ram, self.size, self.bpw, self.max_loss))
+
+    @property
+    def on_devices(self) -> bool:
+        """Whether anything asks where the tensors are."""
+        return any(x is not None for x in (self.vram, self.ram, self.min_speed))
+
+    @property
+    def profile(self) -> Engine:
+        """The engine, with the bandwidths given."""
+        engine = engine_named(self.engine)
+        return replace(engine, bandwidth={**engine.bandwidth, **dict(self.bandwidth or ())})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the request says of the engine's settings, by the fields of `model.memory.Settings`."""
+        return {name: getattr(self, name) for name in (*MODEL_OPTIONS, "n_parallel", "assume")}
+
+    @property
+    def request(self) -> Request:
+        """The wishes about types, without a limit."""
+        return Request(
+            pins=self.pins,
+            floors=self.floors,
+            groups=self.groups,
+            types=self.types,
+            output_type=self.output_type,
+            embedding_type=self.embedding_type,
+        )
+
+    def try_rules(self, losses: Losses) -> None:
+        """What `budget.check_rules` does, with these wishes; to be called from the main thread."""
+        check_rules(losses, self.request)
+
+    def types_to_score(self, default: tuple[str, ...]) -> tuple[str, ...]:
+        """--types, or the engine's candidates, or the `default`, and every type that a wish names."""
+        named = (*(r.type for r in self.pins + self.floors), self.output_type, self.embedding_type)
+        usual = self.types or (default if self.engine is None else engine_named(self.engine).candidates)
+        return tuple(dict.fromkeys((*usual, *(t for t in named if t is not None))))
+
+
+def check_wishes(wishes: Wishes) -> None:
+    """Raise UsageError where there is no budget, or an option that says nothing without another."""
+    if not wishes.has_budget:
+        raise UsageError(f"no budget given; say {', '.join(LIMITS[:-1])} or {LIMITS[-1]}")
+    check_memory_options(wishes)
+
+
+def _is_unsaid(value: object) -> bool:
+    return value is None or value is False  # 0 is said
+
+
+def check_memory_options(wishes: Wishes) -> None:
+    """Raise UsageError for options that say nothing without another, or that contradict each other."""
+    engine = engine_named(wishes.engine)
+    alone = [option for name, option in MEMORY_OPTIONS.items() if not _is_unsaid(getattr(wishes, name))]
+    if alone and not wishes.on_devices:
+        raise UsageError(f"{alone[0]} says how memory is spent; give --vram SIZE or --ram SIZE with it")
+    if not engine.has_gpu and wishes.vram is not None:
+        raise UsageError(f"--engine {engine.name} has no GPU; give --ram SIZE, not --vram")
+    if wishes.n_ctx == MAX_CONTEXT and (wishes.max_loss is None or wishes.vram is None):
+        raise UsageError("--ctx max is the largest context that keeps a loss in VRAM; give --vram and --max-loss")
+    if wishes.prefer_within is not None and not engine.preferred:
+        having = ", ".join(e.name for e in ENGINES.values() if e.preferred)
+        raise UsageError(f"--prefer-within is for an engine with a type of its own; give --engine {having}")
+
+
+def check_ways(
+    wishes: Wishes,
+    plan_file: object,
+    type_name: object,
+    preset: object = None,
+    like: object = None,
+    *,
+    others: tuple[str, ...] = ("--plan FILE", "--type T"),
+) -> None:
+    """Raise UsageError unless exactly one of a budget, --plan, --type, --preset and --like decides the types.
+
+    A budget may go with --like, which it then repairs. `others`: what the command has beside a budget and these two.
+    """
+    given = [
+        *(["a budget (--vram, --ram, --size, --bpw, --max-loss)"] if wishes.has_budget else []),
+        *(["--plan"] if plan_file is not None else []),
+        *(["--type"] if type_name is not None else []),
+        *(["--preset"] if preset is not None else []),
+        *(["--like"] if like is not None and not wishes.has_budget else []),
+    ]
+    if not given:
+        raise UsageError(f"nothing decides the types; give {', '.join((*LIMITS, *others))}, --preset M or --like F")
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} cannot be given together; each decides the types")
+    check_memory_options(wishes)
+    if plan_file is not None and wishes != Wishes():
+        raise UsageError("--plan decides every type; edit the plan, or plan again with these options")
+    if preset is not None and wishes != Wishes():
+        raise UsageError("--preset decides every type; leave other wishes out")
+    if type_name is not None and wishes.types:
+        raise UsageError("--type and --types cannot be given together")

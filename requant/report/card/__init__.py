@@ -1,0 +1,1 @@
+"""Model cards: YAML front matter and Markdown for the Hugging Face Hub."""

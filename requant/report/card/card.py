@@ -1,0 +1,272 @@
+"""A model card for outputs of requant: YAML front matter and tables, as the Hugging Face Hub shows a README.md.
+
+It says what records, metadata and evaluations say and nothing else; a figure that was not measured is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from requant.container.hashing import Hashed
+from requant.conversion.record import Conversion
+from requant.errors import FILE_NAME
+from requant.planning.plan import Plan
+from requant.report.card import markdown as md
+from requant.report.card.origin import Origin, Said, merged
+from requant.report.card.parts import both, compared, made_for, method, roles_table, shares, uses
+from requant.report.card.reproduce import commands
+from requant.report.shell import join
+from requant.report.start_command import start_command
+from requant.scoring.evaluate import Evaluation
+from requant.scoring.losses import IN_NATS
+
+_HUB = "https://huggingface.co"
+_RELATED = "base_model_relation"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An output as the card tells of it: its record, what its metadata say, its files where they are there.
+
+    source: the files that it was made from, where they are there; evaluation: what was measured on it.
+    """
+
+    made: Conversion
+    origin: Origin
+    files: tuple[Hashed, ...] = ()
+    source: tuple[Hashed, ...] = ()
+    evaluation: Evaluation | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of its (first) file."""
+        return self.made.output.name
+
+
+def card(outputs: Sequence[Published], said: Said, pictures: Sequence[str] = (), pages: Sequence[str] = ()) -> str:
+    """The text of the card for at least one output; `pictures` and `pages` are files beside it."""
+    origins = [merged(said, origin) for origin in dict.fromkeys(o.origin for o in outputs)]
+    sections = [
+        _front_matter(outputs, origins, said),
+        f"# {', '.join(_name(o, outputs) for o in origins)}, GGUF",
+        _introduction(outputs, origins),
+        *(f"![{md.text(f'{outputs[0].name}: memory, bits and loss')}]({md.address(name)})" for name in pictures),
+        *(f"{md.link('Report page', md.address(name))}: every tensor, its candidates and errors." for name in pages),
+        "## Files",
+        _files(outputs, said),
+        *_measured(outputs),
+        "## Running it",
+        *_running(outputs, said),
+        "## Types",
+        *_types(outputs),
+        *_mixtures(outputs),
+        "## How it was made",
+        *_making(outputs),
+        "## Checksums",
+        _checksums(outputs),
+        "## Limits",
+        _limits(outputs),
+    ]
+    return "\n\n".join(part for part in sections if part) + "\n"
+
+
+def _name(origin: Origin, outputs: Sequence[Published]) -> str:
+    return md.text(origin.name or outputs[0].made.plan.source.removesuffix(".gguf"), FILE_NAME)
+
+
+def _front_matter(outputs: Sequence[Published], origins: Sequence[Origin], said: Said) -> str:
+    repositories = tuple(dict.fromkeys(name for o in origins for name in o.repositories))
+    first = origins[0]
+    same = all(
+        (o.license, o.license_name, o.license_link) == (first.license, first.license_name, first.license_link)
+        for o in origins
+    )
+    imatrix = ("imatrix",) if any(o.made.imatrix for o in outputs) else ()
+    tags = ("gguf", "requant", *imatrix, *(tag for o in origins for tag in o.tags))
+    values: dict[str, str | Sequence[str]] = {
+        "base_model": repositories[0] if len(repositories) == 1 else repositories,
+        _RELATED: "quantized" if repositories else "",
+        "language": tuple(dict.fromkeys(language for o in origins for language in o.languages)),
+        "library_name": "gguf",
+        **(
+            {"license": first.license, "license_name": first.license_name, "license_link": first.license_link}
+            if same
+            else {}
+        ),
+        "pipeline_tag": "text-generation" if all(o.writes_text for o in origins) else "",
+        "quantized_by": said.quantized_by,
+        "tags": tuple(dict.fromkeys(tag for tag in tags if tag != "text-generation")),
+    }
+    return md.front_matter(values)
+
+
+def _introduction(outputs: Sequence[Published], origins: Sequence[Origin]) -> str:
+    lines = []
+    versions = " and ".join(dict.fromkeys(md.text(o.made.version) for o in outputs))
+    sources = ", ".join(dict.fromkeys(md.code(o.made.plan.source, FILE_NAME) for o in outputs))
+    of = ", ".join(_hub(name) for o in origins for name in o.repositories)
+    lines.append(f"Quantized{f' from {of}' if of else ''} with requant {versions}; the source is {sources}.")
+    authors = dict.fromkeys(md.text(o.author) for o in origins if o.author)
+    if authors:
+        lines.append(f"The model is by {', '.join(authors)}.")
+    parents = dict.fromkeys(_hub(name) for o in origins for name in o.parents)
+    if parents:
+        lines.append(f"It was made from {', '.join(parents)}.")
+    if any(o.made.plan.limits for o in outputs):
+        lines.append("Each tensor has the type that the predicted loss of all and the budget gave it.")
+    return " ".join(lines)
+
+
+def _hub(repository: str) -> str:
+    return md.link(md.text(repository), f"{_HUB}/{repository}")
+
+
+Column = tuple[str, bool, Callable[[Published], str]]  # head, flush right, cell; '' where it is not known
+
+
+def _table(columns: Sequence[Column], outputs: Sequence[Published]) -> str:
+    """Columns of which nothing is known are left out."""
+    cells = [[cell(output) for output in outputs] for _, _, cell in columns]
+    kept = [k for k, column in enumerate(cells) if any(column)]
+    rows = [[cells[k][i] or "-" for k in kept] for i in range(len(outputs))]
+    return md.table([columns[k][0] for k in kept], rows, [i for i, k in enumerate(kept) if columns[k][1]])
+
+
+def _files(outputs: Sequence[Published], said: Said) -> str:
+    def file(output: Published) -> str:
+        shown = md.code(output.name, FILE_NAME)
+        url = f"{_HUB}/{said.repository}/blob/main/{md.address(output.name)}"
+        return md.link(shown, url) if said.repository else shown
+
+    columns: list[Column] = [
+        ("File", False, file),
+        ("Made for", False, lambda o: made_for(o.made.plan)),
+        ("Types, by share of weights", False, lambda o: shares(o.made.plan)),
+        ("Size", True, lambda o: both(o.made.size)),
+        ("Files", True, lambda o: str(len(o.files)) if len(o.files) > 1 else ""),
+        ("Bits per weight", True, lambda o: f"{o.made.plan.bpw:.3f}"),
+        ("KL, predicted", True, lambda o: _predicted(o.made.plan)),
+        ("KL, measured", True, lambda o: _figure(o, "mean_kld", ".4g")),
+        ("KL, 99 %", True, lambda o: _figure(o, "p99_kld", ".4g")),
+        ("Same top token", True, lambda o: _figure(o, "same_top", ".2%").replace("%", " %")),
+        ("Perplexity", True, lambda o: _figure(o, "ppl", ".4f")),
+        ("of the base", True, lambda o: _figure(o, "base_ppl", ".4f")),
+    ]
+    return _table(columns, outputs)
+
+
+def _predicted(plan: Plan) -> str:
+    return f"{plan.predicted_loss:.4g}" if plan.predicted_loss is not None and plan.method in IN_NATS else ""
+
+
+def _figure(output: Published, name: str, form: str) -> str:
+    value = None if output.evaluation is None else getattr(output.evaluation, name)
+    return "" if value is None else format(value, form)
+
+
+def _measured(outputs: Sequence[Published]) -> list[str]:
+    """What the measured figures are over, said once for all that share it."""
+    groups: dict[str, list[str]] = {}
+    for output in outputs:
+        if (found := output.evaluation) is not None:
+            on = f" of {md.code(found.text, FILE_NAME)}" if found.text else ""
+            base = f", against {md.code(found.base, FILE_NAME)}" if found.base else ""
+            over = f"{found.n_scored} tokens in {found.n_windows} windows of {found.n_ctx}{on}{base}"
+            groups.setdefault(over, []).append(md.code(output.name, FILE_NAME))
+    lines = []
+    for over, names in groups.items():
+        which = f" ({', '.join(names)})" if len(groups) > 1 or len(names) < len(outputs) else ""
+        lines.append(f"Measured with `requant evaluate`{which} over {over}. KL divergences are in nats per token.")
+    if not groups and any(_predicted(o.made.plan) for o in outputs):
+        lines.append("KL divergences are predicted, in nats per token; nothing was measured.")
+    return lines
+
+
+def _each(outputs: Sequence[Published], about: Callable[[Published], Iterable[str]]) -> list[str]:
+    """A part for each output, under its name where there are several."""
+    parts = []
+    for output in outputs:
+        found = [part for part in about(output) if part]
+        if found and len(outputs) > 1:
+            parts.append(f"### {md.code(output.name, FILE_NAME)}")
+        parts += found
+    return parts
+
+
+def _running(outputs: Sequence[Published], said: Said) -> list[str]:
+    def about(output: Published) -> Iterable[str]:
+        if said.repository:
+            yield md.block(_download(output, said.repository), "sh")
+        plan = output.made.plan
+        modelfile = plan.runtime.get("engine") == "ollama"
+        yield md.block(start_command(plan, output.made.output), "" if modelfile else "sh")
+        yield uses(plan)
+
+    return _each(outputs, about)
+
+
+def _download(output: Published, repository: str) -> str:
+    names = [file.name for file in output.files] or [output.name]
+    return join(
+        ["hf", "download", repository, *(f"./{n}" if n.startswith("-") else n for n in names), "--local-dir", "."]
+    )
+
+
+def _types(outputs: Sequence[Published]) -> list[str]:
+    return _each(outputs, lambda output: [roles_table(output.made.plan)])
+
+
+def _mixtures(outputs: Sequence[Published]) -> list[str]:
+    """Beside llama-quantize's mixtures of the same source, a table for each."""
+    parts = []
+    for header in dict.fromkeys(o.made.plan.header_sha256 for o in outputs):
+        found = [o for o in outputs if o.made.plan.header_sha256 == header]
+        parts.append(compared([(o.name, o.made.plan) for o in found]))
+    parts = [part for part in parts if part]
+    note = (
+        "Predicted from the same losses, that is with the same encoders; bytes are those of all tensors. "
+        "Nothing in this table was measured."
+    )
+    return ["## Beside llama-quantize's mixtures", *parts, note] if parts else []
+
+
+def _making(outputs: Sequence[Published]) -> list[str]:
+    def about(output: Published) -> Iterable[str]:
+        yield method(output.made)
+        yield md.block("\n".join(commands(output.made)), "sh")
+
+    return _each(outputs, about)
+
+
+def _checksums(outputs: Sequence[Published]) -> str:
+    rows = []
+    for output in outputs:
+        made = output.made
+        rows += [[md.code(f.name, FILE_NAME), "source", md.code(f.sha256)] for f in output.source]
+        rows.append([md.code(made.plan.source, FILE_NAME), "source, its header", md.code(made.plan.header_sha256)])
+        if made.imatrix is not None and made.imatrix_sha256 is not None:
+            rows.append([md.code(made.imatrix, FILE_NAME), "importance", md.code(made.imatrix_sha256)])
+        rows.append([md.code(output.name, FILE_NAME), "plan", md.code(made.plan.sha256())])
+        rows.append([md.code(output.name, FILE_NAME), "output, its header", md.code(made.header_sha256)])
+        rows += [[md.code(f.name, FILE_NAME), "output", md.code(f.sha256)] for f in output.files]
+    unique = list(dict.fromkeys(tuple(row) for row in rows))
+    return md.table(["Of", "What", "SHA-256"], unique)
+
+
+def _limits(outputs: Sequence[Published]) -> str:
+    plans = [o.made.plan for o in outputs]
+    lines = {
+        "KL divergence says how far the output's next tokens are from the source's, not how good either is.": True,
+        "Predicted KL is a second-order estimate from the text that the losses were measured on.": any(
+            map(_predicted, plans)
+        ),
+        "Measured figures are of F32 activations; engines that round them to 8 bits add a little.": any(
+            o.evaluation for o in outputs
+        ),
+        "Memory figures hold for one GPU and the options above, not for other contexts, batches and cache types.": any(
+            limit.device == "gpu" for plan in plans for limit in plan.limits
+        ),
+        "Limits and licence of the source model hold for these files too.": True,
+    }
+    return "\n".join(f"- {line}" for line, holds in lines.items() if holds)

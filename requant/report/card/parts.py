@@ -1,0 +1,132 @@
+"""The parts of a model card that come from one plan: what it was made for, its types, its memory, its method."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from requant.common.units import format_size, size_label
+from requant.conversion.record import Conversion
+from requant.errors import FILE_NAME
+from requant.formats import Effort, by_bits
+from requant.planning.constraints import Limit
+from requant.planning.plan import Choice, Plan
+from requant.report.card import markdown as md
+from requant.report.view import bars
+from requant.scoring.losses import IN_NATS
+
+_SHOWN = 0.01  # of the weights; types of fewer are not listed
+_PARTS = {"kv_cache": "KV cache", "compute": "compute buffer", "copies": "copies of matrices on the CPU"}
+_UNITS = ((1e9, "GB", 2**30, "GiB"), (1e6, "MB", 2**20, "MiB"), (1e3, "kB", 2**10, "KiB"))
+
+
+def both(n_bytes: int) -> str:
+    """A size in powers of ten and of two: `4.92 GB (4.58 GiB)`."""
+    for ten, decimal, two, binary in _UNITS:
+        if n_bytes >= ten:
+            return f"{n_bytes / ten:.2f} {decimal} ({n_bytes / two:.2f} {binary})"
+    return f"{n_bytes} B"
+
+
+def made_for(plan: Plan) -> str:
+    """The budgets in words, with the context that the first is for; without any, what gave the types."""
+    parts = [_budget(limit) for limit in plan.limits]
+    asked = plan.budget
+    if "ctx" in asked:
+        context = f"{asked['ctx']} tokens of context"
+        caches = [str(asked.get(f"cache_type_{x}", "F16")) for x in "kv"]
+        if caches != ["F16", "F16"]:
+            context += f" in {'/'.join(caches)}"
+        if asked.get("parallel", 1) != 1:
+            context += f", {asked['parallel']} sequences"
+        parts.insert(1, context)
+    return md.text(", ".join(parts) or plan.method)
+
+
+def _budget(limit: Limit) -> str:
+    if limit.unit == "ns":
+        return f"at least {limit.show(limit.budget)}"
+    if limit.unit == "loss":
+        return f"predicted loss up to {limit.show(limit.budget)}"
+    if limit.n_weights:
+        return f"{limit.bpw:g} bits per weight"
+    exact = re.fullmatch(r"(\d+)([MG]iB)", size_label(limit.budget))
+    size = f"{exact[1]} {exact[2]}" if exact else both(limit.budget)
+    return {"--vram": f"{size} of VRAM", "--ram": f"{size} of RAM"}.get(limit.option, f"file of up to {size}")
+
+
+def shares(plan: Plan) -> str:
+    """The types by the share of the weights that they have, the largest first."""
+    weights: Counter[str] = Counter()
+    for c in plan.choices:
+        weights[c.type] += c.n_weights
+    total = max(plan.n_weights, 1)
+    found = [(n / total, name) for name, n in weights.most_common()]
+    return ", ".join(f"{name} {100 * share:.0f} %" for share, name in found if share >= _SHOWN)
+
+
+def roles_table(plan: Plan) -> str:
+    """Per role: tensors, types, bits per weight, bytes and, where it was predicted, loss."""
+    groups: dict[str, list[Choice]] = {}
+    for c in plan.choices:
+        groups.setdefault(c.role if c.reason is None else "", []).append(c)
+    left = groups.pop("", [])
+    known = plan.predicted_loss is not None and plan.method in IN_NATS
+    rows = [_row(md.code(role), found, known) for role, found in groups.items()]
+    rows += [_row("left as they are", left, known)] if left else []
+    rows.append(_row("all", plan.choices, known))
+    head = ["Role", "Tensors", "Types", "Bits per weight", "Size", *(["KL, predicted"] if known else [])]
+    return md.table(head, rows, (1, 3, 4, 5))
+
+
+def _row(role: str, found: Sequence[Choice], known: bool) -> list[str]:
+    counts = Counter(c.type for c in found)
+    listed = ", ".join(f"{name} \u00d7 {n}" for name, n in sorted(counts.items(), key=lambda i: by_bits(i[0])))
+    n_bytes, n_weights = sum(c.n_bytes for c in found), max(sum(c.n_weights for c in found), 1)
+    loss = [f"{math.fsum(c.loss for c in found):.3g}"] if known else []
+    return [role, str(len(found)), listed, f"{8 * n_bytes / n_weights:.3f}", format_size(n_bytes), *loss]
+
+
+def uses(plan: Plan) -> str:
+    """What fills each budget in bytes, a line each."""
+    lines = []
+    for bar in bars(plan):
+        parts = ", ".join(
+            f"{md.text(_PARTS.get(part.name, part.name))} {format_size(part.n_bytes)}" for part in bar.parts
+        )
+        used = format_size(bar.budget - bar.free)
+        lines.append(
+            f"- {md.code(bar.option)} {format_size(bar.budget)}: {used} used ({parts}), {format_size(bar.free)} free"
+        )
+    return "\n".join(lines)
+
+
+def compared(outputs: Sequence[tuple[str, Plan]]) -> str:
+    """Outputs of one source and llama-quantize's mixtures of it by rising size; '' where nothing is predicted alike."""
+    plans = [(name, p) for name, p in outputs if p.mixtures and p.predicted_loss is not None and p.method in IN_NATS]
+    rows = [(p.n_bytes, p.predicted_loss or 0.0, f"**{md.code(name, FILE_NAME)}**") for name, p in plans]
+    for _, plan in plans[:1]:
+        rows += [(m.n_bytes, m.loss, f"{md.text(m.name)}, of llama-quantize") for m in plan.mixtures]
+        n_weights = max(plan.n_weights, 1)
+    table = [
+        [name, both(n_bytes), f"{8 * n_bytes / n_weights:.3f}", f"{loss:.4g}"] for n_bytes, loss, name in sorted(rows)
+    ]
+    return md.table(["", "Size", "Bits per weight", "KL, predicted"], table, (1, 2, 3)) if rows else ""
+
+
+def method(made: Conversion) -> str:
+    """How the types were chosen and the weights encoded, a line each."""
+    plan = made.plan
+    solver = f"; {md.text(plan.solver)}" if plan.solver else ""
+    gap = "" if plan.gap is None else f", proven gap {plan.gap:.1e}" if plan.gap else ", proven gap 0"
+    lines = [f"Method: {md.text(plan.method)}{solver}{gap}."]
+    if made.imatrix is not None:
+        lines.append(f"Columns were weighed by importance from {md.code(made.imatrix, FILE_NAME)}.")
+    if plan.effort != Effort.DEFAULT:
+        lines.append(f"Effort of the encoders: {plan.effort.name.lower()}.")
+    if plan.measured_kld is not None:
+        lines.append(f"KL divergence measured on held-out text while planning: {plan.measured_kld:.4g} nats per token.")
+    lines += [f"{md.text(note[:1].upper() + note[1:])}." for note in (*plan.notes, *made.notes)]
+    return "\n".join(f"- {line}" for line in lines)

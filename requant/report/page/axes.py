@@ -1,0 +1,129 @@
+"""What charts are made of: scales with their ticks, and labels that lie on nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from requant.report.html import tag, text
+
+CHARACTER = 6.6  # pixels; a little more than a digit of 11 pixels takes
+HEIGHT = 13
+_AROUND = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
+_DISTANCES = (9, 18, 30, 44, 60, 78, 98)  # pixels; from the second on a line leads to the label
+_NICE = (1, 2, 5, 10)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle in pixels."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def meets(self, other: Box) -> bool:
+        """Whether the two have a point in common."""
+        apart = self.right <= other.left or other.right <= self.left
+        return not (apart or self.bottom <= other.top or other.bottom <= self.top)
+
+    def holds(self, other: Box) -> bool:
+        """Whether `other` is inside."""
+        across = self.left <= other.left and other.right <= self.right
+        return across and self.top <= other.top and other.bottom <= self.bottom
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Values from `low` to `high` onto pixels from `start` to `end`; `log`: by their logarithms; ticks in `unit`s."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+    unit: float = 1
+
+    def at(self, value: float) -> float:
+        """The pixel of a value; one beyond an end is drawn at it."""
+        low, high, value = (math.log(v) if self.log else v for v in (self.low, self.high, max(value, self.low)))
+        return self.start + (self.end - self.start) * min((value - low) / (high - low), 1.0)
+
+    def ticks(self, n: int) -> list[float]:
+        """About `n` round values: of a logarithmic axis powers of ten, or also 2 and 5 where those are few."""
+        if not self.log:
+            raw = (self.high - self.low) / self.unit / n
+            power = 10.0 ** math.floor(math.log10(raw))
+            step = power * next(k for k in _NICE if k * power >= raw * 0.999)
+            step *= self.unit
+            return [k * step for k in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        tens = [v for p in powers if self.low <= (v := 10.0**p) <= self.high]
+        if len(tens) > n:
+            return tens[:: -(-len(tens) // n)]
+        if len(tens) >= 3:
+            return tens
+        return [v for p in powers for k in (1, 2, 5) if self.low <= (v := k * 10.0**p) <= self.high]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A word, no markup, beside the point (x, y); `priority`: the lower is placed first."""
+
+    word: str
+    x: float
+    y: float
+    kind: str = ""
+    priority: int = 1
+
+
+def labels(wanted: Sequence[Label], frame: Box, obstacles: Iterable[Box]) -> str:
+    """Markup of the labels, each where it meets neither another nor an obstacle; those that find no place left out."""
+    taken = [*obstacles, *(around(one.x, one.y, 4) for one in wanted)]
+    found = []
+    for one in sorted(wanted, key=lambda label: (label.priority, label.x, label.y)):
+        placed = next((p for p in _places(one) if frame.holds(p) and not any(p.meets(t) for t in taken)), None)
+        if placed is not None:
+            taken.append(placed)
+            found.append(_drawn(one, placed))
+    return "".join(found)
+
+
+def around(x: float, y: float, reach: float) -> Box:
+    """The square about a point."""
+    return Box(x - reach, y - reach, x + reach, y + reach)
+
+
+def along(points: Sequence[tuple[float, float]], reach: float = 2) -> list[Box]:
+    """Boxes that cover a line through `points`."""
+    found = []
+    for (x0, y0), (x1, y1) in pairwise(points):
+        n = max(1, math.ceil(max(abs(x1 - x0), abs(y1 - y0)) / 6))
+        found += [around(x0 + (x1 - x0) * k / n, y0 + (y1 - y0) * k / n, reach) for k in range(n + 1)]
+    return found
+
+
+def _places(one: Label) -> Iterable[Box]:
+    width = CHARACTER * len(one.word)
+    for distance in _DISTANCES:
+        for across, down in _AROUND:
+            reach = distance / math.hypot(across, down)
+            x, y = one.x + across * reach, one.y + down * (reach + (HEIGHT / 2 if not across else 0))
+            left = x - width / 2 if not across else x if across > 0 else x - width
+            yield Box(left, y - HEIGHT / 2, left + width, y + HEIGHT / 2)
+
+
+def _drawn(one: Label, box: Box) -> str:
+    x, y = (box.left + box.right) / 2, box.bottom - 3.5
+    word = tag(
+        "text", text(one.word), x=f"{x:.1f}", y=f"{y:.1f}", class_=f"label {one.kind}".strip(), text_anchor="middle"
+    )
+    near_x = min(max(one.x, box.left), box.right)
+    near_y = min(max(one.y, box.top), box.bottom)
+    if math.hypot(near_x - one.x, near_y - one.y) <= _DISTANCES[0] + 1:
+        return word
+    ends = {"x1": f"{one.x:.1f}", "y1": f"{one.y:.1f}", "x2": f"{near_x:.1f}", "y2": f"{near_y:.1f}"}
+    return tag("line", **ends, class_="leader") + word

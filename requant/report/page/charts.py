@@ -1,0 +1,171 @@
+"""The charts of the report page as SVG: loss against bytes, and predicted against measured error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from statistics import median
+
+from requant.common.units import format_size
+from requant.conversion.record import Converted
+from requant.errors import brief
+from requant.planning.plan import Choice, Plan
+from requant.report.html import tag, text
+from requant.report.page.axes import Axis, Box, Label, along, around, labels
+from requant.report.view import Curve, Dot
+
+WIDE, NARROW = (690, 430), (340, 340)  # pixels, for a screen and for a phone
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 14, 44
+_DECADES = 1e6  # the largest loss over the smallest that is drawn; near a copy of the source it falls to nothing
+_BENDS = 60  # across the chart
+_MARGIN = 0.06  # of the range, on either side
+Point = tuple[float, float]
+Pair = tuple[Choice, Converted]
+
+
+def curve_charts(plan: Plan, found: Curve) -> str:
+    """The chart for a screen, and for a phone; a style sheet shows one of them."""
+    return "".join(_curve_chart(plan, found, size, kind) for size, kind in ((WIDE, "wide"), (NARROW, "narrow")))
+
+
+def _curve_chart(plan: Plan, found: Curve, size: tuple[int, int], kind: str) -> str:
+    named = [*found.mixtures, *([found.chosen] if found.chosen else [])]
+    across, up = _curve_axes(found.points, named, size)
+    line = [(across.at(p.n_bytes), up.at(p.loss)) for p in _within(found.points, across)]
+    path = tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in line), class_="frontier")
+    marks = [_mark(across, up, dot, "mixture") for dot in found.mixtures]
+    wanted = [Label(brief(dot.name), across.at(dot.n_bytes), up.at(dot.loss)) for dot in found.mixtures]
+    if found.chosen is not None:
+        marks.append(_mark(across, up, found.chosen, "chosen"))
+        at = across.at(found.chosen.n_bytes), up.at(found.chosen.loss)
+        wanted.append(Label(found.chosen.name, *at, "strong", 0))
+    edge, lines = "", along(line)
+    if found.room is not None and across.low < found.room < across.high:
+        x = across.at(found.room)
+        edge = tag("line", x1=f"{x:.1f}", y1=str(up.end), x2=f"{x:.1f}", y2=str(up.start), class_="edge")
+        lines += along([(x, up.end), (x, up.start)])
+        wanted.append(Label("budget", x, up.start - 16, "edge-name", 0))
+    frame = Box(across.start, up.end, across.end, up.start)
+    words = labels(wanted, frame, lines)
+    title = tag("title", f"Predicted loss of {text(plan.source)} against bytes of {found.pool}")
+    grid = _grid(across, up, size, _round_size, (f"bytes of {found.pool}", "predicted loss"))
+    scale = {
+        "data_x": f"{across.low:.17g} {across.high:.17g} {across.start} {across.end}",
+        "data_y": f"{up.low:.17g} {up.high:.17g} {up.start} {up.end}",
+    }
+    cross = tag("circle", r="4", class_="cursor", visibility="hidden")
+    return _svg(size, title, grid, edge, path, cross, *marks, words, class_=f"chart curve {kind}", **scale)
+
+
+def _curve_axes(points: Sequence[Dot], named: Sequence[Dot], size: tuple[int, int]) -> tuple[Axis, Axis]:
+    """Axes about the dots that have names, or about the whole curve; the least losses are at an end."""
+    dots = named or points
+    low, high = min(d.n_bytes for d in dots), max(d.n_bytes for d in dots)
+    room = max(_MARGIN * (high - low), 0.02 * high, 1)
+    unit = next((u for u in (2**30, 2**20, 2**10) if high >= u), 1)
+    across = Axis(max(low - room, 0), high + room, _LEFT, size[0] - _RIGHT, unit=unit)
+    seen = [d.loss for d in (*named, *_within(points, across)) if d.loss > 0] or [1.0]
+    least = max(min(seen), max(seen) / _DECADES)
+    return across, Axis(least / 1.6, max(seen) * 1.8, size[1] - _BOTTOM, _TOP, log=True)
+
+
+def _within(points: Sequence[Dot], across: Axis) -> list[Dot]:
+    """The part of the curve between the ends of the axis, cut there; a logarithm bends what is straight."""
+    found: list[Dot] = []
+    for a, b in pairwise(points):
+        lo, hi = max(a.n_bytes, across.low), min(b.n_bytes, across.high)
+        if lo > hi or a.n_bytes == b.n_bytes:
+            continue
+        n = 1 + int(_BENDS * (hi - lo) / (across.high - across.low))
+        for at in (lo + (hi - lo) * k / n for k in range(n + 1)):
+            share = (at - a.n_bytes) / (b.n_bytes - a.n_bytes)
+            dot = Dot("", int(at), a.loss + share * (b.loss - a.loss))
+            if not found or found[-1] != dot:
+                found.append(dot)
+    return found
+
+
+def _mark(across: Axis, up: Axis, dot: Dot, kind: str) -> str:
+    """A ring for a mixture, a filled diamond for the plan."""
+    x, y = across.at(dot.n_bytes), up.at(dot.loss)
+    title = tag("title", f"{text(dot.name)}: {format_size(dot.n_bytes)}, predicted loss {dot.loss:.3g}")
+    hit = tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="11", class_="hit")
+    if kind == "mixture":
+        shape = tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="4")
+    else:
+        shape = tag("path", d=f"M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7 -7z")
+    return tag("g", title, hit, shape, class_=kind, tabindex="0", role="img")
+
+
+def error_chart(pairs: Sequence[Pair], index: dict[str, int]) -> str:
+    """Predicted against measured relative error of each tensor that was encoded, with the line where they agree."""
+    size = NARROW
+    values = [v for c, t in pairs for v in (c.rmse, t.rmse)]
+    low, high = min(values) / 1.25, max(values) * 1.25
+    across = Axis(low, high, _LEFT, size[0] - _RIGHT, log=True)
+    up = Axis(low, high, size[1] - _BOTTOM, _TOP, log=True)
+    at = [(across.at(c.rmse), up.at(t.rmse)) for c, t in pairs]
+    dots = [
+        tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="3.5", data_i=str(index[c.name]))
+        for (c, _), (x, y) in zip(pairs, at, strict=True)
+    ]
+    same = tag("line", x1=f"{across.start}", y1=f"{up.start}", x2=f"{across.end}", y2=f"{up.end}", class_="same")
+    clusters: dict[str, list[Point]] = {}
+    for (c, _), point in zip(pairs, at, strict=True):
+        clusters.setdefault(c.type, []).append(point)
+    wanted = [Label(name, *_middle(points), "kind") for name, points in clusters.items()]
+    diagonal = [(across.start, up.start), (across.end, up.end)]
+    frame = Box(across.start, up.end, across.end, up.start)
+    words = labels(wanted, frame, [*along(diagonal), *(around(x, y, 4) for x, y in at)])
+    title = tag("title", "Predicted against measured relative error of each tensor")
+    grid = _grid(across, up, size, lambda v: f"{v:.3g}", ("predicted error", "measured error"))
+    return _svg(size, title, grid, same, tag("g", *dots, class_="dots"), words, class_="chart errors")
+
+
+def error_table(pairs: Sequence[Pair]) -> str:
+    """The same by type: the medians, and the tensor whose measured error is farthest from the predicted one."""
+    heads = ("type", "tensors", "predicted, median", "measured, median", "farthest ratio", "of")
+    head = tag("tr", *(tag("th", h, scope="col", class_="num" if 0 < i < 5 else None) for i, h in enumerate(heads)))
+    rows = []
+    for name in sorted(
+        {c.type for c, _ in pairs}, key=lambda name: -median(t.rmse for c, t in pairs if c.type == name)
+    ):
+        found = [(c, t) for c, t in pairs if c.type == name]
+        far, made = max(((t.rmse / c.rmse, t) for c, t in found), key=lambda item: abs(math.log(item[0])))
+        middles = (f"{median(values):.4f}" for values in zip(*((c.rmse, t.rmse) for c, t in found), strict=True))
+        cells = (tag("td", cell, class_="num") for cell in (str(len(found)), *middles, f"{far:.3f}"))
+        rows.append(tag("tr", tag("th", text(name), scope="row"), *cells, tag("td", tag("code", text(made.name)))))
+    return tag("table", tag("thead", head), tag("tbody", *rows), class_="data")
+
+
+def _middle(points: Sequence[Point]) -> Point:
+    return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
+
+
+def _grid(across: Axis, up: Axis, size: tuple[int, int], shown: Callable[[float], str], names: tuple[str, str]) -> str:
+    """Lines at the ticks with their figures, and what the axes are."""
+    parts = []
+    for value in across.ticks(6 if size == WIDE else 4):
+        x = f"{across.at(value):.1f}"
+        parts.append(tag("line", x1=x, y1=str(up.end), x2=x, y2=str(up.start), class_="grid"))
+        parts.append(tag("text", shown(value), x=x, y=str(up.start + 16), text_anchor="middle"))
+    for value in up.ticks(6):
+        y = up.at(value)
+        parts.append(tag("line", x1=str(across.start), y1=f"{y:.1f}", x2=str(across.end), y2=f"{y:.1f}", class_="grid"))
+        parts.append(tag("text", f"{value:.3g}", x=str(across.start - 6), y=f"{y + 4:.1f}", text_anchor="end"))
+    middle = (across.start + across.end) / 2
+    parts.append(tag("text", names[0], x=f"{middle:.1f}", y=str(size[1] - 8), text_anchor="middle", class_="axis"))
+    turned = f"translate(11 {(up.start + up.end) / 2:.1f}) rotate(-90)"
+    parts.append(tag("text", names[1], transform=turned, text_anchor="middle", class_="axis"))
+    return tag("g", *parts, class_="axes", aria_hidden="true")
+
+
+def _round_size(n_bytes: float) -> str:
+    number, unit = format_size(n_bytes).split()
+    return f"{float(number):g} {unit}"
+
+
+def _svg(size: tuple[int, int], *content: str, **attributes: object) -> str:
+    width, height = size
+    return tag("svg", *content, viewBox=f"0 0 {width} {height}", width=width, height=height, role="group", **attributes)

@@ -1,0 +1,129 @@
+"""The head of the page: what was asked, what came out, and what fills each budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from requant.common.units import format_size, size_label
+from requant.conversion.record import Conversion
+from requant.errors import FILE_NAME
+from requant.model.memory import DEFAULT_UBATCH
+from requant.planning.plan import Plan
+from requant.report import shell
+from requant.report.html import tag, text
+from requant.report.page.origin import is_of
+from requant.report.start_command import DEFAULT_CACHE
+from requant.report.view import PART_NAMES, Bar, bars
+from requant.scoring.evaluate import Evaluation
+from requant.scoring.losses import IN_NATS
+
+_SIZES = ("vram", "ram", "size", "reserve")
+_USUAL = {"parallel": 1, "ubatch": DEFAULT_UBATCH, "cache_type_k": DEFAULT_CACHE, "cache_type_v": DEFAULT_CACHE}
+_HATCHED = {"reserve": "reserve", "padding": "other", "other": "other", "header": "other"}  # part -> class
+_COLOURED = {"weights": "weights", "kv_cache": "kv", "compute": "compute"}
+
+
+def asked(plan: Plan) -> list[str]:
+    """What was asked for as options of the command line, each with its value.
+
+    Of a plan that does not know its options: its budget, without what is the default anyway.
+    """
+    found: list[str] = []
+    for word in plan.options:
+        if word.startswith("--") or not found:
+            found.append(word)
+        else:
+            found[-1] += f" {shell.join([word])}"
+    if found:
+        return found
+    for key, value in plan.budget.items():
+        if value is None or value is False or _USUAL.get(key) == value:
+            continue
+        shown = size_label(value) if key in _SIZES and isinstance(value, int) else value
+        option = f"--{key.replace('_', '-')}"
+        found += [
+            option if one is True else f"{option} {one}"
+            for one in (shown if isinstance(shown, (list, tuple)) else [shown])
+        ]
+    return found
+
+
+def headline(plan: Plan, made: Conversion | None, evaluations: Sequence[Evaluation]) -> str:
+    """The figures: size, bits, predicted and measured harm, gap, speed."""
+    cards = [*_sizes(plan, made), *_losses(plan)]
+    for found in [e for e in evaluations if is_of(e, made)][:1]:
+        cards += _measured(found)
+    if plan.predicted_loss is not None:
+        gap = "not known" if plan.gap is None else f"{100 * plan.gap:.2g} %" if plan.gap else "0"
+        cards.append(("Proven gap", gap, text(plan.solver, FILE_NAME)))
+    kept = sum(c.copied for c in plan.choices)
+    cards.append(("Tensors", str(len(plan.choices)), f"{len(plan.choices) - kept} quantized, {kept} copied"))
+    speed_matters = any(limit.unit == "ns" for limit in plan.limits) or not plan.runtime.get("all_layers", True)
+    if (ns := plan.ns_per_token) is not None and speed_matters:
+        cards.append(("Speed", f"{1e9 / max(ns, 1):.1f}", "tokens/s predicted, at a full context"))
+    items = (
+        tag("div", tag("dt", label), tag("dd", tag("b", figure), " ", tag("small", more)))
+        for label, figure, more in cards
+    )
+    return tag("dl", *items, class_="figures")
+
+
+def _sizes(plan: Plan, made: Conversion | None) -> list[tuple[str, str, str]]:
+    size = plan.n_bytes if made is None else made.size
+    exact = f"{size:,} bytes" + (" of tensors" if made is None else "")
+    return [
+        ("Size", format_size(size), exact),
+        ("Bits per weight", f"{plan.bpw:.3f}", f"over {plan.n_weights:,} weights"),
+    ]
+
+
+def _losses(plan: Plan) -> list[tuple[str, str, str]]:
+    if plan.predicted_loss is None:
+        return [("Predicted loss", "not known", "")]
+    nats = plan.method in IN_NATS
+    unit = "nats per token" if nats else f"by {text(plan.method)}; compares plans, is no KL"
+    label = "Predicted KL" if nats else "Predicted loss"
+    cards = [(label, f"{plan.predicted_loss:.4g}", unit)]
+    if plan.measured_kld is not None:
+        cards.append(("Measured KL", f"{plan.measured_kld:.4g}", "nats per token, when the plan was chosen"))
+    return cards
+
+
+def _measured(found: Evaluation) -> list[tuple[str, str, str]]:
+    on = text(found.text or f"{found.n_scored} tokens", FILE_NAME)
+    cards = []
+    if found.mean_kld is not None:
+        cards.append(("Measured KL", f"{found.mean_kld:.4g}", f"&plusmn; {found.kld_error or 0:.1g} nats, {on}"))
+    if found.same_top is not None:
+        cards.append(("Same top token", f"{100 * found.same_top:.2f} %", f"of {found.n_scored:,} tokens"))
+    of_base = "" if found.base_ppl is None else f"; the base {found.base_ppl:.3f}"
+    return [*cards, ("Perplexity", f"{found.ppl:.3f}", f"&plusmn; {found.ppl_error:.2g}{of_base}")]
+
+
+def budget_section(plan: Plan) -> str:
+    """A bar for each limit in bytes, with all that fills it; a line for each other limit."""
+    found = "".join(_bar(bar) for bar in bars(plan))
+    others = [limit for limit in plan.limits if limit.unit != "bytes"]
+    lines = (f"{text(x.option)}: {text(x.show(plan.used(x)))} of {text(x.show(x.budget))}" for x in others)
+    return found + "".join(tag("p", line) for line in lines)
+
+
+def _bar(bar: Bar) -> str:
+    """Segments in per cent of the budget, and the same as a list with sizes."""
+    whole = max(bar.budget, 1)
+    parts = [(p.name, p.n_bytes) for p in bar.parts if p.n_bytes > 0]
+    segments, items, start = [], [], 0
+    for i, (name, n_bytes) in enumerate((*parts, ("headroom", bar.free))):
+        kind = "free" if name == "headroom" else _COLOURED.get(name) or _HATCHED.get(name) or f"more{i % 3}"
+        label = text(PART_NAMES.get(name, name.replace("_", " ")))
+        share = f"{100 * n_bytes / whole:.1f} %"
+        title = tag("title", f"{label}: {format_size(n_bytes)}, {share}")
+        x, width = 100 * start / whole, 100 * n_bytes / whole
+        segments.append(tag("rect", title, x=f"{x:.3f}%", width=f"{width:.3f}%", height="100%", class_=f"k-{kind}"))
+        swatch = tag("svg", tag("rect", width="100%", height="100%", class_=f"k-{kind}"), aria_hidden="true")
+        items.append(tag("li", swatch, tag("span", label), " ", tag("b", format_size(n_bytes)), " ", tag("i", share)))
+        start += n_bytes
+    used, free = format_size(bar.budget - bar.free), format_size(bar.free)
+    head = f"{tag('code', text(bar.option))} {format_size(bar.budget)}: {used} used, {free} free"
+    picture = tag("svg", tag("title", f"What fills {text(bar.option)}"), *segments, class_="bar", role="img")
+    return tag("figure", tag("figcaption", head), picture, tag("ul", *items, class_="parts"), class_="budget")

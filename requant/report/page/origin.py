@@ -1,0 +1,147 @@
+"""How to run, check and remake an output, and where it comes from."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from requant.conversion.record import Conversion
+from requant.errors import FILE_NAME, REMARK, brief
+from requant.planning.engines import engine_named
+from requant.planning.plan import Plan
+from requant.report import shell
+from requant.report.html import tag, text
+from requant.report.start_command import start_command
+from requant.scoring.evaluate import Evaluation
+from requant.scoring.losses import IN_NATS
+
+_UNNAMED = Path("OUT.gguf")
+_EVALUATED = (
+    *("text", "predicted KL", "measured KL", "measured over predicted", "99 %", "same top", "perplexity"),
+    *("of the base", "tokens"),
+)
+_NAMED = 4  # tensors, of those that share a reason
+
+
+def run_section(plan: Plan, made: Conversion | None) -> str:
+    """The engine's command line, then requant's own commands, each to be copied."""
+    out = _UNNAMED if made is None else Path(made.output.name)
+    engine = engine_named(plan.runtime.get("engine"))
+    what = "Modelfile for" if engine.family == "ollama" else "start"
+    blocks = [(f"{what} {engine.name or engine.family}", start_command(plan, out))]
+    source = shell.path(plan.source)
+    if made is None:
+        blocks.append(("convert", shell.join(["requant", "convert", source, str(out), "--plan", "PLAN.json"])))
+    else:
+        name = shell.path(out)
+        blocks.append(("verify: every byte, against record and source", _line("verify", name, "--source", source)))
+        blocks.append(
+            ("evaluate: perplexity and KL divergence", _line("evaluate", name, "--base", source, "--text", "TEXT.txt"))
+        )
+    return "".join(_block(label, line) for label, line in blocks)
+
+
+def _line(*words: str) -> str:
+    return shell.join(["requant", *words])
+
+
+def _block(label: str, line: str) -> str:
+    code = tag("pre", tag("code", html.escape(line)), tabindex="0")
+    button = tag("button", "copy", type="button", class_="copy", hidden=True, aria_label=f"copy: {label}")
+    return tag("figure", tag("figcaption", text(label)), tag("div", code, button, class_="code"))
+
+
+def origin_section(plan: Plan, made: Conversion | None, source_sha256: str | None, output_sha256: str | None) -> str:
+    """Names and hashes, then notes, what stayed and why, what is odd."""
+    facts = [
+        ("source", plan.source, FILE_NAME),
+        ("architecture", plan.arch, FILE_NAME),
+        ("source, SHA-256 of its header", plan.header_sha256, FILE_NAME),
+        ("source, SHA-256", source_sha256, FILE_NAME),
+        *_output_facts(made, output_sha256),
+        ("plan, SHA-256", plan.sha256(), FILE_NAME),
+        ("method", plan.method, FILE_NAME),
+        ("solver", plan.solver, REMARK),
+        ("effort of the encoders", plan.effort.name.lower(), FILE_NAME),
+    ]
+    rows = (tag("div", tag("dt", label), tag("dd", text(value, most))) for label, value, most in facts if value)
+    return tag("dl", *rows, class_="facts") + "".join(
+        tag("h3", label) + tag("ul", *(tag("li", text(line, REMARK)) for line in lines), class_="notes")
+        for label, lines in _remarks(plan, made)
+        if lines
+    )
+
+
+def _output_facts(made: Conversion | None, output_sha256: str | None) -> list[tuple[str, str | None, int]]:
+    if made is None:
+        return []
+    importance = made.imatrix or "none"
+    return [
+        ("output", made.output.name, FILE_NAME),
+        ("output, size", f"{made.size:,} bytes", FILE_NAME),
+        ("output, SHA-256 of its header", made.header_sha256, FILE_NAME),
+        ("output, SHA-256", output_sha256, FILE_NAME),
+        ("importance", importance, FILE_NAME),
+        ("importance, SHA-256", made.imatrix_sha256, FILE_NAME),
+        ("requant", made.version, FILE_NAME),
+    ]
+
+
+def _remarks(plan: Plan, made: Conversion | None) -> list[tuple[str, list[str]]]:
+    odd = [] if made is None else [line for t in made.tensors if t.odd is not None for line in t.odd.notes(t.name)]
+    notes = [*plan.notes, *(() if made is None else made.notes)]
+    stayed = _grouped((c.reason, c.name) for c in plan.choices if c.reason)
+    left_out = _grouped((note, c.name) for c in plan.choices for note in c.notes)
+    return [("Notes", notes), ("Stayed as they are", stayed), ("Types left out", left_out), ("Odd numbers", odd)]
+
+
+def _grouped(pairs: Iterable[tuple[str | None, str]]) -> list[str]:
+    """A line per reason: how many tensors, and which."""
+    names: dict[str, list[str]] = {}
+    for reason, name in pairs:
+        names.setdefault(brief(reason or "", REMARK), []).append(brief(name))
+    lines = []
+    for reason, found in names.items():
+        shown = ", ".join(found[:_NAMED]) + ", ..." * (len(found) > _NAMED)
+        lines.append(f"{reason}: {len(found)} tensor{'s' * (len(found) > 1)} ({shown})")
+    return lines
+
+
+def evaluation_section(plan: Plan, made: Conversion | None, evaluations: Sequence[Evaluation]) -> str:
+    """Predicted against measured KL, a row for each evaluation."""
+    if not evaluations:
+        how = tag("code", "requant evaluate --json")
+        return tag(
+            "p",
+            f"The divergence was not measured; {how} does it, and the report takes what that prints.",
+            class_="hint",
+        )
+    heads = (tag("th", label, scope="col", class_="num" if i else None) for i, label in enumerate(_EVALUATED))
+    rows = (tag("tr", *_evaluated(plan, made, found)) for found in evaluations)
+    table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="data")
+    return tag("h3", "Divergence from the source, nats per token") + tag("div", table, class_="scroll")
+
+
+def is_of(found: Evaluation, made: Conversion | None) -> bool:
+    """Whether the evaluation may be of this output: what it measured is not known, or has the same header."""
+    return made is None or found.header_sha256 in (None, made.header_sha256)
+
+
+def _evaluated(plan: Plan, made: Conversion | None, found: Evaluation) -> list[str]:
+    predicted, kld = plan.predicted_loss, found.mean_kld
+    if plan.method not in IN_NATS or not is_of(found, made):
+        predicted = None
+    cells = [
+        "?" if predicted is None else f"{predicted:.4g}",
+        "" if kld is None else f"{kld:.4g} &plusmn; {found.kld_error or 0:.1g}",
+        f"{kld / predicted:.2f}" if kld is not None and predicted else "",
+        "" if found.p99_kld is None else f"{found.p99_kld:.3g}",
+        "" if found.same_top is None else f"{100 * found.same_top:.2f} %",
+        f"{found.ppl:.4f} &plusmn; {found.ppl_error:.2g}",
+        "" if found.base_ppl is None else f"{found.base_ppl:.4f}",
+        f"{found.n_scored:,}",
+    ]
+    other = "" if is_of(found, made) else f" (of another file, {text(found.model or '?', FILE_NAME)})"
+    name = tag("th", text(found.text or "?", FILE_NAME), other, scope="row")
+    return [name, *(tag("td", cell, class_="num") for cell in cells)]

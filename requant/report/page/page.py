@@ -1,0 +1,98 @@
+"""The report page: one HTML file that needs no network, of a plan or of what a conversion made of it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+from string import Template
+
+from requant.common.units import format_size
+from requant.conversion.record import Conversion, Converted
+from requant.errors import FILE_NAME
+from requant.planning.plan import Plan
+from requant.report.html import script_json, tag, text
+from requant.report.page.charts import curve_charts, error_chart, error_table
+from requant.report.page.headline import asked, budget_section, headline
+from requant.report.page.heatmap import heat_section
+from requant.report.page.origin import evaluation_section, origin_section, run_section
+from requant.report.page.tensors import page_data, tensor_section
+from requant.report.view import Curve, best_at, curve
+from requant.scoring.evaluate import Evaluation
+
+
+def page(
+    made: Conversion | Plan,
+    *,
+    evaluations: Sequence[Evaluation] = (),
+    source_sha256: str | None = None,
+    output_sha256: str | None = None,
+) -> str:
+    """The page's text, the same for the same arguments; `evaluations` are of the output, the first is in its head."""
+    plan = made if isinstance(made, Plan) else made.plan
+    record = None if isinstance(made, Plan) else made
+    written = {} if record is None else {t.name: t for t in record.tensors}
+    index = {c.name: i for i, c in enumerate(plan.choices)}
+    found = curve(plan)
+    style, script = _asset("page.css"), _asset("page.js")
+    options = " ".join(tag("code", text(option, FILE_NAME)) for option in asked(plan))
+    return Template(_asset("page.html")).substitute(
+        policy=_policy(style, script),
+        style=style,
+        script=script,
+        title=text(plan.source if record is None else record.output.name, FILE_NAME),
+        source=text(plan.source, FILE_NAME),
+        arch=text(plan.arch),
+        asked=f"planned for {options}" if options else "types as given, without a budget",
+        figures=headline(plan, record, evaluations),
+        budget=budget_section(plan) or tag("p", "No limit in bytes was given."),
+        run=run_section(plan, record),
+        heat=heat_section(plan, index),
+        curve=_curve(plan, found),
+        errors=evaluation_section(plan, record, evaluations) + _errors(plan, written, index),
+        tensors=tensor_section(plan, written),
+        origin=origin_section(plan, record, source_sha256, output_sha256),
+        data=script_json(page_data(plan, written, found)),
+    )
+
+
+def _asset(name: str) -> str:
+    return (files("requant.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """Nothing is loaded, and only these two may style and run."""
+    hashes = (base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in (style, script))
+    allowed = [f"{kind}-src 'sha256-{one}'" for kind, one in zip(("style", "script"), hashes, strict=True)]
+    closed = ("base-uri 'none'", "form-action 'none'", "require-trusted-types-for 'script'", "trusted-types 'none'")
+    return "; ".join(["default-src 'none'", *allowed, *closed])
+
+
+def _curve(plan: Plan, found: Curve | None) -> str:
+    if found is None:
+        return tag("p", "No losses were scored for this plan.")
+    dots = [*([found.chosen] if found.chosen else []), *found.mixtures]
+    rows = []
+    for dot in dots:
+        best = best_at(found, dot.n_bytes)
+        ratio = f"{dot.loss / best:.2f}" if best and dot.loss else ""
+        cells = (format_size(dot.n_bytes), f"{dot.loss:.4g}", ratio)
+        kind = "strong-row" if dot is found.chosen else None
+        name = tag("th", text(dot.name), scope="row")
+        rows.append(tag("tr", name, *(tag("td", x, class_="num") for x in cells), class_=kind))
+    heads = ("", f"bytes of {found.pool}", "predicted loss", "over the line")
+    head = tag("tr", *(tag("th", label, scope="col", class_="num" if label else None) for label in heads))
+    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="data")
+    return tag("div", curve_charts(plan, found), tag("div", table, class_="scroll"), class_="beside")
+
+
+def _errors(plan: Plan, written: dict[str, Converted], index: dict[str, int]) -> str:
+    pairs = [
+        (c, written[c.name]) for c in plan.choices if c.name in written and c.rmse > 0 and written[c.name].rmse > 0
+    ]
+    if not pairs:
+        return tag("p", "No tensor has both a predicted and a measured error of its weights.", class_="hint")
+    hint = "Relative error of each tensor's weights: what scoring predicted, and what the encoder left."
+    both = tag("div", error_chart(pairs, index), tag("div", error_table(pairs), class_="scroll"), class_="beside")
+    return tag("h3", "Error of the weights") + tag("p", hint, class_="hint") + both

@@ -1,0 +1,107 @@
+"""The table of tensors, and the data behind it: what each could have been."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from requant.common.units import format_size
+from requant.conversion.record import Converted
+from requant.errors import REMARK, brief
+from requant.formats import by_name
+from requant.planning.plan import Choice, Plan
+from requant.report.html import tag, text
+from requant.report.view import Curve
+
+# heading, whether it is a number
+COLUMNS = (
+    ("tensor", False),
+    ("role", False),
+    ("layer", True),
+    ("shape", False),
+    ("source", False),
+    ("type", False),
+    ("size", True),
+    ("bpw", True),
+    ("device", False),
+    ("predicted loss", True),
+    ("predicted error", True),
+    ("measured error", True),
+    ("remark", False),
+)
+
+
+def tensor_section(plan: Plan, written: Mapping[str, Converted]) -> str:
+    """The filters and the table, a row for each tensor in file order."""
+    head = tag("tr", *(tag("th", name, scope="col", class_="num" if number else None) for name, number in COLUMNS))
+    rows = (_row(c, written.get(c.name), known=plan.predicted_loss is not None) for c in plan.choices)
+    table = tag("table", tag("thead", head), tag("tbody", *rows), id="tensors", class_="data")
+    scrolled = tag("div", table, class_="scroll tall", tabindex="0", role="region", aria_label="Tensors")
+    return _filters(plan) + scrolled
+
+
+def _filters(plan: Plan) -> str:
+    """Hidden where nothing runs that could apply them."""
+    selects = []
+    for label, values in (("type", {c.type for c in plan.choices}), ("role", {c.role for c in plan.choices})):
+        options = (tag("option", text(v), value=brief(v)) for v in sorted(values))
+        every = tag("option", f"every {label}", value="")
+        selects.append(tag("select", every, *options, id=f"of-{label}", aria_label=label))
+    search = '<input type="search" id="of-name" placeholder="part of a name" aria-label="part of a name">'
+    count = tag("output", id="count", aria_live="polite")
+    return tag("div", search, *selects, count, class_="filters", hidden=True)
+
+
+def _row(c: Choice, made: Converted | None, *, known: bool) -> str:
+    cells = [
+        *(text(c.role), "" if c.layer is None else str(c.layer), " &times; ".join(map(str, c.shape))),
+        *(text(c.source_type), text(c.type), format_size(c.n_bytes)),
+        *(f"{8 * c.n_bytes / max(c.n_weights, 1):.4g}", text(c.device)),
+        *(f"{c.loss:.3g}" if known else "?", _error(c.rmse) if c.rmse or c.copied else "?"),
+        *("" if made is None else _error(made.rmse), text("; ".join(_remarks(c, made)), REMARK)),
+    ]
+    name = tag("th", text(c.name), scope="row")
+    columns = zip(cells, COLUMNS[1:], strict=True)
+    return tag("tr", name, *(tag("td", cell, class_="num" if number else None) for cell, (_, number) in columns))
+
+
+def _error(value: float) -> str:
+    return f"{value:.4f}" if value else "0"
+
+
+def _remarks(c: Choice, made: Converted | None) -> list[str]:
+    """Why it stayed or could not have a type, and what is odd about its numbers."""
+    odd = [] if made is None or made.odd is None else made.odd.notes(c.name)
+    stayed = [c.reason] if c.reason else ["copied"] if c.copied else []
+    return [*stayed, *c.notes, *odd]
+
+
+def page_data(plan: Plan, written: Mapping[str, Converted], found: Curve | None) -> dict[str, Any]:
+    """What the page's script reads: exact figures to sort by, candidates, the points of the curve."""
+    names = dict.fromkeys([c.type for c in plan.choices] + [t for losses in plan.candidates.values() for t in losses])
+    formats = {name: by_name(name) for name in names}
+    return {
+        "types": {name: [f.block_weights, f.block_bytes] for name, f in formats.items() if f is not None},
+        "tensors": [_datum(plan, c, written.get(c.name)) for c in plan.choices],
+        "curve": [] if found is None else [[p.n_bytes, _short(p.loss)] for p in found.points],
+    }
+
+
+def _datum(plan: Plan, c: Choice, made: Converted | None) -> dict[str, Any]:
+    return {
+        "name": brief(c.name),
+        "role": brief(c.role),
+        "layer": c.layer,
+        "type": c.type,
+        "source": c.source_type,
+        "weights": c.n_weights,
+        "bytes": c.n_bytes,
+        "loss": None if plan.predicted_loss is None else _short(c.loss),
+        "error": _short(c.rmse),
+        "measured": None if made is None else _short(made.rmse),
+        "candidates": {name: _short(loss) for name, loss in plan.candidates.get(c.name, {}).items()},
+    }
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")

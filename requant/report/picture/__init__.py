@@ -1,0 +1,1 @@
+"""Pictures of plans: PNG and SVG by matplotlib."""

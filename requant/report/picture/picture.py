@@ -1,0 +1,133 @@
+"""A plan as one picture, PNG or SVG: what fills its budget, bits by layer and role, loss against bytes.
+
+Drawn by matplotlib, which nothing else here needs. The same plan gives the same bytes with the same matplotlib: no
+clock, no user's settings, no fonts but its own. Names from files are never read as formulas.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from requant.common.units import format_size
+from requant.errors import UsageError, brief
+from requant.planning.plan import Plan
+from requant.report.view import bars, cells, curve
+from requant.scoring.losses import IN_NATS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT = "#222222", "#767676"
+_WIDTH, _MARGIN, _GAP = 11.0, 0.3, 0.75  # inches
+_HEAD, _BAR, _BELOW = 0.72, 0.85, 1.2  # inches: title; a budget; axis and colours under the roles
+_ROW = 0.26, 0.5  # inches of a role, at least and at most
+_LEAST = 3.5  # inches of heat map and curve
+_DPI = 200
+_CURVE = 0.36  # of the width, beside a heat map
+_TITLE = 72  # characters
+_LETTER = 0.078  # inches of a role's name
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.hashsalt": "requant",
+    "svg.fonttype": "path",
+}
+
+
+def check_library() -> None:
+    """Raise UsageError, naming the extra, where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("a picture needs matplotlib, which is not installed; pip install 'requant[report]'")
+
+
+def picture(plan: Plan, kind: str) -> bytes:
+    """The picture of `plan` as the bytes of a `.png` or `.svg` file. Raises UsageError without matplotlib."""
+    check_library()
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it lists its fonts is no news
+    import matplotlib.style
+
+    with matplotlib.style.context(["default", _STYLE]):
+        figure = _drawn(plan)
+        data = io.BytesIO()
+        nothing = {"Software": None} if kind == ".png" else {"Date": None, "Creator": None}
+        figure.savefig(data, format=kind[1:], dpi=_DPI, facecolor="white", metadata=nothing)
+    return data.getvalue()
+
+
+@dataclass(slots=True)
+class _Sheet:
+    """A figure that is filled from the top, in inches."""
+
+    figure: Figure
+    height: float
+    top: float = field(default=0.0)
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Axes at a place counted from the top left of the figure."""
+        low = self.height - top - height
+        return self.figure.add_axes((left / _WIDTH, low / self.height, width / _WIDTH, height / self.height))
+
+    def write(self, text: str, down: float, **how: Any) -> None:
+        """A line whose base is `down` below the top."""
+        self.figure.text(_MARGIN / _WIDTH, 1 - (self.top + down) / self.height, text, **how)
+
+
+def _drawn(plan: Plan) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from requant.report.picture import curve as picture_curve
+    from requant.report.picture import parts as picture_parts
+
+    budgets, found, line = bars(plan), cells(plan), picture_curve.drawable(curve(plan))
+    roles = {c.role for c in found if c.layer is not None}
+    panels = max(_LEAST if line else 0.0, _ROW[0] * max(len(roles), 1) + _BELOW) if found or line else 0.0
+    height = _HEAD + _BAR * len(budgets) + panels + _MARGIN
+    sheet = _Sheet(Figure(figsize=(_WIDTH, height), dpi=_DPI), height)
+    FigureCanvasAgg(sheet.figure)
+    sheet.write(picture_parts.shown(plan.source, _TITLE), 0.32, fontsize=13, fontweight="bold")
+    sheet.write(_headline(plan), 0.56, fontsize=9.5, color=FAINT)
+    sheet.top = _HEAD
+    for bar in budgets:
+        picture_parts.draw_bar(sheet.axes(_MARGIN, sheet.top + 0.26, _WIDTH - 2 * _MARGIN, 0.2), bar)
+        sheet.top += _BAR
+    inside = _WIDTH - 2 * _MARGIN
+    right = (inside * _CURVE if found else inside - _GAP) if line is not None else 0.0
+    if found:
+        names = _LETTER * max((len(picture_parts.shown(role, 24)) for role in roles), default=0)
+        width = inside - names - (right + _GAP if line is not None else 0.0)
+        high = min(panels - _BELOW, _ROW[1] * max(len(roles), 1))
+        if roles:
+            heat = sheet.axes(_MARGIN + names, sheet.top + 0.25, width, high)
+            picture_parts.draw_heat(heat, [c for c in found if c.layer is not None])
+        strip = sheet.axes(_MARGIN + names, sheet.top + high + 0.6, width, 0.24)
+        picture_parts.draw_outside(strip, [c for c in found if c.layer is None])
+        picture_parts.draw_scale(sheet.axes(_MARGIN + names, sheet.top + high + 0.95, width, 0.09))
+    if line is not None:
+        axes = sheet.axes(_WIDTH - _MARGIN - right, sheet.top + 0.25, right, panels - 0.88)
+        picture_curve.draw_curve(axes, line, plan)
+    return sheet.figure
+
+
+def _headline(plan: Plan) -> str:
+    """Bytes, bits and loss in one line."""
+    parts = [format_size(plan.n_bytes), f"{plan.bpw:.3f} bits per weight"]
+    if plan.predicted_loss is not None and plan.method in IN_NATS:
+        parts.append(f"predicted KL divergence {plan.predicted_loss:.4g} nats per token")
+    elif plan.predicted_loss is not None:
+        parts.append(f"predicted loss {plan.predicted_loss:.4g} ({brief(plan.method)})")
+    if "ctx" in plan.budget:
+        parts.append(f"{plan.budget['ctx']} tokens of context")
+    return ", ".join(parts)

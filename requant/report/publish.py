@@ -1,0 +1,267 @@
+"""What `requant report`, `convert --report` and a batch's reports have in common: reading records, writing reports."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from requant.common.atomic_write import check_writable, has_schema, write_bytes
+from requant.common.files import Identity, identities
+from requant.common.interrupt import interruptible
+from requant.common.monitor import SILENT, Teller
+from requant.container.source import Source, open_source
+from requant.conversion.record import Conversion, read_conversion, record_path
+from requant.errors import BadInput, UsageError, brief, printable
+from requant.planning.plan import PLAN_SCHEMA, Plan, read_plan
+from requant.report.card.origin import Origin, Said, merged, origin_of
+
+if TYPE_CHECKING:
+    from requant.container.hashing import Hashed
+    from requant.report.card.card import Published
+    from requant.scoring.evaluate import Evaluation
+
+    Hashes = dict[Path, tuple[Hashed, ...]]
+
+PAGE, CARD, PICTURES = ".html", ".md", (".png", ".svg")
+KINDS = (PAGE, CARD, *PICTURES)
+_MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a report is of: a plan, and of an output its record, where that is, and the output where it is there."""
+
+    plan: Plan
+    path: Path
+    made: Conversion | None = None
+    output: Path | None = None
+    evaluation: Evaluation | None = None
+
+
+def check_beside(targets: Sequence[Path], out: Path, *, force: bool, inputs: frozenset[Identity]) -> None:
+    """As `check_targets`, for reports on an output that is not there yet."""
+    own = {os.path.realpath(path) for path in (out, record_path(out))}
+    for path in targets:
+        if os.path.realpath(path) in own:
+            raise UsageError(f"--report {printable(str(path))} is the output itself; give it another name")
+    check_targets(targets, force=force, inputs=inputs)
+
+
+def write_beside(targets: Sequence[Path], out: Path, model: Path, *, force: bool, teller: Teller) -> None:
+    """The reports on an output that was just made of `model`."""
+    if targets:
+        found = [of_record(record_path(out))]
+        inputs = inputs_of(found, model)
+        write(targets, found, Said(), [model], force=force, inputs=inputs, teller=teller)
+
+
+def check_targets(targets: Sequence[Path], *, force: bool, inputs: frozenset[Identity]) -> None:
+    """Raise what would keep the reports from being written, before any long work."""
+    for path in targets:
+        check_kind(path)
+        check_writable(path, force=force, inputs=inputs)
+    if len({os.path.realpath(path) for path in targets}) < len(targets):
+        raise UsageError("two reports would be one file; give each a name of its own")
+    if any(path.suffix.lower() in PICTURES for path in targets):
+        from requant.report.picture.picture import check_library
+
+        check_library()
+
+
+def check_kind(path: Path) -> None:
+    """Raise UsageError unless the name says what kind of report it is to be."""
+    if path.suffix.lower() not in KINDS:
+        raise UsageError(f"'{printable(str(path))}' says no kind of report; end it in {', '.join(KINDS)}")
+
+
+def subjects(paths: Iterable[Path]) -> list[Subject]:
+    """What is at `paths`: records, outputs, plans, folders of records; each once, in their order."""
+    found: dict[str, Subject] = {}
+    for path in paths:
+        for subject in _subjects(path):
+            found.setdefault(os.path.realpath(subject.path), subject)
+    return list(found.values())
+
+
+def _subjects(path: Path) -> list[Subject]:
+    if path.is_dir():
+        records = sorted(path.glob("*.requant.json"))
+        if not records:
+            raise BadInput(path, "holds no record of an output", hint="records are called OUT.gguf.requant.json")
+        return [of_record(record) for record in records]
+    if _is_gguf(path):
+        return [_of_output(path)]
+    if has_schema(path, PLAN_SCHEMA):
+        return [Subject(read_plan(path), path)]
+    return [of_record(path)]
+
+
+def _is_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except (OSError, ValueError):
+        return False
+
+
+def of_record(path: Path) -> Subject:
+    """The output whose record is at `path`. Raises BadInput where the file beside it is another one."""
+    made = read_conversion(path)
+    output = path.with_name(Path(made.output.name).name)
+    if not output.exists():
+        return Subject(made.plan, path, made)
+    with open_source(output) as source:
+        if source.header_sha256 != made.header_sha256:
+            hint = "requant verify says how it differs"
+            raise BadInput(output, f"is not the output that {printable(path.name)} is the record of", hint=hint)
+    return Subject(made.plan, path, made, output)
+
+
+def _of_output(path: Path) -> Subject:
+    with open_source(path) as source:
+        record = record_path(source.path)
+    if not record.exists():
+        raise BadInput(path, f"has no record beside it: no {printable(record.name)}")
+    return of_record(record)
+
+
+def with_evaluations(found: Sequence[Subject], paths: Sequence[Path]) -> list[Subject]:
+    """The outputs with what was measured on them. Raises BadInput for measurements of something else."""
+    from requant.scoring.evaluate import read_evaluation
+
+    measured: dict[int, Evaluation] = {}
+    for path in paths:
+        evaluation = read_evaluation(path)
+        if evaluation.header_sha256 is None:
+            hint = "run requant evaluate --json again"
+            raise BadInput(path, "does not say which file was measured", hint=hint)
+        own = [i for i, s in enumerate(found) if s.made and s.made.header_sha256 == evaluation.header_sha256]
+        if not own:
+            raise BadInput(path, "was measured on another file", got=evaluation.model, limit=_names(found))
+        if own[0] in measured:
+            raise BadInput(path, "is a second evaluation of the same output", got=evaluation.model, hint="give one")
+        measured |= dict.fromkeys(own, evaluation)
+    return [replace(subject, evaluation=measured.get(i)) for i, subject in enumerate(found)]
+
+
+def _names(found: Sequence[Subject]) -> str:
+    names = [s.plan.source if s.made is None else s.made.output.name for s in found]
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+
+
+def check_source(path: Path, source: Source, found: Sequence[Subject]) -> None:
+    """Raise BadInput unless one of the outputs was made from it."""
+    if all(s.plan.header_sha256 != source.header_sha256 for s in found):
+        wanted = ", ".join(dict.fromkeys(brief(s.plan.source) for s in found))
+        raise BadInput(path, "is not what the output was made from: its header differs", limit=f"{wanted} as it was")
+
+
+def write(
+    targets: Sequence[Path],
+    found: Sequence[Subject],
+    said: Said,
+    sources: Sequence[Path] = (),
+    *,
+    force: bool,
+    inputs: frozenset[Identity],
+    known: Hashes | None = None,
+    teller: Teller = SILENT,
+) -> None:
+    """All the reports; pictures and pages that are written along are shown in a card, which comes last.
+
+    known: hashes of files that were read already, to which those read now are added.
+    """
+    kinds = {path: path.suffix.lower() for path in targets}
+    if len(found) > 1 and set(kinds.values()) != {CARD}:
+        raise UsageError(f"a page and a picture are of one output; {len(found)} were given")
+    if CARD in kinds.values():
+        for subject in found:
+            if subject.made is None:
+                raise BadInput(subject.path, "is a plan; a model card is of an output, give its record")
+    is_told = not set(kinds.values()) <= set(PICTURES) and all(s.made is not None for s in found)
+    outputs = _published(found, sources, {} if known is None else known, teller) if is_told else []
+    for path, kind in sorted(kinds.items(), key=lambda item: item[1] == CARD):
+        if kind == CARD:
+            data = _card(path, targets, outputs, said, teller).encode()
+        elif kind == PAGE:
+            data = _page(found[0], outputs).encode()
+        else:
+            from requant.report.picture.picture import picture
+
+            data = picture(found[0].plan, kind)
+        write_bytes(path, data, force=force, inputs=inputs)
+
+
+def _page(subject: Subject, outputs: Sequence[Published]) -> str:
+    from requant.report.page.page import page
+
+    if not outputs:
+        return page(subject.plan)
+    found = outputs[0]
+    evaluations = [] if found.evaluation is None else [found.evaluation]
+    source, output = (files[0].sha256 if len(files) == 1 else None for files in (found.source, found.files))
+    return page(found.made, evaluations=evaluations, source_sha256=source, output_sha256=output)
+
+
+def _card(path: Path, targets: Sequence[Path], outputs: Sequence[Published], said: Said, teller: Teller) -> str:
+    from requant.report.card.card import card
+
+    _warn_of_gaps([merged(said, output.origin) for output in outputs], teller)
+    beside = {p: Path(os.path.relpath(p, path.parent)).as_posix() for p in targets if p != path}
+    pictures = [name for p, name in beside.items() if p.suffix.lower() in PICTURES]
+    pages = [name for p, name in beside.items() if p.suffix.lower() == PAGE]
+    return card(outputs, said, pictures, pages)
+
+
+def _published(found: Sequence[Subject], sources: Sequence[Path], known: Hashes, teller: Teller) -> list[Published]:
+    """The outputs with the hashes of all files that are there, read once each, and what their metadata say."""
+    from requant.container.hashing import hashed
+    from requant.report.card.card import Published
+
+    with ExitStack() as stack:
+        given = [stack.enter_context(open_source(path)) for path in sources]
+        for source in given:
+            check_source(source.path, source, found)
+        own = [None if s.output is None else stack.enter_context(open_source(s.output)) for s in found]
+        unread = [s for s in (*given, *own) if s is not None and s.path not in known]
+        total = sum(f.header.file_size for source in unread for f in source.opened)
+        with teller.progress("hashing", total) as advance:
+            for source in unread:
+                known[source.path] = interruptible(hashed, source, advance)
+        outputs = []
+        for subject, output in zip(found, own, strict=True):
+            assert subject.made is not None
+            origin = next((x for x in given if x.header_sha256 == subject.plan.header_sha256), None)
+            told = output or origin
+            says = Origin() if told is None else origin_of(told.metadata)
+            files = [() if x is None else known[x.path] for x in (output, origin)]
+            outputs.append(Published(subject.made, says, files[0], files[1], subject.evaluation))
+    return outputs
+
+
+def _warn_of_gaps(origins: Sequence[Origin], teller: Teller) -> None:
+    """What the Hub wants to know of a model and nobody has said."""
+    if not all(origin.repositories for origin in origins):
+        teller.warn("the card names no base model: nothing says which repository it is from; --base-model OWNER/NAME")
+    if not all(origin.license for origin in origins):
+        teller.warn("the card names no licence: nothing says under which the model is; --license ID")
+
+
+def said_of(given: Mapping[str, Any]) -> Said:
+    """What the user says of the model, from the parameters of that name."""
+    return Said(**{f.name: given[f.name] for f in fields(Said)})
+
+
+def inputs_of(found: Sequence[Subject], *others: Path) -> frozenset[Identity]:
+    """All files that are read: no report may be one of them."""
+    paths = [s.path for s in found] + [record_path(s.output) for s in found if s.output] + list(others)
+    known = identities(*paths)
+    for path in (*(s.output for s in found if s.output), *others):
+        if _is_gguf(path):
+            with open_source(path) as source:
+                known |= source.identities
+    return known

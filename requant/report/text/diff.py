@@ -1,0 +1,121 @@
+"""How two plans, two models, or a plan and a model differ, as data and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from requant.common.atomic_write import has_schema
+from requant.common.serialization import dump, plain
+from requant.common.units import format_size
+from requant.container.source import open_source
+from requant.conversion.record import OUTPUT_SCHEMA, read_any_plan
+from requant.errors import FILE_NAME, brief
+from requant.planning.plan import PLAN_SCHEMA
+from requant.report.text.grid import grid
+from requant.report.text.table import loss_unit
+
+SCHEMA = "requant.diff/1"
+_FOREIGN = 10  # tensors of another model that are listed
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two: tensor -> (type, bytes, shape), and the predicted loss where it is a plan."""
+
+    name: str
+    tensors: Mapping[str, tuple[str, int, tuple[int, ...]]]
+    predicted_loss: float | None
+    method: str | None = None  # that predicted it
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A tensor that differs; None where one side lacks it."""
+
+    name: str
+    type_a: str | None
+    type_b: str | None
+    bytes_a: int
+    bytes_b: int
+    reshaped: bool = False
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is of two models, and not of two types."""
+        return self.reshaped or None in (self.type_a, self.type_b)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Two sides by name, their bytes and predicted losses, and what differs."""
+
+    a: str
+    b: str
+    bytes_a: int
+    bytes_b: int
+    loss_a: float | None
+    loss_b: float | None
+    method_a: str | None  # what predicted the loss
+    method_b: str | None
+    n_equal: int
+    n_one_sided: int  # tensors that only one of the two has
+    n_reshaped: int  # that both have, in other shapes
+    changes: tuple[Change, ...]
+
+    def to_json(self) -> str:
+        """The object that --json prints."""
+        return dump({"schema": SCHEMA} | plain(self))
+
+
+def read_side(path: Path) -> Side:
+    """The plan, the record of a conversion, or the GGUF at `path`. Raises BadInput, InputOutputError."""
+    if has_schema(path, PLAN_SCHEMA) or has_schema(path, OUTPUT_SCHEMA):
+        plan = read_any_plan(path)
+        tensors = {c.name: (c.type, c.n_bytes, c.shape) for c in plan.choices}
+        return Side(path.name, tensors, plan.predicted_loss, plan.method)
+    with open_source(path) as source:
+        return Side(path.name, {t.name: (t.format.name, t.n_bytes, t.shape) for t in source.tensors}, None)
+
+
+def difference(a: Side, b: Side) -> Difference:
+    """What differs from `a` to `b`, in the order of `a`."""
+    changes, none = [], (None, 0, ())
+    for name in dict.fromkeys((*a.tensors, *b.tensors)):
+        (type_a, bytes_a, shape_a), (type_b, bytes_b, shape_b) = a.tensors.get(name, none), b.tensors.get(name, none)
+        if (type_a, shape_a) != (type_b, shape_b):
+            reshaped = type_a is not None and type_b is not None and shape_a != shape_b
+            changes.append(Change(name, type_a, type_b, bytes_a, bytes_b, reshaped))
+    total_a, total_b = (sum(n for _, n, _ in side.tensors.values()) for side in (a, b))
+    return Difference(
+        *(a.name, b.name, total_a, total_b, a.predicted_loss, b.predicted_loss, a.method, b.method),
+        n_equal=len(a.tensors.keys() | b.tensors.keys()) - len(changes),
+        n_one_sided=len(a.tensors.keys() ^ b.tensors.keys()),
+        n_reshaped=sum(c.reshaped for c in changes),
+        changes=tuple(changes),
+    )
+
+
+def difference_text(found: Difference) -> str:
+    """Whether the two are one model, a line per tensor whose type differs, then the sums."""
+    rows = [["tensor", "A", "B", "bytes"]]
+    n_foreign = found.n_one_sided + found.n_reshaped
+    head = []
+    if n_foreign:
+        counts = f"{found.n_one_sided} of {len(found.changes) + found.n_equal} tensors are only in one of the two"
+        unlisted = "; they are not listed" if n_foreign > _FOREIGN else ""
+        head = [f"{counts}, {found.n_reshaped} have other shapes{unlisted}", ""]
+    listed = [c for c in found.changes if n_foreign <= _FOREIGN or not c.is_foreign]
+    for c in listed:
+        more = f"{c.bytes_b - c.bytes_a:+,}"
+        rows.append([brief(c.name), c.type_a or "-", c.type_b or "-", more])
+    lines = [*head, *grid(rows, right=(3,)), ""] if listed else head
+    lines.append(f"{len(found.changes)} tensors differ, {found.n_equal} are alike")
+    for label, name, size, loss, method in (
+        ("A", found.a, found.bytes_a, found.loss_a, found.method_a),
+        ("B", found.b, found.bytes_b, found.loss_b, found.method_b),
+    ):
+        predicted = "" if loss is None else f", predicted loss {loss:.5g} {loss_unit(method)} ({brief(method or '')})"
+        lines.append(f"{label} {brief(name, FILE_NAME)}: {format_size(size)}{predicted}")
+    return "\n".join(lines)

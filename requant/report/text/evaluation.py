@@ -1,0 +1,52 @@
+"""Evaluations and statistics as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from requant.container.source import Source
+from requant.errors import printable
+from requant.scoring.evaluate import Evaluation
+from requant.scoring.statistics import Statistics
+
+FEW_TOKENS = 64  # behind an expert's statistics, below which they are hardly better than none
+
+
+def evaluation_text(found: Evaluation, model: Path, base: Path | None) -> str:
+    """Perplexity, and the divergence where there is a base."""
+    lines = [
+        f"{printable(str(model))}: {found.n_scored} tokens scored in {found.n_windows} windows of {found.n_ctx} tokens",
+        f"perplexity      {found.ppl:.4f} \u00b1 {found.ppl_error:.4f} (one standard error)",
+    ]
+    if found.mean_kld is not None:
+        lines += [
+            f"of the base     {found.base_ppl:.4f} ({printable(str(base))})",
+            f"KL divergence   {found.mean_kld:.6f} \u00b1 {found.kld_error:.6f} nats",
+            f"  99 %          {found.p99_kld:.6f} nats",
+            f"  99.9 %        {found.p999_kld:.6f} nats",
+            f"same top token  {100 * (found.same_top or 0):.3f} %",
+        ]
+    return "\n".join(lines)
+
+
+def statistics_text(found: Statistics, source: Source, out: Path) -> str:
+    """What was gathered, and which experts saw too little."""
+    experts = {key: sums.count for key, sums in found.matrices.items() if key[1] is not None}
+    lines = [
+        f"{printable(str(out))}: {len({name for name, _ in found.matrices})} tensors over {found.n_tokens} tokens "
+        f"in windows of {found.n_ctx} tokens"
+    ]
+    wanted = [
+        (t.name, m)
+        for t in source.tensors
+        if t.name in {name for name, _ in experts}
+        for m in range(t.shape[2] if len(t.shape) > 2 else 1)
+    ]
+    few = [key for key in wanted if experts.get(key, 0) < FEW_TOKENS]
+    if few:
+        unseen = sum(experts.get(key, 0) == 0 for key in few)
+        lines.append(
+            f"experts that saw under {FEW_TOKENS} tokens: {len(few)} of {len(wanted)}, {unseen} of them none; "
+            "more --windows would cover them"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,64 @@
+"""Explanations and differences of plans, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from requant.common.serialization import dump, plain
+from requant.common.units import format_size
+from requant.errors import REMARK, brief
+from requant.planning.explain import Explanation, Outlook
+from requant.planning.plan import Plan
+from requant.report.text.grid import grid
+from requant.report.text.table import loss_unit
+from requant.scoring.losses import IN_NATS
+
+
+def explanation_text(found: Explanation, plan: Plan, outlooks: Sequence[Outlook]) -> str:
+    """The tensor's candidates with what each would cost the whole plan; what limits it; what more would buy."""
+    c = found.choice
+    shape = " x ".join(map(str, c.shape))
+    head = f"{brief(c.name)}: {c.type}, {format_size(c.n_bytes)}, {shape}, on the {c.device}"
+    if not found.alternatives:
+        return f"{head}\nit stays as it is: {brief(c.reason or '', REMARK)}"
+    unit = "nats" if plan.method in IN_NATS else "points"
+    rows = [["", "type", "size", f"its loss, {unit}", f"best plan with it, {unit}", "costs"]]
+    for a in found.alternatives:
+        rows.append(
+            [
+                "*" if a.chosen else "",
+                a.type,
+                format_size(a.n_bytes),
+                f"{a.loss:.3g}",
+                "does not fit" if a.plan_loss is None else f"{a.plan_loss:.5g}",
+                "" if a.plan_loss is None or a.chosen else _change(a.plan_loss, plan.predicted_loss),
+            ]
+        )
+    notes = [brief(note, REMARK) for note in c.notes]
+    parts = ["\n".join(grid(rows, right=(2, 3, 4, 5))), "\n".join(notes), outlook_text(plan, outlooks)]
+    return "\n\n".join([head, *(part for part in parts if part)])
+
+
+def explanation_json(found: Explanation, plan: Plan, outlooks: Sequence[Outlook]) -> str:
+    """The same for machines, with the schema requant.explanation/1."""
+    what = {"choice": plain(found.choice), "alternatives": plain(found.alternatives), "limits": plain(outlooks)}
+    return dump({"schema": "requant.explanation/1", "predicted_loss": plan.predicted_loss, **what})
+
+
+def outlook_text(plan: Plan, outlooks: Sequence[Outlook]) -> str:
+    """A line for each limit."""
+    lines = []
+    for o in outlooks:
+        bought = (
+            "no plan"
+            if o.value is None
+            else f"a loss of {o.value:.5g} {loss_unit(plan.method)} ({_change(o.value, plan.predicted_loss)})"
+        )
+        lines.append(f"{o.option} has {format_size(o.free)} free; {format_size(o.more)} more would buy {bought}")
+    if plan.predicted_loss == 0:
+        lines.append("nothing limits the plan: every tensor is a copy")
+    return "\n".join(lines)
+
+
+def _change(value: float, base: float | None) -> str:
+    return f"{100 * (value / base - 1):+.2f} %" if base else f"{value:+.3g}"

@@ -1,0 +1,77 @@
+"""What a model is made of and what it needs in VRAM, as data and as text; only the header is read."""
+
+from __future__ import annotations
+
+import textwrap
+
+from requant.common.units import format_size
+from requant.errors import FILE_NAME, brief
+from requant.model.inspection import Inspection, Share
+from requant.report.text.grid import GAP, WIDTH, fitting, grid, labelled
+
+_IN_TOKENS = ("context_length", "vocabulary", "window")
+
+
+def as_text(found: Inspection, *, tensors: bool = False) -> str:
+    """The inspection for reading; with `tensors` a line for each. Names from the file are escaped."""
+    return "\n\n".join((facts(found), *tables(found, tensors=tensors)))
+
+
+def tables(found: Inspection, width: int = WIDTH, *, tensors: bool = False) -> list[str]:
+    """All that is said beside the facts; what does not fit `width` is left out of the roles' table."""
+    parts = [_table("type", found.types), _table("role", found.roles, width), _memory(found, width)]
+    return [part for part in (*parts, _tensors(found) if tensors else "") if part]
+
+
+def facts(found: Inspection, width: int = WIDTH) -> str:
+    """File, model, weights and shape."""
+    files = brief(found.files[0], FILE_NAME) + (f" and {len(found.files) - 1} more" if len(found.files) > 1 else "")
+    title = "" if found.title is None else f"{brief(found.title)}, "
+    state = "already quantized" if found.quantized else "not quantized"
+    lines = [
+        ("file", f"{files}, {format_size(found.file_bytes)}, GGUF version {found.version}"),
+        ("model", f"{title}architecture {brief(found.arch)}, {state}"),
+        ("weights", f"{found.weights:,} in {len(found.tensors)} tensors, {found.bpw:.3f} bits per weight"),
+    ]
+    if found.hyperparameters is not None:
+        shown = (
+            f"{key.replace('_', ' ')} {value}{' tokens' * (key in _IN_TOKENS)}"
+            for key, value in found.hyperparameters.items()
+            if value
+        )
+        lines.append(("shape", ", ".join(shown)))
+    return "\n".join(labelled(lines, width, max(len(label) for label, _ in lines) + len(GAP)))
+
+
+def _table(head: str, shares: tuple[Share, ...], width: int = WIDTH) -> str:
+    rows = [[head, "tensors", "weights", "size", "bits/weight", "" if head == "type" else "types"]]
+    for s in shares:
+        types = "" if head == "type" else ", ".join(s.types)
+        rows.append([brief(s.name), str(s.tensors), f"{s.weights:,}", format_size(s.n_bytes), f"{s.bpw:.2f}", types])
+    return "\n".join(fitting(rows, width, right=(1, 2, 3, 4), spare=(5,)))
+
+
+def _memory(found: Inspection, width: int) -> str:
+    if found.needs is None:
+        return ""
+    n = found.needs
+    parts = [("weights", n.weights), ("KV cache", n.kv_cache), ("compute buffer", n.compute)]
+    parts += [("reserve", n.reserve)] if n.reserve else []
+    parts += [("together", n.total)]
+    caches = "/".join(dict.fromkeys((n.cache_type_k.lower(), n.cache_type_v.lower())))
+    over = f" over {n.n_parallel} sequences" if n.n_parallel > 1 else ""
+    kept = "" if n.reserve else ", nothing in reserve"
+    context = f"a context of {n.n_ctx} tokens{over} in {caches}"
+    title = f"in VRAM, all layers, {context}, batches of {n.n_ubatch} tokens{kept}"
+    own = (found.hyperparameters or {}).get("context_length", n.n_ctx)
+    beyond = [f"the model was made for a context of at most {own} tokens"] if n.n_ctx > own else []
+    table = grid([[name, format_size(size)] for name, size in parts], right=(1,))
+    return "\n".join([*textwrap.wrap(title, width), *table, *beyond])
+
+
+def _tensors(found: Inspection) -> str:
+    rows = [["tensor", "type", "shape", "size", "stays as it is because"]]
+    for t in found.tensors:
+        shape = " x ".join(map(str, t.shape))
+        rows.append([brief(t.name), t.type, shape, format_size(t.n_bytes), t.reason or ""])
+    return "\n".join(grid(rows, right=(3,)))

@@ -1,0 +1,43 @@
+"""What a conversion and a verification found, as text."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from requant.common.units import format_size
+from requant.conversion.record import Conversion, Converted
+from requant.conversion.verify import Verification
+from requant.errors import FILE_NAME, brief, printable
+from requant.formats import by_bits
+
+
+def conversion_text(made: Conversion, *, verified: bool) -> str:
+    """The measured errors per type, the size, and whether the output was read again."""
+    state = f"verified, {len(made.tensors)} tensors read again" if verified else "not verified"
+    weighted = f", weighted by {brief(made.imatrix, FILE_NAME)}" if made.imatrix else ""
+    errors = _errors([t for t in made.tensors if t.type != t.source_type])
+    head = (
+        f"relative error of the weights (root mean square), measured{weighted}" if errors else "every tensor is a copy"
+    )
+    written = f"{printable(str(made.output))}: {format_size(made.size)}, {made.plan.bpw:.3f} bits per weight, {state}"
+    return "\n".join([head, *errors, "", written])
+
+
+def _errors(encoded: list[Converted]) -> list[str]:
+    """A line per type, the smallest first: tensors, median and largest error, and where that is."""
+    lines = []
+    for name in sorted({t.type for t in encoded}, key=by_bits):
+        found = [t for t in encoded if t.type == name]
+        worst = max(found, key=lambda t: t.rmse)
+        middle = f"median {100 * median(t.rmse for t in found):5.2f} %"
+        largest = f"largest {100 * worst.rmse:5.2f} % {brief(worst.name)}"
+        lines.append(f"{name:8}{len(found):4} tensor{' ' if len(found) == 1 else 's'}  {middle}  {largest}")
+    return lines
+
+
+def verification_text(found: Verification) -> str:
+    """A line for what was read, and one for each finding."""
+    against = f", against its {' and '.join(found.against)}" if found.against else ""
+    read = f"{printable(str(found.output))}: {found.n_tensors} tensors, {format_size(found.n_bytes)} read{against}"
+    state = "sound" if found.ok else "not compared with the source" if found.is_itself_sound else "not sound"
+    return "\n".join([f"{read}: {state}", *(printable(line) for line in found.findings)])

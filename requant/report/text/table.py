@@ -1,0 +1,275 @@
+"""Plans and losses as text: tables that fit a width in characters. Names from files are escaped."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from requant.common.units import format_size
+from requant.errors import FILE_NAME, REMARK, brief
+from requant.formats import Effort, by_bits, format_of
+from requant.planning.constraints import Limit, part_name
+from requant.planning.plan import EDITED, Choice, Plan
+from requant.report.text.grid import GAP, WIDTH, columns, fitting, grid, labelled
+from requant.report.view import bar
+from requant.scoring.losses import IN_NATS, Losses
+
+_NAMED = 3  # tensors named beside a reason that several share
+
+
+def plan_table(plan: Plan, width: int = WIDTH) -> str:
+    """Everything a plan says: the types per layer and role, the types' share, the summary."""
+    return "\n\n".join(part for part in (layer_table(plan, width), type_table(plan), summary(plan, width)) if part)
+
+
+def plans_table(plans: Sequence[Plan], vrams: Sequence[int], width: int = WIDTH) -> str:
+    """One line per budget in VRAM: weights, bits, predicted loss and gap, context and cache, layers on the GPU."""
+    loss = "loss, nats" if all(plan.method in IN_NATS for plan in plans) else "loss, points"
+    rows = [["--vram", "weights", "bits/weight", loss, "gap", "tokens", "K/V cache", "GPU layers", "tokens/s"]]
+    for plan, vram in zip(plans, vrams, strict=True):
+        asked, ns = plan.budget, plan.ns_per_token
+        rows.append(
+            [
+                format_size(vram),
+                format_size(plan.n_bytes),
+                f"{plan.bpw:.3f}",
+                f"{plan.predicted_loss:.4g}",
+                "?" if plan.gap is None else f"{100 * plan.gap:.2g} %",
+                str(asked.get("ctx", "")),
+                f"{asked.get('cache_type_k')}/{asked.get('cache_type_v')}".lower(),
+                "all" if plan.runtime.get("all_layers") else str(plan.runtime.get("n_gpu_layers", "")),
+                "" if ns is None else _rate(ns),
+            ]
+        )
+    return "\n".join(fitting(rows, width, right=(0, 1, 2, 3, 4, 5, 7, 8), spare=(6, 4, 8, 7)))
+
+
+def layer_table(plan: Plan, width: int = WIDTH) -> str:
+    """The types by layer and role; equal neighbouring layers in one row, roles beyond `width` in further tables.
+
+    A `*` marks a copy. Tensors that stay as they are are left to the summary.
+    """
+    cells: dict[tuple[int | None, str], list[str]] = {}
+    for c in plan.choices:
+        if c.reason is None:
+            types = cells.setdefault((c.layer, c.role), [])
+            types.extend([mark] if (mark := c.type + "*" * c.copied) not in types else [])
+    outside = [[brief(role), "/".join(types)] for (layer, role), types in cells.items() if layer is None]
+    roles = list(dict.fromkeys(role for layer, role in cells if layer is not None))
+    layers = sorted({layer for layer, _ in cells if layer is not None})
+    rows = [["/".join(cells.get((layer, role), ["-"])) for role in roles] for layer in layers]
+    table = _wide([brief(r) for r in roles], _ranges(layers, rows), width)
+    parts = ["\n".join(grid(outside)), *table]
+    copied = any(c.copied and c.reason is None for c in plan.choices)
+    return "\n\n".join(part for part in (*parts, "* copied from the source" if copied else "") if part)
+
+
+def type_table(plan: Plan) -> str:
+    """Per type: tensors, share of the weights, bytes, and the part of the predicted loss that falls on it."""
+    total = plan.predicted_loss
+    rows = [["type", "bits/weight", "tensors", "weights", "size", "loss"]]
+    for name in sorted({c.type for c in plan.choices}, key=by_bits):
+        found = [c for c in plan.choices if c.type == name]
+        share = sum(c.n_weights for c in found) / max(plan.n_weights, 1)
+        part = math.fsum(c.loss for c in found) / total if total else 0.0
+        loss = "?" if total is None else _percent(part)
+        size = format_size(sum(c.n_bytes for c in found))
+        rows.append([name, f"{format_of(name).bpw:.2f}", str(len(found)), _percent(share), size, loss])
+    size = format_size(plan.n_bytes)
+    rows.append(
+        [
+            "all",
+            f"{plan.bpw:.2f}",
+            str(len(plan.choices)),
+            _percent(1),
+            size,
+            "?" if total is None else _percent(total > 0),
+        ]
+    )
+    return "\n".join(grid(rows, right=(1, 2, 3, 4, 5)))
+
+
+def summary(plan: Plan, width: int = WIDTH) -> str:
+    """Size, predicted loss and gap, each limit with what fills it, and why tensors or types are left out."""
+    copied = sum(c.copied for c in plan.choices)
+    lines = [
+        ("source", f"{brief(plan.source, FILE_NAME)} ({brief(plan.arch)})"),
+        ("tensors", f"{len(plan.choices)}: {len(plan.choices) - copied} quantized, {copied} copied"),
+        ("size", f"{format_size(plan.n_bytes)} of tensors, {plan.bpw:.3f} bits per weight"),
+        ("loss", _loss(plan)),
+        *([] if plan.effort == Effort.DEFAULT else [("effort", plan.effort.name.lower())]),
+        *((brief(limit.option), _limit(plan, limit)) for limit in plan.limits),
+        *_devices(plan),
+        *(("stays", line) for line in _stays(plan.choices)),
+        *(("fallback", line) for line in _fallbacks(plan.choices)),
+        *(("note", brief(note, REMARK)) for note in plan.notes),
+    ]
+    return "\n".join(labelled(lines, width))
+
+
+def losses_table(losses: Losses, width: int = WIDTH) -> str:
+    """Per role and type the loss if the whole role had that type, and why tensors or types are left out."""
+    free = [t for t in losses.tensors if t.reason is None]
+    types = sorted({c.type for t in free for c in t.candidates}, key=by_bits)
+    sums: dict[tuple[str, str], list[float]] = {}
+    for t in free:
+        for c in t.candidates:
+            for role in (t.role, ""):
+                sums.setdefault((role, c.type), []).append(c.loss)
+    counts = Counter(t.role for t in free) | Counter({"": len(free)})
+    roles = [*dict.fromkeys(t.role for t in free), ""]
+    rows = [
+        (
+            f"{brief(role) or 'all'} ({counts[role]})",
+            [_cell(sums.get((role, name), []), counts[role]) for name in types],
+        )
+        for role in roles
+    ]
+    partial = any(cell.endswith("+") for _, cells in rows for cell in cells)
+    imatrix = f", importance from {brief(losses.imatrix, FILE_NAME)}" if losses.imatrix else ", no importance matrix"
+    lines = [
+        ("source", f"{brief(losses.source, FILE_NAME)} ({brief(losses.arch)})"),
+        ("method", f"{brief(losses.method, REMARK)}{imatrix}; tensors {len(losses.tensors)}, {len(free)} to quantize"),
+        *(("stays", line) for line in _reasons((t.reason, t.name) for t in losses.tensors if t.reason is not None)),
+        *(("left out", line) for line in _reasons(_skipped((t.name, t.skipped) for t in free))),
+        *(("note", brief(note, REMARK)) for note in losses.notes),
+    ]
+    title = f"predicted loss, in {loss_unit(losses.method)}, if every tensor of a role had the type"
+    tables = ["\n".join(textwrap.wrap(title, max(width, 20))), *_wide(types, rows, width)] if free else []
+    legend = ["+ not every tensor of the role can have the type"] if partial else []
+    return "\n\n".join([*tables, *legend, "\n".join(labelled(lines, width))])
+
+
+def loss_unit(method: str | None) -> str:
+    """What the losses of a method are counted in."""
+    return "nats per token" if method in IN_NATS else "points of its own"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _cell(found: Sequence[float], n_tensors: int) -> str:
+    return "-" if not found else f"{math.fsum(found):.3g}" + "+" * (len(found) < n_tensors)
+
+
+def _loss(plan: Plan) -> str:
+    if plan.predicted_loss is None:
+        edited = EDITED in plan.notes
+        return "not known, the plan was edited" if edited else f"not measured ({brief(plan.method, REMARK)})"
+    gap = "not known" if plan.gap is None else f"{100 * plan.gap:.2g} %"
+    what = "predicted KL" if plan.method in IN_NATS else "predicted"
+    loss = f"{what} {plan.predicted_loss:.4g} {loss_unit(plan.method)} ({brief(plan.method, REMARK)})"
+    measured = "" if plan.measured_kld is None else f", measured {plan.measured_kld:.4g} nats on held-out text"
+    return f"{loss}{measured}; proven gap {gap} ({brief(plan.solver, REMARK)})"
+
+
+def _limit(plan: Plan, limit: Limit) -> str:
+    """What the plan takes of a limit, part by part."""
+    used = plan.used(limit)
+    if limit.unit != "bytes":
+        return f"{limit.show(used)} of {limit.show(limit.budget)}"
+    if limit.n_weights:
+        return f"{8 * used / limit.n_weights:.4f} of {limit.bpw:.4f} bits per weight"
+    filled = bar(plan, limit)
+    listed = ", ".join(f"{brief(part_name(part.name, limit))} {format_size(part.n_bytes)}" for part in filled.parts)
+    return f"{format_size(used)} of {format_size(limit.budget)}, {format_size(filled.free)} free: {listed}"
+
+
+def _devices(plan: Plan) -> list[tuple[str, str]]:
+    """Where the tensors are, and how fast that is predicted to be."""
+    if "n_gpu_layers" not in plan.runtime:
+        return []
+    lines = []
+    held = {d: [c for c in plan.choices if c.device == d] for d in ("gpu", "cpu")}
+    sizes = (
+        f"{d} {format_size(sum(c.n_bytes for c in found))} in {_tensors(found)}" for d, found in held.items() if found
+    )
+    n = plan.runtime["n_gpu_layers"]
+    layers = "all layers" if plan.runtime.get("all_layers") else f"{n or 'no'} layer{'s' * (n != 1)}"
+    lines.append(("devices", f"{layers} on the GPU; {', '.join(sizes)}"))
+    if experts := plan.runtime.get("experts_on_cpu"):
+        lines.append(("", f"experts of {len(experts)} layers on the CPU: {', '.join(map(str, experts))}"))
+        apart = _sensitivities(plan, set(experts))
+        lines += [("", apart)] if apart else []
+    if (ns := plan.ns_per_token) is not None:
+        lines.append(("speed", f"{_rate(ns)} tokens/s predicted, at a full context"))
+    return lines
+
+
+def _tensors(found: Sequence[object]) -> str:
+    return f"{len(found)} tensor{'s' * (len(found) != 1)}"
+
+
+def _rate(ns: int) -> str:
+    """Tokens per second: a prediction, so no more than four digits of it."""
+    rate = 1e9 / max(ns, 1)
+    return f"{rate:.1f}" if rate < 1000 else f"{float(f'{rate:.3g}'):.0f}"
+
+
+def _sensitivities(plan: Plan, on_cpu: set[int]) -> str:
+    """Why these: what the layers' experts would lose alike on either side."""
+    found = [(s.layer in on_cpu, s.sensitivity) for s in plan.layers if s.layer is not None and s.sensitivity]
+    sides = [[x for there, x in found if there == side] for side in (False, True)]
+    if not all(sides):
+        return ""
+    kept, left = (math.fsum(x) / len(x) for x in sides)
+    unit = loss_unit(plan.method)
+    at = plan.runtime.get("reference_type")
+    return f"sensitivity at {at}, in {unit}: {left:.3g} a layer of these, {kept:.3g} of the others"
+
+
+def _stays(choices: Iterable[Choice]) -> list[str]:
+    return _reasons((c.reason, c.name) for c in choices if c.reason is not None)
+
+
+def _fallbacks(choices: Iterable[Choice]) -> list[str]:
+    return _reasons((note, c.name) for c in choices for note in c.notes)
+
+
+def _skipped(tensors: Iterable[tuple[str, Mapping[str, str]]]) -> Iterable[tuple[str, str]]:
+    for name, skipped in tensors:
+        for reason in dict.fromkeys(skipped.values()):
+            yield f"no {', '.join(t for t, why in skipped.items() if why == reason)}: {reason}", name
+
+
+def _reasons(pairs: Iterable[tuple[str | None, str]]) -> list[str]:
+    """`reason: count (names)` for (reason, tensor name) pairs, the most frequent first."""
+    names: dict[str, list[str]] = {}
+    for reason, name in pairs:
+        names.setdefault(reason or "", []).append(name)
+    lines = []
+    for reason, found in sorted(names.items(), key=lambda item: -len(item[1])):
+        shown = ", ".join(brief(n) for n in found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
+        count = _tensors(found)
+        lines.append(f"{brief(reason, REMARK)}: {count} ({shown})")
+    return lines
+
+
+def _ranges(layers: Sequence[int], rows: Sequence[list[str]]) -> list[tuple[str, list[str]]]:
+    """Rows labelled by layer, equal rows of consecutive layers in one: `0-3`."""
+    merged: list[tuple[int, int, list[str]]] = []
+    for layer, row in zip(layers, rows, strict=True):
+        if merged and merged[-1][1] == layer - 1 and merged[-1][2] == row:
+            merged[-1] = (merged[-1][0], layer, row)
+        else:
+            merged.append((layer, layer, row))
+    return [(str(a) if a == b else f"{a}-{b}", row) for a, b, row in merged]
+
+
+def _wide(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], width: int) -> list[str]:
+    """Tables of labelled rows, each of as many columns as fit `width` and at least one."""
+    label = max((columns(name) for name, _ in rows), default=0)
+    sizes = [max(columns(head), *(columns(row[k]) for _, row in rows)) if rows else 0 for k, head in enumerate(heads)]
+    tables, start = [], 0
+    while start < len(heads):
+        end, used = start + 1, label + len(GAP) + sizes[start]
+        while end < len(heads) and used + len(GAP) + sizes[end] <= width:
+            used += len(GAP) + sizes[end]
+            end += 1
+        lines = [["", *heads[start:end]], *([name, *row[start:end]] for name, row in rows)]
+        tables.append("\n".join(grid(lines)))
+        start = end
+    return tables

@@ -1,0 +1,45 @@
+"""Versions as text, and as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from requant.common.units import format_size
+from requant.formats.kernel_cache import Contents
+from requant.formats.versions import Versions
+from requant.report.text.grid import grid
+
+VERSION_SCHEMA = "requant.version/1"
+
+
+def versions_text(found: Versions) -> str:
+    """`requant` and its version on the first line, all else under it."""
+    packages = list(found.packages.items())
+    lines = [
+        ", ".join(f"{name} {version}" for name, version in packages[i : i + 4]) for i in range(0, len(packages), 4)
+    ]
+    rows = [
+        ["encoders", f"version {found.kernels}"],
+        ["formats", f"{found.n_types} types of ggml {found.ggml}, table {found.formats}"],
+        ["runs on", f"{found.python}, {found.platform}, {found.threads} threads"],
+        *(["packages" if i == 0 else "", line] for i, line in enumerate(lines)),
+        *_cache_rows(found.cache),
+    ]
+    return "\n".join([f"requant {found.requant}", *(f"  {line}" for line in grid(rows))])
+
+
+def _cache_rows(cache: Contents | None) -> list[list[str]]:
+    if cache is None:
+        return []
+    kept = f"{cache.folder}: {cache.n_kernels} compiled, {format_size(cache.n_bytes)}"
+    rows = [["kernels", kept if cache.n_kernels else "none compiled yet; the first run does that, once"]]
+    if cache.others:
+        size = format_size(cache.other_bytes)
+        rows.append(["", f"{cache.others} folders of other versions beside it, {size}: requant --clear-cache"])
+    return rows
+
+
+def versions_json(found: Versions) -> str:
+    """One object."""
+    return json.dumps({"schema": VERSION_SCHEMA} | asdict(found), indent=2, default=str)

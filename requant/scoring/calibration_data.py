@@ -1,0 +1,184 @@
+"""Tokens to run a model on: windows of a text, of ids in a file, of the text that ships with requant, or drawn ones."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from requant.common.serialization import MISSING
+from requant.container.source import Source
+from requant.errors import BadInput, InputOutputError, UsageError, missing
+from requant.model.tokenizer import read_tokenizer
+
+if TYPE_CHECKING:
+    from requant.container.source import Source
+
+Ids = NDArray[np.int32]
+
+SHIPPED = "calibration.txt"
+_SEED = 1
+_DRAWN = 8  # windows of drawn ids where no number was asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """`n` windows spread over a text, or None for all that it has, of `n_ctx` tokens.
+
+    held_out: those that lie between the ones that would be taken without it.
+    """
+
+    n_ctx: int = 512
+    n: int | None = None
+    held_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Windows (n_windows, n_ctx) of token ids; name: what they came from; notes: lines for the user."""
+
+    name: str
+    sha256: str  # of the windows
+    windows: Ids
+    notes: tuple[str, ...] = ()
+
+
+def read_text_windows(path: Path, source: Source, size: Windows) -> Text:
+    """Windows of the UTF-8 text at `path`, as `size` says.
+
+    Raises BadInput for a text that is no UTF-8, is too short, or is mostly unknown to the vocabulary.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(path, "is no UTF-8 text", got=f"byte {error.object[error.start]} at {error.start}") from error
+    except (OSError, ValueError) as error:
+        raise _cannot_read(path, error) from error
+    return _of_text(path, text, Path(path).name, source, size)
+
+
+def shipped_windows(source: Source, size: Windows) -> Text:
+    """Windows of the text that ships with requant: prose, code, mathematics, chat, many languages."""
+    text = files("requant.scoring").joinpath(SHIPPED).read_text(encoding="utf-8")
+    found = _of_text(source.path, text, f"requant's {SHIPPED}", source, size)
+    return replace(found, notes=())  # it has as many windows as it has
+
+
+def read_token_windows(path: Path, source: Source, size: Windows) -> Text:
+    """Windows of the ids in the file at `path`, whole numbers with white space or commas between them."""
+    try:
+        words = Path(path).read_text(encoding="ascii").replace(",", " ").split()
+        ids = np.array([int(word) for word in words], np.int64)
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+    except ValueError as error:
+        raise BadInput(path, "is no list of token ids", hint="give whole numbers with spaces between") from error
+    n_vocab = source.tensor("token_embd.weight").n_rows
+    if ids.size and not 0 <= ids.min() <= ids.max() < n_vocab:
+        raise BadInput(path, "has an id that is no token of the model", got=int(ids.max()), limit=f"0 to {n_vocab - 1}")
+    return _windows(path, ids.astype(np.int32), Path(path).name, size, None)
+
+
+def _cannot_read(path: Path, error: OSError | ValueError) -> BadInput:
+    if isinstance(error, MISSING):
+        return missing(Path(path))
+    reason = getattr(error, "strerror", None) or str(error)
+    return (BadInput if isinstance(error, IsADirectoryError | ValueError) else InputOutputError)(
+        path, f"cannot be read: {reason}"
+    )
+
+
+def drawn_windows(source: Source, size: Windows) -> Text:
+    """Windows of ids drawn evenly from the vocabulary, the same every time."""
+    n_vocab = source.tensor("token_embd.weight").n_rows
+    rng = np.random.default_rng(_SEED + size.held_out)
+    ids = rng.integers(0, n_vocab, (size.n or _DRAWN, size.n_ctx), np.int32)
+    return Text("random token ids", _digest(ids), ids)
+
+
+def default_windows(source: Source, size: Windows) -> Text:
+    """The shipped text where the file's vocabulary can be read, random ids, with a note that says why, where not."""
+    try:
+        return shipped_windows(source, size)
+    except (BadInput, UsageError) as error:
+        return replace(
+            drawn_windows(source, size),
+            notes=(f"the model is run on random token ids, which makes worse plans: {error}",),
+        )
+
+
+def _of_text(path: Path, text: str, name: str, source: Source, size: Windows) -> Text:
+    tokenizer = read_tokenizer(source.metadata)
+    ids = tokenizer.encode(text)
+    unknown = 0 if tokenizer.unknown is None else int((ids == tokenizer.unknown).sum())
+    if 3 * unknown > len(ids):
+        what = "is in a script that the model's vocabulary does not have"
+        raise BadInput(path, what, got=f"{unknown} of {len(ids)} tokens unknown", hint="give another --text")
+    return _windows(path, ids, name, size, tokenizer.bos)
+
+
+def _windows(path: Path, ids: Ids, name: str, size: Windows, bos: int | None) -> Text:
+    """Cut into windows; those that are taken begin with BOS where every text does."""
+    n_ctx = size.n_ctx
+    n = len(ids) // n_ctx
+    if n == 0:
+        hint = "give a longer one, or a smaller --window"
+        raise BadInput(
+            path, "is too short", got=f"{len(ids)} tokens", limit=f"at least one window of {n_ctx}", hint=hint
+        )
+    wanted = n if size.n is None else min(n, size.n)
+    taken = np.arange(wanted) * n // wanted
+    if size.held_out:
+        left = np.setdiff1d(np.arange(n), taken)
+        wanted = min(len(left), wanted)
+        if wanted == 0:
+            raise BadInput(path, "is too short to hold some of it out", got=f"{n} windows", limit=f"over {len(taken)}")
+        taken = left[np.arange(wanted) * len(left) // wanted]
+    windows = ids[: n * n_ctx].reshape(n, n_ctx)[taken]
+    if bos is not None:
+        windows[:, 0] = bos
+    notes: tuple[str, ...] = ()
+    if size.n is not None and n < size.n:
+        notes = (f"{name} has {n} windows of {n_ctx} tokens, fewer than {size.n}: figures are less certain",)
+    return Text(name, _digest(windows), windows, notes)
+
+
+def _digest(ids: Ids) -> str:
+    return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The options --text, --tokens, --windows, --window, --quick and --statistics."""
+
+    text: Path | None = None
+    tokens: Path | None = None
+    n_windows: int | None = 8
+    window: int = 512
+    quick: bool = False
+    statistics: Path | None = None
+
+    def windows(self, source: Source, *, held_out: bool = False) -> Text:
+        """The windows to run `source` on: of what was given, or else of the text that ships with requant.
+
+        held_out: other windows of the same.
+        """
+        size = Windows(self.window, self.n_windows, held_out)
+        if self.tokens is not None:
+            return read_token_windows(self.tokens, source, size)
+        if self.text is not None:
+            return read_text_windows(self.text, source, size)
+        return default_windows(source, size)
+
+
+def check_calibration(asked: Calibration) -> None:
+    """Raise UsageError where what was said of the tokens contradicts itself."""
+    if asked.text is not None and asked.tokens is not None:
+        raise UsageError("--text and --tokens cannot be given together")
+    if asked.quick and (asked.text or asked.tokens or asked.statistics):
+        raise UsageError("--quick scores without data; leave --text, --tokens and --statistics out")

@@ -1,0 +1,56 @@
+"""The loss of a KV cache in a smaller type, measured by the forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from requant.container.source import Source
+from requant.formats import BlockFormat, Effort, codec, format_of
+from requant.model.forward.ops import Array
+from requant.model.forward.passes import Tokens, forward, head_of, model_of
+from requant.model.forward.weights import Weights
+from requant.scoring.evaluate import judge, summary
+
+CACHES = (("Q8_0", "Q8_0"), ("Q8_0", "Q5_1"), ("Q5_1", "Q5_1"), ("Q4_0", "Q4_0"))  # types of K and V that are measured
+
+
+def cache_losses(
+    source: Source,
+    tokens: Tokens,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> dict[str, float]:
+    """By "K type/V type", the divergence on `tokens` of `source` with such a KV cache from itself with an exact one.
+
+    Keys and values are rounded as they are; llama.cpp turns both by a Hadamard matrix first, which can only help.
+    Types whose blocks do not divide a head are left out; `progress` is called with models that were run.
+    """
+    base = model_of(Weights(source))
+    sizes = [n for il in range(base.architecture.n_layers) for n in base.architecture.head_sizes(il)]
+    reference = head_of(base), forward(base, tokens, threads=threads)
+    progress(1)
+    found: dict[str, float] = {}
+    for k, v in CACHES:
+        formats = format_of(k), format_of(v)
+        if all(fmt.divides(n) for fmt in formats for n in sizes):
+            model = replace(base, cached=partial(_rounded, *formats))
+            stream = forward(model, tokens, threads=threads)
+            kld = summary(judge(head_of(model), stream, tokens, reference, threads), tokens).mean_kld
+            found[f"{k}/{v}"] = max(0.0, kld or 0.0)
+        progress(1)
+    return found
+
+
+def _rounded(k_format: BlockFormat, v_format: BlockFormat, keys: Array, values: Array) -> tuple[Array, Array]:
+    """Keys and values (n_tokens, n_heads, size) as a cache of these types gives them back; fast, as in the engine."""
+
+    def back(x: Array, fmt: BlockFormat) -> Array:
+        flat = np.ascontiguousarray(x.reshape(len(x), -1), np.float32)
+        return codec.reconstruct(flat, fmt, None, Effort.FAST, 1.0).reshape(x.shape).astype(x.dtype, copy=False)
+
+    return back(keys, k_format), back(values, v_format)

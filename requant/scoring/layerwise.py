@@ -1,0 +1,231 @@
+"""Losses: what each type would cost each tensor, from the real error of the real encoders.
+
+Without gradients the loss of a matrix starts from the energy of the error it makes at its output, relative to the
+energy of that output: sum_r sum_c E[x_c^2] e_rc^2 over sum_r sum_c E[x_c^2] w_rc^2. E[x^2] comes from an imatrix
+(method `cfix`) or from the weights alone (`dfix`). stream.py makes losses of it that can be added up and compared
+between tensors: they count what reaches the residual stream.
+
+Errors are measured on rows evenly spread over the tensor; the standard error of each loss is stated with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from requant.common.cluster import Cluster, Step
+from requant.common.threads import in_order, n_threads
+from requant.container.imatrix import Imatrix
+from requant.container.source import Source, SourceTensor, require_model
+from requant.errors import quoted
+from requant.formats import Effort, codec
+from requant.formats.codec import Floats
+from requant.model.nonfinite import nonfinite_fault
+from requant.model.roles import (
+    is_experts,
+    n_matrices,
+    role_of,
+)
+from requant.model.weight_scales import SECOND_LEVEL, scales_of, takes_second_level
+from requant.scoring.candidates import DEFAULT_TYPES, check_requantization, encoded_format, involved, survey
+from requant.scoring.input_moments import Inputs, added_energy, inputs_of
+from requant.scoring.losses import Losses, TensorLosses
+from requant.scoring.residual_shares import with_shares, writes
+
+SAMPLE_WEIGHTS = 2**18  # weights of a tensor that are encoded for each candidate
+SAMPLE_ROWS = 64  # rows at least, where it has them
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Rows of a tensor: their weights, and per matrix (expert) the rows [start, stop) with the importance for them."""
+
+    x: Floats
+    n_rows: int  # of the whole tensor
+    # start, stop, importance, E[x^2], share of tokens times the square of what the engine multiplies the matrix by
+    parts: tuple[tuple[int, int, Floats | None, Floats, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A sample to be encoded as every candidate, in two levels where the format has them."""
+
+    sample: _Sample
+    surveyed: TensorLosses
+    two_level: bool
+    effort: Effort
+
+
+Prepared = tuple[SourceTensor, TensorLosses]
+
+
+def score(
+    source: Source,
+    *,
+    types: Sequence[str] = DEFAULT_TYPES,
+    imatrix: Imatrix | None = None,
+    threads: int | None = None,
+    cluster: Cluster | None = None,
+    allow_requantize: bool = False,
+    effort: Effort = Effort.DEFAULT,
+    progress: Callable[[int], None] | None = None,
+) -> Losses:
+    """The loss of every candidate of every tensor of `source`; `progress` is called with source bytes done.
+
+    cluster: its workers encode what is read here.
+
+    Raises UsageError for a type that cannot be written or a source that is already below Q8_0 without
+    `allow_requantize`, NumericFault for weights that are not finite, BadInput for an imatrix of another model,
+    SourceChanged.
+    """
+    surveyed = survey(source, types=types, imatrix=imatrix)
+    notes = check_requantization(source, surveyed, allow_requantize)
+    codec.warm_up(involved(source, types))
+    free = [(source.tensor(t.name), t) for t in surveyed if t.reason is None]
+
+    def prepare(job: Prepared) -> tuple[_Trial, str]:
+        inputs = inputs_of(source, job[0], imatrix)
+        return _trial(source, *job, inputs, effort), inputs.origin
+
+    results = []
+    with contextlib.closing(_tried_in_order(prepare, free, threads, cluster)) as found:
+        for (tensor, _), result in zip(free, found, strict=True):
+            results.append(result)
+            if progress is not None:
+                progress(tensor.n_bytes)
+    energies = {s.name: energy for s, _, energy in results}
+    added = {name: added_energy(source, name, energy) for name, energy in energies.items() if writes(role_of(name))}
+    scored = with_shares({s.name: s for s, _, _ in results}, energies, added)
+    origins = [origin for _, origin, _ in results]
+    source.check_unchanged()
+    if imatrix is not None and (missing := len(origins) - origins.count("imatrix")):
+        notes.append(
+            f"the imatrix does not cover {missing} of {len(origins)} tensors; theirs is worked out from the weights"
+        )
+    return Losses(
+        source=source.name,
+        header_sha256=source.header_sha256,
+        arch=require_model(source),
+        method="dfix" if imatrix is None else "cfix",
+        imatrix=None if imatrix is None else imatrix.name,
+        imatrix_sha256=None if imatrix is None else imatrix.sha256,
+        tensors=tuple(scored.get(t.name, t) for t in surveyed),
+        notes=tuple(notes),
+        effort=effort,
+    )
+
+
+def _tried_in_order(
+    prepare: Callable[[Prepared], tuple[_Trial, str]],
+    free: Sequence[Prepared],
+    threads: int | None,
+    cluster: Cluster | None,
+) -> Generator[tuple[TensorLosses, str, float], None, None]:
+    """Of each tensor its losses, where its moments are from, and the energy of its output."""
+    n = n_threads(threads)
+    if cluster is None:
+        with contextlib.closing(in_order(lambda job: _with_origin(*prepare(job)), free, n)) as results:
+            yield from results
+        return
+    with contextlib.closing(in_order(prepare, free, n)) as trials:
+        named = (Step(_tried, trial, f"tensor {quoted(trial.surveyed.name)}", about=origin) for trial, origin in trials)
+        with contextlib.closing(cluster.run(named)) as steps:
+            for step in steps:
+                scored, energy = step.result
+                yield scored, step.about, energy
+
+
+def _with_origin(trial: _Trial, origin: str) -> tuple[TensorLosses, str, float]:
+    scored, energy = _tried(trial)
+    return scored, origin, energy
+
+
+def _trial(source: Source, tensor: SourceTensor, surveyed: TensorLosses, inputs: Inputs, effort: Effort) -> _Trial:
+    return _Trial(_sampled(source, tensor, inputs), surveyed, takes_second_level(source, tensor), effort)
+
+
+def _tried(trial: _Trial) -> tuple[TensorLosses, float]:
+    """The tensor with the energy of each candidate's error at its output, and the energy of that output."""
+    sample, surveyed = trial.sample, trial.surveyed
+    energy, _ = _estimate(sample, sample.x * 0)
+    found = [surveyed.candidates[0]]
+    skipped = dict(surveyed.skipped)
+    for candidate in surveyed.candidates[1:]:
+        fmt = encoded_format(candidate.type)
+        parts = []
+        for start, stop, importance, _, _ in sample.parts:
+            x = sample.x[start:stop]
+            scale = (
+                float(codec.second_scale(float(np.abs(x).max(initial=0))))
+                if trial.two_level and fmt.name == SECOND_LEVEL
+                else 1
+            )
+            parts.append(codec.reconstruct(x, fmt, importance, trial.effort, scale))
+        y = np.concatenate(parts)
+        loss, error = _estimate(sample, y)
+        errors = codec.row_errors(sample.x, y)
+        fault = codec.gate(errors, fmt, sample.x.size)
+        if fault is None:
+            found.append(replace(candidate, loss=loss, loss_error=error, rmse=codec.relative_error(errors)))
+        else:
+            skipped[candidate.type] = f"it cannot represent the weights: {fault}"
+    return replace(surveyed, candidates=tuple(found), skipped=skipped), energy
+
+
+def _sampled(source: Source, tensor: SourceTensor, inputs: Inputs) -> _Sample:
+    """Rows evenly spread over the tensor, all of them where it is small. Raises NumericFault."""
+    n_sampled = min(tensor.n_rows, max(SAMPLE_ROWS, SAMPLE_WEIGHTS // tensor.n_per_row))
+    rows = (np.arange(n_sampled) * tensor.n_rows + tensor.n_rows // 2) // n_sampled
+    if n_sampled == tensor.n_rows:
+        data = source.read_rows(tensor)
+    else:
+        data = np.concatenate([source.read_rows(tensor, int(r), 1) for r in rows])
+    x = codec.dequantize(data, tensor.format)
+    if codec.first_nonfinite(x) is not None:
+        raise nonfinite_fault(source, tensor)
+    return _Sample(x, tensor.n_rows, _parts(tensor, rows, inputs, _output_shares(source, tensor)))
+
+
+def _parts(
+    tensor: SourceTensor, rows: NDArray[np.intp], inputs: Inputs, shares: Floats
+) -> tuple[tuple[int, int, Floats | None, Floats, float], ...]:
+    """The sampled rows of each matrix, which share its importance; a measured one also weights the encoder."""
+    matrices = n_matrices(tensor.shape)
+    owner = rows // (tensor.n_rows // matrices)
+    starts = np.flatnonzero(np.diff(owner, prepend=-1))
+    parts = []
+    for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
+        m = int(owner[start])
+        moments = inputs.moments[m if len(inputs.moments) > 1 else 0]
+        parts.append(
+            (int(start), int(stop), moments if inputs.origin == "imatrix" else None, moments, float(shares[m]))
+        )
+    return tuple(parts)
+
+
+def _output_shares(source: Source, tensor: SourceTensor) -> Floats:
+    """What each matrix's output counts: the share of the experts used per token times its scale squared."""
+    matrices = n_matrices(tensor.shape)
+    share = 1.0
+    if is_experts(tensor.name, tensor.shape):
+        arch = source.metadata.get_str("general.architecture", "")
+        used = source.metadata.get(f"{arch}.expert_used_count", matrices)
+        share = min(1.0, int(used) / matrices)
+    scales = scales_of(source, tensor)
+    return np.full(matrices, share, np.float32) * (1 if scales is None else scales**2)
+
+
+def _estimate(sample: _Sample, y: Floats) -> tuple[float, float]:
+    """Loss of the whole tensor if its rows became `y`, and its standard error."""
+    per_row = np.concatenate(
+        [codec.row_errors(sample.x[a:b], y[a:b], moments)[:, 3] * share for a, b, _, moments, share in sample.parts]
+    )
+    n = len(per_row)
+    if n < 2 or n == sample.n_rows:
+        return float(per_row.sum()) * sample.n_rows / n, 0.0
+    spread = float(per_row.std(ddof=1) / np.sqrt(n) * np.sqrt(1 - n / sample.n_rows))
+    return float(per_row.mean()) * sample.n_rows, spread * sample.n_rows

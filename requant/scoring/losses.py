@@ -1,0 +1,123 @@
+"""Losses: the predicted harm of every candidate type of every tensor, as data and as JSON that a person can edit."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from requant.common.notebook import html
+from requant.common.serialization import dump, parse, plain, read_text, record
+from requant.errors import BadInput, brief
+from requant.formats import Effort, format_of, parse_type_name
+
+LOSSES_SCHEMA = "requant.losses/1"
+
+
+IN_NATS = ("fisher", "kfac")  # methods whose losses are predicted KL divergence, in nats per token
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A type that a tensor could have: its size and the predicted harm."""
+
+    type: str = field(metadata={"parse": parse_type_name})
+    n_bytes: int
+    loss: float
+    rmse: float = 0.0  # relative to the tensor's root mean square
+    loss_error: float = 0.0  # standard error of loss, where rows were sampled
+
+
+@dataclass(frozen=True, slots=True)
+class TensorLosses:
+    """One tensor of the source and its candidates, the source's own type (a copy, loss 0) among them."""
+
+    name: str
+    role: str
+    layer: int | None
+    shape: tuple[int, ...]  # ggml order, shape[0] is n_per_row
+    source_type: str = field(metadata={"parse": parse_type_name})
+    n_bytes: int  # in the source
+    on_gpu: bool  # counts against VRAM
+    reason: str | None  # why it must stay as it is, or None
+    candidates: tuple[Candidate, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)  # type -> why it is not a candidate
+
+    @property
+    def n_weights(self) -> int:
+        """Elements of the tensor."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Every tensor of one source with the loss of every candidate, in file order."""
+
+    source: str  # file name, no folder
+    header_sha256: str
+    arch: str
+    method: str  # fisher, kfac (both in nats), cfix, dfix
+    imatrix: str | None
+    imatrix_sha256: str | None
+    tensors: tuple[TensorLosses, ...] = field(repr=False)
+    notes: tuple[str, ...] = ()
+    effort: Effort = Effort.DEFAULT  # of the encoders whose errors were measured
+    caches: Mapping[str, float] = field(default_factory=dict)  # "K type/V type" -> measured loss of such a KV cache
+    options: tuple[str, ...] = ()  # of `requant score`, as one types them; files without folders; (): not known
+
+    def _repr_html_(self) -> str:
+        return html(self)
+
+    def to_json(self) -> str:
+        """The file's text: ASCII, one candidate a line, the same for the same losses."""
+        return dump({"schema": LOSSES_SCHEMA} | plain(self))
+
+    @classmethod
+    def from_json(cls, text: str, path: object = "losses.json") -> Losses:
+        """The losses in `text`; `path` is what BadInput names."""
+        losses: Losses = record(cls, parse(text, LOSSES_SCHEMA, path), "", path)
+        _check_unique((t.name for t in losses.tensors), path)
+        for index, tensor in enumerate(losses.tensors):
+            _check_tensor(tensor, f"tensors[{index}]", path)
+        return losses
+
+
+def read_losses(path: Path | str) -> Losses:
+    """The losses in the file at `path`. Raises BadInput, InputOutputError."""
+    return Losses.from_json(read_text(path), path)
+
+
+def _n_bytes(type_name: str, shape: tuple[int, ...], where: str, path: object) -> int:
+    """Bytes of a tensor; BadInput where its rows are not whole blocks."""
+    fmt = format_of(type_name)
+    if not fmt.divides(shape[0] if shape else 1):
+        raise BadInput(
+            path,
+            f"{where} cannot be {fmt.name}",
+            got=f"shape {list(shape)}",
+            limit=f"rows of whole blocks of {fmt.block_weights}",
+        )
+    return fmt.n_bytes(math.prod(shape))
+
+
+def _check_unique(names: Iterable[str], path: object) -> None:
+    name, count = max(Counter(names).items(), key=lambda item: item[1], default=("", 0))
+    if count > 1:
+        raise BadInput(path, f"tensor '{brief(name)}' appears twice")
+
+
+def _check_tensor(tensor: TensorLosses, where: str, path: object) -> None:
+    """The types are unique, the source's own is among them, and the sizes are right."""
+    types = [c.type for c in tensor.candidates]
+    if len(set(types)) < len(types) or tensor.source_type not in types:
+        what = f"{where}.candidates must name {tensor.source_type} (the source's own type) and no type twice"
+        raise BadInput(path, what, got=", ".join(types) or "none")
+    sizes = {c.type: c.n_bytes for c in tensor.candidates}
+    if tensor.n_bytes != sizes[tensor.source_type]:
+        raise BadInput(path, f"{where}.n_bytes is not that of {tensor.source_type}", got=tensor.n_bytes)
+    for type_name, n_bytes in sizes.items():
+        true = _n_bytes(type_name, tensor.shape, where, path)
+        if n_bytes != true:
+            raise BadInput(path, f"{where}: n_bytes of {type_name} is wrong", got=n_bytes, limit=true)

@@ -1,0 +1,178 @@
+"""Statistics of a running model: sums of squared inputs and gradients of every matrix, with the tokens behind them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from requant.common.files import Identity
+from requant.common.notebook import html
+from requant.container.imatrix import COUNTS, GRADIENTS, LOOKUP, SUMS, Entry, Imatrix, entry_of, read_imatrix
+from requant.container.layout import lay_out
+from requant.container.metadata import Metadata
+from requant.container.part import Part
+from requant.container.source import Source
+from requant.errors import printable
+from requant.formats.codec import Floats
+from requant.model.forward.ops import Array
+from requant.model.roles import is_experts, n_matrices
+
+Sums = NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Sums2:
+    """Of one matrix: sums over `count` tokens of squared inputs (n_per_row,) and gradients (n_rows,), 0 without."""
+
+    count: int = 0
+    inputs: Sums | float = 0.0
+    gradients: Sums | float = 0.0
+
+    def add(self, other: Sums2) -> None:
+        """Add the sums over other tokens."""
+        self.count += other.count
+        self.inputs = self.inputs + other.inputs
+        self.gradients = self.gradients + other.gradients
+
+
+@dataclass(slots=True)
+class Sampler:
+    """A Watch of one window that sums squares.
+
+    kept: the inputs and gradients themselves, where `keep`, for whoever needs more than their sums.
+    """
+
+    keep: bool = False
+    sums: dict[tuple[str, int | None], Sums2] = field(default_factory=dict)
+    kept: dict[tuple[str, int | None], tuple[Array, Array]] = field(default_factory=dict)
+
+    def inputs(self, name: str, expert: int | None, x: Array) -> None:
+        """Sum x^2."""
+        self.sums.setdefault((name, expert), Sums2()).add(Sums2(len(x), _squares(x)))
+
+    def gradients(self, name: str, expert: int | None, x: Array, g: Array) -> None:
+        """Sum g^2."""
+        self.sums[name, expert].add(Sums2(gradients=_squares(g)))
+        if self.keep:
+            self.kept[name, expert] = x, g
+
+
+def _squares(x: Array) -> Sums:
+    total: Sums = np.einsum("ij,ij->j", x, x).astype(np.float64)
+    return total
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Sums by matrix, (tensor name, expert or None), over `n_tokens` tokens in windows of `n_ctx`."""
+
+    n_tokens: int
+    n_ctx: int
+    matrices: dict[tuple[str, int | None], Sums2] = field(default_factory=dict, repr=False)
+
+    def _repr_html_(self) -> str:
+        return html(self)
+
+    def add(self, prefix: str, sums: Mapping[tuple[str, int | None], Sums2]) -> None:
+        """Add sums over some tokens, of tensors whose names follow on `prefix`."""
+        for (name, expert), found in sums.items():
+            self.matrices.setdefault((prefix + name, expert), Sums2()).add(found)
+
+    def n_unseen(self, source: Source) -> int:
+        """Experts of which some tensor saw no token."""
+        names = {name for name, expert in self.matrices if expert is not None}
+        return sum(
+            self.matrices.get((t.name, m), Sums2()).count == 0
+            for t in source.tensors
+            if t.name in names and t.name.endswith("_down_exps.weight")
+            for m in range(n_matrices(t.shape))
+        )
+
+    def imatrix(self, source: Source, name: str) -> Imatrix:
+        """The same as an importance matrix called `name`, of what of `source` was seen."""
+        entries = {}
+        for tensor in source.tensors:
+            arrays = self.arrays(tensor.name, tensor.shape)
+            if arrays is not None:
+                sums, counts, gradients = arrays
+                entries[tensor.name] = entry_of(sums, counts, gradients)
+        lookup = self.matrices.get((LOOKUP, None))
+        return Imatrix(
+            path=name,
+            sha256=_digest(entries),
+            entries=entries,
+            datasets=(name,),
+            chunk_count=self.n_tokens // self.n_ctx,
+            legacy=False,
+            chunk_size=self.n_ctx,
+            lookup=None if lookup is None else (np.asarray(lookup.gradients) / self.n_tokens).astype(np.float32),
+        )
+
+    def arrays(self, name: str, shape: Sequence[int]) -> tuple[Floats, Floats, Floats | None] | None:
+        """Sums of squared inputs (n_matrices, n_per_row), counts (n_matrices,), and sums of squared gradients.
+
+        The last (n_matrices, n_rows), or None where none were seen; None for a tensor of which nothing was seen.
+        """
+        experts = is_experts(name, shape)
+        n = n_matrices(shape) if experts else 1
+        found = [self.matrices.get((name, m if experts else None)) for m in range(n)]
+        if not any(f is not None for f in found):
+            return None
+        counts = np.array([0 if f is None else f.count for f in found], np.float32)
+        inputs = np.array([np.broadcast_to(0.0 if f is None else f.inputs, shape[0]) for f in found], np.float32)
+        if all(f is None or np.ndim(f.gradients) == 0 for f in found):
+            return inputs, counts, None
+        width = max(np.size(f.gradients) for f in found if f is not None)
+        gradients = [np.broadcast_to(0.0 if f is None else f.gradients, width) for f in found]
+        return inputs, counts, np.array(gradients, np.float32)
+
+
+def _digest(entries: Mapping[str, Entry]) -> str:
+    digest = hashlib.sha256()
+    for key, entry in entries.items():
+        digest.update(key.encode() + entry.importance.tobytes())
+    return digest.hexdigest()
+
+
+def read_measured(path: Path) -> Imatrix:
+    """What `Statistics.imatrix` gave for the statistics in the file at `path`. Raises as `read_imatrix`."""
+    found = read_imatrix(path)
+    return replace(found, path=found.datasets[0] if found.datasets else "", sha256=_digest(found.entries))
+
+
+def write_statistics(
+    path: Path, statistics: Statistics, source: Source, text: str, *, force: bool, inputs: frozenset[Identity]
+) -> None:
+    """`statistics` as a GGUF importance matrix at `path`, gradients in extra tensors `W.g_sum2` that others ignore.
+
+    text: what the tokens came from. Raises OutputRefused, InputOutputError.
+    """
+    arrays: dict[str, Floats] = {}
+    for tensor in source.tensors:
+        found = statistics.arrays(tensor.name, tensor.shape)
+        if found is not None:
+            sums, counts, gradients = found
+            arrays[tensor.name + SUMS] = sums
+            arrays[tensor.name + COUNTS] = counts[:, None]
+            if gradients is not None:
+                arrays[tensor.name + GRADIENTS] = gradients
+    if (LOOKUP, None) in statistics.matrices:
+        arrays[LOOKUP + GRADIENTS] = np.array(statistics.matrices[LOOKUP, None].gradients, np.float32)
+    metadata = Metadata(str(path), {}).with_values(
+        {
+            "general.type": ("str", "imatrix"),
+            "imatrix.datasets": ("arr_str", [printable(text)]),
+            "imatrix.chunk_count": ("u32", statistics.n_tokens // statistics.n_ctx),
+            "imatrix.chunk_size": ("u32", statistics.n_ctx),
+        }
+    )
+    layout = lay_out(metadata, [(name, x.shape[::-1], 0) for name, x in arrays.items()], path)
+    with Part(path, layout.size, force=force, inputs=inputs) as part:
+        for placed in layout.tensors:
+            part.write_at(placed.offset, arrays[placed.name].reshape(-1).view(np.uint8))
+        part.publish(layout.header)

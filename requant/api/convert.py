@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from requant.api.kernels import prepare_kernels
-from requant.api.session import Job
+from requant.api.session import Session
 from requant.common.atomic_write import check_writable, write_text
 from requant.common.files import open_regular, read_into
 from requant.common.folders import check_space
-from requant.common.interrupt import interruptible
-from requant.common.monitor import Teller
-from requant.common.serialization import plain
+from requant.common.interrupt import run_interruptible
+from requant.common.monitor import Monitor
+from requant.common.serialization import to_plain
 from requant.container.journal import Journal
-from requant.container.output import claim, discard, names_in, resumes
-from requant.container.part import Part, target_of
+from requant.container.output import can_resume, claim, discard, final_names
+from requant.container.part import Part, resolve_target
 from requant.container.source import Source
 from requant.container.splitting import WHOLE, Splitting
 from requant.conversion.record import OUTPUT_SCHEMA, Conversion, record_path
@@ -50,17 +50,17 @@ class Work:
     @property
     def measured(self) -> Path:
         """Where the importance that was measured while planning is kept until the output is finished."""
-        target = target_of(self.out)
+        target = resolve_target(self.out)
         return target.with_name(f"{target.name}.part.imatrix")
 
-    def earlier(self, job: Job) -> tuple[Plan, Job] | None:
+    def earlier(self, job: Session) -> tuple[Plan, Session] | None:
         """The plan of an unfinished run of the same command, and the job with the importance measured for it.
 
         Raises OutputRefused where what is unfinished is of another command.
         """
         from requant.conversion.convert import binding
 
-        if not resumes(self.journal, binding(job.source, self.asked), self.out):
+        if not can_resume(self.journal, binding(job.source, self.asked), self.out):
             return None
         head = self.journal.past.head or {}
         plan = Plan.from_json(json.dumps(head.get("plan")), self.journal.path)
@@ -86,21 +86,21 @@ class Work:
         stale = [self.measured.with_name(f"{self.measured.name}.part")]
         if self.journal.past.head is None:
             stale.append(self.measured)
-        for name in {self.out.name, *names_in(self.journal)[:1]}:  # the record of a split output is beside its first
+        for name in {self.out.name, *final_names(self.journal)[:1]}:  # the record of a split output is beside its first
             record = record_path(self.out.with_name(name))
             stale += record.parent.glob(f"{glob.escape(record.name)}.{'[0-9a-f]' * 8}.part")
         for path in stale:
             path.unlink(missing_ok=True)
 
-    def check(self, job: Job) -> None:
+    def check(self, job: Session) -> None:
         """Raise what would keep the output and its record from being written, before any long work."""
         with Part(self.out, 0, force=self.force, inputs=job.inputs):
             check_writable(record_path(self.out), force=self.force, inputs=job.inputs, own=OUTPUT_SCHEMA)
         if job.scores:  # the size is known only when hours of scoring are over
-            parts = [self.out.with_name(f"{name}.part") for name in names_in(self.journal)]
-            check_space(target_of(self.out).parent, job.least_bytes(), parts)
+            parts = [self.out.with_name(f"{name}.part") for name in final_names(self.journal)]
+            check_space(resolve_target(self.out).parent, job.least_bytes(), parts)
 
-    def convert(self, job: Job, plan: Plan) -> Conversion:
+    def convert(self, job: Session, plan: Plan) -> Conversion:
         """The output and its record."""
         from requant.conversion.convert import convert, formats_used, n_steps
         from requant.scoring.statistics import write_statistics
@@ -112,10 +112,10 @@ class Work:
         if job.statistics is not None:
             statistics, text = job.statistics
             write_statistics(self.measured, statistics, job.source, text, force=True, inputs=job.inputs)
-        prepare_kernels(job.teller, formats_used(plan))
+        prepare_kernels(job.monitor, formats_used(plan))
         with (
-            job.teller.resumable(),
-            job.teller.progress("converting", n_steps(job.source, plan, verified=self.verified)) as advance,
+            job.monitor.resumable(),
+            job.monitor.progress("converting", n_steps(job.source, plan, verified=self.verified)) as advance,
         ):
             return convert(
                 job.source,
@@ -134,12 +134,12 @@ class Work:
                 keep=job.scores,
                 record=record,
                 progress=advance,
-                tell=job.teller.tell,
+                tell=job.monitor.tell,
             )
 
 
 def make(
-    job: Job,
+    job: Session,
     out: Path,
     *,
     splitting: Splitting = WHOLE,
@@ -166,10 +166,10 @@ def make(
 
 
 @contextlib.contextmanager
-def _claimed(job: Job, out: Path, *, splitting: Splitting, measure: int | None, restart: bool) -> Iterator[Work]:
+def _claimed(job: Session, out: Path, *, splitting: Splitting, measure: int | None, restart: bool) -> Iterator[Work]:
     """The output for this run alone; what an earlier run left is discarded with `restart`."""
     with claim(out) as journal:
-        job.teller.warn(*journal.warnings)
+        job.monitor.warn(*journal.warnings)
         if restart:
             discard(journal, out, job.inputs)
         work = Work(out, journal, _asked(job, splitting, measure), splitting)
@@ -177,7 +177,7 @@ def _claimed(job: Job, out: Path, *, splitting: Splitting, measure: int | None, 
         yield work
 
 
-def _asked(job: Job, splitting: Splitting, measure: int | None) -> dict[str, Any]:
+def _asked(job: Session, splitting: Splitting, measure: int | None) -> dict[str, Any]:
     """All that was asked for and decides what the output becomes, as JSON; files by their content."""
     how = {
         "plan": _digest(job.given_plan) or job.plan_file,
@@ -192,7 +192,7 @@ def _asked(job: Job, splitting: Splitting, measure: int | None) -> dict[str, Any
         "keep_split": splitting.keep,
         "max_shard_size": splitting.max_size,
     }
-    groups = [{f.name: getattr(group, f.name) for f in fields(group)} for group in (job.wishes, job.calibration)]
+    groups = [{f.name: getattr(group, f.name) for f in fields(group)} for group in (job.request, job.calibration)]
     said = {**groups[0], **groups[1], **how}
     return {name: _told(value) for name, value in said.items() if not (value is None or value is False or value == ())}
 
@@ -203,7 +203,7 @@ def _digest(given: Plan | Losses | None) -> str | None:
 
 
 def _told(value: Any) -> Any:
-    return _file(value) if isinstance(value, Path) else plain(value)
+    return _file(value) if isinstance(value, Path) else to_plain(value)
 
 
 def _file(path: Path) -> dict[str, Any]:
@@ -222,16 +222,16 @@ def _file(path: Path) -> dict[str, Any]:
 KEEP_TYPE = "keep-type"
 
 
-WAYS = ("error", KEEP_TYPE)
+POLICIES = ("error", KEEP_TYPE)
 
 
-def settle(source: Source, nonfinite: str, teller: Teller, *, threads: int | None) -> None:
+def apply_nonfinite_policy(source: Source, nonfinite: str, monitor: Monitor, *, threads: int | None) -> None:
     """With `keep-type`, read all of the model, and have the tensors that are not finite stay as they are."""
-    from requant.model.nonfinite import keep_nonfinite
+    from requant.model.nonfinite import preserve_nonfinite
 
     if nonfinite != KEEP_TYPE:
         return
-    prepare_kernels(teller, {t.format for t in source.tensors}, encode=False)
-    with teller.progress("scanning", sum(t.n_bytes for t in source.tensors)) as advance:
-        found = interruptible(keep_nonfinite, source, threads=threads, progress=advance)
-    teller.warn(*found)
+    prepare_kernels(monitor, {t.format for t in source.tensors}, encode=False)
+    with monitor.progress("scanning", sum(t.n_bytes for t in source.tensors)) as advance:
+        found = run_interruptible(preserve_nonfinite, source, threads=threads, progress=advance)
+    monitor.warn(*found)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from requant.common.units import size_label
 from requant.formats import Effort
 from requant.planning.engines import GB
-from requant.planning.request import MAX_CONTEXT, Wishes
+from requant.planning.request import MAX_CONTEXT, PlanRequest
 from requant.scoring.calibration_data import Calibration
 
 if TYPE_CHECKING:
-    from requant.api.session import Job
+    from requant.api.session import Session
     from requant.container.imatrix import Imatrix
     from requant.planning.plan import Plan
 
@@ -74,7 +74,7 @@ _CALIBRATION: Mapping[str, tuple[str, Shown]] = {
 }
 
 
-def signed(plan: Plan, job: Job, measure: int | None = None) -> Plan:
+def record_options(plan: Plan, job: Session, measure: int | None = None) -> Plan:
     """`plan` with the effort asked for, saying which options decided it, and those of its losses where they were given.
 
     One that was given says so already, as long as its effort stays what it was.
@@ -86,7 +86,7 @@ def signed(plan: Plan, job: Job, measure: int | None = None) -> Plan:
     return replace(plan, effort=effort, options=_plan_words(job, measure), scoring=scoring)
 
 
-def _plan_words(job: Job, measure: int | None) -> tuple[str, ...]:
+def _plan_words(job: Session, measure: int | None) -> tuple[str, ...]:
     """Of `requant plan` or `requant convert`: all that decides the plan of the job."""
     given = {
         "--type": job.type_name,
@@ -98,10 +98,10 @@ def _plan_words(job: Job, measure: int | None) -> tuple[str, ...]:
     words = [f"{option}={value}" for option, value in given.items() if value is not None]
     own = [] if job.losses is not None else _of(job.calibration, Calibration(), _CALIBRATION)
     how = _how(job.imatrix, job.calibration, job.allow_requantize, job.effort)
-    return _split((*_of(job.wishes, Wishes(), _WISHES), *words, *own, *how))
+    return _split((*_of(job.request, PlanRequest(), _WISHES), *words, *own, *how))
 
 
-def score_words(
+def score_options(
     types: tuple[str, ...],
     imatrix: Imatrix | None,
     calibration: Calibration,
@@ -112,7 +112,7 @@ def score_words(
     """Of `requant score`: all that decides the losses."""
     own = _of(calibration, Calibration(), _CALIBRATION)
     how = _how(imatrix, calibration, allow_requantize, effort)
-    return _split((*_of(Wishes(types=types), Wishes(), _WISHES), *own, *how))
+    return _split((*_of(PlanRequest(types=types), PlanRequest(), _WISHES), *own, *how))
 
 
 def _of(value: Any, default: Any, options: Mapping[str, tuple[str, Shown]]) -> Iterator[str]:

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from requant.common.interrupt import Abandoned, interruptible
-from requant.common.monitor import Advance, Teller
+from requant.common.interrupt import Abandoned, run_interruptible
+from requant.common.monitor import Advance, Monitor
 
 if TYPE_CHECKING:
     from requant.formats import BlockFormat
 
 
-def prepare_kernels(teller: Teller, formats: Iterable[BlockFormat | None], *, encode: bool = True) -> None:
+def prepare_kernels(monitor: Monitor, formats: Iterable[BlockFormat | None], *, encode: bool = True) -> None:
     """Load the kernels of `formats`, saying so where they must be compiled; without `encode` those that read."""
     from numba.core.event import Event, Listener, install_listener
 
@@ -46,10 +46,10 @@ def prepare_kernels(teller: Teller, formats: Iterable[BlockFormat | None], *, en
             nonlocal ready
             ready += n
             if compiling and not advance:
-                teller.tell("compiling the block kernels, once; this takes up to half a minute")
-                advance.append(stack.enter_context(teller.progress("compiling", len(wanted), " types")))
+                monitor.tell("compiling the block kernels, once; this takes up to half a minute")
+                advance.append(stack.enter_context(monitor.progress("compiling", len(wanted), " types")))
                 advance[0](ready)
             elif advance:
                 advance[0](n)
 
-        interruptible(warm, progress=step)
+        run_interruptible(warm, progress=step)

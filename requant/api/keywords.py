@@ -17,7 +17,7 @@ from requant.common.units import parse_size
 from requant.errors import UsageError, brief
 from requant.model.memory import OWN_CONTEXT
 from requant.planning.engines import engine_named, parse_bandwidth
-from requant.planning.request import MAX_CONTEXT, Wishes
+from requant.planning.request import MAX_CONTEXT, PlanRequest
 from requant.planning.rules import parse_rule, parse_type, parse_types, parse_written_type
 from requant.scoring.calibration_data import Calibration, check_calibration
 
@@ -59,7 +59,7 @@ class Scoring(TypedDict, total=False):
 
 
 class Planning(Scoring, total=False):
-    """What limits a plan, the wishes that go with it, and how losses are measured where none are given.
+    """What limits a plan, the request that go with it, and how losses are measured where none are given.
 
     vram, ram, size, reserve: bytes, or text with a unit. ctx: tokens over all sequences, or "max". cache_type_k,
     cache_type_v: a type, or "auto". parallel: sequences at once. ubatch: tokens computed at once. draft, mmproj: files
@@ -228,7 +228,7 @@ _WISHES: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
 }
 
 
-def wishes_of(given: Mapping[str, Any]) -> Wishes:
+def parse_request(given: Mapping[str, Any]) -> PlanRequest:
     """What the keywords of `Planning` ask of a plan. Raises UsageError, and BadInput for a file of rules."""
     found = {
         field: make(option(keyword), given[keyword])
@@ -239,10 +239,10 @@ def wishes_of(given: Mapping[str, Any]) -> Wishes:
         from requant.planning.recipe import read_tensor_types
 
         found["pins"] = found.get("pins", ()) + read_tensor_types(Path(given["tensor_type_file"]))
-    return Wishes(**found)
+    return PlanRequest(**found)
 
 
-def calibration_of(given: Mapping[str, Any], n_windows: int | None = _DEFAULTS["windows"]) -> Calibration:
+def parse_calibration(given: Mapping[str, Any], n_windows: int | None = _DEFAULTS["windows"]) -> Calibration:
     """What the model is to be run on. Raises UsageError."""
     files = {name: None if given.get(name) is None else Path(given[name]) for name in ("text", "tokens", "statistics")}
     n = given.get("windows", n_windows)
@@ -256,7 +256,7 @@ def calibration_of(given: Mapping[str, Any], n_windows: int | None = _DEFAULTS["
     return asked
 
 
-def how_of(given: Mapping[str, Any]) -> dict[str, Any]:
+def parse_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `stages.job.prepared` that are in the keywords. Raises UsageError."""
     found: dict[str, Any] = {"allow_requantize": bool(given.get("allow_requantize"))}
     parsers: dict[str, Callable[[str, Any], Any]] = {

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from requant.api.kernels import prepare_kernels
 from requant.common.files import Identity
-from requant.common.interrupt import interruptible
-from requant.common.monitor import Teller
+from requant.common.interrupt import run_interruptible
+from requant.common.monitor import Monitor
 from requant.container.source import Source, require_model
 from requant.formats import Effort, by_name
 from requant.model.roles import never_quantize
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoringResult:
     """Losses, and for encoders that are to weigh by it what was measured on the way: statistics, and of which text."""
 
     losses: Losses
@@ -36,14 +36,14 @@ def score(
     types: tuple[str, ...],
     imatrix: Imatrix | None,
     calibration: Calibration,
-    teller: Teller,
+    monitor: Monitor,
     *,
     threads: int | None,
     allow_requantize: bool,
     effort: Effort | None,
     weigh: bool = False,
     cluster: Cluster | None = None,
-) -> Scored:
+) -> ScoringResult:
     """The losses of `types`, by default `candidates.DEFAULT_TYPES`: from gradients wherever the model can be run.
 
     weigh: the encoders are to weigh columns by what is measured on the way, where no imatrix is given.
@@ -52,7 +52,7 @@ def score(
     from requant.scoring.candidates import DEFAULT_TYPES
 
     types = types or DEFAULT_TYPES
-    prepare_kernels(teller, {t.format for t in source.tensors} | {by_name(name) for name in types})
+    prepare_kernels(monitor, {t.format for t in source.tensors} | {by_name(name) for name in types})
     common: dict[str, Any] = {
         "types": types,
         "threads": threads,
@@ -63,22 +63,24 @@ def score(
     if calibration.statistics is not None:
         statistics = read_importance(calibration.statistics, source)
         assert statistics is not None
-        with teller.progress("scoring", len(source.tensors), " tensors") as advance:
-            losses = interruptible(
+        with monitor.progress("scoring", len(source.tensors), " tensors") as advance:
+            losses = run_interruptible(
                 fisher.score_by_statistics, source, statistics, imatrix=imatrix, progress=advance, **common
             )
-        return Scored(losses)
+        return ScoringResult(losses)
     reason = None if calibration.quick else fisher.cannot_run(source)
     if calibration.quick or reason is not None:
         if reason is not None:
-            teller.warn(f"scoring without gradients, which makes worse plans: {reason}")
-        with teller.progress("scoring", sum(t.n_bytes for t in source.tensors)) as advance:
-            return Scored(interruptible(layerwise.score, source, imatrix=imatrix, progress=advance, **common))
-    with teller.working("reading text"):
-        text = interruptible(calibration.windows, source)
-    teller.warn(*text.notes)
-    with teller.progress("scoring", fisher.n_steps(source), " layers") as advance:
-        found = interruptible(
+            monitor.warn(f"scoring without gradients, which makes worse plans: {reason}")
+        with monitor.progress("scoring", sum(t.n_bytes for t in source.tensors)) as advance:
+            return ScoringResult(
+                run_interruptible(layerwise.score, source, imatrix=imatrix, progress=advance, **common)
+            )
+    with monitor.working("reading text"):
+        text = run_interruptible(calibration.windows, source)
+    monitor.warn(*text.notes)
+    with monitor.progress("scoring", fisher.n_steps(source), " layers") as advance:
+        found = run_interruptible(
             fisher.score_by_gradients,
             source,
             text.windows,
@@ -88,14 +90,14 @@ def score(
             progress=advance,
             **common,
         )
-    return Scored(found.losses, (found.statistics, text.name) if weigh and imatrix is None else None)
+    return ScoringResult(found.losses, (found.statistics, text.name) if weigh and imatrix is None else None)
 
 
 def calibrate(
     source: Source,
     calibration: Calibration,
     out: Path,
-    teller: Teller,
+    monitor: Monitor,
     *,
     force: bool,
     inputs: frozenset[Identity],
@@ -110,39 +112,39 @@ def calibrate(
 
     with Part(out, 0, force=force, inputs=inputs):
         pass
-    with teller.working("reading text"):
-        text = interruptible(calibration.windows, source)
-    teller.warn(*text.notes)
+    with monitor.working("reading text"):
+        text = run_interruptible(calibration.windows, source)
+    monitor.warn(*text.notes)
     how: dict[str, Any] = {"gradients": not no_gradients, "max_memory": max_memory, "threads": threads}
-    prepare_kernels(teller, {t.format for t in source.tensors}, encode=False)
+    prepare_kernels(monitor, {t.format for t in source.tensors}, encode=False)
     n_batches = calibrate_.n_batches(source, text.windows, **how)
     kept = out.with_name(f"{out.name}.part.npz")
     steps = calibrate_.n_steps(source, n_batches, gradients=not no_gradients)
-    with teller.progress("calibrating", steps, " layers") as advance:
-        found = interruptible(calibrate_.calibrate, source, text.windows, kept=kept, progress=advance, **how)
+    with monitor.progress("calibrating", steps, " layers") as advance:
+        found = run_interruptible(calibrate_.calibrate, source, text.windows, kept=kept, progress=advance, **how)
     write_statistics(out, found, source, text.name, force=force, inputs=inputs)
     kept.unlink(missing_ok=True)
     return found
 
 
 def evaluate(
-    source: Source, base: Source | None, calibration: Calibration, teller: Teller, *, threads: int | None
+    source: Source, base: Source | None, calibration: Calibration, monitor: Monitor, *, threads: int | None
 ) -> Evaluation:
     """The figures of the model on the text, and its divergence from `base`."""
-    from requant.model.forward.passes import model_of
+    from requant.model.forward.passes import read_model
     from requant.model.forward.weights import Weights
     from requant.scoring import evaluate as evaluate_
 
     sources = [source] if base is None else [source, base]
-    model, reference = model_of(Weights(source)), None if base is None else model_of(Weights(base))
+    model, reference = read_model(Weights(source)), None if base is None else read_model(Weights(base))
     if reference is not None:
         evaluate_.check_base(model, reference)
-    with teller.working("reading text"):
-        text = interruptible(calibration.windows, source)
-    prepare_kernels(teller, {t.format for s in sources for t in s.tensors}, encode=False)
+    with monitor.working("reading text"):
+        text = run_interruptible(calibration.windows, source)
+    prepare_kernels(monitor, {t.format for s in sources for t in s.tensors}, encode=False)
     steps = sum(m.architecture.n_layers for m in (model, reference) if m is not None) + 1
-    with teller.progress("evaluating", steps, " layers") as advance:
-        found = interruptible(
+    with monitor.progress("evaluating", steps, " layers") as advance:
+        found = run_interruptible(
             evaluate_.evaluate, model, text.windows, base=reference, threads=threads, progress=advance
         )
     of, base_name = source.header_sha256, None if base is None else base.name

@@ -13,7 +13,7 @@ from requant.api import measure as measuring
 from requant.api import plan as planning
 from requant.api import score as scoring
 from requant.api import verify as verifying
-from requant.api.convert import KEEP_TYPE, WAYS, settle
+from requant.api.convert import KEEP_TYPE, POLICIES, apply_nonfinite_policy
 from requant.api.keywords import (
     Planning,
     Report,
@@ -21,18 +21,18 @@ from requant.api.keywords import (
     Size,
     Where,
     Words,
-    calibration_of,
     check_known,
     count_of,
-    how_of,
     keywords,
+    parse_calibration,
+    parse_options,
+    parse_request,
     size_of,
     types_of,
-    wishes_of,
 )
-from requant.api.session import Job, connected, prepared
+from requant.api.session import Session, connect_cluster, open_session
 from requant.common.files import identities
-from requant.common.monitor import SILENT, Progress, calling
+from requant.common.monitor import SILENT, Progress, call_back
 from requant.container.source import Source, open_source, require_model
 from requant.container.splitting import Splitting
 from requant.conversion.record import read_conversion
@@ -41,7 +41,7 @@ from requant.errors import UsageError
 from requant.model.inspection import Inspection, inspect
 from requant.planning.frontier import Curve
 from requant.planning.plan import Plan, read_plan
-from requant.planning.request import MAX_CONTEXT, Wishes, check_ways
+from requant.planning.request import MAX_CONTEXT, PlanRequest, check_type_source
 from requant.scoring.losses import Losses, read_losses
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ class Model:
         """
         caches = {"cache_type_k": cache_type_k, "cache_type_v": cache_type_v}
         asked = {"ctx": ctx, "parallel": parallel, "ubatch": ubatch, "reserve": reserve, **caches}
-        wishes = wishes_of(asked)
-        return inspect(self.source, wishes.settings, wishes.reserve or 0)
+        request = parse_request(asked)
+        return inspect(self.source, request.settings, request.reserve or 0)
 
     @keywords(Scoring)
     def score(
@@ -115,10 +115,10 @@ class Model:
         UsageError, NumericFault for weights that are not finite, OutputRefused, InputOutputError.
         """
         check_known(asked, Scoring, "score")
-        wishes = Wishes(types=() if types is None else types_of("--types", types))
-        with self._job(asked, wishes) as job:
+        request = PlanRequest(types=() if types is None else types_of("--types", types))
+        with self._job(asked, request) as job:
             emitted = None if emit_imatrix is None else Path(emit_imatrix)
-            return scoring.losses_of(job, emitted=emitted, force=force)
+            return scoring.score_to_files(job, emitted=emitted, force=force)
 
     @keywords(Planning)
     def plan(self, **asked: Unpack[Planning]) -> Plan:
@@ -128,8 +128,8 @@ class Model:
         where even the smallest plan is over the budget, BadInput, UsageError, and what scoring does.
         """
         check_known(asked, Planning, "plan")
-        with self._job(asked, wishes_of(asked)) as job:
-            check_ways(job.wishes, None, None, job.preset, job.like)
+        with self._job(asked, parse_request(asked)) as job:
+            check_type_source(job.request, None, None, job.preset, job.like)
             return job.planned()[0]
 
     @keywords(Planning)
@@ -139,10 +139,10 @@ class Model:
         The keywords are those of `plan`; what limits bytes has no say but in the context. Raises as `plan` does.
         """
         check_known(asked, Planning, "frontier")
-        with self._job(asked, wishes_of(asked)) as job:
-            if job.wishes.n_ctx == MAX_CONTEXT:
+        with self._job(asked, parse_request(asked)) as job:
+            if job.request.n_ctx == MAX_CONTEXT:
                 raise UsageError("--frontier is of one context; give --ctx a number")
-            points, losses = planning.frontier(job)
+            points, losses = planning.compute_curve(job)
         return Curve(losses.source, losses.method, tuple(points))
 
     @keywords(Planning)
@@ -153,7 +153,7 @@ class Model:
         *,
         type: str | None = None,
         measure: int | None = None,
-        nonfinite: str = WAYS[0],
+        nonfinite: str = POLICIES[0],
         no_verify: bool = False,
         keep_split: bool = False,
         max_shard_size: Size | None = None,
@@ -171,13 +171,15 @@ class Model:
         use, InputOutputError, SourceChanged, NumericFault for weights that do not survive in their type.
         """
         check_known(asked, Planning, "convert")
-        if nonfinite not in WAYS:
-            raise UsageError(f"--nonfinite must be {' or '.join(WAYS)}")
+        if nonfinite not in POLICIES:
+            raise UsageError(f"--nonfinite must be {' or '.join(POLICIES)}")
         parts = Splitting(keep_split, None if max_shard_size is None else size_of("--max-shard-size", max_shard_size))
-        with self._job({**asked, "plan": plan, "type": type}, wishes_of(asked), fresh=nonfinite == KEEP_TYPE) as job:
+        with self._job(
+            {**asked, "plan": plan, "type": type}, parse_request(asked), fresh=nonfinite == KEEP_TYPE
+        ) as job:
             decided = plan, job.type_name, job.preset, job.like
-            check_ways(job.wishes, *decided)
-            settle(job.source, nonfinite, job.teller, threads=job.threads)
+            check_type_source(job.request, *decided)
+            apply_nonfinite_policy(job.source, nonfinite, job.monitor, threads=job.threads)
             how: dict[str, Any] = {"force": force, "restart": restart, "verified": not no_verify}
             n = None if measure is None else count_of("--measure", measure, 1, 64)
             return converting.make(job, Path(out), splitting=parts, measure=n, **how)
@@ -202,12 +204,12 @@ class Model:
         if (text is None) == (tokens is None):
             raise UsageError("say what to evaluate on: --text FILE or --tokens FILE")
         given = {"text": text, "tokens": tokens, "windows": windows, "window": window}
-        asked, n = calibration_of(given), None if threads is None else count_of("--threads", threads, 1, 1024)
+        asked, n = parse_calibration(given), None if threads is None else count_of("--threads", threads, 1, 1024)
         with ExitStack() as stack:
             other = base.opened() if isinstance(base, Model) else None
             if base is not None and not isinstance(base, Model):
                 other = stack.enter_context(open_source(Path(base)))
-            return measuring.evaluate(self.opened(), other, asked, calling(progress), threads=n)
+            return measuring.evaluate(self.opened(), other, asked, call_back(progress), threads=n)
 
     def calibrate(
         self,
@@ -229,7 +231,7 @@ class Model:
         stopped goes on when it is called in the same way again. Raises BadInput for a model that cannot be run or a
         text that is too short, UsageError, NumericFault, OutputRefused, InputOutputError.
         """
-        asked = calibration_of({"text": text, "tokens": tokens, "windows": windows, "window": window})
+        asked = parse_calibration({"text": text, "tokens": tokens, "windows": windows, "window": window})
         how: dict[str, Any] = {
             "no_gradients": no_gradients,
             "max_memory": None if max_memory is None else size_of("--max-memory", max_memory),
@@ -237,16 +239,16 @@ class Model:
         }
         source = self.opened()
         inputs = source.identities | identities(asked.text, asked.tokens)
-        return measuring.calibrate(source, asked, Path(out), calling(progress), force=force, inputs=inputs, **how)
+        return measuring.calibrate(source, asked, Path(out), call_back(progress), force=force, inputs=inputs, **how)
 
     @contextmanager
-    def _job(self, asked: Mapping[str, Any], wishes: Wishes, *, fresh: bool = False) -> Iterator[Job]:
+    def _job(self, asked: Mapping[str, Any], request: PlanRequest, *, fresh: bool = False) -> Iterator[Session]:
         """What the keywords say, with their small files read; fresh: of a source that the job may change."""
-        calibration, how, teller = calibration_of(asked), how_of(asked), calling(asked.get("progress"))
+        calibration, how, monitor = parse_calibration(asked), parse_options(asked), call_back(asked.get("progress"))
         with ExitStack() as stack:
             source = stack.enter_context(open_source(self.path)) if fresh else self.opened()
-            workers = stack.enter_context(connected(asked.get("cluster"), teller.tell))
-            yield prepared(source, wishes, calibration, **how, cluster=workers, teller=teller)
+            workers = stack.enter_context(connect_cluster(asked.get("cluster"), monitor.tell))
+            yield open_session(source, request, calibration, **how, cluster=workers, monitor=monitor)
 
     def opened(self) -> Source:
         """The source. Raises UsageError where the model is closed."""
@@ -289,4 +291,4 @@ def verify(
         origin = source.opened() if isinstance(source, Model) else None
         if source is not None and not isinstance(source, Model):
             origin = stack.enter_context(open_source(Path(source)))
-        return verifying.verify(Path(out), origin, wanted, calling(progress), threads=n)
+        return verifying.verify(Path(out), origin, wanted, call_back(progress), threads=n)

@@ -6,15 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from requant.api.invocation import score_words
+from requant.api.invocation import score_options
 from requant.api.measure import check_can_run, score
-from requant.api.session import Job
+from requant.api.session import Session
 from requant.common.atomic_write import check_writable
 from requant.errors import UsageError
 from requant.scoring.losses import Losses
 
 
-def check_emitted(job: Job, emitted: Path | None, *, force: bool) -> None:
+def check_imatrix_output(job: Session, emitted: Path | None, *, force: bool) -> None:
     """Raise what would keep importance from being measured and written to `emitted`, where that is asked for."""
     if emitted is None:
         return
@@ -24,18 +24,18 @@ def check_emitted(job: Job, emitted: Path | None, *, force: bool) -> None:
     check_writable(emitted, force=force, inputs=job.inputs)
 
 
-def losses_of(job: Job, *, emitted: Path | None = None, force: bool = False) -> Losses:
-    """The losses of the types that the job wishes for; the importance measured on the way goes to `emitted`.
+def score_to_files(job: Session, *, emitted: Path | None = None, force: bool = False) -> Losses:
+    """The losses of the types that the job request for; the importance measured on the way goes to `emitted`.
 
-    Raises what scoring does, and what `check_emitted` and writing do.
+    Raises what scoring does, and what `check_imatrix_output` and writing do.
     """
-    check_emitted(job, emitted, force=force)
+    check_imatrix_output(job, emitted, force=force)
     scored = score(
         job.source,
-        job.wishes.types,
+        job.request.types,
         job.imatrix,
         job.calibration,
-        job.teller,
+        job.monitor,
         threads=job.threads,
         allow_requantize=job.allow_requantize,
         effort=job.effort,
@@ -49,4 +49,4 @@ def losses_of(job: Job, *, emitted: Path | None = None, force: bool = False) -> 
         statistics, text = scored.measured
         write_statistics(emitted, statistics, job.source, text, force=force, inputs=job.inputs)
     how: dict[str, Any] = {"allow_requantize": job.allow_requantize, "effort": job.effort}
-    return replace(scored.losses, options=score_words(job.wishes.types, job.imatrix, job.calibration, **how))
+    return replace(scored.losses, options=score_options(job.request.types, job.imatrix, job.calibration, **how))

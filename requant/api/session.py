@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from requant.api.invocation import signed
+from requant.api.invocation import record_options
 from requant.api.kernels import prepare_kernels
-from requant.api.measure import Scored, check_can_run, read_importance, score
+from requant.api.measure import ScoringResult, check_can_run, read_importance, score
 from requant.common.files import Identity, identities
-from requant.common.interrupt import interruptible
-from requant.common.monitor import SILENT, Teller
+from requant.common.interrupt import run_interruptible
+from requant.common.monitor import SILENT, Monitor
 from requant.container.source import Source, open_source
 from requant.conversion.record import read_any_plan
 from requant.errors import UsageError
@@ -21,7 +21,7 @@ from requant.formats import Effort, by_name
 from requant.formats.jit import fingerprint
 from requant.planning.best_plan import check_feasible, fits_as_it_is, make_plan
 from requant.planning.plan import Plan
-from requant.planning.request import AUTO, Wishes
+from requant.planning.request import AUTO, PlanRequest
 from requant.scoring.calibration_data import Calibration
 from requant.scoring.losses import Losses, read_losses
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Session:
     """A model and all that was said of how to plan for it and to convert it."""
 
     source: Source
-    wishes: Wishes
+    request: PlanRequest
     calibration: Calibration
     imatrix: Imatrix | None
     losses: Losses | None
@@ -52,23 +52,23 @@ class Job:
     given_plan: Plan | None = None
     statistics: tuple[Statistics, str] | None = None  # the importance matrix was measured, on that text
     cluster: Cluster | None = None
-    teller: Teller = SILENT
+    monitor: Monitor = SILENT
 
     @property
     def scores(self) -> bool:
         """Whether a plan takes scoring, which may take hours."""
         others = (self.plan_file, self.given_plan, self.type_name, self.preset, self.losses)
-        return self.wishes.has_budget and all(other is None for other in others)
+        return self.request.has_budget and all(other is None for other in others)
 
     def check_measure(self, n: int | None) -> None:
         """Raise what is wrong with measuring `n` plans near the best, None where none is to be measured."""
         if n is None:
             return
-        if not self.wishes.has_budget:
+        if not self.request.has_budget:
             raise UsageError("--measure chooses among plans for a budget; give --vram, --size or --bpw with it")
         check_can_run(self.source)
 
-    def planned(self, *, weigh: bool = False, measure: int | None = None) -> tuple[Plan, Job]:
+    def planned(self, *, weigh: bool = False, measure: int | None = None) -> tuple[Plan, Session]:
         """The plan of the file, for the one type, or for the budget, then scored if no losses are given.
 
         --effort, where it is given, replaces that of the plan or the losses. weigh: the job that comes with it converts
@@ -76,18 +76,18 @@ class Job:
         the one of least measured divergence.
         """
         plan, job = self._planned(weigh, measure)
-        return signed(plan, self, measure), job
+        return record_options(plan, self, measure), job
 
-    def _planned(self, weigh: bool, measure: int | None) -> tuple[Plan, Job]:
+    def _planned(self, weigh: bool, measure: int | None) -> tuple[Plan, Session]:
         given = self.given_plan if self.plan_file is None else read_any_plan(self.plan_file)
         if given is not None:
             return given, self
         if self.type_name is not None:
             from requant.planning.recipe import uniform_plan
 
-            request, again = self.wishes.request, self.allow_requantize
+            constraints, again = self.request.constraints, self.allow_requantize
             plan = uniform_plan(
-                self.source, self.type_name, imatrix=self.imatrix, request=request, allow_requantize=again
+                self.source, self.type_name, imatrix=self.imatrix, constraints=constraints, allow_requantize=again
             )
             return plan, self
         if self.preset is not None:
@@ -95,7 +95,7 @@ class Job:
 
             again = self.allow_requantize
             return preset_plan(self.source, self.preset, imatrix=self.imatrix, allow_requantize=again), self
-        if self.like is not None and not self.wishes.has_budget:
+        if self.like is not None and not self.request.has_budget:
             from requant.planning.recipe import clone_plan
 
             with open_source(self.like) as other:
@@ -103,22 +103,22 @@ class Job:
         job, losses = self.scored(weigh=weigh)
         if measure is not None:
             return job._least(losses, measure), job
-        with self.teller.working("solving"):
-            return interruptible(make_plan, self.source, losses, self.wishes, imatrix=job.imatrix), job
+        with self.monitor.working("solving"):
+            return run_interruptible(make_plan, self.source, losses, self.request, imatrix=job.imatrix), job
 
     def as_it_is(self) -> Losses | None:
         """Losses that leave every tensor as it is, where nothing that was asked for could ask for more."""
-        return None if self.like is not None else fits_as_it_is(self.source, self.wishes)
+        return None if self.like is not None else fits_as_it_is(self.source, self.request)
 
     def least_bytes(self) -> int:
         """Bytes that no output of these types can be without: those of the smallest candidate of every tensor."""
         from requant.scoring.candidates import DEFAULT_TYPES, survey
 
-        types = self.wishes.types_to_score(DEFAULT_TYPES)
+        types = self.request.types_to_score(DEFAULT_TYPES)
         tensors = survey(self.source, types=types, imatrix=self.imatrix, has_importance=True)
         return sum(min(c.n_bytes for c in t.candidates) for t in tensors)
 
-    def scored(self, *, weigh: bool = False) -> tuple[Job, Losses]:
+    def scored(self, *, weigh: bool = False) -> tuple[Session, Losses]:
         """The losses, given or measured now; the job to go on with, which has them and any importance measured."""
         losses, job = self.losses, self
         if losses is None:
@@ -127,8 +127,8 @@ class Job:
             if scored.measured is not None:
                 statistics, name = scored.measured
                 job = replace(self, imatrix=statistics.imatrix(self.source, name), statistics=scored.measured)
-        self.wishes.try_rules(losses)
-        if AUTO in (self.wishes.cache_type_k, self.wishes.cache_type_v) and not losses.caches:
+        self.request.try_rules(losses)
+        if AUTO in (self.request.cache_type_k, self.request.cache_type_v) and not losses.caches:
             losses = replace(losses, caches=self._cache_losses())
             job = replace(job, losses=losses if job.losses is not None else None)
         if self.like is not None:
@@ -145,28 +145,30 @@ class Job:
         from requant.scoring import kv_cache_loss as trial
 
         check_can_run(self.source)
-        with self.teller.working("reading text"):
-            text = interruptible(self.calibration.windows, self.source)
-        prepare_kernels(self.teller, {by_name(name) for pair in trial.CACHES for name in pair})
-        with self.teller.progress("measuring caches", len(trial.CACHES) + 1, " models") as advance:
-            return interruptible(trial.cache_losses, self.source, text.windows, threads=self.threads, progress=advance)
+        with self.monitor.working("reading text"):
+            text = run_interruptible(self.calibration.windows, self.source)
+        prepare_kernels(self.monitor, {by_name(name) for pair in trial.CACHES for name in pair})
+        with self.monitor.progress("measuring caches", len(trial.CACHES) + 1, " models") as advance:
+            return run_interruptible(
+                trial.cache_losses, self.source, text.windows, threads=self.threads, progress=advance
+            )
 
     def _least(self, losses: Losses, n: int) -> Plan:
         """Of `n` plans near the best, the one of least divergence on text that was not scored with."""
         from requant.planning import rerank as trial
 
-        with self.teller.working("reading text"):
-            text = interruptible(self.calibration.windows, self.source, held_out=True)
+        with self.monitor.working("reading text"):
+            text = run_interruptible(self.calibration.windows, self.source, held_out=True)
         effort = losses.effort if self.effort is None else self.effort
 
         def solve(losses: Losses) -> Plan:
-            return replace(make_plan(self.source, losses, self.wishes, imatrix=self.imatrix), effort=effort)
+            return replace(make_plan(self.source, losses, self.request, imatrix=self.imatrix), effort=effort)
 
-        with self.teller.working("solving"):
-            plans = interruptible(trial.near_optimal, losses, solve, n)
-        with self.teller.progress("measuring", len(plans) + 1, " models") as advance:
-            found = interruptible(
-                trial.measured,
+        with self.monitor.working("solving"):
+            plans = run_interruptible(trial.perturbed_plans, losses, solve, n)
+        with self.monitor.progress("measuring", len(plans) + 1, " models") as advance:
+            found = run_interruptible(
+                trial.measure_plans,
                 self.source,
                 plans,
                 text.windows,
@@ -181,23 +183,23 @@ class Job:
         )
         return replace(plans[best], measured_kld=klds[best], notes=(*plans[best].notes, note))
 
-    def _scored(self, weigh: bool) -> Scored:
+    def _scored(self, weigh: bool) -> ScoringResult:
         from requant.scoring.candidates import DEFAULT_TYPES
         from requant.scoring.fisher import cannot_run
 
-        types, again = self.wishes.types_to_score(DEFAULT_TYPES), self.allow_requantize
+        types, again = self.request.types_to_score(DEFAULT_TYPES), self.allow_requantize
         measured = weigh and not self.calibration.quick and cannot_run(self.source) is None
         check_feasible(
-            self.source, self.wishes, types, imatrix=self.imatrix, allow_requantize=again, has_importance=measured
+            self.source, self.request, types, imatrix=self.imatrix, allow_requantize=again, has_importance=measured
         )
         if (whole := self.as_it_is()) is not None:
-            return Scored(whole)
+            return ScoringResult(whole)
         return score(
             self.source,
             types,
             self.imatrix,
             self.calibration,
-            self.teller,
+            self.monitor,
             threads=self.threads,
             allow_requantize=again,
             effort=self.effort,
@@ -206,9 +208,9 @@ class Job:
         )
 
 
-def prepared(
+def open_session(
     source: Source,
-    wishes: Wishes,
+    request: PlanRequest,
     calibration: Calibration,
     *,
     imatrix: Path | None = None,
@@ -221,8 +223,8 @@ def prepared(
     allow_requantize: bool = False,
     effort: Effort | None = None,
     cluster: Cluster | None = None,
-    teller: Teller = SILENT,
-) -> Job:
+    monitor: Monitor = SILENT,
+) -> Session:
     """The job with its small files read."""
     imatrix = imatrix if calibration.statistics is None or imatrix is not None else calibration.statistics
     matrix = read_importance(imatrix, source)
@@ -230,9 +232,9 @@ def prepared(
     found = read_losses(losses) if isinstance(losses, Path) else losses
     paths = imatrix, losses_file, plan_file, like, calibration.text, calibration.tokens, calibration.statistics
     inputs = source.identities | identities(*paths)
-    return Job(
+    return Session(
         source=source,
-        wishes=wishes,
+        request=request,
         calibration=calibration,
         imatrix=matrix,
         losses=found,
@@ -247,11 +249,11 @@ def prepared(
         effort=effort,
         given_plan=None if isinstance(plan, Path) else plan,
         cluster=cluster,
-        teller=teller,
+        monitor=monitor,
     )
 
 
-def connected(address: str | None, tell: Callable[[str], None]) -> AbstractContextManager[Cluster | None]:
+def connect_cluster(address: str | None, tell: Callable[[str], None]) -> AbstractContextManager[Cluster | None]:
     """The cluster at `address`, None without one; `tell` takes its lines for the user. Raises as `Cluster` does."""
     if address is None:
         return nullcontext()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from requant.api.kernels import prepare_kernels
 from requant.common.atomic_write import has_schema
-from requant.common.interrupt import interruptible
-from requant.common.monitor import Teller
+from requant.common.interrupt import run_interruptible
+from requant.common.monitor import Monitor
 from requant.container.source import Source, open_source
-from requant.conversion.compare import off_plan
+from requant.conversion.compare import compare_with_plan
 from requant.planning.plan import PLAN_SCHEMA, Plan, read_plan
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    out: Path, source: Source | None, wanted: Plan | Path | None, teller: Teller, *, threads: int | None
+    out: Path, source: Source | None, wanted: Plan | Path | None, monitor: Monitor, *, threads: int | None
 ) -> Verification:
     """What is wrong with `out`; `wanted` is a plan, or the record where it is not beside `out`."""
     from requant.conversion.verify import formats_read
@@ -29,11 +29,11 @@ def verify(
     if record is not None and has_schema(record, PLAN_SCHEMA):
         plan, record = read_plan(record), None
     with open_source(out) as target:
-        prepare_kernels(teller, formats_read(target, source), encode=False)
+        prepare_kernels(monitor, formats_read(target, source), encode=False)
         total = sum(t.n_bytes for t in target.tensors)
-        differences = () if plan is None else tuple(off_plan(target, plan))
-    with teller.progress("verifying", total) as advance:
-        found = interruptible(verify_, out, source=source, record=record, threads=threads, progress=advance)
+        differences = () if plan is None else tuple(compare_with_plan(target, plan))
+    with monitor.progress("verifying", total) as advance:
+        found = run_interruptible(verify_, out, source=source, record=record, threads=threads, progress=advance)
     if plan is None:
         return found
     return replace(found, against=(*found.against, "plan"), findings=(*found.findings, *differences))

@@ -41,5 +41,5 @@ def command(*, model: Path, out: Path | None, text: Path | None, tokens: Path | 
     with open_source(model) as source:
         messages.warn(*source.warnings)
         inputs = source.identities | identities(text, tokens)
-        found = measuring.calibrate(source, asked, out, messages.TELLER, force=force, inputs=inputs, **how)
-    messages.emit(statistics_text(found, source, out))
+        found = measuring.calibrate(source, asked, out, messages.MONITOR, force=force, inputs=inputs, **how)
+    messages.print_result(statistics_text(found, source, out))

@@ -107,9 +107,9 @@ class Command(click.Command):
             return super().invoke(ctx)
         begun = time.monotonic()
         for line in _told(ctx.params):
-            messages.detail(line)
+            messages.debug(line)
         found = super().invoke(ctx)
-        messages.detail(f"{ctx.info_name} took {time.monotonic() - begun:.2f} s")
+        messages.debug(f"{ctx.info_name} took {time.monotonic() - begun:.2f} s")
         return found
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

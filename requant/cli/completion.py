@@ -36,9 +36,9 @@ def cache_types(_: click.Context, __: click.Parameter, incomplete: str) -> list[
 
 def presets(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
     """The mixtures of llama-quantize."""
-    from requant.model.mixtures import mixtures
+    from requant.model.mixtures import mixture_names
 
-    return _items(mixtures(), incomplete)
+    return _items(mixture_names(), incomplete)
 
 
 def engines(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:

@@ -48,7 +48,7 @@ def set_level(level: int) -> None:
     settings.level = level
 
 
-def say(text: str, level: int = NORMAL) -> None:
+def log(text: str, level: int = NORMAL) -> None:
     """A line on stderr, unless less is to be said; a bar that stands there makes room."""
     if settings.level < level:
         return

@@ -7,17 +7,17 @@ from typing import Any
 
 import click
 
-from requant.api.convert import make, settle
-from requant.api.session import Job, connected, prepared
+from requant.api.convert import apply_nonfinite_policy, make
+from requant.api.session import Session, connect_cluster, open_session
 from requant.cli import messages, options, terminal
 from requant.cli.command import Command
 from requant.cli.nonfinite import option as nonfinite_option
 from requant.common.units import format_size
 from requant.container.source import open_source
-from requant.container.splitting import WHOLE, Splitting, paths_of, total_size
+from requant.container.splitting import WHOLE, Splitting, output_paths, total_size
 from requant.errors import UsageError, printable
 from requant.planning.plan import Plan
-from requant.planning.request import Wishes, check_ways
+from requant.planning.request import PlanRequest, check_type_source
 from requant.report import publish as reporting
 from requant.report.start_command import start_command
 from requant.report.text.result import conversion_text
@@ -60,7 +60,7 @@ def command(
     *,
     model: Path,
     out: Path,
-    wishes: Wishes,
+    request: PlanRequest,
     vrams: tuple[int, ...],
     calibration: Calibration,
     measure: int | None,
@@ -80,22 +80,22 @@ def command(
     With a budget all stages run in one go: score, plan, write, verify. The output appears under its name when it is
     complete and was read again. A run that was stopped goes on by the same command.
     """
-    check_ways(wishes, given["plan"], given["type_name"], given["preset"], given["like"])
+    check_type_source(request, given["plan"], given["type_name"], given["preset"], given["like"])
     if str(out) == "-":
         raise UsageError("OUT: a model is not written to stdout; name a file")
     if len(vrams) > 1:
         raise UsageError("convert makes one file; give one --vram, or plan for all of them first")
     if reports and dry_run:
         raise UsageError("--dry-run writes nothing; leave --report out")
-    with open_source(model) as source, connected(cluster, messages.tell) as workers:
+    with open_source(model) as source, connect_cluster(cluster, messages.info) as workers:
         messages.warn(*source.warnings)
-        settle(source, nonfinite, messages.TELLER, threads=given["threads"])
-        job = prepared(source, wishes, calibration, **given, cluster=workers, teller=messages.TELLER)
+        apply_nonfinite_policy(source, nonfinite, messages.MONITOR, threads=given["threads"])
+        job = open_session(source, request, calibration, **given, cluster=workers, monitor=messages.MONITOR)
         if dry_run:
             job.check_measure(measure)
             plan, job = job.planned(weigh=True, measure=measure)
             files = _files(job, plan, out, splitting)
-            messages.emit(*([plan.to_json()] if as_json else [*terminal.plan_parts(plan), *files]))
+            messages.print_result(*([plan.to_json()] if as_json else [*terminal.plan_parts(plan), *files]))
             return
         reporting.check_beside(reports, out, force=force, inputs=job.inputs)
         made = make(
@@ -106,21 +106,21 @@ def command(
             force=force,
             restart=restart,
             verified=not no_verify,
-            show=lambda plan: None if as_json else messages.emit(*terminal.plan_parts(plan)),
+            show=lambda plan: None if as_json else messages.print_result(*terminal.plan_parts(plan)),
         )
     messages.warn(*made.notes)
-    reporting.write_beside(reports, made.output, model, force=force, teller=messages.TELLER)
+    reporting.write_beside(reports, made.output, model, force=force, monitor=messages.MONITOR)
     text = f"\n{conversion_text(made, verified=not no_verify)}\n\n{start_command(made.plan, made.output)}"
-    messages.emit(made.to_json() if as_json else text)
+    messages.print_result(made.to_json() if as_json else text)
 
 
-def _files(job: Job, plan: Plan, out: Path, splitting: Splitting) -> list[str]:
+def _files(job: Session, plan: Plan, out: Path, splitting: Splitting) -> list[str]:
     """A line that says which files the output would be, where it is to be split."""
     if splitting == WHOLE:
         return []
     from requant.planning.output_layout import output_layouts
 
     layouts = output_layouts(job.source, plan, job.imatrix, splitting)
-    paths = [printable(str(path)) for path in paths_of(out, layouts)]
+    paths = [printable(str(path)) for path in output_paths(out, layouts)]
     names = paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]}"
     return [f"{len(paths)} file{'s' * (len(paths) > 1)}, {format_size(total_size(layouts))} in all: {names}"]

@@ -21,4 +21,4 @@ def command(*, a: Path, b: Path, as_json: bool) -> None:
     A line for each tensor whose type differs, with the bytes that B has more, then the sums of both.
     """
     found = difference(read_side(a), read_side(b))
-    messages.emit(found.to_json() if as_json else difference_text(found))
+    messages.print_result(found.to_json() if as_json else difference_text(found))

@@ -57,5 +57,5 @@ def command(
         source = opened.enter_context(open_source(model))
         reference = None if base is None else opened.enter_context(open_source(base))
         messages.warn(*source.warnings, *beyond_context(source.metadata, window))
-        found = measuring.evaluate(source, reference, asked, messages.TELLER, threads=threads)
-    messages.emit(found.to_json() if as_json else evaluation_text(found, model, base))
+        found = measuring.evaluate(source, reference, asked, messages.MONITOR, threads=threads)
+    messages.print_result(found.to_json() if as_json else evaluation_text(found, model, base))

@@ -56,8 +56,8 @@ def command(*, model: Path, tensors: bool, as_json: bool, **asked: Any) -> None:
         found = inspect(source, asked, asked.pop("reserve") or 0)
     messages.warn(*found.warnings)
     if as_json:
-        messages.emit(found.to_json())
+        messages.print_result(found.to_json())
     else:
         width = terminal.width()
         picture = terminal.model_picture(found)
-        messages.emit(facts(found, width), *picture, *tables(found, width, tensors=tensors))
+        messages.print_result(facts(found, width), *picture, *tables(found, width, tensors=tensors))

@@ -91,7 +91,7 @@ def _clear_cache(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         from requant.formats import kernel_cache
 
         for folder in kernel_cache.clear():
-            messages.emit(f"removed {folder}")
+            messages.print_result(f"removed {folder}")
         ctx.exit()
 
 
@@ -119,10 +119,10 @@ def main(ctx: click.Context, /, *, version: bool, as_json: bool) -> None:
     if as_json and not version:
         raise click.UsageError("--json comes after a command, or goes with --version", ctx)
     if version:
-        messages.emit(_versions(as_json=as_json))
+        messages.print_result(_versions(as_json=as_json))
         ctx.exit()
     if ctx.invoked_subcommand is None:
-        messages.emit(ctx.get_help())
+        messages.print_result(ctx.get_help())
 
 
 main.params += common()

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from requant.cli.console import QUIET, VERBOSE, say, settings
+from requant.cli.console import QUIET, VERBOSE, log, settings
 from requant.cli.progress import progress as _progress
-from requant.common.monitor import Teller
+from requant.common.monitor import Monitor
 from requant.common.units import format_size
 from requant.errors import InputOutputError, RequantError, UsageError, printable
 
@@ -102,7 +102,7 @@ def set_debug(_: click.Context, __: click.Parameter, value: bool) -> None:
     settings.debug = settings.debug or value
 
 
-def emit(*parts: str | Picture) -> None:
+def print_result(*parts: str | Picture) -> None:
     """The parts on stdout, a blank line between them, all of their text printable; colours are added after that.
 
     A reader that has gone is no failure; InputOutputError for a full disk.
@@ -130,20 +130,20 @@ def _coloured(span: Span) -> str:
     return f"\x1b[{span.colour}m{text}\x1b[0m" if span.colour is not None else text
 
 
-def tell(text: str) -> None:
+def info(text: str) -> None:
     """A line on stderr, unless quiet."""
-    say(text)
+    log(text)
 
 
-def detail(text: str) -> None:
+def debug(text: str) -> None:
     """A line on stderr for those who want to know more."""
-    say(text, VERBOSE)
+    log(text, VERBOSE)
 
 
 def warn(*texts: str) -> None:
     """A line on stderr for each of `texts`, unless quiet."""
     for text in texts:
-        say(f"warning: {text}")
+        log(f"warning: {text}")
 
 
 def _failed(message: str, code: int) -> int:
@@ -151,7 +151,7 @@ def _failed(message: str, code: int) -> int:
         import traceback
 
         traceback.print_exc()
-    say(f"error: {message}", QUIET)
+    log(f"error: {message}", QUIET)
     return code
 
 
@@ -242,7 +242,7 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
     if settings.debug:
         sys.__excepthook__(kind, error, trace)
     what = f"{kind.__name__}: {' '.join(str(error).split())}".rstrip(": ")
-    say(f"error: internal error, please report it: {what}; --debug shows where", QUIET)
+    log(f"error: internal error, please report it: {what}; --debug shows where", QUIET)
 
 
-TELLER = Teller(progress, warn, tell, resumable)  # what the stages say, on this terminal
+MONITOR = Monitor(progress, warn, info, resumable)  # what the stages say, on this terminal

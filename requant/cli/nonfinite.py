@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from requant.api.convert import WAYS
+from requant.api.convert import POLICIES
 from requant.cli.command import Choice
 
 option = click.option(
     "--nonfinite",
-    type=Choice(WAYS),
-    default=WAYS[0],
+    type=Choice(POLICIES),
+    default=POLICIES[0],
     show_default=True,
     help="What to do with tensors that hold NaN or infinity: stop, or copy them.",
 )

@@ -15,7 +15,7 @@ from requant.cli.command import Choice
 from requant.cli.values import Count, Size, Sizes
 from requant.container.splitting import Splitting
 from requant.formats import Effort
-from requant.planning.request import PREFERENCE, Wishes
+from requant.planning.request import PREFERENCE, PlanRequest
 from requant.scoring.calibration_data import Calibration, check_calibration
 
 MIN_CTX = 16  # tokens of a window
@@ -292,8 +292,8 @@ _BUDGET = (
 
 
 def budget(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of a budget, which reach the command as `wishes`; --vram, which may be several, as `vrams`."""
-    names = {f.name for f in fields(Wishes)}
+    """The options of a budget, which reach the command as `request`; --vram, which may be several, as `vrams`."""
+    names = {f.name for f in fields(PlanRequest)}
 
     @functools.wraps(command)
     def parsed(**given: Any) -> Any:
@@ -304,7 +304,7 @@ def budget(command: Callable[..., Any]) -> Callable[..., Any]:
             from requant.planning.recipe import read_tensor_types
 
             asked["pins"] += read_tensor_types(path)
-        return command(wishes=Wishes(**asked, vram=vrams[0] if vrams else None), vrams=vrams, **given)
+        return command(request=PlanRequest(**asked, vram=vrams[0] if vrams else None), vrams=vrams, **given)
 
     return _together(*_BUDGET)(parsed)
 

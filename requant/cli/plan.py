@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from requant.api import plan as planning
-from requant.api.session import Job, connected, prepared
+from requant.api.session import Session, connect_cluster, open_session
 from requant.cli import messages, options, terminal
 from requant.cli.command import Command
 from requant.common.atomic_write import check_writable, write_text
@@ -16,7 +16,7 @@ from requant.common.units import size_label
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.planning.plan import Plan
-from requant.planning.request import MAX_CONTEXT, Wishes, check_ways
+from requant.planning.request import MAX_CONTEXT, PlanRequest, check_type_source
 from requant.report.start_command import start_command
 from requant.report.text.table import plans_table
 from requant.scoring.calibration_data import Calibration
@@ -43,7 +43,7 @@ from requant.scoring.calibration_data import Calibration
 def command(
     *,
     model: Path,
-    wishes: Wishes,
+    request: PlanRequest,
     vrams: tuple[int, ...],
     calibration: Calibration,
     out: Path | None,
@@ -61,27 +61,27 @@ def command(
     first. Nothing is converted: give the plan to `requant convert --plan`. Several --vram give several plans.
     """
     if not frontier:
-        check_ways(wishes, None, None, how["preset"], how["like"], others=())
-    elif wishes.n_ctx == MAX_CONTEXT:
+        check_type_source(request, None, None, how["preset"], how["like"], others=())
+    elif request.n_ctx == MAX_CONTEXT:
         raise UsageError("--frontier is of one context; give --ctx a number")
     one = len(vrams) < 2 and not frontier
-    if explain is not None and not (one and wishes.has_budget):
+    if explain is not None and not (one and request.has_budget):
         raise UsageError("--explain is of one plan for a budget")
     if explain is not None and how["losses"] is None:
         raise UsageError("--explain solves again and again; give it the losses of `requant score` with --losses")
     if recipe is not None and not one:
         raise UsageError("--emit-tensor-types is of one plan; give one --vram and no --frontier")
     targets = [out] if len(vrams) < 2 or out is None else [_for_budget(out, size) for size in vrams]
-    with open_source(model) as source, connected(cluster, messages.tell) as workers:
+    with open_source(model) as source, connect_cluster(cluster, messages.info) as workers:
         messages.warn(*source.warnings)
-        job = prepared(source, wishes, calibration, **how, cluster=workers, teller=messages.TELLER)
+        job = open_session(source, request, calibration, **how, cluster=workers, monitor=messages.MONITOR)
         for path in (*targets, recipe):
             if path is not None:
                 check_writable(path, force=force, inputs=job.inputs)
         if frontier:
             _frontier(job, out, as_json=as_json, force=force)
             return
-        plans = planning.plans(job, vrams) if len(vrams) > 1 else [job.planned()[0]]
+        plans = planning.make_plans(job, vrams) if len(vrams) > 1 else [job.planned()[0]]
         for plan, path in zip(plans, targets, strict=False):
             if path is not None:
                 write_text(path, plan.to_json(), force=force, inputs=job.inputs)
@@ -91,31 +91,31 @@ def command(
 
             write_text(recipe, tensor_type_file(plan), force=force, inputs=job.inputs)
         if explain is not None:
-            messages.emit(_explained(job, plan, explain, as_json=as_json))
+            messages.print_result(_explained(job, plan, explain, as_json=as_json))
             return
     if len(plans) > 1:
-        messages.emit(planning.as_list(plans) if as_json else plans_table(plans, vrams, terminal.width()))
+        messages.print_result(planning.plans_to_json(plans) if as_json else plans_table(plans, vrams, terminal.width()))
     elif as_json:
-        messages.emit(plan.to_json())
+        messages.print_result(plan.to_json())
     else:
-        messages.emit(*terminal.plan_parts(plan), start_command(plan, Path("OUT.gguf")))
+        messages.print_result(*terminal.plan_parts(plan), start_command(plan, Path("OUT.gguf")))
 
 
-def _frontier(job: Job, out: Path | None, *, as_json: bool, force: bool) -> None:
+def _frontier(job: Session, out: Path | None, *, as_json: bool, force: bool) -> None:
     from requant.planning import frontier
 
-    points, losses = planning.frontier(job)
+    points, losses = planning.compute_curve(job)
     in_json = as_json or (out is not None and out.suffix == ".json")
-    text = frontier.as_json(points, losses) if in_json else frontier.as_csv(points)
+    text = frontier.curve_to_json(points, losses) if in_json else frontier.curve_to_csv(points)
     if out is not None:
         write_text(out, text, force=force, inputs=job.inputs)
-    messages.emit(text.removesuffix("\n"))
+    messages.print_result(text.removesuffix("\n"))
 
 
-def _explained(job: Job, plan: Plan, name: str, *, as_json: bool) -> str:
+def _explained(job: Session, plan: Plan, name: str, *, as_json: bool) -> str:
     from requant.report.text.explain import explanation_json, explanation_text
 
-    found, more = planning.explanation(job, plan, name)
+    found, more = planning.explain_tensor(job, plan, name)
     return explanation_json(found, plan, more) if as_json else explanation_text(found, plan, more)
 
 

@@ -88,7 +88,7 @@ def progress(what: str, total: int | None, unit: str = "B") -> Iterator[Callable
             stack.enter_context(_ticking(lambda: show(meter, GOES_ON), EVERY[how]))
         yield meter.advance
     if how != "plain":
-        speech.say(_ended(meter), VERBOSE)
+        speech.log(_ended(meter), VERBOSE)
 
 
 def mode() -> str:
@@ -145,7 +145,7 @@ def _columns() -> int:
 
 def _plain(meter: Meter, when: int) -> None:
     job = os.environ.get(JOB)
-    speech.say(f"{job + ': ' if job else ''}{_told(meter, when)}", QUIET)
+    speech.log(f"{job + ': ' if job else ''}{_told(meter, when)}", QUIET)
 
 
 def _rarely(meter: Meter, when: int) -> None:

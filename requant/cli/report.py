@@ -13,7 +13,7 @@ from requant.cli.command import Command
 from requant.common.units import format_size
 from requant.errors import UsageError, printable
 from requant.report import publish as reporting
-from requant.report.card.origin import REPOSITORY, Said
+from requant.report.card.origin import REPOSITORY, CardOverrides
 
 
 def _repositories(_: click.Context, param: click.Parameter, value: Any) -> Any:
@@ -91,17 +91,17 @@ def command(
     INPUT is a record (OUT.gguf.requant.json) or the output beside it, a folder of records, the JOBS.toml of a batch,
     or a plan. A card may be of several outputs; a page and pictures are of one, or of a plan.
     """
-    said = reporting.said_of(given)
+    said = reporting.parse_overrides(given)
     kinds = {path.suffix.lower() for path in targets}
-    if reporting.CARD not in kinds and said != Said():
+    if reporting.CARD not in kinds and said != CardOverrides():
         raise UsageError("what is said of the model is for a model card; give -o README.md with it")
     if kinds <= set(reporting.PICTURES) and (sources or evaluations):
         raise UsageError("a picture is of a plan alone; --source and --evaluation are for a page or a model card")
-    found = reporting.with_evaluations(
-        reporting.subjects(path for given in inputs for path in recorded_outputs(given)), evaluations
+    found = reporting.add_evaluations(
+        reporting.read_subjects(path for given in inputs for path in recorded_outputs(given)), evaluations
     )
-    files = reporting.inputs_of(found, *inputs, *evaluations, *sources)
+    files = reporting.input_identities(found, *inputs, *evaluations, *sources)
     reporting.check_targets(targets, force=force, inputs=files)
-    reporting.write(targets, found, said, sources, force=force, inputs=files, teller=messages.TELLER)
+    reporting.write_reports(targets, found, said, sources, force=force, inputs=files, monitor=messages.MONITOR)
     for path in targets:
-        messages.emit(f"{path}: {format_size(path.stat().st_size)}")
+        messages.print_result(f"{path}: {format_size(path.stat().st_size)}")

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from requant.api.score import losses_of
-from requant.api.session import connected, prepared
+from requant.api.score import score_to_files
+from requant.api.session import connect_cluster, open_session
 from requant.cli import messages, options, terminal
 from requant.cli.command import Command
 from requant.common.atomic_write import check_writable, write_text
 from requant.container.source import open_source
 from requant.errors import UsageError
-from requant.planning.request import Wishes
+from requant.planning.request import PlanRequest
 from requant.report.text.table import losses_table
 from requant.scoring.calibration_data import Calibration
 
@@ -58,12 +58,14 @@ def command(
     """
     if out is None and not as_json:
         raise UsageError("nowhere to put the losses; say -o LOSSES.json or --json")
-    with open_source(model) as source, connected(cluster, messages.tell) as workers:
+    with open_source(model) as source, connect_cluster(cluster, messages.info) as workers:
         messages.warn(*source.warnings)
-        job = prepared(source, Wishes(types=types), calibration, **how, cluster=workers, teller=messages.TELLER)
+        job = open_session(
+            source, PlanRequest(types=types), calibration, **how, cluster=workers, monitor=messages.MONITOR
+        )
         if out is not None:
             check_writable(out, force=force, inputs=job.inputs)
-        losses = losses_of(job, emitted=emit, force=force)
+        losses = score_to_files(job, emitted=emit, force=force)
         if out is not None:
             write_text(out, losses.to_json(), force=force, inputs=job.inputs)
-    messages.emit(losses.to_json() if as_json else losses_table(losses, terminal.width()))
+    messages.print_result(losses.to_json() if as_json else losses_table(losses, terminal.width()))

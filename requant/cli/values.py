@@ -137,8 +137,8 @@ def one_cache_type_of(context: click.Context, param: click.Parameter, value: str
 
 def preset_of(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
     """The name of a mixture."""
-    from requant.model.mixtures import mixtures
+    from requant.model.mixtures import mixture_names
 
-    if value is not None and value.upper() not in mixtures():
-        raise UsageError(f"--preset: '{brief(value)}' is no mixture known here; {suggest(value, mixtures())}")
+    if value is not None and value.upper() not in mixture_names():
+        raise UsageError(f"--preset: '{brief(value)}' is no mixture known here; {suggest(value, mixture_names())}")
     return value

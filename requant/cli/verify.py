@@ -43,8 +43,8 @@ def command(*, target: Path, model: Path | None, wanted: Path | None, threads: i
     """
     with ExitStack() as stack:
         source = None if model is None else stack.enter_context(open_source(model))
-        found = verify(target, source, wanted, messages.TELLER, threads=threads)
-    messages.emit(found.to_json() if as_json else verification_text(found))
+        found = verify(target, source, wanted, messages.MONITOR, threads=threads)
+    messages.print_result(found.to_json() if as_json else verification_text(found))
     if found.ok:
         return
     if found.is_itself_sound:

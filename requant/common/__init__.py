@@ -1,1 +1,1 @@
-"""Common ground: units, files, JSON records, threads, signals, the cluster and progress; none of it knows a model."""
+"""Common deployment: units, files, JSON records, threads, signals, the cluster and progress; none of it knows a model."""

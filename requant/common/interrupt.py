@@ -19,7 +19,7 @@ class Abandoned(BaseException):
     """Nobody waits for this work any more."""
 
 
-def interruptible(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def run_interruptible(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What `work` returns or raises, done in another thread.
 
     Only for work that leaves nothing behind: after a signal it is not waited for. A `progress` among its arguments is

@@ -53,7 +53,7 @@ def _silent(what: str, total: int | None, unit: str = "B") -> Iterator[Advance]:
 
 
 @dataclass(frozen=True, slots=True)
-class Teller:
+class Monitor:
     """Where the stages say what they are at; by default warnings are Python's, what is told is logged as `requant`.
 
     progress: entered in the thread that called the stage, where its steps are counted too. resumable: entered while
@@ -70,11 +70,11 @@ class Teller:
         return self.progress(what, None, "")
 
 
-SILENT = Teller()
+SILENT = Monitor()
 
 
-def calling(callback: Callable[[Progress], object] | None) -> Teller:
-    """A teller whose progress is given to `callback`: once when work begins, then as it goes on."""
+def call_back(callback: Callable[[Progress], object] | None) -> Monitor:
+    """A monitor whose progress is given to `callback`: once when work begins, then as it goes on."""
     if callback is None:
         return SILENT
 
@@ -91,4 +91,4 @@ def calling(callback: Callable[[Progress], object] | None) -> Teller:
         advance(0)
         yield advance
 
-    return Teller(progress=progress)
+    return Monitor(progress=progress)

@@ -47,15 +47,15 @@ def read_text(path: Path | str) -> str:
         raise BadInput(path, what) from error
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Dataclasses as dicts in field order, tuples as lists, members of an IntEnum as their names."""
     if is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, IntEnum):
         return value.name.lower()
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+        return {key: to_plain(item) for key, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def dump(value: Any, indent: str = "") -> str:
@@ -80,7 +80,7 @@ def parse(text: str, schema: str, path: object) -> dict[str, Any]:
         raise BadInput(path, f"is not valid JSON: {brief(str(error), REMARK)}") from error
     found = raw.pop("schema", None) if isinstance(raw, dict) else None
     if found != schema:
-        raise BadInput(path, "is another kind of file", got=f"schema {show(found)}", expected=schema)
+        raise BadInput(path, "is another kind of file", got=f"schema {show_json(found)}", expected=schema)
     return raw  # type: ignore[no-any-return]
 
 
@@ -100,7 +100,7 @@ def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def record(kind: Any, raw: Any, where: str, path: object) -> Any:
+def parse_record(kind: Any, raw: Any, where: str, path: object) -> Any:
     """A dataclass `kind` from a JSON object that has its fields and no other."""
     if not isinstance(raw, dict):
         raise _wrong(where, "an object", raw, path)
@@ -110,7 +110,7 @@ def record(kind: Any, raw: Any, where: str, path: object) -> Any:
     values = {}
     for f in fields(kind):
         if f.name in raw:
-            values[f.name] = value_of(hints[f.name], raw[f.name], prefix + f.name, path)
+            values[f.name] = parse_value(hints[f.name], raw[f.name], prefix + f.name, path)
             if (parser := f.metadata.get("parse")) is not None:
                 values[f.name] = parser(values[f.name], prefix + f.name, path)
         elif f.default is f.default_factory:  # both MISSING: the field is required
@@ -118,22 +118,22 @@ def record(kind: Any, raw: Any, where: str, path: object) -> Any:
     return kind(**values)
 
 
-def value_of(kind: Any, raw: Any, where: str, path: object) -> Any:
+def parse_value(kind: Any, raw: Any, where: str, path: object) -> Any:
     """`raw` as the type hint `kind`: scalar, IntEnum, `X | None`, tuple[X, ...], Mapping[str, X] or dataclass."""
     if is_dataclass(kind):
-        return record(kind, raw, where, path)
+        return parse_record(kind, raw, where, path)
     origin, args = get_origin(kind), get_args(kind)
     if origin is UnionType:
         other = next(a for a in args if a is not NoneType)
-        return None if raw is None else value_of(other, raw, where, path)
+        return None if raw is None else parse_value(other, raw, where, path)
     if origin is tuple:
         if not isinstance(raw, list):
             raise _wrong(where, "a list", raw, path)
-        return tuple(value_of(args[0], item, f"{where}[{i}]", path) for i, item in enumerate(raw))
+        return tuple(parse_value(args[0], item, f"{where}[{i}]", path) for i, item in enumerate(raw))
     if origin is Mapping:
         if not isinstance(raw, dict):
             raise _wrong(where, "an object", raw, path)
-        return {key: value_of(args[1], item, f"{where}.{brief(key)}", path) for key, item in raw.items()}
+        return {key: parse_value(args[1], item, f"{where}.{brief(key)}", path) for key, item in raw.items()}
     if isinstance(kind, type) and issubclass(kind, IntEnum):
         names = {member.name.lower(): member for member in kind}
         if not isinstance(raw, str) or raw not in names:
@@ -154,10 +154,10 @@ _SCALARS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
 
 
 def _wrong(where: str, wanted: str, raw: Any, path: object) -> BadInput:
-    return BadInput(path, f"{where or 'the file'} must be {wanted}", got=show(raw))
+    return BadInput(path, f"{where or 'the file'} must be {wanted}", got=show_json(raw))
 
 
-def show(raw: Any) -> str:
+def show_json(raw: Any) -> str:
     """A short printable form of any JSON value."""
     text = json.dumps(raw)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -82,14 +82,14 @@ def _one_blas_thread() -> Iterator[None]:
                 _Held.limiter.restore_original_limits()
 
 
-def each(work: Callable[[int], None], n: int, threads: int | None) -> None:
-    """`work` of 0 to n - 1 in threads, as by `results_of`."""
-    with closing(results_of(work, n, threads)) as results:
+def for_each(work: Callable[[int], None], n: int, threads: int | None) -> None:
+    """`work` of 0 to n - 1 in threads, as by `run_indexed`."""
+    with closing(run_indexed(work, n, threads)) as results:
         for _ in results:
             pass
 
 
-def results_of(work: Callable[[int], Result], n: int, threads: int | None) -> Generator[Result, None, None]:
+def run_indexed(work: Callable[[int], Result], n: int, threads: int | None) -> Generator[Result, None, None]:
     """`work` of 0 to n - 1 in threads, with BLAS in one each; what overflows is found by who looks at the results."""
 
     import numpy as np

@@ -13,7 +13,7 @@ _BLOCK = 1 << 22  # bytes read at once
 
 
 @dataclass(frozen=True, slots=True)
-class Hashed:
+class FileHash:
     """A file that was read to its end: its name without a folder, bytes and SHA-256 in hex."""
 
     name: str
@@ -21,7 +21,7 @@ class Hashed:
     sha256: str
 
 
-def hashed(source: Source, progress: Callable[[int], None] = lambda _: None) -> tuple[Hashed, ...]:
+def hash_files(source: Source, progress: Callable[[int], None] = lambda _: None) -> tuple[FileHash, ...]:
     """Every file of `source`, in order; `progress` is called with the bytes of each block.
 
     Raises SourceChanged, InputOutputError.
@@ -35,6 +35,6 @@ def hashed(source: Source, progress: Callable[[int], None] = lambda _: None) -> 
             read_into(file.path, file.descriptor, block, offset)
             digest.update(block)
             progress(len(block))
-        found.append(Hashed(file.path.name, size, digest.hexdigest()))
+        found.append(FileHash(file.path.name, size, digest.hexdigest()))
     source.check_unchanged()
     return tuple(found)

@@ -22,7 +22,7 @@ from requant.container.metadata import (
     WIDTHS,
     Metadata,
     Value,
-    alignment_of,
+    read_alignment,
 )
 from requant.container.signature import not_gguf, unsupported_version
 from requant.errors import BadInput, quoted
@@ -73,7 +73,7 @@ def read_header(path: Path, descriptor: int) -> Header:
     warnings: list[str] = []
     version, n_tensors, n_pairs = _read_fixed(cursor)
     metadata = Metadata(cursor.path, _read_pairs(cursor, n_pairs, warnings))
-    alignment = alignment_of(metadata)
+    alignment = read_alignment(metadata)
     tensors = read_infos(cursor, n_tensors, alignment, warnings)
     padding = -cursor.position % alignment
     if not tensors:  # ggml wants no padding where no data follows

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from requant.container.infos import MAX_DIMS, MAX_NAME, padded
-from requant.container.metadata import Metadata, alignment_of
+from requant.container.metadata import Metadata, read_alignment
 from requant.errors import BadInput, quoted
 from requant.formats import FORMATS
 
@@ -18,7 +18,7 @@ FIXED_BYTES = 24  # magic, version and the two counts
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class PlacedTensor:
     """A tensor of the output: `offset` from the start of the file and `n_bytes` without padding."""
 
     name: str
@@ -34,7 +34,7 @@ class Layout:
 
     header: bytes
     data_start: int
-    tensors: tuple[Placed, ...]
+    tensors: tuple[PlacedTensor, ...]
     size: int
 
     @property
@@ -49,21 +49,21 @@ def lay_out(metadata: Metadata, tensors: Iterable[tuple[str, tuple[int, ...], in
     The offset is the running sum of the sizes padded to general.alignment, as every loader demands. Raises BadInput,
     naming `path` (the output), for a tensor that no reader would take.
     """
-    alignment = alignment_of(metadata)
-    placed: list[Placed] = []
+    alignment = read_alignment(metadata)
+    placed: list[PlacedTensor] = []
     infos: list[bytes] = []
     seen: set[str] = set()
     offset = 0
     for name, shape, type_id in tensors:
         n_bytes = _n_bytes(path, name, shape, type_id, seen)
         infos.append(_encode_info(name, shape, type_id, offset))
-        placed.append(Placed(name, shape, type_id, offset, n_bytes))
+        placed.append(PlacedTensor(name, shape, type_id, offset, n_bytes))
         offset += padded(n_bytes, alignment)
     fixed = b"GGUF" + struct.pack("<IQQ", VERSION, len(infos), len(metadata))
     header = b"".join([fixed, metadata.encode(), *infos])
     header = header.ljust(padded(len(header), alignment), b"\0")
     start = len(header)
-    moved = tuple(Placed(t.name, t.shape, t.type_id, start + t.offset, t.n_bytes) for t in placed)
+    moved = tuple(PlacedTensor(t.name, t.shape, t.type_id, start + t.offset, t.n_bytes) for t in placed)
     return Layout(header, start, moved, start + offset)
 
 

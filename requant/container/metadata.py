@@ -148,7 +148,7 @@ class Metadata:
         return b"".join(parts)
 
 
-def alignment_of(metadata: Metadata) -> int:
+def read_alignment(metadata: Metadata) -> int:
     """Bytes the tensors are aligned to; raises BadInput unless the key is an u32 and a power of two up to 1 MiB."""
     value = metadata.values.get("general.alignment")
     if value is None:

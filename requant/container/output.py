@@ -18,7 +18,7 @@ from requant.common.folders import check_space, sync_folder
 from requant.container.header import parse_header
 from requant.container.journal import Journal, Line
 from requant.container.layout import Layout
-from requant.container.part import Part, Placed, target_of
+from requant.container.part import Part, PublishedFile, resolve_target
 from requant.errors import BadInput, InputOutputError, OutputRefused, RequantError, SourceChanged
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _SEALED, _INVALID = "sealed", "invalid"
 
 def claim(path: Path) -> Journal:
     """The journal of the output at `path`, new where there is none; no other run can have it at the same time."""
-    target = target_of(path)
+    target = resolve_target(path)
     return Journal(target.with_name(f"{target.name}.part.journal"), Path(path))
 
 
@@ -62,15 +62,15 @@ class Output:
         self._head = head | {"files": [[p.name, x.size, x.sha256] for p, x in zip(paths, layouts, strict=True)]}
         self._force, self._inputs, self._extras = force, inputs, extras
         self._parts: list[Part] = []
-        self._placed: list[Placed] = []
+        self._placed: list[PublishedFile] = []
         self._pending: list[Line] = []
         self._unflushed, self._last_flush, self._failed = 0, time.monotonic(), False
         self._keep, self._has_records = keep, bool(journal.past.records)
         try:
-            self.is_published = resumes(journal, self._head, self.paths[0]) and self._is_in_place()
+            self.is_published = can_resume(journal, self._head, self.paths[0]) and self._is_in_place()
             if self.is_published:
                 self.records = journal.past.records
-                self._placed += [Placed(target_of(path)) for path in self.paths]
+                self._placed += [PublishedFile(resolve_target(path)) for path in self.paths]
             else:
                 self._open()
         except BaseException:
@@ -169,7 +169,7 @@ class Output:
         """Whether an earlier run has put every file in place; where only some, they are unfinished again."""
         if not any(_SEALED in record for record in self.journal.past.records):
             return False
-        targets = [target_of(path) for path in self.paths]
+        targets = [resolve_target(path) for path in self.paths]
         files = [target.with_name(target.name + ".part") for target in targets]
         placed = [self._is_placed(i, target, files[i]) for i, target in enumerate(targets)]
         for target, file, there in zip(targets, files, placed, strict=True):
@@ -195,7 +195,7 @@ class Output:
         sizes = [layout.size for layout in self.layouts]
         for path, size in zip(self.paths, sizes, strict=True):
             self._parts.append(Part(path, size, force=self._force, inputs=self._inputs, keep=True))
-        if resumes(self.journal, self._head, self.paths[0]):
+        if can_resume(self.journal, self._head, self.paths[0]):
             check_space(self._parts[0].target.parent, sum(sizes), self.part_files)
             self._go_on()
             return
@@ -239,7 +239,7 @@ class Output:
         self.journal.close()
 
 
-def resumes(journal: Journal, head: Line, path: Path) -> bool:
+def can_resume(journal: Journal, head: Line, path: Path) -> bool:
     """Whether there is something in the journal to go on with, and it is bound to all that `head` says.
 
     Raises OutputRefused, naming `path`, where it is bound to something else of which there are records: another
@@ -259,13 +259,16 @@ def resumes(journal: Journal, head: Line, path: Path) -> bool:
 
 def discard(journal: Journal, path: Path, inputs: frozenset[Identity]) -> None:
     """Remove what is unfinished of the output at `path`, whatever it holds. Raises OutputRefused, InputOutputError."""
-    for target in {target_of(path), *(target_of(Path(path).with_name(name)) for name in names_in(journal))}:
+    for target in {
+        resolve_target(path),
+        *(resolve_target(Path(path).with_name(name)) for name in final_names(journal)),
+    }:
         if target.with_name(f"{target.name}.part").exists():
             Part(target, 0, force=True, inputs=inputs, keep=True).remove()
     journal.forget()
 
 
-def names_in(journal: Journal) -> list[str]:
+def final_names(journal: Journal) -> list[str]:
     """The names of the files that the unfinished output of `journal` is to have, the first one first."""
     files = [] if journal.past.head is None else journal.past.head.get("files")
     listed = [file[0] for file in files if isinstance(file, list) and file] if isinstance(files, list) else []

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 BLANK = bytes(24)  # the fixed part of a GGUF header
 
 
-def target_of(path: Path) -> Path:
+def resolve_target(path: Path) -> Path:
     """The file that an output at `path` becomes: a symbolic link's target.
 
     Raises OutputRefused for what is no regular file, before anything is made beside it.
@@ -68,7 +68,7 @@ class Part:
     def __init__(self, path: Path, size: int, *, force: bool, inputs: frozenset[Identity], keep: bool = False) -> None:
         self.path, self.size, self.warnings = Path(path), size, list[str]()
         self._force, self._inputs, self._keep = force, inputs, keep
-        self.target = target_of(path)
+        self.target = resolve_target(path)
         self.file = self.target.with_name(self.target.name + ".part")
         self._check_target()
         self._descriptor = self._acquire()
@@ -301,7 +301,7 @@ class Part:
             os.close(descriptor)
 
 
-class Placed:
+class PublishedFile:
     """A file of `size` bytes that an earlier run has put in place at `path`, to be read as a Part is."""
 
     def __init__(self, path: Path) -> None:

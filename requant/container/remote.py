@@ -38,7 +38,7 @@ class Readable(Protocol):
         """Its files by number."""
 
     @property
-    def kept(self) -> Container[str]:
+    def preserved(self) -> Container[str]:
         """Tensors that stay as they are whatever they hold."""
 
     def read_rows(self, tensor: SourceTensor, first_row: int, n_rows: int) -> np.ndarray:
@@ -46,7 +46,7 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class RemoteSource:
     """A file of a source, which is the `index`-th of them, as the driver opened it."""
 
     path: Path
@@ -55,11 +55,11 @@ class Origin:
     mtime_ns: int
     data_start: int
     header_sha256: str
-    kept: tuple[str, ...]
+    preserved: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Unfinished:
+class RemoteOutput:
     """A file of an output that is being filled, the `index`-th of them, as the driver made it."""
 
     path: Path
@@ -68,35 +68,35 @@ class Unfinished:
     inode: int
 
 
-def origins_of(source: Source) -> tuple[Origin, ...]:
+def remote_sources(source: Source) -> tuple[RemoteSource, ...]:
     """The files of `source`, for others."""
     return tuple(
-        Origin(
+        RemoteSource(
             path=f.path.absolute(),
             index=i,
             size=f.status.st_size,
             mtime_ns=f.status.st_mtime_ns,
             data_start=f.header.data_start,
             header_sha256=f.header.sha256,
-            kept=tuple(source.kept),
+            preserved=tuple(source.preserved),
         )
         for i, f in enumerate(source.opened)
     )
 
 
-def unfinished_of(index: int, path: Path) -> Unfinished:
+def remote_outputs(index: int, path: Path) -> RemoteOutput:
     """The file of an output at `path`, for others."""
     status = path.stat()
-    return Unfinished(path.absolute(), index, status.st_size, status.st_ino)
+    return RemoteOutput(path.absolute(), index, status.st_size, status.st_ino)
 
 
 class Reader:
     """A file of a source opened on another machine, for rows of its tensors. Use as a context manager."""
 
-    def __init__(self, origin: Origin) -> None:
+    def __init__(self, origin: RemoteSource) -> None:
         self.path, self._origin = origin.path, origin
         self.files: Mapping[int, Path] = {origin.index: origin.path}
-        self.kept = origin.kept
+        self.preserved = origin.preserved
         try:
             self._descriptor = open_regular(origin.path)
         except BadInput as error:  # no fault of the file's: this machine sees another storage
@@ -149,7 +149,7 @@ class Writer:
     sends just these bytes; else it may send whole pages, and with them what it remembers of other machines' bytes.
     """
 
-    def __init__(self, target: Unfinished) -> None:
+    def __init__(self, target: RemoteOutput) -> None:
         self.path, self._target = target.path, target
         self._offset, self._data = 0, bytearray()
         flags = os.O_RDWR | os.O_DSYNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK

@@ -95,7 +95,7 @@ class Source:
     """An open model. Use as a context manager: leaving it closes the files.
 
     `path` is the file, or its first shard; `metadata` is that file's, split.* keys included; `tensors` are in
-    file order; `header_sha256` identifies all the headers; `warnings` are lines for the user; `kept` says of tensors
+    file order; `header_sha256` identifies all the headers; `warnings` are lines for the user; `preserved` says of tensors
     that must stay as they are, not finite as they may be, why (finite.keep_nonfinite).
     """
 
@@ -107,7 +107,7 @@ class Source:
     opened: tuple[SourceFile, ...]
     _by_name: dict[str, SourceTensor] = field(repr=False)
     _closed: bool = False
-    kept: dict[str, str] = field(default_factory=dict)
+    preserved: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from requant.common.units import format_size
 from requant.container.infos import padded
 from requant.container.layout import FIXED_BYTES, Layout, info_bytes, lay_out
-from requant.container.metadata import Metadata, alignment_of
+from requant.container.metadata import Metadata, read_alignment
 from requant.container.shards import MAX_SHARDS, SHARD_NAME
 from requant.errors import BadInput, quoted
 from requant.formats import FORMATS
@@ -65,7 +65,7 @@ def _numbered(metadata: Metadata, number: int, count: int, n_tensors: int) -> Me
 
 
 def _by_size(metadata: Metadata, tensors: Sequence[Tensor], path: object, most: int) -> list[list[Tensor]]:
-    alignment = alignment_of(metadata)
+    alignment = read_alignment(metadata)
     keys = [FIXED_BYTES + len(_numbered(metadata, i, 2, len(tensors)).encode()) for i in range(2)]
     if keys[0] > most:
         hint = f"--max-shard-size must be at least {format_size(keys[0])}"
@@ -87,7 +87,7 @@ def _by_size(metadata: Metadata, tensors: Sequence[Tensor], path: object, most: 
     return files
 
 
-def paths_of(out: Path, layouts: Sequence[Layout]) -> list[Path]:
+def output_paths(out: Path, layouts: Sequence[Layout]) -> list[Path]:
     """Where the files of the output `out` go: OUT-00001-of-0000N.gguf and so on where there are several."""
     if len(layouts) == 1:
         return [out]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from requant.container.remote import Readable
 from requant.container.source import SourceTensor
-from requant.conversion.record import Odd
+from requant.conversion.record import Anomalies
 from requant.errors import InputOutputError, NumericFault, quoted
 from requant.formats import BlockFormat, Effort, codec
 from requant.formats.codec import CHUNK_WEIGHTS, Bytes, Floats
@@ -40,7 +40,7 @@ class Writable(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class TensorJob:
     """One tensor to write at `offset` of a file of the output as `format`; importance: (n_matrices, n_per_row) or None.
 
     scales: (1,) or (n_matrices,), what the weights are divided by before they are encoded, or None.
@@ -65,7 +65,7 @@ class Job:
 class Chunk:
     """Rows of a job's tensor."""
 
-    job: Job
+    job: TensorJob
     first_row: int
     n_rows: int
 
@@ -76,13 +76,13 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class EncodedChunk:
     """A chunk's bytes as written; errors: (4,) float64, sums as codec.row_errors has them, None for a copy."""
 
     chunk: Chunk
     data: Bytes
     errors: NDArray[np.float64] | None
-    odd: Odd
+    odd: Anomalies
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Piece:
     chunks: tuple[Chunk, ...]
 
     @property
-    def job(self) -> Job:
+    def job(self) -> TensorJob:
         """The tensor's."""
         return self.chunks[0].job
 
@@ -121,7 +121,7 @@ class Piece:
         return {"tensor": self.name, "piece": self.number, **where}
 
 
-def pieces_of(job: Job) -> Iterator[Piece]:
+def pieces_of(job: TensorJob) -> Iterator[Piece]:
     """The job's chunks in pieces, whose ends depend on the job alone, as those of the chunks do."""
     chunks: list[Chunk] = []
     number = n_bytes = 0
@@ -135,7 +135,7 @@ def pieces_of(job: Job) -> Iterator[Piece]:
         yield Piece(number, tuple(chunks))
 
 
-def chunks_of(job: Job) -> Iterator[Chunk]:
+def chunks_of(job: TensorJob) -> Iterator[Chunk]:
     """The job's chunks in the order of the rows; at least one, be it empty."""
     tensor, n_matrices = job.tensor, 1
     most = copy_rows(tensor) if job.choice.copied else max(1, CHUNK_WEIGHTS // max(1, tensor.n_per_row))
@@ -152,29 +152,29 @@ def copy_rows(tensor: SourceTensor) -> int:
     return max(1, COPY_BYTES // max(1, tensor.row_bytes))
 
 
-def write_chunk(source: Readable, output: Writable, chunk: Chunk) -> Done:
+def write_chunk(source: Readable, output: Writable, chunk: Chunk) -> EncodedChunk:
     """Carry the chunk over. Raises NumericFault for weights that do not survive in the format, or are not finite.
 
     Copies of tensors that the source is to keep may be so.
     """
     job = chunk.job
     data = source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)
-    errors, odd = None, Odd()
+    errors, odd = None, Anomalies()
     if job.choice.copied:
         found = nonfinite_in(data, job.tensor, chunk.first_row)
-        if found is not None and job.tensor.name not in source.kept:
+        if found is not None and job.tensor.name not in source.preserved:
             raise nonfinite_fault(source, job.tensor)
-        odd = odd if found is None else Odd(found.count, found.first)
+        odd = odd if found is None else Anomalies(found.count, found.first)
     else:
         data, errors, odd = _encoded(source, data, chunk)
     start = job.offset + chunk.first_row * data.shape[1]
-    with naming(job):
+    with naming_tensor(job):
         output.write_at(job.file, start, data)
-    return Done(chunk, data, errors, odd)
+    return EncodedChunk(chunk, data, errors, odd)
 
 
 @contextlib.contextmanager
-def naming(job: Job) -> Iterator[None]:
+def naming_tensor(job: TensorJob) -> Iterator[None]:
     """A failure to write names the tensor."""
     try:
         yield
@@ -183,16 +183,16 @@ def naming(job: Job) -> Iterator[None]:
         raise InputOutputError(error.path, what, hint=error.hint) from error
 
 
-def read_chunk(output: Writable, chunk: Chunk) -> Done:
+def read_chunk(output: Writable, chunk: Chunk) -> EncodedChunk:
     """The chunk as an earlier run wrote it."""
     job = chunk.job
     data = np.empty((chunk.n_rows, job.row_bytes if job.tensor.n_rows else 0), np.uint8)
     if data.size:
         output.read_at(job.file, job.offset + chunk.first_row * data.shape[1], data.reshape(-1).data)
-    return Done(chunk, data, None, Odd())
+    return EncodedChunk(chunk, data, None, Anomalies())
 
 
-def _encoded(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray[np.float64], Odd]:
+def _encoded(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray[np.float64], Anomalies]:
     job = chunk.job
     x = codec.dequantize(data, job.tensor.format)
     if codec.first_nonfinite(x) is not None:
@@ -211,17 +211,17 @@ def _encoded(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArra
         path, what = source.files[job.tensor.file], f"row {chunk.first_row + lost} is lost: relative error"
         raise gate_fault(job, what, codec.relative_error(errors[lost : lost + 1, [0, 1, 0, 1]]), limit, path)
     blocks = 0 if importance is None else np.count_nonzero(codec.unweighted(x, job.format, importance))
-    return encoded, errors.sum(axis=0), Odd(unweighted=int(blocks), vanished=codec.vanished_rows(errors))
+    return encoded, errors.sum(axis=0), Anomalies(unweighted=int(blocks), vanished=codec.vanished_rows(errors))
 
 
-def peak(source: Readable, chunk: Chunk) -> float:
+def find_peak(source: Readable, chunk: Chunk) -> float:
     """The largest magnitude among the chunk's weights."""
     job = chunk.job
     data = source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)
     return float(np.abs(codec.dequantize(data, job.tensor.format)).max(initial=0))
 
 
-def gate_fault(job: Job, what: str, error: float, limit: float, path: Path) -> NumericFault:
+def gate_fault(job: TensorJob, what: str, error: float, limit: float, path: Path) -> NumericFault:
     """The fault for a tensor that does not survive in the chosen format."""
     what = f"tensor {quoted(job.tensor.name)} as {job.format.name}, {what}"
     hint = f"--tensor-type '{job.tensor.name}={job.tensor.format.name.lower()}' keeps it, with --restart"

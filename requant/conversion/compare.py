@@ -12,7 +12,7 @@ from requant.planning.output_metadata import may_differ
 from requant.planning.plan import Plan
 
 
-def from_record(target: Source, made: Conversion) -> Iterator[str]:
+def compare_with_record(target: Source, made: Conversion) -> Iterator[str]:
     """Of the structure; where the header's hash shows one that nothing else names, that."""
     size = sum(f.status.st_size for f in target.opened)
     n_found = 0
@@ -54,7 +54,7 @@ def made_elsewhere(target: Source, source: Source, made: Conversion | None) -> l
     ]
 
 
-def of_metadata(target: Source, source: Source) -> Iterator[str]:
+def compare_metadata(target: Source, source: Source) -> Iterator[str]:
     """Keys that are not, byte for byte and in order, as in the source, where a conversion must not touch them."""
     wanted = [key for key in source.metadata if not may_differ(key)]
     found = [key for key in target.metadata if not may_differ(key)]
@@ -70,7 +70,7 @@ def of_metadata(target: Source, source: Source) -> Iterator[str]:
         yield "the keys are in another order than in the source"
 
 
-def of_tensors(target: Source, source: Source) -> Iterator[str]:
+def compare_tensors(target: Source, source: Source) -> Iterator[str]:
     """Names, order and shapes that are not the source's, but for companions that matrices got."""
     added = {companion_of(t.name) for t in target.tensors if t.format.name == SECOND_LEVEL}
     found = [t.name for t in target.tensors if t.name in source or t.name not in added]
@@ -81,7 +81,7 @@ def of_tensors(target: Source, source: Source) -> Iterator[str]:
             yield f"tensor {quoted(tensor.name)} has shape {list(tensor.shape)}, in the source {shape}"
 
 
-def off_plan(target: Source, plan: Plan) -> Iterator[str]:
+def compare_with_plan(target: Source, plan: Plan) -> Iterator[str]:
     """A line for each tensor of `target` that is missing, or not of the type that the plan gives it."""
     for name, type_name in plan.types().items():
         if name not in target:

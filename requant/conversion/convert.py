@@ -24,19 +24,19 @@ from requant.container.imatrix import Imatrix
 from requant.container.journal import Journal, Line
 from requant.container.output import Output, claim
 from requant.container.source import Source, open_files
-from requant.container.splitting import WHOLE, Splitting, headers_sha256, paths_of, total_size
-from requant.conversion.chunks import Job, peak, pieces_of
-from requant.conversion.prepare import formats_used, importance_of, jobs_of, notes_on
+from requant.container.splitting import WHOLE, Splitting, headers_sha256, output_paths, total_size
+from requant.conversion.chunks import TensorJob, find_peak, pieces_of
+from requant.conversion.prepare import compatibility_notes, find_importance, formats_used, tensor_jobs
 from requant.conversion.record import Conversion, Converted
 from requant.conversion.verify import verify_source
-from requant.conversion.write import Tell, Written, converted, written_here
-from requant.conversion.write_on_cluster import peaks_there, written_there
+from requant.conversion.write import Tell, WrittenPiece, describe_tensor, write_pieces
+from requant.conversion.write_on_cluster import find_peaks_on_cluster, write_pieces_on_cluster
 from requant.errors import InputOutputError
 from requant.formats import KERNELS, codec
 from requant.formats.codec import Floats
 from requant.formats.jit import SOURCE_STATE
 from requant.model.weight_scales import companion_shape, scales_of
-from requant.planning.output_layout import output_layouts, second_level
+from requant.planning.output_layout import output_layouts, weight_scale_names
 from requant.planning.output_metadata import imatrix_used
 from requant.planning.plan import Plan
 from requant.scoring.losses import Losses
@@ -46,7 +46,7 @@ __all__ = ["Conversion", "Converted", "convert", "formats_used", "n_steps", "out
 _HEAD_VERSION = 1
 
 # writes the pieces of jobs, in their order
-Pieces = Callable[[Source, Output, Sequence[Job]], Generator[Written, None, None]]
+Pieces = Callable[[Source, Output, Sequence[TensorJob]], Generator[WrittenPiece, None, None]]
 
 
 def convert(
@@ -83,9 +83,9 @@ def convert(
     and NumericFault for weights that are not finite or do not survive in their type.
     """
     layouts = output_layouts(source, plan, imatrix, splitting)
-    importance = importance_of(source, plan, imatrix)
-    notes = notes_on(source, plan, imatrix, losses, importance)
-    paths, threads = paths_of(Path(out), layouts), n_threads(threads)
+    importance = find_importance(source, plan, imatrix)
+    notes = compatibility_notes(source, plan, imatrix, losses, importance)
+    paths, threads = output_paths(Path(out), layouts), n_threads(threads)
     inputs = source.identities | _identity(imatrix)
     with contextlib.ExitStack() as stack:
         held = journal or stack.enter_context(claim(out))
@@ -95,7 +95,7 @@ def convert(
         for note in output.notes:
             tell(note)
         codec.warm_up(formats_used(plan))
-        jobs = _with_scales(source, plan, jobs_of(source, plan, layouts, importance), threads, cluster)
+        jobs = _with_scales(source, plan, tensor_jobs(source, plan, layouts, importance), threads, cluster)
         tensors = _write(source, plan, output, jobs, _strategy(cluster, threads, progress, tell))
         made = _conversion(output, plan, imatrix, tensors)
         source.check_unchanged()
@@ -159,23 +159,25 @@ def _head(source: Source, plan: Plan, imatrix: Imatrix | None, asked: Mapping[st
 
 def _strategy(cluster: Cluster | None, threads: int, progress: Callable[[int], None], tell: Tell) -> Pieces:
     if cluster is None:
-        return partial(written_here, threads=threads, progress=progress, tell=tell)
-    return partial(written_there, cluster, progress=progress, tell=tell)
+        return partial(write_pieces, threads=threads, progress=progress, tell=tell)
+    return partial(write_pieces_on_cluster, cluster, progress=progress, tell=tell)
 
 
-def _with_scales(source: Source, plan: Plan, jobs: Sequence[Job], threads: int, cluster: Cluster | None) -> list[Job]:
+def _with_scales(
+    source: Source, plan: Plan, jobs: Sequence[TensorJob], threads: int, cluster: Cluster | None
+) -> list[TensorJob]:
     """The jobs with the second-level scales, one for every matrix, of those that are to have some.
 
     Their tensors are read once more for it.
     """
-    scaled = second_level(source, plan)
+    scaled = weight_scale_names(source, plan)
     empty = {name: np.zeros(companion_shape(name, source.tensor(name).shape)[0], np.float32) for name in scaled}
     jobs = [replace(job, scales=empty.get(job.tensor.name)) for job in jobs]
     pieces = [piece for job in jobs if job.scales is not None for piece in pieces_of(job)]
     if cluster is None:
-        run = in_order(lambda piece: [peak(source, chunk) for chunk in piece.chunks], pieces, threads)
+        run = in_order(lambda piece: [find_peak(source, chunk) for chunk in piece.chunks], pieces, threads)
     else:
-        run = peaks_there(cluster, source, pieces)
+        run = find_peaks_on_cluster(cluster, source, pieces)
     with contextlib.closing(run) as results:
         for piece, values in zip(pieces, results, strict=True):
             peaks = empty[piece.name]
@@ -186,12 +188,12 @@ def _with_scales(source: Source, plan: Plan, jobs: Sequence[Job], threads: int, 
     return [replace(job, scales=scales.get(job.tensor.name)) for job in jobs]
 
 
-def _write(source: Source, plan: Plan, output: Output, jobs: Sequence[Job], run: Pieces) -> tuple[Converted, ...]:
+def _write(source: Source, plan: Plan, output: Output, jobs: Sequence[TensorJob], run: Pieces) -> tuple[Converted, ...]:
     """Every tensor of the output, in its order, written, or found as an earlier run wrote it."""
     with contextlib.closing(run(source, output, jobs)) as pieces:
-        found = {c.name: c for c in converted(source, output, pieces)}
+        found = {c.name: c for c in describe_tensor(source, output, pieces)}
     scales = {job.tensor.name: job.scales for job in jobs if job.scales is not None}
-    for name, companion in second_level(source, plan).items():
+    for name, companion in weight_scale_names(source, plan).items():
         found[companion] = _write_companion(output, companion, _on_top(source, name, scales[name]))
     return tuple(found[t.name] for layout in output.layouts for t in layout.tensors)
 

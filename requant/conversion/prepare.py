@@ -7,22 +7,26 @@ from collections.abc import Mapping, Sequence
 from requant.container.imatrix import Imatrix, importance_for
 from requant.container.layout import Layout
 from requant.container.source import Source
-from requant.conversion.chunks import Job
+from requant.conversion.chunks import TensorJob
 from requant.errors import BadInput, quoted
 from requant.formats import BlockFormat, format_of
 from requant.formats.codec import Floats
 from requant.model.roles import needs_importance
-from requant.planning.output_layout import second_level
+from requant.planning.output_layout import weight_scale_names
 from requant.planning.plan import Plan
 from requant.scoring.losses import Losses
 
 
-def jobs_of(source: Source, plan: Plan, layouts: Sequence[Layout], importance: Mapping[str, Floats]) -> list[Job]:
+def tensor_jobs(
+    source: Source, plan: Plan, layouts: Sequence[Layout], importance: Mapping[str, Floats]
+) -> list[TensorJob]:
     """A job for every tensor that is carried over from `source`, in the order of the output."""
-    written = set(second_level(source, plan).values())
+    written = set(weight_scale_names(source, plan).values())
     choices = {c.name: c for c in plan.choices if c.name not in written}
     return [
-        Job(source.tensor(t.name), choice, format_of(choice.type), i, t.offset, importance.get(t.name), plan.effort)
+        TensorJob(
+            source.tensor(t.name), choice, format_of(choice.type), i, t.offset, importance.get(t.name), plan.effort
+        )
         for i, layout in enumerate(layouts)
         for t in layout.tensors
         if (choice := choices.get(t.name)) is not None
@@ -35,7 +39,7 @@ def formats_used(plan: Plan) -> list[BlockFormat]:
     return sorted((fmt for fmt in used if fmt.can_decode), key=lambda fmt: fmt.type_id)
 
 
-def importance_of(source: Source, plan: Plan, imatrix: Imatrix | None) -> dict[str, Floats]:
+def find_importance(source: Source, plan: Plan, imatrix: Imatrix | None) -> dict[str, Floats]:
     """(n_matrices, n_per_row) for each tensor to be encoded that the imatrix covers."""
     found: dict[str, Floats] = {}
     missing: list[str] = []
@@ -52,7 +56,7 @@ def importance_of(source: Source, plan: Plan, imatrix: Imatrix | None) -> dict[s
     return found
 
 
-def notes_on(
+def compatibility_notes(
     source: Source, plan: Plan, imatrix: Imatrix | None, losses: Losses | None, importance: Mapping[str, Floats]
 ) -> list[str]:
     """What does not quite fit together, a line each; raises BadInput for losses of another model."""

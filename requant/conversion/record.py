@@ -9,7 +9,7 @@ from typing import get_type_hints
 
 from requant.common.atomic_write import has_schema
 from requant.common.notebook import html
-from requant.common.serialization import dump, parse, plain, read_text, value_of
+from requant.common.serialization import dump, parse, parse_value, read_text, to_plain
 from requant.errors import BadInput, brief, quoted
 from requant.formats import parse_type_name
 from requant.planning.plan import Plan, read_plan
@@ -18,7 +18,7 @@ OUTPUT_SCHEMA = "requant.output/1"
 
 
 @dataclass(frozen=True, slots=True)
-class Odd:
+class Anomalies:
     """What of the numbers of a tensor, or of a part of it, the run went on with though it is not as it should be.
 
     nonfinite: weights of a copy that are NaN or infinite, the first of them at flat index first_nonfinite. unweighted:
@@ -31,10 +31,10 @@ class Odd:
     unweighted: int = 0
     vanished: int = 0
 
-    def __add__(self, later: Odd) -> Odd:
+    def __add__(self, later: Anomalies) -> Anomalies:
         first = later.first_nonfinite if self.first_nonfinite is None else self.first_nonfinite
         unweighted, vanished = self.unweighted + later.unweighted, self.vanished + later.vanished
-        return Odd(self.nonfinite + later.nonfinite, first, unweighted, vanished)
+        return Anomalies(self.nonfinite + later.nonfinite, first, unweighted, vanished)
 
     def notes(self, name: str) -> list[str]:
         """A line for each thing that is odd about the tensor called `name`."""
@@ -66,7 +66,7 @@ class Converted:
     rmse: float
     rmse_unweighted: float
     sha256: str
-    odd: Odd | None = None
+    odd: Anomalies | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Conversion:
 
     def to_json(self) -> str:
         """The record's text: ASCII, one tensor a line, the same for the same source, plan and version."""
-        figures = {name: plain(getattr(self, name)) for name in _hints() if name not in ("output", "plan")}
+        figures = {name: to_plain(getattr(self, name)) for name in _hints() if name not in ("output", "plan")}
         plan = json.loads(self.plan.to_json())
         head = {"schema": OUTPUT_SCHEMA, "output": self.output.name}
         return dump(head | figures | {"plan": plan})
@@ -99,13 +99,13 @@ class Conversion:
         """The conversion in `text`, its `output` a name without a folder; `path` is what BadInput names."""
         raw = parse(text, OUTPUT_SCHEMA, path)
         plan = Plan.from_json(json.dumps(raw.pop("plan", None)), path)
-        output = value_of(str, raw.pop("output", None), "output", path)
+        output = parse_value(str, raw.pop("output", None), "output", path)
         if output in ("", ".", "..") or Path(output).name != output:
             raise BadInput(path, "output must be the name of a file, without a folder", got=output)
         hints = {name: hint for name, hint in _hints().items() if name not in ("output", "plan")}
         if unknown := sorted(raw.keys() - hints.keys()):
             raise BadInput(path, f"{brief(unknown[0])} is not a key of this file")
-        values = {name: value_of(hint, raw.get(name), name, path) for name, hint in hints.items()}
+        values = {name: parse_value(hint, raw.get(name), name, path) for name, hint in hints.items()}
         return cls(output=Path(output), plan=plan, **values)
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from requant.common.cluster import Cluster, Step
 from requant.common.notebook import html
 from requant.common.threads import in_order, n_threads
-from requant.container.remote import Origin, Readable, Reader, origins_of
+from requant.container.remote import Readable, Reader, RemoteSource, remote_sources
 from requant.container.source import Source, SourceTensor, open_source
 from requant.conversion import compare as differences
 from requant.conversion.chunks import copy_rows
@@ -99,8 +99,8 @@ class _Seen:
 class _Tensor:
     """A tensor for another machine to look at: its file, that of the source's if it is compared, its parts."""
 
-    target: Origin
-    origin: Origin | None
+    target: RemoteSource
+    origin: RemoteSource | None
     parts: tuple[_Part, ...]
     recorded: Converted | None
 
@@ -135,11 +135,14 @@ def verify_source(
     progress: Callable[[int], None] | None = None,
 ) -> Verification:
     """As `verify`, of an open output and the record `made`, by threads or by the workers of `cluster`."""
-    findings = [] if made is None else list(differences.from_record(target, made))
+    findings = [] if made is None else list(differences.compare_with_record(target, made))
     strangers, origin = list[str](), None
     if source is not None:
         strangers = differences.made_elsewhere(target, source, made)
-        findings += strangers or [*differences.of_metadata(target, source), *differences.of_tensors(target, source)]
+        findings += strangers or [
+            *differences.compare_metadata(target, source),
+            *differences.compare_tensors(target, source),
+        ]
         origin = None if strangers else source
     codec.warm_up(formats_read(target, origin), encode=False)
     recorded = {} if made is None else {t.name: t for t in made.tensors}
@@ -180,7 +183,7 @@ def _read_there(
     progress: Callable[[int], None] | None,
 ) -> Iterator[str]:
     """As `_read_all`, by the workers of a cluster, a tensor at a time."""
-    targets, origins = origins_of(target), () if source is None else origins_of(source)
+    targets, origins = remote_sources(target), () if source is None else remote_sources(source)
 
     def step(tensor: SourceTensor) -> Step:
         parts = tuple(_parts(tensor, target, source))

@@ -15,13 +15,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from requant.common.serialization import plain, record
+from requant.common.serialization import parse_record, to_plain
 from requant.common.threads import in_order
 from requant.container.journal import Line
 from requant.container.output import Output
 from requant.container.source import Source
-from requant.conversion.chunks import Chunk, Done, Job, Piece, gate_fault, pieces_of, read_chunk, write_chunk
-from requant.conversion.record import Converted, Odd
+from requant.conversion.chunks import (
+    Chunk,
+    EncodedChunk,
+    Piece,
+    TensorJob,
+    gate_fault,
+    pieces_of,
+    read_chunk,
+    write_chunk,
+)
+from requant.conversion.record import Anomalies, Converted
 from requant.errors import BadInput, NumericFault, quoted
 from requant.formats import codec
 
@@ -34,7 +43,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WrittenPiece:
     """A piece as it stands in the output: the digest of its bytes in hex, its errors, None for a copy, what is odd.
 
     tensor_sha256: with the last piece of a tensor, the digest of all its bytes. is_new: not from an earlier run.
@@ -43,7 +52,7 @@ class Written:
     piece: Piece
     sha256: str
     errors: Sums | None
-    odd: Odd
+    odd: Anomalies
     tensor_sha256: str | None = None
     is_new: bool = True
 
@@ -51,29 +60,29 @@ class Written:
     def line(self) -> Line:
         """Its record in the journal."""
         errors = None if self.errors is None else [float(e) for e in self.errors]
-        return {**self.piece.place, "sha256": self.sha256, "errors": errors, "odd": plain(self.odd)}
+        return {**self.piece.place, "sha256": self.sha256, "errors": errors, "odd": to_plain(self.odd)}
 
 
-def recorded(piece: Piece, lines: Mapping[tuple[str, int], Line]) -> Written | None:
+def read_recorded(piece: Piece, lines: Mapping[tuple[str, int], Line]) -> WrittenPiece | None:
     """The piece as it is recorded in `lines`; None where it is not, or the record holds anything odd."""
     line = lines.get((piece.name, piece.number), {})
     if any(line.get(key) != value for key, value in piece.place.items()):
         return None
     digest, errors = line.get("sha256"), line.get("errors")
     try:
-        odd = record(Odd, line.get("odd"), "odd", "")
+        odd = parse_record(Anomalies, line.get("odd"), "odd", "")
     except BadInput:
         return None
     if not isinstance(digest, str) or len(digest) != _HEX or (errors is None) != piece.job.choice.copied:
         return None
     if errors is None:
-        return Written(piece, digest, None, odd, is_new=False)
+        return WrittenPiece(piece, digest, None, odd, is_new=False)
     if not isinstance(errors, list) or len(errors) != 4 or not all(type(e) is float and e >= 0 for e in errors):
         return None
-    return Written(piece, digest, np.array(errors), odd, is_new=False)
+    return WrittenPiece(piece, digest, np.array(errors), odd, is_new=False)
 
 
-def lines_by_piece(records: Iterable[Line]) -> dict[tuple[str, int], Line]:
+def group_lines(records: Iterable[Line]) -> dict[tuple[str, int], Line]:
     """The records of pieces, by tensor and number."""
     found = {}
     for line in records:
@@ -83,23 +92,29 @@ def lines_by_piece(records: Iterable[Line]) -> dict[tuple[str, int], Line]:
     return found
 
 
-def written_here(
-    source: Source, output: Output, jobs: Sequence[Job], *, threads: int, progress: Callable[[int], None], tell: Tell
-) -> Generator[Written, None, None]:
+def write_pieces(
+    source: Source,
+    output: Output,
+    jobs: Sequence[TensorJob],
+    *,
+    threads: int,
+    progress: Callable[[int], None],
+    tell: Tell,
+) -> Generator[WrittenPiece, None, None]:
     """The pieces of `jobs`, in order, written by threads of this process, or read again as earlier runs left them.
 
     `progress` is called with the source bytes of each chunk, `tell` with what must be made again. A fault in the
     numbers of a source that was changed meanwhile is SourceChanged.
     """
-    lines = lines_by_piece(output.records)
-    pieces = ((piece, recorded(piece, lines)) for job in jobs for piece in pieces_of(job))
+    lines = group_lines(output.records)
+    pieces = ((piece, read_recorded(piece, lines)) for job in jobs for piece in pieces_of(job))
     steps = ((piece, before, chunk) for piece, before in pieces for chunk in piece.chunks)
 
-    def carry(step: tuple[Piece, Written | None, Chunk]) -> tuple[Piece, Written | None, Done]:
+    def carry(step: tuple[Piece, WrittenPiece | None, Chunk]) -> tuple[Piece, WrittenPiece | None, EncodedChunk]:
         piece, before, chunk = step
         return piece, before, write_chunk(source, output, chunk) if before is None else read_chunk(output, chunk)
 
-    running = _Running()
+    running = PieceBuilder()
     with contextlib.closing(in_order(carry, steps, threads)) as results:
         try:
             for piece, before, done in _watched(results, source, progress):
@@ -118,22 +133,22 @@ def written_here(
             raise
 
 
-class _Running:
+class PieceBuilder:
     """The digest of a tensor, and the digest and errors of the piece of it that is being put together."""
 
     def __init__(self) -> None:
         self._before = self._whole = self._piece = hashlib.sha256()
-        self._errors, self._odd = np.zeros(4), Odd()
+        self._errors, self._odd = np.zeros(4), Anomalies()
 
     @property
     def sha256(self) -> str:
         """The piece's digest, in hex."""
         return self._piece.hexdigest()
 
-    def add(self, piece: Piece, done: Done) -> None:
+    def add(self, piece: Piece, done: EncodedChunk) -> None:
         """Go on with a chunk; with the first of a piece, begin the piece, perhaps once more."""
         if done.chunk is piece.chunks[0]:
-            self._piece, self._errors, self._odd = hashlib.sha256(), np.zeros(4), Odd()
+            self._piece, self._errors, self._odd = hashlib.sha256(), np.zeros(4), Anomalies()
             self._whole = self._before.copy() if piece.number else self._piece  # one digest serves both
         data = done.data.reshape(-1).data
         self._piece.update(data)
@@ -143,18 +158,18 @@ class _Running:
         if done.errors is not None:
             self._errors += done.errors
 
-    def written(self, piece: Piece, before: Written | None) -> Written:
+    def written(self, piece: Piece, before: WrittenPiece | None) -> WrittenPiece:
         """The piece, whole now; its errors are those of the run that encoded it."""
         self._before = self._whole
         tensor = self._whole.hexdigest() if piece.is_last else None
         if before is not None:
             return replace(before, tensor_sha256=tensor)
-        return Written(piece, self.sha256, None if piece.job.choice.copied else self._errors, self._odd, tensor)
+        return WrittenPiece(piece, self.sha256, None if piece.job.choice.copied else self._errors, self._odd, tensor)
 
 
 def _watched(
-    results: Iterator[tuple[Piece, Written | None, Done]], source: Source, progress: Callable[[int], None]
-) -> Iterator[tuple[Piece, Written | None, Done]]:
+    results: Iterator[tuple[Piece, WrittenPiece | None, EncodedChunk]], source: Source, progress: Callable[[int], None]
+) -> Iterator[tuple[Piece, WrittenPiece | None, EncodedChunk]]:
     for i, found in enumerate(results, start=1):
         if i % _CHECK_EVERY == 0:
             source.check_unchanged()
@@ -163,24 +178,24 @@ def _watched(
         yield found
 
 
-def converted(source: Source, output: Output, pieces: Iterable[Written]) -> Iterator[Converted]:
+def describe_tensor(source: Source, output: Output, pieces: Iterable[WrittenPiece]) -> Iterator[Converted]:
     """The tensors that `pieces` make up, those that are new recorded in the journal of `output`.
 
     Raises NumericFault where the error of a tensor is beyond its format's ceiling.
     """
-    total, odd = np.zeros(4), Odd()
+    total, odd = np.zeros(4), Anomalies()
     for written in pieces:
         piece = written.piece
         if written.is_new:
             output.record(written.line, piece.n_bytes)
         if piece.number == 0:
-            total, odd = np.zeros(4), Odd()
+            total, odd = np.zeros(4), Anomalies()
         total, odd = total if written.errors is None else total + written.errors, odd + written.odd
         if written.tensor_sha256 is not None:
             yield _measured(source, piece.job, total, odd, written.tensor_sha256)
 
 
-def _measured(source: Source, job: Job, total: Sums, odd: Odd, sha256: str) -> Converted:
+def _measured(source: Source, job: TensorJob, total: Sums, odd: Anomalies, sha256: str) -> Converted:
     error = codec.relative_error(total[None, :])
     limit = codec.ceiling(total[0], job.tensor.n_weights, job.format)
     if not job.choice.copied and not error <= limit:
@@ -193,5 +208,5 @@ def _measured(source: Source, job: Job, total: Sums, odd: Odd, sha256: str) -> C
         rmse=error,
         rmse_unweighted=math.sqrt(total[1] / total[0]) if total[0] > 0 else 0.0,
         sha256=sha256,
-        odd=None if odd == Odd() else odd,
+        odd=None if odd == Anomalies() else odd,
     )

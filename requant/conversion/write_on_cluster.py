@@ -18,11 +18,20 @@ import numpy as np
 
 from requant.common.cluster import Cluster, Step
 from requant.container.output import Output
-from requant.container.remote import Origin, Reader, Unfinished, Writer, origins_of, unfinished_of
+from requant.container.remote import Reader, RemoteOutput, RemoteSource, Writer, remote_outputs, remote_sources
 from requant.container.source import Source
-from requant.conversion.chunks import COPY_BYTES, Job, Piece, naming, peak, pieces_of, read_chunk, write_chunk
-from requant.conversion.record import Odd
-from requant.conversion.write import NOT_AS_RECORDED, Tell, Written, lines_by_piece, recorded, written_here
+from requant.conversion.chunks import (
+    COPY_BYTES,
+    Piece,
+    TensorJob,
+    find_peak,
+    naming_tensor,
+    pieces_of,
+    read_chunk,
+    write_chunk,
+)
+from requant.conversion.record import Anomalies
+from requant.conversion.write import NOT_AS_RECORDED, Tell, WrittenPiece, group_lines, read_recorded, write_pieces
 from requant.errors import InputOutputError, NumericFault, quoted
 from requant.formats.codec import Floats
 
@@ -31,7 +40,7 @@ from requant.formats.codec import Floats
 class _Rows:
     """A piece as another machine reads it; importance: its job's, of the matrices from `first` of `n` on only."""
 
-    origin: Origin
+    origin: RemoteSource
     piece: Piece
     importance: Floats | None = None
     first: int = 0
@@ -51,17 +60,17 @@ class _Task:
     """A piece to be written; sha256: as an earlier run recorded it, then written only where it is not so."""
 
     rows: _Rows
-    target: Unfinished
+    target: RemoteOutput
     sha256: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Wrote:
-    """What became of a task; errors: those of `Written`, None where an earlier run's bytes were found."""
+    """What became of a task; errors: those of `WrittenPiece`, None where an earlier run's bytes were found."""
 
     sha256: str
     errors: tuple[float, ...] | None
-    odd: Odd
+    odd: Anomalies
     is_new: bool
 
 
@@ -70,28 +79,28 @@ class _Tensor:
     """A tensor whose pieces, of so many bytes, follow each other in the output from `offset` on."""
 
     name: str
-    target: Unfinished
+    target: RemoteOutput
     offset: int
     sizes: tuple[int, ...]
 
 
-def written_there(
+def write_pieces_on_cluster(
     cluster: Cluster,
     source: Source,
     output: Output,
-    jobs: Sequence[Job],
+    jobs: Sequence[TensorJob],
     *,
     progress: Callable[[int], None],
     tell: Tell,
-) -> Generator[Written, None, None]:
-    """As `written_here`, by the workers of `cluster`; `progress` is called with the source bytes of each piece.
+) -> Generator[WrittenPiece, None, None]:
+    """As `write_pieces`, by the workers of `cluster`; `progress` is called with the source bytes of each piece.
 
     Raises what `Cluster.run` raises, and InputOutputError where a worker sees another storage than this process.
     """
     if output.is_published:  # there is nothing to write, and no unfinished output that workers could look at
-        yield from written_here(source, output, jobs, threads=1, progress=progress, tell=tell)
+        yield from write_pieces(source, output, jobs, threads=1, progress=progress, tell=tell)
         return
-    held: Written | None = None  # the last piece of a tensor whose digest is still to come
+    held: WrittenPiece | None = None  # the last piece of a tensor whose digest is still to come
     try:
         with contextlib.closing(cluster.run(_steps(source, output, jobs))) as steps:
             for step in steps:
@@ -111,23 +120,25 @@ def written_there(
         raise
 
 
-def peaks_there(cluster: Cluster, source: Source, pieces: Iterable[Piece]) -> Generator[list[float], None, None]:
+def find_peaks_on_cluster(
+    cluster: Cluster, source: Source, pieces: Iterable[Piece]
+) -> Generator[list[float], None, None]:
     """The peak of every chunk of each of `pieces`, in their order."""
-    origins = origins_of(source)
+    origins = remote_sources(source)
     rows = (_Rows(origins[piece.job.tensor.file], _with(piece, None)) for piece in pieces)
     return cluster.in_order(_peaks, rows, lambda found: f"tensor {quoted(found.piece.name)}")
 
 
-def _steps(source: Source, output: Output, jobs: Sequence[Job]) -> Iterator[Step]:
+def _steps(source: Source, output: Output, jobs: Sequence[TensorJob]) -> Iterator[Step]:
     """A step for each piece, and one for the digest of each tensor that has several."""
-    origins = origins_of(source)
-    targets = [unfinished_of(i, path) for i, path in enumerate(output.part_files)]
-    lines = lines_by_piece(output.records)
+    origins = remote_sources(source)
+    targets = [remote_outputs(i, path) for i, path in enumerate(output.part_files)]
+    lines = group_lines(output.records)
     for job in jobs:
         name, pieces = f"tensor {quoted(job.tensor.name)}", list[Step]()
         sizes = []
         for piece in pieces_of(job):
-            before = recorded(piece, lines)
+            before = read_recorded(piece, lines)
             rows = _cut(origins[job.tensor.file], piece)
             task = _Task(rows, targets[job.file], None if before is None else before.sha256)
             pieces.append(Step(_write, task, name, about=(piece, before)))
@@ -138,7 +149,7 @@ def _steps(source: Source, output: Output, jobs: Sequence[Job]) -> Iterator[Step
             yield Step(_digest, tensor, name, after=tuple(pieces))
 
 
-def _cut(origin: Origin, piece: Piece) -> _Rows:
+def _cut(origin: RemoteSource, piece: Piece) -> _Rows:
     """The piece with no more of the importance than its rows need: that of hundreds of experts is megabytes."""
     whole = piece.job.importance
     if whole is None:
@@ -153,7 +164,7 @@ def _with(piece: Piece, importance: Floats | None) -> Piece:
     return Piece(piece.number, tuple(replace(chunk, job=job) for chunk in piece.chunks))
 
 
-def _written(about: tuple[Piece, Written | None], found: _Wrote, tell: Tell) -> Written:
+def _written(about: tuple[Piece, WrittenPiece | None], found: _Wrote, tell: Tell) -> WrittenPiece:
     piece, before = about
     if before is not None and found.is_new:
         tell(NOT_AS_RECORDED.format(quoted(piece.name)))
@@ -161,7 +172,7 @@ def _written(about: tuple[Piece, Written | None], found: _Wrote, tell: Tell) -> 
     if before is not None and not found.is_new:
         return replace(before, tensor_sha256=whole)
     errors = None if found.errors is None else np.array(found.errors)
-    return Written(piece, found.sha256, errors, found.odd, whole)
+    return WrittenPiece(piece, found.sha256, errors, found.odd, whole)
 
 
 def _write(task: _Task) -> _Wrote:
@@ -173,8 +184,8 @@ def _write(task: _Task) -> _Wrote:
             for chunk in piece.chunks:
                 digest.update(read_chunk(output, chunk).data.reshape(-1).data)
             if digest.hexdigest() == task.sha256:
-                return _Wrote(task.sha256, None, Odd(), is_new=False)
-        digest, errors, odd = hashlib.sha256(), np.zeros(4), Odd()
+                return _Wrote(task.sha256, None, Anomalies(), is_new=False)
+        digest, errors, odd = hashlib.sha256(), np.zeros(4), Anomalies()
         try:
             for chunk in piece.chunks:
                 done = write_chunk(source, output, chunk)
@@ -183,7 +194,7 @@ def _write(task: _Task) -> _Wrote:
                 odd += done.odd
         finally:
             source.check_unchanged()  # numbers that make no sense may come from a file that is being replaced
-        with naming(piece.job):
+        with naming_tensor(piece.job):
             output.sync()
     figures = None if piece.job.choice.copied else tuple(errors.tolist())
     return _Wrote(digest.hexdigest(), figures, odd, is_new=True)
@@ -210,4 +221,4 @@ def _digest(tensor: _Tensor, *wrote: _Wrote) -> str:
 def _peaks(rows: _Rows) -> list[float]:
     """On a worker: the largest magnitude in each chunk of a piece."""
     with Reader(rows.origin) as source:
-        return [peak(source, chunk) for chunk in rows.piece.chunks]
+        return [find_peak(source, chunk) for chunk in rows.piece.chunks]

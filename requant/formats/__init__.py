@@ -2,7 +2,7 @@
 
 import hashlib
 
-from requant.common.serialization import show
+from requant.common.serialization import show_json
 from requant.errors import BadInput, suggest
 from requant.formats.base import BlockFormat, Effort
 
@@ -81,5 +81,5 @@ def parse_type_name(raw: str, where: str, path: object) -> str:
     fmt = by_name(raw)
     if fmt is None:
         names = [f.name for f in FORMATS.values()]
-        raise BadInput(path, f"{where} is not a ggml type", got=show(raw), hint=suggest(raw, names))
+        raise BadInput(path, f"{where} is not a ggml type", got=show_json(raw), hint=suggest(raw, names))
     return fmt.name

@@ -12,7 +12,7 @@ import numpy as np
 
 from requant.formats.bits import half_to_float
 from requant.formats.encoders.grid_search import grid_encoder
-from requant.formats.encoders.grid_words import Shape, Spent
+from requant.formats.encoders.grid_words import SearchBudget, Shape
 from requant.formats.grids import IQ2_S
 from requant.formats.jit import kernel
 
@@ -41,7 +41,7 @@ SHAPE = Shape(
     first=np.float32(0.6),
     stride=np.float32(0.2),
 )
-BY_EFFORT = (Spent(1, 1), Spent(1, 5), Spent(3, 15))
+BY_EFFORT = (SearchBudget(1, 1), SearchBudget(1, 5), SearchBudget(3, 15))
 
 
 @kernel

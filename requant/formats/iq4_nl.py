@@ -10,13 +10,13 @@ Source: block_iq4_nl in ggml-common.h, dequantize_row_iq4_nl in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.encoders.iq4 import Spent, encode_iq4
+from requant.formats.encoders.iq4 import SearchBudget, encode_iq4
 from requant.formats.encoders.search import is_flat
 from requant.formats.grids import IQ4_LEVELS
 from requant.formats.jit import kernel
 
 N = 32
-SEARCH = (Spent(4, 1), Spent(8, 1), Spent(28, 3))
+SEARCH = (SearchBudget(4, 1), SearchBudget(8, 1), SearchBudget(28, 3))
 LAYOUT = np.dtype([("d", "<u2"), ("qs", "u1", (N // 2,))])  # d: binary16 bits
 
 

@@ -11,7 +11,7 @@ Source: block_iq4_xs in ggml-common.h, dequantize_row_iq4_xs in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.encoders.iq4 import Spent, encode_iq4
+from requant.formats.encoders.iq4 import SearchBudget, encode_iq4
 from requant.formats.encoders.search import is_flat
 from requant.formats.grids import IQ4_LEVELS
 from requant.formats.jit import kernel
@@ -20,7 +20,7 @@ N = 256
 SUBS, SUB = 8, 32
 SCALE_TOP = 32
 # fewer candidates than in IQ4_NL: the integer scales are chosen again
-SEARCH = (Spent(3, 1, 1, 1), Spent(6, 1, 2, 1), Spent(16, 2, 4, 2))
+SEARCH = (SearchBudget(3, 1, 1, 1), SearchBudget(6, 1, 2, 1), SearchBudget(16, 2, 4, 2))
 LAYOUT = np.dtype([("d", "<u2"), ("scales_h", "<u2"), ("scales_l", "u1", (4,)), ("qs", "u1", (N // 2,))])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from requant.formats.bits import half_to_float
 from requant.formats.encoders.search import is_flat
-from requant.formats.encoders.symmetric import Spent, encode_symmetric
+from requant.formats.encoders.symmetric import SearchBudget, encode_symmetric
 from requant.formats.jit import kernel
 
 N = 256
@@ -20,9 +20,9 @@ SUBS, SUB = 16, 16
 TOP, SCALE_TOP = 4, 32
 # by effort, without importance and with: candidates between first and first + span
 SEARCH = (
-    ((Spent(2, 0, 1, 0, 1), -0.5, 0.6), (Spent(5, 1, 1, 1, 1), -0.9, 4.2)),
-    ((Spent(3, 0, 1, 0, 1), -0.6, 1.0), (Spent(8, 1, 1, 1, 1), -0.9, 4.2)),
-    ((Spent(4, 1, 2, 1, 1), -0.6, 1.0), (Spent(16, 2, 4, 2, 2), -0.9, 4.2)),
+    ((SearchBudget(2, 0, 1, 0, 1), -0.5, 0.6), (SearchBudget(5, 1, 1, 1, 1), -0.9, 4.2)),
+    ((SearchBudget(3, 0, 1, 0, 1), -0.6, 1.0), (SearchBudget(8, 1, 1, 1, 1), -0.9, 4.2)),
+    ((SearchBudget(4, 1, 2, 1, 1), -0.6, 1.0), (SearchBudget(16, 2, 4, 2, 2), -0.9, 4.2)),
 )
 LAYOUT = np.dtype([("hmask", "u1", (32,)), ("qs", "u1", (64,)), ("scales", "u1", (12,)), ("d", "<u2")])
 

@@ -10,13 +10,13 @@ Source: block_q6_K in ggml-common.h, dequantize_row_q6_K in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.encoders.symmetric import Spent, encode_symmetric
+from requant.formats.encoders.symmetric import SearchBudget, encode_symmetric
 from requant.formats.jit import kernel
 
 N = 256
 SUBS, SUB = 16, 16
 TOP, SCALE_TOP = 32, 128
-SEARCH = (Spent(5, 1, 1, 0, 1), Spent(6, 1, 1, 1, 1), Spent(20, 2, 2, 2, 2))
+SEARCH = (SearchBudget(5, 1, 1, 0, 1), SearchBudget(6, 1, 1, 1, 1), SearchBudget(20, 2, 2, 2, 2))
 LAYOUT = np.dtype([("ql", "u1", (128,)), ("qh", "u1", (64,)), ("scales", "i1", (16,)), ("d", "<u2")])
 
 

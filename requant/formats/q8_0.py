@@ -8,12 +8,12 @@ Source: block_q8_0 in ggml-common.h, quantize_row_q8_0_ref in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.encoders.symmetric import Spent, encode_symmetric
+from requant.formats.encoders.symmetric import SearchBudget, encode_symmetric
 from requant.formats.jit import kernel
 
 N = 32
 TOP = 128
-SEARCH = (Spent(2, 0), Spent(2, 1), Spent(4, 1))
+SEARCH = (SearchBudget(2, 0), SearchBudget(2, 1), SearchBudget(4, 1))
 LAYOUT = np.dtype([("d", "<u2"), ("qs", "i1", (N,))])  # d: binary16 bits
 
 

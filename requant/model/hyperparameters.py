@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from requant.container.metadata import Metadata
 from requant.errors import BadInput, brief
 from requant.model.caches import ATTENTION, RECURRENT, Caches, Shape, caches_of
-from requant.model.windows import Windows, windows_of
+from requant.model.windows import SlidingWindows, windows_of
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS in llama-hparams.h
 _MAX_COUNT = 2**31 - 1
@@ -49,7 +49,7 @@ class Hyperparameters:
     value_length: int
     key_length_swa: int
     value_length_swa: int
-    windows: Windows | None
+    windows: SlidingWindows | None
     n_expert: int
     n_expert_used: int
     n_ff_expert: int
@@ -204,7 +204,7 @@ def _n_ff_shared(keys: _Keys, n_ff_expert: int) -> int:
     return (width or n_ff_expert) * _count(keys, "expert_shared_count", 1 if width else 0)
 
 
-def _windows(keys: _Keys, n_layers: int, n_trunk: int) -> Windows | None:
+def _windows(keys: _Keys, n_layers: int, n_trunk: int) -> SlidingWindows | None:
     key = "attention.sliding_window_pattern"
     length, pattern = keys.array_length(key), keys.get(key) if keys.array_length(key) in (None, n_layers) else None
     if length is not None and length != n_layers:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from requant.common.notebook import html
-from requant.common.serialization import dump, plain
+from requant.common.serialization import dump, to_plain
 from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
@@ -94,7 +94,7 @@ class Inspection:
 
     def to_json(self) -> str:
         """The object that --json prints."""
-        return dump({"schema": SCHEMA} | plain(self))
+        return dump({"schema": SCHEMA} | to_plain(self))
 
 
 def inspect(source: Source, settings: Mapping[str, Any] = MappingProxyType({}), reserve: int = 0) -> Inspection:

@@ -74,7 +74,7 @@ _MORE_BEHIND_EXPERTS = frozenset(
 _BLOCKS_OF_32 = frozenset(["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"])
 
 
-def stock_type(mixture: str, name: str, n_per_row: int, *, tied: bool, arch: str = "") -> str:
+def end_type(mixture: str, name: str, n_per_row: int, *, tied: bool, arch: str = "") -> str:
     """The type that llama-quantize gives `token_embd.weight` or `output.weight` in a `mixture` such as `Q4_K_M`.
 
     Raises UsageError for a mixture that is not known here.
@@ -100,7 +100,7 @@ def _output_type(mixture: str, default: str, n_per_row: int, arch: str) -> str:
     return "Q5_K" if mixture in _OUTPUT_AS_Q5_K else "Q6_K"
 
 
-def mixtures() -> tuple[str, ...]:
+def mixture_names() -> tuple[str, ...]:
     """The mixtures known here, by rising size."""
     return tuple(_MIXTURES)
 
@@ -108,7 +108,7 @@ def mixtures() -> tuple[str, ...]:
 def mixture_type(mixture: str, name: str, n_per_row: int, *, tied: bool, arch: str = "") -> str:
     """The type of a matrix in a `mixture`, but for the few layers that it gives more than its default type."""
     if name in ("token_embd.weight", "output.weight"):
-        return stock_type(mixture, name, n_per_row, tied=tied, arch=arch)
+        return end_type(mixture, name, n_per_row, tied=tied, arch=arch)
     default = _MIXTURES[mixture][0]
     block = 32 if default in _BLOCKS_OF_32 else 256
     return default if n_per_row % block == 0 else fallback_type(default, n_per_row) or "F16"
@@ -151,7 +151,7 @@ def mixture_types(mixture: str, tensors: Sequence[Shaped], hp: Hyperparameters, 
     found = {}
     for tensor in free:
         if tensor.name in ("token_embd.weight", "output.weight"):
-            found[tensor.name] = stock_type(mixture, tensor.name, tensor.shape[0], tied=tied, arch=hp.arch)
+            found[tensor.name] = end_type(mixture, tensor.name, tensor.shape[0], tied=tied, arch=hp.arch)
             continue
         role, layer = role_of(tensor.name), layer_of(tensor.name) or 0
         index, n = (order[tensor.name], len(values)) if role in _VALUES else (layer, hp.n_layers)

@@ -68,10 +68,10 @@ def nonfinite_fault(source: Readable, tensor: SourceTensor) -> NumericFault:
     )
 
 
-def keep_nonfinite(
+def preserve_nonfinite(
     source: Source, *, threads: int | None = None, progress: Callable[[int], None] = lambda _: None
 ) -> list[str]:
-    """Read all of `source`, and have what is not finite in it stay as it is (`source.kept`); a line for each tensor.
+    """Read all of `source`, and have what is not finite in it stay as it is (`source.preserved`); a line for each tensor.
 
     Whatever is planned from then on copies these tensors, and converting lets the copies pass; a plan that encodes one
     of them is a NumericFault as ever. `progress` is called with bytes read.
@@ -87,5 +87,5 @@ def keep_nonfinite(
         for tensor, found in zip(source.tensors, results, strict=True):
             progress(tensor.n_bytes)
             if found is not None:
-                source.kept[tensor.name] = str(found)
-    return [f"tensor {quoted(name)} stays as it is: {why}" for name, why in source.kept.items()]
+                source.preserved[tensor.name] = str(found)
+    return [f"tensor {quoted(name)} stays as it is: {why}" for name, why in source.preserved.items()]

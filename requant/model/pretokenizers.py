@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Splitting:
+class PreTokenizer:
     """ignore_merges: a word that is a token is one, whatever the merges; adds_bos: unless the file says other."""
 
     patterns: tuple[str, ...]
@@ -49,21 +49,21 @@ _QWEN2 = _words(r"\p{N}")
 _DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")
 
 _KINDS = {
-    "default": Splitting(_DEFAULT),
+    "default": PreTokenizer(_DEFAULT),
     "gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert mpt olmo jais exaone4 "
-    "trillion granite-docling": Splitting((_GPT2,)),
-    "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2": Splitting((r"\p{N}", _GPT2)),
-    "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2": Splitting((_LLAMA3,), True, True),
-    "dbrx smaug-bpe chatglm-bpe": Splitting((_LLAMA3,)),
-    "glm4 glm5": Splitting((_LLAMA3,), True),
-    "qwen2 deepseek-r1-qwen kormo f2llmv2 stablelm2 hunyuan solar-open megrez grok-2": Splitting((_QWEN2,)),
-    "qwen35": Splitting((_words(r"\p{N}", letters=r"\p{L}\p{M}", others=r"\p{L}\p{M}\p{N}"),)),
-    "deepseek-coder": Splitting(
+    "trillion granite-docling": PreTokenizer((_GPT2,)),
+    "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2": PreTokenizer((r"\p{N}", _GPT2)),
+    "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2": PreTokenizer((_LLAMA3,), True, True),
+    "dbrx smaug-bpe chatglm-bpe": PreTokenizer((_LLAMA3,)),
+    "glm4 glm5": PreTokenizer((_LLAMA3,), True),
+    "qwen2 deepseek-r1-qwen kormo f2llmv2 stablelm2 hunyuan solar-open megrez grok-2": PreTokenizer((_QWEN2,)),
+    "qwen35": PreTokenizer((_words(r"\p{N}", letters=r"\p{L}\p{M}", others=r"\p{L}\p{M}\p{N}"),)),
+    "deepseek-coder": PreTokenizer(
         ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", r"\p{N}")
     ),
-    "deepseek-v3 hunyuan-dense joyai-llm hy_v4": Splitting((r"\p{N}{1,3}", _CJK, _DEEPSEEK)),
-    "falcon": Splitting((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
-    "tekken": Splitting((_cased(r"\p{N}"),), True, True),
-    "gpt-4o llama4 kanana2 talkie minimax-m2": Splitting((_cased(r"\p{N}{1,3}", _CONTRACTIONS + "?"),)),
+    "deepseek-v3 hunyuan-dense joyai-llm hy_v4": PreTokenizer((r"\p{N}{1,3}", _CJK, _DEEPSEEK)),
+    "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
+    "tekken": PreTokenizer((_cased(r"\p{N}"),), True, True),
+    "gpt-4o llama4 kanana2 talkie minimax-m2": PreTokenizer((_cased(r"\p{N}{1,3}", _CONTRACTIONS + "?"),)),
 }
 KINDS = {name: splitting for names, splitting in _KINDS.items() for name in names.split()}

@@ -49,7 +49,7 @@ _EXAONE4 = _Rule(4, default=4096)  # the 32B model only, which is told by its 64
 
 
 @dataclass(frozen=True, slots=True)
-class Windows:
+class SlidingWindows:
     """`size` in tokens (0: no layer has one) and, per layer, whether it has it."""
 
     size: int
@@ -58,13 +58,13 @@ class Windows:
 
 def windows_of(
     arch: str, n_layers: int, n_trunk: int, size: int | None, pattern: int | Sequence[bool] | None
-) -> Windows | None:
+) -> SlidingWindows | None:
     """The windows of a model, or None where a key that the architecture requires is missing.
 
     `size` and `pattern` are the keys attention.sliding_window and .sliding_window_pattern, None where absent;
     layers from `n_trunk` on (multi-token prediction) have none unless an array says so.
     """
-    none = Windows(0, (False,) * n_layers)
+    none = SlidingWindows(0, (False,) * n_layers)
     rule = _EXAONE4 if arch == "exaone4" and n_trunk == 64 else _RULES.get(arch)
     if rule is None:
         return none
@@ -76,12 +76,12 @@ def windows_of(
             return none if rule.optional else None
     size = rule.fixed or size
     if pattern is not None and not isinstance(pattern, int):
-        return Windows(size, tuple(bool(p) for p in pattern))
+        return SlidingWindows(size, tuple(bool(p) for p in pattern))
     if rule.array:
         return None
     period = rule.period if pattern is None else pattern
     layers = tuple(il < n_trunk and _has_window(il, period, rule.dense_first) for il in range(n_layers))
-    return Windows(size, layers)
+    return SlidingWindows(size, layers)
 
 
 def _has_window(il: int, period: int, dense_first: bool) -> bool:

@@ -11,11 +11,11 @@ from requant.container.source import Source, require_model
 from requant.errors import BadInput, InfeasibleBudget, UsageError, brief
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.memory import CELL_PADDING, DEFAULT_UBATCH
-from requant.planning.deployment import MIN_UBATCH, batch_note, smaller_batches
+from requant.planning.deployment import MIN_UBATCH, describe_batch, smaller_batches
 from requant.planning.plan import Plan
 from requant.planning.plan_once import _at_batch
-from requant.planning.request import AUTO, MAX_CONTEXT, MEMORY_OPTIONS, Wishes, check_wishes
-from requant.planning.summaries import compared
+from requant.planning.request import AUTO, MAX_CONTEXT, MEMORY_OPTIONS, PlanRequest, check_request
+from requant.planning.summaries import compare_mixtures
 from requant.scoring.losses import IN_NATS, Losses
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _UNSEEN = 4e-4  # nats; what llama.cpp's rounding of activations to 8 bits adds 
 
 def check_feasible(
     source: Source,
-    wishes: Wishes,
+    request: PlanRequest,
     types: Sequence[str],
     *,
     imatrix: Imatrix | None,
@@ -42,22 +42,24 @@ def check_feasible(
     tensors = survey(source, types=types, imatrix=imatrix, has_importance=has_importance)
     check_requantization(source, tensors, allow_requantize)
     arch = require_model(source)
-    pair = [("F16" if x == AUTO else x) for x in (wishes.cache_type_k, wishes.cache_type_v)]
-    n_ctx = CELL_PADDING if wishes.n_ctx == MAX_CONTEXT else wishes.n_ctx
-    wishes = replace(wishes, cache_type_k=pair[0], cache_type_v=pair[1], n_ctx=n_ctx)
-    make_plan(source, Losses(source.name, source.header_sha256, arch, "", None, None, tensors), wishes, imatrix=imatrix)
+    pair = [("F16" if x == AUTO else x) for x in (request.cache_type_k, request.cache_type_v)]
+    n_ctx = CELL_PADDING if request.n_ctx == MAX_CONTEXT else request.n_ctx
+    request = replace(request, cache_type_k=pair[0], cache_type_v=pair[1], n_ctx=n_ctx)
+    make_plan(
+        source, Losses(source.name, source.header_sha256, arch, "", None, None, tensors), request, imatrix=imatrix
+    )
 
 
-def fits_as_it_is(source: Source, wishes: Wishes) -> Losses | None:
+def fits_as_it_is(source: Source, request: PlanRequest) -> Losses | None:
     """Losses that leave every tensor as it is, where that is within all that was asked; then nothing can be better."""
     from requant.scoring.candidates import survey
 
-    whole = wishes
-    if wishes.vram is not None:  # no smaller batch for it
-        whole = replace(wishes, n_ubatch=wishes.n_ubatch or DEFAULT_UBATCH)
+    whole = request
+    if request.vram is not None:  # no smaller batch for it
+        whole = replace(request, n_ubatch=request.n_ubatch or DEFAULT_UBATCH)
     asked = {name: getattr(whole, name) for name in ("vram", "size", "bpw", "engine", *MEMORY_OPTIONS)}
-    least = wishes.n_ctx == MAX_CONTEXT or AUTO in (wishes.cache_type_k, wishes.cache_type_v) or wishes.price
-    if least or Wishes(**asked) != whole:  # time, bytes or types are asked for too
+    least = request.n_ctx == MAX_CONTEXT or AUTO in (request.cache_type_k, request.cache_type_v) or request.price
+    if least or PlanRequest(**asked) != whole:  # time, bytes or types are asked for too
         return None
     tensors = tuple(
         replace(t, candidates=tuple(c for c in t.candidates if c.type == t.source_type), skipped={})
@@ -73,25 +75,25 @@ def fits_as_it_is(source: Source, wishes: Wishes) -> Losses | None:
     return losses
 
 
-def make_plan(source: Source, losses: Losses, wishes: Wishes, *, imatrix: Imatrix | None = None) -> Plan:
-    """The best plan for `source` within all that `wishes` limit, with llama-quantize's mixtures beside it.
+def make_plan(source: Source, losses: Losses, request: PlanRequest, *, imatrix: Imatrix | None = None) -> Plan:
+    """The best plan for `source` within all that `request` limit, with llama-quantize's mixtures beside it.
 
-    `imatrix` is the one that converting will use. Raises UsageError for wishes that cannot be meant, BadInput for
+    `imatrix` is the one that converting will use. Raises UsageError for request that cannot be meant, BadInput for
     losses of another model or memory needs that are not known, InfeasibleBudget.
     """
-    plan = best_plan(source, losses, wishes, imatrix=imatrix)
-    return replace(plan, mixtures=compared(source, losses, has_imatrix=imatrix is not None))
+    plan = best_plan(source, losses, request, imatrix=imatrix)
+    return replace(plan, mixtures=compare_mixtures(source, losses, has_imatrix=imatrix is not None))
 
 
-def best_plan(source: Source, losses: Losses, wishes: Wishes, *, imatrix: Imatrix | None = None) -> Plan:
+def best_plan(source: Source, losses: Losses, request: PlanRequest, *, imatrix: Imatrix | None = None) -> Plan:
     """What `make_plan` gives, but for the mixtures: for whoever solves again and again."""
-    check_wishes(wishes)
+    check_request(request)
     losses = _of(source, losses)
-    if wishes.n_ctx == MAX_CONTEXT:
-        return _largest_context(source, losses, wishes, imatrix)
-    if AUTO in (wishes.cache_type_k, wishes.cache_type_v):
-        return _best_cache(source, losses, wishes, imatrix)
-    return _plan_for(source, losses, wishes, imatrix)
+    if request.n_ctx == MAX_CONTEXT:
+        return _largest_context(source, losses, request, imatrix)
+    if AUTO in (request.cache_type_k, request.cache_type_v):
+        return _best_cache(source, losses, request, imatrix)
+    return _plan_for(source, losses, request, imatrix)
 
 
 def _of(source: Source, losses: Losses) -> Losses:
@@ -116,46 +118,46 @@ def _of(source: Source, losses: Losses) -> Losses:
     )
 
 
-def _plan_for(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix | None) -> Plan:
+def _plan_for(source: Source, losses: Losses, request: PlanRequest, imatrix: Imatrix | None) -> Plan:
     """The plan where context and cache types are settled, for smaller batches where that halves the loss."""
-    if wishes.vram is None or wishes.ram is not None or wishes.n_ubatch is not None:
-        return _at_batch(source, losses, wishes, imatrix)
-    if wishes.max_loss is not None:
-        return _keeping_loss(source, losses, wishes, imatrix)
-    first = best = _at_batch(source, losses, wishes, imatrix)
-    for n_ubatch in smaller_batches(source, wishes, first):
+    if request.vram is None or request.ram is not None or request.n_ubatch is not None:
+        return _at_batch(source, losses, request, imatrix)
+    if request.max_loss is not None:
+        return _keeping_loss(source, losses, request, imatrix)
+    first = best = _at_batch(source, losses, request, imatrix)
+    for n_ubatch in smaller_batches(source, request, first):
         if (best.predicted_loss or 0.0) <= _UNSEEN:
             break
-        plan = _at_batch(source, losses, replace(wishes, n_ubatch=n_ubatch), imatrix)
+        plan = _at_batch(source, losses, replace(request, n_ubatch=n_ubatch), imatrix)
         if 2 * (plan.predicted_loss or 0.0) > (best.predicted_loss or 0.0):
             break
         best = plan
     return best if best is first else _with_batch(best)
 
 
-def _keeping_loss(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix | None) -> Plan:
+def _keeping_loss(source: Source, losses: Losses, request: PlanRequest, imatrix: Imatrix | None) -> Plan:
     """The plan for the largest batch at which the loss can be kept."""
     n_ubatch = DEFAULT_UBATCH
     while n_ubatch >= MIN_UBATCH:
         with suppress(InfeasibleBudget):
-            plan = _at_batch(source, losses, replace(wishes, n_ubatch=n_ubatch), imatrix)
+            plan = _at_batch(source, losses, replace(request, n_ubatch=n_ubatch), imatrix)
             return plan if n_ubatch == DEFAULT_UBATCH else _with_batch(plan)
         n_ubatch //= 2
-    return _at_batch(source, losses, wishes, imatrix)  # which says what would do
+    return _at_batch(source, losses, request, imatrix)  # which says what would do
 
 
 def _with_batch(plan: Plan) -> Plan:
-    return replace(plan, notes=(*plan.notes, batch_note(DEFAULT_UBATCH, plan.budget["ubatch"])))
+    return replace(plan, notes=(*plan.notes, describe_batch(DEFAULT_UBATCH, plan.budget["ubatch"])))
 
 
-def _best_cache(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix | None) -> Plan:
+def _best_cache(source: Source, losses: Losses, request: PlanRequest, imatrix: Imatrix | None) -> Plan:
     """Of the cache types whose own loss was measured, those under which model and cache lose least together."""
-    pairs = _cache_pairs(losses, wishes)
+    pairs = _cache_pairs(losses, request)
     found: list[tuple[float, Plan]] = []
     fault: InfeasibleBudget | None = None
     for (k, v), loss in pairs.items():
         try:
-            plan = _plan_for(source, losses, replace(wishes, cache_type_k=k, cache_type_v=v), imatrix)
+            plan = _plan_for(source, losses, replace(request, cache_type_k=k, cache_type_v=v), imatrix)
         except InfeasibleBudget as error:
             fault = error
             continue
@@ -175,13 +177,13 @@ def _best_cache(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix
     return replace(best, notes=(*best.notes, note))
 
 
-def _cache_pairs(losses: Losses, wishes: Wishes) -> dict[tuple[str, str], float]:
-    """(K type, V type) -> measured loss, of the pairs that the wishes leave open; unrounded caches lose nothing."""
+def _cache_pairs(losses: Losses, request: PlanRequest) -> dict[tuple[str, str], float]:
+    """(K type, V type) -> measured loss, of the pairs that the request leave open; unrounded caches lose nothing."""
     measured = {("F16", "F16"): 0.0}
     for name, loss in losses.caches.items():
         k, _, v = name.partition("/")
         measured[k, v] = loss
-    asked = (wishes.cache_type_k or "F16").upper(), (wishes.cache_type_v or "F16").upper()
+    asked = (request.cache_type_k or "F16").upper(), (request.cache_type_v or "F16").upper()
     left = {
         pair: loss
         for pair, loss in measured.items()
@@ -197,13 +199,13 @@ def _cache_pairs(losses: Losses, wishes: Wishes) -> dict[tuple[str, str], float]
     return left
 
 
-def _largest_context(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix | None) -> Plan:
+def _largest_context(source: Source, losses: Losses, request: PlanRequest, imatrix: Imatrix | None) -> Plan:
     """The plan for the largest context, in steps of 256 tokens, at which the loss can be kept."""
     hp = read_hyperparameters(source.metadata, source.tensors)
 
     def tried(n_ctx: int) -> Plan | InfeasibleBudget:
         try:
-            return best_plan(source, losses, replace(wishes, n_ctx=n_ctx), imatrix=imatrix)
+            return best_plan(source, losses, replace(request, n_ctx=n_ctx), imatrix=imatrix)
         except InfeasibleBudget as fault:
             return fault
 

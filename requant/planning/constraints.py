@@ -86,7 +86,7 @@ class Limit:
         return f"{amount * LOSS_UNIT:.4g} nats" if self.unit == "loss" else format_size(amount)
 
 
-def part_name(part: str, limit: Limit) -> str:
+def name_part(part: str, limit: Limit) -> str:
     """What fills a part of a limit, in words: `KV cache` for `kv_cache`."""
     other = {"--size": "header", "--ram": "KV cache and compute buffer"}.get(limit.option, part)
     return {"kv_cache": "KV cache", "compute": "compute buffer", "other": other}.get(part, part)
@@ -130,8 +130,8 @@ def bpw_limit(bpw: float, losses: Losses) -> Limit:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """A budget and the wishes that go with it."""
+class Constraints:
+    """A budget and the request that go with it."""
 
     limits: tuple[Limit, ...] = ()
     memory: Mapping[str, int] = field(default_factory=dict)  # component -> bytes in VRAM beside the weights
@@ -165,9 +165,9 @@ class Request:
         return {key: value for key, value in asked.items() if value}
 
 
-def devices_of(tensor: TensorLosses, request: Request) -> tuple[str, ...]:
+def allowed_devices(tensor: TensorLosses, constraints: Constraints) -> tuple[str, ...]:
     """Where the tensor may be."""
-    return request.devices.get(tensor.name, ("gpu",) if tensor.on_gpu else ("cpu",))
+    return constraints.devices.get(tensor.name, ("gpu",) if tensor.on_gpu else ("cpu",))
 
 
 def _asked(limit: Limit) -> float:

@@ -25,11 +25,11 @@ from requant.model.memory import (
 )
 from requant.model.roles import is_experts, is_lookup, is_tied
 from requant.model.weight_scales import SECOND_LEVEL
-from requant.planning.constraints import Request, Timing, ram_limit, speed_limit, vram_limit
+from requant.planning.constraints import Constraints, Timing, ram_limit, speed_limit, vram_limit
 from requant.planning.engines import Engine
-from requant.planning.output_floor import guarded
+from requant.planning.output_floor import with_output_floor
 from requant.planning.plan import Plan
-from requant.planning.request import Wishes
+from requant.planning.request import PlanRequest
 from requant.planning.solver.problem import constrain
 from requant.scoring.losses import Losses, TensorLosses
 
@@ -37,50 +37,50 @@ MIN_UBATCH = 32  # tokens; the least that shrink_batch goes to
 _WORTH = 0.05  # of the weights on the GPU: what a smaller batch must free before it can halve their loss
 
 
-def ground_of(source: Source, losses: Losses, wishes: Wishes, notes: list[str]) -> Ground:
+def deployment_for(source: Source, losses: Losses, request: PlanRequest, notes: list[str]) -> Deployment:
     """What every placement has in common, with a batch that leaves room for the weights."""
     hp = read_hyperparameters(source.metadata, source.tensors)
-    settings = engine_settings(hp, wishes.settings)
+    settings = engine_settings(hp, request.settings)
     if settings.n_ctx > hp.context_length:
         notes.append(f"a context of {settings.n_ctx} is above the {hp.context_length} that the model was made for")
     if settings.assume and not hp.caches.known:
         notes.append(f"the caches of '{brief(hp.arch)}' are not known: memory is an upper bound")
-    if wishes.mtp and not hp.n_nextn:
+    if request.mtp and not hp.n_nextn:
         raise UsageError("--mtp: the model has no layers of multi-token prediction")
-    engine = wishes.profile
+    engine = request.profile
     parts = {"padding": _row_padding(losses)}
-    if wishes.draft is not None:
-        parts |= draft_bytes(wishes.draft, source, settings)
-    if wishes.mmproj is not None:
-        parts |= projector_bytes(wishes.mmproj)
-    if wishes.mtp:
+    if request.draft is not None:
+        parts |= draft_bytes(request.draft, source, settings)
+    if request.mmproj is not None:
+        parts |= projector_bytes(request.mmproj)
+    if request.mtp:
         parts |= prediction_bytes(hp, settings)
-    memory = memory_for(hp, settings, vram=wishes.vram, reserve=wishes.reserve)
-    price = DEFAULT_PRICE if wishes.ram is not None and wishes.vram is not None else 0.0
-    if wishes.min_speed is not None or wishes.ram is not None:
+    memory = memory_for(hp, settings, vram=request.vram, reserve=request.reserve)
+    price = DEFAULT_PRICE if request.ram is not None and request.vram is not None else 0.0
+    if request.min_speed is not None or request.ram is not None:
         rates = ", ".join(f"{name} {rate / 1e9:g}" for name, rate in engine.bandwidth.items())
-        given = "given" if wishes.bandwidth else "assumed; say --bandwidth for yours"
+        given = "given" if request.bandwidth else "assumed; say --bandwidth for yours"
         notes.append(f"speed is predicted from bandwidths in GB/s: {rates} ({given})")
-    ground = Ground(
+    deployment = Deployment(
         hp=hp,
         engine=engine,
         memory=memory,
-        vram=0 if wishes.vram is None and engine.has_gpu and wishes.ram is not None else wishes.vram,
-        ram=wishes.ram,
-        min_speed=wishes.min_speed,
-        price=price if wishes.price is None else wishes.price,
+        vram=0 if request.vram is None and engine.has_gpu and request.ram is not None else request.vram,
+        ram=request.ram,
+        min_speed=request.min_speed,
+        price=price if request.price is None else request.price,
         parts=parts,
-        mtp=bool(wishes.mtp),
+        mtp=bool(request.mtp),
     )
-    if wishes.vram is None or wishes.ram is not None or wishes.n_ubatch is not None:
-        return ground
-    return replace(ground, memory=_fitting_batch(losses, wishes, ground, notes))
+    if request.vram is None or request.ram is not None or request.n_ubatch is not None:
+        return deployment
+    return replace(deployment, memory=_fitting_batch(losses, request, deployment, notes))
 
 
-def smaller_batches(source: Source, wishes: Wishes, plan: Plan) -> Iterator[int]:
+def smaller_batches(source: Source, request: PlanRequest, plan: Plan) -> Iterator[int]:
     """Halves of the plan's batch, each as long as it frees enough of the VRAM for the weights to gain much."""
     hp = read_hyperparameters(source.metadata, source.tensors)
-    settings = replace(engine_settings(hp, wishes.settings), n_ubatch=plan.budget["ubatch"])
+    settings = replace(engine_settings(hp, request.settings), n_ubatch=plan.budget["ubatch"])
     weights = sum(c.n_bytes for c in plan.choices if c.device == "gpu")
     while settings.tokens > MIN_UBATCH:
         smaller = replace(settings, n_ubatch=max(MIN_UBATCH, settings.tokens // 2))
@@ -90,7 +90,7 @@ def smaller_batches(source: Source, wishes: Wishes, plan: Plan) -> Iterator[int]
         settings = smaller
 
 
-def batch_note(before: int, after: int) -> str:
+def describe_batch(before: int, after: int) -> str:
     """Why a plan is for smaller batches."""
     return (
         f"the compute buffer of a batch of {before} leaves too little for weights: "
@@ -98,27 +98,27 @@ def batch_note(before: int, after: int) -> str:
     )
 
 
-def _fitting_batch(losses: Losses, wishes: Wishes, ground: Ground, notes: list[str]) -> Memory:
+def _fitting_batch(losses: Losses, request: PlanRequest, deployment: Deployment, notes: list[str]) -> Memory:
     """The memory of the largest batch that leaves room for the smallest plan: one that spares the output, if any."""
-    assert wishes.vram is not None
-    hp, memory = ground.hp, ground.memory
-    limited = ground.request(losses, wishes.request, ground.n_places, 0)
-    beside = sum(ground.parts.values())
-    for considered in (guarded(losses, limited), losses):  # a smaller batch rather than a poor output
+    assert request.vram is not None
+    hp, memory = deployment.hp, deployment.memory
+    limited = deployment.constraints(losses, request.constraints, deployment.n_places, 0)
+    beside = sum(deployment.parts.values())
+    for considered in (with_output_floor(losses, limited), losses):  # a smaller batch rather than a poor output
         smallest = beside + _smallest(considered, limited)
-        fitted = shrink_batch(hp, memory, wishes.vram, smallest)
-        if fitted.weights_limit(wishes.vram) >= smallest:
+        fitted = shrink_batch(hp, memory, request.vram, smallest)
+        if fitted.weights_limit(request.vram) >= smallest:
             break
     else:
-        fitted = _least_memory(hp, memory, wishes.reserve, smallest)
+        fitted = _least_memory(hp, memory, request.reserve, smallest)
     if fitted.settings.n_ubatch != memory.settings.n_ubatch:
-        notes.append(batch_note(memory.settings.n_ubatch, fitted.settings.n_ubatch))
+        notes.append(describe_batch(memory.settings.n_ubatch, fitted.settings.n_ubatch))
     return fitted
 
 
-def _smallest(losses: Losses, request: Request) -> int:
+def _smallest(losses: Losses, constraints: Constraints) -> int:
     """Bytes of the last limit that the smallest plan takes."""
-    return sum(min(option.costs[-1] for option in item.options) for item in constrain(losses, request).items)
+    return sum(min(option.costs[-1] for option in item.options) for item in constrain(losses, constraints).items)
 
 
 def _least_memory(hp: Hyperparameters, memory: Memory, reserve: int | None, smallest: int) -> Memory:
@@ -155,7 +155,7 @@ DEFAULT_PRICE = 0.2  # nats that a second per token is worth, where there is a c
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class Deployment:
     """What every placement of a model has in common.
 
     `vram`, `ram`: bytes, None without a limit; `parts`: bytes in VRAM that are neither weights, cache nor compute.
@@ -218,14 +218,14 @@ class Ground:
     def _hop(self) -> int:
         return HOP_NS + math.ceil(1e9 * 2 * 4 * self.hp.n_embd / self.engine.bandwidth["pcie"])
 
-    def request(self, losses: Losses, wishes: Request, k: int, copied: int) -> Request:
-        """`wishes` with the limits that hold at `k`; `copied` bytes are kept for one tensor of the CPU on the GPU."""
+    def constraints(self, losses: Losses, request: Constraints, k: int, copied: int) -> Constraints:
+        """`request` with the limits that hold at `k`; `copied` bytes are kept for one tensor of the CPU on the GPU."""
         tied = is_tied({t.name for t in losses.tensors})
         devices = {t.name: self.devices(t, k, tied=tied) for t in losses.tensors}
         timing = self.timing(k)
         caches = layer_caches(self.hp, self.memory.settings, padded=True)
         on_gpu = sum(caches[il] for il in self.layers(k))
-        limits, parts = list(wishes.limits), dict[str, int]()
+        limits, parts = list(request.limits), dict[str, int]()
         if self.vram is not None and (k or self.vram):
             parts = {"kv_cache": on_gpu, "compute": self.memory.compute if k else 0, "copies": copied if k else 0}
             parts |= {**self.parts, "reserve": self.memory.reserve}
@@ -236,7 +236,7 @@ class Ground:
         if self.min_speed is not None:
             limits.append(speed_limit(self.min_speed, timing))
         return replace(
-            wishes,
+            request,
             limits=tuple(limits),
             memory=parts,
             devices=devices,
@@ -245,5 +245,5 @@ class Ground:
             unusable=self.engine.cannot,
             largest_on_cpu=copied if k and copied else None,
             timing=timing,
-            price=self.price if wishes.objective == "loss" else 0.0,
+            price=self.price if request.objective == "loss" else 0.0,
         )

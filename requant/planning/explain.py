@@ -16,7 +16,7 @@ from requant.errors import InfeasibleBudget, UsageError, brief, suggest
 from requant.planning.best_plan import best_plan
 from requant.planning.constraints import Rule
 from requant.planning.plan import Choice, Plan
-from requant.planning.request import Wishes
+from requant.planning.request import PlanRequest
 from requant.scoring.losses import Losses, TensorLosses
 
 MORE = 100 * 2**20  # bytes that one is offered
@@ -51,22 +51,22 @@ class Outlook:
     value: float | None
 
 
-def explained(
-    source: Source, losses: Losses, wishes: Wishes, plan: Plan, name: str, *, imatrix: Imatrix | None = None
+def explain_choice(
+    source: Source, losses: Losses, request: PlanRequest, plan: Plan, name: str, *, imatrix: Imatrix | None = None
 ) -> Explanation:
     """Why the tensor called `name` has its type in `plan`. Raises UsageError where there is no such tensor."""
     tensor = next((t for t in losses.tensors if t.name == name), None)
     if tensor is None:
         raise UsageError(f"--explain: no tensor '{brief(name)}'; {suggest(name, [t.name for t in losses.tensors])}")
     choice = next(c for c in plan.choices if c.name == name)
-    wishes = _as_planned(wishes, plan)
+    request = _as_planned(request, plan)
     if tensor.reason is not None:
         return Explanation(choice, ())
 
     def best_with(type_name: str) -> float | None:
         if type_name == choice.type:
             return plan.predicted_loss
-        pinned = replace(wishes, pins=(_pin(tensor, type_name), *wishes.pins))
+        pinned = replace(request, pins=(_pin(tensor, type_name), *request.pins))
         return _loss(lambda: best_plan(source, losses, pinned, imatrix=imatrix))
 
     found = sorted(tensor.candidates, key=lambda c: (c.n_bytes, c.type))
@@ -74,9 +74,9 @@ def explained(
     return Explanation(choice, tuple(alternatives))
 
 
-def _as_planned(wishes: Wishes, plan: Plan) -> Wishes:
-    """`wishes` with the batch that the plan is for: another one would change the loss for no reason of the types."""
-    return replace(wishes, n_ubatch=plan.budget.get("ubatch"))
+def _as_planned(request: PlanRequest, plan: Plan) -> PlanRequest:
+    """`request` with the batch that the plan is for: another one would change the loss for no reason of the types."""
+    return replace(request, n_ubatch=plan.budget.get("ubatch"))
 
 
 def _pin(tensor: TensorLosses, type_name: str) -> Rule:
@@ -90,17 +90,17 @@ def _loss(make: Callable[[], Plan]) -> float | None:
         return None
 
 
-def outlook(
-    source: Source, losses: Losses, wishes: Wishes, plan: Plan, *, imatrix: Imatrix | None = None
+def compute_outlook(
+    source: Source, losses: Losses, request: PlanRequest, plan: Plan, *, imatrix: Imatrix | None = None
 ) -> tuple[Outlook, ...]:
     """For each limit in bytes, what 100 MiB more of it would buy (a tenth of it where that is less)."""
-    found, wishes = [], _as_planned(wishes, plan)
+    found, request = [], _as_planned(request, plan)
     for limit in plan.limits:
         more = min(MORE, limit.budget // 10)
         wider = {
-            "--vram": replace(wishes, vram=limit.budget + more),
-            "--ram": replace(wishes, ram=limit.budget + more),
-            "--size": replace(wishes, size=limit.budget + more),
+            "--vram": replace(request, vram=limit.budget + more),
+            "--ram": replace(request, ram=limit.budget + more),
+            "--size": replace(request, size=limit.budget + more),
         }.get(limit.option)
         if wider is not None:
             value = _loss(partial(best_plan, source, losses, wider, imatrix=imatrix))

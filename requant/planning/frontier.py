@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 from requant.common.notebook import html
-from requant.common.serialization import dump, plain
+from requant.common.serialization import dump, to_plain
 from requant.container.imatrix import Imatrix
 from requant.container.source import Source
 from requant.container.splitting import total_size
@@ -18,7 +18,7 @@ from requant.model.memory import engine_settings, memory_for
 from requant.planning.best_plan import best_plan
 from requant.planning.output_layout import output_layouts
 from requant.planning.plan import Plan
-from requant.planning.request import Wishes
+from requant.planning.request import PlanRequest
 from requant.scoring.losses import Losses
 
 FRONTIER_SCHEMA = "requant.frontier/1"
@@ -29,7 +29,7 @@ N_POINTS = 40
 class Point:
     """The best plan of at most so many bits per weight: its size, the VRAM it needs without a reserve, its loss.
 
-    `vram_bytes` counts cache and buffers at the wishes' context, with all layers on the GPU; None where that is not
+    `vram_bytes` counts cache and buffers at the request' context, with all layers on the GPU; None where that is not
     known for the architecture. `predicted_loss` is in the losses' unit, nats per token if they are from gradients.
     """
 
@@ -53,10 +53,10 @@ class Curve:
         return html(self)
 
 
-def frontier(
+def compute_frontier(
     source: Source,
     losses: Losses,
-    wishes: Wishes,
+    request: PlanRequest,
     *,
     n: int = N_POINTS,
     imatrix: Imatrix | None = None,
@@ -64,17 +64,17 @@ def frontier(
 ) -> list[Point]:
     """Up to `n` different plans from the smallest to the largest, equally spaced in bytes on a logarithmic scale.
 
-    All that `wishes` say of types holds; what they say of VRAM gives the context. Raises what `best_plan` does.
+    All that `request` say of types holds; what they say of VRAM gives the context. Raises what `best_plan` does.
     """
-    beside = _beside(source, wishes)
-    free = Wishes(
-        engine=wishes.engine,
-        pins=wishes.pins,
-        floors=wishes.floors,
-        groups=wishes.groups,
-        types=wishes.types,
-        output_type=wishes.output_type,
-        embedding_type=wishes.embedding_type,
+    beside = _beside(source, request)
+    free = PlanRequest(
+        engine=request.engine,
+        pins=request.pins,
+        floors=request.floors,
+        groups=request.groups,
+        types=request.types,
+        output_type=request.output_type,
+        embedding_type=request.embedding_type,
     )
     weights = sum(t.n_weights for t in losses.tensors)
     largest = best_plan(source, losses, replace(free, bpw=64.0), imatrix=imatrix)
@@ -89,18 +89,18 @@ def frontier(
     return sorted(points.values(), key=lambda p: p.tensor_bytes)
 
 
-def _smallest(source: Source, losses: Losses, wishes: Wishes, weights: int, imatrix: Imatrix | None) -> int:
+def _smallest(source: Source, losses: Losses, request: PlanRequest, weights: int, imatrix: Imatrix | None) -> int:
     """Bytes of all tensors in the smallest plan, which the error of an impossible budget names."""
     try:
-        return best_plan(source, losses, replace(wishes, bpw=1e-6), imatrix=imatrix).n_bytes
+        return best_plan(source, losses, replace(request, bpw=1e-6), imatrix=imatrix).n_bytes
     except InfeasibleBudget as fault:
         return fault.smallest
 
 
-def _beside(source: Source, wishes: Wishes) -> int | None:
+def _beside(source: Source, request: PlanRequest) -> int | None:
     try:
         hp = read_hyperparameters(source.metadata, source.tensors)
-        memory = memory_for(hp, engine_settings(hp, wishes.settings), reserve=0)
+        memory = memory_for(hp, engine_settings(hp, request.settings), reserve=0)
     except BadInput:
         return None
     return memory.kv_cache + memory.compute
@@ -118,16 +118,16 @@ def _point(source: Source, plan: Plan, imatrix: Imatrix | None, beside: int | No
     )
 
 
-def as_csv(points: list[Point]) -> str:
+def curve_to_csv(points: list[Point]) -> str:
     """One line per point under a line of names; empty where a figure is not known."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(f.name for f in fields(Point))
-    writer.writerows(["" if v is None else v for v in plain(p).values()] for p in points)
+    writer.writerows(["" if v is None else v for v in to_plain(p).values()] for p in points)
     return text.getvalue()
 
 
-def as_json(points: list[Point], losses: Losses) -> str:
+def curve_to_json(points: list[Point], losses: Losses) -> str:
     """The object with the schema requant.frontier/1."""
     head = {"schema": FRONTIER_SCHEMA, "source": losses.source, "header_sha256": losses.header_sha256}
-    return dump(head | {"method": losses.method, "points": [plain(p) for p in points]})
+    return dump(head | {"method": losses.method, "points": [to_plain(p) for p in points]})

@@ -20,7 +20,7 @@ def output_layouts(
 
     Raises BadInput where the plan was made for another source, or asks for what cannot be done.
     """
-    scaled = second_level(source, plan)
+    scaled = weight_scale_names(source, plan)
     tensors: list[Tensor] = []
     origins: list[int] = []
     for tensor, choice in zip(source.tensors, _choices(source, plan), strict=True):
@@ -67,7 +67,7 @@ def _cannot_encode(tensor: SourceTensor, fmt: BlockFormat) -> str | None:
     return None
 
 
-def second_level(source: Source, plan: Plan) -> dict[str, str]:
+def weight_scale_names(source: Source, plan: Plan) -> dict[str, str]:
     """Matrix -> its companion, of all that `plan` encodes as NVFP4 and the engine scales."""
     encoded = (c.name for c in plan.choices if c.type == SECOND_LEVEL and not c.copied)
     return {name: companion_of(name) for name in encoded if takes_second_level(source, source.tensor(name))}

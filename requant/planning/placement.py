@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from requant.errors import InfeasibleBudget
 from requant.model.roles import is_tied
-from requant.planning.constraints import Request, Use
-from requant.planning.deployment import Ground
+from requant.planning.constraints import Constraints, Use
+from requant.planning.deployment import Deployment
 from requant.planning.plan import use_of
 from requant.planning.solver.problem import allowed_candidates
-from requant.planning.solver.solve import Solution, solved
+from requant.planning.solver.solve import Solution, solve_or_explain
 from requant.scoring.losses import Losses, TensorLosses
 
 TOLERANCE = 1e-4  # of the value; a placement that cannot be better by more is not tried
@@ -36,7 +36,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class Placement:
     """The best plan, the number of places on the GPU, what is proven of it, and how many numbers were solved."""
 
     solution: Solution
@@ -46,15 +46,15 @@ class Placed:
 
 
 def best_placement(
-    losses: Losses, wishes: Request, ground: Ground, solve: Callable[[Losses, Request], Solution]
-) -> Placed:
+    losses: Losses, request: Constraints, deployment: Deployment, solve: Callable[[Losses, Constraints], Solution]
+) -> Placement:
     """The plan of least value over every number of layers on the GPU.
 
     Raises InfeasibleBudget where none fits, in the words of the placement that came nearest.
     """
     deadline = time.monotonic() + SECONDS
-    bounds = _Bounds(losses, wishes, ground)
-    left = [k for k in range(ground.n_places + 1) if (ground.engine.has_gpu or k == 0) and bounds.feasible[k]]
+    bounds = _Bounds(losses, request, deployment)
+    left = [k for k in range(deployment.n_places + 1) if (deployment.engine.has_gpu or k == 0) and bounds.feasible[k]]
     # spread over all of them, then around the best; where experts can stay behind, all layers are the likeliest
     first = left[:: max(1, math.ceil(len(left) / _COARSE))]
     if any(3 in row for row in bounds.codes):
@@ -63,7 +63,7 @@ def best_placement(
     faults: list[InfeasibleBudget] = []
     unsolved: list[int] = []
     while left and (best is None or time.monotonic() < deadline):
-        near = best[1] if best is not None else ground.n_places
+        near = best[1] if best is not None else deployment.n_places
         k = first.pop(0) if first else min(left, key=lambda k: (abs(k - near), k))
         left.remove(k)
         if best is not None and bounds.least[k] >= best[0].value * (1 - TOLERANCE):
@@ -78,18 +78,20 @@ def best_placement(
         if best is None or solution.value < best[0].value:
             best = solution, k
     if best is None:
-        nearest = max(range(ground.n_places + 1), key=lambda k: (-bounds.short[k], k))
-        solved(losses, bounds.requests[nearest], time_limit=SECONDS_EACH, rel_gap=REL_GAP)  # which says what is short
+        nearest = max(range(deployment.n_places + 1), key=lambda k: (-bounds.short[k], k))
+        solve_or_explain(
+            losses, bounds.requests[nearest], time_limit=SECONDS_EACH, rel_gap=REL_GAP
+        )  # which says what is short
         raise faults[0]
     solution, k = best
     if time.monotonic() < deadline:
         solution = _refined(bounds, k, solution, solve)
     proven = min(*bounds.solved, *(bounds.least[j] for j in (*left, *unsolved)), solution.bound)
     gap = max(0.0, (solution.value - proven) / solution.value) if solution.value > 0 else 0.0
-    return Placed(solution, k, gap, len(bounds.solved))
+    return Placement(solution, k, gap, len(bounds.solved))
 
 
-def _with_copies(bounds: _Bounds, k: int, solve: Callable[[Losses, Request], Solution]) -> Solution:
+def _with_copies(bounds: _Bounds, k: int, solve: Callable[[Losses, Constraints], Solution]) -> Solution:
     """The plan at `k`. Of what the GPU multiplies with in big batches but does not hold, the largest is copied there.
 
     First that is taken to be as small as it can be, which bounds the value; then as large as it came out.
@@ -99,20 +101,20 @@ def _with_copies(bounds: _Bounds, k: int, solve: Callable[[Losses, Request], Sol
     largest = max((c.n_bytes for c in first.plan.choices if c.device == "cpu" and c.share > 0), default=0)
     if k == 0 or largest <= bounds.smallest_copy[k]:
         return first
-    again = solve(bounds.losses, bounds.ground.request(bounds.losses, bounds.wishes, k, largest))
+    again = solve(bounds.losses, bounds.deployment.constraints(bounds.losses, bounds.request, k, largest))
     return replace(again, bound=first.bound)
 
 
-def _refined(bounds: _Bounds, k: int, known: Solution, solve: Callable[[Losses, Request], Solution]) -> Solution:
+def _refined(bounds: _Bounds, k: int, known: Solution, solve: Callable[[Losses, Constraints], Solution]) -> Solution:
     """The best at `k` over every size that the largest tensor on the CPU could have below what it has in `known`."""
-    losses, ground = bounds.losses, bounds.ground
+    losses, deployment = bounds.losses, bounds.deployment
     least, most = bounds.smallest_copy[k], known.plan.memory.get("copies", 0)
     on_cpu = {c.name for c in known.plan.choices if c.device == "cpu" and c.share > 0}
     sizes = {c.n_bytes for name in on_cpu for c in bounds.allowed[name] if least <= c.n_bytes < most}
     best = known
     for size in sorted(sizes, reverse=True)[:_REFINED]:
         try:
-            found = solve(losses, ground.request(losses, bounds.wishes, k, size))
+            found = solve(losses, deployment.constraints(losses, bounds.request, k, size))
         except InfeasibleBudget:
             break
         if found.value < best.value:
@@ -126,17 +128,17 @@ class _Bounds:
     `feasible` and `short`: whether the smallest types are within each limit at k, and by what part of a limit not.
     """
 
-    def __init__(self, losses: Losses, wishes: Request, ground: Ground) -> None:
-        self.losses, self.wishes, self.ground = losses, wishes, ground
+    def __init__(self, losses: Losses, request: Constraints, deployment: Deployment) -> None:
+        self.losses, self.request, self.deployment = losses, request, deployment
         self.tied = is_tied({t.name for t in losses.tensors})
-        allowed = allowed_candidates(losses, wishes)
+        allowed = allowed_candidates(losses, request)
         self.allowed = {t.name: found for t, found in zip(losses.tensors, allowed, strict=True)}
-        places = range(ground.n_places + 1)
-        codes = [[_CODES[ground.devices(t, k, tied=self.tied)] for t in losses.tensors] for k in places]
+        places = range(deployment.n_places + 1)
+        codes = [[_CODES[deployment.devices(t, k, tied=self.tied)] for t in losses.tensors] for k in places]
         self.codes = np.array(codes)  # (n_places + 1, n_tensors) columns of a table by device
         self.smallest_copy = [self._copy(k) for k in places]
         # with the smallest copy
-        self.requests = [ground.request(losses, wishes, k, self.smallest_copy[k]) for k in places]
+        self.requests = [deployment.constraints(losses, request, k, self.smallest_copy[k]) for k in places]
         self.least = [-math.inf] * len(places)
         self.solved: list[float] = []
         self.short = self._shortages()
@@ -145,19 +147,19 @@ class _Bounds:
     def _copy(self, k: int) -> int:
         """Bytes of the largest tensor that must be on the CPU at `k` though it is multiplied with, at its smallest."""
         forced = (t for t, code in zip(self.losses.tensors, self.codes[k], strict=True) if code == 1)
-        multiplied = (t for t in forced if self.ground.share(t, tied=self.tied) > 0)
+        multiplied = (t for t in forced if self.deployment.share(t, tied=self.tied) > 0)
         return max((min(c.n_bytes for c in self.allowed[t.name]) for t in multiplied), default=0)
 
     def _shortages(self) -> list[float]:
         """At every k, the largest part of a limit by which the smallest types are over it; 0 or less where none is."""
         tables: dict[str, Floats] = {}
         found = []
-        for k, request in enumerate(self.requests):
+        for k, constraints in enumerate(self.requests):
             worst = -math.inf
-            for j, limit in enumerate(request.limits):
+            for j, limit in enumerate(constraints.limits):
                 if limit.option not in tables:
                     tables[limit.option] = self._table(
-                        request, [float(i == j) for i in range(len(request.limits))], 0.0
+                        constraints, [float(i == j) for i in range(len(constraints.limits))], 0.0
                     )
                 least = limit.other + float(self._sum(tables[limit.option], k))
                 worst = max(worst, (least - limit.budget) / max(limit.budget, 1))
@@ -169,44 +171,48 @@ class _Bounds:
         self.solved.append(solution.bound)
         prices = dict(zip((x.option for x in self.requests[k].limits), solution.prices, strict=True))
         tables: dict[tuple[str, ...], Floats] = {}
-        for other, request in enumerate(self.requests):
-            vector = [prices.get(limit.option, 0.0) for limit in request.limits]
-            key = tuple(limit.option for limit in request.limits)
+        for other, constraints in enumerate(self.requests):
+            vector = [prices.get(limit.option, 0.0) for limit in constraints.limits]
+            key = tuple(limit.option for limit in constraints.limits)
             if key not in tables:
-                tables[key] = self._table(request, vector, 1.0)
-            rooms = sum(p * (x.budget - x.other) for p, x in zip(vector, request.limits, strict=True))
-            fixed = 0.0 if request.timing is None else request.price * 1e-9 * request.timing.fixed_ns
+                tables[key] = self._table(constraints, vector, 1.0)
+            rooms = sum(p * (x.budget - x.other) for p, x in zip(vector, constraints.limits, strict=True))
+            fixed = 0.0 if constraints.timing is None else constraints.price * 1e-9 * constraints.timing.fixed_ns
             self.least[other] = max(self.least[other], float(self._sum(tables[key], other)) - rooms + fixed)
 
     def _sum(self, table: Floats, k: int) -> np.float64:
         total: np.float64 = table[np.arange(len(table)), self.codes[k]].sum()
         return total
 
-    def _table(self, request: Request, prices: list[float], weight: float) -> Floats:
+    def _table(self, constraints: Constraints, prices: list[float], weight: float) -> Floats:
         """(n_tensors, 4) each tensor's least priced cost on the GPU, on the CPU, not loaded, and on either device.
 
         Its value counts `weight` times.
         """
         rows = [
-            [self._priced(t, device, request, prices, weight) for device in ("gpu", "cpu", "none")]
+            [self._priced(t, device, constraints, prices, weight) for device in ("gpu", "cpu", "none")]
             for t in self.losses.tensors
         ]
         table = np.array(rows)
         return np.column_stack([table, table[:, :2].min(axis=1)])
 
-    def _priced(self, tensor: TensorLosses, device: str, request: Request, prices: list[float], weight: float) -> float:
-        least, share = math.inf, request.shares[tensor.name]
+    def _priced(
+        self, tensor: TensorLosses, device: str, constraints: Constraints, prices: list[float], weight: float
+    ) -> float:
+        least, share = math.inf, constraints.shares[tensor.name]
         for c in self.allowed[tensor.name]:
-            if tensor.reason is None and c.type in request.unusable.get(device, ()):
+            if tensor.reason is None and c.type in constraints.unusable.get(device, ()):
                 continue
-            use = use_of(c, device, tensor.role, share, request.timing)
-            value = weight * _value(use, request)
-            least = min(least, value + sum(p * x.cost(use) for p, x in zip(prices, request.limits, strict=True) if p))
+            use = use_of(c, device, tensor.role, share, constraints.timing)
+            value = weight * _value(use, constraints)
+            least = min(
+                least, value + sum(p * x.cost(use) for p, x in zip(prices, constraints.limits, strict=True) if p)
+            )
         return least
 
 
-def _value(use: Use, request: Request) -> float:
-    return float(use.n_bytes) if request.objective == "bytes" else use.loss + request.price * 1e-9 * use.ns
+def _value(use: Use, constraints: Constraints) -> float:
+    return float(use.n_bytes) if constraints.objective == "bytes" else use.loss + constraints.price * 1e-9 * use.ns
 
 
 _CODES: dict[tuple[str, ...], int] = {("gpu",): 0, ("cpu",): 1, ("none",): 2, ("gpu", "cpu"): 3}

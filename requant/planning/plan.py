@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.common.notebook import html
-from requant.common.serialization import dump, parse, plain, read_text, record, value_of
+from requant.common.serialization import dump, parse, parse_record, parse_value, read_text, to_plain
 from requant.errors import BadInput, InfeasibleBudget, brief
 from requant.formats import Effort, parse_type_name
 from requant.planning.constraints import Limit, Timing, Use
@@ -170,7 +170,7 @@ class Plan:
 
     def sha256(self) -> str:
         """Hash of what decides the output's bytes: the source's header, each tensor's type and the effort."""
-        decides = {"header_sha256": self.header_sha256, "types": self.types(), "effort": plain(self.effort)}
+        decides = {"header_sha256": self.header_sha256, "types": self.types(), "effort": to_plain(self.effort)}
         return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def _repr_html_(self) -> str:
@@ -178,7 +178,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The file's text: ASCII, one tensor a line, the same for the same plan."""
-        return dump({"schema": PLAN_SCHEMA, "sha256": self.sha256()} | plain(self))
+        return dump({"schema": PLAN_SCHEMA, "sha256": self.sha256()} | to_plain(self))
 
     @classmethod
     def from_json(cls, text: str, path: object = "plan.json") -> Plan:
@@ -207,10 +207,10 @@ def read_plan(path: Path | str) -> Plan:
 
 def _plan_record(raw: dict[str, Any], recorded: object, path: object) -> Plan:
     """A Plan; the limits are applied last, when hand-edited choices have their true sizes."""
-    limits = value_of(tuple[Limit, ...], raw.get("limits"), "limits", path)
+    limits = parse_value(tuple[Limit, ...], raw.get("limits"), "limits", path)
     if any(limit.alignment < 1 for limit in limits):
         raise BadInput(path, "alignment in limits must be 1 or above", got=0)
-    plan: Plan = record(Plan, raw | {"limits": []}, "", path)
+    plan: Plan = parse_record(Plan, raw | {"limits": []}, "", path)
     if any(c.device not in DEVICES for c in plan.choices):
         raise BadInput(path, f"device must be one of {', '.join(DEVICES)}")
     _check_started(plan, path)
@@ -246,7 +246,7 @@ def _check_started(plan: Plan, path: object) -> None:
     for part, kinds in _STARTED.items():
         for key, raw in getattr(plan, part).items():
             if key in kinds:
-                value_of(kinds[key], raw, f"{part}.{key}", path)
+                parse_value(kinds[key], raw, f"{part}.{key}", path)
             if raw and key in ("cache_type_k", "cache_type_v", "reference_type"):
                 parse_type_name(raw, f"{part}.{key}", path)
     engine = plan.runtime.get("engine")

@@ -1,4 +1,4 @@
-"""One plan for a request in which context, cache types and batch are settled."""
+"""One plan for a constraints in which context, cache types and batch are settled."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from requant.container.infos import padded
-from requant.container.metadata import alignment_of
+from requant.container.metadata import read_alignment
 from requant.container.source import Source, open_source, require_model
 from requant.container.splitting import total_size
 from requant.errors import InfeasibleBudget
 from requant.model.memory import layer_caches
-from requant.planning.constraints import Request, bpw_limit, loss_limit, size_limit
-from requant.planning.deployment import Ground, ground_of
-from requant.planning.output_floor import guarded
+from requant.planning.constraints import Constraints, bpw_limit, loss_limit, size_limit
+from requant.planning.deployment import Deployment, deployment_for
+from requant.planning.output_floor import with_output_floor
 from requant.planning.placement import REL_GAP as PLACEMENT_GAP
 from requant.planning.placement import SECONDS_EACH, best_placement
 from requant.planning.plan import Plan
-from requant.planning.request import PREFERENCE, Wishes
-from requant.planning.solver.solve import REL_GAP, TIME_LIMIT, Solution, solve, solved
-from requant.planning.summaries import reference_type, summaries
+from requant.planning.request import PREFERENCE, PlanRequest
+from requant.planning.solver.solve import REL_GAP, TIME_LIMIT, Solution, solve, solve_or_explain
+from requant.planning.summaries import reference_type, summarize_layers
 from requant.scoring.losses import Losses
 
 if TYPE_CHECKING:
@@ -30,56 +30,58 @@ if TYPE_CHECKING:
     from requant.container.layout import Layout
 
 
-def _at_batch(source: Source, losses: Losses, wishes: Wishes, imatrix: Imatrix | None) -> Plan:
+def _at_batch(source: Source, losses: Losses, request: PlanRequest, imatrix: Imatrix | None) -> Plan:
     """The plan where all that is asked of the engine is settled but, perhaps, a batch that fits at all."""
-    request, notes = replace(wishes.request, unusable=wishes.profile.cannot), list[str]()
-    ground = ground_of(source, losses, wishes, notes) if wishes.on_devices else None
-    if wishes.bpw is not None:
-        request = replace(request, limits=(*request.limits, bpw_limit(wishes.bpw, losses)))
-    if wishes.max_loss is not None:
-        request = replace(request, limits=(*request.limits, loss_limit(wishes.max_loss)), objective="bytes")
-    solve_ = partial(_placed, ground=ground, wishes=wishes)
+    constraints, notes = replace(request.constraints, unusable=request.profile.cannot), list[str]()
+    deployment = deployment_for(source, losses, request, notes) if request.on_devices else None
+    if request.bpw is not None:
+        constraints = replace(constraints, limits=(*constraints.limits, bpw_limit(request.bpw, losses)))
+    if request.max_loss is not None:
+        constraints = replace(
+            constraints, limits=(*constraints.limits, loss_limit(request.max_loss)), objective="bytes"
+        )
+    solve_ = partial(_placed, deployment=deployment, request=request)
 
     def finish(plan: Plan) -> Plan:
-        return _described(replace(plan, notes=(*plan.notes, *notes)), losses, wishes, ground)
+        return _described(replace(plan, notes=(*plan.notes, *notes)), losses, request, deployment)
 
-    if wishes.size is None:
-        return finish(solve_(losses, request))
+    if request.size is None:
+        return finish(solve_(losses, constraints))
 
-    def again(limited: Request) -> Plan:
+    def again(limited: Constraints) -> Plan:
         return finish(solve_(losses, limited))
 
-    return _within_size(source, losses, request, wishes.size, imatrix=imatrix, solve=again)
+    return _within_size(source, losses, constraints, request.size, imatrix=imatrix, solve=again)
 
 
-def _placed(losses: Losses, request: Request, *, ground: Ground | None, wishes: Wishes) -> Plan:
-    """The best plan, on the devices of `ground`, with the engine's own type wherever that costs little."""
-    if ground is None:
-        return _solved(losses, request).plan
-    if ground.ram is None or not ground.engine.has_gpu:
-        k = ground.n_places if ground.engine.has_gpu and ground.vram != 0 else 0
-        plan = _solved(losses, ground.request(losses, request, k, 0)).plan
+def _placed(losses: Losses, constraints: Constraints, *, deployment: Deployment | None, request: PlanRequest) -> Plan:
+    """The best plan, on the devices of `deployment`, with the engine's own type wherever that costs little."""
+    if deployment is None:
+        return _solved(losses, constraints).plan
+    if deployment.ram is None or not deployment.engine.has_gpu:
+        k = deployment.n_places if deployment.engine.has_gpu and deployment.vram != 0 else 0
+        plan = _solved(losses, deployment.constraints(losses, constraints, k, 0)).plan
     else:
         quick = partial(_solved, time_limit=SECONDS_EACH, rel_gap=PLACEMENT_GAP, why=False)
-        found = best_placement(losses, request, ground, quick)
+        found = best_placement(losses, constraints, deployment, quick)
         k, plan = found.k, found.solution.plan
-        how = f"{plan.solver}; {found.tried} of {ground.n_places + 1} numbers of layers on the GPU tried"
+        how = f"{plan.solver}; {found.tried} of {deployment.n_places + 1} numbers of layers on the GPU tried"
         plan = replace(plan, gap=found.gap, solver=how)
-    experts = {c.layer for c in plan.choices if c.device == "cpu" and c.layer in ground.layers(k)}
+    experts = {c.layer for c in plan.choices if c.device == "cpu" and c.layer in deployment.layers(k)}
     runtime = {
-        "n_gpu_layers": ground.n_gpu_layers(k),
-        "all_layers": k == ground.n_places,
+        "n_gpu_layers": deployment.n_gpu_layers(k),
+        "all_layers": k == deployment.n_places,
         "experts_on_cpu": sorted(layer for layer in experts if layer is not None),
     }
     plan = replace(plan, runtime=runtime)
-    if not ground.engine.preferred or request.objective != "loss":
+    if not deployment.engine.preferred or constraints.objective != "loss":
         return plan
-    wanted = ground.request(losses, request, k, plan.memory.get("copies", 0))
-    within = PREFERENCE if wishes.prefer_within is None else wishes.prefer_within
-    return _preferring(plan, losses, wanted, ground.engine.preferred, within)
+    wanted = deployment.constraints(losses, constraints, k, plan.memory.get("copies", 0))
+    within = PREFERENCE if request.prefer_within is None else request.prefer_within
+    return _preferring(plan, losses, wanted, deployment.engine.preferred, within)
 
 
-def _preferring(plan: Plan, losses: Losses, wanted: Request, own: str, within: float) -> Plan:
+def _preferring(plan: Plan, losses: Losses, wanted: Constraints, own: str, within: float) -> Plan:
     """`plan`, or the one with most weights in the engine's `own` type that predicts at most `within` more loss."""
     scored = any(c.type == own for t in losses.tensors for c in t.candidates)
     if not scored or not plan.predicted_loss:
@@ -104,14 +106,14 @@ def _preferring(plan: Plan, losses: Losses, wanted: Request, own: str, within: f
     )
 
 
-def _described(plan: Plan, losses: Losses, wishes: Wishes, ground: Ground | None) -> Plan:
+def _described(plan: Plan, losses: Losses, request: PlanRequest, deployment: Deployment | None) -> Plan:
     """The plan with what was asked for, how the engine is to be started, and its layers."""
     caches: list[int] = []
     budget, runtime = dict(plan.budget), dict(plan.runtime)
-    if wishes.engine is not None:
-        runtime["engine"] = wishes.profile.name
-    if ground is not None:
-        settings = ground.memory.settings
+    if request.engine is not None:
+        runtime["engine"] = request.profile.name
+    if deployment is not None:
+        settings = deployment.memory.settings
         budget |= {
             "ctx": settings.n_ctx,
             "parallel": settings.n_parallel,
@@ -119,20 +121,20 @@ def _described(plan: Plan, losses: Losses, wishes: Wishes, ground: Ground | None
             "cache_type_k": settings.cache_type_k,
             "cache_type_v": settings.cache_type_v,
         }
-        if wishes.reserve is not None:
-            budget["reserve"] = wishes.reserve
-        if ground.price:
-            budget["time_price"] = ground.price
-        files = {"draft": wishes.draft, "mmproj": wishes.mmproj}
+        if request.reserve is not None:
+            budget["reserve"] = request.reserve
+        if deployment.price:
+            budget["time_price"] = deployment.price
+        files = {"draft": request.draft, "mmproj": request.mmproj}
         runtime |= {name: path.name for name, path in files.items() if path is not None}
-        if wishes.draft is not None:
-            runtime["draft_arch"] = _arch_of(wishes.draft)
-        if wishes.mtp:
+        if request.draft is not None:
+            runtime["draft_arch"] = _arch_of(request.draft)
+        if request.mtp:
             runtime["mtp"] = True
-        caches = layer_caches(ground.hp, settings, padded=True)
+        caches = layer_caches(deployment.hp, settings, padded=True)
     runtime["reference_type"] = reference_type(losses)
     described = replace(plan, budget=budget, runtime=runtime)
-    return replace(described, layers=summaries(described, losses, caches))
+    return replace(described, layers=summarize_layers(described, losses, caches))
 
 
 def _arch_of(path: Path) -> str:
@@ -141,16 +143,21 @@ def _arch_of(path: Path) -> str:
 
 
 def _solved(
-    losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT, rel_gap: float = REL_GAP, why: bool = True
+    losses: Losses,
+    constraints: Constraints,
+    *,
+    time_limit: float = TIME_LIMIT,
+    rel_gap: float = REL_GAP,
+    why: bool = True,
 ) -> Solution:
     """The best plan behind the guard rail; without it, and with a note, where the budget is too small for that."""
-    behind = guarded(losses, request)
+    behind = with_output_floor(losses, constraints)
     try:
-        return solved(behind, request, time_limit=time_limit, rel_gap=rel_gap, why=why)
+        return solve_or_explain(behind, constraints, time_limit=time_limit, rel_gap=rel_gap, why=why)
     except InfeasibleBudget:
         if behind is losses:
             raise
-    solution = solved(losses, request, time_limit=time_limit, rel_gap=rel_gap, why=why)
+    solution = solve_or_explain(losses, constraints, time_limit=time_limit, rel_gap=rel_gap, why=why)
     note = "the budget is too small to keep the output at the type of llama-quantize's mixtures"
     return replace(solution, plan=replace(solution.plan, notes=(*solution.plan.notes, note)))
 
@@ -158,11 +165,11 @@ def _solved(
 def _within_size(
     source: Source,
     losses: Losses,
-    request: Request,
+    constraints: Constraints,
     size: int,
     *,
     imatrix: Imatrix | None,
-    solve: Callable[[Request], Plan],
+    solve: Callable[[Constraints], Plan],
 ) -> Plan:
     """The best plan whose file, header and padding included, has at most `size` bytes.
 
@@ -171,11 +178,11 @@ def _within_size(
     """
     from requant.planning.output_layout import output_layouts
 
-    alignment = alignment_of(source.metadata)
-    plan, overhead = solve(request), 0
+    alignment = read_alignment(source.metadata)
+    plan, overhead = solve(constraints), 0
     while (found := _overhead(output_layouts(source, plan, imatrix), plan, alignment)) > overhead:
         overhead = found
-        plan = solve(replace(request, limits=(*request.limits, size_limit(size, overhead, alignment))))
+        plan = solve(replace(constraints, limits=(*constraints.limits, size_limit(size, overhead, alignment))))
     return plan
 
 

@@ -19,7 +19,7 @@ from requant.formats import Effort, by_name, format_of
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.mixtures import mixture_types
 from requant.model.roles import fallback_type, is_below, never_quantize, usable_types
-from requant.planning.constraints import Request, Rule
+from requant.planning.constraints import Constraints, Rule
 from requant.planning.plan import Choice, Plan
 from requant.planning.rules import parse_rule
 from requant.planning.solver.solve import solve
@@ -101,18 +101,20 @@ def uniform_plan(
     type_name: str,
     *,
     imatrix: Imatrix | None = None,
-    request: Request | None = None,
+    constraints: Constraints | None = None,
     allow_requantize: bool = False,
     effort: Effort = Effort.DEFAULT,
 ) -> Plan:
     """`type_name` for every tensor that may have it, else the fallback llama-quantize would take, else as it is.
 
-    Pins, groups and limits of the `request` hold. Nothing is measured: the plan predicts no loss.
+    Pins, groups and limits of the `constraints` hold. Nothing is measured: the plan predicts no loss.
     Raises BadInput for a source below Q8_0 without `allow_requantize`, and what `survey` and `solve` raise.
     """
-    request = request or Request()
+    constraints = constraints or Constraints()
     wanted = list(dict.fromkeys((type_name, *_fallbacks(source, type_name))))
-    pinned = [r.type for r in request.pins] + [t for t in (request.output_type, request.embedding_type) if t]
+    pinned = [r.type for r in constraints.pins] + [
+        t for t in (constraints.output_type, constraints.embedding_type) if t
+    ]
     surveyed = survey(source, types=list(dict.fromkeys((*wanted, *pinned))), imatrix=imatrix)
     notes = check_requantization(source, surveyed, allow_requantize)
     preference = {name: float(rank) for rank, name in enumerate(wanted)}  # stands in for a loss
@@ -131,7 +133,7 @@ def uniform_plan(
         notes=tuple(notes),
         effort=effort,
     )
-    plan = solve(losses, request)
+    plan = solve(losses, constraints)
     unknown = tuple(replace(c, loss=0.0) for c in plan.choices)
     how = "one type wherever it can be used"
     return replace(plan, choices=unknown, predicted_loss=None, gap=None, candidates={}, solver=how)
@@ -207,9 +209,9 @@ def _typed(source: Source, types: Mapping[str, str], method: str, allow_requanti
     notes = check_requantization(source, surveyed, allow_requantize)
     choices = []
     for tensor, known in zip(source.tensors, surveyed, strict=True):
-        wanted = tensor.format.name if tensor.name in source.kept else types.get(tensor.name, tensor.format.name)
+        wanted = tensor.format.name if tensor.name in source.preserved else types.get(tensor.name, tensor.format.name)
         fmt = tensor.format if not is_below(wanted, tensor.format.name) else format_of(wanted)
-        free = tensor.name in types and tensor.name not in source.kept
+        free = tensor.name in types and tensor.name not in source.preserved
         reason = None if free else known.reason or "nothing says what it should be"
         device = "gpu" if known.on_gpu else "cpu"
         place = tensor.name, known.role, known.layer, tensor.shape, tensor.format.name

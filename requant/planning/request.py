@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import UsageError
-from requant.planning.constraints import Request, Rule
+from requant.planning.constraints import Constraints, Rule
 from requant.planning.engines import ENGINES, Engine, engine_named
 from requant.planning.solver.problem import check_rules
 from requant.scoring.losses import Losses
@@ -36,7 +36,7 @@ PREFERENCE = 0.05  # of the predicted loss that an engine's own type may cost
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class PlanRequest:
     """What was asked for, as the options of the command line say it; sizes in bytes, None and () where not given."""
 
     vram: int | None = None
@@ -88,9 +88,9 @@ class Wishes:
         return {name: getattr(self, name) for name in (*MODEL_OPTIONS, "n_parallel", "assume")}
 
     @property
-    def request(self) -> Request:
-        """The wishes about types, without a limit."""
-        return Request(
+    def constraints(self) -> Constraints:
+        """The request about types, without a limit."""
+        return Constraints(
             pins=self.pins,
             floors=self.floors,
             groups=self.groups,
@@ -100,8 +100,8 @@ class Wishes:
         )
 
     def try_rules(self, losses: Losses) -> None:
-        """What `budget.check_rules` does, with these wishes; to be called from the main thread."""
-        check_rules(losses, self.request)
+        """What `budget.check_rules` does, with these request; to be called from the main thread."""
+        check_rules(losses, self.constraints)
 
     def types_to_score(self, default: tuple[str, ...]) -> tuple[str, ...]:
         """--types, or the engine's candidates, or the `default`, and every type that a wish names."""
@@ -110,34 +110,34 @@ class Wishes:
         return tuple(dict.fromkeys((*usual, *(t for t in named if t is not None))))
 
 
-def check_wishes(wishes: Wishes) -> None:
+def check_request(request: PlanRequest) -> None:
     """Raise UsageError where there is no budget, or an option that says nothing without another."""
-    if not wishes.has_budget:
+    if not request.has_budget:
         raise UsageError(f"no budget given; say {', '.join(LIMITS[:-1])} or {LIMITS[-1]}")
-    check_memory_options(wishes)
+    check_memory_options(request)
 
 
 def _is_unsaid(value: object) -> bool:
     return value is None or value is False  # 0 is said
 
 
-def check_memory_options(wishes: Wishes) -> None:
+def check_memory_options(request: PlanRequest) -> None:
     """Raise UsageError for options that say nothing without another, or that contradict each other."""
-    engine = engine_named(wishes.engine)
-    alone = [option for name, option in MEMORY_OPTIONS.items() if not _is_unsaid(getattr(wishes, name))]
-    if alone and not wishes.on_devices:
+    engine = engine_named(request.engine)
+    alone = [option for name, option in MEMORY_OPTIONS.items() if not _is_unsaid(getattr(request, name))]
+    if alone and not request.on_devices:
         raise UsageError(f"{alone[0]} says how memory is spent; give --vram SIZE or --ram SIZE with it")
-    if not engine.has_gpu and wishes.vram is not None:
+    if not engine.has_gpu and request.vram is not None:
         raise UsageError(f"--engine {engine.name} has no GPU; give --ram SIZE, not --vram")
-    if wishes.n_ctx == MAX_CONTEXT and (wishes.max_loss is None or wishes.vram is None):
+    if request.n_ctx == MAX_CONTEXT and (request.max_loss is None or request.vram is None):
         raise UsageError("--ctx max is the largest context that keeps a loss in VRAM; give --vram and --max-loss")
-    if wishes.prefer_within is not None and not engine.preferred:
+    if request.prefer_within is not None and not engine.preferred:
         having = ", ".join(e.name for e in ENGINES.values() if e.preferred)
         raise UsageError(f"--prefer-within is for an engine with a type of its own; give --engine {having}")
 
 
-def check_ways(
-    wishes: Wishes,
+def check_type_source(
+    request: PlanRequest,
     plan_file: object,
     type_name: object,
     preset: object = None,
@@ -150,20 +150,20 @@ def check_ways(
     A budget may go with --like, which it then repairs. `others`: what the command has beside a budget and these two.
     """
     given = [
-        *(["a budget (--vram, --ram, --size, --bpw, --max-loss)"] if wishes.has_budget else []),
+        *(["a budget (--vram, --ram, --size, --bpw, --max-loss)"] if request.has_budget else []),
         *(["--plan"] if plan_file is not None else []),
         *(["--type"] if type_name is not None else []),
         *(["--preset"] if preset is not None else []),
-        *(["--like"] if like is not None and not wishes.has_budget else []),
+        *(["--like"] if like is not None and not request.has_budget else []),
     ]
     if not given:
         raise UsageError(f"nothing decides the types; give {', '.join((*LIMITS, *others))}, --preset M or --like F")
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} cannot be given together; each decides the types")
-    check_memory_options(wishes)
-    if plan_file is not None and wishes != Wishes():
+    check_memory_options(request)
+    if plan_file is not None and request != PlanRequest():
         raise UsageError("--plan decides every type; edit the plan, or plan again with these options")
-    if preset is not None and wishes != Wishes():
-        raise UsageError("--preset decides every type; leave other wishes out")
-    if type_name is not None and wishes.types:
+    if preset is not None and request != PlanRequest():
+        raise UsageError("--preset decides every type; leave other request out")
+    if type_name is not None and request.types:
         raise UsageError("--type and --types cannot be given together")

@@ -13,7 +13,7 @@ from requant.container.imatrix import Imatrix, importance_for
 from requant.container.source import Source, SourceTensor
 from requant.formats import BlockFormat, Effort, codec, format_of
 from requant.formats.codec import CHUNK_WEIGHTS, Floats
-from requant.model.forward.passes import Tokens, forward, head_of, model_of
+from requant.model.forward.passes import Tokens, forward, read_head, read_model
 from requant.model.forward.weights import Weights
 from requant.model.roles import n_matrices
 from requant.model.weight_scales import SECOND_LEVEL, takes_second_level
@@ -74,7 +74,7 @@ def _reconstructed(x: Floats, tensor: SourceTensor, encoding: _Encoding, threads
     return out
 
 
-def near_optimal(losses: Losses, solve: Callable[[Losses], Plan], n: int) -> list[Plan]:
+def perturbed_plans(losses: Losses, solve: Callable[[Losses], Plan], n: int) -> list[Plan]:
     """Up to `n` different plans: the best for `losses`, and the best for losses that are a little off.
 
     Each draw multiplies the losses of every tensor by one factor; the plans carry the losses as they were.
@@ -104,7 +104,7 @@ def _priced(plan: Plan, losses: Losses) -> Plan:
     return replace(plan, choices=choices, predicted_loss=sum(c.loss for c in choices), gap=None)
 
 
-def measured(
+def measure_plans(
     source: Source,
     plans: Sequence[Plan],
     tokens: Tokens,
@@ -114,13 +114,13 @@ def measured(
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Evaluation]:
     """How far each of `plans` is from `source` on `tokens`; `progress` is called with models that were run."""
-    base = model_of(Weights(source))
-    reference = head_of(base), forward(base, tokens, threads=threads)
+    base = read_model(Weights(source))
+    reference = read_head(base), forward(base, tokens, threads=threads)
     progress(1)
     found = []
     for plan in plans:
-        model = model_of(planned_weights(source, plan, imatrix, threads))
+        model = read_model(planned_weights(source, plan, imatrix, threads))
         stream = forward(model, tokens, threads=threads)
-        found.append(summary(judge(head_of(model), stream, tokens, reference, threads), tokens))
+        found.append(summary(judge(read_head(model), stream, tokens, reference, threads), tokens))
         progress(1)
     return found

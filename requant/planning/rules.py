@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from requant.errors import UsageError, brief, suggest
 from requant.formats import FORMATS, by_name
-from requant.model.mixtures import mixtures
+from requant.model.mixtures import mixture_names
 from requant.planning.constraints import Rule, compile_pattern
 
 
@@ -13,7 +13,7 @@ def parse_type(text: str, option: str) -> str:
     fmt = by_name(text.strip())
     if fmt is None:
         names = [f.name for f in FORMATS.values()]
-        mixture = text.strip().upper() in mixtures()
+        mixture = text.strip().upper() in mixture_names()
         hint = (
             f"it is a mixture of types, which --preset takes; {suggest(text, names)}"
             if mixture

@@ -13,7 +13,7 @@ from requant.container.source import Source
 from requant.errors import BadInput
 from requant.formats import by_name
 from requant.model.hyperparameters import read_hyperparameters
-from requant.model.mixtures import mixture_types, mixtures
+from requant.model.mixtures import mixture_names, mixture_types
 from requant.planning.plan import Choice, LayerSummary, Mixture, Plan
 from requant.scoring.losses import Losses, TensorLosses
 
@@ -27,7 +27,7 @@ def reference_type(losses: Losses) -> str:
     return min(scored, key=lambda name: (abs(_bpw(name) - REFERENCE_BPW), name != "Q4_K", name), default="")
 
 
-def summaries(plan: Plan, losses: Losses, caches: Sequence[int]) -> tuple[LayerSummary, ...]:
+def summarize_layers(plan: Plan, losses: Losses, caches: Sequence[int]) -> tuple[LayerSummary, ...]:
     """One summary per layer, then one for what is in no layer. `caches`: bytes of each layer's KV cache, () unknown."""
     reference = reference_type(losses)
     measured = losses.method != "" and plan.predicted_loss is not None
@@ -65,7 +65,7 @@ def _bpw(name: str) -> float:
     return 0.0 if fmt is None else fmt.bpw
 
 
-def compared(source: Source, losses: Losses, *, has_imatrix: bool) -> tuple[Mixture, ...]:
+def compare_mixtures(source: Source, losses: Losses, *, has_imatrix: bool) -> tuple[Mixture, ...]:
     """Every mixture whose types were all scored, by rising size; () where the model's shape cannot be read.
 
     Tensors that stay as they are in a plan do so here.
@@ -75,7 +75,7 @@ def compared(source: Source, losses: Losses, *, has_imatrix: bool) -> tuple[Mixt
     except BadInput:
         return ()
     found = []
-    for name in mixtures():
+    for name in mixture_names():
         types = mixture_types(name, source.tensors, hp, has_imatrix=has_imatrix)
         chosen = [
             next((c for c in t.candidates if c.type == (t.source_type if t.reason else types.get(t.name))), None)

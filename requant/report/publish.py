@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from requant.common.atomic_write import check_writable, has_schema, write_bytes
 from requant.common.files import Identity, identities
-from requant.common.interrupt import interruptible
-from requant.common.monitor import SILENT, Teller
+from requant.common.interrupt import run_interruptible
+from requant.common.monitor import SILENT, Monitor
 from requant.container.source import Source, open_source
 from requant.conversion.record import Conversion, read_conversion, record_path
 from requant.errors import BadInput, UsageError, brief, printable
 from requant.planning.plan import PLAN_SCHEMA, Plan, read_plan
-from requant.report.card.origin import Origin, Said, merged, origin_of
+from requant.report.card.origin import CardOverrides, ModelOrigin, override_origin, read_origin
 
 if TYPE_CHECKING:
-    from requant.container.hashing import Hashed
+    from requant.container.hashing import FileHash
     from requant.report.card.card import Published
     from requant.scoring.evaluate import Evaluation
 
-    Hashes = dict[Path, tuple[Hashed, ...]]
+    Hashes = dict[Path, tuple[FileHash, ...]]
 
 PAGE, CARD, PICTURES = ".html", ".md", (".png", ".svg")
 KINDS = (PAGE, CARD, *PICTURES)
@@ -51,12 +51,12 @@ def check_beside(targets: Sequence[Path], out: Path, *, force: bool, inputs: fro
     check_targets(targets, force=force, inputs=inputs)
 
 
-def write_beside(targets: Sequence[Path], out: Path, model: Path, *, force: bool, teller: Teller) -> None:
+def write_beside(targets: Sequence[Path], out: Path, model: Path, *, force: bool, monitor: Monitor) -> None:
     """The reports on an output that was just made of `model`."""
     if targets:
-        found = [of_record(record_path(out))]
-        inputs = inputs_of(found, model)
-        write(targets, found, Said(), [model], force=force, inputs=inputs, teller=teller)
+        found = [read_subject(record_path(out))]
+        inputs = input_identities(found, model)
+        write_reports(targets, found, CardOverrides(), [model], force=force, inputs=inputs, monitor=monitor)
 
 
 def check_targets(targets: Sequence[Path], *, force: bool, inputs: frozenset[Identity]) -> None:
@@ -78,7 +78,7 @@ def check_kind(path: Path) -> None:
         raise UsageError(f"'{printable(str(path))}' says no kind of report; end it in {', '.join(KINDS)}")
 
 
-def subjects(paths: Iterable[Path]) -> list[Subject]:
+def read_subjects(paths: Iterable[Path]) -> list[Subject]:
     """What is at `paths`: records, outputs, plans, folders of records; each once, in their order."""
     found: dict[str, Subject] = {}
     for path in paths:
@@ -92,12 +92,12 @@ def _subjects(path: Path) -> list[Subject]:
         records = sorted(path.glob("*.requant.json"))
         if not records:
             raise BadInput(path, "holds no record of an output", hint="records are called OUT.gguf.requant.json")
-        return [of_record(record) for record in records]
+        return [read_subject(record) for record in records]
     if _is_gguf(path):
         return [_of_output(path)]
     if has_schema(path, PLAN_SCHEMA):
         return [Subject(read_plan(path), path)]
-    return [of_record(path)]
+    return [read_subject(path)]
 
 
 def _is_gguf(path: Path) -> bool:
@@ -108,7 +108,7 @@ def _is_gguf(path: Path) -> bool:
         return False
 
 
-def of_record(path: Path) -> Subject:
+def read_subject(path: Path) -> Subject:
     """The output whose record is at `path`. Raises BadInput where the file beside it is another one."""
     made = read_conversion(path)
     output = path.with_name(Path(made.output.name).name)
@@ -126,10 +126,10 @@ def _of_output(path: Path) -> Subject:
         record = record_path(source.path)
     if not record.exists():
         raise BadInput(path, f"has no record beside it: no {printable(record.name)}")
-    return of_record(record)
+    return read_subject(record)
 
 
-def with_evaluations(found: Sequence[Subject], paths: Sequence[Path]) -> list[Subject]:
+def add_evaluations(found: Sequence[Subject], paths: Sequence[Path]) -> list[Subject]:
     """The outputs with what was measured on them. Raises BadInput for measurements of something else."""
     from requant.scoring.evaluate import read_evaluation
 
@@ -160,16 +160,16 @@ def check_source(path: Path, source: Source, found: Sequence[Subject]) -> None:
         raise BadInput(path, "is not what the output was made from: its header differs", limit=f"{wanted} as it was")
 
 
-def write(
+def write_reports(
     targets: Sequence[Path],
     found: Sequence[Subject],
-    said: Said,
+    said: CardOverrides,
     sources: Sequence[Path] = (),
     *,
     force: bool,
     inputs: frozenset[Identity],
     known: Hashes | None = None,
-    teller: Teller = SILENT,
+    monitor: Monitor = SILENT,
 ) -> None:
     """All the reports; pictures and pages that are written along are shown in a card, which comes last.
 
@@ -183,10 +183,10 @@ def write(
             if subject.made is None:
                 raise BadInput(subject.path, "is a plan; a model card is of an output, give its record")
     is_told = not set(kinds.values()) <= set(PICTURES) and all(s.made is not None for s in found)
-    outputs = _published(found, sources, {} if known is None else known, teller) if is_told else []
+    outputs = _published(found, sources, {} if known is None else known, monitor) if is_told else []
     for path, kind in sorted(kinds.items(), key=lambda item: item[1] == CARD):
         if kind == CARD:
-            data = _card(path, targets, outputs, said, teller).encode()
+            data = _card(path, targets, outputs, said, monitor).encode()
         elif kind == PAGE:
             data = _page(found[0], outputs).encode()
         else:
@@ -207,19 +207,21 @@ def _page(subject: Subject, outputs: Sequence[Published]) -> str:
     return page(found.made, evaluations=evaluations, source_sha256=source, output_sha256=output)
 
 
-def _card(path: Path, targets: Sequence[Path], outputs: Sequence[Published], said: Said, teller: Teller) -> str:
+def _card(
+    path: Path, targets: Sequence[Path], outputs: Sequence[Published], said: CardOverrides, monitor: Monitor
+) -> str:
     from requant.report.card.card import card
 
-    _warn_of_gaps([merged(said, output.origin) for output in outputs], teller)
+    _warn_of_gaps([override_origin(said, output.origin) for output in outputs], monitor)
     beside = {p: Path(os.path.relpath(p, path.parent)).as_posix() for p in targets if p != path}
     pictures = [name for p, name in beside.items() if p.suffix.lower() in PICTURES]
     pages = [name for p, name in beside.items() if p.suffix.lower() == PAGE]
     return card(outputs, said, pictures, pages)
 
 
-def _published(found: Sequence[Subject], sources: Sequence[Path], known: Hashes, teller: Teller) -> list[Published]:
+def _published(found: Sequence[Subject], sources: Sequence[Path], known: Hashes, monitor: Monitor) -> list[Published]:
     """The outputs with the hashes of all files that are there, read once each, and what their metadata say."""
-    from requant.container.hashing import hashed
+    from requant.container.hashing import hash_files
     from requant.report.card.card import Published
 
     with ExitStack() as stack:
@@ -229,34 +231,34 @@ def _published(found: Sequence[Subject], sources: Sequence[Path], known: Hashes,
         own = [None if s.output is None else stack.enter_context(open_source(s.output)) for s in found]
         unread = [s for s in (*given, *own) if s is not None and s.path not in known]
         total = sum(f.header.file_size for source in unread for f in source.opened)
-        with teller.progress("hashing", total) as advance:
+        with monitor.progress("hashing", total) as advance:
             for source in unread:
-                known[source.path] = interruptible(hashed, source, advance)
+                known[source.path] = run_interruptible(hash_files, source, advance)
         outputs = []
         for subject, output in zip(found, own, strict=True):
             assert subject.made is not None
             origin = next((x for x in given if x.header_sha256 == subject.plan.header_sha256), None)
             told = output or origin
-            says = Origin() if told is None else origin_of(told.metadata)
+            says = ModelOrigin() if told is None else read_origin(told.metadata)
             files = [() if x is None else known[x.path] for x in (output, origin)]
             outputs.append(Published(subject.made, says, files[0], files[1], subject.evaluation))
     return outputs
 
 
-def _warn_of_gaps(origins: Sequence[Origin], teller: Teller) -> None:
+def _warn_of_gaps(origins: Sequence[ModelOrigin], monitor: Monitor) -> None:
     """What the Hub wants to know of a model and nobody has said."""
     if not all(origin.repositories for origin in origins):
-        teller.warn("the card names no base model: nothing says which repository it is from; --base-model OWNER/NAME")
+        monitor.warn("the card names no base model: nothing says which repository it is from; --base-model OWNER/NAME")
     if not all(origin.license for origin in origins):
-        teller.warn("the card names no licence: nothing says under which the model is; --license ID")
+        monitor.warn("the card names no licence: nothing says under which the model is; --license ID")
 
 
-def said_of(given: Mapping[str, Any]) -> Said:
+def parse_overrides(given: Mapping[str, Any]) -> CardOverrides:
     """What the user says of the model, from the parameters of that name."""
-    return Said(**{f.name: given[f.name] for f in fields(Said)})
+    return CardOverrides(**{f.name: given[f.name] for f in fields(CardOverrides)})
 
 
-def inputs_of(found: Sequence[Subject], *others: Path) -> frozenset[Identity]:
+def input_identities(found: Sequence[Subject], *others: Path) -> frozenset[Identity]:
     """All files that are read: no report may be one of them."""
     paths = [s.path for s in found] + [record_path(s.output) for s in found if s.output] + list(others)
     known = identities(*paths)

@@ -39,7 +39,7 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class LayerRole:
     """The tensors of one role in one layer. `sensitivity`: their loss at about 4.5 bits; None: it was not scored.
 
     `loss`: predicted for the types that they have; None where it is not known.
@@ -95,7 +95,7 @@ def bar(plan: Plan, limit: Limit) -> Bar:
     return Bar(limit.option, limit.budget, parts, limit.budget - plan.used(limit))
 
 
-def cells(plan: Plan) -> tuple[Cell, ...]:
+def layer_roles(plan: Plan) -> tuple[LayerRole, ...]:
     """The tensors that can be quantized, by layer and role; those of no layer come first, roles in file order."""
     groups: dict[tuple[int | None, str], list[Choice]] = {}
     for c in plan.choices:
@@ -106,14 +106,14 @@ def cells(plan: Plan) -> tuple[Cell, ...]:
     return tuple(_cell(plan, *key, groups[key]) for key in keys)
 
 
-def _cell(plan: Plan, layer: int | None, role: str, choices: list[Choice]) -> Cell:
+def _cell(plan: Plan, layer: int | None, role: str, choices: list[Choice]) -> LayerRole:
     n_bytes = sum(c.n_bytes for c in choices)
     bpw = 8 * n_bytes / max(sum(c.n_weights for c in choices), 1)
     loss = None if plan.predicted_loss is None else math.fsum(c.loss for c in choices)
     sensitivities = [_sensitivity(plan, c) for c in choices]
     known = [s for s in sensitivities if s is not None]
     sensitivity = math.fsum(known) if len(known) == len(choices) else None
-    return Cell(layer, role, tuple(choices), n_bytes, bpw, loss, sensitivity)
+    return LayerRole(layer, role, tuple(choices), n_bytes, bpw, loss, sensitivity)
 
 
 def _sensitivity(plan: Plan, choice: Choice) -> float | None:

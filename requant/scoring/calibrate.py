@@ -24,14 +24,14 @@ from requant.model.forward.passes import (
     Tokens,
     backward,
     check_tokens,
-    embedded_gradient,
+    embedding_gradient,
     forward,
-    model_of,
-    turn,
+    output_gradient,
+    read_model,
 )
 from requant.model.forward.weights import Weights
-from requant.scoring.checkpoint import keep, kept_sums
-from requant.scoring.statistics import Sampler, Statistics, Sums2
+from requant.scoring.checkpoint import load_checkpoint, save_checkpoint
+from requant.scoring.statistics import SquareSummer, SquareSums, Statistics
 
 BATCH = 8  # windows that are run together, where memory does not limit it further
 
@@ -50,9 +50,9 @@ def calibrate(
 
     max_memory: bytes that the run is to stay below. kept: where the sums so far are kept after every batch, and taken
     up from when they are of the same model and tokens; it is removed at the end. `progress` is called with steps done
-    (`n_steps`). Raises UsageError where even one window needs more memory, and what `model_of` and `forward` raise.
+    (`n_steps`). Raises UsageError where even one window needs more memory, and what `read_model` and `forward` raise.
     """
-    model = model_of(Weights(source))
+    model = read_model(Weights(source))
     check_tokens(model, tokens)
     batch = _batch(model, tokens, max_memory, threads, gradients)
     identity = _identity(source, tokens, gradients)
@@ -66,7 +66,7 @@ def calibrate(
         run(model, part, first, statistics, _Running(threads, progress))
         statistics.n_tokens += part.size
         if kept is not None:
-            keep(kept, identity, statistics)
+            save_checkpoint(kept, identity, statistics)
     if kept is not None:
         kept.unlink(missing_ok=True)
     source.check_unchanged()
@@ -81,7 +81,7 @@ def n_steps(source: Source, n_batches: int, *, gradients: bool) -> int:
 
 def n_batches(source: Source, tokens: Tokens, *, gradients: bool, max_memory: int | None, threads: int | None) -> int:
     """How many batches `calibrate` will run."""
-    return -(-len(tokens) // _batch(model_of(Weights(source)), tokens, max_memory, threads, gradients))
+    return -(-len(tokens) // _batch(read_model(Weights(source)), tokens, max_memory, threads, gradients))
 
 
 def _batch(model: Model, tokens: Tokens, max_memory: int | None, threads: int | None, gradients: bool) -> int:
@@ -105,15 +105,15 @@ class _Collector:
 
     def __init__(self, statistics: Statistics, n_windows: int, progress: Callable[[int], None]) -> None:
         self.statistics, self.progress = statistics, progress
-        self.samplers = [Sampler() for _ in range(n_windows)]
+        self.samplers = [SquareSummer() for _ in range(n_windows)]
 
-    def watch(self, window: int) -> Sampler:
+    def watch(self, window: int) -> SquareSummer:
         return self.samplers[window]
 
     def collect(self, prefix: str = "") -> None:
         for i, sampler in enumerate(self.samplers):
             self.statistics.add(prefix, sampler.sums)
-            self.samplers[i] = Sampler()
+            self.samplers[i] = SquareSummer()
         self.progress(1)
 
     def done(self, layer: Layer) -> None:
@@ -130,11 +130,11 @@ def _there_and_back(model: Model, tokens: Tokens, first: int, statistics: Statis
     collector = _Collector(statistics, len(tokens), running.progress)
     with Checkpoints() as checkpoints:
         x = forward(model, tokens, checkpoints=checkpoints, done=lambda _: running.progress(1), threads=threads)
-        turn(model, x, first=first, watch=collector.watch, threads=threads)
+        output_gradient(model, x, first=first, watch=collector.watch, threads=threads)
         collector.collect()
         backward(model, x, checkpoints, watch=collector.watch, done=collector.done, threads=threads)
-    squares = embedded_gradient(model, tokens, x)[1].sum(axis=0, dtype=np.float64)
-    statistics.add("", {(LOOKUP, None): Sums2(tokens.size, gradients=squares)})
+    squares = embedding_gradient(model, tokens, x)[1].sum(axis=0, dtype=np.float64)
+    statistics.add("", {(LOOKUP, None): SquareSums(tokens.size, gradients=squares)})
 
 
 def _identity(source: Source, tokens: Tokens, gradients: bool) -> str:
@@ -146,5 +146,5 @@ def _identity(source: Source, tokens: Tokens, gradients: bool) -> str:
 def _taken_up(path: Path | None, identity: str, source: Source, tokens: Tokens) -> Statistics:
     """What was kept of the same run, or sums of nothing."""
     n_windows, n_ctx = tokens.shape
-    found = None if path is None or not path.exists() else kept_sums(path, identity, source, n_ctx)
+    found = None if path is None or not path.exists() else load_checkpoint(path, identity, source, n_ctx)
     return found if found is not None and found.n_tokens <= n_windows * n_ctx else Statistics(0, n_ctx)

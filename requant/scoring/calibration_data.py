@@ -27,7 +27,7 @@ _DRAWN = 8  # windows of drawn ids where no number was asked for
 
 
 @dataclass(frozen=True, slots=True)
-class Windows:
+class WindowSpec:
     """`n` windows spread over a text, or None for all that it has, of `n_ctx` tokens.
 
     held_out: those that lie between the ones that would be taken without it.
@@ -48,7 +48,7 @@ class Text:
     notes: tuple[str, ...] = ()
 
 
-def read_text_windows(path: Path, source: Source, size: Windows) -> Text:
+def read_text_windows(path: Path, source: Source, size: WindowSpec) -> Text:
     """Windows of the UTF-8 text at `path`, as `size` says.
 
     Raises BadInput for a text that is no UTF-8, is too short, or is mostly unknown to the vocabulary.
@@ -62,14 +62,14 @@ def read_text_windows(path: Path, source: Source, size: Windows) -> Text:
     return _of_text(path, text, Path(path).name, source, size)
 
 
-def shipped_windows(source: Source, size: Windows) -> Text:
+def shipped_windows(source: Source, size: WindowSpec) -> Text:
     """Windows of the text that ships with requant: prose, code, mathematics, chat, many languages."""
     text = files("requant.scoring").joinpath(SHIPPED).read_text(encoding="utf-8")
     found = _of_text(source.path, text, f"requant's {SHIPPED}", source, size)
     return replace(found, notes=())  # it has as many windows as it has
 
 
-def read_token_windows(path: Path, source: Source, size: Windows) -> Text:
+def read_token_windows(path: Path, source: Source, size: WindowSpec) -> Text:
     """Windows of the ids in the file at `path`, whole numbers with white space or commas between them."""
     try:
         words = Path(path).read_text(encoding="ascii").replace(",", " ").split()
@@ -93,7 +93,7 @@ def _cannot_read(path: Path, error: OSError | ValueError) -> BadInput:
     )
 
 
-def drawn_windows(source: Source, size: Windows) -> Text:
+def drawn_windows(source: Source, size: WindowSpec) -> Text:
     """Windows of ids drawn evenly from the vocabulary, the same every time."""
     n_vocab = source.tensor("token_embd.weight").n_rows
     rng = np.random.default_rng(_SEED + size.held_out)
@@ -101,7 +101,7 @@ def drawn_windows(source: Source, size: Windows) -> Text:
     return Text("random token ids", _digest(ids), ids)
 
 
-def default_windows(source: Source, size: Windows) -> Text:
+def default_windows(source: Source, size: WindowSpec) -> Text:
     """The shipped text where the file's vocabulary can be read, random ids, with a note that says why, where not."""
     try:
         return shipped_windows(source, size)
@@ -112,7 +112,7 @@ def default_windows(source: Source, size: Windows) -> Text:
         )
 
 
-def _of_text(path: Path, text: str, name: str, source: Source, size: Windows) -> Text:
+def _of_text(path: Path, text: str, name: str, source: Source, size: WindowSpec) -> Text:
     tokenizer = read_tokenizer(source.metadata)
     ids = tokenizer.encode(text)
     unknown = 0 if tokenizer.unknown is None else int((ids == tokenizer.unknown).sum())
@@ -122,7 +122,7 @@ def _of_text(path: Path, text: str, name: str, source: Source, size: Windows) ->
     return _windows(path, ids, name, size, tokenizer.bos)
 
 
-def _windows(path: Path, ids: Ids, name: str, size: Windows, bos: int | None) -> Text:
+def _windows(path: Path, ids: Ids, name: str, size: WindowSpec, bos: int | None) -> Text:
     """Cut into windows; those that are taken begin with BOS where every text does."""
     n_ctx = size.n_ctx
     n = len(ids) // n_ctx
@@ -168,7 +168,7 @@ class Calibration:
 
         held_out: other windows of the same.
         """
-        size = Windows(self.window, self.n_windows, held_out)
+        size = WindowSpec(self.window, self.n_windows, held_out)
         if self.tokens is not None:
             return read_token_windows(self.tokens, source, size)
         if self.text is not None:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from requant.common.cluster import Cluster
-from requant.common.threads import results_of
-from requant.container.remote import Origin, Reader
+from requant.common.threads import run_indexed
+from requant.container.remote import Reader, RemoteSource
 from requant.container.source import Source, SourceTensor
 from requant.errors import quoted
 from requant.formats import BlockFormat, Effort, codec
@@ -64,7 +64,7 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class RowBlock:
     """Rows to be encoded in `formats`, each after division by its level; f: their F; importance: (n_per_row,) or None.
 
     factor: what the model multiplies the weights by.
@@ -81,39 +81,39 @@ class Block:
     effort: Effort
 
 
-def weighed(
+def measure_errors(
     source: Source,
-    make: Callable[[int], Block],
+    make: Callable[[int], RowBlock],
     n: int,
     threads: int | None,
-    there: tuple[Cluster, Origin] | None,
+    there: tuple[Cluster, RemoteSource] | None,
 ) -> list[Tried]:
     """What comes of blocks 0 to n - 1 of a tensor, which `make` makes, in threads of this process.
 
     there: they are encoded by a cluster instead, whose workers read the file of the tensor.
     """
     if there is None:
-        with closing(results_of(lambda i: _tried(source, make(i)), n, threads)) as results:
+        with closing(run_indexed(lambda i: _tried(source, make(i)), n, threads)) as results:
             return list(results)
     cluster, origin = there
-    with closing(results_of(make, n, threads)) as blocks:
+    with closing(run_indexed(make, n, threads)) as blocks:
         items = ((origin, block) for block in blocks)
         with closing(cluster.in_order(_tried_there, items, _name)) as results:
             return list(results)
 
 
-def _name(item: tuple[Origin, Block]) -> str:
+def _name(item: tuple[RemoteSource, RowBlock]) -> str:
     return f"tensor {quoted(item[1].tensor.name)}"
 
 
-def _tried_there(item: tuple[Origin, Block]) -> Tried:
+def _tried_there(item: tuple[RemoteSource, RowBlock]) -> Tried:
     """On a worker."""
     origin, block = item
     with Reader(origin) as source, np.errstate(over="ignore", invalid="ignore"):
         return _tried(source, block)
 
 
-def _tried(source: Source | Reader, block: Block) -> Tried:
+def _tried(source: Source | Reader, block: RowBlock) -> Tried:
     x = codec.dequantize(source.read_rows(block.tensor, block.first, block.n), block.tensor.format)
     f = block.f.whole((block.n, block.tensor.n_per_row)) if isinstance(block.f, Product) else block.f
     losses, errors = np.zeros(len(block.formats)), []

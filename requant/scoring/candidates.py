@@ -43,7 +43,7 @@ def survey(
             arch,
             t,
             types,
-            kept=source.kept.get(t.name),
+            preserved=source.preserved.get(t.name),
             model_weights=weights,
             on_gpu=_on_gpu(hp, t.name, tied),
             has_importance=has_importance
@@ -70,13 +70,13 @@ def _surveyed(
     tensor: SourceTensor,
     types: Sequence[str],
     *,
-    kept: str | None,
+    preserved: str | None,
     model_weights: int,
     on_gpu: bool,
     has_importance: bool,
 ) -> TensorLosses:
     own = tensor.format
-    reason = kept or never_quantize(arch, tensor.name, tensor.shape, tensor.type_id, model_weights=model_weights)
+    reason = preserved or never_quantize(arch, tensor.name, tensor.shape, tensor.type_id, model_weights=model_weights)
     chosen: list[str] = []
     skipped: dict[str, str] = {}
     if reason is None:
@@ -108,7 +108,7 @@ def encoded_format(name: str) -> BlockFormat:
     return fmt
 
 
-def involved(source: Source, types: Sequence[str]) -> list[BlockFormat]:
+def formats_involved(source: Source, types: Sequence[str]) -> list[BlockFormat]:
     """The formats whose kernels scoring will call, once each."""
     decoded = {t.format for t in source.tensors if t.format.can_decode}
     return sorted(decoded | {encoded_format(t) for t in types}, key=lambda f: f.type_id)

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from requant.common.files import open_regular
-from requant.common.serialization import dump, parse, plain, record
+from requant.common.serialization import dump, parse, parse_record, to_plain
 from requant.container.imatrix import LOOKUP
 from requant.container.source import Source
 from requant.errors import InputOutputError, RequantError
 from requant.model.roles import is_experts, n_matrices
-from requant.scoring.statistics import Statistics, Sums2
+from requant.scoring.statistics import SquareSums, Statistics
 
 SCHEMA = "requant.kept/1"
 _HEAD = "head"
@@ -48,10 +48,10 @@ class _Head:
     keys: tuple[_Key, ...]
 
 
-def keep(path: Path, identity: str, statistics: Statistics) -> None:
+def save_checkpoint(path: Path, identity: str, statistics: Statistics) -> None:
     """Write the sums so far, of the run called `identity`, in one step. Raises InputOutputError."""
     keys = tuple(_Key(name, expert, sums.count) for (name, expert), sums in statistics.matrices.items())
-    head = dump({"schema": SCHEMA} | plain(_Head(identity, statistics.n_tokens, keys)))
+    head = dump({"schema": SCHEMA} | to_plain(_Head(identity, statistics.n_tokens, keys)))
     arrays = {
         f"{what}{i}": np.asarray(getattr(sums, what), np.float64)
         for i, sums in enumerate(statistics.matrices.values())
@@ -69,8 +69,8 @@ def keep(path: Path, identity: str, statistics: Statistics) -> None:
         raise InputOutputError(path, f"cannot be written: {error.strerror}") from error
 
 
-def kept_sums(path: Path, identity: str, source: Source, n_ctx: int) -> Statistics | None:
-    """What `keep` wrote for the run called `identity` on windows of `n_ctx` tokens; None for anything else."""
+def load_checkpoint(path: Path, identity: str, source: Source, n_ctx: int) -> Statistics | None:
+    """What `save_checkpoint` wrote for the run called `identity` on windows of `n_ctx` tokens; None for anything else."""
     with (
         suppress(RequantError, *_BROKEN),
         os.fdopen(open_regular(path), "rb") as file,
@@ -83,7 +83,7 @@ def kept_sums(path: Path, identity: str, source: Source, n_ctx: int) -> Statisti
         for i, key in enumerate(head.keys):
             columns, rows = _lengths(source, key)
             sums = _sums(archive, f"inputs{i}", columns), _sums(archive, f"gradients{i}", rows)
-            found.matrices[key.name, key.expert] = Sums2(key.count, *sums)
+            found.matrices[key.name, key.expert] = SquareSums(key.count, *sums)
         return found
     return None
 
@@ -93,7 +93,7 @@ def _head(archive: zipfile.ZipFile, path: Path) -> _Head:
     start = len(_header("|u1", (len(data),)))
     if not data.startswith(_header("|u1", (len(data) - start,))):
         raise ValueError("the head is no text")
-    head: _Head = record(_Head, parse(data[start:].decode(), SCHEMA, path), "", path)
+    head: _Head = parse_record(_Head, parse(data[start:].decode(), SCHEMA, path), "", path)
     return head
 
 

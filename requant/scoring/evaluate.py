@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from requant.common.notebook import html
-from requant.common.serialization import dump, parse, plain, read_text, record
-from requant.common.threads import each
+from requant.common.serialization import dump, parse, parse_record, read_text, to_plain
+from requant.common.threads import for_each
 from requant.errors import BadInput
 from requant.model.forward.ops import Array
 from requant.model.forward.passes import (
@@ -26,8 +26,8 @@ from requant.model.forward.passes import (
     Tokens,
     check_tokens,
     forward,
-    head_of,
     log_probabilities,
+    read_head,
 )
 
 EVALUATION_SCHEMA = "requant.evaluation/1"
@@ -65,12 +65,12 @@ class Evaluation:
 
     def to_json(self) -> str:
         """One object, the figures by their names."""
-        return dump({"schema": EVALUATION_SCHEMA} | plain(self))
+        return dump({"schema": EVALUATION_SCHEMA} | to_plain(self))
 
     @classmethod
     def from_json(cls, text: str, path: object = "evaluation.json") -> Evaluation:
         """The evaluation in `text`; `path` is what BadInput names."""
-        found: Evaluation = record(cls, parse(text, EVALUATION_SCHEMA, path), "", path)
+        found: Evaluation = parse_record(cls, parse(text, EVALUATION_SCHEMA, path), "", path)
         return found
 
 
@@ -106,7 +106,9 @@ def evaluate(
         check_base(model, base)
     check_tokens(model, tokens)
     streams = [forward(m, tokens, threads=threads, done=lambda _: progress(1)) for m in (model, base) if m is not None]
-    judged = judge(head_of(model), streams[0], tokens, None if base is None else (head_of(base), streams[1]), threads)
+    judged = judge(
+        read_head(model), streams[0], tokens, None if base is None else (read_head(base), streams[1]), threads
+    )
     progress(1)
     return summary(judged, tokens)
 
@@ -147,7 +149,7 @@ def judge(
             np.subtract(p, q, out=q)
             kld[part] = np.einsum("ij,ij->i", np.exp(p, out=p), q, dtype=np.float64)
 
-    each(work, len(parts), threads)
+    for_each(work, len(parts), threads)
     return Judged(likelihood) if base is None else Judged(likelihood, base_likelihood, kld, same)
 
 
@@ -156,12 +158,12 @@ def summary(judged: Judged, tokens: Tokens) -> Evaluation:
     n = len(judged.log_likelihood)
     ppl = float(np.exp(-judged.log_likelihood.mean()))
     error = ppl * float(judged.log_likelihood.std(ddof=1)) / n**0.5
-    plain = Evaluation(tokens.shape[0], tokens.shape[1], n, ppl, error)
+    to_plain = Evaluation(tokens.shape[0], tokens.shape[1], n, ppl, error)
     if judged.kld is None or judged.base_log_likelihood is None or judged.same_top is None:
-        return plain
+        return to_plain
     p99, p999 = np.quantile(judged.kld, [0.99, 0.999])
     return Evaluation(
-        *(plain.n_windows, plain.n_ctx, n, ppl, error),
+        *(to_plain.n_windows, to_plain.n_ctx, n, ppl, error),
         base_ppl=float(np.exp(-judged.base_log_likelihood.mean())),
         mean_kld=float(judged.kld.mean()),
         kld_error=float(judged.kld.std(ddof=1)) / n**0.5,

@@ -20,7 +20,7 @@ import numpy as np
 
 from requant.common.cluster import Cluster
 from requant.container.imatrix import Imatrix, entry_of, importance_for
-from requant.container.remote import origins_of
+from requant.container.remote import remote_sources
 from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput, brief
 from requant.formats import BlockFormat, Effort, codec
@@ -35,18 +35,18 @@ from requant.model.forward.passes import (
     Tokens,
     backward,
     check_tokens,
-    embedded_gradient,
+    embedding_gradient,
     forward,
-    model_of,
-    turn,
+    output_gradient,
+    read_model,
 )
 from requant.model.forward.weights import Weights
 from requant.model.roles import n_matrices
 from requant.model.weight_scales import SECOND_LEVEL, scales_of, takes_second_level
-from requant.scoring.candidate_errors import Block, Product, Rows, weighed
-from requant.scoring.candidates import DEFAULT_TYPES, check_requantization, encoded_format, involved, survey
+from requant.scoring.candidate_errors import Product, RowBlock, Rows, measure_errors
+from requant.scoring.candidates import DEFAULT_TYPES, check_requantization, encoded_format, formats_involved, survey
 from requant.scoring.losses import IN_NATS, Losses, TensorLosses
-from requant.scoring.statistics import Sampler, Statistics
+from requant.scoring.statistics import SquareSummer, Statistics
 
 METHOD, KFAC = IN_NATS
 BLOCK_WEIGHTS = 2**19  # of a matrix whose F is there at a time in a thread
@@ -81,20 +81,20 @@ def score_by_gradients(
 
     tokens: (n_windows, n_ctx) ids; text: what they are from. The encoders weigh columns by `imatrix`, or else, with
     `weigh`, by the mean squares of the inputs seen here. `progress` is called with layers done, `n_steps` of them.
-    cluster: its workers encode; the model is run here. Raises what `survey` and `model_of` raise, NumericFault for
+    cluster: its workers encode; the model is run here. Raises what `survey` and `read_model` raise, NumericFault for
     weights or activations that are not finite.
     """
     surveyed = survey(source, types=types, imatrix=imatrix, has_importance=weigh)
     notes = check_requantization(source, surveyed, allow_requantize)
-    codec.warm_up(involved(source, types))
-    model = model_of(Weights(source))
+    codec.warm_up(formats_involved(source, types))
+    model = read_model(Weights(source))
     check_tokens(model, tokens)
     statistics = Statistics(tokens.size, tokens.shape[1])
     work = _Work(source, _wanted(surveyed), imatrix, weigh, effort, threads, cluster, statistics)
     with Checkpoints() as checkpoints:
         x = forward(model, tokens, checkpoints=checkpoints, threads=threads, done=lambda _: progress(1))
-        samplers = [Sampler() for _ in tokens]
-        normed, log_sum = turn(model, x, watch=lambda window: samplers[window], threads=threads)
+        samplers = [SquareSummer() for _ in tokens]
+        normed, log_sum = output_gradient(model, x, watch=lambda window: samplers[window], threads=threads)
         output = _Output(model, normed.reshape(-1, x.shape[-1]), log_sum.reshape(-1, 1))
         for sampler in samplers:
             work.statistics.add("", sampler.sums)
@@ -104,12 +104,12 @@ def score_by_gradients(
             _score_layer(work, layer.index, samplers)
             progress(1)
 
-        def watch(window: int) -> Sampler:
-            samplers[window] = Sampler(keep=True)
+        def watch(window: int) -> SquareSummer:
+            samplers[window] = SquareSummer(keep=True)
             return samplers[window]
 
         backward(model, x, checkpoints, watch=watch, done=finish, threads=threads)
-    _score_ends(work, model, output, embedded_gradient(model, tokens, x))
+    _score_ends(work, model, output, embedding_gradient(model, tokens, x))
     unseen = work.statistics.n_unseen(source)
     if unseen:
         notes.append(f"{unseen} experts saw no token and count as the others of their tensor; more --windows help")
@@ -138,7 +138,7 @@ def score_by_statistics(
     imatrix = imatrix or statistics
     surveyed = survey(source, types=types, imatrix=imatrix)
     notes = check_requantization(source, surveyed, allow_requantize)
-    codec.warm_up(involved(source, types))
+    codec.warm_up(formats_involved(source, types))
     seen = Statistics(statistics.n_tokens, 1)
     work = _Work(source, _wanted(surveyed), imatrix, False, effort, threads, cluster, seen)
     for name in work.wanted:
@@ -169,7 +169,7 @@ def _product(statistics: Imatrix, tensor: SourceTensor) -> Information:
 def cannot_run(source: Source) -> BadInput | None:
     """Why the model cannot be run, and so has no gradients, or None."""
     require_model(source)
-    for name, why in source.kept.items():
+    for name, why in source.preserved.items():
         return BadInput(source.path, f"tensor '{brief(name)}' is no good to compute with: {why}")
     try:
         read_architecture(source)
@@ -264,7 +264,7 @@ class _Output:
         return found
 
 
-def _score_layer(work: _Work, index: int, samplers: Sequence[Sampler]) -> None:
+def _score_layer(work: _Work, index: int, samplers: Sequence[SquareSummer]) -> None:
     """Score the tensors of a layer whose windows have all been run."""
     prefix = f"blk.{index}."
     kept: dict[str, dict[int, list[tuple[Array, Array]]]] = {}
@@ -321,16 +321,16 @@ def _scored(work: _Work, tensor: SourceTensor, information: Information, factor:
     step = max(1, BLOCK_WEIGHTS // tensor.n_per_row)
     blocks = [(m, slice(a, min(a + step, n))) for m in range(matrices) for a in range(0, n, step)]
 
-    def make(index: int) -> Block:
+    def make(index: int) -> RowBlock:
         m, rows = blocks[index]
         at = Rows(work.source, tensor, m * n + rows.start, rows.stop - rows.start, factors[m])
         own = None if importance is None else importance[m if len(importance) > 1 else 0]
         level = [levels[m] if levels is not None and fmt.name == SECOND_LEVEL else 1.0 for fmt in formats]
         f, factor = information(m, rows, at), float(factors[m])
-        return Block(tensor, at.first, at.n, f, factor, own, tuple(formats), tuple(level), work.effort)
+        return RowBlock(tensor, at.first, at.n, f, factor, own, tuple(formats), tuple(level), work.effort)
 
-    there = None if work.cluster is None else (work.cluster, origins_of(work.source)[tensor.file])
-    found = weighed(work.source, make, len(blocks), work.threads, there)
+    there = None if work.cluster is None else (work.cluster, remote_sources(work.source)[tensor.file])
+    found = measure_errors(work.source, make, len(blocks), work.threads, there)
     totals = np.array([losses for losses, _ in found]).sum(axis=0) * factor / (2 * work.statistics.n_tokens)
     errors = [np.concatenate(of_format) for of_format in zip(*(errors for _, errors in found), strict=True)]
     return _with_losses(surveyed, formats, totals, errors)

@@ -34,27 +34,27 @@ _AFTER = {"attn_output": "post_attention_norm", "ffn_down": "post_ffw_norm"}
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
+class InputMoments:
     """Mean squares of a tensor's inputs and where they come from: imatrix, norm, flat."""
 
     moments: Moments
     origin: str
 
 
-def inputs_of(source: Source, tensor: SourceTensor, imatrix: Imatrix | None) -> Inputs:
+def read_moments(source: Source, tensor: SourceTensor, imatrix: Imatrix | None) -> InputMoments:
     """E[x^2] per column of `tensor`: the imatrix's where it has the tensor, else data-free."""
     if imatrix is not None:
         measured = importance_for(imatrix, tensor.name, tensor.shape)
         if measured is not None and measured.any():
-            return Inputs(measured, "imatrix")
+            return InputMoments(measured, "imatrix")
     role, layer = role_of(tensor.name), layer_of(tensor.name)
     gamma = _gamma(source, layer, _BEHIND.get(role, ()))
     if gamma is not None and gamma.size == tensor.n_per_row:
-        return Inputs(gamma[None, :] ** 2, "norm")
-    return Inputs(np.ones((1, tensor.n_per_row), np.float32), "flat")
+        return InputMoments(gamma[None, :] ** 2, "norm")
+    return InputMoments(np.ones((1, tensor.n_per_row), np.float32), "flat")
 
 
-def added_energy(source: Source, name: str, energy: float) -> float:
+def residual_energy(source: Source, name: str, energy: float) -> float:
     """What a matrix whose output has `energy` adds to the stream: the same, unless a sandwich norm comes in between."""
     role, layer = role_of(name), layer_of(name)
     if role not in _AFTER or f"blk.{layer}.ffn_norm.weight" not in source:
@@ -69,7 +69,7 @@ def _gamma(source: Source, layer: int | None, names: tuple[str, ...]) -> Moments
     for name in names:
         if f"{prefix}{name}.weight" in source:
             tensor = source.tensor(f"{prefix}{name}.weight")
-            if tensor.name in source.kept:
+            if tensor.name in source.preserved:
                 return None
             gamma = codec.dequantize(source.read_rows(tensor), tensor.format)
             if codec.first_nonfinite(gamma) is not None:

@@ -11,7 +11,7 @@ import numpy as np
 from requant.container.source import Source
 from requant.formats import BlockFormat, Effort, codec, format_of
 from requant.model.forward.ops import Array
-from requant.model.forward.passes import Tokens, forward, head_of, model_of
+from requant.model.forward.passes import Tokens, forward, read_head, read_model
 from requant.model.forward.weights import Weights
 from requant.scoring.evaluate import judge, summary
 
@@ -30,9 +30,9 @@ def cache_losses(
     Keys and values are rounded as they are; llama.cpp turns both by a Hadamard matrix first, which can only help.
     Types whose blocks do not divide a head are left out; `progress` is called with models that were run.
     """
-    base = model_of(Weights(source))
+    base = read_model(Weights(source))
     sizes = [n for il in range(base.architecture.n_layers) for n in base.architecture.head_sizes(il)]
-    reference = head_of(base), forward(base, tokens, threads=threads)
+    reference = read_head(base), forward(base, tokens, threads=threads)
     progress(1)
     found: dict[str, float] = {}
     for k, v in CACHES:
@@ -40,7 +40,7 @@ def cache_losses(
         if all(fmt.divides(n) for fmt in formats for n in sizes):
             model = replace(base, cached=partial(_rounded, *formats))
             stream = forward(model, tokens, threads=threads)
-            kld = summary(judge(head_of(model), stream, tokens, reference, threads), tokens).mean_kld
+            kld = summary(judge(read_head(model), stream, tokens, reference, threads), tokens).mean_kld
             found[f"{k}/{v}"] = max(0.0, kld or 0.0)
         progress(1)
     return found

@@ -31,10 +31,10 @@ from requant.model.roles import (
     role_of,
 )
 from requant.model.weight_scales import SECOND_LEVEL, scales_of, takes_second_level
-from requant.scoring.candidates import DEFAULT_TYPES, check_requantization, encoded_format, involved, survey
-from requant.scoring.input_moments import Inputs, added_energy, inputs_of
+from requant.scoring.candidates import DEFAULT_TYPES, check_requantization, encoded_format, formats_involved, survey
+from requant.scoring.input_moments import InputMoments, read_moments, residual_energy
 from requant.scoring.losses import Losses, TensorLosses
-from requant.scoring.residual_shares import with_shares, writes
+from requant.scoring.residual_shares import scale_by_residual, writes_residual
 
 SAMPLE_WEIGHTS = 2**18  # weights of a tensor that are encoded for each candidate
 SAMPLE_ROWS = 64  # rows at least, where it has them
@@ -84,11 +84,11 @@ def score(
     """
     surveyed = survey(source, types=types, imatrix=imatrix)
     notes = check_requantization(source, surveyed, allow_requantize)
-    codec.warm_up(involved(source, types))
+    codec.warm_up(formats_involved(source, types))
     free = [(source.tensor(t.name), t) for t in surveyed if t.reason is None]
 
     def prepare(job: Prepared) -> tuple[_Trial, str]:
-        inputs = inputs_of(source, job[0], imatrix)
+        inputs = read_moments(source, job[0], imatrix)
         return _trial(source, *job, inputs, effort), inputs.origin
 
     results = []
@@ -98,8 +98,12 @@ def score(
             if progress is not None:
                 progress(tensor.n_bytes)
     energies = {s.name: energy for s, _, energy in results}
-    added = {name: added_energy(source, name, energy) for name, energy in energies.items() if writes(role_of(name))}
-    scored = with_shares({s.name: s for s, _, _ in results}, energies, added)
+    added = {
+        name: residual_energy(source, name, energy)
+        for name, energy in energies.items()
+        if writes_residual(role_of(name))
+    }
+    scored = scale_by_residual({s.name: s for s, _, _ in results}, energies, added)
     origins = [origin for _, origin, _ in results]
     source.check_unchanged()
     if imatrix is not None and (missing := len(origins) - origins.count("imatrix")):
@@ -144,7 +148,9 @@ def _with_origin(trial: _Trial, origin: str) -> tuple[TensorLosses, str, float]:
     return scored, origin, energy
 
 
-def _trial(source: Source, tensor: SourceTensor, surveyed: TensorLosses, inputs: Inputs, effort: Effort) -> _Trial:
+def _trial(
+    source: Source, tensor: SourceTensor, surveyed: TensorLosses, inputs: InputMoments, effort: Effort
+) -> _Trial:
     return _Trial(_sampled(source, tensor, inputs), surveyed, takes_second_level(source, tensor), effort)
 
 
@@ -176,7 +182,7 @@ def _tried(trial: _Trial) -> tuple[TensorLosses, float]:
     return replace(surveyed, candidates=tuple(found), skipped=skipped), energy
 
 
-def _sampled(source: Source, tensor: SourceTensor, inputs: Inputs) -> _Sample:
+def _sampled(source: Source, tensor: SourceTensor, inputs: InputMoments) -> _Sample:
     """Rows evenly spread over the tensor, all of them where it is small. Raises NumericFault."""
     n_sampled = min(tensor.n_rows, max(SAMPLE_ROWS, SAMPLE_WEIGHTS // tensor.n_per_row))
     rows = (np.arange(n_sampled) * tensor.n_rows + tensor.n_rows // 2) // n_sampled
@@ -191,7 +197,7 @@ def _sampled(source: Source, tensor: SourceTensor, inputs: Inputs) -> _Sample:
 
 
 def _parts(
-    tensor: SourceTensor, rows: NDArray[np.intp], inputs: Inputs, shares: Floats
+    tensor: SourceTensor, rows: NDArray[np.intp], inputs: InputMoments, shares: Floats
 ) -> tuple[tuple[int, int, Floats | None, Floats, float], ...]:
     """The sampled rows of each matrix, which share its importance; a measured one also weights the encoder."""
     matrices = n_matrices(tensor.shape)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from requant.common.notebook import html
-from requant.common.serialization import dump, parse, plain, read_text, record
+from requant.common.serialization import dump, parse, parse_record, read_text, to_plain
 from requant.errors import BadInput, brief
 from requant.formats import Effort, format_of, parse_type_name
 
@@ -72,12 +72,12 @@ class Losses:
 
     def to_json(self) -> str:
         """The file's text: ASCII, one candidate a line, the same for the same losses."""
-        return dump({"schema": LOSSES_SCHEMA} | plain(self))
+        return dump({"schema": LOSSES_SCHEMA} | to_plain(self))
 
     @classmethod
     def from_json(cls, text: str, path: object = "losses.json") -> Losses:
         """The losses in `text`; `path` is what BadInput names."""
-        losses: Losses = record(cls, parse(text, LOSSES_SCHEMA, path), "", path)
+        losses: Losses = parse_record(cls, parse(text, LOSSES_SCHEMA, path), "", path)
         _check_unique((t.name for t in losses.tensors), path)
         for index, tensor in enumerate(losses.tensors):
             _check_tensor(tensor, f"tensors[{index}]", path)

@@ -32,12 +32,12 @@ GAINS = {
 _OUT_OF = ("attn_output", "ssm_out", "ffn_down", "ffn_down_exps", "ffn_down_shexp", "ffn_down_chexps")
 
 
-def with_shares(
+def scale_by_residual(
     scored: Mapping[str, TensorLosses], energies: Mapping[str, float], added: Mapping[str, float]
 ) -> dict[str, TensorLosses]:
     """`scored`, whose losses are energies of errors, with losses on the common scale of the stream.
 
-    energies: of each tensor's output; added: what the matrices that write to the stream (`writes`) add to it.
+    energies: of each tensor's output; added: what the matrices that write to the stream (`writes_residual`) add to it.
     """
     shares = _shares(added)
     usual = sum(shares.values()) / len(shares) if shares else 1.0  # for a block of which nothing is known
@@ -63,7 +63,7 @@ def _shares(added: Mapping[str, float]) -> dict[tuple[int | None, str], float]:
     return shares
 
 
-def writes(role: str) -> bool:
+def writes_residual(role: str) -> bool:
     """Whether the role's output is added to the residual stream."""
     return role in _OUT_OF
 

@@ -26,14 +26,14 @@ Sums = NDArray[np.float64]
 
 
 @dataclass(slots=True)
-class Sums2:
+class SquareSums:
     """Of one matrix: sums over `count` tokens of squared inputs (n_per_row,) and gradients (n_rows,), 0 without."""
 
     count: int = 0
     inputs: Sums | float = 0.0
     gradients: Sums | float = 0.0
 
-    def add(self, other: Sums2) -> None:
+    def add(self, other: SquareSums) -> None:
         """Add the sums over other tokens."""
         self.count += other.count
         self.inputs = self.inputs + other.inputs
@@ -41,23 +41,23 @@ class Sums2:
 
 
 @dataclass(slots=True)
-class Sampler:
+class SquareSummer:
     """A Watch of one window that sums squares.
 
     kept: the inputs and gradients themselves, where `keep`, for whoever needs more than their sums.
     """
 
     keep: bool = False
-    sums: dict[tuple[str, int | None], Sums2] = field(default_factory=dict)
+    sums: dict[tuple[str, int | None], SquareSums] = field(default_factory=dict)
     kept: dict[tuple[str, int | None], tuple[Array, Array]] = field(default_factory=dict)
 
     def inputs(self, name: str, expert: int | None, x: Array) -> None:
         """Sum x^2."""
-        self.sums.setdefault((name, expert), Sums2()).add(Sums2(len(x), _squares(x)))
+        self.sums.setdefault((name, expert), SquareSums()).add(SquareSums(len(x), _squares(x)))
 
     def gradients(self, name: str, expert: int | None, x: Array, g: Array) -> None:
         """Sum g^2."""
-        self.sums[name, expert].add(Sums2(gradients=_squares(g)))
+        self.sums[name, expert].add(SquareSums(gradients=_squares(g)))
         if self.keep:
             self.kept[name, expert] = x, g
 
@@ -73,21 +73,21 @@ class Statistics:
 
     n_tokens: int
     n_ctx: int
-    matrices: dict[tuple[str, int | None], Sums2] = field(default_factory=dict, repr=False)
+    matrices: dict[tuple[str, int | None], SquareSums] = field(default_factory=dict, repr=False)
 
     def _repr_html_(self) -> str:
         return html(self)
 
-    def add(self, prefix: str, sums: Mapping[tuple[str, int | None], Sums2]) -> None:
+    def add(self, prefix: str, sums: Mapping[tuple[str, int | None], SquareSums]) -> None:
         """Add sums over some tokens, of tensors whose names follow on `prefix`."""
         for (name, expert), found in sums.items():
-            self.matrices.setdefault((prefix + name, expert), Sums2()).add(found)
+            self.matrices.setdefault((prefix + name, expert), SquareSums()).add(found)
 
     def n_unseen(self, source: Source) -> int:
         """Experts of which some tensor saw no token."""
         names = {name for name, expert in self.matrices if expert is not None}
         return sum(
-            self.matrices.get((t.name, m), Sums2()).count == 0
+            self.matrices.get((t.name, m), SquareSums()).count == 0
             for t in source.tensors
             if t.name in names and t.name.endswith("_down_exps.weight")
             for m in range(n_matrices(t.shape))

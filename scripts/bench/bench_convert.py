@@ -33,7 +33,7 @@ from requant.common.threads import in_order
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
 from requant.container.source import Source, open_source, require_model
-from requant.conversion.chunks import Chunk, Job, chunks_of
+from requant.conversion.chunks import Chunk, TensorJob, chunks_of
 from requant.conversion.convert import convert, formats_used, output_layouts
 from requant.formats import Effort, by_name, codec
 from requant.formats.codec import CHUNK_WEIGHTS
@@ -117,7 +117,7 @@ def convert_by_ggml(source: Source, plan: Plan, out: Path, threads: int) -> None
         os.pwrite(descriptor, data, job.offset + chunk.first_row * job.format.n_bytes(job.tensor.n_per_row))
 
     jobs = [
-        Job(tensor, choice, by_name(choice.type), 0, placed.offset, None, Effort.DEFAULT)
+        TensorJob(tensor, choice, by_name(choice.type), 0, placed.offset, None, Effort.DEFAULT)
         for tensor, choice, placed in zip(source.tensors, plan.choices, layout.tensors, strict=True)
     ]
     for _ in in_order(write, (chunk for job in jobs for chunk in chunks_of(job)), threads):

@@ -23,10 +23,10 @@ from compare import rank_correlation
 
 from requant.container.source import Source, open_source
 from requant.formats import by_name, codec
-from requant.model.forward.passes import forward, head_of, model_of
+from requant.model.forward.passes import forward, read_head, read_model
 from requant.model.forward.weights import Weights
 from requant.scoring import fisher
-from requant.scoring.calibration_data import Windows, read_text_windows
+from requant.scoring.calibration_data import WindowSpec, read_text_windows
 from requant.scoring.evaluate import judge, summary
 
 
@@ -40,7 +40,7 @@ def per_token(matrices):
 
 
 def predicted(source: Source, type_name: str) -> dict[str, float]:
-    text = read_text_windows(real_models.FIXTURES / "calibration.txt", source, Windows(n=8)).windows
+    text = read_text_windows(real_models.FIXTURES / "calibration.txt", source, WindowSpec(n=8)).windows
     losses = fisher.score_by_gradients(source, text, types=(type_name,)).losses
     return {t.name: t.candidates[-1].loss for t in losses.tensors if len(t.candidates) > 1}
 
@@ -50,13 +50,13 @@ def rows(source: Source, type_name: str, step: int, n_windows: int):
     per_window = predicted(source, type_name)
     with mock.patch.object(fisher, "_information", per_token):
         tokenwise = predicted(source, type_name)
-    tokens = read_text_windows(real_models.FIXTURES / "eval.txt", source, Windows(n=n_windows)).windows
-    base = model_of(Weights(source))
-    reference = head_of(base), forward(base, tokens)
+    tokens = read_text_windows(real_models.FIXTURES / "eval.txt", source, WindowSpec(n=n_windows)).windows
+    base = read_model(Weights(source))
+    reference = read_head(base), forward(base, tokens)
     for name in list(per_window)[::step]:
         weights = Weights(source, lambda t, x, own=name: codec.reconstruct(x, fmt) if t.name == own else x)
-        model = model_of(weights)
-        kld = summary(judge(head_of(model), forward(model, tokens), tokens, reference), tokens).mean_kld
+        model = read_model(weights)
+        kld = summary(judge(read_head(model), forward(model, tokens), tokens, reference), tokens).mean_kld
         yield {"tensor": name, "measured": kld, "per_token": tokenwise[name], "per_window": per_window[name]}
 
 

@@ -30,10 +30,10 @@ from requant.container.imatrix import Imatrix, importance_for, read_imatrix
 from requant.container.source import Source, open_source
 from requant.formats import BlockFormat, Effort, by_name, codec
 from requant.formats.encoders import shrinkage
-from requant.model.forward.passes import Tokens, forward, head_of, model_of
+from requant.model.forward.passes import Tokens, forward, read_head, read_model
 from requant.model.forward.weights import Weights
 from requant.scoring.calibrate import calibrate
-from requant.scoring.calibration_data import Windows, read_text_windows
+from requant.scoring.calibration_data import WindowSpec, read_text_windows
 from requant.scoring.evaluate import judge
 
 TYPES = "Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,Q4_0,Q4_1,Q5_0,Q5_1,IQ4_NL,IQ4_XS,IQ3_S,IQ3_XXS,IQ2_S,IQ2_XS,IQ2_XXS,IQ1_M,IQ1_S"
@@ -103,12 +103,12 @@ def encoded(source: Source, fmt: BlockFormat, imatrix: Imatrix | None, encode: E
 def measure(name: str, types: list[str], n_windows: int, folder: Path) -> Iterator[dict]:
     path = real_models.TINY if name == "tiny" else in_f16(real_models.smollm2(), folder / "f16.gguf")
     with open_source(path) as source:
-        text = read_text_windows(real_models.FIXTURES / "calibration.txt", source, Windows(WINDOW))
+        text = read_text_windows(real_models.FIXTURES / "calibration.txt", source, WindowSpec(WINDOW))
         measured = None if name == "tiny" else calibrate(source, text.windows, gradients=False)
         imatrix = read_imatrix(real_models.IMATRIX) if measured is None else measured.imatrix(source, text.name)
-        tokens = read_text_windows(real_models.FIXTURES / "eval.txt", source, Windows(WINDOW)).windows[:n_windows]
-        base = model_of(Weights(source))
-        reference = head_of(base), forward(base, tokens)
+        tokens = read_text_windows(real_models.FIXTURES / "eval.txt", source, WindowSpec(WINDOW)).windows[:n_windows]
+        base = read_model(Weights(source))
+        reference = read_head(base), forward(base, tokens)
         for fmt in map(by_name, types):
             for weights in (None, imatrix):
                 found = [
@@ -120,8 +120,8 @@ def measure(name: str, types: list[str], n_windows: int, folder: Path) -> Iterat
 
 def divergences(weights: Weights, tokens: Tokens, reference: tuple) -> np.ndarray:
     """The mean of each window's scored tokens."""
-    model = model_of(weights)
-    judged = judge(head_of(model), forward(model, tokens), tokens, reference)
+    model = read_model(weights)
+    judged = judge(read_head(model), forward(model, tokens), tokens, reference)
     return judged.kld.reshape(len(tokens), -1).mean(axis=1)
 
 

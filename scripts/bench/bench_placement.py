@@ -19,11 +19,11 @@ from requant.formats import by_name
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.memory import Settings, memory_for, on_device
 from requant.model.roles import is_tied, layer_of, never_quantize, role_of, usable_types
-from requant.planning.constraints import Request
-from requant.planning.deployment import DEFAULT_PRICE, Ground
+from requant.planning.constraints import Constraints
+from requant.planning.deployment import DEFAULT_PRICE, Deployment
 from requant.planning.engines import GENERIC
 from requant.planning.placement import REL_GAP, SECONDS_EACH, best_placement
-from requant.planning.solver.solve import solved
+from requant.planning.solver.solve import solve_or_explain
 from requant.scoring.candidates import DEFAULT_TYPES
 from requant.scoring.losses import Candidate, Losses, TensorLosses
 
@@ -67,13 +67,13 @@ def run(name: str, n_layers: int | None, vram: int, ram: int, speed: float | Non
     losses, hp = losses_of(name, n_layers)
     settings = Settings(8192)
     memory = memory_for(hp, settings, vram=vram * GIB)
-    where = Ground(hp, GENERIC, memory, vram * GIB, ram * GIB, speed, DEFAULT_PRICE)
+    where = Deployment(hp, GENERIC, memory, vram * GIB, ram * GIB, speed, DEFAULT_PRICE)
 
-    def solve(losses: Losses, request: Request):
-        return solved(losses, request, time_limit=SECONDS_EACH, rel_gap=REL_GAP, why=False)
+    def solve(losses: Losses, constraints: Constraints):
+        return solve_or_explain(losses, constraints, time_limit=SECONDS_EACH, rel_gap=REL_GAP, why=False)
 
     start = time.perf_counter()
-    found = best_placement(losses, Request(), where, solve)
+    found = best_placement(losses, Constraints(), where, solve)
     seconds = time.perf_counter() - start
     peer = usual(losses, where, solve)
     label = name.removesuffix(" F16") + (f", {n_layers} layers" if n_layers else "")
@@ -85,15 +85,17 @@ def run(name: str, n_layers: int | None, vram: int, ram: int, speed: float | Non
     )
 
 
-def usual(losses: Losses, where: Ground, solve) -> float:
+def usual(losses: Losses, where: Deployment, solve) -> float:
     """The value at the most layers that fit when every matrix has Q4_K's bits, or at fewer where that has no plan."""
     for k in range(where.n_places, -1, -1):
         try:
-            request = where.request(losses, Request(), k, 0)
-            room = next(x.budget - x.other for x in request.limits if x.option == "--vram")
-            on_gpu = [t for t in losses.tensors if request.devices[t.name][0] == "gpu"]
+            constraints = where.constraints(losses, Constraints(), k, 0)
+            room = next(x.budget - x.other for x in constraints.limits if x.option == "--vram")
+            on_gpu = [t for t in losses.tensors if constraints.devices[t.name][0] == "gpu"]
             if sum(t.n_weights for t in on_gpu) * 4.85 / 8 <= room:
-                return solve(losses, replace(request, devices={n: d[:1] for n, d in request.devices.items()})).value
+                return solve(
+                    losses, replace(constraints, devices={n: d[:1] for n, d in constraints.devices.items()})
+                ).value
         except InfeasibleBudget:
             continue
     return math.inf

@@ -31,16 +31,16 @@ from requant.container.layout import lay_out
 from requant.container.output import Output
 from requant.container.source import open_source
 from requant.formats import by_name, codec
-from requant.model.forward.passes import forward, head_of, model_of
+from requant.model.forward.passes import forward, read_head, read_model
 from requant.model.forward.weights import Weights
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.mixtures import mixture_types
-from requant.planning.constraints import Request, size_limit
-from requant.planning.output_floor import guarded
+from requant.planning.constraints import Constraints, size_limit
+from requant.planning.output_floor import with_output_floor
 from requant.planning.rerank import planned_weights
 from requant.planning.solver.solve import solve
 from requant.scoring.calibrate import calibrate
-from requant.scoring.calibration_data import Windows, drawn_windows, read_text_windows
+from requant.scoring.calibration_data import WindowSpec, drawn_windows, read_text_windows
 from requant.scoring.candidates import DEFAULT_TYPES
 from requant.scoring.evaluate import judge, summary
 from requant.scoring.fisher import score_by_gradients
@@ -78,14 +78,14 @@ class Bench:
     def __init__(self, source, n_windows, types):
         self.source = source
         self.imatrix = self._imatrix()
-        self.tokens = read_text_windows(FIXTURES / "eval.txt", source, Windows()).windows[:n_windows]
-        base = model_of(Weights(source))
-        self.reference = head_of(base), forward(base, self.tokens)
-        text = read_text_windows(FIXTURES / "calibration.txt", source, Windows(n=8)).windows
+        self.tokens = read_text_windows(FIXTURES / "eval.txt", source, WindowSpec()).windows[:n_windows]
+        base = read_model(Weights(source))
+        self.reference = read_head(base), forward(base, self.tokens)
+        text = read_text_windows(FIXTURES / "calibration.txt", source, WindowSpec(n=8)).windows
         begun = time.perf_counter()
         on_text = score_by_gradients(source, text, types=types, imatrix=self.imatrix).losses
         self.seconds = time.perf_counter() - begun
-        random = drawn_windows(source, Windows(n=8)).windows
+        random = drawn_windows(source, WindowSpec(n=8)).windows
         self.losses = {
             "c": score(source, types=DEFAULT_TYPES),
             "d": score(source, types=types, imatrix=self.imatrix),
@@ -94,13 +94,13 @@ class Bench:
         }
 
     def _imatrix(self):
-        windows = read_text_windows(FIXTURES / "calibration.txt", self.source, Windows()).windows
+        windows = read_text_windows(FIXTURES / "calibration.txt", self.source, WindowSpec()).windows
         return calibrate(self.source, windows, gradients=False).imatrix(self.source, "calibration.txt")
 
     def kld(self, weights):
-        model = model_of(weights)
+        model = read_model(weights)
         return summary(
-            judge(head_of(model), forward(model, self.tokens), self.tokens, self.reference), self.tokens
+            judge(read_head(model), forward(model, self.tokens), self.tokens, self.reference), self.tokens
         ).mean_kld
 
     def mixture(self, types):
@@ -116,12 +116,12 @@ class Bench:
         return self.kld(Weights(self.source, change))
 
     def plan(self, which, size):
-        losses, request = self.losses[which], Request(limits=(size_limit(size, 0),))
-        return solve(guarded(losses, request), request)
+        losses, constraints = self.losses[which], Constraints(limits=(size_limit(size, 0),))
+        return solve(with_output_floor(losses, constraints), constraints)
 
     def of_types(self, types, losses):
         """A plan of these types, from one that allows everything."""
-        plan = solve(losses, Request(limits=(size_limit(2**60, 0),)))
+        plan = solve(losses, Constraints(limits=(size_limit(2**60, 0),)))
         choices = tuple(replace(c, type=types.get(c.name, c.type)) for c in plan.choices)
         return replace(plan, choices=choices)
 

@@ -83,7 +83,10 @@ PARTS = {  # dataclasses inside of others
         "requant.planning.plan.LayerSummary",
         "requant.planning.constraints.Timing",
     ],
-    "requant.conversion.record.Conversion": ["requant.conversion.record.Converted", "requant.conversion.record.Odd"],
+    "requant.conversion.record.Conversion": [
+        "requant.conversion.record.Converted",
+        "requant.conversion.record.Anomalies",
+    ],
     "requant.model.inspection.Inspection": [
         f"requant.model.inspection.{name}" for name in ("Share", "Listed", "Needs")
     ],
@@ -407,7 +410,7 @@ def engines() -> str:
         chosen = f"{few(e.candidates)}; {e.preferred} preferred" if e.preferred else few(e.candidates)
         rows.append((f"`{e.name}`", chosen, never, placed, "yes" if e.experts else "no", rates))
     heads = ["engine", "candidates", "does not run", "to the GPU", "experts apart", "GB/s assumed"]
-    mixtures = [(f"`{m}`", stock._MIXTURES[m][0], f"{stock._MIXTURES[m][1]:g}") for m in stock.mixtures()]
+    mixtures = [(f"`{m}`", stock._MIXTURES[m][0], f"{stock._MIXTURES[m][1]:g}") for m in stock.mixture_names()]
     run = [(f"`{n}`", f.activation, "halves" if f.halves else "pairs") for n, f in FAMILIES.items()]
     usual = ", ".join(runtime.GENERIC.candidates)
     known = ", ".join(f"`{n}`" for n in sorted(caches.ATTENTION | caches.RECURRENT | caches._HYBRID))

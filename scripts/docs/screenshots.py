@@ -31,7 +31,7 @@ from real_models import FIXTURES, TINY
 BUDGET = ["--vram", "11MiB", "--ctx", "512"]
 COLUMNS = 100
 MOST_BYTES = 300_000
-# xterm's 16 colours, a little softer on white text's ground
+# xterm's 16 colours, a little softer on white text's deployment
 PALETTE = (
     *("#1d1f21", "#d54e53", "#8abf5a", "#d9b13b", "#5f9edc", "#b98fd6", "#5fbfb9", "#d0d3d6"),
     *("#7f868d", "#f2777a", "#a8d977", "#f0d264", "#86bbf0", "#d3b0ea", "#86dcd6", "#ffffff"),
@@ -106,10 +106,10 @@ def styled(state, codes):
 
 def css(state):
     """A style attribute's value for a state."""
-    ink, ground = state.get(30, "#d0d3d6"), state.get(40, "transparent")
+    ink, deployment = state.get(30, "#d0d3d6"), state.get(40, "transparent")
     if state.get(7):
-        ink, ground = ("#16181b" if ground == "transparent" else ground), ink
-    words = [f"color:{ink};background:{ground}"]
+        ink, deployment = ("#16181b" if deployment == "transparent" else deployment), ink
+    words = [f"color:{ink};background:{deployment}"]
     words += [
         word
         for key, word in ((1, "font-weight:700"), (2, "opacity:.65"), (4, "text-decoration:underline"))

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 import requant
-from requant.api.keywords import wishes_of
+from requant.api.keywords import parse_request
 from requant.cli.main import COMMANDS
 from requant.errors import BadInput, InfeasibleBudget, OutputRefused, RequantError, RequantWarning, UsageError
-from requant.planning.request import AUTO, MAX_CONTEXT, Wishes
+from requant.planning.request import AUTO, MAX_CONTEXT, PlanRequest
 
 ROOT = Path(__file__).parents[2]
 TINY, EVAL = ROOT / "fixtures" / "tiny-llama-f16.gguf", ROOT / "fixtures" / "eval.txt"
@@ -199,7 +199,7 @@ def test_results_are_short_in_a_terminal(model, losses):
 
 
 def test_keywords_become_wishes():
-    found = wishes_of(
+    found = parse_request(
         {
             "vram": "12GiB",
             "ram": 2**30,
@@ -222,7 +222,7 @@ def test_keywords_become_wishes():
     assert found.bandwidth == (("gpu", 448e9), ("cpu", 60e9)) and found.engine == "ollama"
     assert [str(r) for r in found.floors] == ["--min-type 'ffn_down=Q4_K'"] and found.groups == (r"blk\.\d+\.attn",)
     assert found.types == ("Q4_K", "Q6_K") and found.output_type == "Q8_0" and found.mtp is None
-    assert wishes_of({}) == Wishes()
+    assert parse_request({}) == PlanRequest()
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from commands import TINY, assert_failed, names, run
 from conversions import half, single, small_model
 from model.forward import families
 
-from requant.api.session import prepared
+from requant.api.session import open_session
 from requant.common.units import format_size
 from requant.container.source import open_source
-from requant.planning.request import Wishes
+from requant.planning.request import PlanRequest
 from requant.scoring.calibration_data import Calibration
 from requant.scoring.layerwise import score
 
@@ -123,7 +123,7 @@ def test_a_disk_too_small_for_any_plan_is_told_before_scoring(capsys, monkeypatc
     assert_failed(ran, 6, "MiB free but has 4.00 KiB; free some space on /")
     assert names(tmp_path) == []
     with open_source(TINY) as source:
-        least = prepared(source, Wishes(size=2**22), Calibration()).least_bytes()
+        least = open_session(source, PlanRequest(size=2**22), Calibration()).least_bytes()
     assert 2**21 < least < 2**22
 
 

@@ -139,8 +139,8 @@ def test_plain_progress_says_when_a_stage_begins_and_ends(tmp_path, losses):
 def test_a_batch_log_gets_a_line_now_and_then(capsys, monkeypatch):
     monkeypatch.setitem(progress.EVERY, "auto", 0.001)
     heard = threading.Event()
-    say = speech.say
-    monkeypatch.setattr(speech, "say", lambda text, *a: (say(text, *a), "40 %" in text and heard.set()))
+    say = speech.log
+    monkeypatch.setattr(speech, "log", lambda text, *a: (say(text, *a), "40 %" in text and heard.set()))
     with progress.progress("scoring", 30, " layers") as advance:
         advance(12)
         assert heard.wait(30)
@@ -181,7 +181,7 @@ def test_a_dumb_terminal_gets_no_bar(tmp_path, losses):
 
 def test_a_line_that_is_said_takes_the_place_of_the_bar(capsys):
     with speech.drawing():
-        speech.say("something")
+        speech.log("something")
     err = capsys.readouterr().err
     assert err == f"{speech.ERASE}requant: something\n{speech.ERASE}"
 

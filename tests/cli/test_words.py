@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 
 from requant.api import invocation as words
-from requant.api.session import Job
+from requant.api.session import Session
 from requant.cli import convert
 from requant.cli.batch import items as cells
 from requant.container.imatrix import Imatrix
 from requant.formats import Effort
 from requant.planning.constraints import Rule
-from requant.planning.request import MAX_CONTEXT, Wishes
+from requant.planning.request import MAX_CONTEXT, PlanRequest
 from requant.scoring.calibration_data import Calibration
 from requant.scoring.losses import Losses
 
-WISHES = Wishes(
+WISHES = PlanRequest(
     **{"vram": 12 * 2**30, "ram": 1234567, "n_ctx": 16384, "cache_type_k": "Q8_0", "cache_type_v": "AUTO"},
     **{"n_parallel": 2, "n_ubatch": 256, "reserve": 2**20, "draft": Path("d.gguf"), "mmproj": Path("p.gguf")},
     **{"mtp": True, "assume": True, "size": 6 * 10**9, "bpw": 4.5, "max_loss": 0.02, "min_speed": 12.25, "price": 0.1},
@@ -32,8 +32,8 @@ CALIBRATION = Calibration(text=Path("t.txt"), n_windows=3, window=128)
 
 
 def job(**changes):
-    given = {f.name: None for f in fields(Job)} | {"wishes": Wishes(), "calibration": Calibration()}
-    return Job(**(given | {"inputs": frozenset(), "allow_requantize": False} | changes))
+    given = {f.name: None for f in fields(Session)} | {"request": PlanRequest(), "calibration": Calibration()}
+    return Session(**(given | {"inputs": frozenset(), "allow_requantize": False} | changes))
 
 
 def parsed(typed):
@@ -42,18 +42,23 @@ def parsed(typed):
 
 
 def test_every_wish_has_its_option():
-    assert set(words._WISHES) == {f.name for f in fields(Wishes)}
+    assert set(words._WISHES) == {f.name for f in fields(PlanRequest)}
     assert set(words._CALIBRATION) == {f.name for f in fields(Calibration)}
-    assert all(getattr(WISHES, f.name) != getattr(Wishes(), f.name) for f in fields(Wishes))
+    assert all(getattr(WISHES, f.name) != getattr(PlanRequest(), f.name) for f in fields(PlanRequest))
 
 
 @pytest.mark.parametrize(
-    "wishes", [WISHES, Wishes(), *(replace(Wishes(), **{f.name: getattr(WISHES, f.name)}) for f in fields(Wishes))]
+    "request",
+    [
+        WISHES,
+        PlanRequest(),
+        *(replace(PlanRequest(), **{f.name: getattr(WISHES, f.name)}) for f in fields(PlanRequest)),
+    ],
 )
-def test_typed_again_the_options_mean_the_same(wishes):
-    typed = words._plan_words(job(wishes=wishes, calibration=CALIBRATION), None)
+def test_typed_again_the_options_mean_the_same(request):
+    typed = words._plan_words(job(request=request, calibration=CALIBRATION), None)
     again = parsed(typed)
-    assert (again["wishes"], again["calibration"]) == (wishes, CALIBRATION)
+    assert (again["request"], again["calibration"]) == (request, CALIBRATION)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +72,7 @@ def test_typed_again_the_options_mean_the_same(wishes):
 )
 def test_only_what_is_not_by_default_is_said_and_no_folder(calibration, typed):
     assert words._plan_words(job(calibration=calibration), None) == typed
-    assert words.score_words((), None, calibration, allow_requantize=False, effort=None) == typed
+    assert words.score_options((), None, calibration, allow_requantize=False, effort=None) == typed
 
 
 def test_what_is_no_wish_is_said_too():
@@ -92,4 +97,4 @@ def test_losses_from_a_file_are_named_and_how_they_were_scored_is_not_said_of_th
 
 
 def test_the_largest_context_is_asked_for_by_its_word():
-    assert words._plan_words(job(wishes=Wishes(n_ctx=MAX_CONTEXT)), None) == ("--ctx", "max")
+    assert words._plan_words(job(request=PlanRequest(n_ctx=MAX_CONTEXT)), None) == ("--ctx", "max")

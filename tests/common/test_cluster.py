@@ -1,6 +1,5 @@
 """A cluster: a real scheduler and workers in processes of their own do what this process would, whoever dies."""
 
-import importlib
 import math
 import os
 import re
@@ -185,8 +184,8 @@ def test_an_output_on_a_storage_of_its_own_is_refused(tmp_path, source, cluster,
     from requant.conversion import write_on_cluster as workers
 
     other = tmp_path / "other.part"
-    real = workers.unfinished_of
-    monkeypatch.setattr(workers, "unfinished_of", lambda i, path: replace(real(i, path), path=other))
+    real = workers.remote_outputs
+    monkeypatch.setattr(workers, "remote_outputs", lambda i, path: replace(real(i, path), path=other))
     with pytest.raises(InputOutputError, match=r"other.part: cannot be opened on .*share, under the same path"):
         made(source, tmp_path / "there", cluster=cluster)
     other.write_bytes(bytes(100))
@@ -196,8 +195,8 @@ def test_an_output_on_a_storage_of_its_own_is_refused(tmp_path, source, cluster,
 
 
 def test_another_version_on_a_worker_is_refused(cluster, monkeypatch):
-    module = importlib.import_module("requant.common.cluster")
-    monkeypatch.setattr(module, "state", lambda: ("9.9", "other"))
+    monkeypatch.setattr("requant.formats.jit.__version__", "9.9")
+    monkeypatch.setattr("requant.formats.jit.SOURCE_STATE", "other")
     with pytest.raises(UsageError, match=r"worker tcp://.* runs requant .* not 9.9 with kernels other; install"):
         list(cluster.in_order(math.sqrt, [1]))
 

@@ -6,19 +6,19 @@ import warnings
 
 import pytest
 
-from requant.common.interrupt import Abandoned, interruptible
-from requant.common.monitor import SILENT, Progress, calling
+from requant.common.interrupt import Abandoned, run_interruptible
+from requant.common.monitor import SILENT, Progress, call_back
 from requant.errors import BadInput, RequantWarning
 
 
 def test_results_and_errors_come_through():
-    assert interruptible(lambda a, b=0: a + b, 1, b=2) == 3
+    assert run_interruptible(lambda a, b=0: a + b, 1, b=2) == 3
 
     def fail():
         raise BadInput("f", "is broken")
 
     with pytest.raises(BadInput, match="is broken"):
-        interruptible(fail)
+        run_interruptible(fail)
 
 
 def test_progress_is_called_in_order_in_the_thread_that_waits():
@@ -32,7 +32,7 @@ def test_progress_is_called_in_order_in_the_thread_that_waits():
     def step(n):
         seen.append((n, threading.current_thread()))
 
-    assert interruptible(work, progress=step) is not threading.current_thread()
+    assert run_interruptible(work, progress=step) is not threading.current_thread()
     assert seen == [(i, threading.current_thread()) for i in range(100)]
 
 
@@ -51,17 +51,17 @@ def test_work_that_nobody_waits_for_ends_at_its_next_step():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        interruptible(work, progress=step)
+        run_interruptible(work, progress=step)
     assert ended.wait(60)
 
 
 def test_a_callback_hears_of_the_beginning_and_of_every_step():
     seen = []
-    with calling(seen.append).progress("scoring", 3, " layers") as advance:
+    with call_back(seen.append).progress("scoring", 3, " layers") as advance:
         advance(1)
         advance(2)
     assert seen == [Progress("scoring", n, 3, " layers") for n in (0, 1, 3)]
-    assert calling(None) is SILENT
+    assert call_back(None) is SILENT
 
 
 def test_without_a_teller_warnings_are_pythons_and_the_rest_is_logged(caplog):

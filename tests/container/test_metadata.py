@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from requant.container.header import parse_header
-from requant.container.metadata import SCALARS, Metadata, alignment_of, decode, encode_value
+from requant.container.metadata import SCALARS, Metadata, decode, encode_value, read_alignment
 from requant.errors import BadInput, UsageError
 
 INT_RANGES = {"u8": (0, 8), "i8": (1, 8), "u16": (0, 16), "i16": (1, 16), "u32": (0, 32), "i32": (1, 32)}
@@ -135,10 +135,10 @@ def test_what_cannot_be_written_is_a_usage_error(key, change):
 
 
 def test_alignment_is_32_unless_the_file_says_otherwise(tmp_path):
-    assert alignment_of(metadata_of(tmp_path)) == 32
-    assert alignment_of(Metadata("m", {}).with_values({"general.alignment": ("u32", 64)})) == 64
+    assert read_alignment(metadata_of(tmp_path)) == 32
+    assert read_alignment(Metadata("m", {}).with_values({"general.alignment": ("u32", 64)})) == 64
     with pytest.raises(BadInput, match="wrong type"):
-        alignment_of(Metadata("m", {}).with_values({"general.alignment": ("u64", 64)}))
+        read_alignment(Metadata("m", {}).with_values({"general.alignment": ("u64", 64)}))
 
 
 def test_keys_of_shards_may_have_any_integer_type(tmp_path):

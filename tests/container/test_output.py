@@ -11,7 +11,7 @@ from requant.common.files import identity
 from requant.container import output as output_module
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
-from requant.container.output import Output, claim, discard, names_in, resumes
+from requant.container.output import Output, can_resume, claim, discard, final_names
 from requant.errors import InputOutputError, OutputRefused, SourceChanged
 
 LAYOUTS = tuple(
@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on_with_what_it_has_recorded(tmp_path):
     with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         assert [record["tensor"] for record in output.records] == ["t0", "t1"]
         assert output.notes == ["resuming 2/3 tensors"]
-        assert names_in(journal) == NAMES
+        assert final_names(journal) == NAMES
     finished(tmp_path)
     assert [(tmp_path / name).read_bytes() for name in NAMES] == [whole(i) for i in range(3)]
 
@@ -170,8 +170,8 @@ def test_what_another_command_began_is_refused_and_kept(tmp_path, change):
         opened(tmp_path, journal, **change)
     assert {name: (tmp_path / name).read_bytes() for name in PARTS} == before
     with claim(tmp_path / "o.gguf") as journal:
-        assert resumes(journal, HEAD, tmp_path / "o.gguf")
-        assert not resumes(claim(tmp_path / "other.gguf"), HEAD, tmp_path / "other.gguf")
+        assert can_resume(journal, HEAD, tmp_path / "o.gguf")
+        assert not can_resume(claim(tmp_path / "other.gguf"), HEAD, tmp_path / "other.gguf")
 
 
 def test_what_was_made_of_a_source_that_changed_is_not_gone_on_with(tmp_path):
@@ -185,7 +185,7 @@ def test_what_was_made_of_a_source_that_changed_is_not_gone_on_with(tmp_path):
         raise SourceChanged("m.gguf", "changed")
     assert b'"invalid": "changed"' in (tmp_path / JOURNAL).read_bytes()
     with claim(tmp_path / "o.gguf") as journal:
-        assert not resumes(journal, {"plan": "of another command"}, tmp_path / "o.gguf")
+        assert not can_resume(journal, {"plan": "of another command"}, tmp_path / "o.gguf")
         with opened(tmp_path, journal) as output:
             text = "the source changed while an unfinished output was made; all of it is made again"
             assert output.notes == [text] and output.records == ()
@@ -420,7 +420,7 @@ def test_restart_discards_all_files_and_nothing_else(tmp_path):
     with claim(tmp_path / "o.gguf") as journal:
         discard(journal, tmp_path / "o.gguf", NOBODY)
         assert names(tmp_path) == ["o.gguf", JOURNAL, "other.gguf.part"]
-        assert names_in(journal) == []
+        assert final_names(journal) == []
     assert names(tmp_path) == ["o.gguf", "other.gguf.part"]
 
 
@@ -433,7 +433,7 @@ def test_restart_does_not_follow_a_journal_out_of_the_folder(tmp_path):
     with claim(folder / "o.gguf") as journal:
         journal.begin({"files": odd})
     with claim(folder / "o.gguf") as journal:
-        assert names_in(journal) == ["y"]
+        assert final_names(journal) == ["y"]
         discard(journal, folder / "o.gguf", NOBODY)
     assert names(folder) == [] and (tmp_path / "x.part").read_bytes() == b"precious"
 
@@ -443,7 +443,7 @@ def test_a_journal_whose_files_are_no_list_names_none(tmp_path, files):
     with claim(tmp_path / "o.gguf") as journal:
         journal.begin({"files": files})
     with claim(tmp_path / "o.gguf") as journal:
-        assert names_in(journal) == []
+        assert final_names(journal) == []
 
 
 def test_an_input_is_not_discarded(tmp_path):
@@ -531,7 +531,7 @@ def test_what_has_no_records_binds_nobody(tmp_path):
     with claim(tmp_path / "o.gguf") as journal:
         journal.begin({"plan": "of another command"})
     with claim(tmp_path / "o.gguf") as journal:
-        assert not resumes(journal, HEAD, tmp_path / "o.gguf")
+        assert not can_resume(journal, HEAD, tmp_path / "o.gguf")
         with opened(tmp_path, journal) as output:
             assert output.notes == []
 

@@ -18,7 +18,7 @@ from requant.common.files import identity
 from requant.container.header import parse_header
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
-from requant.container.part import Part, Placed, target_of
+from requant.container.part import Part, PublishedFile, resolve_target
 from requant.errors import InputOutputError, OutputRefused, SourceChanged
 
 LAYOUT = lay_out(Metadata("m", {}).with_values({"k": ("u8", 1)}), [("a", (256, 64), 0), ("b", (5,), 0)], "out")
@@ -607,7 +607,7 @@ def test_a_header_that_is_not_as_it_was_written_names_the_part(tmp_path, monkeyp
 def test_what_is_missing_from_a_part_is_named_when_it_is_read(tmp_path):
     with _open(tmp_path / "o.gguf") as output, pytest.raises(SourceChanged, match=f"^{output.file}: shrank"):
         output.read_at(LAYOUT.size - 1, memoryview(bytearray(2)))
-    placed = Placed(_make(tmp_path / "p.gguf").target)
+    placed = PublishedFile(_make(tmp_path / "p.gguf").target)
     with pytest.raises(SourceChanged, match=f"^{tmp_path / 'p.gguf'}: shrank"):
         placed.read_at(LAYOUT.size - 1, memoryview(bytearray(2)))
     placed.close()
@@ -669,7 +669,7 @@ def test_every_refusal_names_the_output_and_what_to_do(tmp_path):
         assert _refused(path, "another") == f"{path}: another run is writing it, in {part.name}"
     odd = Path(f"{tmp_path}/nul\0")
     with pytest.raises(OutputRefused) as caught:
-        target_of(odd)
+        resolve_target(odd)
     assert str(caught.value).startswith(f"{tmp_path}/nul") and str(caught.value).endswith(": is not a usable path")
 
 

@@ -16,7 +16,7 @@ from requant.container.splitting import (
     combined_sha256,
     headers_sha256,
     lay_out_files,
-    paths_of,
+    output_paths,
     total_size,
 )
 from requant.errors import BadInput
@@ -126,8 +126,8 @@ def test_too_many_files_are_refused(monkeypatch):
 )
 def test_files_are_numbered_as_llama_cpp_does(out, stem):
     layouts = laid_out(Splitting(keep=True))
-    assert paths_of(Path("a") / out, layouts) == [Path("a") / f"{stem}-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
-    assert paths_of(Path("a") / out, layouts[:1]) == [Path("a") / out]
+    assert output_paths(Path("a") / out, layouts) == [Path("a") / f"{stem}-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    assert output_paths(Path("a") / out, layouts[:1]) == [Path("a") / out]
 
 
 def test_size_and_digest_are_those_of_all_files():

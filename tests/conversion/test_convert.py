@@ -22,13 +22,13 @@ from real_models import IMATRIX, TINY
 from requant.container.imatrix import importance_for, read_imatrix
 from requant.container.infos import TensorInfo
 from requant.container.source import SourceTensor, open_source
-from requant.conversion.chunks import COPY_BYTES, Job, chunks_of
+from requant.conversion.chunks import COPY_BYTES, TensorJob, chunks_of
 from requant.conversion.convert import convert, n_steps
 from requant.conversion.record import Conversion, record_path
 from requant.conversion.verify import verify
 from requant.errors import BadInput, InputOutputError, NumericFault, OutputRefused, SourceChanged
 from requant.formats import FORMATS, KERNELS, Effort, by_name, codec
-from requant.model.nonfinite import keep_nonfinite
+from requant.model.nonfinite import preserve_nonfinite
 from requant.planning.output_layout import output_layouts
 from requant.planning.output_metadata import _FTYPES, may_differ
 from requant.scoring.losses import Losses
@@ -157,7 +157,7 @@ def test_chunks_cover_each_row_once_and_never_two_experts(n_per_row, n_rows, n_e
     tensor = SourceTensor(TensorInfo("blk.0.ffn_up_exps.weight", shape, by_name("F16").type_id, 0), 0)
     importance = np.ones((n_experts, 1), np.float32) if weighted else None
     chunks = list(
-        chunks_of(Job(tensor, choice(tensor, type_name), by_name(type_name), 0, 0, importance, Effort.DEFAULT))
+        chunks_of(TensorJob(tensor, choice(tensor, type_name), by_name(type_name), 0, 0, importance, Effort.DEFAULT))
     )
     rows = [row for c in chunks for row in range(c.first_row, c.first_row + c.n_rows)]
     assert rows == list(range(tensor.n_rows))
@@ -242,7 +242,7 @@ def test_copies_that_are_to_be_kept_may_be_not_finite_and_are_noted(tmp_path):
     values = normal((256, 12))
     values[5, 17], values[9, 200:] = -np.inf, np.nan
     with opened(tmp_path, small_model(half(Q, (256, 12), values), half("blk.0.attn_k.weight", (256, 12)))) as source:
-        assert keep_nonfinite(source) == [
+        assert preserve_nonfinite(source) == [
             f"tensor '{Q}' stays as it is: 57 weights are not finite, the first at weight 1297"
         ]
         with pytest.raises(NumericFault):

@@ -17,7 +17,7 @@ from requant.formats import by_name, codec
 from requant.model.weight_scales import scales_of
 from requant.planning.best_plan import make_plan
 from requant.planning.output_layout import output_layouts
-from requant.planning.request import Wishes
+from requant.planning.request import PlanRequest
 from requant.scoring.layerwise import score
 
 Q, UP, EXPERTS = "blk.0.attn_q.weight", "blk.0.ffn_up.weight", "blk.0.ffn_up_exps.weight"
@@ -146,7 +146,7 @@ def test_a_size_counts_the_scales(tmp_path, size):
         choices = [choice(t, "NVFP4" if t.shape[1:] else "F32") for t in source.tensors]
         n_bytes = total_size(output_layouts(source, plan_of(source, choices)))
         losses = score(source, types=("NVFP4", "Q3_K", "Q8_0"))
-        plan = make_plan(source, losses, Wishes(size=max(size, n_bytes)))
+        plan = make_plan(source, losses, PlanRequest(size=max(size, n_bytes)))
         assert total_size(output_layouts(source, plan)) <= max(size, n_bytes)
 
 

@@ -16,11 +16,11 @@ from requant.model.inspection import inspect
 from requant.model.memory import Settings
 from requant.model.tokenizer import read_tokenizer
 from requant.planning.best_plan import check_feasible
-from requant.planning.constraints import Request
+from requant.planning.constraints import Constraints
 from requant.planning.output_metadata import output_metadata
 from requant.planning.plan import read_plan
 from requant.planning.recipe import preset_plan, read_tensor_types, tensor_type_file, uniform_plan
-from requant.planning.request import Wishes
+from requant.planning.request import PlanRequest
 from requant.planning.solver.solve import solve
 from requant.report.text.diff import difference, difference_text, read_side
 from requant.report.text.inspection import as_text
@@ -91,8 +91,8 @@ def model(path, depth):
 
 def _planned(source):
     plan = attempt(lambda: uniform_plan(source, "Q4_K", allow_requantize=True))
-    for wishes in (Wishes(vram=2**30), Wishes(vram=2**20, ram=2**30, n_ctx=64), Wishes(bpw=6.0)):
-        attempt(lambda wishes=wishes: check_feasible(source, wishes, TYPES, imatrix=None, allow_requantize=True))
+    for request in (PlanRequest(vram=2**30), PlanRequest(vram=2**20, ram=2**30, n_ctx=64), PlanRequest(bpw=6.0)):
+        attempt(lambda request=request: check_feasible(source, request, TYPES, imatrix=None, allow_requantize=True))
     attempt(lambda: preset_plan(source, "Q4_K_M", allow_requantize=True))
     if plan is not None:
         _shown(plan_table(plan))
@@ -134,7 +134,7 @@ def losses(path, depth):
         assert type(found).from_json(found.to_json()) == found
         _shown(losses_table(found))
     if depth > 1:
-        solved = attempt(lambda: solve(found, Request()))
+        solved = attempt(lambda: solve(found, Constraints()))
         if solved is not None:
             _shown(plan_table(solved))
     return "read"

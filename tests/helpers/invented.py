@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hostile import EVERYTHING, TRIED
 
-from requant.conversion.record import Conversion, Converted, Odd
+from requant.conversion.record import Anomalies, Conversion, Converted
 from requant.formats import by_name
 from requant.model.roles import layer_of, role_of
 from requant.planning.constraints import Limit
@@ -79,7 +79,7 @@ def hostile():
         name = f"blk.{i % 3}.{text}.{i}.weight"
         choices.append(tensor(name, (256, 4), TYPES[i % 5], 0.01, reason=None if i % 4 else text, notes=(text,)))
         candidates[name] = {t: 0.1 / (k + 1) for k, t in enumerate(TYPES)}
-        odd = Odd(nonfinite=1, first_nonfinite=3) if i % 5 == 0 else None
+        odd = Anomalies(nonfinite=1, first_nonfinite=3) if i % 5 == 0 else None
         written.append(Converted(name, "F16", TYPES[i % 5], choices[-1].n_bytes, 0.081, 0.09, "00" * 32, odd))
     every = EVERYTHING + "".join(MARKUP)
     plan = Plan(

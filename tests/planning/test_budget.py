@@ -3,8 +3,8 @@ from strategies import model, tensor
 
 from requant.errors import UsageError
 from requant.planning.constraints import (
+    Constraints,
     Limit,
-    Request,
     Rule,
     Timing,
     Use,
@@ -30,8 +30,8 @@ LOSSES = model(
 )
 
 
-def types_of(name, request):
-    problem = constrain(LOSSES, request)
+def types_of(name, constraints):
+    problem = constrain(LOSSES, constraints)
     return next(
         [o.types[0] for o in item.options]
         for item in problem.items
@@ -40,20 +40,20 @@ def types_of(name, request):
 
 
 def pins(*texts):
-    return Request(pins=tuple(parse_rule(t) for t in texts))
+    return Constraints(pins=tuple(parse_rule(t) for t in texts))
 
 
 def test_without_wishes_every_tensor_has_all_its_candidates_and_kept_ones_have_one():
-    problem = constrain(LOSSES, Request())
+    problem = constrain(LOSSES, Constraints())
     assert [len(item.options) for item in problem.items] == [4, 4, 4, 4, 4, 2, 1]
     assert problem.notes == ()
 
 
 def test_the_first_pin_that_matches_decides_and_a_pin_is_lower_cased():
-    request = pins(r"BLK\.0\.ATTN_Q=q6_K", "attn=Q4_K")
-    assert types_of("blk.0.attn_q.weight", request) == ["Q6_K"]
-    assert types_of("blk.1.attn_q.weight", request) == ["Q4_K"]
-    assert types_of("token_embd.weight", request) == ["Q2_K", "Q4_K", "Q6_K", "F16"]
+    constraints = pins(r"BLK\.0\.ATTN_Q=q6_K", "attn=Q4_K")
+    assert types_of("blk.0.attn_q.weight", constraints) == ["Q6_K"]
+    assert types_of("blk.1.attn_q.weight", constraints) == ["Q4_K"]
+    assert types_of("token_embd.weight", constraints) == ["Q2_K", "Q4_K", "Q6_K", "F16"]
 
 
 def test_a_pin_that_never_decides_is_reported():
@@ -118,33 +118,33 @@ def test_type_lists_are_canonical():
 
 
 def test_types_restrict_every_tensor_that_can_have_one_of_them():
-    request = Request(types=("Q4_K", "Q6_K"))
-    assert types_of("blk.0.attn_q.weight", request) == ["Q4_K", "Q6_K"]
-    assert types_of("blk.1.ffn_down.weight", request) == ["Q4_0", "F16"]
-    assert "blk.1.ffn_down.weight can have none of --types" in constrain(LOSSES, request).notes[0]
+    constraints = Constraints(types=("Q4_K", "Q6_K"))
+    assert types_of("blk.0.attn_q.weight", constraints) == ["Q4_K", "Q6_K"]
+    assert types_of("blk.1.ffn_down.weight", constraints) == ["Q4_0", "F16"]
+    assert "blk.1.ffn_down.weight can have none of --types" in constrain(LOSSES, constraints).notes[0]
 
 
 def test_types_that_were_not_scored_are_refused():
     with pytest.raises(UsageError, match=r"Q8_0 was not scored.*the losses have Q2_K"):
-        constrain(LOSSES, Request(types=("Q4_K", "Q8_0")))
+        constrain(LOSSES, Constraints(types=("Q4_K", "Q8_0")))
 
 
 def test_a_floor_drops_fewer_bits_but_never_the_copy():
     floors = (parse_rule("attn=Q4_K", "--min-type"), parse_rule("attn_q=Q6_K", "--min-type"))
-    assert types_of("blk.0.attn_q.weight", Request(floors=floors)) == ["Q4_K", "Q6_K", "F16"]
+    assert types_of("blk.0.attn_q.weight", Constraints(floors=floors)) == ["Q4_K", "Q6_K", "F16"]
     low = model(tensor("blk.0.attn_q.weight", {"Q2_K": 3.0}, source_type="Q3_K"))
-    problem = constrain(low, Request(floors=floors[:1]))
+    problem = constrain(low, Constraints(floors=floors[:1]))
     assert [o.types[0] for o in problem.items[0].options] == ["Q3_K"]
 
 
 def test_a_floor_above_all_types_is_refused():
     floors = (parse_rule("attn_q=Q8_0", "--min-type"),)
     with pytest.raises(UsageError, match=r"--min-type 'attn_q=Q8_0' leaves blk.0.attn_q.weight none of Q4_K"):
-        constrain(LOSSES, Request(floors=floors, types=("Q4_K",)))
+        constrain(LOSSES, Constraints(floors=floors, types=("Q4_K",)))
 
 
 def members(*groups):
-    problem = constrain(LOSSES, Request(groups=groups))
+    problem = constrain(LOSSES, Constraints(groups=groups))
     return [item.members for item in problem.items], problem.notes
 
 
@@ -162,24 +162,24 @@ def test_a_group_that_ties_nothing_is_reported():
 
 
 def test_a_group_offers_what_all_members_can_have_at_summed_cost_and_loss():
-    problem = constrain(LOSSES, Request((Limit("--size", 10**6, alignment=32),), groups=(r"blk\.(0)\.attn",)))
+    problem = constrain(LOSSES, Constraints((Limit("--size", 10**6, alignment=32),), groups=(r"blk\.(0)\.attn",)))
     option = next(o for o in problem.items[1].options if o.types[0] == "Q2_K")
     assert (option.n_bytes, option.loss, option.costs) == (336 + 168, 6.0, (352 + 192,))
 
 
 def test_a_group_without_a_common_type_is_refused():
-    request = Request(groups=("blk",), pins=(parse_rule("ffn=Q4_0"),))
+    constraints = Constraints(groups=("blk",), pins=(parse_rule("ffn=Q4_0"),))
     with pytest.raises(UsageError, match=r"--group 'blk': blk.0.attn_q.weight, .* no allowed type in common"):
-        constrain(LOSSES, request)
+        constrain(LOSSES, constraints)
 
 
 def test_embedding_and_output_options_come_before_pins():
-    request = Request(embedding_type="Q6_K")
-    assert types_of("token_embd.weight", request) == ["Q6_K"]
-    both = Request(pins=(parse_rule("token|attn=Q4_K"),), embedding_type="Q6_K")
+    constraints = Constraints(embedding_type="Q6_K")
+    assert types_of("token_embd.weight", constraints) == ["Q6_K"]
+    both = Constraints(pins=(parse_rule("token|attn=Q4_K"),), embedding_type="Q6_K")
     assert types_of("token_embd.weight", both) == ["Q6_K"]
     with pytest.raises(UsageError, match=r"no output.weight; the embedding is the output too"):
-        constrain(LOSSES, Request(output_type="Q6_K"))
+        constrain(LOSSES, Constraints(output_type="Q6_K"))
 
 
 def test_limits_count_what_their_option_means():
@@ -203,5 +203,5 @@ def test_bpw_is_over_all_tensors_and_never_rounded_up():
 
 
 def test_the_request_describes_what_was_given_and_nothing_else():
-    request = Request((vram_limit(1000, 600),), pins=(parse_rule("attn=Q4_K"),), types=("Q4_K",))
-    assert request.describe() == {"vram": 1000, "tensor_type": ["attn=Q4_K"], "types": ["Q4_K"]}
+    constraints = Constraints((vram_limit(1000, 600),), pins=(parse_rule("attn=Q4_K"),), types=("Q4_K",))
+    assert constraints.describe() == {"vram": 1000, "tensor_type": ["attn=Q4_K"], "types": ["Q4_K"]}

@@ -15,12 +15,12 @@ from requant.container.metadata import Metadata
 from requant.errors import InfeasibleBudget, UsageError
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.memory import Settings, memory_for
-from requant.planning.constraints import Request
-from requant.planning.deployment import Ground
+from requant.planning.constraints import Constraints
+from requant.planning.deployment import Deployment
 from requant.planning.engines import ENGINES, GENERIC, engine_named, parse_bandwidth
 from requant.planning.placement import best_placement
 from requant.planning.plan import Plan, use_of
-from requant.planning.solver.solve import solved
+from requant.planning.solver.solve import solve_or_explain
 from requant.report.start_command import start_command
 from requant.scoring.losses import Losses
 
@@ -63,16 +63,16 @@ def drawn(n_layers, seed, n_expert=0):
     return Losses("m.gguf", "0" * 64, "llama", "fisher", None, None, tuple(tensors))
 
 
-def ground(hp, vram, ram, *, price=0.2, min_speed=None, engine=GENERIC):
+def deployment(hp, vram, ram, *, price=0.2, min_speed=None, engine=GENERIC):
     slow = replace(engine, bandwidth={"gpu": 4e8, "cpu": 5e7, "pcie": 1e9})  # so that a small model takes time
-    return Ground(hp, slow, memory_for(hp, Settings(512, n_ubatch=32), reserve=0), vram, ram, min_speed, price)
+    return Deployment(hp, slow, memory_for(hp, Settings(512, n_ubatch=32), reserve=0), vram, ram, min_speed, price)
 
 
 def least_of_all(losses, where):
     """The least value of every number of layers, device and type, each checked by a Plan that cannot be over budget."""
     best = math.inf
     for k in range(where.n_places + 1):
-        plain = where.request(losses, Request(), k, 0)
+        plain = where.constraints(losses, Constraints(), k, 0)
         free = sorted({plain.units[n] for n, d in plain.devices.items() if len(d) > 1})
         for sides in itertools.product(("gpu", "cpu"), repeat=len(free)):
             side = dict(zip(free, sides, strict=True))
@@ -84,40 +84,42 @@ def least_of_all(losses, where):
     return best
 
 
-def value_of(losses, request, devices, picked, *, with_copy):
-    shares = [request.shares[t.name] for t in losses.tensors]
+def value_of(losses, constraints, devices, picked, *, with_copy):
+    shares = [constraints.shares[t.name] for t in losses.tensors]
     uses = [
-        use_of(c, d, t.role, s, request.timing)
+        use_of(c, d, t.role, s, constraints.timing)
         for t, c, d, s in zip(losses.tensors, picked, devices, shares, strict=True)
     ]
     copied = max((u.n_bytes for u, d, s in zip(uses, devices, shares, strict=True) if d == "cpu" and s > 0), default=0)
-    for limit in request.limits:
+    for limit in constraints.limits:
         more = copied if limit.option == "--vram" and with_copy else 0
         if limit.other + more + sum(limit.cost(u) for u in uses) > limit.budget:
             return math.inf
-    return sum(u.loss for u in uses) + request.price * 1e-9 * (request.timing.fixed_ns + sum(u.ns for u in uses))
+    return sum(u.loss for u in uses) + constraints.price * 1e-9 * (
+        constraints.timing.fixed_ns + sum(u.ns for u in uses)
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("vram", "ram", "speed"), [(900, 500, None), (700, 900, None), (800, 700, 250.0)])
 def test_no_placement_of_layers_is_better(seed, vram, ram, speed):
-    losses, where = drawn(4, seed), ground(hyperparameters(4), vram * KIB, ram * KIB, min_speed=speed)
+    losses, where = drawn(4, seed), deployment(hyperparameters(4), vram * KIB, ram * KIB, min_speed=speed)
     check_against_all(losses, where)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("vram", "ram"), [(900, 700), (1200, 600)])
 def test_no_placement_of_experts_is_better(seed, vram, ram):
-    check_against_all(drawn(2, seed, 4), ground(hyperparameters(2, 4), vram * KIB, ram * KIB))
+    check_against_all(drawn(2, seed, 4), deployment(hyperparameters(2, 4), vram * KIB, ram * KIB))
 
 
 def check_against_all(losses, where):
     best = least_of_all(losses, where)
     if best == math.inf:
         with pytest.raises(InfeasibleBudget):
-            best_placement(losses, Request(), where, solved)
+            best_placement(losses, Constraints(), where, solve_or_explain)
         return
-    found = best_placement(losses, Request(), where, solved)
+    found = best_placement(losses, Constraints(), where, solve_or_explain)
     assert found.solution.value * (1 - found.gap) <= best * (1 + 1e-9)  # what is proven holds
     assert best * (1 - 1e-9) <= found.solution.value <= best * 1.001
     for limit in found.solution.plan.limits:
@@ -125,7 +127,10 @@ def check_against_all(losses, where):
 
 
 def test_the_last_layers_go_first_and_sharpinference_takes_the_first():
-    last, first = ground(hyperparameters(4), 1, 1), ground(hyperparameters(4), 1, 1, engine=ENGINES["sharpinference"])
+    last, first = (
+        deployment(hyperparameters(4), 1, 1),
+        deployment(hyperparameters(4), 1, 1, engine=ENGINES["sharpinference"]),
+    )
     assert [list(last.layers(k)) for k in (0, 1, 3, 5)] == [[], [], [2, 3], [0, 1, 2, 3]]
     assert [list(first.layers(k)) for k in (0, 2, 4)] == [[], [0, 1], [0, 1, 2, 3]]
     output = drawn(4, 0).tensors[-1]
@@ -134,7 +139,7 @@ def test_the_last_layers_go_first_and_sharpinference_takes_the_first():
 
 def test_layers_of_multi_token_prediction_count_only_when_used():
     hp = hyperparameters(5, n_nextn=1)
-    place, nextn = ground(hp, 1, 1), tensor("blk.4.ffn_up.weight", {})
+    place, nextn = deployment(hp, 1, 1), tensor("blk.4.ffn_up.weight", {})
     assert place.devices(nextn, 5, tied=False) == ("none",)
     assert replace(place, mtp=True).devices(nextn, 5, tied=False) == ("gpu",)
     assert place.n_gpu_layers(2) == 3  # the engine counts it among the last

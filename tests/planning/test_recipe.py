@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from strategies import losses, model, tensor
 
 from requant.errors import BadInput, UsageError
-from requant.planning.constraints import Request, Rule
+from requant.planning.constraints import Constraints, Rule
 from requant.planning.plan import Plan
 from requant.planning.recipe import read_tensor_types, tensor_type_file
 from requant.planning.solver.problem import constrain
@@ -22,7 +22,7 @@ def as_llama_quantize(text, names):
 
 def plan_of(names_and_types):
     tensors = [tensor(name, {"Q4_K": 0.5, "Q6_K": 0.1}) for name in names_and_types]
-    plan = solve(model(*tensors), Request())
+    plan = solve(model(*tensors), Constraints())
     return replace(
         plan, choices=tuple(replace(c, type=t) for c, t in zip(plan.choices, names_and_types.values(), strict=True))
     )
@@ -34,14 +34,14 @@ def test_a_line_names_one_tensor():
 
 
 def test_tensors_that_stay_are_not_in_the_file():
-    plan = solve(model(tensor("output_norm.weight", {}, (256,), source_type="F32", reason="no matrix")), Request())
+    plan = solve(model(tensor("output_norm.weight", {}, (256,), source_type="F32", reason="no matrix")), Constraints())
     assert tensor_type_file(plan) == ""
 
 
 @settings(deadline=None, max_examples=30)
 @given(losses())
 def test_llama_quantize_reads_back_the_plan(drawn):
-    plan = solve(drawn, Request())
+    plan = solve(drawn, Constraints())
     free = {c.name: c.type for c in plan.choices if c.reason is None}
     assert as_llama_quantize(tensor_type_file(plan), free) == free
 
@@ -78,12 +78,12 @@ def test_a_file_is_read_with_comments_and_blank_lines(tmp_path):
 
 def test_a_plan_returns_through_its_file(tmp_path):
     drawn = model(*(tensor(f"blk.{i}.attn_q.weight", {"Q4_K": 0.5, "Q6_K": 0.1}) for i in range(3)))
-    plan = solve(drawn, Request())
+    plan = solve(drawn, Constraints())
     path = tmp_path / "types.txt"
     path.write_text(tensor_type_file(plan))
-    again: Plan = solve(drawn, Request(pins=read_tensor_types(path)))
+    again: Plan = solve(drawn, Constraints(pins=read_tensor_types(path)))
     assert again.types() == plan.types()
-    assert all(len(item.options) == 1 for item in constrain(drawn, Request(pins=read_tensor_types(path))).items)
+    assert all(len(item.options) == 1 for item in constrain(drawn, Constraints(pins=read_tensor_types(path))).items)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from requant.conversion.convert import convert
 from requant.errors import BadInput
 from requant.formats import FORMATS
 from requant.planning.best_plan import make_plan
-from requant.planning.constraints import Request, bpw_limit
+from requant.planning.constraints import Constraints, bpw_limit
 from requant.planning.recipe import uniform_plan
-from requant.planning.request import Wishes
+from requant.planning.request import PlanRequest
 from requant.planning.rules import parse_rule
 from requant.planning.solver.solve import solve
 from requant.scoring.layerwise import score
@@ -77,7 +77,7 @@ def divergences(before, after):
 def plan_of(source, type_name, imatrix):
     """The type for all that can have it."""
     if type_name in FOR_MODELS_TRAINED_SO:
-        request = Request(pins=(parse_rule(f"^blk.5.ffn_up={type_name}"),))
+        request = Constraints(pins=(parse_rule(f"^blk.5.ffn_up={type_name}"),))
         return uniform_plan(source, "F16", request=request)
     if type_name.startswith("IQ"):
         return uniform_plan(source, type_name, imatrix=imatrix)
@@ -107,7 +107,7 @@ def test_six_bits_keep_the_likeliest_token(tmp_path, before, imatrix):
 def test_a_plan_for_a_budget_says_what_the_source_said(tmp_path, before, imatrix):
     with open_source(TINY) as source:
         losses = score(source, imatrix=imatrix)
-        plan = solve(losses, Request((bpw_limit(4.5, losses),)))
+        plan = solve(losses, Constraints((bpw_limit(4.5, losses),)))
         made = convert(source, plan, tmp_path / "out.gguf", imatrix=imatrix, losses=losses)
     assert len(set(plan.types().values())) > 3
     assert made.size < 0.3 * TINY.stat().st_size
@@ -173,7 +173,7 @@ def test_gemma3_in_fewer_bits_loads_and_speaks(tmp_path):
 def test_a_plan_for_gemma3_is_no_worse_than_one_type_of_its_size(tmp_path):
     def planned(source):
         losses = score(source, allow_requantize=True)
-        return make_plan(source, losses, Wishes(bpw=gemma_in_four_bits(source).bpw))
+        return make_plan(source, losses, PlanRequest(bpw=gemma_in_four_bits(source).bpw))
 
     assert gemma_speaks(tmp_path, planned) <= 1.1 * gemma_speaks(tmp_path, gemma_in_four_bits)
 

@@ -109,7 +109,7 @@ def test_the_text_of_a_span_is_escaped_when_it_is_printed(capsys):
     from requant.cli import messages
     from requant.report.text.bars import Picture
 
-    messages.emit(Picture(((Span("a\x1b[2Jb", 31),),)), "c\x1b[2J")
+    messages.print_result(Picture(((Span("a\x1b[2Jb", 31),),)), "c\x1b[2J")
     assert capsys.readouterr().out == "\x1b[31ma\\x1b[2Jb\x1b[0m\n\nc\\x1b[2J\n"
 
 

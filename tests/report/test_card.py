@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from made_up import plan, record
 from test_markdown import HOSTILE, rendered
 
-from requant.container.hashing import Hashed
+from requant.container.hashing import FileHash
 from requant.container.metadata import Metadata, encode_value
-from requant.conversion.record import Conversion, Odd
+from requant.conversion.record import Anomalies, Conversion
 from requant.errors import FILE_NAME, brief
 from requant.planning.plan import Plan
 from requant.report.card.card import Published, card
-from requant.report.card.origin import Origin, Said, merged, origin_of
+from requant.report.card.origin import CardOverrides, ModelOrigin, override_origin, read_origin
 from requant.report.card.parts import both, made_for
 from requant.report.card.reproduce import commands
 from requant.scoring.evaluate import Evaluation
 
-ORIGIN = Origin(
+ORIGIN = ModelOrigin(
     "Some Model", "Somebody", ("owner/some-model",), (), "apache-2.0", languages=("en", "no"), tags=("chat",)
 )
 MEASURED = Evaluation(
@@ -43,7 +43,7 @@ def metadata(**values):
 
 
 def test_the_front_matter_is_what_the_hub_wants_of_quantized_models():
-    head, _ = split(card([Published(record(), ORIGIN)], Said(quantized_by="me")))
+    head, _ = split(card([Published(record(), ORIGIN)], CardOverrides(quantized_by="me")))
     assert head == {
         "base_model": "owner/some-model",
         "base_model_relation": "quantized",
@@ -57,7 +57,7 @@ def test_the_front_matter_is_what_the_hub_wants_of_quantized_models():
 
 
 def test_what_nobody_says_is_not_there():
-    head, body = split(card([Published(record(imatrix=None, imatrix_sha256=None), Origin())], Said()))
+    head, body = split(card([Published(record(imatrix=None, imatrix_sha256=None), ModelOrigin())], CardOverrides()))
     assert head == {"library_name": "gguf", "pipeline_tag": "text-generation", "tags": ["gguf", "requant"]}
     assert (
         "measured |" not in body and "Perplexity" not in body and "hf download" not in body and "Somebody" not in body
@@ -67,7 +67,7 @@ def test_what_nobody_says_is_not_there():
 
 
 def test_measured_figures_stand_in_the_table_and_say_what_they_are_over():
-    _, body = split(card([Published(record(), ORIGIN, evaluation=MEASURED)], Said()))
+    _, body = split(card([Published(record(), ORIGIN, evaluation=MEASURED)], CardOverrides()))
     row = next(line for line in body.splitlines() if line.startswith("| `Invented-Q4.gguf`"))
     assert "| 0.0123 | 0.2 | 98.76 % | 66.4255 | 66.4242 |" in row
     assert "over 1020 tokens in 4 windows of 512 of `eval.txt`, against `Invented-3L-BF16.gguf`" in body
@@ -76,13 +76,13 @@ def test_measured_figures_stand_in_the_table_and_say_what_they_are_over():
 
 def test_an_evaluation_without_a_base_gives_no_divergence():
     bare = replace(MEASURED, base=None, base_ppl=None, mean_kld=None, p99_kld=None, p999_kld=None, same_top=None)
-    _, body = split(card([Published(record(), ORIGIN, evaluation=bare)], Said()))
+    _, body = split(card([Published(record(), ORIGIN, evaluation=bare)], CardOverrides()))
     assert "KL, measured" not in body and "Same top" not in body and "| 66.4255 |" in body
 
 
 def test_several_outputs_have_a_row_each_and_a_dash_where_one_was_not_measured():
     other = record(plan(vram=False), "Invented-Q6.gguf", header_sha256="d" * 64)
-    _, body = split(card([Published(record(), ORIGIN, evaluation=MEASURED), Published(other, ORIGIN)], Said()))
+    _, body = split(card([Published(record(), ORIGIN, evaluation=MEASURED), Published(other, ORIGIN)], CardOverrides()))
     rows = [line for line in body.split("## Running it")[0].splitlines() if line.startswith("| `Invented")]
     assert len(rows) == 2 and rows[1].endswith("| - | - | - | - | - |")
     assert body.count("### `Invented-Q6.gguf`") == 3  # running, types, making
@@ -105,16 +105,16 @@ def test_what_it_was_made_for_is_said_in_words():
 
 
 def test_the_repository_gives_links_and_a_line_to_download():
-    files = (Hashed("Invented-Q4.gguf", 10, "e" * 64),)
-    _, body = split(card([Published(record(), ORIGIN, files)], Said(repository="me/Some-GGUF")))
+    files = (FileHash("Invented-Q4.gguf", 10, "e" * 64),)
+    _, body = split(card([Published(record(), ORIGIN, files)], CardOverrides(repository="me/Some-GGUF")))
     assert "[`Invented-Q4.gguf`](https://huggingface.co/me/Some-GGUF/blob/main/Invented-Q4.gguf)" in body
     assert "hf download me/Some-GGUF Invented-Q4.gguf --local-dir ." in body
 
 
 def test_checksums_are_of_source_importance_plan_and_output():
-    files, source = (Hashed("Invented-Q4.gguf", 10, "e" * 64),), (Hashed("Invented-3L-BF16.gguf", 20, "f" * 64),)
+    files, source = (FileHash("Invented-Q4.gguf", 10, "e" * 64),), (FileHash("Invented-3L-BF16.gguf", 20, "f" * 64),)
     made = record()
-    _, body = split(card([Published(made, ORIGIN, files, source)], Said()))
+    _, body = split(card([Published(made, ORIGIN, files, source)], CardOverrides()))
     table = body.split("## Checksums")[1]
     for what, digest in (
         ("source", "f" * 64), ("source, its header", "0" * 64), ("importance", "c" * 64),
@@ -124,7 +124,7 @@ def test_checksums_are_of_source_importance_plan_and_output():
 
 
 def test_mixtures_are_sorted_among_the_outputs_by_size():
-    _, body = split(card([Published(record(), ORIGIN)], Said()))
+    _, body = split(card([Published(record(), ORIGIN)], CardOverrides()))
     rows = body.split("## Beside")[1].split("\n\n")[1].splitlines()[2:]
     sizes = [float(row.split("|")[2].split("(")[1].split(" KiB")[0]) for row in rows if "KiB" in row]
     assert sizes == sorted(sizes) and len(rows) == 13
@@ -132,12 +132,12 @@ def test_mixtures_are_sorted_among_the_outputs_by_size():
 
 
 def test_pictures_and_pages_beside_it_are_shown():
-    _, body = split(card([Published(record(), ORIGIN)], Said(), ["img/a b.png"], ["report.html"]))
+    _, body = split(card([Published(record(), ORIGIN)], CardOverrides(), ["img/a b.png"], ["report.html"]))
     assert "(img/a%20b.png)" in body and "[Report page](report.html)" in body
 
 
 def test_the_same_outputs_give_the_same_card():
-    assert card([Published(record(), ORIGIN)], Said()) == card([Published(record(), ORIGIN)], Said())
+    assert card([Published(record(), ORIGIN)], CardOverrides()) == card([Published(record(), ORIGIN)], CardOverrides())
 
 
 ALLOWED = set("h1 h2 h3 p a code pre table thead tbody tr th td ul li strong img".split())  # noqa: SIM905
@@ -149,9 +149,9 @@ def test_no_string_from_a_file_becomes_markup(string):
     name = (string.replace("/", "_").replace("\0", "") or "x") + ".gguf"
     of = plan(1, {role: (256, 256)}, source=name, notes=(string,), method="fisher", solver=string)
     made = record(of, name, imatrix=string, notes=(string,), version=string)
-    origin = Origin(string, string, (), (), "other", "x", string, (string,), (string,))
+    origin = ModelOrigin(string, string, (), (), "other", "x", string, (string,), (string,))
     measured = replace(MEASURED, text=string, base=string)
-    text = card([Published(made, origin, (Hashed(name, 1, "e" * 64),), (), measured)], Said())
+    text = card([Published(made, origin, (FileHash(name, 1, "e" * 64),), (), measured)], CardOverrides())
     head, body = split(text)
     assert head["license"] == "other"
     found = rendered(body)
@@ -173,19 +173,19 @@ def test_the_model_is_named_by_its_own_repository_and_not_by_what_it_was_made_fr
         "general__base_model__count": 1,
         "general__base_model__0__repo_url": "https://huggingface.co/HuggingFaceTB/SmolLM2-135M",
     }
-    found = origin_of(metadata(**said))
+    found = read_origin(metadata(**said))
     assert (found.repositories, found.parents) == ((), ("HuggingFaceTB/SmolLM2-135M",))
-    found = origin_of(
+    found = read_origin(
         metadata(**said, general__source__repo_url="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct")
     )
     assert found.repositories == ("HuggingFaceTB/SmolLM2-135M-Instruct",)
     copy = said | {"general__base_model__0__repo_url": "https://huggingface.co/x/SmolLM2-135M-Instruct"}
-    assert origin_of(metadata(**copy)).repositories == ("x/SmolLM2-135M-Instruct",)
+    assert read_origin(metadata(**copy)).repositories == ("x/SmolLM2-135M-Instruct",)
 
 
 @pytest.mark.parametrize("url", ["https://e.vil/a/b", "javascript:alert(1)", "https://huggingface.co/a", "a/b\n", ""])
 def test_only_repositories_on_the_hub_count(url):
-    assert origin_of(metadata(general__repo_url=url)).repositories == ()
+    assert read_origin(metadata(general__repo_url=url)).repositories == ()
 
 
 @pytest.mark.parametrize(
@@ -200,20 +200,20 @@ def test_only_repositories_on_the_hub_count(url):
     ],
 )
 def test_a_licence_is_one_that_the_hub_knows_or_other_with_a_name(said, wanted):
-    found = origin_of(metadata(**said))
+    found = read_origin(metadata(**said))
     assert (found.license, found.license_name, found.license_link) == wanted
 
 
 def test_what_the_user_says_goes_before_what_the_file_says():
-    origin = merged(Said(("a/b",), "other", "Mine", "https://x.y", ("de",), ("t",)), ORIGIN)
+    origin = override_origin(CardOverrides(("a/b",), "other", "Mine", "https://x.y", ("de",), ("t",)), ORIGIN)
     assert origin.repositories == ("a/b",)
     assert (origin.license, origin.license_name, origin.license_link) == ("other", "mine", "https://x.y")
     assert (origin.languages, origin.tags) == (("de",), ("t", "chat"))
 
 
 def test_what_embeds_text_is_not_said_to_write_it():
-    found = origin_of(metadata(general__architecture="bert", bert__attention__causal=False))
-    head, _ = split(card([Published(record(), found)], Said()))
+    found = read_origin(metadata(general__architecture="bert", bert__attention__causal=False))
+    head, _ = split(card([Published(record(), found)], CardOverrides()))
     assert "pipeline_tag" not in head
 
 
@@ -251,7 +251,7 @@ def test_a_command_is_one_that_a_shell_takes_as_it_is():
 
 def test_odd_weights_and_split_outputs_are_named():
     made = record(plan(options=()), "M-00001-of-00002.gguf", imatrix=None)
-    tensors = (replace(made.tensors[0], odd=Odd(nonfinite=1)), *made.tensors[1:])
+    tensors = (replace(made.tensors[0], odd=Anomalies(nonfinite=1)), *made.tensors[1:])
     note, line = commands(replace(made, tensors=tensors))
     assert note.startswith("# ") and "--keep-split" in note
     assert (

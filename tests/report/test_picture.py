@@ -18,7 +18,7 @@ from requant.planning.plan import Mixture
 from requant.report.picture import curve as picture_curve
 from requant.report.picture import parts as picture_parts
 from requant.report.picture.picture import _STYLE, _drawn, check_library, picture
-from requant.report.view import Bar, Part, cells, curve
+from requant.report.view import Bar, Part, curve, layer_roles
 
 HOSTILE = {"attn_$q^2$_\\frac{a}{b}": (256, 256), "<script>alert(1)</script>": (256, 256), "\u540d\u524d$": (256, 256)}
 PLANS = {
@@ -116,7 +116,7 @@ def test_the_heat_map_holds_every_cell():
         c for axes in figure.axes for c in axes.collections if c.get_array() is not None and c.get_array().ndim == 2
     )
     bits = mesh.get_array()
-    found = [c for c in cells(PLANS["dense"]) if c.layer is not None]
+    found = [c for c in layer_roles(PLANS["dense"]) if c.layer is not None]
     assert bits.count() == len(found)
     assert sorted(bits.compressed()) == pytest.approx(sorted(c.bpw for c in found))
 

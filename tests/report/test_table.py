@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from requant.formats import by_name
-from requant.planning.constraints import Limit, Request, size_limit, vram_limit
+from requant.planning.constraints import Constraints, Limit, size_limit, vram_limit
 from requant.planning.plan import EDITED
 from requant.planning.rules import parse_rule
 from requant.planning.solver.solve import solve
@@ -37,7 +37,7 @@ LOSSES = Losses(
 PINS = tuple(
     parse_rule(t) for t in ("blk.[0-2].attn_v=Q6_K", "blk.3.attn_v=F16", "ffn_down=Q4_0", "attn_q|ffn_up|token=Q4_K")
 )
-PLAN = solve(LOSSES, Request((vram_limit(40_000, 30_000),), {"kv_cache": 6000, "reserve": 3000}, PINS))
+PLAN = solve(LOSSES, Constraints((vram_limit(40_000, 30_000),), {"kv_cache": 6000, "reserve": 3000}, PINS))
 
 
 def test_layers_with_equal_types_share_a_row_and_copies_are_marked():
@@ -75,7 +75,7 @@ def test_the_summary_names_every_component_of_a_limit():
 def test_a_size_limit_names_the_header_and_bpw_is_in_bpw():
     n_weights = sum(t.n_weights for t in LOSSES.tensors)
     bpw = Limit("--bpw", n_weights, n_weights=n_weights)
-    text = " ".join(summary(solve(LOSSES, Request((size_limit(20_000, 500), bpw)))).split())
+    text = " ".join(summary(solve(LOSSES, Constraints((size_limit(20_000, 500), bpw)))).split())
     assert "header 500 B" in text
     assert "of 8.0000 bits per weight" in text
 
@@ -111,13 +111,13 @@ def test_losses_are_summed_by_role_and_type():
 
 def test_names_from_files_are_escaped():
     odd = tensor("blk.0.x\x1b[2J.weight", SOME, skipped={"Q2_K": "\x07"})
-    plan = solve(replace(LOSSES, tensors=(odd,), notes=("\x9b",)), Request())
+    plan = solve(replace(LOSSES, tensors=(odd,), notes=("\x9b",)), Constraints())
     for text in (plan_table(plan), losses_table(replace(LOSSES, tensors=(odd,)))):
         assert text.replace("\n", "").isprintable()
 
 
 def test_an_empty_plan_has_a_table_too():
-    plan = solve(replace(LOSSES, tensors=LOSSES.tensors[-1:]), Request())
+    plan = solve(replace(LOSSES, tensors=LOSSES.tensors[-1:]), Constraints())
     assert "1 copied" in plan_table(plan)
     assert "0 to quantize" in losses_table(replace(LOSSES, tensors=LOSSES.tensors[-1:]))
     assert "0 copied" in plan_table(replace(plan, choices=()))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from requant.formats import by_name
 from requant.planning.constraints import Limit
 from requant.planning.plan import Choice, Mixture, Plan
-from requant.report.view import bars, best_at, cells, curve
+from requant.report.view import bars, best_at, curve, layer_roles
 
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16")
 SHAPES = ((256, 4), (256, 8), (512, 8))
@@ -121,7 +121,7 @@ def test_the_parts_of_a_budget_add_up_to_it():
 
 
 def test_cells_hold_every_tensor_with_its_sensitivity_at_the_reference_type():
-    outside, down = cells(in_vram())
+    outside, down = layer_roles(in_vram())
     assert (outside.layer, outside.role, outside.types, outside.bpw) == (None, "token_embd", ("F16",), 16.0)
     assert outside.sensitivity == 0.5, "no Q4_K was scored; the nearest is Q8_0"
     assert (down.layer, down.role, down.types, down.loss, down.sensitivity) == (0, "ffn_down", ("Q4_K",), 0.25, 0.25)

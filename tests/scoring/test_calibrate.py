@@ -9,19 +9,19 @@ from requant.container.imatrix import read_imatrix
 from requant.container.source import open_source
 from requant.errors import BadInput, OutputRefused, UsageError
 from requant.model.forward.memory import needs
-from requant.model.forward.passes import model_of
+from requant.model.forward.passes import read_model
 from requant.model.forward.weights import Weights
 from requant.scoring import calibrate as module
 from requant.scoring.calibrate import calibrate
-from requant.scoring.calibration_data import Windows, drawn_windows, read_text_windows
-from requant.scoring.checkpoint import keep, kept_sums
+from requant.scoring.calibration_data import WindowSpec, drawn_windows, read_text_windows
+from requant.scoring.checkpoint import load_checkpoint, save_checkpoint
 from requant.scoring.statistics import write_statistics
 
 
 def test_the_inputs_are_those_that_llama_imatrix_saw():
     theirs = read_imatrix(real_models.IMATRIX)
     with open_source(real_models.TINY) as source:
-        text = read_text_windows(real_models.FIXTURES / "calibration.txt", source, Windows())
+        text = read_text_windows(real_models.FIXTURES / "calibration.txt", source, WindowSpec())
         ours = calibrate(source, text.windows, gradients=False).imatrix(source, text.name)
     assert theirs.entries.keys() <= ours.entries.keys()
     assert (ours.chunk_count, ours.chunk_size) == (theirs.chunk_count, theirs.chunk_size) == (28, 512)
@@ -38,7 +38,7 @@ def source(request, tmp_path):
 
 @pytest.fixture
 def tokens(source):
-    return drawn_windows(source, Windows(16, 20)).windows
+    return drawn_windows(source, WindowSpec(16, 20)).windows
 
 
 def equal(one, other):
@@ -105,19 +105,19 @@ def test_what_was_kept_of_other_tokens_is_not_taken_up(source, tokens, tmp_path)
     kept.write_bytes(b"no archive at all")
     equal(calibrate(source, tokens, kept=kept), calibrate(source, tokens))
     other = calibrate(source, tokens[::-1].copy())
-    keep(kept, module._identity(source, tokens[::-1].copy(), True), other)
+    save_checkpoint(kept, module._identity(source, tokens[::-1].copy(), True), other)
     equal(calibrate(source, tokens, kept=kept), calibrate(source, tokens))
 
 
 def test_what_was_kept_and_then_damaged_is_not_taken_up(source, tokens, tmp_path):
     kept, sums = tmp_path / "kept.npz", calibrate(source, tokens)
-    keep(kept, "it", sums)
-    equal(kept_sums(kept, "it", source, tokens.shape[1]), sums)
+    save_checkpoint(kept, "it", sums)
+    equal(load_checkpoint(kept, "it", source, tokens.shape[1]), sums)
     whole, lost = kept.read_bytes(), 0
     for at in range(0, len(whole), len(whole) // 50):
         for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]):
             kept.write_bytes(damaged)
-            found = kept_sums(kept, "it", source, tokens.shape[1])
+            found = load_checkpoint(kept, "it", source, tokens.shape[1])
             lost += found is None
             if found is not None:  # the bit was in a date or the like
                 equal(found, sums)
@@ -144,7 +144,7 @@ def test_the_file_reads_back_and_others_can_read_it(source, tokens, tmp_path):
 
 
 def test_a_limit_of_memory_makes_smaller_batches_or_is_refused(source, tokens):
-    fixed, per_window = needs(model_of(Weights(source)), 16, 1, True)
+    fixed, per_window = needs(read_model(Weights(source)), 16, 1, True)
     roomy, tight = fixed + 100 * per_window, fixed + 3 * per_window
     assert module.n_batches(source, tokens, gradients=True, max_memory=roomy, threads=1) == 1
     assert module.n_batches(source, tokens, gradients=True, max_memory=tight, threads=1) == 7
@@ -155,7 +155,7 @@ def test_a_limit_of_memory_makes_smaller_batches_or_is_refused(source, tokens):
 def test_memory_does_not_grow_with_layers_or_windows_of_a_batch(tmp_path):
     def of(n_layers):
         with open_source(families.write("qwen3", tmp_path / f"{n_layers}.gguf", n_layers=n_layers)) as source:
-            return needs(model_of(Weights(source)), 64, 2, True)
+            return needs(read_model(Weights(source)), 64, 2, True)
 
     assert of(3) == of(12)
 

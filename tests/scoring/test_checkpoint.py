@@ -1,4 +1,4 @@
-"""Sums kept of a calibration that was stopped: taken up only where they are what `keep` wrote for the same run."""
+"""Sums kept of a calibration that was stopped: taken up only where they are what `save_checkpoint` wrote for the same run."""
 
 import io
 import os
@@ -11,8 +11,8 @@ import pytest
 from model.forward import families
 
 from requant.container.source import open_source
-from requant.scoring.checkpoint import keep, kept_sums
-from requant.scoring.statistics import Statistics, Sums2
+from requant.scoring.checkpoint import load_checkpoint, save_checkpoint
+from requant.scoring.statistics import SquareSums, Statistics
 
 NAME, RUN = "blk.0.attn_q.weight", "this run"
 
@@ -26,8 +26,8 @@ def source(tmp_path_factory):
 @pytest.fixture
 def kept(source, tmp_path):
     shape = source.tensor(NAME).shape
-    statistics = Statistics(32, 16, {(NAME, None): Sums2(32, np.arange(shape[0]) + 0.5, np.ones(shape[1]))})
-    keep(tmp_path / "k.npz", RUN, statistics)
+    statistics = Statistics(32, 16, {(NAME, None): SquareSums(32, np.arange(shape[0]) + 0.5, np.ones(shape[1]))})
+    save_checkpoint(tmp_path / "k.npz", RUN, statistics)
     return tmp_path / "k.npz"
 
 
@@ -54,7 +54,7 @@ class Exploit:
 
 def test_sums_read_back_as_they_were_kept(source, kept):
     changed(kept)
-    found = kept_sums(kept, RUN, source, 16)
+    found = load_checkpoint(kept, RUN, source, 16)
     assert (found.n_tokens, found.n_ctx, [*found.matrices]) == (32, 16, [(NAME, None)])
     sums = found.matrices[NAME, None]
     assert sums.count == 32 and sums.inputs[1] == 1.5 and (sums.gradients == 1).all()
@@ -62,9 +62,9 @@ def test_sums_read_back_as_they_were_kept(source, kept):
 
 
 def test_other_runs_are_not_taken_up(source, kept):
-    assert kept_sums(kept, "another", source, 16) is None
-    assert kept_sums(kept, RUN, source, 24) is None
-    assert kept_sums(kept.with_name("none"), RUN, source, 16) is None
+    assert load_checkpoint(kept, "another", source, 16) is None
+    assert load_checkpoint(kept, RUN, source, 24) is None
+    assert load_checkpoint(kept.with_name("none"), RUN, source, 16) is None
 
 
 CHANGES = {
@@ -90,7 +90,7 @@ def test_an_archive_that_was_tampered_with_is_as_good_as_none(source, kept, monk
         change = CHANGES["empty"]  # those are of floats
     monkeypatch.chdir(kept.parent)
     changed(kept, lambda name, data: change(data) if name == member else data)
-    assert kept_sums(kept, RUN, source, 16) is None
+    assert load_checkpoint(kept, RUN, source, 16) is None
     assert [path.name for path in kept.parent.iterdir()] == ["k.npz"]
 
 
@@ -112,7 +112,7 @@ def test_a_head_that_is_not_ours_is_refused(source, kept, old, new):
         return array(np.frombuffer(text, np.uint8)) if name == "head.npy" else data
 
     changed(kept, edit)
-    assert kept_sums(kept, RUN, source, 16) is None
+    assert load_checkpoint(kept, RUN, source, 16) is None
 
 
 def test_a_bomb_is_not_unpacked(source, kept):
@@ -121,22 +121,22 @@ def test_a_bomb_is_not_unpacked(source, kept):
             member.write(bytes(2**20))
     assert kept.stat().st_size < 2**20
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert kept_sums(kept, RUN, source, 16) is None
+    assert load_checkpoint(kept, RUN, source, 16) is None
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 2**10  # KiB
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"no archive", b"PK\x05\x06" + bytes(18), b"\x80\x04."])
 def test_what_is_no_archive_is_as_good_as_none(source, kept, data):
     kept.write_bytes(data)
-    assert kept_sums(kept, RUN, source, 16) is None
+    assert load_checkpoint(kept, RUN, source, 16) is None
 
 
 def test_a_pipe_is_not_waited_for_and_a_link_is_not_written_through(source, kept):
     kept.unlink()
     os.mkfifo(kept)
-    assert kept_sums(kept, RUN, source, 16) is None
+    assert load_checkpoint(kept, RUN, source, 16) is None
     other = kept.with_name("precious")
     other.write_text("precious")
     kept.with_name("k.npz.new").symlink_to(other)
-    keep(kept, RUN, Statistics(0, 16))
+    save_checkpoint(kept, RUN, Statistics(0, 16))
     assert other.read_text() == "precious" and kept.is_file() and not kept.is_symlink()

@@ -12,11 +12,11 @@ from requant.container.imatrix import importance_for, read_imatrix
 from requant.container.source import open_source
 from requant.errors import BadInput, NumericFault
 from requant.formats import by_name
-from requant.model.forward.passes import forward, head_of, log_probabilities, model_of
+from requant.model.forward.passes import forward, log_probabilities, read_head, read_model
 from requant.model.forward.weights import Weights
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.mixtures import mixture_types
-from requant.scoring.calibration_data import Windows, read_text_windows
+from requant.scoring.calibration_data import WindowSpec, read_text_windows
 from requant.scoring.evaluate import evaluate, judge, summary
 
 GOLDEN = json.loads((real_models.FIXTURES / "perplexity_golden.json").read_text())
@@ -28,9 +28,9 @@ PPL = {entry["file"].split(" ")[0].rpartition("/")[2]: entry["ppl"] for entry in
 def tiny():
     """The fixture, its scored windows, and head and stream of its F16 weights."""
     with open_source(real_models.TINY) as source:
-        tokens = read_text_windows(EVAL, source, Windows()).windows[:45]
-        base = model_of(Weights(source))
-        yield source, tokens, (head_of(base), forward(base, tokens))
+        tokens = read_text_windows(EVAL, source, WindowSpec()).windows[:45]
+        base = read_model(Weights(source))
+        yield source, tokens, (read_head(base), forward(base, tokens))
 
 
 def test_perplexity_is_that_of_llama_perplexity(tiny):
@@ -51,8 +51,8 @@ def test_perplexity_is_that_of_llama_perplexity(tiny):
 )
 def test_perplexity_of_real_models_is_that_of_llama_perplexity(path, golden, windows):
     with open_source(path()) as source:
-        tokens = read_text_windows(EVAL, source, Windows()).windows[:windows]
-        assert evaluate(model_of(Weights(source)), tokens).ppl == pytest.approx(golden, rel=0.005)
+        tokens = read_text_windows(EVAL, source, WindowSpec()).windows[:windows]
+        assert evaluate(read_model(Weights(source)), tokens).ppl == pytest.approx(golden, rel=0.005)
 
 
 @pytest.mark.parametrize("mixture", ["Q4_K_M", "IQ3_S", "Q2_K"])
@@ -70,8 +70,8 @@ def test_the_divergence_of_a_mixture_is_that_of_llama_perplexity(tiny, mixture):
         data = ggml.quantize_chunk(fmt.type_id, x, None if importance is None else importance[0])
         return ggml.decode(fmt.type_id, data).reshape(x.shape)
 
-    model = model_of(Weights(source, as_llama_quantize_does))
-    found = summary(judge(head_of(model), forward(model, tokens), tokens, reference), tokens)
+    model = read_model(Weights(source, as_llama_quantize_does))
+    found = summary(judge(read_head(model), forward(model, tokens), tokens, reference), tokens)
     # llama.cpp rounds activations to 8 bits in front of quantized matrices, which adds to its figure
     assert golden["mean_kld"] - 0.0006 <= found.mean_kld <= 1.03 * golden["mean_kld"]
     assert found.ppl == pytest.approx(golden["ppl"], rel=0.005)
@@ -84,7 +84,7 @@ def test_the_figures_are_what_their_definitions_say(tmp_path):
     paths = [families.write("qwen3", tmp_path / f"{seed}.gguf", seed) for seed in (1, 2)]
     tokens = np.random.default_rng(0).integers(0, 257, (3, 16), np.int32)
     with open_source(paths[0]) as one, open_source(paths[1]) as other:
-        models = [model_of(Weights(s)) for s in (one, other)]
+        models = [read_model(Weights(s)) for s in (one, other)]
         found = evaluate(models[0], tokens, base=models[1])
         q, p = (scored(model, tokens) for model in models)
     targets = tokens[:, 9:].reshape(-1)
@@ -100,7 +100,7 @@ def test_the_figures_are_what_their_definitions_say(tmp_path):
 
 def scored(model, tokens):
     x = forward(model, tokens)[:, 8:-1]
-    head = head_of(model)
+    head = read_head(model)
     logits = head.logits(head.normed(x.reshape(-1, x.shape[-1]))[0])[0].astype(np.float64)
     return log_probabilities(logits)[0]
 
@@ -108,7 +108,7 @@ def scored(model, tokens):
 def test_a_model_is_no_way_from_itself(tmp_path):
     tokens = np.arange(32, dtype=np.int32).reshape(2, 16)
     with open_source(families.write("gemma3", tmp_path / "model.gguf")) as source:
-        model = model_of(Weights(source))
+        model = read_model(Weights(source))
         found = evaluate(model, tokens, base=model)
     assert (found.mean_kld, found.p999_kld, found.same_top) == (0, 0, 1)
 
@@ -120,7 +120,7 @@ def test_a_base_of_another_vocabulary_is_refused(tmp_path):
         open_source(families.write("llama", tmp_path / "b.gguf", n_tokens=260)) as other,
         pytest.raises(BadInput, match="another vocabulary"),
     ):
-        evaluate(model_of(Weights(one)), tokens, base=model_of(Weights(other)))
+        evaluate(read_model(Weights(one)), tokens, base=read_model(Weights(other)))
 
 
 def test_activations_that_overflow_name_their_layer(tmp_path):
@@ -130,4 +130,4 @@ def test_activations_that_overflow_name_their_layer(tmp_path):
             return x * np.float32(1e38) if tensor.name == "blk.1.ffn_down.weight" else x
 
         with pytest.raises(NumericFault, match="behind layer 1 "):
-            evaluate(model_of(Weights(source, grown)), np.zeros((1, 16), np.int32))
+            evaluate(read_model(Weights(source, grown)), np.zeros((1, 16), np.int32))

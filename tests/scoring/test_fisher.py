@@ -11,11 +11,11 @@ from requant.container.source import open_source
 from requant.errors import BadInput
 from requant.formats import by_name, codec
 from requant.model.forward.checkpoints import Checkpoints
-from requant.model.forward.passes import backward, embedded_gradient, forward, head_of, model_of, turn
+from requant.model.forward.passes import backward, embedding_gradient, forward, output_gradient, read_head, read_model
 from requant.model.forward.weights import Weights
 from requant.model.roles import n_matrices
 from requant.scoring.calibrate import calibrate
-from requant.scoring.calibration_data import Windows, drawn_windows, read_text_windows
+from requant.scoring.calibration_data import WindowSpec, drawn_windows, read_text_windows
 from requant.scoring.evaluate import judge, summary
 from requant.scoring.fisher import cannot_run, score_by_gradients, score_by_statistics
 
@@ -29,18 +29,18 @@ def agreement(path, type_name, step, windows, same=False):
     """
     fmt = by_name(type_name)
     with open_source(path) as source:
-        tokens = read_text_windows(EVAL, source, Windows(n=windows)).windows
-        text = tokens if same else read_text_windows(CALIBRATION, source, Windows(n=8)).windows
+        tokens = read_text_windows(EVAL, source, WindowSpec(n=windows)).windows
+        text = tokens if same else read_text_windows(CALIBRATION, source, WindowSpec(n=8)).windows
         losses = score_by_gradients(source, text, types=(type_name,), allow_requantize=True).losses
         predicted = {t.name: t.candidates[-1].loss for t in losses.tensors if len(t.candidates) > 1}
-        base = model_of(Weights(source))
-        reference = head_of(base), forward(base, tokens)
+        base = read_model(Weights(source))
+        reference = read_head(base), forward(base, tokens)
         names = list(predicted)[::step]
         measured = []
         for name in names:
             weights = Weights(source, lambda t, x, own=name: codec.reconstruct(x, fmt) if t.name == own else x)
-            model = model_of(weights)
-            judged = judge(head_of(model), forward(model, tokens), tokens, reference)
+            model = read_model(weights)
+            judged = judge(read_head(model), forward(model, tokens), tokens, reference)
             measured.append(summary(judged, tokens).mean_kld)
     return np.array([predicted[name] for name in names]), np.array(measured)
 
@@ -89,13 +89,13 @@ class Kept:
 
 def test_a_loss_is_half_the_error_times_the_squared_gradient_of_each_window(small):
     """Written down again from its definition, with F whole and all errors in float64."""
-    tokens = drawn_windows(small, Windows(24, 3)).windows
+    tokens = drawn_windows(small, WindowSpec(24, 3)).windows
     found = {t.name: t for t in score_by_gradients(small, tokens, types=("Q8_0",)).losses.tensors}
-    model = model_of(Weights(small))
+    model = read_model(Weights(small))
     expected, seen = {}, {}
     with Checkpoints() as checkpoints:
         x = forward(model, tokens, checkpoints=checkpoints)
-        turn(model, x)
+        output_gradient(model, x)
         watches = [Kept() for _ in tokens]
 
         def done(layer):
@@ -116,7 +116,7 @@ def test_a_loss_is_half_the_error_times_the_squared_gradient_of_each_window(smal
             factor = n_matrices(small.tensor(name).shape) / len(seen[name])
             assert found[name].candidates[-1].loss == pytest.approx(factor * value / (2 * tokens.size), rel=1e-3), name
     if model.output_name != "token_embd.weight":
-        ids, squares = embedded_gradient(model, tokens, x)
+        ids, squares = embedding_gradient(model, tokens, x)
         error = error_of(small, "token_embd.weight", 0)[ids]
         value = (squares * error).sum() / (2 * tokens.size)
         assert found["token_embd.weight"].candidates[-1].loss == pytest.approx(value, rel=1e-3)
@@ -135,13 +135,13 @@ def loss_of(source, name, expert, gradient):
 
 
 def test_the_losses_do_not_depend_on_threads(small):
-    tokens = drawn_windows(small, Windows(16, 3)).windows
+    tokens = drawn_windows(small, WindowSpec(16, 3)).windows
     one, three = (score_by_gradients(small, tokens, types=("Q8_0", "Q4_0"), threads=n) for n in (1, 3))
     assert one.losses == three.losses
 
 
 def test_encoders_weigh_by_what_the_pass_measured_where_they_are_told_to(small):
-    tokens = drawn_windows(small, Windows(32, 4)).windows
+    tokens = drawn_windows(small, WindowSpec(32, 4)).windows
     plain, weighed = (score_by_gradients(small, tokens, types=("Q4_0",), weigh=w) for w in (False, True))
     measured = weighed.statistics.imatrix(small, "text")
     given = score_by_gradients(small, tokens, types=("Q4_0",), imatrix=measured)
@@ -153,7 +153,7 @@ def test_encoders_weigh_by_what_the_pass_measured_where_they_are_told_to(small):
 def test_statistics_give_losses_of_the_same_order(tmp_path):
     """The product of both means, for a model whose inputs and gradients are little correlated."""
     with open_source(families.write("qwen3", tmp_path / "model.gguf")) as source:
-        tokens = drawn_windows(source, Windows(32, 16)).windows
+        tokens = drawn_windows(source, WindowSpec(32, 16)).windows
         statistics = calibrate(source, tokens).imatrix(source, "text")
         product = score_by_statistics(source, statistics, types=("Q4_0",)).tensors
         exact = score_by_gradients(source, tokens, types=("Q4_0",), imatrix=statistics).losses.tensors
@@ -164,7 +164,7 @@ def test_statistics_give_losses_of_the_same_order(tmp_path):
 
 
 def test_statistics_without_gradients_are_refused(small):
-    tokens = drawn_windows(small, Windows(16, 2)).windows
+    tokens = drawn_windows(small, WindowSpec(16, 2)).windows
     inputs_only = calibrate(small, tokens, gradients=False).imatrix(small, "text")
     with pytest.raises(BadInput, match="no gradients for tensor"):
         score_by_statistics(small, inputs_only, types=("Q8_0",))
@@ -173,7 +173,7 @@ def test_statistics_without_gradients_are_refused(small):
 def test_a_layer_that_is_not_run_keeps_its_types(tmp_path):
     path = families.write("qwen3", tmp_path / "model.gguf", keys={"nextn_predict_layers": 1})
     with open_source(path) as source:
-        losses = score_by_gradients(source, drawn_windows(source, Windows(16, 2)).windows, types=("Q4_0",)).losses
+        losses = score_by_gradients(source, drawn_windows(source, WindowSpec(16, 2)).windows, types=("Q4_0",)).losses
     by_layer = {
         layer: {c.type for t in losses.tensors if t.layer == layer and t.role == "attn_q" for c in t.candidates}
         for layer in range(families.N_LAYERS)

@@ -7,7 +7,7 @@ from gguf_files import Tensor
 
 from requant.container.imatrix import Entry, Imatrix
 from requant.container.source import open_source
-from requant.scoring.input_moments import added_energy, inputs_of
+from requant.scoring.input_moments import read_moments, residual_energy
 from requant.scoring.layerwise import score
 
 N, ROWS = 256, 8
@@ -28,7 +28,7 @@ def opened(tmp_path, *tensors):
 
 def inputs(tmp_path, name, *tensors, imatrix=None):
     with opened(tmp_path, *tensors) as source:
-        return inputs_of(source, source.tensor(f"{name}.weight"), imatrix)
+        return read_moments(source, source.tensor(f"{name}.weight"), imatrix)
 
 
 def of_norm(tmp_path, norm, *tensors):
@@ -75,7 +75,7 @@ def test_the_logits_read_the_output_norm(tmp_path, name="output"):
     file = small_model(matrix(name))
     file = file.__class__(file.pairs, (norm, *file.tensors[1:]))
     with open_source(file.write(tmp_path / "model.gguf")) as source:
-        found = inputs_of(source, source.tensor(f"{name}.weight"), None)
+        found = read_moments(source, source.tensor(f"{name}.weight"), None)
     assert found.origin == "norm"
     assert np.array_equal(found.moments[0], np.arange(N, dtype=np.float32) ** 2)
 
@@ -138,7 +138,7 @@ def gemma_like(scale=0.02, into="attn_output"):
 )
 def test_behind_a_sandwich_norm_the_stream_gets_the_norms_own_energy(tmp_path, role, norm):
     with opened(tmp_path, *gemma_like()) as source:
-        found = added_energy(source, f"blk.0.{role}.weight", 4.0)
+        found = residual_energy(source, f"blk.0.{role}.weight", 4.0)
     gamma_squared = of_norm(tmp_path, f"blk.0.{norm}.weight", *gemma_like())
     assert found == pytest.approx(float(gamma_squared.sum(dtype=np.float64)), rel=1e-6)
 
@@ -159,9 +159,9 @@ def test_what_is_normalised_again_loses_the_same_at_any_size(tmp_path, role):
 def test_the_feed_forwards_own_norm_is_no_sandwich(tmp_path):
     norms = gammas("blk.0.attn_norm", "blk.0.post_attention_norm")
     with opened(tmp_path, *norms, matrix("blk.0.attn_output")) as source:
-        assert added_energy(source, "blk.0.attn_output.weight", 4.0) == 4.0
+        assert residual_energy(source, "blk.0.attn_output.weight", 4.0) == 4.0
 
 
 def test_without_a_norm_behind_it_a_matrix_adds_its_own_energy(tmp_path):
     with opened(tmp_path, *gammas("blk.0.ffn_norm"), matrix("blk.0.attn_output")) as source:
-        assert added_energy(source, "blk.0.attn_output.weight", 4.0) == 4.0
+        assert residual_energy(source, "blk.0.attn_output.weight", 4.0) == 4.0

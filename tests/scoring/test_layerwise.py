@@ -12,8 +12,8 @@ from requant.container.imatrix import importance_for, read_imatrix
 from requant.container.source import open_source
 from requant.errors import BadInput, NumericFault, UsageError
 from requant.formats import by_name, codec
-from requant.model.nonfinite import keep_nonfinite
-from requant.planning.constraints import Request, bpw_limit
+from requant.model.nonfinite import preserve_nonfinite
+from requant.planning.constraints import Constraints, bpw_limit
 from requant.planning.recipe import uniform_plan
 from requant.planning.solver.solve import solve
 from requant.scoring.candidates import DEFAULT_TYPES, check_requantization, survey
@@ -209,7 +209,7 @@ def test_losses_read_from_json_give_the_same_plan(losses):
     read = Losses.from_json(losses.to_json())
     assert read == losses
     for bpw in (3.2, 4.5, 6.0):
-        request = Request((bpw_limit(bpw, losses),))
+        request = Constraints((bpw_limit(bpw, losses),))
         assert solve(read, request).to_json() == solve(losses, request).to_json()
 
 
@@ -311,7 +311,7 @@ def test_tensors_that_are_kept_for_what_they_hold_get_no_other_type(tmp_path, qu
     norm = single("blk.0.attn_norm.weight", (256,), np.full(256, np.inf))
     path = small_model(half(Q, (256, 8), x), half(DOWN, (256, 8)), norm).write(tmp_path / "model.gguf")
     with open_source(path) as source:
-        assert len(keep_nonfinite(source)) == 2
+        assert len(preserve_nonfinite(source)) == 2
         found = score(source, types=("Q8_0",)).tensors if quick else survey(source, types=("Q8_0",))
         kept = {t.name: t.reason for t in found if [c.type for c in t.candidates] == [t.source_type]}
         assert kept[Q] == "1 weights are not finite, the first at weight 773"

@@ -5,7 +5,7 @@ import math
 import pytest
 from strategies import tensor
 
-from requant.scoring.residual_shares import GAINS, with_shares, writes
+from requant.scoring.residual_shares import GAINS, scale_by_residual, writes_residual
 
 NAMES = [f"blk.{i}.{name}.weight" for i in range(2) for name in ("attn_q", "attn_output", "ffn_up", "ffn_down")]
 ADDED = {"blk.0.attn_output.weight": 1.0, "blk.0.ffn_down.weight": 3.0, "blk.1.attn_output.weight": 12.0}
@@ -14,7 +14,7 @@ ADDED["blk.1.ffn_down.weight"] = 48.0
 
 def losses_of(names, added, energy=2.0):
     scored = {name: tensor(name, {"Q4_K": 1.0}) for name in names}
-    shared = with_shares(scored, dict.fromkeys(names, energy), added)
+    shared = scale_by_residual(scored, dict.fromkeys(names, energy), added)
     return {name: next(c.loss for c in t.candidates if c.type == "Q4_K") for name, t in shared.items()}
 
 
@@ -52,7 +52,7 @@ def test_experts_count_by_what_the_experts_add():
     added = {"blk.0.ffn_down_exps.weight": 1.0, "blk.0.ffn_down_shexp.weight": 3.0}
     found = losses_of(names, added)
     assert found[names[0]] != found[names[1]]
-    assert writes("ffn_down_exps") and writes("attn_output") and not writes("ffn_up")
+    assert writes_residual("ffn_down_exps") and writes_residual("attn_output") and not writes_residual("ffn_up")
 
 
 def test_a_tensor_without_energy_loses_nothing():

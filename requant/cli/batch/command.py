@@ -52,5 +52,5 @@ def command(
     reports = read_reports(jobs, folder, force=force)
     run = Run(jobs, folder, matrix, at_once, keep_going, force, restart, dry_run, reports)
     run.go()
-    messages.emit(to_json(run.rows, matrix.no_sources) if as_json else batch_table(run.rows))
+    messages.print_result(to_json(run.rows, matrix.no_sources) if as_json else batch_table(run.rows))
     check(jobs, run.rows)

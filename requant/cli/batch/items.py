@@ -12,7 +12,7 @@ import click
 
 from requant._version import __version__
 from requant.cli import convert, options
-from requant.cli.batch.jobs import Budget, Job, Key, read_jobs
+from requant.cli.batch.jobs import BatchJob, Budget, Key, read_jobs
 from requant.cli.batch.names import UNKNOWN, budget_label, check_template, encoding, output_path
 from requant.cli.batch.sources import Model, examine, find_sources
 from requant.cli.batch.state import content_of, digest
@@ -20,7 +20,7 @@ from requant.cli.batch.summary import Row
 from requant.container.splitting import Splitting
 from requant.errors import BadInput, OutputRefused, UsageError, printable
 from requant.planning.plan import Plan
-from requant.planning.request import Wishes, check_ways
+from requant.planning.request import PlanRequest, check_type_source
 from requant.scoring.calibration_data import Calibration
 
 COMMON = {"debug", "quiet", "verbose", "progress"}  # options that every command has
@@ -28,7 +28,7 @@ COMMON = {"debug", "quiet", "verbose", "progress"}  # options that every command
 _OWN = COMMON | {"dry_run", "force", "restart", "as_json", "reports"}
 _CALIBRATION = {f.name for f in fields(Calibration)}
 _SCORING = _CALIBRATION | {"imatrix", "effort", "allow_requantize"}
-_PLANNING = {"pins_file", "plan", "type_name", "preset", "like", "measure"} | {f.name for f in fields(Wishes)}
+_PLANNING = {"pins_file", "plan", "type_name", "preset", "like", "measure"} | {f.name for f in fields(PlanRequest)}
 _NO_MATTER = {"threads", "no_verify", "losses"}  # to the bytes of the output
 
 
@@ -62,7 +62,7 @@ def _asked(**how: Any) -> dict[str, Any]:
 
 
 @dataclass(slots=True)
-class Cell:
+class BatchItem:
     """A source, a budget and what becomes of them; `asked` are convert's arguments, parsed."""
 
     model: Model
@@ -74,9 +74,9 @@ class Cell:
     out: Path | None = None
 
     @property
-    def wishes(self) -> Wishes:
+    def request(self) -> PlanRequest:
         """What was asked of the plan."""
-        found: Wishes = self.asked["wishes"]
+        found: PlanRequest = self.asked["request"]
         return found
 
     @property
@@ -95,7 +95,7 @@ class Cell:
     def is_scored(self) -> bool:
         """Whether the plan needs losses that are not given."""
         given = any(self.asked[name] is not None for name in ("losses", "plan", "type_name", "preset"))
-        return not given and self.wishes.has_budget
+        return not given and self.request.has_budget
 
     def score_words(self) -> list[str]:
         """The options for `requant score`, without the types."""
@@ -147,7 +147,7 @@ class Cell:
 class Matrix:
     """All cells, all rows (those of sources that cannot be opened among them), and what was no source, and why."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[BatchItem, ...]
     rows: tuple[Row, ...]
     no_sources: Mapping[str, str]
 
@@ -158,7 +158,7 @@ def read_matrix(path: Path) -> Matrix:
     jobs = read_jobs(path, keys)
     parsed = [[_parsed(path, budget) for budget in job.budgets] for job in jobs]
     no_sources: dict[str, str] = {}
-    cells: list[Cell] = []
+    cells: list[BatchItem] = []
     rows: list[Row] = []
     for job, asked in zip(jobs, parsed, strict=True):
         check_template(path, job.where, job.output)
@@ -168,7 +168,7 @@ def read_matrix(path: Path) -> Matrix:
                 continue
             for budget, how in zip(job.budgets, asked, strict=True):
                 row = Row(job.where, str(found.path), budget_label(budget))
-                cells.append(Cell(found, budget, job.output, how, row))
+                cells.append(BatchItem(found, budget, job.output, how, row))
                 rows.append(row)
     for cell in cells:
         cell.place(path)
@@ -176,7 +176,7 @@ def read_matrix(path: Path) -> Matrix:
     return Matrix(tuple(cells), tuple(rows), no_sources)
 
 
-def _models(path: Path, job: Job, no_sources: dict[str, str]) -> Iterator[Model | Row]:
+def _models(path: Path, job: BatchJob, no_sources: dict[str, str]) -> Iterator[Model | Row]:
     """The models of a job; a row for each file that cannot be opened, what is no source into `no_sources`."""
     seen, n = set(), 0
     for source, named in find_sources(path, job.where, job.sources).items():
@@ -207,10 +207,10 @@ def _parsed(path: Path, budget: Budget) -> dict[str, Any]:
     try:
         with convert.command.make_context("convert", ["MODEL", "OUT", *words]) as context:
             asked: dict[str, Any] = _asked(**context.params)
-        check_ways(asked["wishes"], asked["plan"], asked["type_name"], asked["preset"], asked["like"])
+        check_type_source(asked["request"], asked["plan"], asked["type_name"], asked["preset"], asked["like"])
         if len(asked["vrams"]) > 1:
             raise UsageError("vram is one size; write an entry of budgets for each")
-        if asked["measure"] is not None and not asked["wishes"].has_budget:
+        if asked["measure"] is not None and not asked["request"].has_budget:
             raise UsageError("measure chooses among plans for a budget; give vram, size or bpw with it")
     except click.ClickException as error:
         what = " ".join(error.format_message().split()).removesuffix(".")
@@ -220,10 +220,10 @@ def _parsed(path: Path, budget: Budget) -> dict[str, Any]:
     return asked
 
 
-def check_outputs(path: Path, cells: Sequence[Cell]) -> None:
+def check_outputs(path: Path, cells: Sequence[BatchItem]) -> None:
     """Raise BadInput where two cells would write one file, OutputRefused where one would write a source."""
     sources = {identity: cell.model.path for cell in cells for identity in cell.model.files}
-    taken: dict[str, Cell] = {}
+    taken: dict[str, BatchItem] = {}
     for cell in cells:
         if cell.out is None:
             continue

@@ -56,7 +56,7 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class BatchJob:
     """One `[[job]]`: sources as they were written, the template of the outputs' names, and budgets."""
 
     where: str
@@ -74,7 +74,7 @@ class Report:
     words: tuple[str, ...]
 
 
-def read_jobs(path: Path, keys: Mapping[str, Key]) -> tuple[Job, ...]:
+def read_jobs(path: Path, keys: Mapping[str, Key]) -> tuple[BatchJob, ...]:
     """The jobs in the file at `path`, which may use `keys`. Raises BadInput naming the table and key."""
     return tuple(_Reader(path, keys).jobs(_raw(path)))
 
@@ -97,7 +97,7 @@ class _Reader:
     path: Path
     keys: Mapping[str, Key]
 
-    def jobs(self, raw: Mapping[str, Any]) -> Iterator[Job]:
+    def jobs(self, raw: Mapping[str, Any]) -> Iterator[BatchJob]:
         self._check_keys("the file", raw, ("defaults", "job", "report"))
         defaults = self._table("[defaults]", raw.get("defaults", {}))
         self._check_keys("[defaults]", defaults, (*_DEFAULTS_KEYS, *self.keys))
@@ -125,7 +125,7 @@ class _Reader:
         words = tuple(word for found in given.values() for word in found)
         return Report(None if card is None else self.path.parent / card, tuple(dict.fromkeys(beside)), words)
 
-    def _job(self, where: str, table: Mapping[str, Any], defaults: Mapping[str, Any]) -> Job:
+    def _job(self, where: str, table: Mapping[str, Any], defaults: Mapping[str, Any]) -> BatchJob:
         self._check_keys(where, table, (*_JOB_KEYS, *self.keys))
         if "source" not in table:
             raise self._wrong(where, "says no source")
@@ -140,7 +140,7 @@ class _Reader:
             if "label" in table:
                 raise self._wrong(where, "key 'label' is of one budget; put it into the entries of budgets")
             budgets = list(self._budgets(where, common, entries))
-        return Job(where, self._strings(where, "source", table["source"]), output, tuple(budgets))
+        return BatchJob(where, self._strings(where, "source", table["source"]), output, tuple(budgets))
 
     def _budgets(self, where: str, common: Mapping[str, Any], entries: Any) -> Iterator[Budget]:
         if not isinstance(entries, list) or not entries:

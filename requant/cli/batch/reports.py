@@ -15,17 +15,17 @@ from pathlib import Path
 import click
 
 from requant.cli import messages, report
-from requant.cli.batch.items import COMMON, Cell, key_of, options_of
+from requant.cli.batch.items import COMMON, BatchItem, key_of, options_of
 from requant.cli.batch.jobs import Report, read_report
 from requant.cli.batch.state import digest
 from requant.cli.batch.summary import GOOD
 from requant.common.atomic_write import check_writable, write_text
-from requant.common.serialization import dump, parse, plain, read_text, record
-from requant.container.hashing import Hashed
+from requant.common.serialization import dump, parse, parse_record, read_text, to_plain
+from requant.container.hashing import FileHash
 from requant.conversion.record import record_path
 from requant.errors import BadInput, InputOutputError, OutputRefused, UsageError, printable
 from requant.report import publish as reporting
-from requant.report.card.origin import Said
+from requant.report.card.origin import CardOverrides
 
 _SCHEMA = "requant.reports/1"
 _OWN = COMMON | {"targets", "evaluations", "sources", "force"}  # options of report that a batch decides by itself
@@ -44,11 +44,11 @@ class Reports:
     """What is to be told, and where that is remembered."""
 
     asked: Report
-    said: Said
+    said: CardOverrides
     memory: Path
     force: bool
 
-    def check(self, cells: Iterable[Cell]) -> None:
+    def check(self, cells: Iterable[BatchItem]) -> None:
         """Raise what would keep reports from being written, before the outputs are made."""
         remembered, cells = self._remembered(), list(cells)
         outputs = {os.path.realpath(p) for c in cells if c.out is not None for p in (c.out, record_path(c.out))}
@@ -64,17 +64,17 @@ class Reports:
 
             check_library()
 
-    def write(self, cells: Iterable[Cell]) -> None:
+    def write(self, cells: Iterable[BatchItem]) -> None:
         """Tell of all outputs that are there."""
         there = [cell for cell in cells if cell.row.status in GOOD and cell.out is not None and cell.row.output]
         records = [record_path(Path(str(cell.row.output))) for cell in there]
         hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in records]
-        request = digest([plain(self.said), [str(p) for p in self._targets(there)], hashes])
+        request = digest([to_plain(self.said), [str(p) for p in self._targets(there)], hashes])
         before = self._remembered()
         if not there or (request == before.request and all(map(_is_as, before.files, before.files.values()))):
             return
-        subjects = list(map(reporting.of_record, records))
-        known: dict[Path, tuple[Hashed, ...]] = {}
+        subjects = list(map(reporting.read_subject, records))
+        known: dict[Path, tuple[FileHash, ...]] = {}
         tasks = [
             (target, [subject], [cell.model.path])
             for cell, subject in zip(there, subjects, strict=True)
@@ -92,7 +92,7 @@ class Reports:
                 continue
             self._write(target, found, sources, known, mine=mine is not None)
             files[key] = hashlib.sha256(target.read_bytes()).hexdigest()
-        text = dump({"schema": _SCHEMA} | plain(Written(request, files)))
+        text = dump({"schema": _SCHEMA} | to_plain(Written(request, files)))
         write_text(self.memory, text, force=True, inputs=frozenset())
 
     def _write(
@@ -100,27 +100,34 @@ class Reports:
         target: Path,
         found: Sequence[reporting.Subject],
         sources: Sequence[Path],
-        known: dict[Path, tuple[Hashed, ...]],
+        known: dict[Path, tuple[FileHash, ...]],
         *,
         mine: bool,
     ) -> None:
         _make_folder(target)
-        said = self.said if target == self.asked.card else Said()
-        inputs = reporting.inputs_of(found, *sources)
-        reporting.write(
-            [target], found, said, sources, force=self.force or mine, inputs=inputs, known=known, teller=messages.TELLER
+        said = self.said if target == self.asked.card else CardOverrides()
+        inputs = reporting.input_identities(found, *sources)
+        reporting.write_reports(
+            [target],
+            found,
+            said,
+            sources,
+            force=self.force or mine,
+            inputs=inputs,
+            known=known,
+            monitor=messages.MONITOR,
         )
 
     @property
     def _beside(self) -> tuple[str, ...]:
         return tuple(f".{kind}" for kind in self.asked.beside)
 
-    def _beside_of(self, cell: Cell) -> list[Path]:
+    def _beside_of(self, cell: BatchItem) -> list[Path]:
         if cell.out is None:
             return []
         return [cell.out.with_name(cell.out.name.removesuffix(".gguf") + kind) for kind in self._beside]
 
-    def _targets(self, cells: Iterable[Cell]) -> list[Path]:
+    def _targets(self, cells: Iterable[BatchItem]) -> list[Path]:
         card = [] if self.asked.card is None else [self.asked.card]
         return card + [path for cell in cells for path in self._beside_of(cell)]
 
@@ -128,7 +135,7 @@ class Reports:
         if not self.memory.exists():
             return Written()
         try:
-            found: Written = record(Written, parse(read_text(self.memory), _SCHEMA, self.memory), "", self.memory)
+            found: Written = parse_record(Written, parse(read_text(self.memory), _SCHEMA, self.memory), "", self.memory)
         except BadInput as error:
             messages.warn(f"{error}; files that are there are nobody's")
             return Written()
@@ -157,7 +164,7 @@ def read_reports(jobs: Path, folder: Path, *, force: bool) -> Reports | None:
         return None
     try:
         with report.command.make_context("report", ["INPUT", "--output=README.md", *asked.words]) as context:
-            said = reporting.said_of(context.params)
+            said = reporting.parse_overrides(context.params)
     except (click.ClickException, UsageError) as error:
         what = error.format_message() if isinstance(error, click.ClickException) else str(error)
         raise BadInput(jobs, f"[report]: {printable(' '.join(what.split()))}") from error

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from requant.api.invocation import signed
-from requant.api.session import Job, prepared
+from requant.api.invocation import record_options
+from requant.api.session import Session, open_session
 from requant.cli import messages
 from requant.cli.batch import state, summary, worker
-from requant.cli.batch.items import Cell, Matrix, check_outputs
+from requant.cli.batch.items import BatchItem, Matrix, check_outputs
 from requant.cli.batch.reports import Reports
 from requant.cli.batch.summary import Row
 from requant.cli.progress import mode
 from requant.common.atomic_write import write_text
-from requant.common.interrupt import interruptible
+from requant.common.interrupt import run_interruptible
 from requant.common.units import format_duration, format_size
 from requant.container.imatrix import Imatrix, read_imatrix
 from requant.container.source import Source, open_source
@@ -81,7 +81,7 @@ class Run:
         if self.dry:
             self._plan_all()
             return
-        with state.locked(self.folder):
+        with state.hold_lock(self.folder):
             try:
                 self._report("check")
                 if self._plan_all():
@@ -110,12 +110,12 @@ class Run:
                 try:
                     step(cell)
                 except _FAILURES as error:
-                    self._fail(cell, *worker.told(error))
+                    self._fail(cell, *worker.describe(error))
                     going = on
         check_outputs(self.jobs, [cell for cell in self.matrix.cells if cell.row.status != "failed"])
         return going
 
-    def _check(self, cell: Cell) -> None:
+    def _check(self, cell: BatchItem) -> None:
         """Take the plan that is kept; without one, raise all that can be wrong before scoring."""
         files = self._kept(self._plan_folder(cell), cell.plan_request())
         if files is not None:
@@ -125,21 +125,21 @@ class Run:
             job = self._job(cell, source)
             job.check_measure(cell.asked["measure"])
             if cell.is_scored:
-                interruptible(
+                run_interruptible(
                     check_feasible,
-                    *(source, cell.wishes, self._types(cell)),
+                    *(source, cell.request, self._types(cell)),
                     imatrix=job.imatrix,
                     allow_requantize=bool(cell.asked["allow_requantize"]),
                     has_importance=self._is_measured(cell, source),
                 )
 
-    def _plan(self, cell: Cell) -> None:
+    def _plan(self, cell: BatchItem) -> None:
         with open_source(cell.model.path) as source:
             if cell.plan is None:
                 asked, n = self._job(cell, source), cell.asked["measure"]
                 job = self._with_losses(cell, source, asked) if cell.is_scored else asked
                 if job is not None:
-                    cell.plan = signed(job.planned(weigh=True, measure=n)[0], asked, n)
+                    cell.plan = record_options(job.planned(weigh=True, measure=n)[0], asked, n)
                 if cell.plan is not None and not self.dry:
                     self._keep_plan(cell, cell.plan)
             cell.place(self.jobs)
@@ -151,21 +151,21 @@ class Run:
                 imatrix = _read(self._imatrix(cell, source))
                 cell.row.size = total_size(output_layouts(source, cell.plan, imatrix, cell.splitting))
 
-    def _plan_folder(self, cell: Cell) -> Path:
+    def _plan_folder(self, cell: BatchItem) -> Path:
         return self.folder / "plans" / cell.plan_request()[:16]
 
-    def _keep_plan(self, cell: Cell, plan: Plan) -> None:
-        folder = state.emptied(self._plan_folder(cell))
+    def _keep_plan(self, cell: BatchItem, plan: Plan) -> None:
+        folder = state.empty_folder(self._plan_folder(cell))
         write_text(folder / _PLAN, plan.to_json(), force=True, inputs=frozenset())
-        state.keep(folder, cell.plan_request())
+        state.seal_entry(folder, cell.plan_request())
 
-    def _job(self, cell: Cell, source: Source) -> Job:
+    def _job(self, cell: BatchItem, source: Source) -> Session:
         """All that `requant convert` would plan from, but for what it would score."""
         names = ("imatrix", "losses", "plan", "type_name", "preset", "like", "threads")
         how = {name: cell.asked[name] for name in (*names, "allow_requantize", "effort")}
-        return prepared(source, cell.wishes, cell.calibration, **how, teller=messages.TELLER)
+        return open_session(source, cell.request, cell.calibration, **how, monitor=messages.MONITOR)
 
-    def _with_losses(self, cell: Cell, source: Source, job: Job) -> Job | None:
+    def _with_losses(self, cell: BatchItem, source: Source, job: Session) -> Session | None:
         """The job with the losses that it is to be planned from; None where a dry run would have to score."""
         if (whole := job.as_it_is()) is not None:
             return replace(job, losses=whole)
@@ -175,28 +175,28 @@ class Run:
         job = replace(job, losses=self._read_losses(scores), imatrix=job.imatrix or _read(scores.importance))
         return job if self.dry else self._with_caches(cell, job, scores)
 
-    def _with_caches(self, cell: Cell, job: Job, scores: _Scores) -> Job:
+    def _with_caches(self, cell: BatchItem, job: Session, scores: _Scores) -> Session:
         """The job; its losses with those of the caches, which are kept with the others, where caches are chosen too."""
         assert job.losses is not None
-        if AUTO not in (cell.wishes.cache_type_k, cell.wishes.cache_type_v) or job.losses.caches:
+        if AUTO not in (cell.request.cache_type_k, cell.request.cache_type_v) or job.losses.caches:
             return job
         _, losses = replace(job, like=None).scored()
         write_text(scores.losses, losses.to_json(), force=True, inputs=job.inputs)
-        state.keep(scores.losses.parent, cell.score_request(self._types(cell)))
+        state.seal_entry(scores.losses.parent, cell.score_request(self._types(cell)))
         self._losses = scores.losses, losses
         return replace(job, losses=losses)
 
     # scores
 
-    def _types(self, cell: Cell) -> tuple[str, ...]:
-        return cell.wishes.types_to_score(DEFAULT_TYPES)
+    def _types(self, cell: BatchItem) -> tuple[str, ...]:
+        return cell.request.types_to_score(DEFAULT_TYPES)
 
-    def _is_measured(self, cell: Cell, source: Source) -> bool:
+    def _is_measured(self, cell: BatchItem, source: Source) -> bool:
         """Whether scoring measures importance that the encoders are to weigh by, as in `requant convert`."""
         given = cell.asked["imatrix"] is not None or cell.calibration.statistics is not None
         return not given and not cell.calibration.quick and cannot_run(source) is None
 
-    def _scores(self, cell: Cell, source: Source) -> _Scores | None:
+    def _scores(self, cell: BatchItem, source: Source) -> _Scores | None:
         """The losses of the cell's types, kept or scored now; None where a dry run would have to score."""
         request = cell.score_request(self._types(cell))
         if request in self._failed:
@@ -215,8 +215,8 @@ class Run:
         importance = [path for name, path in files.items() if name.startswith(f"{_IMPORTANCE}/")]
         return _Scores(files[_LOSSES], importance[0] if importance else None)
 
-    def _score(self, cell: Cell, folder: Path, request: str, measured: bool) -> dict[str, Path]:
-        state.emptied(folder)
+    def _score(self, cell: BatchItem, folder: Path, request: str, measured: bool) -> dict[str, Path]:
+        state.empty_folder(folder)
         self._losses = None
         words = [
             "score",
@@ -227,7 +227,7 @@ class Run:
         words += cell.score_words()
         if cell.asked["threads"] is not None:
             words.append(f"--threads={cell.asked['threads']}")
-        emitted = state.emptied(folder / _IMPORTANCE) / "measured"
+        emitted = state.empty_folder(folder / _IMPORTANCE) / "measured"
         if measured:
             words.append(f"--emit-imatrix={emitted}")
         for ended in self._one("scoring", cell, words):
@@ -237,20 +237,20 @@ class Run:
             found = read_imatrix(emitted)
             name = os.fsdecode(found.datasets[0].encode(errors="surrogateescape"))
             emitted.rename(emitted.with_name(Path(name).name))
-        state.keep(folder, request)
-        files = state.kept(folder, request)
+        state.seal_entry(folder, request)
+        files = state.read_entry(folder, request)
         assert files is not None
         return files
 
-    def _one(self, what: str, cell: Cell, words: Sequence[str]) -> Iterator[worker.Ended]:
+    def _one(self, what: str, cell: BatchItem, words: Sequence[str]) -> Iterator[worker.Ended]:
         found: list[worker.Ended] = []
 
-        def finished(_: Cell, ended: worker.Ended) -> bool:
+        def finished(_: BatchItem, ended: worker.Ended) -> bool:
             found.append(ended)
             return True
 
-        def started(c: Cell) -> None:
-            messages.tell(f"{what} {c.model.path}")
+        def started(c: BatchItem) -> None:
+            messages.info(f"{what} {c.model.path}")
 
         worker.run_all([(cell, words)], 1, started, finished, lambda c: str(c.model.path))
         return iter(found)
@@ -263,7 +263,7 @@ class Run:
     def _kept(self, folder: Path, request: str) -> dict[str, Path] | None:
         """The kept files, None where there are none that can be used; damage is told."""
         try:
-            return state.kept(folder, request)
+            return state.read_entry(folder, request)
         except (BadInput, OSError) as error:
             messages.warn(f"{error}; it is made again")
             return None
@@ -271,7 +271,7 @@ class Run:
     # outputs
 
     def _convert_all(self) -> None:
-        tasks: list[tuple[Cell, list[str]]] = []
+        tasks: list[tuple[BatchItem, list[str]]] = []
         for cell in self.matrix.cells:
             if cell.row.status == "failed" or cell.plan is None:
                 continue
@@ -279,17 +279,17 @@ class Run:
                 if not self._is_there(cell):
                     tasks.append((cell, self._convert_words(cell)))
             except _FAILURES as error:
-                self._fail(cell, *worker.told(error))
+                self._fail(cell, *worker.describe(error))
                 if not self.keep_going:
                     return
         self._write_summary()
         done, begun = 0, time.monotonic()
 
-        def started(cell: Cell) -> None:
+        def started(cell: BatchItem) -> None:
             cell.row.status = "running"
-            messages.tell(f"converting {cell.model.path} to {cell.out}")
+            messages.info(f"converting {cell.model.path} to {cell.out}")
 
-        def finished(cell: Cell, ended: worker.Ended) -> bool:
+        def finished(cell: BatchItem, ended: worker.Ended) -> bool:
             nonlocal done
             done += 1
             advance(1)
@@ -301,7 +301,7 @@ class Run:
         with nullcontext(int) if drawn_there else messages.progress("batch", len(tasks), "outputs") as advance:
             worker.run_all(tasks, self.at_once, started, finished, lambda cell: cell.row.output or "")
 
-    def _convert_words(self, cell: Cell) -> list[str]:
+    def _convert_words(self, cell: BatchItem) -> list[str]:
         assert cell.out is not None
         plan = self._plan_folder(cell) / _PLAN
         words = ["convert", str(cell.model.path), str(cell.out), f"--plan={plan}", "--json", *cell.convert_words()]
@@ -318,7 +318,7 @@ class Run:
             raise InputOutputError(cell.out.parent, f"cannot be made: {error.strerror}") from error
         return words
 
-    def _is_there(self, cell: Cell) -> bool:
+    def _is_there(self, cell: BatchItem) -> bool:
         """Whether the output is complete, made for the very request; then the row says so."""
         assert cell.out is not None and cell.plan is not None
         request, made = cell.output_request(), self.folder / "outputs"
@@ -330,13 +330,13 @@ class Run:
         if there is None and (file := state.written_file(cell.out)) is not None:
             there = self._is_recorded(cell, file)
             if there:
-                state.write_made(made, cell.out, state.as_made(file, request))
+                state.write_made(made, cell.out, state.describe_made(file, request))
         if there:
             cell.row.status = "skipped"
             self._describe(cell)
         return bool(there)
 
-    def _is_recorded(self, cell: Cell, file: Path) -> bool:
+    def _is_recorded(self, cell: BatchItem, file: Path) -> bool:
         """Whether the output's own record shows what would be made."""
         assert cell.plan is not None
         with open_source(cell.model.path) as source:
@@ -344,7 +344,7 @@ class Run:
         used = imatrix_used(cell.plan, imatrix)
         return state.is_recorded(file, cell.plan, None if used is None else used.sha256, cell.model.newest)
 
-    def _finish(self, cell: Cell, ended: worker.Ended, count: str, left: str) -> None:
+    def _finish(self, cell: BatchItem, ended: worker.Ended, count: str, left: str) -> None:
         cell.row.seconds = round(ended.seconds, 1)
         if ended.code:
             self._fail(cell, ended.code, ended.error or f"ended with exit code {ended.code}", count)
@@ -352,30 +352,30 @@ class Run:
         assert cell.out is not None
         try:
             file = self._describe(cell)
-            state.write_made(self.folder / "outputs", cell.out, state.as_made(file, cell.output_request()))
+            state.write_made(self.folder / "outputs", cell.out, state.describe_made(file, cell.output_request()))
         except _FAILURES as error:
-            self._fail(cell, *worker.told(error), count)
+            self._fail(cell, *worker.describe(error), count)
             return
         cell.row.status, cell.row.exit_code = "done", 0
-        messages.tell(f"{count} done: {file}, {format_size(cell.row.size or 0)}, {ended.seconds:.0f} s{left}")
+        messages.info(f"{count} done: {file}, {format_size(cell.row.size or 0)}, {ended.seconds:.0f} s{left}")
 
-    def _describe(self, cell: Cell) -> Path:
+    def _describe(self, cell: BatchItem) -> Path:
         """What is at the output's path, its figures in the row."""
         assert cell.out is not None
         file = state.written_file(cell.out)
         if file is None:
             raise InputOutputError(cell.out, "was made, and is gone")
         made = read_conversion(record_path(file))
-        cell.row.output, cell.row.size = str(file), state.as_made(file, "").size
+        cell.row.output, cell.row.size = str(file), state.describe_made(file, "").size
         cell.row.bpw, cell.row.predicted_loss = made.plan.bpw, made.plan.predicted_loss
         return file
 
-    def _fail(self, cell: Cell, code: int, error: str, count: str = "") -> None:
+    def _fail(self, cell: BatchItem, code: int, error: str, count: str = "") -> None:
         cell.row.fail(code, error)
         where = "" if cell.out is not None else f"{cell.model.path}, {cell.row.budget}: "
-        messages.tell(f"{count} failed ({code}): {where}{error}".strip())
+        messages.info(f"{count} failed ({code}): {where}{error}".strip())
 
-    def _imatrix(self, cell: Cell, source: Source) -> Path | None:
+    def _imatrix(self, cell: BatchItem, source: Source) -> Path | None:
         """The file of what converting weighs by; in a dry run, as far as it is there."""
         path = cell.asked["imatrix"] or cell.calibration.statistics
         encodes = cell.plan is None or any(not c.copied for c in cell.plan.choices)

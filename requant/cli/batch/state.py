@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from requant.common.atomic_write import write_text
-from requant.common.serialization import dump, parse, plain, read_text, record
+from requant.common.serialization import dump, parse, parse_record, read_text, to_plain
 from requant.container.source import open_source
 from requant.conversion.record import read_conversion, record_path
 from requant.errors import BadInput, InputOutputError, OutputRefused, RequantError
 from requant.planning.plan import Plan
 
-_KEPT_SCHEMA = "requant.kept/1"
+_ENTRY_SCHEMA = "requant.entry/1"
 _MADE_SCHEMA = "requant.made/1"
 _HASHED = 2**28  # bytes; of a larger file, a model, size and time stand for the content
 
@@ -50,7 +50,7 @@ def _hash(path: Path, _: tuple[int, int, int]) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def hold_lock(folder: Path) -> Iterator[None]:
     """Keep `folder`, made if need be, for this run alone. Raises OutputRefused while another run has it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,21 +69,23 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CacheEntry:
     """What `kept.json` says: the request that the files beside it answer, and their hashes by name."""
 
     request: str
     files: Mapping[str, str]
 
 
-def keep(folder: Path, request: str) -> None:
+def seal_entry(folder: Path, request: str) -> None:
     """Seal the files in `folder`, and in its folders, as the answer to `request`."""
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != "kept.json")
-    kept = Kept(request, {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names})
-    write_text(folder / "kept.json", dump({"schema": _KEPT_SCHEMA} | plain(kept)), force=True, inputs=frozenset())
+    read_entry = CacheEntry(request, {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names})
+    write_text(
+        folder / "kept.json", dump({"schema": _ENTRY_SCHEMA} | to_plain(read_entry)), force=True, inputs=frozenset()
+    )
 
 
-def kept(folder: Path, request: str) -> dict[str, Path] | None:
+def read_entry(folder: Path, request: str) -> dict[str, Path] | None:
     """Name -> path of the files that answer `request`; None where there are none, or those of another request.
 
     Raises BadInput where any of them is not as it was left.
@@ -91,7 +93,7 @@ def kept(folder: Path, request: str) -> dict[str, Path] | None:
     path = folder / "kept.json"
     if not path.exists():
         return None
-    found: Kept = record(Kept, parse(read_text(path), _KEPT_SCHEMA, path), "", path)
+    found: CacheEntry = parse_record(CacheEntry, parse(read_text(path), _ENTRY_SCHEMA, path), "", path)
     if found.request != request:
         return None
     for name, wanted in found.files.items():
@@ -101,7 +103,7 @@ def kept(folder: Path, request: str) -> dict[str, Path] | None:
     return {name: folder / name for name in found.files}
 
 
-def emptied(folder: Path) -> Path:
+def empty_folder(folder: Path) -> Path:
     """`folder`, there and with no file in it."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.rglob("*"):
@@ -127,7 +129,7 @@ def written_file(out: Path) -> Path | None:
     return max(found, key=lambda p: p.stat().st_mtime_ns) if found else None
 
 
-def as_made(file: Path, request: str) -> Made:
+def describe_made(file: Path, request: str) -> Made:
     """What is at `file` now, as the answer to `request`. Raises BadInput, InputOutputError."""
     with open_source(file) as output:
         return Made(request, file.name, sum(f.header.file_size for f in output.opened), output.header_sha256)
@@ -147,12 +149,12 @@ def is_made(folder: Path, out: Path, request: str) -> bool | None:
     path = _made_path(folder, out)
     if not path.exists():
         return None
-    made: Made = record(Made, parse(read_text(path), _MADE_SCHEMA, path), "", path)
+    made: Made = parse_record(Made, parse(read_text(path), _MADE_SCHEMA, path), "", path)
     file = written_file(out)
     if made.request != request or file is None or not record_path(file).exists():
         return False
     try:
-        return as_made(file, request) == made
+        return describe_made(file, request) == made
     except RequantError:  # no sound model any more: to be made again, if that is allowed
         return False
 
@@ -163,7 +165,7 @@ def is_recorded(file: Path, plan: Plan, imatrix_sha256: str | None, newest: int)
     For an output of which nothing is remembered. newest: when the source was last changed, in ns since the epoch.
     """
     try:
-        said, found = read_conversion(record_path(file)), as_made(file, "")
+        said, found = read_conversion(record_path(file)), describe_made(file, "")
         same = said.plan.to_json() == plan.to_json() and said.imatrix_sha256 == imatrix_sha256
         whole = (found.size, found.header_sha256) == (said.size, said.header_sha256)
         return same and whole and file.stat().st_mtime_ns > newest

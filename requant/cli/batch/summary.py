@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from requant.common.atomic_write import has_schema
-from requant.common.serialization import dump, parse, plain, read_text
+from requant.common.serialization import dump, parse, read_text, to_plain
 from requant.conversion.record import record_path
 from requant.errors import BadInput, RequantError, printable
 
@@ -72,7 +72,7 @@ def to_json(rows: Sequence[Row], no_sources: Mapping[str, str]) -> str:
 
 
 def _plain(row: Row) -> object:
-    return {k: printable(v) if isinstance(v, str) else v for k, v in plain(row).items()}
+    return {k: printable(v) if isinstance(v, str) else v for k, v in to_plain(row).items()}
 
 
 def recorded_outputs(path: Path) -> list[Path]:

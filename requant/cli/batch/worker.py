@@ -173,7 +173,7 @@ if __name__ == "__main__":
     run()
 
 
-def told(error: BaseException) -> tuple[int, str]:
+def describe(error: BaseException) -> tuple[int, str]:
     """The exit code and the line of a failure."""
     if isinstance(error, RequantError):
         return error.exit_code, str(error)

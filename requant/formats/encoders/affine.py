@@ -40,7 +40,7 @@ from requant.formats.encoders.search import (
 from requant.formats.jit import kernel
 
 
-class Spent(NamedTuple):
+class SearchBudget(NamedTuple):
     """How hard a search tries."""
 
     candidates: int  # scales over the range
@@ -51,11 +51,11 @@ class Spent(NamedTuple):
 
 # by effort; without importance, and with
 SUPER_BLOCKS = (
-    (Spent(6, 1, 0, 1), Spent(5, 2, 1, 1)),
-    (Spent(6, 2, 1, 1), Spent(6, 2, 3, 2)),
-    (Spent(16, 2, 5, 3), Spent(24, 3, 7, 4)),
+    (SearchBudget(6, 1, 0, 1), SearchBudget(5, 2, 1, 1)),
+    (SearchBudget(6, 2, 1, 1), SearchBudget(6, 2, 3, 2)),
+    (SearchBudget(16, 2, 5, 3), SearchBudget(24, 3, 7, 4)),
 )
-BLOCKS = (Spent(10, 2, 0, 0), Spent(16, 3, 0, 0), Spent(24, 4, 0, 0))
+BLOCKS = (SearchBudget(10, 2, 0, 0), SearchBudget(16, 3, 0, 0), SearchBudget(24, 4, 0, 0))
 SINGULAR = np.float32(1e-5)  # well above the rounding of sums over 32 weights
 
 

@@ -34,8 +34,8 @@ from requant.formats.encoders.grid_words import (
     TRY_SCALE,
     XL,
     D,
+    SearchBudget,
     Shape,
-    Spent,
     find_cells,
     find_errors,
     inverse_of,
@@ -66,7 +66,7 @@ N_CANDIDATES, N_SCALES = 5, 16  # tried for a sub-block's first scale, and for d
 
 
 def grid_encoder(
-    codebook: str, shape: Shape, by_effort: Sequence[Spent], decode: Any
+    codebook: str, shape: Shape, by_effort: Sequence[SearchBudget], decode: Any
 ) -> Callable[[Any], Callable[[Any, Any, Any, int], None]]:
     """Makes of a kernel pack(found, blocks) the kernel encode(x, importance, blocks, effort) of a format."""
 

@@ -43,7 +43,7 @@ class Shape(NamedTuple):
     stride: np.float32
 
 
-class Spent(NamedTuple):
+class SearchBudget(NamedTuple):
     """How hard a search tries."""
 
     rounds: int  # of words and scale in turn

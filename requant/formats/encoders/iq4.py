@@ -46,7 +46,7 @@ LOWEST, HIGHEST = F(-127.0), F(113.0)  # of the levels
 NOTHING = F(-1e30)  # explained; eight of it can be added
 
 
-class Spent(NamedTuple):
+class SearchBudget(NamedTuple):
     """How hard a search tries."""
 
     candidates: int  # scales over the range, with either sign

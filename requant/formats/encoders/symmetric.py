@@ -35,7 +35,7 @@ from requant.formats.jit import kernel
 FITTED, KEPT_D, KEPT_LS, KEPT_ERROR = MIN, DMIN, LM, LOW
 
 
-class Spent(NamedTuple):
+class SearchBudget(NamedTuple):
     """How hard a search tries."""
 
     candidates: int  # scales over the range, with either sign
@@ -45,7 +45,7 @@ class Spent(NamedTuple):
     rounds: int = 1  # of integer scales and d in turn
 
 
-BLOCKS = (Spent(4, 1), Spent(5, 2), Spent(10, 2))  # of formats without integer scales, by effort
+BLOCKS = (SearchBudget(4, 1), SearchBudget(5, 2), SearchBudget(10, 2))  # of formats without integer scales, by effort
 
 
 @kernel

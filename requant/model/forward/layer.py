@@ -9,11 +9,11 @@ from typing import Protocol
 import numpy as np
 
 from requant.model.forward.architecture import Architecture
-from requant.model.forward.ops import Array, Back, attention, gated, rms_norm
+from requant.model.forward.ops import Array, Backward, attention, gated, rms_norm
 from requant.model.forward.rope import Rotation
 
 
-class Watch(Protocol):
+class Hook(Protocol):
     """Who looks on at every matrix product; name: of the tensor in its layer, or in the model for the output."""
 
     def inputs(self, name: str, expert: int | None, x: Array) -> None:
@@ -23,7 +23,7 @@ class Watch(Protocol):
         """X as for inputs, g: (n_tokens, n_rows), the gradient of the log-likelihood at the product."""
 
 
-class Blind:
+class NullHook:
     """A Watch that does not look."""
 
     def inputs(self, name: str, expert: int | None, x: Array) -> None:
@@ -33,12 +33,12 @@ class Blind:
         """Nothing."""
 
 
-Cached = Callable[
+CacheRounding = Callable[
     [Array, Array], tuple[Array, Array]
 ]  # keys and values (n_tokens, n_heads, size) as attention has them
 
 
-def as_they_are(keys: Array, values: Array) -> tuple[Array, Array]:
+def exact_cache(keys: Array, values: Array) -> tuple[Array, Array]:
     """A cache that rounds nothing."""
     return keys, values
 
@@ -51,9 +51,9 @@ class Layer:
     index: int
     weights: Mapping[str, Array]
     rotation: Rotation
-    cached: Cached
+    cached: CacheRounding
 
-    def run(self, x: Array, watch: Watch) -> tuple[Array, Back]:
+    def run(self, x: Array, watch: Hook) -> tuple[Array, Backward]:
         """x: (n_tokens, n_embd), the residual stream of a window -> the same behind the layer; safe in threads."""
         return _Run(self, watch).layer(x)
 
@@ -63,9 +63,9 @@ class _Run:
     """A layer at work on one window."""
 
     of: Layer
-    watch: Watch
+    watch: Hook
 
-    def layer(self, x: Array) -> tuple[Array, Back]:
+    def layer(self, x: Array) -> tuple[Array, Backward]:
         y, back_norm = self._norm("attn_norm", x)
         mixed, back_mixer = self._attention(y)
         mixed, back_post = self._norm("post_attention_norm", mixed)
@@ -80,12 +80,12 @@ class _Run:
 
         return middle + added, back
 
-    def _norm(self, name: str, x: Array) -> tuple[Array, Back]:
+    def _norm(self, name: str, x: Array) -> tuple[Array, Backward]:
         """X behind the norm, or x itself where the layer does not have it."""
         weight = self.of.weights.get(f"{name}.weight")
         return (x, lambda g: g) if weight is None else rms_norm(x, weight, self.of.architecture.eps)
 
-    def _product(self, part: str, x: Array, expert: int | None = None) -> tuple[Array, Back]:
+    def _product(self, part: str, x: Array, expert: int | None = None) -> tuple[Array, Backward]:
         name = f"{part}.weight"
         weight = self.of.weights[name] if expert is None else self.of.weights[name][expert]
         self.watch.inputs(name, expert, x)
@@ -100,7 +100,7 @@ class _Run:
 
         return y, back
 
-    def _attention(self, x: Array) -> tuple[Array, Back]:
+    def _attention(self, x: Array) -> tuple[Array, Backward]:
         n, il, hp = len(x), self.of.index, self.of.architecture.hp
         d_k, d_v = self.of.architecture.head_sizes(il)
         (q, k, v), back_qkv = self._qkv(x, hp.n_head[il] * d_k, hp.n_head_kv[il] * d_k)
@@ -137,7 +137,7 @@ class _Run:
 
         return (q, k, v), back_all
 
-    def _feed_forward(self, x: Array, suffix: str = "", expert: int | None = None) -> tuple[Array, Back]:
+    def _feed_forward(self, x: Array, suffix: str = "", expert: int | None = None) -> tuple[Array, Backward]:
         """Gate and up projection, from one fused matrix or two, and down."""
         up, back_up = self._product(f"ffn_up{suffix}", x, expert)
         if fused := f"ffn_gate{suffix}.weight" not in self.of.weights:
@@ -155,7 +155,7 @@ class _Run:
 
         return out, back
 
-    def _experts(self, x: Array) -> tuple[Array, Back]:
+    def _experts(self, x: Array) -> tuple[Array, Backward]:
         """The experts that the router likes best, weighted by its softmax over them."""
         logits, back_router = self._product("ffn_gate_inp", x)
         used = np.argsort(-logits, axis=1, kind="stable")[:, : self.of.architecture.hp.n_expert_used]

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Back = Callable[[Array], Array]
+Backward = Callable[[Array], Array]
 
 _QUERIES = 128  # whose scores are worked out together: most of those with later keys are never made
 _GELU = math.sqrt(2 / math.pi)
 
 
-def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Back]:
+def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Backward]:
     """X over its root mean square along the last axis, times weight (n,)."""
     inverse = 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + x.dtype.type(eps))
     unit = x * inverse
@@ -34,7 +34,7 @@ def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Back]:
     return unit * weight, back
 
 
-def silu(x: Array) -> tuple[Array, Back]:
+def silu(x: Array) -> tuple[Array, Backward]:
     """X * sigmoid(x)."""
     with np.errstate(over="ignore"):
         sigmoid = 1 / (1 + np.exp(-x))
@@ -50,7 +50,7 @@ def silu(x: Array) -> tuple[Array, Back]:
     return x * sigmoid, back
 
 
-def gelu(x: Array) -> tuple[Array, Back]:
+def gelu(x: Array) -> tuple[Array, Backward]:
     """The tanh approximation of x * Phi(x), as ggml has it."""
     square = x * x
     tanh = np.tanh(_GELU * x * (1 + 0.044715 * square))
@@ -72,7 +72,7 @@ def gated(gate: Array, up: Array, activation: str) -> tuple[Array, Callable[[Arr
     return active * up, lambda g: (back_active(g * up), g * active)
 
 
-def soft_cap(x: Array, cap: float) -> tuple[Array, Back]:
+def soft_cap(x: Array, cap: float) -> tuple[Array, Backward]:
     """Cap * tanh(x / cap); x itself where the cap is 0."""
     if not cap:
         return x, lambda g: g

@@ -13,19 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from requant.common.threads import each
+from requant.common.threads import for_each
 from requant.errors import BadInput, NumericFault
 from requant.model.forward.architecture import Architecture, read_architecture
 from requant.model.forward.checkpoints import Checkpoints
-from requant.model.forward.layer import Blind, Cached, Layer, Watch, as_they_are
-from requant.model.forward.ops import Array, Back, rms_norm, soft_cap
+from requant.model.forward.layer import CacheRounding, Hook, Layer, NullHook, exact_cache
+from requant.model.forward.ops import Array, Backward, rms_norm, soft_cap
 from requant.model.forward.rope import rotation
 from requant.model.forward.weights import Weights
 
 Tokens = NDArray[np.int32]  # (n_windows, n_ctx)
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
-BLIND: Watch = Blind()
-Watching = Callable[[int], Watch]  # who looks on at each window
+BLIND: Hook = NullHook()
+Watching = Callable[[int], Hook]  # who looks on at each window
 LOGITS = 2**24  # values of logits held at a time by a thread
 SEED = 1  # of the labels that are drawn
 _BLOCK = 512  # logits of which one sum is drawn from first
@@ -37,7 +37,7 @@ class Model:
 
     architecture: Architecture
     weights: Weights
-    cached: Cached = as_they_are
+    cached: CacheRounding = exact_cache
 
     @property
     def embedding_scale(self) -> float:
@@ -50,7 +50,7 @@ class Model:
         return OUTPUT if OUTPUT in self.weights.source else EMBEDDING
 
 
-def model_of(weights: Weights) -> Model:
+def read_model(weights: Weights) -> Model:
     """The model of these weights; raises BadInput where it cannot be run."""
     return Model(read_architecture(weights.source), weights)
 
@@ -63,7 +63,7 @@ def check_tokens(model: Model, tokens: Tokens) -> None:
         raise BadInput(model.weights.source.path, "has no such token", got=int(bad), limit=f"ids below {n_vocab}")
 
 
-def embedded(model: Model, tokens: Tokens) -> Array:
+def embed(model: Model, tokens: Tokens) -> Array:
     """The stream that enters the first layer."""
     ids, place = np.unique(tokens, return_inverse=True)
     rows = model.weights.rows(EMBEDDING, ids) * model.weights.dtype(model.embedding_scale)
@@ -78,8 +78,8 @@ def layers(model: Model, n_ctx: int, order: Iterable[int]) -> Iterator[Layer]:
     full = rotation(architecture.rope, n_ctx, factors, dtype)
     swa = rotation(architecture.rope_swa, n_ctx, None, dtype)
     for index in order:
-        turn = swa if architecture.windows[index] else full
-        yield Layer(architecture, index, model.weights.layer(index), turn, model.cached)
+        output_gradient = swa if architecture.windows[index] else full
+        yield Layer(architecture, index, model.weights.layer(index), output_gradient, model.cached)
 
 
 def forward(
@@ -95,7 +95,7 @@ def forward(
 
     Raises NumericFault, naming the layer, where the stream is no longer finite.
     """
-    x = embedded(model, tokens)
+    x = embed(model, tokens)
     for layer in layers(model, tokens.shape[1], range(model.architecture.n_layers)):
         if checkpoints is not None:
             checkpoints.put(layer.index, x)
@@ -103,7 +103,7 @@ def forward(
         def run(window: int, layer: Layer = layer) -> None:
             x[window] = layer.run(x[window], watch(window))[0]
 
-        each(run, len(x), threads)
+        for_each(run, len(x), threads)
         check_finite(model, x, layer.index)
         done(layer)
     return x
@@ -126,7 +126,7 @@ def backward(
         def run(window: int, layer: Layer = layer) -> None:
             g[window] = layer.run(x[window], watch(window))[1](g[window].copy())  # who watches may keep it
 
-        each(run, len(x), threads)
+        for_each(run, len(x), threads)
         done(layer)
 
 
@@ -151,11 +151,11 @@ class Head:
         rows = max(16, LOGITS // len(self.matrix))
         return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
-    def normed(self, x: Array) -> tuple[Array, Back]:
+    def normed(self, x: Array) -> tuple[Array, Backward]:
         """x: (n, n_embd), the stream -> what the matrix is multiplied with."""
         return rms_norm(x, self.norm, self.model.architecture.eps)
 
-    def logits(self, normed: Array) -> tuple[Array, Back]:
+    def logits(self, normed: Array) -> tuple[Array, Backward]:
         """(n, n_vocab); back: their gradient -> that at the product with the matrix."""
         logits = normed @ self.matrix.T
         if self.bias is not None:
@@ -163,7 +163,7 @@ class Head:
         return soft_cap(logits, self.model.architecture.logit_cap)
 
 
-def head_of(model: Model) -> Head:
+def read_head(model: Model) -> Head:
     """The head with its matrix decoded."""
     norm, matrix = model.weights.get("output_norm.weight"), model.weights.get(model.output_name)
     assert norm is not None
@@ -180,7 +180,7 @@ def log_probabilities(logits: Array) -> tuple[Array, Array]:
     return logits, largest + log_sum
 
 
-def turn(
+def output_gradient(
     model: Model, x: Array, *, first: int = 0, watch: Watching = lambda _: BLIND, threads: int | None = None
 ) -> tuple[Array, Array]:
     """Replace x, the stream behind the last layer, by the gradient of the log-likelihood of labels there.
@@ -190,27 +190,27 @@ def turn(
     first: the index of the first window in the text, on which the draws depend. Yields the output matrix's inputs
     (n_windows, n_ctx, n_embd) and the logarithm of each token's sum of exp(logits) (n_windows, n_ctx).
     """
-    head = head_of(model)
+    head = read_head(model)
     normed, log_sum = np.empty_like(x), np.empty(x.shape[:2], x.dtype)
 
     def run(window: int) -> None:
         rng = np.random.default_rng((SEED, first + window))
         for part in head.parts(x.shape[1]):
-            found = _turned(head, x[window, part], rng, watch(window))
+            found = _window_gradient(head, x[window, part], rng, watch(window))
             normed[window, part], log_sum[window, part] = found
 
-    each(run, len(x), threads)
+    for_each(run, len(x), threads)
     return normed, log_sum
 
 
-def _turned(head: Head, x: Array, rng: np.random.Generator, watch: Watch) -> tuple[Array, Array]:
+def _window_gradient(head: Head, x: Array, rng: np.random.Generator, watch: Hook) -> tuple[Array, Array]:
     normed, back_norm = head.normed(x)
     name = head.model.output_name
     watch.inputs(name, None, normed)
     logits, back_cap = head.logits(normed)
     logits, log_sum = log_probabilities(logits)
     p = np.exp(logits)
-    labels = drawn(p, rng)
+    labels = draw_tokens(p, rng)
     watch.gradients(name, None, normed, back_cap(np.sqrt(p * (1 - p))))
     np.negative(p, out=p)
     p[np.arange(len(p)), labels] += 1
@@ -218,7 +218,7 @@ def _turned(head: Head, x: Array, rng: np.random.Generator, watch: Watch) -> tup
     return normed, log_sum[:, 0]
 
 
-def embedded_gradient(model: Model, tokens: Tokens, g: Array) -> tuple[Tokens, Array]:
+def embedding_gradient(model: Model, tokens: Tokens, g: Array) -> tuple[Tokens, Array]:
     """The rows of the embedding that `tokens` use, and their gradients in each window, squared and summed.
 
     g: the gradient at the stream that enters the first layer.
@@ -233,7 +233,7 @@ def embedded_gradient(model: Model, tokens: Tokens, g: Array) -> tuple[Tokens, A
     return ids, squares
 
 
-def drawn(p: Array, rng: np.random.Generator) -> NDArray[np.intp]:
+def draw_tokens(p: Array, rng: np.random.Generator) -> NDArray[np.intp]:
     """One index per row of p (n, n_vocab), drawn with its probabilities."""
     n, n_vocab = p.shape
     starts = np.arange(0, n_vocab, _BLOCK)

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from requant.errors import UsageError, brief, nearest
 from requant.formats import format_of
-from requant.planning.constraints import Request, Rule, compile_pattern, devices_of
+from requant.planning.constraints import Constraints, Rule, allowed_devices, compile_pattern
 from requant.planning.plan import use_of
 from requant.scoring.losses import Candidate, Losses, TensorLosses
 
@@ -37,15 +37,15 @@ class Item:
     options: tuple[Option, ...]
 
 
-def items_of(losses: Losses, request: Request, tied: list[Tied]) -> Iterator[Item]:
+def items_of(losses: Losses, constraints: Constraints, tied: list[Tied]) -> Iterator[Item]:
     """Items in the order of their first tensor; what must be on one device, though it may be on either, is one."""
     units: dict[str, list[int]] = {}  # unit -> the tied tensors that have a member in it
     leader = list(range(len(tied)))
     for k, (members, _) in enumerate(tied):
         for m in members:
             tensor = losses.tensors[m]
-            if len(devices_of(tensor, request)) > 1:
-                units.setdefault(request.units.get(tensor.name, tensor.name), []).append(k)
+            if len(allowed_devices(tensor, constraints)) > 1:
+                units.setdefault(constraints.units.get(tensor.name, tensor.name), []).append(k)
     for together in units.values():
         first = min(leader[k] for k in together)
         old = {leader[k] for k in together}
@@ -53,18 +53,18 @@ def items_of(losses: Losses, request: Request, tied: list[Tied]) -> Iterator[Ite
     for k in range(len(tied)):
         parts = [tied[j] for j in range(k, len(tied)) if leader[j] == k]
         if parts:
-            yield _item(losses, request, parts)
+            yield _item(losses, constraints, parts)
 
 
-def _item(losses: Losses, request: Request, parts: list[Tied]) -> Item:
+def _item(losses: Losses, constraints: Constraints, parts: list[Tied]) -> Item:
     members = tuple(m for found, _ in parts for m in found)
-    devices = dict.fromkeys(d for m in members for d in devices_of(losses.tensors[m], request))
-    free = any(len(devices_of(losses.tensors[m], request)) > 1 for m in members)
+    devices = dict.fromkeys(d for m in members for d in allowed_devices(losses.tensors[m], constraints))
+    free = any(len(allowed_devices(losses.tensors[m], constraints)) > 1 for m in members)
     options: list[Option] = []
     for device in devices if free else [""]:
         joined: list[Option] = []
         for found, rows in parts:
-            own = [o for row in rows if (o := _option(losses, request, found, row, device)) is not None]
+            own = [o for row in rows if (o := _option(losses, constraints, found, row, device)) is not None]
             joined = _joined(joined, own) if joined else own
             if not joined:
                 break
@@ -78,35 +78,35 @@ def _item(losses: Losses, request: Request, parts: list[Tied]) -> Item:
 
 
 def _option(
-    losses: Losses, request: Request, members: tuple[int, ...], row: tuple[Candidate, ...], device: str
+    losses: Losses, constraints: Constraints, members: tuple[int, ...], row: tuple[Candidate, ...], device: str
 ) -> Option | None:
     """The members with one type each; those that may be anywhere on `device`. None where the type cannot be there."""
     places, uses, other = [], [], 0.0
     for m, c in zip(members, row, strict=True):
         tensor = losses.tensors[m]
-        choices = devices_of(tensor, request)
+        choices = allowed_devices(tensor, constraints)
         place = choices[0] if len(choices) == 1 else device
-        if tensor.reason is None and c.type in request.unusable.get(place, ()):
+        if tensor.reason is None and c.type in constraints.unusable.get(place, ()):
             return None
-        if place == "cpu" and _is_too_large(tensor, c, request):
+        if place == "cpu" and _is_too_large(tensor, c, constraints):
             return None
-        share = request.shares.get(tensor.name, 1.0)
-        use = use_of(c, place, tensor.role, share, request.timing)
+        share = constraints.shares.get(tensor.name, 1.0)
+        use = use_of(c, place, tensor.role, share, constraints.timing)
         places.append(place)
         uses.append(use)
-        if request.objective == "preferred":
-            other += tensor.n_weights if tensor.reason is None and c.type != request.preferred else 0
+        if constraints.objective == "preferred":
+            other += tensor.n_weights if tensor.reason is None and c.type != constraints.preferred else 0
     n_bytes, loss = sum(u.n_bytes for u in uses), math.fsum(u.loss for u in uses)
-    values = {"loss": loss + request.price * 1e-9 * sum(u.ns for u in uses), "bytes": float(n_bytes)}
-    costs = tuple(sum(limit.cost(u) for u in uses) for limit in request.limits)
+    values = {"loss": loss + constraints.price * 1e-9 * sum(u.ns for u in uses), "bytes": float(n_bytes)}
+    costs = tuple(sum(limit.cost(u) for u in uses) for limit in constraints.limits)
     types = tuple(c.type for c in row)
-    return Option(types, tuple(places), costs, n_bytes, loss, values.get(request.objective, other))
+    return Option(types, tuple(places), costs, n_bytes, loss, values.get(constraints.objective, other))
 
 
-def _is_too_large(tensor: TensorLosses, candidate: Candidate, request: Request) -> bool:
+def _is_too_large(tensor: TensorLosses, candidate: Candidate, constraints: Constraints) -> bool:
     """Whether it could not be copied to the GPU for a big batch, as all are that are multiplied with."""
-    most = request.largest_on_cpu
-    multiplied = tensor.reason is None and request.shares.get(tensor.name, 1.0) > 0
+    most = constraints.largest_on_cpu
+    multiplied = tensor.reason is None and constraints.shares.get(tensor.name, 1.0) > 0
     return multiplied and most is not None and candidate.n_bytes > most
 
 
@@ -138,46 +138,46 @@ class Problem:
     """One choice per item, within the limits: what the solver is given."""
 
     losses: Losses
-    request: Request
+    constraints: Constraints
     items: tuple[Item, ...]  # ordered by their first tensor
     notes: tuple[str, ...]
 
 
-def constrain(losses: Losses, request: Request) -> Problem:
-    """The choices that the request leaves. Raises UsageError where it leaves none, or a rule matches nothing."""
+def constrain(losses: Losses, constraints: Constraints) -> Problem:
+    """The choices that the constraints leaves. Raises UsageError where it leaves none, or a rule matches nothing."""
     notes: list[str] = []
-    allowed = _left(losses, request, notes)
+    allowed = _left(losses, constraints, notes)
     tied = [
         (members, _common_types([allowed[m] for m in members], losses, members, pattern))
-        for members, pattern in _groups(losses, request.groups, notes)
+        for members, pattern in _groups(losses, constraints.groups, notes)
     ]
-    return Problem(losses, request, tuple(items_of(losses, request, tied)), tuple(notes))
+    return Problem(losses, constraints, tuple(items_of(losses, constraints, tied)), tuple(notes))
 
 
-def check_rules(losses: Losses, request: Request) -> None:
-    """Try the request's expressions on the names. Raises UsageError where one is none, or matches nothing.
+def check_rules(losses: Losses, constraints: Constraints) -> None:
+    """Try the constraints's expressions on the names. Raises UsageError where one is none, or matches nothing.
 
     Python matches without letting another thread go on, the one that hears signals included: called from the main
     thread before `constrain` in another, this is where Ctrl-C ends an expression that takes for ever.
     """
-    patterns = [(rule.pattern.lower(), rule.option) for rule in request.pins]
-    patterns += [(rule.pattern, rule.option) for rule in request.floors]
-    for pattern, option in (*patterns, *((group, "--group") for group in request.groups)):
+    patterns = [(rule.pattern.lower(), rule.option) for rule in constraints.pins]
+    patterns += [(rule.pattern, rule.option) for rule in constraints.floors]
+    for pattern, option in (*patterns, *((group, "--group") for group in constraints.groups)):
         _matching(pattern, option, losses)
 
 
-def allowed_candidates(losses: Losses, request: Request) -> list[tuple[Candidate, ...]]:
+def allowed_candidates(losses: Losses, constraints: Constraints) -> list[tuple[Candidate, ...]]:
     """What pins, --types and floors leave to each tensor, whatever the groups and the devices."""
-    return _left(losses, request, [])
+    return _left(losses, constraints, [])
 
 
-def _left(losses: Losses, request: Request, notes: list[str]) -> list[tuple[Candidate, ...]]:
-    pins, floors = _Rules.of(request.pins, losses, lower=True), _Rules.of(request.floors, losses)
-    _check_types(losses, request)
+def _left(losses: Losses, constraints: Constraints, notes: list[str]) -> list[tuple[Candidate, ...]]:
+    pins, floors = _Rules.of(constraints.pins, losses, lower=True), _Rules.of(constraints.floors, losses)
+    _check_types(losses, constraints)
     notes.extend(f"{rule} decides nothing: earlier rules match the same tensors" for rule in pins.idle + floors.idle)
-    named = _named_pins(losses, request)
+    named = _named_pins(losses, constraints)
     return [
-        _allowed(t, named.get(t.name) or pins.first.get(i), floors.first.get(i), request.types, notes)
+        _allowed(t, named.get(t.name) or pins.first.get(i), floors.first.get(i), constraints.types, notes)
         for i, t in enumerate(losses.tensors)
     ]
 
@@ -223,11 +223,11 @@ def _like(pattern: str, names: Sequence[str]) -> str:
     return f"did you mean {brief(near[0])}?" if near else f"names look like {brief(names[0])}"
 
 
-def _check_types(losses: Losses, request: Request) -> None:
+def _check_types(losses: Losses, constraints: Constraints) -> None:
     """Every type of --types was scored for some tensor."""
     free = [t for t in losses.tensors if t.reason is None]
     scored = dict.fromkeys(c.type for t in free for c in t.candidates)
-    for type_name in request.types:
+    for type_name in constraints.types:
         if free and type_name not in scored:
             reason = next((t.skipped[type_name] for t in free if type_name in t.skipped), None)
             raise UsageError(f"--types: {type_name} {_why_not(reason)}; the losses have {', '.join(scored)}")
@@ -239,13 +239,13 @@ def _why_not(reason: str | None) -> str:
     )
 
 
-def _named_pins(losses: Losses, request: Request) -> dict[str, Rule]:
+def _named_pins(losses: Losses, constraints: Constraints) -> dict[str, Rule]:
     """--output-tensor-type and --token-embedding-type, which go before --tensor-type as in llama-quantize."""
     pins = {}
     present = {t.name: t for t in losses.tensors}
     for name, type_name, option in (
-        ("output.weight", request.output_type, "--output-tensor-type"),
-        ("token_embd.weight", request.embedding_type, "--token-embedding-type"),
+        ("output.weight", constraints.output_type, "--output-tensor-type"),
+        ("token_embd.weight", constraints.embedding_type, "--token-embedding-type"),
     ):
         if type_name is None:
             continue

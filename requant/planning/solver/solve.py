@@ -1,4 +1,4 @@
-"""Losses and a request -> the plan of least loss that fits, with the proven gap.
+"""Losses and a constraints -> the plan of least loss that fits, with the proven gap.
 
 Every item gets one option; what can never be best (no cheaper and no better than another) is left out first, which
 also makes each item's losses fall with its bytes. `knapsack` chooses, this module says what it means.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from requant.common.units import format_size, parse_size
 from requant.errors import InfeasibleBudget
-from requant.planning.constraints import LOSS_UNIT, Limit, Request, part_name
+from requant.planning.constraints import LOSS_UNIT, Constraints, Limit, name_part
 from requant.planning.plan import Choice, Plan
 from requant.planning.solver.problem import Item, Option, Problem, constrain
 from requant.scoring.losses import Losses, TensorLosses
@@ -36,25 +36,30 @@ class Solution:
     prices: tuple[float, ...]
 
 
-def solve(losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT) -> Plan:
-    """The plan of least predicted loss within the request's limits, or of least bytes where that is the objective.
+def solve(losses: Losses, constraints: Constraints, *, time_limit: float = TIME_LIMIT) -> Plan:
+    """The plan of least predicted loss within the constraints's limits, or of least bytes where that is the objective.
 
     `time_limit` in seconds; when it ends the search, the plan is the best found and its gap says what is not proven.
-    Raises UsageError for a request that cannot be meant, InfeasibleBudget naming the smallest budget that would do.
+    Raises UsageError for a constraints that cannot be meant, InfeasibleBudget naming the smallest budget that would do.
     """
-    return solved(losses, request, time_limit=time_limit).plan
+    return solve_or_explain(losses, constraints, time_limit=time_limit).plan
 
 
-def solved(
-    losses: Losses, request: Request, *, time_limit: float = TIME_LIMIT, rel_gap: float = REL_GAP, why: bool = True
+def solve_or_explain(
+    losses: Losses,
+    constraints: Constraints,
+    *,
+    time_limit: float = TIME_LIMIT,
+    rel_gap: float = REL_GAP,
+    why: bool = True,
 ) -> Solution:
     """`solve`, with the figures behind the plan. Without `why` an InfeasibleBudget does not work out what would do."""
     from requant.planning.solver.knapsack import choose
 
-    problem = constrain(losses, request)
+    problem = constrain(losses, constraints)
     _check_feasible(problem)
     items = [_undominated(item) for item in problem.items]
-    slack = [limit.budget - limit.other for limit in request.limits]
+    slack = [limit.budget - limit.other for limit in constraints.limits]
     picked = [options[-1] for options in items]
     bound, how = math.fsum(o.value for o in picked), "every tensor has its best type"
     prices = (0.0,) * len(slack)
@@ -63,10 +68,10 @@ def solved(
             [[o.value for o in x] for x in items], [[o.costs for o in x] for x in items], slack, time_limit, rel_gap
         )
         if answer.picked is None:
-            raise _conflict(request, answer, items, slack if why else [])
+            raise _conflict(constraints, answer, items, slack if why else [])
         picked = [options[index] for options, index in zip(items, answer.picked, strict=True)]
         bound, how, prices = answer.bound, answer.how, answer.prices
-    fixed = 0.0 if request.timing is None else request.price * 1e-9 * request.timing.fixed_ns
+    fixed = 0.0 if constraints.timing is None else constraints.price * 1e-9 * constraints.timing.fixed_ns
     picked = _canonical(items, picked)
     value = math.fsum(o.value for o in picked) + fixed
     gap = max(0.0, (value - bound - fixed) / value) if value > 0 else 0.0
@@ -88,20 +93,20 @@ def _undominated(item: Item) -> list[Option]:
 def _check_feasible(problem: Problem) -> None:
     """Raises InfeasibleBudget when the smallest option of every item is over a limit."""
     faults = []
-    for k, limit in enumerate(problem.request.limits):
+    for k, limit in enumerate(problem.constraints.limits):
         smallest = limit.other + sum(min(o.costs[k] for o in item.options) for item in problem.items)
         if smallest > limit.budget:
             faults.append((limit, smallest))
     if faults:
         limit, smallest = faults[0]
-        message = "; ".join(_shortfall(*fault, problem.request) for fault in faults)
-        raise InfeasibleBudget(limit.budget, smallest, f"{message}{_remedy(problem.request)}")
+        message = "; ".join(_shortfall(*fault, problem.constraints) for fault in faults)
+        raise InfeasibleBudget(limit.budget, smallest, f"{message}{_remedy(problem.constraints)}")
 
 
 _BARE = 1024  # bytes; who has so little forgot the unit
 
 
-def _shortfall(limit: Limit, smallest: int, request: Request) -> str:
+def _shortfall(limit: Limit, smallest: int, constraints: Constraints) -> str:
     """What is asked, what is needed and the figure to ask for, in the words of the option."""
     if limit.unit != "bytes":
         ask = _asking(limit, smallest)
@@ -115,10 +120,10 @@ def _shortfall(limit: Limit, smallest: int, request: Request) -> str:
         )
     parts = {"weights": smallest - limit.other}
     held = limit.device == "gpu"
-    parts |= request.memory if held else {}
-    if not (held and request.memory):
+    parts |= constraints.memory if held else {}
+    if not (held and constraints.memory):
         parts |= {"other": limit.other} if limit.other else {}
-    listed = ", ".join(f"{part_name(name, limit)} {format_size(size)}" for name, size in parts.items() if size)
+    listed = ", ".join(f"{name_part(name, limit)} {format_size(size)}" for name, size in parts.items() if size)
     short = f"{limit.option} {format_size(limit.budget)} is {format_size(smallest - limit.budget)} short"
     if limit.budget < _BARE:
         short = f"{limit.option} {limit.budget} is in bytes; did you mean {limit.budget}GiB? It is too little"
@@ -132,29 +137,29 @@ def _rounded_up(n_bytes: int) -> str:
     return f"{-(-100 * n_bytes // unit) / 100:g}{name}" if unit > 1 else f"{n_bytes}B"
 
 
-def _remedy(request: Request) -> str:
+def _remedy(constraints: Constraints) -> str:
     """What else can be given up."""
     given = (
-        ("--tensor-type", request.pins),
-        ("--min-type", request.floors),
-        ("--types", request.types),
-        ("--output-tensor-type", request.output_type),
-        ("--token-embedding-type", request.embedding_type),
+        ("--tensor-type", constraints.pins),
+        ("--min-type", constraints.floors),
+        ("--types", constraints.types),
+        ("--output-tensor-type", constraints.output_type),
+        ("--token-embedding-type", constraints.embedding_type),
     )
     options = [option for option, value in given if value]
     loosen = f" or loosen {', '.join(options)}" if options else ", or allow smaller types with --types"
-    held = {limit.option for limit in request.limits}
+    held = {limit.option for limit in constraints.limits}
     return loosen + (", or give --ram SIZE for layers on the CPU" if "--vram" in held and "--ram" not in held else "")
 
 
 def _conflict(
-    request: Request, ended: Answer, items: Sequence[Sequence[Option]], slack: Sequence[int]
+    constraints: Constraints, ended: Answer, items: Sequence[Sequence[Option]], slack: Sequence[int]
 ) -> InfeasibleBudget:
     """No choice was found though each limit alone can be met: what each would have to be, the others as they are."""
     from requant.planning.solver.knapsack import choose
 
     found = []
-    for k, limit in enumerate(request.limits if slack else ()):
+    for k, limit in enumerate(constraints.limits if slack else ()):
         others = [j for j in range(len(slack)) if j != k]
         costs = [[tuple(o.costs[j] for j in others) for o in options] for options in items]
         values = [[float(o.costs[k]) for o in options] for options in items]
@@ -162,11 +167,11 @@ def _conflict(
         if answer.picked is not None:
             needed = limit.other + sum(options[p].costs[k] for options, p in zip(items, answer.picked, strict=True))
             found.append((limit, max(needed, limit.budget + 1)))
-    what = f"no plan meets {' and '.join(x.option for x in request.limits)} together"
+    what = f"no plan meets {' and '.join(x.option for x in constraints.limits)} together"
     if not (proven := ended.bound == math.inf):
         what = f"{what}, as far as was found ({ended.how})"
     if not found:
-        limit = request.limits[0]
+        limit = constraints.limits[0]
         return InfeasibleBudget(limit.budget, limit.budget, f"{what}; loosen one of them", proven=proven)
     limit, needed = found[0]
     ways = " or ".join(f"{x.option} {_asking(x, n)}" for x, n in found)
@@ -198,14 +203,14 @@ def _canonical(items: Sequence[Sequence[Option]], picked: Sequence[Option]) -> l
 
 def _plan(problem: Problem, picked: Sequence[Option], gap: float, how: str) -> Plan:
     """The plan that gives every tensor its item's type and device."""
-    losses, request = problem.losses, problem.request
+    losses, constraints = problem.losses, problem.constraints
     chosen = {
         m: (type_name, device)
         for item, option in zip(problem.items, picked, strict=True)
         for m, type_name, device in zip(item.members, option.types, option.devices, strict=True)
     }
     choices = tuple(
-        _choice(tensor, *chosen[index], request.shares.get(tensor.name, 1.0))
+        _choice(tensor, *chosen[index], constraints.shares.get(tensor.name, 1.0))
         for index, tensor in enumerate(losses.tensors)
     )
     possible: dict[int, set[str]] = {}
@@ -218,16 +223,16 @@ def _plan(problem: Problem, picked: Sequence[Option], gap: float, how: str) -> P
         header_sha256=losses.header_sha256,
         arch=losses.arch,
         method=losses.method,
-        budget=request.describe(),
-        limits=request.limits,
-        memory=dict(request.memory),
+        budget=constraints.describe(),
+        limits=constraints.limits,
+        memory=dict(constraints.memory),
         choices=choices,
         predicted_loss=math.fsum(c.loss for c in choices),
         gap=gap,
         solver=how,
         notes=(*losses.notes, *problem.notes),
         effort=losses.effort,
-        timing=request.timing,
+        timing=constraints.timing,
         candidates={
             tensor.name: {c.type: float(f"{c.loss:.6g}") for c in tensor.candidates if c.type in possible[index]}
             for index, tensor in enumerate(losses.tensors)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from requant.container.hashing import Hashed
+from requant.container.hashing import FileHash
 from requant.conversion.record import Conversion
 from requant.errors import FILE_NAME
 from requant.planning.plan import Plan
 from requant.report.card import markdown as md
-from requant.report.card.origin import Origin, Said, merged
+from requant.report.card.origin import CardOverrides, ModelOrigin, override_origin
 from requant.report.card.parts import both, compared, made_for, method, roles_table, shares, uses
 from requant.report.card.reproduce import commands
 from requant.report.shell import join
@@ -33,9 +33,9 @@ class Published:
     """
 
     made: Conversion
-    origin: Origin
-    files: tuple[Hashed, ...] = ()
-    source: tuple[Hashed, ...] = ()
+    origin: ModelOrigin
+    files: tuple[FileHash, ...] = ()
+    source: tuple[FileHash, ...] = ()
     evaluation: Evaluation | None = None
 
     @property
@@ -44,9 +44,11 @@ class Published:
         return self.made.output.name
 
 
-def card(outputs: Sequence[Published], said: Said, pictures: Sequence[str] = (), pages: Sequence[str] = ()) -> str:
+def card(
+    outputs: Sequence[Published], said: CardOverrides, pictures: Sequence[str] = (), pages: Sequence[str] = ()
+) -> str:
     """The text of the card for at least one output; `pictures` and `pages` are files beside it."""
-    origins = [merged(said, origin) for origin in dict.fromkeys(o.origin for o in outputs)]
+    origins = [override_origin(said, origin) for origin in dict.fromkeys(o.origin for o in outputs)]
     sections = [
         _front_matter(outputs, origins, said),
         f"# {', '.join(_name(o, outputs) for o in origins)}, GGUF",
@@ -71,11 +73,11 @@ def card(outputs: Sequence[Published], said: Said, pictures: Sequence[str] = (),
     return "\n\n".join(part for part in sections if part) + "\n"
 
 
-def _name(origin: Origin, outputs: Sequence[Published]) -> str:
+def _name(origin: ModelOrigin, outputs: Sequence[Published]) -> str:
     return md.text(origin.name or outputs[0].made.plan.source.removesuffix(".gguf"), FILE_NAME)
 
 
-def _front_matter(outputs: Sequence[Published], origins: Sequence[Origin], said: Said) -> str:
+def _front_matter(outputs: Sequence[Published], origins: Sequence[ModelOrigin], said: CardOverrides) -> str:
     repositories = tuple(dict.fromkeys(name for o in origins for name in o.repositories))
     first = origins[0]
     same = all(
@@ -101,7 +103,7 @@ def _front_matter(outputs: Sequence[Published], origins: Sequence[Origin], said:
     return md.front_matter(values)
 
 
-def _introduction(outputs: Sequence[Published], origins: Sequence[Origin]) -> str:
+def _introduction(outputs: Sequence[Published], origins: Sequence[ModelOrigin]) -> str:
     lines = []
     versions = " and ".join(dict.fromkeys(md.text(o.made.version) for o in outputs))
     sources = ", ".join(dict.fromkeys(md.code(o.made.plan.source, FILE_NAME) for o in outputs))
@@ -133,7 +135,7 @@ def _table(columns: Sequence[Column], outputs: Sequence[Published]) -> str:
     return md.table([columns[k][0] for k in kept], rows, [i for i, k in enumerate(kept) if columns[k][1]])
 
 
-def _files(outputs: Sequence[Published], said: Said) -> str:
+def _files(outputs: Sequence[Published], said: CardOverrides) -> str:
     def file(output: Published) -> str:
         shown = md.code(output.name, FILE_NAME)
         url = f"{_HUB}/{said.repository}/blob/main/{md.address(output.name)}"
@@ -194,7 +196,7 @@ def _each(outputs: Sequence[Published], about: Callable[[Published], Iterable[st
     return parts
 
 
-def _running(outputs: Sequence[Published], said: Said) -> list[str]:
+def _running(outputs: Sequence[Published], said: CardOverrides) -> list[str]:
     def about(output: Published) -> Iterable[str]:
         if said.repository:
             yield md.block(_download(output, said.repository), "sh")

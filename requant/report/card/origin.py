@@ -32,7 +32,7 @@ _LICENCES = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class ModelOrigin:
     """What is known of the model; empty where nothing is said.
 
     repositories: on the Hugging Face Hub, of the very model; parents: of what it was made from.
@@ -51,7 +51,7 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class CardOverrides:
     """What the user says of the model and of where the files will be; it goes before what the files say."""
 
     base_models: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Said:
     repository: str = ""
 
 
-def origin_of(metadata: Metadata) -> Origin:
+def read_origin(metadata: Metadata) -> ModelOrigin:
     """What the metadata say; values of other types than they should have count as not said."""
     found = _Reader(metadata)
     name = found.text("general.name") or " ".join(
@@ -80,7 +80,7 @@ def origin_of(metadata: Metadata) -> Origin:
             del parents[parent]
     arch = found.text("general.architecture")
     causal = metadata.get(f"{arch}.attention.causal", True) is not False
-    return Origin(
+    return ModelOrigin(
         name=name,
         author=found.text("general.author") or found.text("general.organization"),
         repositories=tuple(repositories)[:1],
@@ -140,7 +140,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
-def merged(said: Said, origin: Origin) -> Origin:
+def override_origin(said: CardOverrides, origin: ModelOrigin) -> ModelOrigin:
     """`origin` with what was said in its place."""
     values: dict[str, Any] = {}
     if said.base_models:

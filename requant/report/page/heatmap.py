@@ -9,7 +9,7 @@ from requant.common.units import format_size
 from requant.errors import brief
 from requant.planning.plan import Plan
 from requant.report.html import tag, text
-from requant.report.view import Cell, cells
+from requant.report.view import LayerRole, layer_roles
 
 LEVELS = 8  # colours of a scale
 MOST_WORDED = 32  # layers, beyond which a cell is too narrow for a word
@@ -19,7 +19,7 @@ Scale = tuple[float, float]  # logarithms of the smallest and the largest value 
 
 def heat_section(plan: Plan, index: Mapping[str, int]) -> str:
     """The map with its switch and legends; `index`: tensor name -> its row in the table of tensors."""
-    found = cells(plan)
+    found = layer_roles(plan)
     if not found:
         return tag("p", "No tensor of this model can be quantized.")
     scales = {"s": _scale(c.sensitivity for c in found), "l": _scale(c.loss for c in found)}
@@ -60,14 +60,14 @@ def _legends(scales: Mapping[str, Scale | None]) -> str:
     return "".join(parts)
 
 
-def _outside(found: Sequence[Cell], scales: Mapping[str, Scale | None], index: Mapping[str, int]) -> str:
+def _outside(found: Sequence[LayerRole], scales: Mapping[str, Scale | None], index: Mapping[str, int]) -> str:
     heads = tag("tr", *(tag("th", text(c.role), scope="col") for c in found))
     row = tag("tr", *(_cell(c, scales, index, worded=True) for c in found))
     caption = tag("caption", "outside the layers")
     return _scrolled(tag("table", caption, tag("thead", heads), tag("tbody", row), class_="heat worded outside"))
 
 
-def _inside(found: Sequence[Cell], scales: Mapping[str, Scale | None], index: Mapping[str, int]) -> str:
+def _inside(found: Sequence[LayerRole], scales: Mapping[str, Scale | None], index: Mapping[str, int]) -> str:
     """Roles down, layers across, so that the depth of the model is read from left to right."""
     layers = sorted({c.layer for c in found if c.layer is not None})
     roles = list(dict.fromkeys(c.role for c in found))
@@ -94,7 +94,7 @@ def _scrolled(table: str) -> str:
     return tag("div", table, class_="scroll")
 
 
-def _cell(cell: Cell, scales: Mapping[str, Scale | None], index: Mapping[str, int], *, worded: bool) -> str:
+def _cell(cell: LayerRole, scales: Mapping[str, Scale | None], index: Mapping[str, int], *, worded: bool) -> str:
     sensitivity, loss = cell.sensitivity, cell.loss
     levels = [f"b{_bits_level(cell.bpw)}", f"s{_level(sensitivity, scales['s'])}", f"l{_level(loss, scales['l'])}"]
     words = [
@@ -110,7 +110,7 @@ def _cell(cell: Cell, scales: Mapping[str, Scale | None], index: Mapping[str, in
     )
 
 
-def _figures(cell: Cell) -> str:
+def _figures(cell: LayerRole) -> str:
     """All that is known of a cell, line by line."""
     role = brief(cell.role)
     where = role if cell.layer is None else f"layer {cell.layer}, {role}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from requant.common.units import format_size
 from requant.errors import brief
-from requant.report.view import PART_NAMES, Bar, Cell, Part
+from requant.report.view import PART_NAMES, Bar, LayerRole, Part
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,7 +82,7 @@ def _fewer(parts: tuple[Part, ...]) -> tuple[Part, ...]:
     return (*(part for part in parts if part in kept), Part("the rest", rest))
 
 
-def draw_heat(axes: Axes, found: Sequence[Cell]) -> None:
+def draw_heat(axes: Axes, found: Sequence[LayerRole]) -> None:
     """Bits by layer, across, and role, down; the types' names where there is room."""
     roles = list(dict.fromkeys(c.role for c in found))
     layers = sorted({c.layer for c in found if c.layer is not None})
@@ -113,7 +113,7 @@ def _name(axes: Axes, at: tuple[float, float], text: str, bpw: float, size: floa
     axes.text(*at, text, ha="center", va="center", fontsize=size, color=_on(bpw), clip_on=True)
 
 
-def draw_outside(axes: Axes, found: Sequence[Cell]) -> None:
+def draw_outside(axes: Axes, found: Sequence[LayerRole]) -> None:
     """The roles that are in no layer, a box each."""
     axes.axis("off")
     if not found:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from requant.common.units import format_size
 from requant.errors import UsageError, brief
 from requant.planning.plan import Plan
-from requant.report.view import bars, cells, curve
+from requant.report.view import bars, curve, layer_roles
 from requant.scoring.losses import IN_NATS
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _drawn(plan: Plan) -> Figure:
     from requant.report.picture import curve as picture_curve
     from requant.report.picture import parts as picture_parts
 
-    budgets, found, line = bars(plan), cells(plan), picture_curve.drawable(curve(plan))
+    budgets, found, line = bars(plan), layer_roles(plan), picture_curve.drawable(curve(plan))
     roles = {c.role for c in found if c.layer is not None}
     panels = max(_LEAST if line else 0.0, _ROW[0] * max(len(roles), 1) + _BELOW) if found or line else 0.0
     height = _HEAD + _BAR * len(budgets) + panels + _MARGIN

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from requant.common.atomic_write import has_schema
-from requant.common.serialization import dump, plain
+from requant.common.serialization import dump, to_plain
 from requant.common.units import format_size
 from requant.container.source import open_source
 from requant.conversion.record import OUTPUT_SCHEMA, read_any_plan
@@ -66,7 +66,7 @@ class Difference:
 
     def to_json(self) -> str:
         """The object that --json prints."""
-        return dump({"schema": SCHEMA} | plain(self))
+        return dump({"schema": SCHEMA} | to_plain(self))
 
 
 def read_side(path: Path) -> Side:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from requant.common.serialization import dump, plain
+from requant.common.serialization import dump, to_plain
 from requant.common.units import format_size
 from requant.errors import REMARK, brief
 from requant.planning.explain import Explanation, Outlook
@@ -41,7 +41,11 @@ def explanation_text(found: Explanation, plan: Plan, outlooks: Sequence[Outlook]
 
 def explanation_json(found: Explanation, plan: Plan, outlooks: Sequence[Outlook]) -> str:
     """The same for machines, with the schema requant.explanation/1."""
-    what = {"choice": plain(found.choice), "alternatives": plain(found.alternatives), "limits": plain(outlooks)}
+    what = {
+        "choice": to_plain(found.choice),
+        "alternatives": to_plain(found.alternatives),
+        "limits": to_plain(outlooks),
+    }
     return dump({"schema": "requant.explanation/1", "predicted_loss": plan.predicted_loss, **what})
 
 

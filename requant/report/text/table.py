@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from requant.common.units import format_size
 from requant.errors import FILE_NAME, REMARK, brief
 from requant.formats import Effort, by_bits, format_of
-from requant.planning.constraints import Limit, part_name
+from requant.planning.constraints import Limit, name_part
 from requant.planning.plan import EDITED, Choice, Plan
 from requant.report.text.grid import GAP, WIDTH, columns, fitting, grid, labelled
 from requant.report.view import bar
@@ -174,7 +174,7 @@ def _limit(plan: Plan, limit: Limit) -> str:
     if limit.n_weights:
         return f"{8 * used / limit.n_weights:.4f} of {limit.bpw:.4f} bits per weight"
     filled = bar(plan, limit)
-    listed = ", ".join(f"{brief(part_name(part.name, limit))} {format_size(part.n_bytes)}" for part in filled.parts)
+    listed = ", ".join(f"{brief(name_part(part.name, limit))} {format_size(part.n_bytes)}" for part in filled.parts)
     return f"{format_size(used)} of {format_size(limit.budget)}, {format_size(filled.free)} free: {listed}"
 
 

@@ -425,6 +425,6 @@ def test_every_option_of_convert_that_says_what_an_output_becomes_is_a_key(tmp_p
         ],
     )
     (cell,) = read_matrix(jobs).cells
-    assert cell.wishes.types == ("Q4_K", "Q6_K") and cell.wishes.ram == 2**30 and cell.wishes.groups
+    assert cell.request.types == ("Q4_K", "Q6_K") and cell.request.ram == 2**30 and cell.request.groups
     assert cell.convert_words() == ["--allow-requantize", "--threads=1"]
     assert cell.score_words() == ["--allow-requantize", "--effort=fast"]

@@ -249,29 +249,33 @@ def test_a_template_is_checked(tmp_path):
 
 
 def test_what_is_kept_answers_its_request_only_while_it_is_whole(tmp_path):
-    folder = state.emptied(tmp_path / "plans" / "x")
+    folder = state.empty_folder(tmp_path / "plans" / "x")
     (folder / "plan.json").write_text("a plan")
-    state.keep(folder, "request")
-    assert state.kept(folder, "request") == {"plan.json": folder / "plan.json"}
-    assert state.kept(folder, "another") is None and state.kept(tmp_path, "request") is None
+    state.seal_entry(folder, "request")
+    assert state.read_entry(folder, "request") == {"plan.json": folder / "plan.json"}
+    assert state.read_entry(folder, "another") is None and state.read_entry(tmp_path, "request") is None
     (folder / "plan.json").write_text("b plan")
     with pytest.raises(BadInput, match="is not as it was left"):
-        state.kept(folder, "request")
+        state.read_entry(folder, "request")
     (folder / "plan.json").unlink()
     with pytest.raises(BadInput, match="cannot be read"):
-        state.kept(folder, "request")
-    (folder / "kept.json").write_text('{"schema": "requant.kept/1", "request": "r", "files": {"../plan.json": "0"}}')
+        state.read_entry(folder, "request")
+    (folder / "kept.json").write_text('{"schema": "requant.entry/1", "request": "r", "files": {"../plan.json": "0"}}')
     with pytest.raises(BadInput, match="is not as it was left"):
-        state.kept(folder, "r")
+        state.read_entry(folder, "r")
     (folder / "kept.json").write_text("{")
     with pytest.raises(BadInput, match="not valid JSON"):
-        state.kept(folder, "r")
+        state.read_entry(folder, "r")
 
 
 def test_a_folder_of_state_is_one_runs_at_a_time(tmp_path):
-    with state.locked(tmp_path / "s"), pytest.raises(OutputRefused, match="another run"), state.locked(tmp_path / "s"):
+    with (
+        state.hold_lock(tmp_path / "s"),
+        pytest.raises(OutputRefused, match="another run"),
+        state.hold_lock(tmp_path / "s"),
+    ):
         pass
-    with state.locked(tmp_path / "s"):
+    with state.hold_lock(tmp_path / "s"):
         pass
 
 
@@ -280,7 +284,7 @@ def test_the_newest_of_file_and_shards_is_the_output(tmp_path):
     assert state.written_file(out) is None
     (first, _) = write_files(tmp_path, split_files(2, stem="m[1]"))
     assert state.written_file(out) == first
-    made = state.as_made(first, "r")
+    made = state.describe_made(first, "r")
     assert made.size == sum(path.stat().st_size for path in tmp_path.glob("*.gguf")) and made.file == first.name
 
 

@@ -11,12 +11,12 @@ from requant.model.forward.passes import (
     EMBEDDING,
     Weights,
     backward,
-    drawn,
-    embedded_gradient,
+    draw_tokens,
+    embedding_gradient,
     forward,
-    head_of,
     log_probabilities,
-    model_of,
+    read_head,
+    read_model,
 )
 from requant.model.tokenizer import read_tokenizer
 
@@ -30,14 +30,14 @@ def path(request, tmp_path):
 
 def log_p(model, tokens):
     x = forward(model, tokens)
-    head = head_of(model)
+    head = read_head(model)
     return log_probabilities(head.logits(head.normed(x.reshape(-1, x.shape[-1]))[0])[0])[0]
 
 
 def test_the_next_token_is_as_likely_as_llama_cpp_finds_it(path):
     with open_source(path) as source:
         tokens = read_tokenizer(source.metadata).encode(TEXT)
-        ours = log_p(model_of(Weights(source)), tokens[None])[-1]
+        ours = log_p(read_model(Weights(source)), tokens[None])[-1]
     (answer,) = engine.answers(path, TEXT, n_tokens=1, n_likely=100)
     found = np.array([ours[token] for token in answer.likely])
     # a key-value cache in 16 bits, and the engine's exponentials
@@ -63,7 +63,7 @@ def likelihood_gradients(model, tokens, labels):
     watch = Gradients()
     with Checkpoints() as checkpoints:
         x = forward(model, tokens, checkpoints=checkpoints)
-        head = head_of(model)
+        head = read_head(model)
         for window, own in zip(x, labels, strict=True):
             normed, back_norm = head.normed(window)
             logits, back_cap = head.logits(normed)
@@ -86,7 +86,7 @@ def test_every_gradient_is_that_of_finite_differences(path):
     with open_source(path) as source:
         tokens = rng.integers(0, len(families.TOKENS), (2, 20), np.int32)
         labels = rng.integers(0, len(families.TOKENS), (2, 20))
-        model = model_of(Weights(source, dtype=np.float64))
+        model = read_model(Weights(source, dtype=np.float64))
         found, _ = likelihood_gradients(model, tokens, labels)
         matrices = {name for name, _ in found} | {EMBEDDING}
         for name in sorted(matrices):
@@ -118,7 +118,7 @@ def difference(source, texts, name, direction, step=1e-5):
                 found = Weights.rows(self, wanted, indices)
                 return found + sign * step * direction[indices] if wanted == name else found
 
-        p = log_p(model_of(Moved(source, dtype=np.float64)), tokens)
+        p = log_p(read_model(Moved(source, dtype=np.float64)), tokens)
         return float(p[np.arange(labels.size), labels.reshape(-1)].sum())
 
     return (likelihood(1) - likelihood(-1)) / (2 * step)
@@ -126,17 +126,17 @@ def difference(source, texts, name, direction, step=1e-5):
 
 def test_threads_change_nothing(path):
     with open_source(path) as source:
-        model = model_of(Weights(source))
+        model = read_model(Weights(source))
         tokens = np.random.default_rng(0).integers(0, 256, (3, 24), np.int32)
         np.testing.assert_array_equal(forward(model, tokens, threads=1), forward(model, tokens, threads=3))
 
 
 def test_squared_gradients_of_an_embedding_are_summed_within_a_window_first(path):
     with open_source(path) as source:
-        model = model_of(Weights(source))
+        model = read_model(Weights(source))
         tokens = np.array([[5, 7, 5], [7, 7, 9]], np.int32)
         g = np.random.default_rng(0).standard_normal((2, 3, model.architecture.hp.n_embd)).astype(np.float32)
-        ids, squares = embedded_gradient(model, tokens, g)
+        ids, squares = embedding_gradient(model, tokens, g)
         scaled = g * np.float32(model.embedding_scale)
         assert ids.tolist() == [5, 7, 9]
         expected = [
@@ -150,7 +150,7 @@ def test_squared_gradients_of_an_embedding_are_summed_within_a_window_first(path
 def test_labels_are_drawn_as_often_as_they_are_likely():
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.full(1300, 0.05)).astype(np.float32)
-    counts = np.bincount(drawn(np.tile(p, (20000, 1)), rng), minlength=1300)
+    counts = np.bincount(draw_tokens(np.tile(p, (20000, 1)), rng), minlength=1300)
     likely = p > 0.002
     assert (counts[p == 0] == 0).all()
     deviation = (counts - 20000 * p)[likely] / np.sqrt(20000 * p[likely])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "docs" / "python.md", ROOT / "docs" / "walkthrough.md", ROOT / "README.md"]
+PAGES = [ROOT / "docs" / "python.md", ROOT / "README.md"]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _CLOSE = 0.2  # of a figure: processors round in their own ways
 

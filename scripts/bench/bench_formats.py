@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--types", default=",".join(f.name for f in FORMATS.values() if f.can_encode))
     parser.add_argument("--effort", default="default", choices=[e.name.lower() for e in Effort])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--markdown", action="store_true", help="print the README's table instead")
+    parser.add_argument("--markdown", action="store_true", help="print the table of docs/benchmarks.md instead")
     args = parser.parse_args()
     wanted = [f for f in FORMATS.values() if f.name in args.types.upper().split(",") and f.block_weights > 1]
     rows = []

@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--models", default="tiny,smollm2")
     parser.add_argument("--types", default=TYPES)
     parser.add_argument("--windows", type=int, default=32, help="of the tiny model; a quarter of them of SmolLM2")
-    parser.add_argument("--markdown", action="store_true", help="print the table of docs/objectives.md instead")
+    parser.add_argument("--markdown", action="store_true", help="print the table of docs/benchmarks.md instead")
     args = parser.parse_args()
     if args.markdown:
         print("| type | model | imatrix | plain | ggml's weights | ours | ggml's encoder | its weights | ours |")

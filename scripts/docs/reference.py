@@ -53,12 +53,12 @@ GUIDES = {
 FILES = {
     "requant.losses": ("`requant score -o LOSSES.json`", "requant.scoring.losses.Losses"),
     "requant.plan": (
-        "`requant plan -o PLAN.json`; `layers` in [its own page](../layers.md)",
+        "`requant plan -o PLAN.json`; `layers` in [its own page](../engines.md#layers-for-tools-that-place-them)",
         "requant.planning.plan.Plan",
     ),
     "requant.plans": ("`requant plan --vram A,B --json`: `plans`, a list of them", None),
     "requant.output": ("`OUT.gguf.requant.json`, the record of an output", "requant.conversion.record.Conversion"),
-    "requant.layers": ("[the layers](../layers.md), in a plan and in the metadata of an output", None),
+    "requant.layers": ("[the layers](../engines.md#layers-for-tools-that-place-them), in a plan and in the metadata of an output", None),
     "requant.frontier": (
         "`requant plan --frontier --json`: `points`, a list of them",
         "requant.planning.frontier.Point",
@@ -72,7 +72,8 @@ FILES = {
     "requant.version": ("`requant --version --json`", None),
     "requant.progress": ("a line of `--progress json`: [programs](../progress.md#for-programs)", None),
     "requant.batch": ("`requant batch --json`, and `summary.json` in its state", "requant.cli.batch.summary.Row"),
-    "requant.kept": ("importance and losses that an interrupted run or a batch keeps", None),
+    "requant.kept": ("sums of a calibration that was interrupted", None),
+    "requant.entry": ("an entry in the cache of a batch: losses, importance or plans", None),
     "requant.made": ("what a batch has made, in its state", None),
 }
 PARTS = {  # dataclasses inside of others

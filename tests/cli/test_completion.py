@@ -12,7 +12,7 @@ from commands import TINY
 from requant.cli.main import COMMANDS
 from requant.formats import FORMATS
 
-DOCS = Path(__file__).parents[2] / "docs" / "completion.md"
+DOCS = Path(__file__).parents[2] / "docs" / "install.md"
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,8 @@
     python scripts/ci/measure_house.py [ROOT]
 
 Run it on two checkouts to compare them. An import counts once for each pair of modules, wherever in the file it
-stands, but for those under TYPE_CHECKING; a package's `__init__` counts only if it has code of its own. The longest
-chain is a path of imports, a module a stop. A floor of a package is one above the highest package that it imports.
+stands, but for those under TYPE_CHECKING. The longest chain is a path of imports, a module a stop. A floor of a package
+is one above the highest package that it imports.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import json
 import sys
+from collections.abc import Container
 from functools import cache
 from pathlib import Path
 from statistics import mean, median
@@ -32,8 +33,8 @@ def name_of(path: Path, root: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_names(tree: ast.Module) -> set[str]:
-    """Every dotted name that a module may import at run time: modules, and names in modules."""
+def imported_modules(tree: ast.Module, known: Container[str]) -> set[str]:
+    """The `known` modules that a module may import at run time; `from a import b` imports module a.b where it is one."""
     skipped = {
         id(part)
         for node in ast.walk(tree)
@@ -47,25 +48,29 @@ def imported_names(tree: ast.Module) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-    return names
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in known else node.module for name in full}
+    return {name for name in names if name in known}
 
 
 def read_imports(trees: dict[str, ast.Module]) -> dict[str, set[str]]:
-    """Module -> the other modules of the package that it imports; `from a import b` imports module a.b where it is one."""
-    found: dict[str, set[str]] = {}
-    for module, tree in trees.items():
-        names = {name for name in imported_names(tree) if name.split(".")[0] == PACKAGE}
-        modules = {name for name in names if name in trees}
-        # `from a.b import c` names the package a.b too, which is no import of its own where a.b.c is a module
-        parents = {name.rpartition(".")[0] for name in modules}
-        found[module] = {name for name in modules - {module} if not (name in parents and is_face(trees[name]))}
-    return found
+    """Module -> the other modules of the package that it imports."""
+    return {module: imported_modules(tree, trees) - {module} for module, tree in trees.items()}
 
 
-def is_face(tree: ast.Module) -> bool:
-    """Whether a module defines nothing: a docstring, imports, names handed on."""
-    return not any(isinstance(node, (Function, ast.ClassDef)) for node in tree.body)
+def largest_circle(imports: dict[str, set[str]]) -> int:
+    """How many modules import each other in the largest circle; 1 where there is none."""
+
+    @cache
+    def reached(module: str) -> frozenset[str]:
+        found, waiting = set[str](), [module]
+        while waiting:
+            for other in imports[waiting.pop()] - found:
+                found.add(other)
+                waiting.append(other)
+        return frozenset(found)
+
+    return max(1, *(sum(module in reached(other) for other in reached(module)) for module in imports))
 
 
 def longest_chain(imports: dict[str, set[str]]) -> list[str]:
@@ -145,6 +150,7 @@ def measure(root: Path) -> dict[str, object]:
         "imports_a_module": round(mean(map(len, imports.values())), 2),
         "longest_chain": len(chain),
         "chain": chain,
+        "largest_circle": largest_circle(imports),
         "floors": max(floors(imports).values()),
         "floor_of": dict(sorted(floors(imports).items(), key=lambda item: (item[1], item[0]))),
         "classes_named_twice": sorted({name for name in classes if classes.count(name) > 1}),

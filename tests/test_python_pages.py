@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "docs" / "python.md", ROOT / "README.md"]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _CLOSE = 0.2  # of a figure: processors round in their own ways
 
@@ -49,7 +48,11 @@ def _about(a, b):
     return False
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", pytest.param(ROOT / "docs" / "python.md", marks=pytest.mark.slow)],
+    ids=["README.md", "python.md"],
+)
 def test_the_python_of_a_page_runs_and_prints_what_is_below_it(page, tmp_path, monkeypatch):
     for name, copy in (("tiny-llama-f16.gguf", "model.gguf"), ("tiny-llama-f16.gguf", ""), ("eval.txt", "")):
         shutil.copyfile(ROOT / "fixtures" / name, tmp_path / (copy or name))

@@ -119,10 +119,7 @@ def measure(root: Path) -> dict[str, object]:
     texts = {name_of(path, root): path.read_text(encoding="utf-8") for path in paths}
     trees = {module: ast.parse(text) for module, text in texts.items()}
     functions = [
-        (module, node)
-        for module, tree in trees.items()
-        for node in ast.walk(tree)
-        if isinstance(node, Function)
+        (module, node) for module, tree in trees.items() for node in ast.walk(tree) if isinstance(node, Function)
     ]
     lines = [len(text.splitlines()) for text in texts.values()]
     lengths = [(node.end_lineno or 0) - node.lineno + 1 for _, node in functions]

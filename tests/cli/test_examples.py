@@ -48,7 +48,15 @@ def made(tmp_path_factory, losses):
     return folder
 
 
-@pytest.mark.parametrize("line", EXAMPLES)
+def runs_the_model(line):
+    """Whether an example takes a while: the model is run on the text that ships, or on a whole one."""
+    scored = line.startswith(("requant score", "requant calibrate")) and "--quick" not in line
+    return scored or line.startswith("requant evaluate") or "--jobs" in line
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(x, marks=pytest.mark.slow) if runs_the_model(x) else x for x in EXAMPLES]
+)
 def test_an_example_of_the_help_runs_as_it_is_written(capsys, monkeypatch, tmp_path, made, line):
     shutil.copytree(made, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")

@@ -16,6 +16,7 @@ from requant.cli.main import COMMANDS, main
 LANGUAGES = {"sh", "console", "python", "toml", "json", "text", "yaml", "csv", "make", "js", "powershell", "fish"}
 RUN_ELSEWHERE = {"README.md", "python.md"}  # tests/test_python_pages.py runs their Python
 named = pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
+QUICK = {"README.md", "SECURITY.md", "engines.md", "imatrix.md", "index.md", "progress.md"}  # the others take long
 
 
 def play(page, sandbox, *, compared=lambda line: True):
@@ -36,7 +37,11 @@ def play(page, sandbox, *, compared=lambda line: True):
                 check(command, ran, compared=compared(command.line))
 
 
-@named
+@pytest.mark.parametrize(
+    "page",
+    [p if p.name in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in WRITTEN],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_the_commands_of_a_page_do_what_it_says(sandbox, page):
     play(page, sandbox, compared=lambda line: "smollm2" not in line.lower())
 

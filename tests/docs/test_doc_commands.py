@@ -14,7 +14,7 @@ from doc_running import NOT_RUN, SHELL, check, difference, reason_not_to_run, ru
 from requant.cli.main import COMMANDS, main
 
 LANGUAGES = {"sh", "console", "python", "toml", "json", "text", "yaml", "csv", "make", "js", "powershell", "fish"}
-RUN_ELSEWHERE = {"README.md", "python.md"}  # tests/test_python_pages.py runs their Python
+RUN_ELSEWHERE = {"README.md", "python.md"}  # test_python_pages.py runs their Python
 named = pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
 QUICK = {"README.md", "SECURITY.md", "engines.md", "imatrix.md", "index.md", "progress.md"}  # the others take long
 

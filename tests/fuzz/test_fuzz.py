@@ -3,6 +3,7 @@
 import os
 
 import pytest
+
 from fuzz.run import KINDS, mutant, numbers, run
 
 MUTANTS, ALL, SEED = 40_000, 200_000, 1

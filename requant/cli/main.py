@@ -26,8 +26,6 @@ COMMANDS = {
     "evaluate": "Measure perplexity, and the divergence from another model.",
 }
 
-_MODULES = {"batch": "requant.cli.batch.command"}
-
 
 class LazyGroup(click.Group):
     """A group whose commands live in `requant.cli.<name>` as `command`; `help NAME` is `NAME --help`."""
@@ -42,7 +40,7 @@ class LazyGroup(click.Group):
         """The command, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(_MODULES.get(cmd_name, f"requant.cli.{cmd_name}")).command
+        command: click.Command = importlib.import_module(f"requant.cli.{cmd_name}").command
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

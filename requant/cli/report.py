@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from requant.api.batch.summary import output_records
 from requant.cli import completion, messages, options
-from requant.cli.batch.summary import recorded_outputs
 from requant.cli.command import Command
 from requant.common.units import format_size
 from requant.errors import UsageError, printable
@@ -98,7 +98,7 @@ def command(
     if kinds <= set(reporting.PICTURES) and (sources or evaluations):
         raise UsageError("a picture is of a plan alone; --source and --evaluation are for a page or a model card")
     found = reporting.add_evaluations(
-        reporting.read_subjects(path for given in inputs for path in recorded_outputs(given)), evaluations
+        reporting.read_subjects(path for given in inputs for path in output_records(given)), evaluations
     )
     files = reporting.input_identities(found, *inputs, *evaluations, *sources)
     reporting.check_targets(targets, force=force, inputs=files)

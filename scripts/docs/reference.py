@@ -74,7 +74,7 @@ FILES = {
     "requant.reports": ("what reports a batch has written, in its state", None),
     "requant.version": ("`requant --version --json`", None),
     "requant.progress": ("a line of `--progress json`: [programs](../progress.md#for-programs)", None),
-    "requant.batch": ("`requant batch --json`, and `summary.json` in its state", "requant.cli.batch.summary.Row"),
+    "requant.batch": ("`requant batch --json`, and `summary.json` in its state", "requant.api.batch.summary.Row"),
     "requant.kept": ("sums of a calibration that was interrupted", None),
     "requant.entry": ("an entry in the cache of a batch: losses, importance or plans", None),
     "requant.made": ("what a batch has made, in its state", None),

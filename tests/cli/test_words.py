@@ -8,7 +8,7 @@ import pytest
 from requant.api import invocation as words
 from requant.api.session import Session
 from requant.cli import convert
-from requant.cli.batch import items as cells
+from requant.cli.batch_options import collect_options
 from requant.container.imatrix import Imatrix
 from requant.formats import Effort
 from requant.planning.constraints import Rule
@@ -38,7 +38,7 @@ def job(**changes):
 
 def parsed(typed):
     with convert.command.make_context("convert", ["M", "O", *typed]) as context:
-        return cells._asked(**context.params)
+        return collect_options(**context.params)
 
 
 def test_every_wish_has_its_option():

@@ -9,7 +9,7 @@ from doc_blocks import GENERATED, ROOT
 from test_doc_commands import options
 
 from requant import errors
-from requant.cli.batch.summary import SOME
+from requant.api.batch.summary import SOME
 from requant.cli.command import common
 from requant.cli.main import COMMANDS, main
 

@@ -1,10 +1,10 @@
-"""How a batch stands, as a table."""
+"""Summary of a batch as a table in text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from requant.cli.batch.summary import Row
+from requant.api.batch.summary import Row
 from requant.common.units import format_size
 from requant.errors import printable
 from requant.report.text.grid import grid
@@ -13,7 +13,7 @@ _LOSS = "loss: predicted, in nats per token; of plans scored without gradients i
 
 
 def batch_table(rows: Sequence[Row]) -> str:
-    """A line for each output, then what failed and why."""
+    """Return a line for each output, then the failures."""
     table = [["source", "budget", "output", "size", "bits/weight", "loss", ""]]
     for row in rows:
         table.append(

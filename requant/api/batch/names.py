@@ -1,7 +1,7 @@
-"""The outputs' names: templates filled by what a model says of itself, which never becomes more than a name.
+"""Names of outputs: templates filled from a model's metadata, which is reduced to characters that are safe in a name.
 
-By default as GGUF's naming convention has them, BaseName-SizeLabel-FineTune-Version-Encoding.gguf, with an encoding
-that llama.cpp takes for a tag: the type that most of the encoded weights have, then the budget.
+The default template follows GGUF's naming convention, BaseName-SizeLabel-FineTune-Version-Encoding.gguf, with an
+encoding that llama.cpp accepts as a tag: the type that most of the encoded weights have, then the budget.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from requant.cli.batch.jobs import Budget
+from requant.api.batch.jobs import JobBudget
 from requant.common.units import parse_size
 from requant.container.metadata import Metadata
+from requant.container.shards import SHARD_NAME
 from requant.errors import BadInput, printable
 from requant.planning.plan import Plan
 
@@ -23,46 +24,46 @@ FIELDS = (
     *("name", "basename", "sizelabel", "finetune", "version", "arch", "stem"),  # of the source
     *("encoding", "budget", "vram", "ctx"),
 )
-UNKNOWN = "?"  # an encoding that only a plan will tell
+UNKNOWN = "?"  # an encoding that depends on a plan not made yet
 _MAX_FIELD = 64  # characters
-_MAX_NAME = 200  # bytes; file systems allow 255, and .part.journal and .requant.json are put behind it
+_MAX_NAME = 200  # bytes; file systems allow 255, and .part.journal and .requant.json are appended
 _SIZE = re.compile(r"(\d+x)?\d+(\.\d+)?[KMBTQ](-[A-Z]\d+(\.\d+)?[KMBTQ])?", re.IGNORECASE)
 _VERSION = re.compile(r"v?\d+(\.\d+)*", re.IGNORECASE)
 _ENCODING = re.compile(r"(i?q\d|tq\d|b?f(16|32|64)$|mxfp4|nvfp4)\w*", re.IGNORECASE)
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
-# keys of a budget -> what stands before their figure in a label; the first five decide the types
+# keys of a budget -> the letters in front of their value in a label; the first five decide the types
 _LABELS = {"vram": "", "ram": "RAM", "size": "FILE", "bpw": "BPW", "max-loss": "LOSS", "min-speed": "TPS", "ctx": "CTX"}
 _SIZES = ("vram", "ram", "size")
 _DECIDING = tuple(_LABELS)[:5]
 
 
-def fields_of(path: Path, metadata: Metadata, n_weights: int) -> dict[str, str]:
-    """Field -> text for the model in the file at `path`, by its metadata, else by the file's name."""
-    stem = _SHARD.sub("", path.name.removesuffix(".gguf"))
-    base, size, finetune, version = _parsed(stem)
-    said = {key: _plain(metadata.get(f"general.{key}")) for key in ("name", "basename", "finetune")}
-    label, number = (_plain(metadata.get(f"general.{key}")) for key in ("size_label", "version"))
+def template_fields(path: Path, metadata: Metadata, n_weights: int) -> dict[str, str]:
+    """Return field -> text for the model in the file at `path`, from its metadata, else from the file's name."""
+    shard = SHARD_NAME.fullmatch(path.name)
+    stem = path.name.removesuffix(".gguf") if shard is None else shard[1]
+    base, size, finetune, version = _parse_stem(stem)
+    given = {key: _safe_text(metadata.get(f"general.{key}")) for key in ("name", "basename", "finetune")}
+    label, number = (_safe_text(metadata.get(f"general.{key}")) for key in ("size_label", "version"))
     number = number if _VERSION.fullmatch(number) else version
     return {
-        "name": said["name"] or _plain(stem) or "model",
-        "basename": said["basename"] or _plain(base) or "model",
-        "sizelabel": label if _SIZE.fullmatch(label) else _plain(size) or _rounded(n_weights),
-        "finetune": said["finetune"] or _plain(finetune),
+        "name": given["name"] or _safe_text(stem) or "model",
+        "basename": given["basename"] or _safe_text(base) or "model",
+        "sizelabel": label if _SIZE.fullmatch(label) else _safe_text(size) or _size_label(n_weights),
+        "finetune": given["finetune"] or _safe_text(finetune),
         "version": number and f"v{number.lstrip('vV')}",
-        "arch": _plain(metadata.get("general.architecture")) or "model",
-        "stem": _plain(stem) or "model",
+        "arch": _safe_text(metadata.get("general.architecture")) or "model",
+        "stem": _safe_text(stem) or "model",
     }
 
 
-def _plain(text: object) -> str:
-    """What of `text` may stand in a name: ASCII letters, digits, dots, dashes and _, neither first nor last a sign."""
-    kept = re.sub(r"[^A-Za-z0-9._]+", "-", text) if isinstance(text, str) else ""
-    return re.sub(r"\.{2,}", ".", kept).strip("-._")[:_MAX_FIELD].rstrip("-._")
+def _safe_text(text: object) -> str:
+    """Reduce `text` to ASCII letters, digits and, between them, dots, dashes and _."""
+    safe = re.sub(r"[^A-Za-z0-9._]+", "-", text) if isinstance(text, str) else ""
+    return re.sub(r"\.{2,}", ".", safe).strip("-._")[:_MAX_FIELD].rstrip("-._")
 
 
-def _parsed(stem: str) -> tuple[str, str, str, str]:
-    """(base name, size label, fine-tune, version) of a file's name, "" for what it does not say."""
+def _parse_stem(stem: str) -> tuple[str, str, str, str]:
+    """Return (base name, size label, fine-tune, version) of a file's name, "" for each that it lacks."""
     parts = stem.split("-")
     if len(parts) > 1 and _ENCODING.fullmatch(parts[-1]):
         parts.pop()
@@ -74,22 +75,22 @@ def _parsed(stem: str) -> tuple[str, str, str, str]:
     return "-".join(parts[:at]), "-".join(parts[at:end]), "-".join(parts[end:]), version
 
 
-def _rounded(n_weights: int) -> str:
-    """The number of weights as models are called: 8.0B, 135M; as gguf-py rounds it."""
+def _size_label(n_weights: int) -> str:
+    """Return the number of weights in the way of model names: 8.0B, 135M; rounded as gguf-py does."""
     letter, scale = next((x, s) for x, s in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 0)) if n_weights > s)
     scaled = n_weights / (scale or 1e3)
     return f"{scaled:.{1 if scaled < 9.5 else 0}f}{letter}"
 
 
-def budget_label(budget: Budget) -> str:
-    """The budget in capital letters, digits and _: 12G, 12G_CTX16K, BPW4_5; "" where types were said outright."""
+def budget_label(budget: JobBudget) -> str:
+    """Return the budget in capital letters, digits and _: 12G, 12G_CTX16K, BPW4_5; "" where the types are given."""
     if budget.label is not None:
         return budget.label
     keys = [key for key in _LABELS if key in budget.own or key in _DECIDING]
-    return "_".join(_LABELS[key] + _figure(key, value) for key in keys if (value := budget.value(key)) is not None)
+    return "_".join(_LABELS[key] + _value_label(key, value) for key in keys if (value := budget.value(key)) is not None)
 
 
-def _figure(key: str, value: str) -> str:
+def _value_label(key: str, value: str) -> str:
     if key in _SIZES:
         n = parse_size(value)
         units = (("G", 2**30), ("GB", 10**9), ("M", 2**20), ("MB", 10**6), ("K", 2**10))
@@ -99,8 +100,8 @@ def _figure(key: str, value: str) -> str:
     return re.sub(r"[^A-Z0-9]+", "_", value.upper())
 
 
-def encoding(budget: Budget, plan: Plan | None) -> str:
-    """The mixture's name, the one type's, or that of most encoded weights; then the budget. UNKNOWN without a plan."""
+def encoding_label(budget: JobBudget, plan: Plan | None) -> str:
+    """Return the mixture, the single type or that of most encoded weights, then the budget; UNKNOWN without a plan."""
     head = budget.value("preset") or budget.value("type")
     if head is None:
         if plan is None:
@@ -114,7 +115,7 @@ def encoding(budget: Budget, plan: Plan | None) -> str:
 
 
 def check_template(jobs: Path, where: str, template: str) -> None:
-    """Raise BadInput for a template that is no name of a GGUF file, or has fields that there are not."""
+    """Raise BadInput for a template that is not the name of a GGUF file, or has an unknown field."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -128,23 +129,23 @@ def check_template(jobs: Path, where: str, template: str) -> None:
         raise BadInput(jobs, f"{where}: output must end in .gguf", got=printable(template)[:80])
 
 
-def output_path(jobs: Path, template: str, budget: Budget, kind: str, fields: Mapping[str, str]) -> Path:
-    """The path, relative to the folder of `jobs`, that the template gives; `kind` is the encoding.
+def output_path(jobs: Path, template: str, budget: JobBudget, encoding: str, fields: Mapping[str, str]) -> Path:
+    """Fill the template into a path, relative to the folder of `jobs`.
 
-    A field that is empty takes the dash before it along. Raises BadInput where nothing is left, or too much.
+    An empty field is removed with the dash before it. Raises BadInput where the name is then empty or too long.
     """
-    own = {"encoding": kind, "budget": budget_label(budget)}
-    own |= {key: "" if (value := budget.value(key)) is None else _figure(key, value) for key in ("vram", "ctx")}
-    parts = [_filled(part, {**fields, **own}) for part in template.split("/")]
+    own = {"encoding": encoding, "budget": budget_label(budget)}
+    own |= {key: "" if (value := budget.value(key)) is None else _value_label(key, value) for key in ("vram", "ctx")}
+    parts = [_fill_part(part, {**fields, **own}) for part in template.split("/")]
     for part, written in zip(parts, template.split("/"), strict=True):
-        hollow = part in ("", ".", "..", ".gguf") and part != written
-        if hollow or len(part.encode()) > _MAX_NAME:
+        is_empty = part in ("", ".", "..", ".gguf") and part != written
+        if is_empty or len(part.encode()) > _MAX_NAME:
             what = f"{budget.where}: '{printable(written)}' of the output gives no usable name for this model"
             raise BadInput(jobs, what, got=f"'{printable(part)[:80]}'", hint="put {stem} into it")
     return jobs.parent / "/".join(parts)
 
 
-def _filled(part: str, fields: Mapping[str, str]) -> str:
+def _fill_part(part: str, fields: Mapping[str, str]) -> str:
     if "{" not in part:
         return part
     filled = part.format_map(fields)

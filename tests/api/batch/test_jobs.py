@@ -10,21 +10,24 @@ from gguf_files import ARCHITECTURE, STR, File, pair, split_files, write_files
 from hypothesis import given
 from hypothesis import strategies as st
 
-from requant.cli.batch import state
-from requant.cli.batch.jobs import DEFAULT_OUTPUT, Budget, Key, read_jobs
-from requant.cli.batch.names import budget_label, check_template, encoding, fields_of, output_path
-from requant.cli.batch.sources import OWN, Model, examine, find_sources
-from requant.cli.batch.summary import Incomplete, Row, check, exit_code, to_json
+from requant.api.batch import state
+from requant.api.batch.jobs import DEFAULT_OUTPUT, JobBudget, KeyOption, read_jobs
+from requant.api.batch.names import budget_label, check_template, encoding_label, output_path, template_fields
+from requant.api.batch.sources import OWN, BatchSource, find_sources, read_source
+from requant.api.batch.summary import SOME, Incomplete, Summary
 from requant.container.metadata import Metadata
 from requant.container.source import open_source
 from requant.errors import BadInput, OutputRefused
 
 KEYS = {
-    **{name: Key(f"--{name}", "one") for name in ("vram", "ctx", "size", "bpw", "max-loss", "type", "preset")},
-    "imatrix": Key("--imatrix", "one", is_path=True),
-    "tensor-type": Key("--tensor-type", "several"),
-    "types": Key("--types", "commas"),
-    "quick": Key("--quick", "flag"),
+    **{
+        name: KeyOption(f"--{name}", name, "one")
+        for name in ("vram", "ctx", "size", "bpw", "max-loss", "type", "preset")
+    },
+    "imatrix": KeyOption("--imatrix", "imatrix", "one", is_path=True),
+    "tensor-type": KeyOption("--tensor-type", "pins", "several"),
+    "types": KeyOption("--types", "types", "commas"),
+    "quick": KeyOption("--quick", "quick", "flag"),
 }
 TAG = re.compile(r"[-.]([A-Z0-9_]+)$")  # llama.cpp's -hf repo:TAG, in front of .gguf
 
@@ -37,7 +40,7 @@ def jobs_of(tmp_path, text):
 
 def budget(own=(), label=None, **words):
     words = {key.replace("_", "-"): value for key, value in words.items()}
-    return Budget("[[job]] 1", {key: (f"--{key}={value}",) for key, value in words.items()}, frozenset(own), label)
+    return JobBudget("[[job]] 1", {key: (f"--{key}={value}",) for key, value in words.items()}, frozenset(own), label)
 
 
 def metadata(**values):
@@ -133,14 +136,14 @@ def test_a_folder_is_its_models_and_of_a_split_one_the_first_shard(tmp_path):
     found = find_sources(jobs, "[[job]] 1", ["models"])
     assert list(found) == sorted(found) and not any(found.values())
     assert sum(path.name.startswith("c-0000") for path in found) == 1
-    seen = {path.name: examine(path, named=False) for path in found}
-    models_ = [name for name, what in seen.items() if isinstance(what, Model)]
+    seen = {path.name: read_source(path, named=False) for path in found}
+    models_ = [name for name, what in seen.items() if isinstance(what, BatchSource)]
     assert models_ == ["a.gguf", "b.gguf", "c-00001-of-00003.gguf"]
     assert seen["a-Q4_K.gguf"] == OWN and "adapter" in seen["lora.gguf"]
     assert "projector" in seen["vision.gguf"]
     assert "mmproj" in seen["a-mmproj.gguf"] and "imatrix" in seen["a.imatrix.gguf"]
     assert len(seen["c-00001-of-00003.gguf"].files) == 3
-    assert isinstance(examine(made, named=True), Model)  # asked for by name
+    assert isinstance(read_source(made, named=True), BatchSource)  # asked for by name
 
 
 def test_patterns_paths_and_shards_stand_for_models_once(tmp_path):
@@ -171,8 +174,8 @@ def test_patterns_paths_and_shards_stand_for_models_once(tmp_path):
     ],
 )
 def test_names_are_those_of_the_convention(tmp_path, name, values, expected):
-    fields = fields_of(tmp_path / name, metadata(**values), 1_500_000)
-    kind = encoding(budget(preset="Q4_K_M"), None)
+    fields = template_fields(tmp_path / name, metadata(**values), 1_500_000)
+    kind = encoding_label(budget(preset="Q4_K_M"), None)
     out = output_path(tmp_path / "jobs.toml", DEFAULT_OUTPUT, budget(), kind, fields)
     assert out == tmp_path / f"{expected}-Q4_K_M.gguf"
     parts = [fields[key] or None for key in ("basename", "finetune", "version", "sizelabel")]
@@ -199,8 +202,8 @@ def test_a_budget_has_a_label(given_, label):
 def test_an_encoding_is_the_type_of_most_encoded_weights_and_the_budget(tmp_path):
     with open_source(small_model().write(tmp_path / "m.gguf")) as source:
         plan = plan_for(source, "Q4_K")
-    assert encoding(budget({"vram"}, vram="12GiB"), plan) == "Q4_K_12G"
-    assert encoding(budget(type="q8_0"), None) == "Q8_0" and encoding(budget(vram="12GiB"), None) == "?"
+    assert encoding_label(budget({"vram"}, vram="12GiB"), plan) == "Q4_K_12G"
+    assert encoding_label(budget(type="q8_0"), None) == "Q8_0" and encoding_label(budget(vram="12GiB"), None) == "?"
 
 
 @given(
@@ -210,7 +213,7 @@ def test_an_encoding_is_the_type_of_most_encoded_weights_and_the_budget(tmp_path
     st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=60),
 )
 def test_what_a_file_says_of_itself_is_never_more_than_a_name(values, stem):
-    fields = fields_of(Path("/models") / f"{stem}.gguf", metadata(**values), 10**9)
+    fields = template_fields(Path("/models") / f"{stem}.gguf", metadata(**values), 10**9)
     for value in fields.values():
         assert re.fullmatch(r"([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?", value) and ".." not in value
         assert len(value) <= 65
@@ -223,7 +226,7 @@ def test_what_a_file_says_of_itself_is_never_more_than_a_name(values, stem):
     "value", ["../../etc/passwd", "/etc/passwd", "..", ".", ".hidden", "a\0b", "\x1b[31m", "C:\\x"]
 )
 def test_hostile_metadata_stays_inside_the_folder(tmp_path, value):
-    fields = fields_of(tmp_path / "m-1B.gguf", metadata(basename=value, finetune=value, name=value), 1)
+    fields = template_fields(tmp_path / "m-1B.gguf", metadata(basename=value, finetune=value, name=value), 1)
     out = output_path(tmp_path / "jobs.toml", "{name}/" + DEFAULT_OUTPUT, budget(), "Q4_K", fields)
     assert out.parent.parent == tmp_path and ".." not in out.parts and not out.name.startswith(".")
 
@@ -242,7 +245,7 @@ def test_a_template_is_checked(tmp_path):
         with pytest.raises(BadInput) as caught:
             check_template(jobs, "[[job]] 1", template)
         assert said in str(caught.value) and "[[job]] 1" in str(caught.value)
-    fields = fields_of(tmp_path / "m.gguf", metadata(), 1)
+    fields = template_fields(tmp_path / "m.gguf", metadata(), 1)
     for template in ("{finetune}/x.gguf", "{finetune}.gguf", ".{finetune}./x.gguf", f"{{stem}}{'x' * 300}.gguf"):
         with pytest.raises(BadInput, match="no usable name"):
             output_path(jobs, template, budget(), "Q4_K", fields)
@@ -281,28 +284,36 @@ def test_a_folder_of_state_is_one_runs_at_a_time(tmp_path):
 
 def test_the_newest_of_file_and_shards_is_the_output(tmp_path):
     out = tmp_path / "m[1].gguf"
-    assert state.written_file(out) is None
+    assert state.find_output(out) is None
     (first, _) = write_files(tmp_path, split_files(2, stem="m[1]"))
-    assert state.written_file(out) == first
-    made = state.describe_made(first, "r")
+    assert state.find_output(out) == first
+    made = state.read_output(first)
     assert made.size == sum(path.stat().st_size for path in tmp_path.glob("*.gguf")) and made.file == first.name
 
 
-def rows(*states):
-    found = []
+def summary_of(*states):
+    found = Summary(Path("jobs.toml"))
     for status, code in states:
-        row = Row("[[job]] 1", "m.gguf", "12G", status=status)
+        row = found.add_row("[[job]] 1", Path("m.gguf"), "12G")
         if code:
-            row.fail(code, "why")
-        found.append(row)
+            found.record_failure(row, code, "why")
+        else:
+            found.set_status(row, status)
     return found
 
 
-def test_the_exit_code_tells_all_some_or_none(tmp_path):
-    assert exit_code(rows(("done", 0), ("skipped", 0))) == 0
-    assert exit_code(rows(("done", 0), ("failed", 4))) == 9
-    assert exit_code(rows(("not started", 0), ("failed", 4), ("failed", 6))) == 4
-    assert '"failed": 1' in to_json(rows(("done", 0), ("failed", 4)), {})
-    check(tmp_path, rows(("done", 0)))
+def test_the_exit_code_tells_all_some_or_none():
+    assert summary_of(("done", 0), ("skipped", 0)).exit_code == 0
+    assert summary_of(("done", 0), ("failed", 4)).exit_code == SOME == 9
+    assert summary_of(("not started", 0), ("failed", 4), ("failed", 6)).exit_code == 4
+    assert '"failed": 1' in summary_of(("done", 0), ("failed", 4)).to_json()
+    summary_of(("done", 0)).check()
     with pytest.raises(Incomplete, match="1 of 2 outputs are there"):
-        check(tmp_path, rows(("done", 0), ("failed", 4)))
+        summary_of(("done", 0), ("failed", 4)).check()
+
+
+def test_counts_follow_the_rows_and_what_was_running_is_stopped():
+    found = summary_of(("running", 0), ("done", 0), ("planned", 0))
+    found.stop_running()
+    assert [row.status for row in found.rows] == ["stopped", "done", "planned"]
+    assert (found.counts["running"], found.counts["stopped"], found.n_good, found.has_failed) == (0, 1, 2, False)

@@ -1,15 +1,13 @@
-"""`requant batch`: the conversions that a file asks for, scored once, resumed as a whole."""
+"""`requant batch`: many conversions from a job file, each source scored once, resumed as a whole."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from requant.cli import completion, messages, options
-from requant.cli.batch.sources import OWN
-from requant.cli.batch.summary import check, to_json
-from requant.cli.batch.table import batch_table
 from requant.cli.command import Command
 
 
@@ -22,17 +20,7 @@ from requant.cli.command import Command
 @click.option("--restart", is_flag=True, help="Begin unfinished outputs anew.")
 @options.force
 @options.json_output
-def command(
-    *,
-    jobs: Path,
-    at_once: int,
-    keep_going: bool,
-    state: Path | None,
-    dry_run: bool,
-    restart: bool,
-    force: bool,
-    as_json: bool,
-) -> None:
+def command(*, jobs: Path, state: Path | None, as_json: bool, **given: Any) -> None:
     """Make the outputs that a file asks for.
 
     JOBS.toml has a [[job]] with source and output for each set of models, whose budgets and other keys are the options
@@ -42,15 +30,16 @@ def command(
     The exit code is 0 where every output is there, 9 where some are, that of the first failure where none is; a mistake
     in the file is 3, before anything is done.
     """
-    from requant.cli.batch.items import read_matrix
-    from requant.cli.batch.reports import read_reports
-    from requant.cli.batch.run import Run
+    from requant.api.batch.context import BatchContext, BatchOptions
+    from requant.api.batch.run_batch import run_batch
+    from requant.api.batch.state import state_folder
+    from requant.cli.batch_options import read_jobs
+    from requant.cli.batch_reports import read_reports
+    from requant.cli.batch_table import batch_table
+    from requant.cli.batch_worker import WORKERS
 
-    matrix = read_matrix(jobs)
-    messages.warn(*(f"{name} is no source: {why}" for name, why in matrix.no_sources.items() if why != OWN))
-    folder = jobs.with_name(f"{jobs.name}.requant") if state is None else state
-    reports = read_reports(jobs, folder, force=force)
-    run = Run(jobs, folder, matrix, at_once, keep_going, force, restart, dry_run, reports)
-    run.go()
-    messages.print_result(to_json(run.rows, matrix.no_sources) if as_json else batch_table(run.rows))
-    check(jobs, run.rows)
+    batch, folder = read_jobs(jobs), state_folder(jobs) if state is None else state
+    reports = read_reports(jobs, folder, force=given["force"])
+    run_batch(BatchContext(batch, folder, BatchOptions(**given), WORKERS, messages.MONITOR), reports)
+    messages.print_result(batch.summary.to_json() if as_json else batch_table(batch.summary.rows))
+    batch.summary.check()

@@ -14,7 +14,7 @@ from commands import IMATRIX, TINY, assert_failed, names, run, start
 from conversions import half, small_model
 from gguf_files import File, split_pairs, write_files
 
-from requant.cli.batch.items import read_matrix
+from requant.cli.batch_options import read_jobs
 
 # every write takes a while, as those of a large model do; read at the start of every process
 SLOW = """
@@ -424,7 +424,11 @@ def test_every_option_of_convert_that_says_what_an_output_becomes_is_a_key(tmp_p
             }
         ],
     )
-    (cell,) = read_matrix(jobs).cells
-    assert cell.request.types == ("Q4_K", "Q6_K") and cell.request.ram == 2**30 and cell.request.groups
-    assert cell.convert_words() == ["--allow-requantize", "--threads=1"]
-    assert cell.score_words() == ["--allow-requantize", "--effort=fast"]
+    (item,) = read_jobs(jobs).items
+    assert (
+        item.options.request.types == ("Q4_K", "Q6_K")
+        and item.options.request.ram == 2**30
+        and item.options.request.groups
+    )
+    assert item.convert_words() == ["--allow-requantize", "--threads=1"]
+    assert item.score_words() == ["--allow-requantize", "--effort=fast"]

@@ -1,4 +1,4 @@
-"""JOBS.toml: the jobs of a batch as data, every key and kind of value checked before anything is done."""
+"""The job file of a batch (JOBS.toml) as data; every key and value is checked before any work begins."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ else:
     import tomli as tomllib
 
 DEFAULT_OUTPUT = "{basename}-{sizelabel}-{finetune}-{version}-{encoding}.gguf"
-LABEL = re.compile(r"[A-Z0-9_]{1,40}")  # of an encoding: what llama.cpp takes for the tag of a file
+LABEL = re.compile(r"[A-Z0-9_]{1,40}")  # of an encoding: the characters that llama.cpp accepts in the tag of a file
 _JOB_KEYS = ("source", "output", "budgets", "label")
 _DEFAULTS_KEYS = ("output", "budgets")
 _BUDGET_KEYS = ("label",)
 _REPORT_KEYS = ("card", "beside")
-REPORTS = ("html", "png", "svg")  # kinds of report that are of one output
+REPORTS = ("html", "png", "svg")  # kinds of report on a single output
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
-    """What a key stands for: an option of `requant convert`, and how its value is written."""
+class KeyOption:
+    """The option of a command that a key stands for, the command's parameter, and how the key's value is written."""
 
     option: str
+    parameter: str
     kind: Literal["flag", "one", "several", "commas"]  # commas: one value that may be a list of parts
-    is_path: bool = False  # relative to the folder of the file
+    is_path: bool = False  # relative to the folder of the job file
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
-    """One column of the matrix: all options of one conversion.
+class JobBudget:
+    """All options of one conversion.
 
-    words: key -> the option's words on a command line; own: the keys that are said for this budget alone.
+    words: key -> the option's words on a command line; own: the keys in the budget's own entry.
     """
 
     where: str
@@ -50,42 +51,42 @@ class Budget:
     label: str | None
 
     def value(self, key: str) -> str | None:
-        """What the key was given, None where it was not."""
+        """Return the value given to the key, None without one."""
         words = self.words.get(key)
         return words[0].partition("=")[2] if words else None
 
 
 @dataclass(frozen=True, slots=True)
 class BatchJob:
-    """One `[[job]]`: sources as they were written, the template of the outputs' names, and budgets."""
+    """One `[[job]]`: its sources as written, the template of the outputs' names, and its budgets."""
 
     where: str
     sources: tuple[str, ...]
     output: str
-    budgets: tuple[Budget, ...]
+    budgets: tuple[JobBudget, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What is to be told of all outputs: a model card, and kinds of report beside each; `words` are options."""
+class ReportTable:
+    """The `[report]` table: a model card of all outputs, and kinds of report beside each; `words` are options."""
 
     card: Path | None
     beside: tuple[str, ...]  # of REPORTS
     words: tuple[str, ...]
 
 
-def read_jobs(path: Path, keys: Mapping[str, Key]) -> tuple[BatchJob, ...]:
-    """The jobs in the file at `path`, which may use `keys`. Raises BadInput naming the table and key."""
-    return tuple(_Reader(path, keys).jobs(_raw(path)))
+def read_jobs(path: Path, keys: Mapping[str, KeyOption]) -> tuple[BatchJob, ...]:
+    """Read the jobs in the file at `path`, which may use `keys`. Raises BadInput naming the table and key."""
+    return tuple(_JobFile(path, keys).jobs(_read_toml(path)))
 
 
-def read_report(path: Path, keys: Mapping[str, Key]) -> Report | None:
-    """What the file's [report] says, which may use `keys`; None without one. Raises BadInput naming the key."""
-    raw = _raw(path).get("report")
-    return None if raw is None else _Reader(path, keys).report(raw)
+def read_report_table(path: Path, keys: Mapping[str, KeyOption]) -> ReportTable | None:
+    """Read the file's [report], which may use `keys`; None without one. Raises BadInput naming the key."""
+    raw = _read_toml(path).get("report")
+    return None if raw is None else _JobFile(path, keys).report(raw)
 
 
-def _raw(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(read_text(path))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -93,9 +94,9 @@ def _raw(path: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
+class _JobFile:
     path: Path
-    keys: Mapping[str, Key]
+    keys: Mapping[str, KeyOption]
 
     def jobs(self, raw: Mapping[str, Any]) -> Iterator[BatchJob]:
         self._check_keys("the file", raw, ("defaults", "job", "report"))
@@ -107,7 +108,7 @@ class _Reader:
         for i, table in enumerate(tables, start=1):
             yield self._job(f"[[job]] {i}", self._table(f"[[job]] {i}", table), defaults)
 
-    def report(self, raw: Any) -> Report:
+    def report(self, raw: Any) -> ReportTable:
         where = "[report]"
         table = self._table(where, raw)
         self._check_keys(where, table, (*_REPORT_KEYS, *self.keys), "those of requant report")
@@ -115,15 +116,15 @@ class _Reader:
         if card is not None and not (isinstance(card, str) and card.endswith(".md") and "\0" not in card):
             raise self._wrong(where, "key 'card' must be a file's name that ends in .md", card)
         beside = self._strings(where, "beside", table["beside"]) if "beside" in table else ()
-        if odd := [kind for kind in beside if kind not in REPORTS]:
-            raise self._wrong(where, f"key 'beside' is a list of {', '.join(REPORTS)}", odd[0])
+        if unknown := [kind for kind in beside if kind not in REPORTS]:
+            raise self._wrong(where, f"key 'beside' is a list of {', '.join(REPORTS)}", unknown[0])
         if not card and not beside:
             raise self._wrong(where, "says no card, and nothing beside the outputs")
         given = {key: self._words(where, key, value) for key, value in table.items() if key in self.keys}
         if given and not card:
             raise self._wrong(where, f"key '{next(iter(given))}' is for a card; say card = \"README.md\"")
         words = tuple(word for found in given.values() for word in found)
-        return Report(None if card is None else self.path.parent / card, tuple(dict.fromkeys(beside)), words)
+        return ReportTable(None if card is None else self.path.parent / card, tuple(dict.fromkeys(beside)), words)
 
     def _job(self, where: str, table: Mapping[str, Any], defaults: Mapping[str, Any]) -> BatchJob:
         self._check_keys(where, table, (*_JOB_KEYS, *self.keys))
@@ -142,7 +143,7 @@ class _Reader:
             budgets = list(self._budgets(where, common, entries))
         return BatchJob(where, self._strings(where, "source", table["source"]), output, tuple(budgets))
 
-    def _budgets(self, where: str, common: Mapping[str, Any], entries: Any) -> Iterator[Budget]:
+    def _budgets(self, where: str, common: Mapping[str, Any], entries: Any) -> Iterator[JobBudget]:
         if not isinstance(entries, list) or not entries:
             raise self._wrong(where, "key 'budgets' must be a list of tables", entries)
         for i, entry in enumerate(entries, start=1):
@@ -151,14 +152,14 @@ class _Reader:
             self._check_keys(place, own, (*_BUDGET_KEYS, *self.keys))
             yield self._budget(place, common, {k: v for k, v in own.items() if k != "label"}, own.get("label"))
 
-    def _budget(self, where: str, common: Mapping[str, Any], own: Mapping[str, Any], label: Any) -> Budget:
+    def _budget(self, where: str, common: Mapping[str, Any], own: Mapping[str, Any], label: Any) -> JobBudget:
         if label is not None and not (isinstance(label, str) and LABEL.fullmatch(label)):
             raise self._wrong(where, "key 'label' must be capital letters, digits and _", label)
         words = {key: self._words(where, key, value) for key, value in sorted({**common, **own}.items())}
-        return Budget(where, {key: given for key, given in words.items() if given}, frozenset(own), label)
+        return JobBudget(where, {key: given for key, given in words.items() if given}, frozenset(own), label)
 
     def _words(self, where: str, key: str, value: Any) -> tuple[str, ...]:
-        """The option's words: none for a flag that is false."""
+        """Return the option's words: none for a flag that is false."""
         rule = self.keys[key]
         if rule.kind == "flag":
             if not isinstance(value, bool):
@@ -169,7 +170,7 @@ class _Reader:
         values = value if rule.kind == "several" and isinstance(value, list) else [value]
         return tuple(f"{rule.option}={self._text(where, key, item, rule)}" for item in values)
 
-    def _text(self, where: str, key: str, value: Any, rule: Key) -> str:
+    def _text(self, where: str, key: str, value: Any, rule: KeyOption) -> str:
         if isinstance(value, str) and value and "\0" not in value:
             return str(self.path.parent / value) if rule.is_path else value
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

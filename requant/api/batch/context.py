@@ -1,0 +1,70 @@
+"""Context of a running batch: its items, options, folder of state, workers and monitor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from requant.api.batch.items import Batch, BatchItem
+from requant.api.batch.state import read_entry
+from requant.api.batch.workers import WorkerExit, WorkerPool
+from requant.common.monitor import Monitor
+from requant.errors import BadInput, InputOutputError, RequantError
+
+FAILURES = (RequantError, MemoryError, OSError)  # of one output, which leave the others unaffected
+
+
+class WorkerFailure(RequantError):
+    """A worker that ended with an error."""
+
+    def __init__(self, end: WorkerExit) -> None:
+        self.exit_code = end.code
+        super().__init__(end.error or f"ended with exit code {end.code}")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """Options of a run."""
+
+    at_once: int = 1  # conversions at a time
+    keep_going: bool = False  # after failures
+    force: bool = False  # replace files that exist
+    restart: bool = False  # discard unfinished outputs
+    dry_run: bool = False  # plan, but neither score nor write
+
+
+@dataclass(frozen=True, slots=True)
+class BatchContext:
+    """A batch and how to run it; `folder` is that of its state."""
+
+    batch: Batch
+    folder: Path
+    options: BatchOptions
+    workers: WorkerPool
+    monitor: Monitor
+
+    def read_entry(self, folder: Path, request: str) -> dict[str, Path] | None:
+        """Return the cached files that answer `request`, None without any; warn where they are damaged."""
+        try:
+            return read_entry(folder, request)
+        except (BadInput, OSError) as error:
+            self.monitor.warn(f"{error}; it is made again")
+            return None
+
+    def report_failure(self, item: BatchItem, error: BaseException, count: str = "") -> None:
+        """Set the item's row to failed and log the failure; `count`: "2 of 5", if known."""
+        code, what = _describe_failure(error)
+        self.batch.summary.record_failure(item.row, code, what)
+        where = "" if item.out is not None else f"{item.source.path}, {item.row.budget}: "
+        self.monitor.tell(f"{count} failed ({code}): {where}{what}".strip())
+
+
+def _describe_failure(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the message of a failure."""
+    if isinstance(error, RequantError):
+        return error.exit_code, str(error)
+    if isinstance(error, MemoryError):
+        return InputOutputError.exit_code, "out of memory"
+    assert isinstance(error, OSError)
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return InputOutputError.exit_code, f"{where}{error.strerror or error}"

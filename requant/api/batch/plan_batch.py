@@ -1,0 +1,136 @@
+"""Planning of a batch: the plan and the path of every output, from cached scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from requant.api.batch.context import FAILURES, BatchContext
+from requant.api.batch.items import BatchItem, check_outputs
+from requant.api.batch.score_cache import CachedScores, ScoreCache, measures_importance
+from requant.api.batch.state import empty_folder, seal_entry
+from requant.api.invocation import record_options
+from requant.api.session import Session, open_session
+from requant.common.atomic_write import write_text
+from requant.common.interrupt import run_interruptible
+from requant.container.imatrix import Imatrix, read_imatrix
+from requant.container.source import Source, open_source
+from requant.container.splitting import total_size
+from requant.planning.best_plan import check_feasible
+from requant.planning.output_layout import output_layouts
+from requant.planning.plan import Plan, read_plan
+from requant.planning.request import AUTO
+
+_SESSION = ("imatrix", "losses", "plan", "type_name", "preset", "like", "threads", "allow_requantize", "effort")
+
+
+def plan_batch(context: BatchContext, scores: ScoreCache) -> bool:
+    """Plan every item, and return whether the batch goes on: all are planned, or are allowed to fail.
+
+    Raises BadInput, OutputRefused where the plans give outputs that `check_outputs` refuses.
+    """
+    planner, summary, items = _BatchPlanner(context, scores), context.batch.summary, context.batch.items
+    lenient = context.options.keep_going or context.options.dry_run
+    goes_on = lenient or not summary.has_failed
+    for step in (planner.check_item, planner.plan_item):  # an impossible request fails before hours of scoring
+        for item in items:
+            if not goes_on or item.row.status == "failed":
+                continue
+            try:
+                step(item)
+            except FAILURES as error:
+                context.report_failure(item, error)
+                goes_on = lenient
+    check_outputs(context.batch.path, [item for item in items if item.row.status != "failed"])
+    return goes_on
+
+
+def plan_file(folder: Path, item: BatchItem) -> Path:
+    """Return the file of the item's plan in the folder of state."""
+    return folder / "plans" / item.plan_request()[:16] / "plan.json"
+
+
+def read_importance_file(path: Path | None) -> Imatrix | None:
+    """Read the importance matrix at `path`; None without one."""
+    return None if path is None else read_imatrix(path)
+
+
+@dataclass(frozen=True, slots=True)
+class _BatchPlanner:
+    context: BatchContext
+    scores: ScoreCache
+
+    def check_item(self, item: BatchItem) -> None:
+        """Take the cached plan; without one, raise every error that can be found before scoring."""
+        path = plan_file(self.context.folder, item)
+        files = self.context.read_entry(path.parent, item.plan_request())
+        if files is not None:
+            item.plan = read_plan(files[path.name])
+            return
+        with open_source(item.source.path) as source:
+            session = self._open_session(item, source)
+            session.check_measure(item.options.measure)
+            if item.is_scored:
+                run_interruptible(
+                    check_feasible,
+                    *(source, item.options.request, item.types),
+                    imatrix=session.imatrix,
+                    allow_requantize=item.options.allow_requantize,
+                    has_importance=measures_importance(item, source),
+                )
+
+    def plan_item(self, item: BatchItem) -> None:
+        """Make the plan where there is none yet, and set the output's path and the row's figures."""
+        dry_run = self.context.options.dry_run
+        with open_source(item.source.path) as source:
+            if item.plan is None:
+                item.plan = self._make_plan(item, source)
+                if item.plan is not None and not dry_run:
+                    self._save_plan(item, item.plan)
+            item.place_output(self.context.batch.path)
+            if item.plan is not None:
+                item.row.record_plan(item.plan)
+            if dry_run:
+                self.context.batch.summary.set_status(item.row, "planned")
+            if dry_run and item.plan is not None:
+                imatrix = read_importance_file(self.scores.find_importance(item, source))
+                item.row.size = total_size(output_layouts(source, item.plan, imatrix, item.options.splitting))
+
+    def _make_plan(self, item: BatchItem, source: Source) -> Plan | None:
+        """Make the plan of `requant convert`; None where a dry run would have to score."""
+        given, n = self._open_session(item, source), item.options.measure
+        session = self._with_losses(item, source, given) if item.is_scored else given
+        return None if session is None else record_options(session.planned(weigh=True, measure=n)[0], given, n)
+
+    def _save_plan(self, item: BatchItem, plan: Plan) -> None:
+        path = plan_file(self.context.folder, item)
+        empty_folder(path.parent)
+        write_text(path, plan.to_json(), force=True, inputs=frozenset())
+        seal_entry(path.parent, item.plan_request())
+
+    def _open_session(self, item: BatchItem, source: Source) -> Session:
+        """Open the session of `requant convert`, without its scoring."""
+        how = {name: getattr(item.options, name) for name in _SESSION}
+        monitor = self.context.monitor
+        return open_session(source, item.options.request, item.options.calibration, **how, monitor=monitor)
+
+    def _with_losses(self, item: BatchItem, source: Source, session: Session) -> Session | None:
+        """Return the session with its losses and importance; None where a dry run would have to score."""
+        if (whole := session.as_it_is()) is not None:
+            return replace(session, losses=whole)
+        scores = self.scores.find_scores(item, source)
+        if scores is None:
+            return None
+        imatrix = session.imatrix or read_importance_file(scores.importance)
+        session = replace(session, losses=self.scores.read_losses(scores), imatrix=imatrix)
+        return session if self.context.options.dry_run else self._with_cache_losses(item, session, scores)
+
+    def _with_cache_losses(self, item: BatchItem, session: Session, scores: CachedScores) -> Session:
+        """Return the session; where cache types are to be chosen, with their losses, which are cached too."""
+        assert session.losses is not None
+        request = item.options.request
+        if AUTO not in (request.cache_type_k, request.cache_type_v) or session.losses.caches:
+            return session
+        _, losses = replace(session, like=None).scored()
+        self.scores.replace_losses(item, scores, losses)
+        return replace(session, losses=losses)

@@ -1,0 +1,120 @@
+"""Cache of a batch's losses and importance: every source is scored once for all of its budgets."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from requant.api.batch.context import BatchContext, WorkerFailure
+from requant.api.batch.items import BatchItem
+from requant.api.batch.state import empty_folder, hash_json, read_entry, seal_entry
+from requant.api.batch.workers import WorkerExit, WorkerTask
+from requant.common.atomic_write import write_text
+from requant.container.imatrix import read_imatrix
+from requant.container.source import Source
+from requant.errors import RequantError
+from requant.scoring.fisher import cannot_run
+from requant.scoring.losses import Losses, read_losses
+
+_LOSSES, _IMPORTANCE = "losses.json", "importance"
+
+
+@dataclass(frozen=True, slots=True)
+class CachedScores:
+    """The file of the losses, and that of the importance measured with them, if any was."""
+
+    losses: Path
+    importance: Path | None
+
+
+@dataclass(slots=True)
+class ScoreCache:
+    """Scores in the folder of state; missing ones are measured by workers."""
+
+    context: BatchContext
+    _failures: dict[str, RequantError] = field(default_factory=dict)  # request -> why it cannot be scored
+    _last: tuple[Path, Losses] | None = None  # the last losses that were read
+
+    def find_scores(self, item: BatchItem, source: Source) -> CachedScores | None:
+        """Return the losses of the item's types, cached or measured now; None where a dry run would measure them."""
+        request = item.score_request()
+        if request in self._failures:
+            raise self._failures[request]
+        key = hash_json([os.path.realpath(item.source.path), item.score_words(), item.types])
+        folder = self.context.folder / "scores" / key[:16]
+        files = self.context.read_entry(folder, request)
+        if files is None and self.context.options.dry_run:
+            return None
+        if files is None:
+            try:
+                files = self._score(item, folder, measures_importance(item, source))
+            except RequantError as error:
+                self._failures[request] = error
+                raise
+        importance = [path for name, path in files.items() if name.startswith(f"{_IMPORTANCE}/")]
+        return CachedScores(files[_LOSSES], importance[0] if importance else None)
+
+    def read_losses(self, scores: CachedScores) -> Losses:
+        """Read the losses, or return them where they were the last read."""
+        if self._last is None or self._last[0] != scores.losses:
+            self._last = scores.losses, read_losses(scores.losses)
+        return self._last[1]
+
+    def replace_losses(self, item: BatchItem, scores: CachedScores, losses: Losses) -> None:
+        """Replace the cached losses by `losses`, which also have those of the KV cache."""
+        write_text(scores.losses, losses.to_json(), force=True, inputs=frozenset())
+        seal_entry(scores.losses.parent, item.score_request())
+        self._last = scores.losses, losses
+
+    def find_importance(self, item: BatchItem, source: Source) -> Path | None:
+        """Return the file of the importance to convert with; None without one, or where a dry run would measure it."""
+        path = item.options.imatrix or item.options.calibration.statistics
+        encodes = item.plan is None or any(not c.copied for c in item.plan.choices)
+        if path is None and item.is_scored and encodes:
+            scores = self.find_scores(item, source)
+            path = None if scores is None else scores.importance
+        return path
+
+    def _score(self, item: BatchItem, folder: Path, measured: bool) -> dict[str, Path]:
+        """Score in a worker, into `folder`; `measured`: with importance. Raises WorkerFailure."""
+        empty_folder(folder)
+        self._last = None
+        words = ["score", str(item.source.path), f"--output={folder / _LOSSES}", f"--types={','.join(item.types)}"]
+        words += item.score_words()
+        if item.options.threads is not None:
+            words.append(f"--threads={item.options.threads}")
+        emitted = empty_folder(folder / _IMPORTANCE) / "measured"
+        if measured:
+            words.append(f"--emit-imatrix={emitted}")
+        self._run_worker(WorkerTask(item, words, str(item.source.path)))
+        if measured:  # under the name that a single command gives it, which outputs record
+            found = read_imatrix(emitted)
+            name = os.fsdecode(found.datasets[0].encode(errors="surrogateescape"))
+            emitted.rename(emitted.with_name(Path(name).name))
+        seal_entry(folder, item.score_request())
+        files = read_entry(folder, item.score_request())
+        assert files is not None
+        return files
+
+    def _run_worker(self, task: WorkerTask) -> None:
+        ends = list[WorkerExit]()
+
+        def on_start(task: WorkerTask) -> None:
+            self.context.monitor.tell(f"scoring {task.item.source.path}")
+
+        def on_exit(_: WorkerTask, end: WorkerExit) -> bool:
+            ends.append(end)
+            return True
+
+        self.context.workers.run_tasks([task], 1, on_start, on_exit)
+        for end in ends:
+            if end.code:
+                raise WorkerFailure(end)
+
+
+def measures_importance(item: BatchItem, source: Source) -> bool:
+    """Return whether scoring also measures the importance to convert with, as in `requant convert`."""
+    calibration = item.options.calibration
+    given = item.options.imatrix is not None or calibration.statistics is not None
+    return not given and not calibration.quick and cannot_run(source) is None

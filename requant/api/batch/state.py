@@ -1,0 +1,187 @@
+"""State of a batch in a folder of its own: cached scores and plans, and its outputs as they were written.
+
+A cache entry is a folder with `kept.json`, which holds the request that the entry answers and the hash of each file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from requant.common.atomic_write import write_text
+from requant.common.files import lock
+from requant.common.serialization import dump, parse, parse_record, read_text, to_plain
+from requant.container.source import open_source
+from requant.conversion.record import read_conversion, record_path
+from requant.errors import BadInput, InputOutputError, OutputRefused, RequantError
+from requant.planning.plan import Plan
+
+_ENTRY_SCHEMA = "requant.entry/1"
+_MADE_SCHEMA = "requant.made/1"
+_SEAL = "kept.json"
+_HASHED = 2**28  # bytes; a larger file, a model, is identified by size and time
+
+
+def state_folder(jobs: Path) -> Path:
+    """Return the usual folder of state of the job file `jobs`."""
+    return jobs.with_name(f"{jobs.name}.requant")
+
+
+def hash_json(value: Any) -> str:
+    """Return the SHA-256, in hex, of `value` as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of the file at `path`, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@functools.lru_cache
+def _hash_unchanged_file(path: Path, _: tuple[int, ...]) -> str:
+    return hash_file(path)
+
+
+def content_key(path: Path, *, whole: bool = False) -> Any:
+    """Return a key for the content of the file at `path`: its hash; if large and not `whole`, its size and time.
+
+    Raises BadInput where it cannot be read.
+    """
+    try:
+        status = path.stat()
+        now = status.st_size, status.st_mtime_ns, status.st_ino
+        is_large = status.st_size > _HASHED and not whole
+        return list(now[:2]) if is_large else _hash_unchanged_file(path, now)
+    except (OSError, ValueError) as error:
+        raise BadInput(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+@contextlib.contextmanager
+def hold_lock(folder: Path) -> Iterator[None]:
+    """Hold `folder`, made if need be, for this run alone. Raises OutputRefused while another run holds it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise InputOutputError(folder, f"cannot keep the state of a batch: {error.strerror}") from error
+    try:
+        if not lock(folder, descriptor, warnings=[]):
+            raise OutputRefused(folder, "another run is at work on this batch")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """The content of `kept.json`: the request that the files beside it answer, and their hashes by name."""
+
+    request: str
+    files: Mapping[str, str]
+
+
+def seal_entry(folder: Path, request: str) -> None:
+    """Seal the files in `folder`, and in its folders, as the answer to `request`."""
+    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != _SEAL)
+    entry = CacheEntry(request, {name: hash_file(folder / name) for name in names})
+    write_text(folder / _SEAL, dump({"schema": _ENTRY_SCHEMA} | to_plain(entry)), force=True, inputs=frozenset())
+
+
+def read_entry(folder: Path, request: str) -> dict[str, Path] | None:
+    """Return name -> path of the files that answer `request`; None without an entry, or with that of another request.
+
+    Raises BadInput where a file has changed since it was sealed.
+    """
+    path = folder / _SEAL
+    if not path.exists():
+        return None
+    entry: CacheEntry = parse_record(CacheEntry, parse(read_text(path), _ENTRY_SCHEMA, path), "", path)
+    if entry.request != request:
+        return None
+    for name, wanted in entry.files.items():
+        inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+        if not inside or content_key(folder / name, whole=True) != wanted:
+            raise BadInput(folder / name, "is not as it was left")
+    return {name: folder / name for name in entry.files}
+
+
+def empty_folder(folder: Path) -> Path:
+    """Make `folder`, remove the files in it, and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.rglob("*"):
+        if not path.is_dir():
+            path.unlink()
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class MadeOutput:
+    """An output when it was finished: its request, its (first) file's name, its bytes in all, its headers' hash."""
+
+    request: str
+    file: str
+    size: int
+    header_sha256: str
+
+
+def find_output(out: Path) -> Path | None:
+    """Find the output at `out`, or the first of its shards, whichever is newer; None without either."""
+    escaped = "".join(f"[{c}]" if c in "*?[" else c for c in out.stem)
+    found = [p for p in (out, *out.parent.glob(f"{escaped}-00001-of-[0-9][0-9][0-9][0-9][0-9].gguf")) if p.exists()]
+    return max(found, key=lambda p: p.stat().st_mtime_ns) if found else None
+
+
+def read_output(file: Path, request: str = "") -> MadeOutput:
+    """Read the headers of the output at `file`, the answer to `request`. Raises BadInput, InputOutputError."""
+    with open_source(file) as output:
+        size = sum(f.header.file_size for f in output.opened)
+        return MadeOutput(request, file.name, size, output.header_sha256)
+
+
+def save_output(folder: Path, out: Path, made: MadeOutput) -> None:
+    """Write to `folder` that the output at `out` is finished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(_output_file(folder, out), dump({"schema": _MADE_SCHEMA} | asdict(made)), force=True, inputs=frozenset())
+
+
+def is_made(folder: Path, out: Path, request: str) -> bool | None:
+    """Return whether the output at `out` was made for `request` and is unchanged, by its size and its headers.
+
+    None where `folder` has no entry for it. Raises BadInput where the entry is damaged.
+    """
+    path = _output_file(folder, out)
+    if not path.exists():
+        return None
+    made: MadeOutput = parse_record(MadeOutput, parse(read_text(path), _MADE_SCHEMA, path), "", path)
+    file = find_output(out)
+    if made.request != request or file is None or not record_path(file).exists():
+        return False
+    try:
+        return read_output(file, request) == made
+    except RequantError:  # no longer a valid model: to be made again, if that is allowed
+        return False
+
+
+def matches_record(file: Path, plan: Plan, imatrix_sha256: str | None, newest: int) -> bool:
+    """Return whether the record beside `file` has this plan and imatrix, and the file is younger than `newest`.
+
+    For an output without an entry. newest: the source's modification time, in ns since the epoch.
+    """
+    try:
+        record, found = read_conversion(record_path(file)), read_output(file)
+        same = record.plan.to_json() == plan.to_json() and record.imatrix_sha256 == imatrix_sha256
+        whole = (found.size, found.header_sha256) == (record.size, record.header_sha256)
+        return same and whole and file.stat().st_mtime_ns > newest
+    except (RequantError, OSError):
+        return False
+
+
+def _output_file(folder: Path, out: Path) -> Path:
+    return folder / f"{hash_json(os.path.realpath(out))[:16]}.json"

@@ -1,0 +1,173 @@
+"""Reports of a batch: one model card of all outputs, and pages or pictures beside each.
+
+The hash of each file written is kept: the same outputs are not reported on again, and a file that was edited since is
+left as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from requant.api.batch.items import BatchItem
+from requant.api.batch.jobs import ReportTable, read_report_table
+from requant.api.batch.state import hash_file, hash_json
+from requant.api.batch.summary import GOOD
+from requant.cli import messages, report
+from requant.cli.batch_options import COMMON, key_options
+from requant.common.atomic_write import check_writable, write_text
+from requant.common.serialization import dump, parse, parse_record, read_text, to_plain
+from requant.container.hashing import FileHash
+from requant.conversion.record import record_path
+from requant.errors import BadInput, InputOutputError, OutputRefused, UsageError, printable
+from requant.report import publish
+from requant.report.card.origin import CardOverrides
+
+_SCHEMA = "requant.reports/1"
+_OWN = COMMON | {"targets", "output", "evaluations", "sources", "force"}  # decided by the batch itself
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenReports:
+    """The reports written for a request: absolute path -> SHA-256."""
+
+    request: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _ReportTask:
+    """A report to write: its file, its subjects and their sources."""
+
+    target: Path
+    subjects: Sequence[publish.Subject]
+    sources: Sequence[Path]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReports:
+    """The reports asked for; `memory` is the file that keeps their hashes."""
+
+    table: ReportTable
+    overrides: CardOverrides
+    memory: Path
+    force: bool
+
+    def check_targets(self, items: Sequence[BatchItem]) -> None:
+        """Raise every error that would keep the reports from being written."""
+        written = self._read_memory()
+        outputs = {os.path.realpath(p) for i in items if i.out is not None for p in (i.out, record_path(i.out))}
+        files = frozenset(identity for item in items for identity in item.source.files)
+        for path in self._targets(items):
+            if os.path.realpath(path) in outputs:
+                raise OutputRefused(path, "is one of the outputs", hint="give the card another name")
+            known = os.path.realpath(path) in written.files
+            _make_folder(path)
+            check_writable(path, force=self.force or known, inputs=files)
+        if any(kind in publish.PICTURES for kind in self._suffixes):
+            from requant.report.picture.picture import check_library
+
+            check_library()
+
+    def write_reports(self, items: Sequence[BatchItem]) -> None:
+        """Write the reports on all outputs that exist."""
+        made = [item for item in items if item.row.status in GOOD and item.out is not None and item.row.output]
+        records = [record_path(Path(str(item.row.output))) for item in made]
+        hashes = list(map(hash_file, records))
+        request = hash_json([to_plain(self.overrides), [str(p) for p in self._targets(made)], hashes])
+        before = self._read_memory()
+        if not made or (request == before.request and all(map(_is_unchanged, before.files, before.files.values()))):
+            return
+        files: dict[str, str] = {}
+        known: dict[Path, tuple[FileHash, ...]] = {}
+        for task in self._tasks(made, list(map(publish.read_subject, records))):
+            key = os.path.realpath(task.target)
+            own = before.files.get(key)
+            if task.target.exists() and not self.force and own is not None and not _is_unchanged(key, own):
+                kept = "was edited since it was written, and is left as it is; --force replaces it"
+                messages.warn(f"{task.target} {kept}")
+                files[key] = own
+                continue
+            self._write_report(task, known, force=self.force or own is not None)
+            files[key] = hash_file(task.target)
+        text = dump({"schema": _SCHEMA} | to_plain(WrittenReports(request, files)))
+        write_text(self.memory, text, force=True, inputs=frozenset())
+
+    def _tasks(self, items: Sequence[BatchItem], subjects: Sequence[publish.Subject]) -> list[_ReportTask]:
+        tasks = [
+            _ReportTask(target, [subject], [item.source.path])
+            for item, subject in zip(items, subjects, strict=True)
+            for target in self._beside(item)
+        ]
+        if self.table.card is not None:
+            tasks.append(_ReportTask(self.table.card, subjects, list(dict.fromkeys(i.source.path for i in items))))
+        return tasks
+
+    def _write_report(self, task: _ReportTask, known: dict[Path, tuple[FileHash, ...]], *, force: bool) -> None:
+        _make_folder(task.target)
+        publish.write_reports(
+            [task.target],
+            task.subjects,
+            self.overrides if task.target == self.table.card else CardOverrides(),
+            task.sources,
+            force=force,
+            inputs=publish.input_identities(task.subjects, *task.sources),
+            known=known,
+            monitor=messages.MONITOR,
+        )
+
+    @property
+    def _suffixes(self) -> tuple[str, ...]:
+        return tuple(f".{kind}" for kind in self.table.beside)
+
+    def _beside(self, item: BatchItem) -> list[Path]:
+        if item.out is None:
+            return []
+        return [item.out.with_name(item.out.name.removesuffix(".gguf") + suffix) for suffix in self._suffixes]
+
+    def _targets(self, items: Iterable[BatchItem]) -> list[Path]:
+        card = [] if self.table.card is None else [self.table.card]
+        return card + [path for item in items for path in self._beside(item)]
+
+    def _read_memory(self) -> WrittenReports:
+        if not self.memory.exists():
+            return WrittenReports()
+        try:
+            raw = parse(read_text(self.memory), _SCHEMA, self.memory)
+            written: WrittenReports = parse_record(WrittenReports, raw, "", self.memory)
+        except BadInput as error:
+            messages.warn(f"{error}; files that are there are nobody's")
+            return WrittenReports()
+        return written
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputOutputError(path.parent, f"cannot be made: {error.strerror}") from error
+
+
+def _is_unchanged(path: str, sha256: str) -> bool:
+    try:
+        return hash_file(Path(path)) == sha256
+    except OSError:
+        return False
+
+
+def read_reports(jobs: Path, folder: Path, *, force: bool) -> BatchReports | None:
+    """Read the [report] of the file at `jobs`; None without one. Raises BadInput naming the key."""
+    table = read_report_table(jobs, key_options(report.command, _OWN))
+    if table is None:
+        return None
+    try:
+        with report.command.make_context("report", ["INPUT", "--output=README.md", *table.words]) as context:
+            overrides = publish.parse_overrides(context.params)
+    except (click.ClickException, UsageError) as error:
+        what = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        raise BadInput(jobs, f"[report]: {printable(' '.join(what.split()))}") from error
+    return BatchReports(table, overrides, folder / "reports.json", force)

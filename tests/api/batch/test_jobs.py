@@ -271,6 +271,14 @@ def test_what_is_kept_answers_its_request_only_while_it_is_whole(tmp_path):
         state.read_entry(folder, "r")
 
 
+def test_a_large_file_is_sealed_by_its_content_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(state, "_HASHED", 4)
+    (tmp_path / "importance").write_text("larger than that")
+    assert isinstance(state.content_key(tmp_path / "importance"), list)
+    state.seal_entry(tmp_path, "request")
+    assert state.read_entry(tmp_path, "request") == {"importance": tmp_path / "importance"}
+
+
 def test_a_folder_of_state_is_one_runs_at_a_time(tmp_path):
     with (
         state.hold_lock(tmp_path / "s"),

@@ -97,7 +97,7 @@ def command(
             files = _files(job, plan, out, splitting)
             messages.print_result(*([plan.to_json()] if as_json else [*terminal.plan_parts(plan), *files]))
             return
-        reporting.check_beside(reports, out, force=force, inputs=job.inputs)
+        reporting.check_output_reports(reports, out, force=force, inputs=job.inputs)
         made = make(
             job,
             out,
@@ -109,7 +109,7 @@ def command(
             show=lambda plan: None if as_json else messages.print_result(*terminal.plan_parts(plan)),
         )
     messages.warn(*made.notes)
-    reporting.write_beside(reports, made.output, model, force=force, monitor=messages.MONITOR)
+    reporting.write_output_reports(reports, made.output, model, force=force, monitor=messages.MONITOR)
     text = f"\n{conversion_text(made, verified=not no_verify)}\n\n{start_command(made.plan, made.output)}"
     messages.print_result(made.to_json() if as_json else text)
 

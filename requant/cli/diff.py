@@ -8,7 +8,7 @@ import click
 
 from requant.cli import completion, messages, options
 from requant.cli.command import Command
-from requant.report.text.diff import difference, difference_text, read_side
+from requant.report.text.diff import compare_sides, difference_text, read_side
 
 
 @click.command("diff", cls=Command)
@@ -20,5 +20,5 @@ def command(*, a: Path, b: Path, as_json: bool) -> None:
 
     A line for each tensor whose type differs, with the bytes that B has more, then the sums of both.
     """
-    found = difference(read_side(a), read_side(b))
+    found = compare_sides(read_side(a), read_side(b))
     messages.print_result(found.to_json() if as_json else difference_text(found))

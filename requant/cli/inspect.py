@@ -11,7 +11,7 @@ from requant.cli import completion, messages, options, terminal, values
 from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.model.inspection import inspect
-from requant.report.text.inspection import facts, tables
+from requant.report.text.inspection import model_facts, model_tables
 
 
 def _cache_type(kind: str) -> options.Decorator:
@@ -58,6 +58,6 @@ def command(*, model: Path, tensors: bool, as_json: bool, **asked: Any) -> None:
     if as_json:
         messages.print_result(found.to_json())
     else:
-        width = terminal.width()
+        width = terminal.table_width()
         picture = terminal.model_picture(found)
-        messages.print_result(facts(found, width), *picture, *tables(found, width, tensors=tensors))
+        messages.print_result(model_facts(found, width), *picture, *model_tables(found, width, tensors=tensors))

@@ -26,7 +26,7 @@ from requant.errors import InputOutputError, RequantError, UsageError, printable
 if TYPE_CHECKING:
     import click
 
-    from requant.report.text.bars import Picture, Span
+    from requant.report.text.bars import Drawing, Span
 
 progress = _progress
 
@@ -102,7 +102,7 @@ def set_debug(_: click.Context, __: click.Parameter, value: bool) -> None:
     settings.debug = settings.debug or value
 
 
-def print_result(*parts: str | Picture) -> None:
+def print_result(*parts: str | Drawing) -> None:
     """The parts on stdout, a blank line between them, all of their text printable; colours are added after that.
 
     A reader that has gone is no failure; InputOutputError for a full disk.
@@ -119,7 +119,7 @@ def print_result(*parts: str | Picture) -> None:
         raise InputOutputError("stdout", f"cannot be written: {error.strerror}") from error
 
 
-def _shown(part: str | Picture) -> str:
+def _shown(part: str | Drawing) -> str:
     if isinstance(part, str):
         return "\n".join(map(printable, part.rstrip().split("\n")))
     return "\n".join("".join(map(_coloured, line)).rstrip() for line in part.lines)

@@ -15,36 +15,36 @@ from requant.report.text.grid import WIDTH
 if TYPE_CHECKING:
     from requant.model.inspection import Inspection
     from requant.planning.plan import Plan
-    from requant.report.text.bars import Canvas, Picture
+    from requant.report.text.bars import Canvas, Drawing
 
 _WIDEST = 120
 
 
-def is_seen() -> bool:
+def draws_pictures() -> bool:
     """Whether pictures are drawn: on a terminal, or where colours are forced."""
-    return _is_terminal() or _forced()
+    return _is_terminal() or _colours_forced()
 
 
-def width() -> int:
+def table_width() -> int:
     """The columns that tables may take: those of the picture, where there is one."""
-    return max(40, min(_columns(), _WIDEST)) if is_seen() else WIDTH
+    return max(40, min(_terminal_columns(), _WIDEST)) if draws_pictures() else WIDTH
 
 
-def plan_parts(plan: Plan) -> tuple[str | Picture, ...]:
+def plan_parts(plan: Plan) -> tuple[str | Drawing, ...]:
     """The picture of the plan, where one is drawn, and its tables."""
     from requant.report.text.table import plan_table
 
-    table = plan_table(plan, width())
-    if not is_seen():
+    table = plan_table(plan, table_width())
+    if not draws_pictures():
         return (table,)
     from requant.report.text.bars import plan_bars
 
     return plan_bars(plan, _canvas()), table
 
 
-def model_picture(found: Inspection) -> tuple[Picture, ...]:
+def model_picture(found: Inspection) -> tuple[Drawing, ...]:
     """The picture of the model; nothing where none is drawn."""
-    if not is_seen():
+    if not draws_pictures():
         return ()
     from requant.report.text.bars import model_bars
 
@@ -54,15 +54,15 @@ def model_picture(found: Inspection) -> tuple[Picture, ...]:
 def _canvas() -> Canvas:
     from requant.report.text.bars import FULL, Canvas
 
-    colours = not os.environ.get("NO_COLOR") and (_forced() or os.environ.get("TERM") != "dumb")
+    colours = not os.environ.get("NO_COLOR") and (_colours_forced() or os.environ.get("TERM") != "dumb")
     try:
         FULL.encode(sys.stdout.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
-        return Canvas(min(_columns(), _WIDEST), colours, False)
-    return Canvas(min(_columns(), _WIDEST), colours, True)
+        return Canvas(min(_terminal_columns(), _WIDEST), colours, False)
+    return Canvas(min(_terminal_columns(), _WIDEST), colours, True)
 
 
-def _forced() -> bool:
+def _colours_forced() -> bool:
     return any(os.environ.get(name, "") not in ("", "0") for name in ("FORCE_COLOR", "CLICOLOR_FORCE"))
 
 
@@ -70,5 +70,5 @@ def _is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
-def _columns() -> int:
+def _terminal_columns() -> int:
     return shutil.get_terminal_size((WIDTH if not _is_terminal() else 80, 24)).columns

@@ -21,7 +21,7 @@ from requant.report.card.origin import CardOverrides, ModelOrigin, override_orig
 
 if TYPE_CHECKING:
     from requant.container.hashing import FileHash
-    from requant.report.card.card import Published
+    from requant.report.card.document import CardOutput
     from requant.scoring.evaluate import Evaluation
 
     Hashes = dict[Path, tuple[FileHash, ...]]
@@ -42,7 +42,7 @@ class Subject:
     evaluation: Evaluation | None = None
 
 
-def check_beside(targets: Sequence[Path], out: Path, *, force: bool, inputs: frozenset[Identity]) -> None:
+def check_output_reports(targets: Sequence[Path], out: Path, *, force: bool, inputs: frozenset[Identity]) -> None:
     """As `check_targets`, for reports on an output that is not there yet."""
     own = {os.path.realpath(path) for path in (out, record_path(out))}
     for path in targets:
@@ -51,7 +51,7 @@ def check_beside(targets: Sequence[Path], out: Path, *, force: bool, inputs: fro
     check_targets(targets, force=force, inputs=inputs)
 
 
-def write_beside(targets: Sequence[Path], out: Path, model: Path, *, force: bool, monitor: Monitor) -> None:
+def write_output_reports(targets: Sequence[Path], out: Path, model: Path, *, force: bool, monitor: Monitor) -> None:
     """The reports on an output that was just made of `model`."""
     if targets:
         found = [read_subject(record_path(out))]
@@ -67,7 +67,7 @@ def check_targets(targets: Sequence[Path], *, force: bool, inputs: frozenset[Ide
     if len({os.path.realpath(path) for path in targets}) < len(targets):
         raise UsageError("two reports would be one file; give each a name of its own")
     if any(path.suffix.lower() in PICTURES for path in targets):
-        from requant.report.picture.picture import check_library
+        from requant.report.picture.figure import check_library
 
         check_library()
 
@@ -82,19 +82,19 @@ def read_subjects(paths: Iterable[Path]) -> list[Subject]:
     """What is at `paths`: records, outputs, plans, folders of records; each once, in their order."""
     found: dict[str, Subject] = {}
     for path in paths:
-        for subject in _subjects(path):
+        for subject in _subjects_at(path):
             found.setdefault(os.path.realpath(subject.path), subject)
     return list(found.values())
 
 
-def _subjects(path: Path) -> list[Subject]:
+def _subjects_at(path: Path) -> list[Subject]:
     if path.is_dir():
         records = sorted(path.glob("*.requant.json"))
         if not records:
             raise BadInput(path, "holds no record of an output", hint="records are called OUT.gguf.requant.json")
         return [read_subject(record) for record in records]
     if _is_gguf(path):
-        return [_of_output(path)]
+        return [_read_output(path)]
     if has_schema(path, PLAN_SCHEMA):
         return [Subject(read_plan(path), path)]
     return [read_subject(path)]
@@ -121,7 +121,7 @@ def read_subject(path: Path) -> Subject:
     return Subject(made.plan, path, made, output)
 
 
-def _of_output(path: Path) -> Subject:
+def _read_output(path: Path) -> Subject:
     with open_source(path) as source:
         record = record_path(source.path)
     if not record.exists():
@@ -141,14 +141,14 @@ def add_evaluations(found: Sequence[Subject], paths: Sequence[Path]) -> list[Sub
             raise BadInput(path, "does not say which file was measured", hint=hint)
         own = [i for i, s in enumerate(found) if s.made and s.made.header_sha256 == evaluation.header_sha256]
         if not own:
-            raise BadInput(path, "was measured on another file", got=evaluation.model, limit=_names(found))
+            raise BadInput(path, "was measured on another file", got=evaluation.model, limit=_subject_names(found))
         if own[0] in measured:
             raise BadInput(path, "is a second evaluation of the same output", got=evaluation.model, hint="give one")
         measured |= dict.fromkeys(own, evaluation)
     return [replace(subject, evaluation=measured.get(i)) for i, subject in enumerate(found)]
 
 
-def _names(found: Sequence[Subject]) -> str:
+def _subject_names(found: Sequence[Subject]) -> str:
     names = [s.plan.source if s.made is None else s.made.output.name for s in found]
     return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
@@ -183,46 +183,48 @@ def write_reports(
             if subject.made is None:
                 raise BadInput(subject.path, "is a plan; a model card is of an output, give its record")
     is_told = not set(kinds.values()) <= set(PICTURES) and all(s.made is not None for s in found)
-    outputs = _published(found, sources, {} if known is None else known, monitor) if is_told else []
+    outputs = _card_outputs(found, sources, {} if known is None else known, monitor) if is_told else []
     for path, kind in sorted(kinds.items(), key=lambda item: item[1] == CARD):
         if kind == CARD:
-            data = _card(path, targets, outputs, said, monitor).encode()
+            data = _render_card(path, targets, outputs, said, monitor).encode()
         elif kind == PAGE:
-            data = _page(found[0], outputs).encode()
+            data = _render_page(found[0], outputs).encode()
         else:
-            from requant.report.picture.picture import picture
+            from requant.report.picture.figure import render_picture
 
-            data = picture(found[0].plan, kind)
+            data = render_picture(found[0].plan, kind)
         write_bytes(path, data, force=force, inputs=inputs)
 
 
-def _page(subject: Subject, outputs: Sequence[Published]) -> str:
-    from requant.report.page.page import page
+def _render_page(subject: Subject, outputs: Sequence[CardOutput]) -> str:
+    from requant.report.page.document import render_page
 
     if not outputs:
-        return page(subject.plan)
+        return render_page(subject.plan)
     found = outputs[0]
     evaluations = [] if found.evaluation is None else [found.evaluation]
     source, output = (files[0].sha256 if len(files) == 1 else None for files in (found.source, found.files))
-    return page(found.made, evaluations=evaluations, source_sha256=source, output_sha256=output)
+    return render_page(found.made, evaluations=evaluations, source_sha256=source, output_sha256=output)
 
 
-def _card(
-    path: Path, targets: Sequence[Path], outputs: Sequence[Published], said: CardOverrides, monitor: Monitor
+def _render_card(
+    path: Path, targets: Sequence[Path], outputs: Sequence[CardOutput], said: CardOverrides, monitor: Monitor
 ) -> str:
-    from requant.report.card.card import card
+    from requant.report.card.document import render_card
 
-    _warn_of_gaps([override_origin(said, output.origin) for output in outputs], monitor)
+    _warn_missing_facts([override_origin(said, output.origin) for output in outputs], monitor)
     beside = {p: Path(os.path.relpath(p, path.parent)).as_posix() for p in targets if p != path}
     pictures = [name for p, name in beside.items() if p.suffix.lower() in PICTURES]
     pages = [name for p, name in beside.items() if p.suffix.lower() == PAGE]
-    return card(outputs, said, pictures, pages)
+    return render_card(outputs, said, pictures, pages)
 
 
-def _published(found: Sequence[Subject], sources: Sequence[Path], known: Hashes, monitor: Monitor) -> list[Published]:
+def _card_outputs(
+    found: Sequence[Subject], sources: Sequence[Path], known: Hashes, monitor: Monitor
+) -> list[CardOutput]:
     """The outputs with the hashes of all files that are there, read once each, and what their metadata say."""
     from requant.container.hashing import hash_files
-    from requant.report.card.card import Published
+    from requant.report.card.document import CardOutput
 
     with ExitStack() as stack:
         given = [stack.enter_context(open_source(path)) for path in sources]
@@ -241,11 +243,11 @@ def _published(found: Sequence[Subject], sources: Sequence[Path], known: Hashes,
             told = output or origin
             says = ModelOrigin() if told is None else read_origin(told.metadata)
             files = [() if x is None else known[x.path] for x in (output, origin)]
-            outputs.append(Published(subject.made, says, files[0], files[1], subject.evaluation))
+            outputs.append(CardOutput(subject.made, says, files[0], files[1], subject.evaluation))
     return outputs
 
 
-def _warn_of_gaps(origins: Sequence[ModelOrigin], monitor: Monitor) -> None:
+def _warn_missing_facts(origins: Sequence[ModelOrigin], monitor: Monitor) -> None:
     """What the Hub wants to know of a model and nobody has said."""
     if not all(origin.repositories for origin in origins):
         monitor.warn("the card names no base model: nothing says which repository it is from; --base-model OWNER/NAME")

@@ -9,22 +9,22 @@ from pathlib import Path
 from requant.errors import printable
 
 
-def join(words: Iterable[str]) -> str:
+def join_words(words: Iterable[str]) -> str:
     """One line of `words` for sh, bash or zsh."""
-    return " ".join(shlex.quote(word) if printable(word) == word else _spelled(word) for word in words)
+    return " ".join(shlex.quote(word) if printable(word) == word else _quote_bytes(word) for word in words)
 
 
-def path(name: str | Path) -> str:
+def file_argument(name: str | Path) -> str:
     """The file's name as no program takes it for an option."""
     return f"./{name}" if str(name).startswith("-") else str(name)
 
 
-def _spelled(word: str) -> str:
+def _quote_bytes(word: str) -> str:
     """`word` in dollar-single-quotes (POSIX.1-2024), what cannot be shown as the octal bytes of its UTF-8."""
-    return "$'" + "".join(_character(c) for c in word) + "'"
+    return "$'" + "".join(_quote_character(c) for c in word) + "'"
 
 
-def _character(c: str) -> str:
+def _quote_character(c: str) -> str:
     if c in "\\'":
         return f"\\{c}"
     if printable(c) == c:

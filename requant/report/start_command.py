@@ -28,12 +28,12 @@ def start_command(plan: Plan, out: Path) -> str:
     make = {"ollama": _modelfile, "koboldcpp": _koboldcpp, "sharpinference": _sharpinference}.get(family)
     if make is not None:
         return make(plan, out)
-    return shell.join(_llama_server(plan, out, ik=family == "ik_llama.cpp"))
+    return shell.join_words(_llama_server(plan, out, ik=family == "ik_llama.cpp"))
 
 
 def _llama_server(plan: Plan, out: Path, *, ik: bool) -> list[str]:
     asked, runtime = plan.budget, plan.runtime
-    words = ["llama-server", "-m", shell.path(out), "-ngl", str(_n_gpu_layers(plan))]
+    words = ["llama-server", "-m", shell.file_argument(out), "-ngl", str(_n_gpu_layers(plan))]
     if "ctx" in asked:
         # one sequence must be asked for: by default there are four, and windowed layers keep a cache for each
         words += ["-c", str(asked["ctx"]), "-np", str(asked.get("parallel", 1))]
@@ -47,13 +47,13 @@ def _llama_server(plan: Plan, out: Path, *, ik: bool) -> list[str]:
         prefix = ["--n-cpu-moe" if ik else "-ncmoe", str(len(layers))]
         words += prefix if is_prefix(layers) else ["-ot", f"{expert_patterns(layers)}=CPU"]
     if draft := runtime.get("draft"):
-        words += ["-md", shell.path(draft), "-ngld", str(ALL_LAYERS)]
+        words += ["-md", shell.file_argument(draft), "-ngld", str(ALL_LAYERS)]
         kind = "draft-eagle3" if runtime.get("draft_arch") == "eagle3" else "draft-simple"
         words += [] if ik else ["--spec-type", kind]
     elif runtime.get("mtp"):
         words += ["--spec-type", "draft-mtp"]
     if projector := runtime.get("mmproj"):
-        words += ["--mmproj", shell.path(projector)]
+        words += ["--mmproj", shell.file_argument(projector)]
     return words
 
 
@@ -80,7 +80,7 @@ def _modelfile(plan: Plan, out: Path) -> str:
 
 def _koboldcpp(plan: Plan, out: Path) -> str:
     asked, runtime = plan.budget, plan.runtime
-    words = ["koboldcpp", "--model", shell.path(out), "--gpulayers", str(_n_gpu_layers(plan)), "--usecuda"]
+    words = ["koboldcpp", "--model", shell.file_argument(out), "--gpulayers", str(_n_gpu_layers(plan)), "--usecuda"]
     if "ctx" in asked:
         words += ["--contextsize", str(asked["ctx"]), "--flashattention"]
         words += ["--quantkv", str(_KOBOLD_CACHES.get(asked.get("cache_type_k", DEFAULT_CACHE), 0))]
@@ -89,16 +89,16 @@ def _koboldcpp(plan: Plan, out: Path) -> str:
         prefix = ["--moecpu", str(len(layers))]
         words += prefix if is_prefix(layers) else ["--overridetensors", f"{expert_patterns(layers)}=CPU"]
     words += [*_file(runtime, "--draftmodel", "draft"), *_file(runtime, "--mmproj", "mmproj")]
-    return shell.join(words)
+    return shell.join_words(words)
 
 
 def _sharpinference(plan: Plan, out: Path) -> str:
-    words = ["sharpinference", "-m", shell.path(out), "-g", str(_n_gpu_layers(plan))]
+    words = ["sharpinference", "-m", shell.file_argument(out), "-g", str(_n_gpu_layers(plan))]
     if "ctx" in plan.budget:
         words += ["-c", str(plan.budget["ctx"])]
         words += ["--kv-type", str(plan.budget.get("cache_type_k", DEFAULT_CACHE)).lower()]
-    return shell.join(words)
+    return shell.join_words(words)
 
 
 def _file(runtime: Any, option: str, key: str) -> list[str]:
-    return [option, shell.path(runtime[key])] if key in runtime else []
+    return [option, shell.file_argument(runtime[key])] if key in runtime else []

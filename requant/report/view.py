@@ -21,7 +21,7 @@ MOST_POINTS = 240  # of a curve that is drawn
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BudgetPart:
     """Bytes of a budget, and what takes them."""
 
     name: str
@@ -29,12 +29,12 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class BudgetBar:
     """A limit in bytes and all that fills it: weights first, then the rest; `free` is what is left over."""
 
     option: str  # --vram, --ram, --size, --bpw
     budget: int
-    parts: tuple[Part, ...]
+    parts: tuple[BudgetPart, ...]
     free: int
 
 
@@ -69,7 +69,7 @@ class Dot:
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class LossCurve:
     """Loss against the bytes of the tensors in `pool`: VRAM (where all layers are there), or all tensors.
 
     `points`: plans that no other of fewer or equal bytes beats, each tensor having what was open to it, not counting
@@ -84,15 +84,15 @@ class Curve:
     room: int | None = None
 
 
-def bars(plan: Plan) -> tuple[Bar, ...]:
+def budget_bars(plan: Plan) -> tuple[BudgetBar, ...]:
     """One per limit in bytes, in the plan's order."""
-    return tuple(bar(plan, limit) for limit in plan.limits if limit.unit == "bytes")
+    return tuple(budget_bar(plan, limit) for limit in plan.limits if limit.unit == "bytes")
 
 
-def bar(plan: Plan, limit: Limit) -> Bar:
+def budget_bar(plan: Plan, limit: Limit) -> BudgetBar:
     """What fills a limit in bytes."""
-    parts = tuple(Part(*item) for item in plan.parts(limit).items())
-    return Bar(limit.option, limit.budget, parts, limit.budget - plan.used(limit))
+    parts = tuple(BudgetPart(*item) for item in plan.parts(limit).items())
+    return BudgetBar(limit.option, limit.budget, parts, limit.budget - plan.used(limit))
 
 
 def layer_roles(plan: Plan) -> tuple[LayerRole, ...]:
@@ -103,10 +103,10 @@ def layer_roles(plan: Plan) -> tuple[LayerRole, ...]:
             groups.setdefault((c.layer, c.role), []).append(c)
     order = {role: i for i, role in enumerate(dict.fromkeys(role for _, role in groups))}
     keys = sorted(groups, key=lambda key: (-1 if key[0] is None else key[0], order[key[1]]))
-    return tuple(_cell(plan, *key, groups[key]) for key in keys)
+    return tuple(_summarize_role(plan, *key, groups[key]) for key in keys)
 
 
-def _cell(plan: Plan, layer: int | None, role: str, choices: list[Choice]) -> LayerRole:
+def _summarize_role(plan: Plan, layer: int | None, role: str, choices: list[Choice]) -> LayerRole:
     n_bytes = sum(c.n_bytes for c in choices)
     bpw = 8 * n_bytes / max(sum(c.n_weights for c in choices), 1)
     loss = None if plan.predicted_loss is None else math.fsum(c.loss for c in choices)
@@ -125,11 +125,11 @@ def _sensitivity(plan: Plan, choice: Choice) -> float | None:
     return losses[min(losses, key=lambda name: (name != reference.name, abs(format_of(name).bpw - reference.bpw)))]
 
 
-def curve(plan: Plan) -> Curve | None:
+def loss_curve(plan: Plan) -> LossCurve | None:
     """The plan beside the best of every size; None where nothing was scored."""
     if not any(len(losses) > 1 for losses in plan.candidates.values()):
         return None
-    pool = _pool(plan)
+    pool = _curve_pool(plan)
     fixed, loss, steps = 0, 0.0, list[tuple[float, int, float]]()
     for c in plan.choices:
         losses = plan.candidates.get(c.name)
@@ -138,7 +138,7 @@ def curve(plan: Plan) -> Curve | None:
         elif not losses:
             fixed += c.n_bytes
         else:
-            (first, start), *rest = _hull([(_n_bytes(name, c), value) for name, value in losses.items()])
+            (first, start), *rest = _lower_hull([(_bytes_as(name, c), value) for name, value in losses.items()])
             fixed, loss = fixed + first, loss + start
             for size, value in rest:
                 steps.append(((value - start) / (size - first), size - first, value - start))
@@ -146,13 +146,13 @@ def curve(plan: Plan) -> Curve | None:
     points = [Dot("", fixed, loss)]
     for _, size, change in sorted(steps):
         points.append(Dot("", points[-1].n_bytes + size, max(points[-1].loss + change, 0.0)))
-    n_bytes = sum(_counted(c, pool) for c in plan.choices)
+    n_bytes = sum(_pool_bytes(c, pool) for c in plan.choices)
     chosen = None if plan.predicted_loss is None else Dot("this plan", n_bytes, plan.predicted_loss)
     mixtures = (Dot(m.name, _mixture_bytes(m, pool), m.loss) for m in plan.mixtures)
-    return Curve(pool, _thinned(points), chosen, tuple(mixtures), _room(plan, pool))
+    return LossCurve(pool, _thin_points(points), chosen, tuple(mixtures), _budget_for_tensors(plan, pool))
 
 
-def best_at(found: Curve, n_bytes: int) -> float | None:
+def best_loss_at(found: LossCurve, n_bytes: int) -> float | None:
     """The curve's loss at `n_bytes`, between its points on the line; None beyond its ends."""
     for a, b in pairwise(found.points):
         if a.n_bytes <= n_bytes <= b.n_bytes:
@@ -160,18 +160,18 @@ def best_at(found: Curve, n_bytes: int) -> float | None:
     return None
 
 
-def _pool(plan: Plan) -> str:
+def _curve_pool(plan: Plan) -> str:
     """VRAM where that is what is limited and holds all layers."""
     in_vram = any(limit.device == "gpu" for limit in plan.limits) and plan.runtime.get("all_layers", False)
     return POOLS[0 if in_vram and not plan.runtime.get("experts_on_cpu") else 1]
 
 
-def _room(plan: Plan, pool: str) -> int | None:
+def _budget_for_tensors(plan: Plan, pool: str) -> int | None:
     device = "gpu" if pool == "VRAM" else ""
     return min((x.budget - x.other for x in plan.limits if x.unit == "bytes" and x.device == device), default=None)
 
 
-def _counted(c: Choice, pool: str) -> int:
+def _pool_bytes(c: Choice, pool: str) -> int:
     return c.n_bytes if pool != "VRAM" or c.device == "gpu" else 0
 
 
@@ -179,7 +179,7 @@ def _mixture_bytes(mixture: Mixture, pool: str) -> int:
     return mixture.gpu_bytes if pool == "VRAM" else mixture.n_bytes
 
 
-def _hull(options: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+def _lower_hull(options: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
     """The lower convex hull of (bytes, loss), bytes rising and loss falling."""
     found: list[tuple[int, float]] = []
     for size, loss in sorted(options):
@@ -187,18 +187,18 @@ def _hull(options: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
             continue
         if found and size == found[-1][0]:
             found.pop()
-        while len(found) > 1 and _above(found[-2], found[-1], (size, loss)):
+        while len(found) > 1 and _is_above(found[-2], found[-1], (size, loss)):
             found.pop()
         found.append((size, loss))
     return found
 
 
-def _above(a: tuple[int, float], b: tuple[int, float], c: tuple[int, float]) -> bool:
+def _is_above(a: tuple[int, float], b: tuple[int, float], c: tuple[int, float]) -> bool:
     """Whether `b` is on or above the line from `a` to `c`."""
     return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
 
 
-def _thinned(points: list[Dot]) -> tuple[Dot, ...]:
+def _thin_points(points: list[Dot]) -> tuple[Dot, ...]:
     """At most MOST_POINTS of them, about equally far apart in bytes, both ends among them."""
     step = (points[-1].n_bytes - points[0].n_bytes) / (MOST_POINTS - 2) if len(points) > MOST_POINTS else 0
     kept = points[:1]
@@ -208,5 +208,5 @@ def _thinned(points: list[Dot]) -> tuple[Dot, ...]:
     return (*kept, *points[1:][-1:])
 
 
-def _n_bytes(type_name: str, choice: Choice) -> int:
+def _bytes_as(type_name: str, choice: Choice) -> int:
     return format_of(type_name).n_bytes(choice.n_weights)

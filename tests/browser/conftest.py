@@ -6,7 +6,7 @@ import invented
 import pytest
 from chromium import programs, start
 
-from requant.report.page.page import page
+from requant.report.page.document import render_page
 
 
 @pytest.fixture(scope="session")
@@ -26,9 +26,9 @@ def files(tmp_path_factory):
     made, evaluations = invented.record(invented.experts(6))
     hostile, more = invented.hostile()
     texts = {
-        "record": page(made, evaluations=evaluations, source_sha256="12" * 32, output_sha256="34" * 32),
-        "plan": page(invented.experts(80)),
-        "hostile": page(hostile, evaluations=more),
+        "record": render_page(made, evaluations=evaluations, source_sha256="12" * 32, output_sha256="34" * 32),
+        "plan": render_page(invented.experts(80)),
+        "hostile": render_page(hostile, evaluations=more),
     }
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")

@@ -238,12 +238,12 @@ CONTRAST = """
         const [r, g, b] = colour.match(/[0-9]+/g).map(v => linear(v / 255));
         return .2126 * r + .7152 * g + .0722 * b;
     };
-    const deployment = (e) => e ? parsed(getComputedStyle(e).backgroundColor, deployment(e.parentElement)) : 'rgb(255,255,255)';
+    const behind = (e) => e ? parsed(getComputedStyle(e).backgroundColor, behind(e.parentElement)) : 'rgb(255,255,255)';
     const found = [];
     for (const e of document.querySelectorAll('body *')) {
         const own = [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
         if (!own || !e.checkVisibility({visibilityProperty: true}) || e.closest('script, style, option')) continue;
-        const style = getComputedStyle(e), under = deployment(e);
+        const style = getComputedStyle(e), under = behind(e);
         const ink = parsed(e.ownerSVGElement ? style.fill : style.color, under);
         const [a, b] = [light(ink), light(under)].sort((x, y) => y - x);
         const name = `${e.tagName} ${e.className.baseVal ?? e.className}`;

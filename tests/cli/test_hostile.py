@@ -21,7 +21,7 @@ from model.forward import families
 from requant.container.source import open_source
 from requant.errors import printable
 from requant.planning.engines import ENGINES
-from requant.report.text.grid import columns
+from requant.report.text.grid import display_width
 
 ROOT = Path(__file__).parents[2]
 ODD = "m \x1b[31m\n'\"$(touch x)`touch x`\u202e\u3164;  .gguf"  # the file's own name
@@ -232,13 +232,15 @@ def test_a_table_has_the_rows_and_cells_it_should_have(ran, folder):
     text = ran["inspect tensors"][1]
     head, *rows = text.split("\n\n")[-1].splitlines()
     assert len(rows) == n_tensors
-    at = columns(head[: head.index("type")])
+    at = display_width(head[: head.index("type")])
     for row in rows:
         name, kind, shape, *_ = re.split(" {2,}", row)
         assert kind in ("F16", "F32") and re.fullmatch(r"[\d x]+", shape), row
-        assert columns(row[: row.index(f"  {kind} ") + 2]) <= at == columns(row) - columns(row[len(name) :].lstrip()), (
-            row
-        )
+        assert (
+            display_width(row[: row.index(f"  {kind} ") + 2])
+            <= at
+            == display_width(row) - display_width(row[len(name) :].lstrip())
+        ), row
     assert len(ran["inspect"][1].split("\n\n")[2].splitlines()) == 1 + len({printable(n) for n in NAMES}) + 3
 
 

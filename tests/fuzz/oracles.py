@@ -22,7 +22,7 @@ from requant.planning.plan import read_plan
 from requant.planning.recipe import preset_plan, read_tensor_types, tensor_type_file, uniform_plan
 from requant.planning.request import PlanRequest
 from requant.planning.solver.solve import solve
-from requant.report.text.diff import difference, difference_text, read_side
+from requant.report.text.diff import compare_sides, difference_text, read_side
 from requant.report.text.inspection import as_text
 from requant.report.text.table import losses_table, plan_table
 from requant.scoring.fisher import cannot_run
@@ -85,7 +85,7 @@ def model(path, depth):
             attempt(lambda: draft_bytes(path, source, Settings(64)))
             attempt(lambda: projector_bytes(path))
             attempt(lambda: read_tokenizer(metadata))
-            difference_text(difference(read_side(path), read_side(path)))
+            difference_text(compare_sides(read_side(path), read_side(path)))
     return "opened" if hp is None else "model"
 
 
@@ -147,7 +147,7 @@ def record(path, depth):
     if depth > 0:
         found.to_json()
         side = read_side(path)
-        _shown(difference_text(difference(side, side)))
+        _shown(difference_text(compare_sides(side, side)))
     return "read"
 
 

@@ -9,19 +9,19 @@ from hypothesis import strategies as st
 
 from requant.errors import printable
 from requant.formats import FORMATS, by_name
-from requant.report.text.bars import FULL, MOST_LINES, Canvas, Part, Span, picture
-from requant.report.text.grid import columns
+from requant.report.text.bars import FULL, MOST_LINES, BarTensor, Canvas, Span, draw_bars
+from requant.report.text.grid import display_width
 
 TYPES = [f.name for f in FORMATS.values()]
 COLOURED, DIGITS = Canvas(80, True, True), Canvas(80, False, True)
 
 
 def part(place, type_name, n_weights=1 << 20):
-    return Part(place, type_name, n_weights, by_name(type_name).n_bytes(n_weights))
+    return BarTensor(place, type_name, n_weights, by_name(type_name).n_bytes(n_weights))
 
 
 def lines_of(parts, canvas=DIGITS):
-    return ["".join(span.text for span in line).rstrip() for line in picture(parts, canvas).lines]
+    return ["".join(span.text for span in line).rstrip() for line in draw_bars(parts, canvas).lines]
 
 
 def model(n_layers, types=("Q2_K", "Q4_K", "Q6_K")):
@@ -38,11 +38,11 @@ def model(n_layers, types=("Q2_K", "Q4_K", "Q6_K")):
     st.booleans(),
 )
 def test_a_picture_keeps_to_its_width_and_height(parts, width, colours, blocks):
-    drawn = picture([part(*p) for p in parts], Canvas(width, colours, blocks)).lines
+    drawn = draw_bars([part(*p) for p in parts], Canvas(width, colours, blocks)).lines
     outside = len({place for place, _ in parts if isinstance(place, str)})
     texts = ["".join(span.text for span in line) for line in drawn]
     types = {name for _, name in parts}
-    assert max(map(columns, texts)) <= width
+    assert max(map(display_width, texts)) <= width
     assert len(drawn) <= 1 + MOST_LINES + outside + -(-len(types) * 12 // width) + 1
     assert colours or all(span.colour is None for line in drawn for span in line)
     assert all(span.text == printable(span.text) for line in drawn for span in line)
@@ -74,7 +74,7 @@ def test_a_bar_is_as_long_as_its_bits_and_parted_by_weights():
 
 
 def test_blocks_end_in_eighths():
-    _, *rows, _ = picture([part(0, "Q8_0"), part(1, "Q4_K")], COLOURED).lines
+    _, *rows, _ = draw_bars([part(0, "Q8_0"), part(1, "Q4_K")], COLOURED).lines
     whole, bar = (next(span.text for span in row if FULL in span.text) for row in rows)
     width = len(whole)
     eighths = 8 * bar.count(FULL) + (0x2590 - ord(bar[-1]) if bar[-1] != FULL else 0)
@@ -93,23 +93,23 @@ def test_small_tensors_outside_the_layers_are_left_out():
 
 def test_colours_go_by_bits():
     def colour(name):
-        return next(s.colour for s in picture([part(0, name)], COLOURED).lines[1] if FULL in s.text)
+        return next(s.colour for s in draw_bars([part(0, name)], COLOURED).lines[1] if FULL in s.text)
 
     assert colour("Q4_0") == colour("Q4_K") == colour("IQ4_XS") != colour("Q2_K")
     assert len({colour(name) for name in ("IQ1_S", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16")}) == 8
 
 
 def test_names_from_a_file_are_escaped_and_never_colours():
-    drawn = picture([part("ev\x1b[31mil", "Q4_K"), part(0, "Q4_K")], COLOURED).lines
+    drawn = draw_bars([part("ev\x1b[31mil", "Q4_K"), part(0, "Q4_K")], COLOURED).lines
     assert all("\x1b" not in span.text for line in drawn for span in line)
     assert all(span.colour is None or type(span.colour) is int for line in drawn for span in line)
 
 
 def test_the_text_of_a_span_is_escaped_when_it_is_printed(capsys):
     from requant.cli import messages
-    from requant.report.text.bars import Picture
+    from requant.report.text.bars import Drawing
 
-    messages.print_result(Picture(((Span("a\x1b[2Jb", 31),),)), "c\x1b[2J")
+    messages.print_result(Drawing(((Span("a\x1b[2Jb", 31),),)), "c\x1b[2J")
     assert capsys.readouterr().out == "\x1b[31ma\\x1b[2Jb\x1b[0m\n\nc\\x1b[2J\n"
 
 

@@ -15,10 +15,10 @@ from requant.container.metadata import Metadata, encode_value
 from requant.conversion.record import Anomalies, Conversion
 from requant.errors import FILE_NAME, brief
 from requant.planning.plan import Plan
-from requant.report.card.card import Published, card
+from requant.report.card.document import CardOutput, render_card
 from requant.report.card.origin import CardOverrides, ModelOrigin, override_origin, read_origin
-from requant.report.card.parts import both, made_for
-from requant.report.card.reproduce import commands
+from requant.report.card.parts import describe_budget, format_both_units
+from requant.report.card.reproduce import reproduction_commands
 from requant.scoring.evaluate import Evaluation
 
 ORIGIN = ModelOrigin(
@@ -43,7 +43,7 @@ def metadata(**values):
 
 
 def test_the_front_matter_is_what_the_hub_wants_of_quantized_models():
-    head, _ = split(card([Published(record(), ORIGIN)], CardOverrides(quantized_by="me")))
+    head, _ = split(render_card([CardOutput(record(), ORIGIN)], CardOverrides(quantized_by="me")))
     assert head == {
         "base_model": "owner/some-model",
         "base_model_relation": "quantized",
@@ -57,7 +57,9 @@ def test_the_front_matter_is_what_the_hub_wants_of_quantized_models():
 
 
 def test_what_nobody_says_is_not_there():
-    head, body = split(card([Published(record(imatrix=None, imatrix_sha256=None), ModelOrigin())], CardOverrides()))
+    head, body = split(
+        render_card([CardOutput(record(imatrix=None, imatrix_sha256=None), ModelOrigin())], CardOverrides())
+    )
     assert head == {"library_name": "gguf", "pipeline_tag": "text-generation", "tags": ["gguf", "requant"]}
     assert (
         "measured |" not in body and "Perplexity" not in body and "hf download" not in body and "Somebody" not in body
@@ -67,7 +69,7 @@ def test_what_nobody_says_is_not_there():
 
 
 def test_measured_figures_stand_in_the_table_and_say_what_they_are_over():
-    _, body = split(card([Published(record(), ORIGIN, evaluation=MEASURED)], CardOverrides()))
+    _, body = split(render_card([CardOutput(record(), ORIGIN, evaluation=MEASURED)], CardOverrides()))
     row = next(line for line in body.splitlines() if line.startswith("| `Invented-Q4.gguf`"))
     assert "| 0.0123 | 0.2 | 98.76 % | 66.4255 | 66.4242 |" in row
     assert "over 1020 tokens in 4 windows of 512 of `eval.txt`, against `Invented-3L-BF16.gguf`" in body
@@ -76,13 +78,15 @@ def test_measured_figures_stand_in_the_table_and_say_what_they_are_over():
 
 def test_an_evaluation_without_a_base_gives_no_divergence():
     bare = replace(MEASURED, base=None, base_ppl=None, mean_kld=None, p99_kld=None, p999_kld=None, same_top=None)
-    _, body = split(card([Published(record(), ORIGIN, evaluation=bare)], CardOverrides()))
+    _, body = split(render_card([CardOutput(record(), ORIGIN, evaluation=bare)], CardOverrides()))
     assert "KL, measured" not in body and "Same top" not in body and "| 66.4255 |" in body
 
 
 def test_several_outputs_have_a_row_each_and_a_dash_where_one_was_not_measured():
     other = record(plan(vram=False), "Invented-Q6.gguf", header_sha256="d" * 64)
-    _, body = split(card([Published(record(), ORIGIN, evaluation=MEASURED), Published(other, ORIGIN)], CardOverrides()))
+    _, body = split(
+        render_card([CardOutput(record(), ORIGIN, evaluation=MEASURED), CardOutput(other, ORIGIN)], CardOverrides())
+    )
     rows = [line for line in body.split("## Running it")[0].splitlines() if line.startswith("| `Invented")]
     assert len(rows) == 2 and rows[1].endswith("| - | - | - | - | - |")
     assert body.count("### `Invented-Q6.gguf`") == 3  # running, types, making
@@ -90,23 +94,24 @@ def test_several_outputs_have_a_row_each_and_a_dash_where_one_was_not_measured()
 
 
 def test_sizes_are_in_powers_of_ten_and_of_two():
-    assert both(4_920_000_000) == "4.92 GB (4.58 GiB)"
-    assert both(19_697_664) == "19.70 MB (18.79 MiB)"
-    assert both(999) == "999 B"
+    assert format_both_units(4_920_000_000) == "4.92 GB (4.58 GiB)"
+    assert format_both_units(19_697_664) == "19.70 MB (18.79 MiB)"
+    assert format_both_units(999) == "999 B"
 
 
 def test_what_it_was_made_for_is_said_in_words():
     found = plan(budget={"ctx": 16384, "cache_type_k": "Q8_0", "cache_type_v": "Q8_0", "parallel": 2})
     vram = replace(found.limits[0], budget=12 * 2**30)
     assert (
-        made_for(replace(found, limits=(vram,))) == "12 GiB of VRAM, 16384 tokens of context in Q8_0/Q8_0, 2 sequences"
+        describe_budget(replace(found, limits=(vram,)))
+        == "12 GiB of VRAM, 16384 tokens of context in Q8_0/Q8_0, 2 sequences"
     )
-    assert made_for(replace(found, limits=(), budget={}, method="preset Q4_K_M")) == "preset Q4_K_M"
+    assert describe_budget(replace(found, limits=(), budget={}, method="preset Q4_K_M")) == "preset Q4_K_M"
 
 
 def test_the_repository_gives_links_and_a_line_to_download():
     files = (FileHash("Invented-Q4.gguf", 10, "e" * 64),)
-    _, body = split(card([Published(record(), ORIGIN, files)], CardOverrides(repository="me/Some-GGUF")))
+    _, body = split(render_card([CardOutput(record(), ORIGIN, files)], CardOverrides(repository="me/Some-GGUF")))
     assert "[`Invented-Q4.gguf`](https://huggingface.co/me/Some-GGUF/blob/main/Invented-Q4.gguf)" in body
     assert "hf download me/Some-GGUF Invented-Q4.gguf --local-dir ." in body
 
@@ -114,7 +119,7 @@ def test_the_repository_gives_links_and_a_line_to_download():
 def test_checksums_are_of_source_importance_plan_and_output():
     files, source = (FileHash("Invented-Q4.gguf", 10, "e" * 64),), (FileHash("Invented-3L-BF16.gguf", 20, "f" * 64),)
     made = record()
-    _, body = split(card([Published(made, ORIGIN, files, source)], CardOverrides()))
+    _, body = split(render_card([CardOutput(made, ORIGIN, files, source)], CardOverrides()))
     table = body.split("## Checksums")[1]
     for what, digest in (
         ("source", "f" * 64), ("source, its header", "0" * 64), ("importance", "c" * 64),
@@ -124,7 +129,7 @@ def test_checksums_are_of_source_importance_plan_and_output():
 
 
 def test_mixtures_are_sorted_among_the_outputs_by_size():
-    _, body = split(card([Published(record(), ORIGIN)], CardOverrides()))
+    _, body = split(render_card([CardOutput(record(), ORIGIN)], CardOverrides()))
     rows = body.split("## Beside")[1].split("\n\n")[1].splitlines()[2:]
     sizes = [float(row.split("|")[2].split("(")[1].split(" KiB")[0]) for row in rows if "KiB" in row]
     assert sizes == sorted(sizes) and len(rows) == 13
@@ -132,12 +137,14 @@ def test_mixtures_are_sorted_among_the_outputs_by_size():
 
 
 def test_pictures_and_pages_beside_it_are_shown():
-    _, body = split(card([Published(record(), ORIGIN)], CardOverrides(), ["img/a b.png"], ["report.html"]))
+    _, body = split(render_card([CardOutput(record(), ORIGIN)], CardOverrides(), ["img/a b.png"], ["report.html"]))
     assert "(img/a%20b.png)" in body and "[Report page](report.html)" in body
 
 
 def test_the_same_outputs_give_the_same_card():
-    assert card([Published(record(), ORIGIN)], CardOverrides()) == card([Published(record(), ORIGIN)], CardOverrides())
+    assert render_card([CardOutput(record(), ORIGIN)], CardOverrides()) == render_card(
+        [CardOutput(record(), ORIGIN)], CardOverrides()
+    )
 
 
 ALLOWED = set("h1 h2 h3 p a code pre table thead tbody tr th td ul li strong img".split())  # noqa: SIM905
@@ -151,7 +158,7 @@ def test_no_string_from_a_file_becomes_markup(string):
     made = record(of, name, imatrix=string, notes=(string,), version=string)
     origin = ModelOrigin(string, string, (), (), "other", "x", string, (string,), (string,))
     measured = replace(MEASURED, text=string, base=string)
-    text = card([Published(made, origin, (FileHash(name, 1, "e" * 64),), (), measured)], CardOverrides())
+    text = render_card([CardOutput(made, origin, (FileHash(name, 1, "e" * 64),), (), measured)], CardOverrides())
     head, body = split(text)
     assert head["license"] == "other"
     found = rendered(body)
@@ -213,7 +220,7 @@ def test_what_the_user_says_goes_before_what_the_file_says():
 
 def test_what_embeds_text_is_not_said_to_write_it():
     found = read_origin(metadata(general__architecture="bert", bert__attention__causal=False))
-    head, _ = split(card([Published(record(), found)], CardOverrides()))
+    head, _ = split(render_card([CardOutput(record(), found)], CardOverrides()))
     assert "pipeline_tag" not in head
 
 
@@ -221,7 +228,9 @@ def test_what_embeds_text_is_not_said_to_write_it():
 
 
 def test_one_run_is_one_command():
-    assert commands(record()) == ["requant convert Invented-3L-BF16.gguf Invented-Q4.gguf --vram 12GiB --ctx 8192"]
+    assert reproduction_commands(record()) == [
+        "requant convert Invented-3L-BF16.gguf Invented-Q4.gguf --vram 12GiB --ctx 8192"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -241,18 +250,18 @@ def test_one_run_is_one_command():
 )  # fmt: skip
 def test_the_commands_are_those_that_give_the_same_bytes(options, scoring, imatrix, wanted):
     made = record(plan(source="SOURCE", options=options, scoring=scoring), "OUT", imatrix=imatrix)
-    assert commands(made) == [f"requant {line}" for line in wanted]
+    assert reproduction_commands(made) == [f"requant {line}" for line in wanted]
 
 
 def test_a_command_is_one_that_a_shell_takes_as_it_is():
     made = record(plan(source="-a b.gguf", options=("--tensor-type", "a|b=Q4_K")), "$(x).gguf")
-    assert commands(made) == ["requant convert './-a b.gguf' '$(x).gguf' --tensor-type 'a|b=Q4_K'"]
+    assert reproduction_commands(made) == ["requant convert './-a b.gguf' '$(x).gguf' --tensor-type 'a|b=Q4_K'"]
 
 
 def test_odd_weights_and_split_outputs_are_named():
     made = record(plan(options=()), "M-00001-of-00002.gguf", imatrix=None)
     tensors = (replace(made.tensors[0], odd=Anomalies(nonfinite=1)), *made.tensors[1:])
-    note, line = commands(replace(made, tensors=tensors))
+    note, line = reproduction_commands(replace(made, tensors=tensors))
     assert note.startswith("# ") and "--keep-split" in note
     assert (
         "convert Invented-3L-BF16.gguf M.gguf --nonfinite keep-type --plan M-00001-of-00002.gguf.requant.json" in line

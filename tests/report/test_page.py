@@ -22,9 +22,9 @@ from requant.conversion.record import Conversion
 from requant.errors import brief
 from requant.planning.plan import EDITED, Plan
 from requant.report.html import script_json, tag, text
-from requant.report.page.axes import Axis, Box, Label, along, labels
-from requant.report.page.headline import asked
-from requant.report.page.page import page
+from requant.report.page.axes import Axis, Box, Label, cover_line, place_labels
+from requant.report.page.document import render_page
+from requant.report.page.headline import request_options
 from requant.report.page.tensors import COLUMNS
 from requant.scoring.evaluate import Evaluation
 
@@ -70,22 +70,24 @@ class Reader(HTMLParser):
 
 def recorded():
     made, evaluations = invented.record(invented.experts(4))
-    return page(made, evaluations=evaluations, source_sha256="12" * 32, output_sha256="34" * 32)
+    return render_page(made, evaluations=evaluations, source_sha256="12" * 32, output_sha256="34" * 32)
 
 
 def hostile():
     made, evaluations = invented.hostile()
-    return page(made, evaluations=evaluations, source_sha256=invented.EVERYTHING, output_sha256=invented.EVERYTHING)
+    return render_page(
+        made, evaluations=evaluations, source_sha256=invented.EVERYTHING, output_sha256=invented.EVERYTHING
+    )
 
 
 def edited():
     plan = invented.experts(4)
-    return page(replace(plan, predicted_loss=None, gap=None, notes=(EDITED,), candidates={}, mixtures=()))
+    return render_page(replace(plan, predicted_loss=None, gap=None, notes=(EDITED,), candidates={}, mixtures=()))
 
 
 def types_alone():
     with open_source(TINY) as source:
-        return page(plan_for(source, "Q4_K", "Q6_K"))
+        return render_page(plan_for(source, "Q4_K", "Q6_K"))
 
 
 PAGES = {f.__name__: f for f in (recorded, hostile, edited, types_alone)}
@@ -100,8 +102,10 @@ def test_the_page_is_the_same_each_time(make):
 def test_the_page_of_a_record_that_was_written_and_read_is_the_same():
     made, evaluations = invented.record(invented.experts(4))
     read = [Evaluation.from_json(found.to_json()) for found in evaluations]
-    assert page(Conversion.from_json(made.to_json()), evaluations=read) == page(made, evaluations=evaluations)
-    assert page(Plan.from_json(made.plan.to_json())) == page(made.plan)
+    assert render_page(Conversion.from_json(made.to_json()), evaluations=read) == render_page(
+        made, evaluations=evaluations
+    )
+    assert render_page(Plan.from_json(made.plan.to_json())) == render_page(made.plan)
 
 
 @each_page
@@ -164,7 +168,7 @@ def test_every_figure_of_the_plan_is_on_the_page():
 def test_an_evaluation_of_another_file_is_not_in_the_head_and_is_said_to_be_one():
     made, (own, other) = invented.record(invented.experts(4))
     other = replace(other, mean_kld=0.98765)
-    shown = page(made, evaluations=[other, own])
+    shown = render_page(made, evaluations=[other, own])
     head = shown[shown.index('<section aria-label="Figures">') : shown.index('<section id="budget">')]
     assert "0.04321" in head and "0.9877" not in head
     assert "of another file, else.gguf" in shown
@@ -197,7 +201,7 @@ def test_a_budget_is_said_as_the_command_line_says_it():
         **{"vram": 12 * 2**30, "bpw": 4.5, "ctx": 8192, "parallel": 1, "cache_type_k": "Q8_0", "cache_type_v": "F16"},
         **{"mtp": True, "assume": False, "min_type": ["a=Q4_K", "b=Q5_K"]},
     }
-    assert asked(replace(plan, budget=budget)) == [
+    assert request_options(replace(plan, budget=budget)) == [
         *("--vram 12GiB", "--bpw 4.5", "--ctx 8192", "--cache-type-k Q8_0", "--mtp"),
         *("--min-type a=Q4_K", "--min-type b=Q5_K"),
     ]
@@ -205,10 +209,10 @@ def test_a_budget_is_said_as_the_command_line_says_it():
 
 def test_what_was_asked_is_said_as_it_was_typed_where_the_plan_knows_that():
     typed = ("--vram", "12GiB", "--tensor-type", "a b=Q4_K", "--quick", "--group=-x")
-    assert asked(replace(invented.experts(2), options=typed)) == [
+    assert request_options(replace(invented.experts(2), options=typed)) == [
         *("--vram 12GiB", "--tensor-type 'a b=Q4_K'", "--quick", "--group=-x")
     ]
-    assert asked(replace(invented.experts(2), options=("<b>", "odd"))) == ["<b> odd"]
+    assert request_options(replace(invented.experts(2), options=("<b>", "odd"))) == ["<b> odd"]
 
 
 def test_what_is_not_known_is_said_to_be_so():
@@ -232,7 +236,7 @@ def test_plans_at_the_edges_have_a_page():
         replace(plan, limits=(), memory={}, runtime={}, method="cfix"),
         replace(plan, choices=tuple(replace(c, loss=0.0) for c in plan.choices), predicted_loss=0.0),
     ):
-        Reader(page(odd))
+        Reader(render_page(odd))
 
 
 @given(
@@ -240,9 +244,9 @@ def test_plans_at_the_edges_have_a_page():
     st.lists(st.tuples(st.floats(60, 330), st.floats(20, 290)), min_size=2, max_size=5),
 )
 def test_labels_lie_in_the_frame_and_on_nothing(wanted, line):
-    frame, obstacles = Box(58, 14, 340, 300), along(line)
+    frame, obstacles = Box(58, 14, 340, 300), cover_line(line)
     found = re.findall(
-        r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)<', labels([Label(*w) for w in wanted], frame, obstacles)
+        r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)<', place_labels([Label(*w) for w in wanted], frame, obstacles)
     )
     boxes = []
     for x, y, word in found:

@@ -17,8 +17,8 @@ from requant.errors import UsageError
 from requant.planning.plan import Mixture
 from requant.report.picture import curve as picture_curve
 from requant.report.picture import parts as picture_parts
-from requant.report.picture.picture import _STYLE, _drawn, check_library, picture
-from requant.report.view import Bar, Part, curve, layer_roles
+from requant.report.picture.figure import _STYLE, _draw_figure, check_library, render_picture
+from requant.report.view import BudgetBar, BudgetPart, layer_roles, loss_curve
 
 HOSTILE = {"attn_$q^2$_\\frac{a}{b}": (256, 256), "<script>alert(1)</script>": (256, 256), "\u540d\u524d$": (256, 256)}
 PLANS = {
@@ -50,7 +50,7 @@ def chunks(png):
 
 @each_plan
 def test_a_png_is_whole_wide_and_says_nothing_of_when_and_by_what_it_was_made(of):
-    found = chunks(picture(of, ".png"))
+    found = chunks(render_picture(of, ".png"))
     assert found[-1][0] == b"IEND"
     width, height = struct.unpack_from(">II", found[0][1])
     assert width == 2200 and 500 < height < 2000
@@ -59,7 +59,7 @@ def test_a_png_is_whole_wide_and_says_nothing_of_when_and_by_what_it_was_made(of
 
 @each_plan
 def test_an_svg_is_xml_without_scripts_dates_and_references_to_elsewhere(of):
-    data = picture(of, ".svg")
+    data = render_picture(of, ".svg")
     root = ET.fromstring(data)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     names = {element.tag.rpartition("}")[2] for element in root.iter()}
@@ -73,15 +73,15 @@ def test_an_svg_is_xml_without_scripts_dates_and_references_to_elsewhere(of):
 
 @pytest.mark.parametrize("kind", [".png", ".svg"])
 def test_the_same_plan_gives_the_same_bytes_whatever_the_users_settings(kind):
-    first = picture(PLANS["dense"], kind)
+    first = render_picture(PLANS["dense"], kind)
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "text.usetex": False, "svg.hashsalt": None}):
-        assert picture(PLANS["dense"], kind) == first
+        assert render_picture(PLANS["dense"], kind) == first
 
 
 @each_plan
 def test_no_text_is_a_formula_lies_on_another_or_leaves_the_picture(of):
     with matplotlib.style.context(["default", _STYLE]):
-        figure = _drawn(of)
+        figure = _draw_figure(of)
         figure.canvas.draw()
         renderer = figure.canvas.get_renderer()
         texts = [t for t in figure.findobj(matplotlib.text.Text) if t.get_visible() and t.get_text().strip()]
@@ -105,13 +105,13 @@ def _not_drawn(figure):
 
 
 def test_letters_that_the_font_lacks_are_escaped():
-    assert picture_parts.shown("a\u540d\u524d b", 24) == "a\\u540d\\u524d b"
-    assert picture_parts.shown("\u00e9\u03b1", 24) == "\u00e9\u03b1"
-    assert picture_parts.shown("\x1b[31m", 24) == "\\x1b[31m"
+    assert picture_parts.drawable_text("a\u540d\u524d b", 24) == "a\\u540d\\u524d b"
+    assert picture_parts.drawable_text("\u00e9\u03b1", 24) == "\u00e9\u03b1"
+    assert picture_parts.drawable_text("\x1b[31m", 24) == "\\x1b[31m"
 
 
 def test_the_heat_map_holds_every_cell():
-    figure = _drawn(PLANS["dense"])
+    figure = _draw_figure(PLANS["dense"])
     mesh = next(
         c for axes in figure.axes for c in axes.collections if c.get_array() is not None and c.get_array().ndim == 2
     )
@@ -122,30 +122,30 @@ def test_the_heat_map_holds_every_cell():
 
 
 def test_a_budget_is_filled_to_its_end_and_names_at_most_seven_parts():
-    parts = tuple(Part(f"part {i}", 10 + i) for i in range(12))
-    found = picture_parts._fewer(parts)
+    parts = tuple(BudgetPart(f"part {i}", 10 + i) for i in range(12))
+    found = picture_parts._merge_small_parts(parts)
     assert len(found) == 7 and sum(p.n_bytes for p in found) == sum(p.n_bytes for p in parts)
     figure = matplotlib.figure.Figure()
     axes = figure.add_subplot()
-    picture_parts.draw_bar(axes, Bar("--vram", 1000, parts, 1000 - sum(p.n_bytes for p in parts)))
+    picture_parts.draw_bar(axes, BudgetBar("--vram", 1000, parts, 1000 - sum(p.n_bytes for p in parts)))
     assert sum(patch.get_width() for patch in axes.patches) == 1000
 
 
 def test_the_curve_shows_the_plan_and_every_mixture():
     of = PLANS["dense"]
-    figure = _drawn(of)
+    figure = _draw_figure(of)
     axes = next(a for a in figure.axes if a.get_yscale() == "log")
     unit = 2**20 if "MiB" in axes.get_xlabel() else 2**10
     dots = {round(x * unit) for line in axes.lines if line.get_marker() == "o" for x in line.get_xdata()}
     assert dots == {m.n_bytes for m in of.mixtures}
     (x, y) = next((line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "D")
-    assert (round(x * unit), y) == (curve(of).chosen.n_bytes, curve(of).chosen.loss)
+    assert (round(x * unit), y) == (loss_curve(of).chosen.n_bytes, loss_curve(of).chosen.loss)
     assert "this plan" in {t.get_text() for t in axes.texts}
 
 
 def test_labels_of_dots_in_one_place_are_left_out_and_not_piled_up():
     of = replace(PLANS["dense"], mixtures=tuple(Mixture(f"M{i}", 300_000, 300_000, 1e-4) for i in range(60)))
-    figure = _drawn(of)
+    figure = _draw_figure(of)
     axes = next(a for a in figure.axes if a.get_yscale() == "log")
     figure.canvas.draw()
     boxes = [matplotlib.text.Text.get_window_extent(t, figure.canvas.get_renderer()) for t in axes.texts]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from requant.formats import by_name
 from requant.planning.constraints import Limit
 from requant.planning.plan import Choice, Mixture, Plan
-from requant.report.view import bars, best_at, curve, layer_roles
+from requant.report.view import best_loss_at, budget_bars, layer_roles, loss_curve
 
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16")
 SHAPES = ((256, 4), (256, 8), (512, 8))
@@ -49,7 +49,7 @@ def allocations(plan):
 
 @given(plans())
 def test_no_allocation_beats_a_point_of_the_curve(plan):
-    found = curve(plan)
+    found = loss_curve(plan)
     every = list(allocations(plan))
     for point in found.points:
         best = min(loss for size, loss in every if size <= point.n_bytes)
@@ -66,7 +66,7 @@ def test_a_curve_of_many_tensors_is_thinned_and_keeps_its_ends():
         candidates[name] = {t: (i + 1) * 4.0 ** -by_name(t).bpw for t in TYPES}
         choices.append(choice(name, (256, 8), "Q4_K", candidates[name]["Q4_K"]))
     plan = Plan("m", "00", "llama", "fisher", {}, (), {}, tuple(choices), 1.0, 0.0, candidates=candidates)
-    found = curve(plan)
+    found = loss_curve(plan)
     assert 100 < len(found.points) <= 242
     assert found.points[0].n_bytes == sum(by_name("Q2_K").n_bytes(c.n_weights) for c in choices)
     assert found.points[-1].n_bytes == sum(by_name("F16").n_bytes(c.n_weights) for c in choices)
@@ -97,7 +97,7 @@ def in_vram(**runtime):
 
 
 def test_in_vram_only_what_is_there_counts_and_the_rest_has_its_best():
-    found = curve(in_vram())
+    found = loss_curve(in_vram())
     assert found.pool == "VRAM"
     assert [p.n_bytes for p in found.points] == [1152, 4096]
     assert [p.loss for p in found.points] == [0.25, 0.0]
@@ -105,17 +105,17 @@ def test_in_vram_only_what_is_there_counts_and_the_rest_has_its_best():
 
 
 def test_over_two_devices_all_bytes_count():
-    found = curve(in_vram(experts_on_cpu=[0]))
+    found = loss_curve(in_vram(experts_on_cpu=[0]))
     assert found.pool == "all tensors"
     assert (found.chosen.n_bytes, found.mixtures[0].n_bytes) == (1152 + 8192, 5_000)
 
 
 def test_a_plan_of_one_type_has_no_curve():
-    assert curve(replace(in_vram(), candidates={})) is None
+    assert loss_curve(replace(in_vram(), candidates={})) is None
 
 
 def test_the_parts_of_a_budget_add_up_to_it():
-    (found,) = bars(in_vram())
+    (found,) = budget_bars(in_vram())
     assert sum(p.n_bytes for p in found.parts) + found.free == found.budget == 10_000
     assert [p.name for p in found.parts] == ["weights", "kv_cache", "compute", "reserve"]
 
@@ -129,11 +129,14 @@ def test_cells_hold_every_tensor_with_its_sensitivity_at_the_reference_type():
 
 @given(plans())
 def test_no_allocation_lies_below_the_line_of_the_curve(plan):
-    found = curve(plan)
+    found = loss_curve(plan)
     for size, loss in allocations(plan):
-        line = best_at(found, size)
+        line = best_loss_at(found, size)
         assert line is None or loss >= line - 1e-9
-    assert best_at(found, found.points[0].n_bytes - 1) is None and best_at(found, found.points[-1].n_bytes + 1) is None
+    assert (
+        best_loss_at(found, found.points[0].n_bytes - 1) is None
+        and best_loss_at(found, found.points[-1].n_bytes + 1) is None
+    )
 
 
 def test_the_room_of_the_curve_is_what_the_budget_leaves_to_its_tensors():
@@ -141,7 +144,7 @@ def test_the_room_of_the_curve_is_what_the_budget_leaves_to_its_tensors():
     plan = Plan(
         "m", "00", "llama", "fisher", {}, (), {}, (c,), 0.1, 0.0, candidates={c.name: {"Q4_K": 0.1, "Q8_0": 0.0}}
     )
-    assert curve(plan).room is None
-    assert curve(replace(plan, limits=(Limit("--size", 9000, 100), Limit("--ram", 10, 0, "cpu")))).room == 8900
+    assert loss_curve(plan).room is None
+    assert loss_curve(replace(plan, limits=(Limit("--size", 9000, 100), Limit("--ram", 10, 0, "cpu")))).room == 8900
     in_vram = replace(plan, limits=(Limit("--vram", 9000, 4000, "gpu"),), runtime={"all_layers": True})
-    assert curve(in_vram).room == 5000
+    assert loss_curve(in_vram).room == 5000

@@ -40,10 +40,10 @@ def link(shown: str, url: str) -> str:
 
 def address(name: str) -> str:
     """The path of a file, parted by slashes, as a relative URL."""
-    return quote(b"".join(map(_bytes, name)), safe="/.-_~")
+    return quote(b"".join(map(_utf8_bytes, name)), safe="/.-_~")
 
 
-def _bytes(c: str) -> bytes:
+def _utf8_bytes(c: str) -> bytes:
     lone = "surrogateescape" if "\udc80" <= c <= "\udcff" else "surrogatepass"  # a byte of a path that is no UTF-8
     return c.encode("utf-8", lone)
 
@@ -75,10 +75,10 @@ def scalar(string: str) -> str:
     """`string` as a scalar of YAML, plain where nothing could take it for something else than a string."""
     if _PLAIN_SCALAR.fullmatch(string) and string.lower() not in _NOT_STRINGS:
         return string
-    return '"' + "".join(_escaped(c) for c in string) + '"'
+    return '"' + "".join(_escape_character(c) for c in string) + '"'
 
 
-def _escaped(c: str) -> str:
+def _escape_character(c: str) -> str:
     if c in '"\\':
         return f"\\{c}"
     return c if " " <= c <= "~" else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\U{ord(c):08x}"

@@ -66,7 +66,7 @@ class CardOverrides:
 
 def read_origin(metadata: Metadata) -> ModelOrigin:
     """What the metadata say; values of other types than they should have count as not said."""
-    found = _Reader(metadata)
+    found = _MetadataReader(metadata)
     name = found.text("general.name") or " ".join(
         part for key in ("basename", "finetune", "size_label") if (part := found.text(f"general.{key}"))
     )
@@ -85,7 +85,7 @@ def read_origin(metadata: Metadata) -> ModelOrigin:
         author=found.text("general.author") or found.text("general.organization"),
         repositories=tuple(repositories)[:1],
         parents=tuple(parents),
-        **_licence(found),
+        **_read_licence(found),
         languages=found.list("general.languages", MOST_LANGUAGES),
         tags=found.list("general.tags", MOST_TAGS),
         writes_text=causal and arch != "clip",
@@ -93,7 +93,7 @@ def read_origin(metadata: Metadata) -> ModelOrigin:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
+class _MetadataReader:
     metadata: Metadata
 
     def text(self, key: str) -> str:
@@ -118,15 +118,15 @@ class _Reader:
         return tuple(dict.fromkeys(filter(None, found)))[:most]
 
 
-def _licence(found: _Reader) -> dict[str, Any]:
-    named = licence(found.text("general.license"), found.text("general.license.name"))
+def _read_licence(found: _MetadataReader) -> dict[str, Any]:
+    named = licence_fields(found.text("general.license"), found.text("general.license.name"))
     url = found.metadata.get("general.license.link")
     if named and isinstance(url, str) and _URL.fullmatch(url):
         named["license_link"] = url
     return named
 
 
-def licence(identifier: str, name: str = "") -> dict[str, Any]:
+def licence_fields(identifier: str, name: str = "") -> dict[str, Any]:
     """The hub's keys for a licence: one that it does not know is `other`, with a name."""
     if identifier.lower() in _LICENCES - {_OTHER}:
         return {"license": identifier.lower()}
@@ -146,7 +146,9 @@ def override_origin(said: CardOverrides, origin: ModelOrigin) -> ModelOrigin:
     if said.base_models:
         values |= {"repositories": said.base_models, "parents": ()}
     if said.license or said.license_name:
-        values |= {"license": "", "license_name": "", "license_link": ""} | licence(said.license, said.license_name)
+        values |= {"license": "", "license_name": "", "license_link": ""} | licence_fields(
+            said.license, said.license_name
+        )
     for key in ("license_link", "languages"):
         if getattr(said, key):
             values[key] = getattr(said, key)

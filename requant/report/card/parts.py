@@ -14,7 +14,7 @@ from requant.formats import Effort, by_bits
 from requant.planning.constraints import Limit
 from requant.planning.plan import Choice, Plan
 from requant.report.card import markdown as md
-from requant.report.view import bars
+from requant.report.view import budget_bars
 from requant.scoring.losses import IN_NATS
 
 _SHOWN = 0.01  # of the weights; types of fewer are not listed
@@ -22,7 +22,7 @@ _PARTS = {"kv_cache": "KV cache", "compute": "compute buffer", "copies": "copies
 _UNITS = ((1e9, "GB", 2**30, "GiB"), (1e6, "MB", 2**20, "MiB"), (1e3, "kB", 2**10, "KiB"))
 
 
-def both(n_bytes: int) -> str:
+def format_both_units(n_bytes: int) -> str:
     """A size in powers of ten and of two: `4.92 GB (4.58 GiB)`."""
     for ten, decimal, two, binary in _UNITS:
         if n_bytes >= ten:
@@ -30,9 +30,9 @@ def both(n_bytes: int) -> str:
     return f"{n_bytes} B"
 
 
-def made_for(plan: Plan) -> str:
+def describe_budget(plan: Plan) -> str:
     """The budgets in words, with the context that the first is for; without any, what gave the types."""
-    parts = [_budget(limit) for limit in plan.limits]
+    parts = [_describe_limit(limit) for limit in plan.limits]
     asked = plan.budget
     if "ctx" in asked:
         context = f"{asked['ctx']} tokens of context"
@@ -45,7 +45,7 @@ def made_for(plan: Plan) -> str:
     return md.text(", ".join(parts) or plan.method)
 
 
-def _budget(limit: Limit) -> str:
+def _describe_limit(limit: Limit) -> str:
     if limit.unit == "ns":
         return f"at least {limit.show(limit.budget)}"
     if limit.unit == "loss":
@@ -53,11 +53,11 @@ def _budget(limit: Limit) -> str:
     if limit.n_weights:
         return f"{limit.bpw:g} bits per weight"
     exact = re.fullmatch(r"(\d+)([MG]iB)", size_label(limit.budget))
-    size = f"{exact[1]} {exact[2]}" if exact else both(limit.budget)
+    size = f"{exact[1]} {exact[2]}" if exact else format_both_units(limit.budget)
     return {"--vram": f"{size} of VRAM", "--ram": f"{size} of RAM"}.get(limit.option, f"file of up to {size}")
 
 
-def shares(plan: Plan) -> str:
+def type_shares(plan: Plan) -> str:
     """The types by the share of the weights that they have, the largest first."""
     weights: Counter[str] = Counter()
     for c in plan.choices:
@@ -74,14 +74,14 @@ def roles_table(plan: Plan) -> str:
         groups.setdefault(c.role if c.reason is None else "", []).append(c)
     left = groups.pop("", [])
     known = plan.predicted_loss is not None and plan.method in IN_NATS
-    rows = [_row(md.code(role), found, known) for role, found in groups.items()]
-    rows += [_row("left as they are", left, known)] if left else []
-    rows.append(_row("all", plan.choices, known))
+    rows = [_role_row(md.code(role), found, known) for role, found in groups.items()]
+    rows += [_role_row("left as they are", left, known)] if left else []
+    rows.append(_role_row("all", plan.choices, known))
     head = ["Role", "Tensors", "Types", "Bits per weight", "Size", *(["KL, predicted"] if known else [])]
     return md.table(head, rows, (1, 3, 4, 5))
 
 
-def _row(role: str, found: Sequence[Choice], known: bool) -> list[str]:
+def _role_row(role: str, found: Sequence[Choice], known: bool) -> list[str]:
     counts = Counter(c.type for c in found)
     listed = ", ".join(f"{name} \u00d7 {n}" for name, n in sorted(counts.items(), key=lambda i: by_bits(i[0])))
     n_bytes, n_weights = sum(c.n_bytes for c in found), max(sum(c.n_weights for c in found), 1)
@@ -89,10 +89,10 @@ def _row(role: str, found: Sequence[Choice], known: bool) -> list[str]:
     return [role, str(len(found)), listed, f"{8 * n_bytes / n_weights:.3f}", format_size(n_bytes), *loss]
 
 
-def uses(plan: Plan) -> str:
+def budget_lines(plan: Plan) -> str:
     """What fills each budget in bytes, a line each."""
     lines = []
-    for bar in bars(plan):
+    for bar in budget_bars(plan):
         parts = ", ".join(
             f"{md.text(_PARTS.get(part.name, part.name))} {format_size(part.n_bytes)}" for part in bar.parts
         )
@@ -103,7 +103,7 @@ def uses(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def compared(outputs: Sequence[tuple[str, Plan]]) -> str:
+def mixtures_table(outputs: Sequence[tuple[str, Plan]]) -> str:
     """Outputs of one source and llama-quantize's mixtures of it by rising size; '' where nothing is predicted alike."""
     plans = [(name, p) for name, p in outputs if p.mixtures and p.predicted_loss is not None and p.method in IN_NATS]
     rows = [(p.n_bytes, p.predicted_loss or 0.0, f"**{md.code(name, FILE_NAME)}**") for name, p in plans]
@@ -111,12 +111,13 @@ def compared(outputs: Sequence[tuple[str, Plan]]) -> str:
         rows += [(m.n_bytes, m.loss, f"{md.text(m.name)}, of llama-quantize") for m in plan.mixtures]
         n_weights = max(plan.n_weights, 1)
     table = [
-        [name, both(n_bytes), f"{8 * n_bytes / n_weights:.3f}", f"{loss:.4g}"] for n_bytes, loss, name in sorted(rows)
+        [name, format_both_units(n_bytes), f"{8 * n_bytes / n_weights:.3f}", f"{loss:.4g}"]
+        for n_bytes, loss, name in sorted(rows)
     ]
     return md.table(["", "Size", "Bits per weight", "KL, predicted"], table, (1, 2, 3)) if rows else ""
 
 
-def method(made: Conversion) -> str:
+def method_lines(made: Conversion) -> str:
     """How the types were chosen and the weights encoded, a line each."""
     plan = made.plan
     solver = f"; {md.text(plan.solver)}" if plan.solver else ""

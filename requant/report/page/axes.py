@@ -80,33 +80,33 @@ class Label:
     priority: int = 1
 
 
-def labels(wanted: Sequence[Label], frame: Box, obstacles: Iterable[Box]) -> str:
+def place_labels(wanted: Sequence[Label], frame: Box, obstacles: Iterable[Box]) -> str:
     """Markup of the labels, each where it meets neither another nor an obstacle; those that find no place left out."""
-    taken = [*obstacles, *(around(one.x, one.y, 4) for one in wanted)]
+    taken = [*obstacles, *(square_around(one.x, one.y, 4) for one in wanted)]
     found = []
     for one in sorted(wanted, key=lambda label: (label.priority, label.x, label.y)):
-        placed = next((p for p in _places(one) if frame.holds(p) and not any(p.meets(t) for t in taken)), None)
+        placed = next((p for p in _label_boxes(one) if frame.holds(p) and not any(p.meets(t) for t in taken)), None)
         if placed is not None:
             taken.append(placed)
-            found.append(_drawn(one, placed))
+            found.append(_draw_label(one, placed))
     return "".join(found)
 
 
-def around(x: float, y: float, reach: float) -> Box:
+def square_around(x: float, y: float, reach: float) -> Box:
     """The square about a point."""
     return Box(x - reach, y - reach, x + reach, y + reach)
 
 
-def along(points: Sequence[tuple[float, float]], reach: float = 2) -> list[Box]:
+def cover_line(points: Sequence[tuple[float, float]], reach: float = 2) -> list[Box]:
     """Boxes that cover a line through `points`."""
     found = []
     for (x0, y0), (x1, y1) in pairwise(points):
         n = max(1, math.ceil(max(abs(x1 - x0), abs(y1 - y0)) / 6))
-        found += [around(x0 + (x1 - x0) * k / n, y0 + (y1 - y0) * k / n, reach) for k in range(n + 1)]
+        found += [square_around(x0 + (x1 - x0) * k / n, y0 + (y1 - y0) * k / n, reach) for k in range(n + 1)]
     return found
 
 
-def _places(one: Label) -> Iterable[Box]:
+def _label_boxes(one: Label) -> Iterable[Box]:
     width = CHARACTER * len(one.word)
     for distance in _DISTANCES:
         for across, down in _AROUND:
@@ -116,7 +116,7 @@ def _places(one: Label) -> Iterable[Box]:
             yield Box(left, y - HEIGHT / 2, left + width, y + HEIGHT / 2)
 
 
-def _drawn(one: Label, box: Box) -> str:
+def _draw_label(one: Label, box: Box) -> str:
     x, y = (box.left + box.right) / 2, box.bottom - 3.5
     word = tag(
         "text", text(one.word), x=f"{x:.1f}", y=f"{y:.1f}", class_=f"label {one.kind}".strip(), text_anchor="middle"

@@ -12,8 +12,8 @@ from requant.conversion.record import Converted
 from requant.errors import brief
 from requant.planning.plan import Choice, Plan
 from requant.report.html import tag, text
-from requant.report.page.axes import Axis, Box, Label, along, around, labels
-from requant.report.view import Curve, Dot
+from requant.report.page.axes import Axis, Box, Label, cover_line, place_labels, square_around
+from requant.report.view import Dot, LossCurve
 
 WIDE, NARROW = (690, 430), (340, 340)  # pixels, for a screen and for a phone
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 14, 44
@@ -24,38 +24,38 @@ Point = tuple[float, float]
 Pair = tuple[Choice, Converted]
 
 
-def curve_charts(plan: Plan, found: Curve) -> str:
+def curve_charts(plan: Plan, found: LossCurve) -> str:
     """The chart for a screen, and for a phone; a style sheet shows one of them."""
     return "".join(_curve_chart(plan, found, size, kind) for size, kind in ((WIDE, "wide"), (NARROW, "narrow")))
 
 
-def _curve_chart(plan: Plan, found: Curve, size: tuple[int, int], kind: str) -> str:
+def _curve_chart(plan: Plan, found: LossCurve, size: tuple[int, int], kind: str) -> str:
     named = [*found.mixtures, *([found.chosen] if found.chosen else [])]
     across, up = _curve_axes(found.points, named, size)
-    line = [(across.at(p.n_bytes), up.at(p.loss)) for p in _within(found.points, across)]
+    line = [(across.at(p.n_bytes), up.at(p.loss)) for p in _clip_curve(found.points, across)]
     path = tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in line), class_="frontier")
-    marks = [_mark(across, up, dot, "mixture") for dot in found.mixtures]
+    marks = [_draw_dot(across, up, dot, "mixture") for dot in found.mixtures]
     wanted = [Label(brief(dot.name), across.at(dot.n_bytes), up.at(dot.loss)) for dot in found.mixtures]
     if found.chosen is not None:
-        marks.append(_mark(across, up, found.chosen, "chosen"))
+        marks.append(_draw_dot(across, up, found.chosen, "chosen"))
         at = across.at(found.chosen.n_bytes), up.at(found.chosen.loss)
         wanted.append(Label(found.chosen.name, *at, "strong", 0))
-    edge, lines = "", along(line)
+    edge, lines = "", cover_line(line)
     if found.room is not None and across.low < found.room < across.high:
         x = across.at(found.room)
         edge = tag("line", x1=f"{x:.1f}", y1=str(up.end), x2=f"{x:.1f}", y2=str(up.start), class_="edge")
-        lines += along([(x, up.end), (x, up.start)])
+        lines += cover_line([(x, up.end), (x, up.start)])
         wanted.append(Label("budget", x, up.start - 16, "edge-name", 0))
     frame = Box(across.start, up.end, across.end, up.start)
-    words = labels(wanted, frame, lines)
+    words = place_labels(wanted, frame, lines)
     title = tag("title", f"Predicted loss of {text(plan.source)} against bytes of {found.pool}")
-    grid = _grid(across, up, size, _round_size, (f"bytes of {found.pool}", "predicted loss"))
+    grid = _grid_lines(across, up, size, _round_size, (f"bytes of {found.pool}", "predicted loss"))
     scale = {
         "data_x": f"{across.low:.17g} {across.high:.17g} {across.start} {across.end}",
         "data_y": f"{up.low:.17g} {up.high:.17g} {up.start} {up.end}",
     }
     cross = tag("circle", r="4", class_="cursor", visibility="hidden")
-    return _svg(size, title, grid, edge, path, cross, *marks, words, class_=f"chart curve {kind}", **scale)
+    return _draw_svg(size, title, grid, edge, path, cross, *marks, words, class_=f"chart curve {kind}", **scale)
 
 
 def _curve_axes(points: Sequence[Dot], named: Sequence[Dot], size: tuple[int, int]) -> tuple[Axis, Axis]:
@@ -65,12 +65,12 @@ def _curve_axes(points: Sequence[Dot], named: Sequence[Dot], size: tuple[int, in
     room = max(_MARGIN * (high - low), 0.02 * high, 1)
     unit = next((u for u in (2**30, 2**20, 2**10) if high >= u), 1)
     across = Axis(max(low - room, 0), high + room, _LEFT, size[0] - _RIGHT, unit=unit)
-    seen = [d.loss for d in (*named, *_within(points, across)) if d.loss > 0] or [1.0]
+    seen = [d.loss for d in (*named, *_clip_curve(points, across)) if d.loss > 0] or [1.0]
     least = max(min(seen), max(seen) / _DECADES)
     return across, Axis(least / 1.6, max(seen) * 1.8, size[1] - _BOTTOM, _TOP, log=True)
 
 
-def _within(points: Sequence[Dot], across: Axis) -> list[Dot]:
+def _clip_curve(points: Sequence[Dot], across: Axis) -> list[Dot]:
     """The part of the curve between the ends of the axis, cut there; a logarithm bends what is straight."""
     found: list[Dot] = []
     for a, b in pairwise(points):
@@ -86,7 +86,7 @@ def _within(points: Sequence[Dot], across: Axis) -> list[Dot]:
     return found
 
 
-def _mark(across: Axis, up: Axis, dot: Dot, kind: str) -> str:
+def _draw_dot(across: Axis, up: Axis, dot: Dot, kind: str) -> str:
     """A ring for a mixture, a filled diamond for the plan."""
     x, y = across.at(dot.n_bytes), up.at(dot.loss)
     title = tag("title", f"{text(dot.name)}: {format_size(dot.n_bytes)}, predicted loss {dot.loss:.3g}")
@@ -114,13 +114,13 @@ def error_chart(pairs: Sequence[Pair], index: dict[str, int]) -> str:
     clusters: dict[str, list[Point]] = {}
     for (c, _), point in zip(pairs, at, strict=True):
         clusters.setdefault(c.type, []).append(point)
-    wanted = [Label(name, *_middle(points), "kind") for name, points in clusters.items()]
+    wanted = [Label(name, *_centre_of(points), "kind") for name, points in clusters.items()]
     diagonal = [(across.start, up.start), (across.end, up.end)]
     frame = Box(across.start, up.end, across.end, up.start)
-    words = labels(wanted, frame, [*along(diagonal), *(around(x, y, 4) for x, y in at)])
+    words = place_labels(wanted, frame, [*cover_line(diagonal), *(square_around(x, y, 4) for x, y in at)])
     title = tag("title", "Predicted against measured relative error of each tensor")
-    grid = _grid(across, up, size, lambda v: f"{v:.3g}", ("predicted error", "measured error"))
-    return _svg(size, title, grid, same, tag("g", *dots, class_="dots"), words, class_="chart errors")
+    grid = _grid_lines(across, up, size, lambda v: f"{v:.3g}", ("predicted error", "measured error"))
+    return _draw_svg(size, title, grid, same, tag("g", *dots, class_="dots"), words, class_="chart errors")
 
 
 def error_table(pairs: Sequence[Pair]) -> str:
@@ -139,11 +139,13 @@ def error_table(pairs: Sequence[Pair]) -> str:
     return tag("table", tag("thead", head), tag("tbody", *rows), class_="data")
 
 
-def _middle(points: Sequence[Point]) -> Point:
+def _centre_of(points: Sequence[Point]) -> Point:
     return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
 
 
-def _grid(across: Axis, up: Axis, size: tuple[int, int], shown: Callable[[float], str], names: tuple[str, str]) -> str:
+def _grid_lines(
+    across: Axis, up: Axis, size: tuple[int, int], shown: Callable[[float], str], names: tuple[str, str]
+) -> str:
     """Lines at the ticks with their figures, and what the axes are."""
     parts = []
     for value in across.ticks(6 if size == WIDE else 4):
@@ -166,6 +168,6 @@ def _round_size(n_bytes: float) -> str:
     return f"{float(number):g} {unit}"
 
 
-def _svg(size: tuple[int, int], *content: str, **attributes: object) -> str:
+def _draw_svg(size: tuple[int, int], *content: str, **attributes: object) -> str:
     width, height = size
     return tag("svg", *content, viewBox=f"0 0 {width} {height}", width=width, height=height, role="group", **attributes)

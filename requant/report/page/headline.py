@@ -11,9 +11,9 @@ from requant.model.memory import DEFAULT_UBATCH
 from requant.planning.plan import Plan
 from requant.report import shell
 from requant.report.html import tag, text
-from requant.report.page.origin import is_of
+from requant.report.page.origin import may_measure
 from requant.report.start_command import DEFAULT_CACHE
-from requant.report.view import PART_NAMES, Bar, bars
+from requant.report.view import PART_NAMES, BudgetBar, budget_bars
 from requant.scoring.evaluate import Evaluation
 from requant.scoring.losses import IN_NATS
 
@@ -23,7 +23,7 @@ _HATCHED = {"reserve": "reserve", "padding": "other", "other": "other", "header"
 _COLOURED = {"weights": "weights", "kv_cache": "kv", "compute": "compute"}
 
 
-def asked(plan: Plan) -> list[str]:
+def request_options(plan: Plan) -> list[str]:
     """What was asked for as options of the command line, each with its value.
 
     Of a plan that does not know its options: its budget, without what is the default anyway.
@@ -33,7 +33,7 @@ def asked(plan: Plan) -> list[str]:
         if word.startswith("--") or not found:
             found.append(word)
         else:
-            found[-1] += f" {shell.join([word])}"
+            found[-1] += f" {shell.join_words([word])}"
     if found:
         return found
     for key, value in plan.budget.items():
@@ -50,9 +50,9 @@ def asked(plan: Plan) -> list[str]:
 
 def headline(plan: Plan, made: Conversion | None, evaluations: Sequence[Evaluation]) -> str:
     """The figures: size, bits, predicted and measured harm, gap, speed."""
-    cards = [*_sizes(plan, made), *_losses(plan)]
-    for found in [e for e in evaluations if is_of(e, made)][:1]:
-        cards += _measured(found)
+    cards = [*_size_cards(plan, made), *_loss_cards(plan)]
+    for found in [e for e in evaluations if may_measure(e, made)][:1]:
+        cards += _measured_cards(found)
     if plan.predicted_loss is not None:
         gap = "not known" if plan.gap is None else f"{100 * plan.gap:.2g} %" if plan.gap else "0"
         cards.append(("Proven gap", gap, text(plan.solver, FILE_NAME)))
@@ -68,7 +68,7 @@ def headline(plan: Plan, made: Conversion | None, evaluations: Sequence[Evaluati
     return tag("dl", *items, class_="figures")
 
 
-def _sizes(plan: Plan, made: Conversion | None) -> list[tuple[str, str, str]]:
+def _size_cards(plan: Plan, made: Conversion | None) -> list[tuple[str, str, str]]:
     size = plan.n_bytes if made is None else made.size
     exact = f"{size:,} bytes" + (" of tensors" if made is None else "")
     return [
@@ -77,7 +77,7 @@ def _sizes(plan: Plan, made: Conversion | None) -> list[tuple[str, str, str]]:
     ]
 
 
-def _losses(plan: Plan) -> list[tuple[str, str, str]]:
+def _loss_cards(plan: Plan) -> list[tuple[str, str, str]]:
     if plan.predicted_loss is None:
         return [("Predicted loss", "not known", "")]
     nats = plan.method in IN_NATS
@@ -89,7 +89,7 @@ def _losses(plan: Plan) -> list[tuple[str, str, str]]:
     return cards
 
 
-def _measured(found: Evaluation) -> list[tuple[str, str, str]]:
+def _measured_cards(found: Evaluation) -> list[tuple[str, str, str]]:
     on = text(found.text or f"{found.n_scored} tokens", FILE_NAME)
     cards = []
     if found.mean_kld is not None:
@@ -102,13 +102,13 @@ def _measured(found: Evaluation) -> list[tuple[str, str, str]]:
 
 def budget_section(plan: Plan) -> str:
     """A bar for each limit in bytes, with all that fills it; a line for each other limit."""
-    found = "".join(_bar(bar) for bar in bars(plan))
+    found = "".join(_draw_budget(bar) for bar in budget_bars(plan))
     others = [limit for limit in plan.limits if limit.unit != "bytes"]
     lines = (f"{text(x.option)}: {text(x.show(plan.used(x)))} of {text(x.show(x.budget))}" for x in others)
     return found + "".join(tag("p", line) for line in lines)
 
 
-def _bar(bar: Bar) -> str:
+def _draw_budget(bar: BudgetBar) -> str:
     """Segments in per cent of the budget, and the same as a list with sizes."""
     whole = max(bar.budget, 1)
     parts = [(p.name, p.n_bytes) for p in bar.parts if p.n_bytes > 0]

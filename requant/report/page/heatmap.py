@@ -22,18 +22,18 @@ def heat_section(plan: Plan, index: Mapping[str, int]) -> str:
     found = layer_roles(plan)
     if not found:
         return tag("p", "No tensor of this model can be quantized.")
-    scales = {"s": _scale(c.sensitivity for c in found), "l": _scale(c.loss for c in found)}
+    scales = {"s": _log_scale(c.sensitivity for c in found), "l": _log_scale(c.loss for c in found)}
     inside = [c for c in found if c.layer is not None]
     outside = [c for c in found if c.layer is None]
-    parts = [_switch(plan, scales), _legends(scales)]
+    parts = [_mode_switch(plan, scales), _legends(scales)]
     if outside:
-        parts.append(_outside(outside, scales, index))
+        parts.append(_outside_table(outside, scales, index))
     if inside:
-        parts.append(_inside(inside, scales, index))
+        parts.append(_layer_table(inside, scales, index))
     return tag("div", *parts, id="heat")
 
 
-def _switch(plan: Plan, scales: Mapping[str, Scale | None]) -> str:
+def _mode_switch(plan: Plan, scales: Mapping[str, Scale | None]) -> str:
     reference = text(plan.runtime.get("reference_type", "a common type"))
     modes = [
         ("b", "bits", True),
@@ -60,14 +60,14 @@ def _legends(scales: Mapping[str, Scale | None]) -> str:
     return "".join(parts)
 
 
-def _outside(found: Sequence[LayerRole], scales: Mapping[str, Scale | None], index: Mapping[str, int]) -> str:
+def _outside_table(found: Sequence[LayerRole], scales: Mapping[str, Scale | None], index: Mapping[str, int]) -> str:
     heads = tag("tr", *(tag("th", text(c.role), scope="col") for c in found))
-    row = tag("tr", *(_cell(c, scales, index, worded=True) for c in found))
+    row = tag("tr", *(_draw_cell(c, scales, index, worded=True) for c in found))
     caption = tag("caption", "outside the layers")
-    return _scrolled(tag("table", caption, tag("thead", heads), tag("tbody", row), class_="heat worded outside"))
+    return _scroll_box(tag("table", caption, tag("thead", heads), tag("tbody", row), class_="heat worded outside"))
 
 
-def _inside(found: Sequence[LayerRole], scales: Mapping[str, Scale | None], index: Mapping[str, int]) -> str:
+def _layer_table(found: Sequence[LayerRole], scales: Mapping[str, Scale | None], index: Mapping[str, int]) -> str:
     """Roles down, layers across, so that the depth of the model is read from left to right."""
     layers = sorted({c.layer for c in found if c.layer is not None})
     roles = list(dict.fromkeys(c.role for c in found))
@@ -83,34 +83,38 @@ def _inside(found: Sequence[LayerRole], scales: Mapping[str, Scale | None], inde
         row = [tag("th", text(role), scope="row", title=brief(role))]
         for layer in layers:
             cell = at.get((role, layer))
-            row.append(tag("td", class_="none") if cell is None else _cell(cell, scales, index, worded=worded))
+            row.append(tag("td", class_="none") if cell is None else _draw_cell(cell, scales, index, worded=worded))
         rows.append(tag("tr", *row))
     head = tag("thead", tag("tr", tag("th", "layer", scope="col"), *numbers))
     kind = "heat worded" if worded else "heat dense"
-    return _scrolled(tag("table", tag("caption", "layers"), head, tag("tbody", *rows), class_=kind))
+    return _scroll_box(tag("table", tag("caption", "layers"), head, tag("tbody", *rows), class_=kind))
 
 
-def _scrolled(table: str) -> str:
+def _scroll_box(table: str) -> str:
     return tag("div", table, class_="scroll")
 
 
-def _cell(cell: LayerRole, scales: Mapping[str, Scale | None], index: Mapping[str, int], *, worded: bool) -> str:
+def _draw_cell(cell: LayerRole, scales: Mapping[str, Scale | None], index: Mapping[str, int], *, worded: bool) -> str:
     sensitivity, loss = cell.sensitivity, cell.loss
-    levels = [f"b{_bits_level(cell.bpw)}", f"s{_level(sensitivity, scales['s'])}", f"l{_level(loss, scales['l'])}"]
+    levels = [
+        f"b{_bits_level(cell.bpw)}",
+        f"s{_colour_level(sensitivity, scales['s'])}",
+        f"l{_colour_level(loss, scales['l'])}",
+    ]
     words = [
         tag("span", "/".join(cell.types) if len(cell.types) < 2 else f"{len(cell.types)} types", class_="mb"),
-        *(tag("span", _short(value), class_=f"m{key}") for key, value in (("s", sensitivity), ("l", loss))),
+        *(tag("span", _short_figure(value), class_=f"m{key}") for key, value in (("s", sensitivity), ("l", loss))),
     ]
     return tag(
         "td",
         *(words if worded else ()),
         class_=f"c {' '.join(levels)}",
         data_i=" ".join(str(index[c.name]) for c in cell.choices),
-        title=_figures(cell),
+        title=_describe_cell(cell),
     )
 
 
-def _figures(cell: LayerRole) -> str:
+def _describe_cell(cell: LayerRole) -> str:
     """All that is known of a cell, line by line."""
     role = brief(cell.role)
     where = role if cell.layer is None else f"layer {cell.layer}, {role}"
@@ -132,7 +136,7 @@ def _bits_level(bpw: float) -> int:
     return LEVELS - 1 if bpw >= 9 else min(max(int(bpw) - 1, 0), LEVELS - 2)
 
 
-def _scale(values: Iterable[float | None]) -> Scale | None:
+def _log_scale(values: Iterable[float | None]) -> Scale | None:
     known = [v for v in values if v is not None]
     logs = [math.log(v) for v in known if v > 0]
     if not logs:
@@ -140,7 +144,7 @@ def _scale(values: Iterable[float | None]) -> Scale | None:
     return min(logs), max(*logs, min(logs) + 1e-9)
 
 
-def _level(value: float | None, scale: Scale | None) -> str:
+def _colour_level(value: float | None, scale: Scale | None) -> str:
     if value is None or scale is None:
         return "x"
     if value <= 0:
@@ -149,5 +153,5 @@ def _level(value: float | None, scale: Scale | None) -> str:
     return str(min(int(LEVELS * (math.log(value) - low) / (high - low)), LEVELS - 1))
 
 
-def _short(value: float | None) -> str:
+def _short_figure(value: float | None) -> str:
     return "?" if value is None else "0" if value <= 0 else f"{value:.0e}".replace("e-0", "e-")

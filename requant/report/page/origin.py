@@ -30,23 +30,28 @@ def run_section(plan: Plan, made: Conversion | None) -> str:
     engine = engine_named(plan.runtime.get("engine"))
     what = "Modelfile for" if engine.family == "ollama" else "start"
     blocks = [(f"{what} {engine.name or engine.family}", start_command(plan, out))]
-    source = shell.path(plan.source)
+    source = shell.file_argument(plan.source)
     if made is None:
-        blocks.append(("convert", shell.join(["requant", "convert", source, str(out), "--plan", "PLAN.json"])))
+        blocks.append(("convert", shell.join_words(["requant", "convert", source, str(out), "--plan", "PLAN.json"])))
     else:
-        name = shell.path(out)
-        blocks.append(("verify: every byte, against record and source", _line("verify", name, "--source", source)))
+        name = shell.file_argument(out)
         blocks.append(
-            ("evaluate: perplexity and KL divergence", _line("evaluate", name, "--base", source, "--text", "TEXT.txt"))
+            ("verify: every byte, against record and source", _command_line("verify", name, "--source", source))
         )
-    return "".join(_block(label, line) for label, line in blocks)
+        blocks.append(
+            (
+                "evaluate: perplexity and KL divergence",
+                _command_line("evaluate", name, "--base", source, "--text", "TEXT.txt"),
+            )
+        )
+    return "".join(_copy_block(label, line) for label, line in blocks)
 
 
-def _line(*words: str) -> str:
-    return shell.join(["requant", *words])
+def _command_line(*words: str) -> str:
+    return shell.join_words(["requant", *words])
 
 
-def _block(label: str, line: str) -> str:
+def _copy_block(label: str, line: str) -> str:
     code = tag("pre", tag("code", html.escape(line)), tabindex="0")
     button = tag("button", "copy", type="button", class_="copy", hidden=True, aria_label=f"copy: {label}")
     return tag("figure", tag("figcaption", text(label)), tag("div", code, button, class_="code"))
@@ -91,12 +96,12 @@ def _output_facts(made: Conversion | None, output_sha256: str | None) -> list[tu
 def _remarks(plan: Plan, made: Conversion | None) -> list[tuple[str, list[str]]]:
     odd = [] if made is None else [line for t in made.tensors if t.odd is not None for line in t.odd.notes(t.name)]
     notes = [*plan.notes, *(() if made is None else made.notes)]
-    stayed = _grouped((c.reason, c.name) for c in plan.choices if c.reason)
-    left_out = _grouped((note, c.name) for c in plan.choices for note in c.notes)
+    stayed = _group_reasons((c.reason, c.name) for c in plan.choices if c.reason)
+    left_out = _group_reasons((note, c.name) for c in plan.choices for note in c.notes)
     return [("Notes", notes), ("Stayed as they are", stayed), ("Types left out", left_out), ("Odd numbers", odd)]
 
 
-def _grouped(pairs: Iterable[tuple[str | None, str]]) -> list[str]:
+def _group_reasons(pairs: Iterable[tuple[str | None, str]]) -> list[str]:
     """A line per reason: how many tensors, and which."""
     names: dict[str, list[str]] = {}
     for reason, name in pairs:
@@ -118,19 +123,19 @@ def evaluation_section(plan: Plan, made: Conversion | None, evaluations: Sequenc
             class_="hint",
         )
     heads = (tag("th", label, scope="col", class_="num" if i else None) for i, label in enumerate(_EVALUATED))
-    rows = (tag("tr", *_evaluated(plan, made, found)) for found in evaluations)
+    rows = (tag("tr", *_evaluation_cells(plan, made, found)) for found in evaluations)
     table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="data")
     return tag("h3", "Divergence from the source, nats per token") + tag("div", table, class_="scroll")
 
 
-def is_of(found: Evaluation, made: Conversion | None) -> bool:
+def may_measure(found: Evaluation, made: Conversion | None) -> bool:
     """Whether the evaluation may be of this output: what it measured is not known, or has the same header."""
     return made is None or found.header_sha256 in (None, made.header_sha256)
 
 
-def _evaluated(plan: Plan, made: Conversion | None, found: Evaluation) -> list[str]:
+def _evaluation_cells(plan: Plan, made: Conversion | None, found: Evaluation) -> list[str]:
     predicted, kld = plan.predicted_loss, found.mean_kld
-    if plan.method not in IN_NATS or not is_of(found, made):
+    if plan.method not in IN_NATS or not may_measure(found, made):
         predicted = None
     cells = [
         "?" if predicted is None else f"{predicted:.4g}",
@@ -142,6 +147,6 @@ def _evaluated(plan: Plan, made: Conversion | None, found: Evaluation) -> list[s
         "" if found.base_ppl is None else f"{found.base_ppl:.4f}",
         f"{found.n_scored:,}",
     ]
-    other = "" if is_of(found, made) else f" (of another file, {text(found.model or '?', FILE_NAME)})"
+    other = "" if may_measure(found, made) else f" (of another file, {text(found.model or '?', FILE_NAME)})"
     name = tag("th", text(found.text or "?", FILE_NAME), other, scope="row")
     return [name, *(tag("td", cell, class_="num") for cell in cells)]

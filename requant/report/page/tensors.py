@@ -11,7 +11,7 @@ from requant.errors import REMARK, brief
 from requant.formats import by_name
 from requant.planning.plan import Choice, Plan
 from requant.report.html import tag, text
-from requant.report.view import Curve
+from requant.report.view import LossCurve
 
 # heading, whether it is a number
 COLUMNS = (
@@ -34,13 +34,13 @@ COLUMNS = (
 def tensor_section(plan: Plan, written: Mapping[str, Converted]) -> str:
     """The filters and the table, a row for each tensor in file order."""
     head = tag("tr", *(tag("th", name, scope="col", class_="num" if number else None) for name, number in COLUMNS))
-    rows = (_row(c, written.get(c.name), known=plan.predicted_loss is not None) for c in plan.choices)
+    rows = (_tensor_row(c, written.get(c.name), known=plan.predicted_loss is not None) for c in plan.choices)
     table = tag("table", tag("thead", head), tag("tbody", *rows), id="tensors", class_="data")
     scrolled = tag("div", table, class_="scroll tall", tabindex="0", role="region", aria_label="Tensors")
-    return _filters(plan) + scrolled
+    return _filter_controls(plan) + scrolled
 
 
-def _filters(plan: Plan) -> str:
+def _filter_controls(plan: Plan) -> str:
     """Hidden where nothing runs that could apply them."""
     selects = []
     for label, values in (("type", {c.type for c in plan.choices}), ("role", {c.role for c in plan.choices})):
@@ -52,42 +52,42 @@ def _filters(plan: Plan) -> str:
     return tag("div", search, *selects, count, class_="filters", hidden=True)
 
 
-def _row(c: Choice, made: Converted | None, *, known: bool) -> str:
+def _tensor_row(c: Choice, made: Converted | None, *, known: bool) -> str:
     cells = [
         *(text(c.role), "" if c.layer is None else str(c.layer), " &times; ".join(map(str, c.shape))),
         *(text(c.source_type), text(c.type), format_size(c.n_bytes)),
         *(f"{8 * c.n_bytes / max(c.n_weights, 1):.4g}", text(c.device)),
-        *(f"{c.loss:.3g}" if known else "?", _error(c.rmse) if c.rmse or c.copied else "?"),
-        *("" if made is None else _error(made.rmse), text("; ".join(_remarks(c, made)), REMARK)),
+        *(f"{c.loss:.3g}" if known else "?", _error_figure(c.rmse) if c.rmse or c.copied else "?"),
+        *("" if made is None else _error_figure(made.rmse), text("; ".join(_tensor_remarks(c, made)), REMARK)),
     ]
     name = tag("th", text(c.name), scope="row")
     columns = zip(cells, COLUMNS[1:], strict=True)
     return tag("tr", name, *(tag("td", cell, class_="num" if number else None) for cell, (_, number) in columns))
 
 
-def _error(value: float) -> str:
+def _error_figure(value: float) -> str:
     return f"{value:.4f}" if value else "0"
 
 
-def _remarks(c: Choice, made: Converted | None) -> list[str]:
+def _tensor_remarks(c: Choice, made: Converted | None) -> list[str]:
     """Why it stayed or could not have a type, and what is odd about its numbers."""
     odd = [] if made is None or made.odd is None else made.odd.notes(c.name)
     stayed = [c.reason] if c.reason else ["copied"] if c.copied else []
     return [*stayed, *c.notes, *odd]
 
 
-def page_data(plan: Plan, written: Mapping[str, Converted], found: Curve | None) -> dict[str, Any]:
+def page_data(plan: Plan, written: Mapping[str, Converted], found: LossCurve | None) -> dict[str, Any]:
     """What the page's script reads: exact figures to sort by, candidates, the points of the curve."""
     names = dict.fromkeys([c.type for c in plan.choices] + [t for losses in plan.candidates.values() for t in losses])
     formats = {name: by_name(name) for name in names}
     return {
         "types": {name: [f.block_weights, f.block_bytes] for name, f in formats.items() if f is not None},
-        "tensors": [_datum(plan, c, written.get(c.name)) for c in plan.choices],
-        "curve": [] if found is None else [[p.n_bytes, _short(p.loss)] for p in found.points],
+        "tensors": [_tensor_data(plan, c, written.get(c.name)) for c in plan.choices],
+        "curve": [] if found is None else [[p.n_bytes, _round_figure(p.loss)] for p in found.points],
     }
 
 
-def _datum(plan: Plan, c: Choice, made: Converted | None) -> dict[str, Any]:
+def _tensor_data(plan: Plan, c: Choice, made: Converted | None) -> dict[str, Any]:
     return {
         "name": brief(c.name),
         "role": brief(c.role),
@@ -96,12 +96,12 @@ def _datum(plan: Plan, c: Choice, made: Converted | None) -> dict[str, Any]:
         "source": c.source_type,
         "weights": c.n_weights,
         "bytes": c.n_bytes,
-        "loss": None if plan.predicted_loss is None else _short(c.loss),
-        "error": _short(c.rmse),
-        "measured": None if made is None else _short(made.rmse),
-        "candidates": {name: _short(loss) for name, loss in plan.candidates.get(c.name, {}).items()},
+        "loss": None if plan.predicted_loss is None else _round_figure(c.loss),
+        "error": _round_figure(c.rmse),
+        "measured": None if made is None else _round_figure(made.rmse),
+        "candidates": {name: _round_figure(loss) for name, loss in plan.candidates.get(c.name, {}).items()},
     }
 
 
-def _short(value: float) -> float:
+def _round_figure(value: float) -> float:
     return float(f"{value:.6g}")

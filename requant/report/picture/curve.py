@@ -9,8 +9,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from requant.planning.plan import Plan
-from requant.report.picture.parts import shown
-from requant.report.view import Curve, Dot
+from requant.report.picture.parts import drawable_text
+from requant.report.view import Dot, LossCurve
 from requant.scoring.losses import IN_NATS
 
 if TYPE_CHECKING:
@@ -33,20 +33,20 @@ _NONE = 1e-7  # of the largest loss: what is below is rounding
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 
 
-def drawable(found: Curve | None) -> Curve | None:
+def drawable_curve(found: LossCurve | None) -> LossCurve | None:
     """`found`, if it has more than one loss that a logarithmic scale can show."""
     return found if found is not None and sum(p.loss > 0 for p in found.points) > 1 else None
 
 
-def draw_curve(axes: Axes, found: Curve, plan: Plan) -> None:
+def draw_curve(axes: Axes, found: LossCurve, plan: Plan) -> None:
     """The curve where the dots are; without any, all of it."""
-    found = _on_scale(found)
+    found = _fit_log_scale(found)
     dots = [*found.mixtures, *([found.chosen] if found.chosen is not None else [])]
     points = list(found.points)
     scale, unit = next((u for u in _UNITS if max(d.n_bytes for d in (*points, *dots)) >= u[0]), _UNITS[-1])
     if len(dots) > 1:
         low, high = (f(d.n_bytes for d in dots) for f in (min, max))
-        points = _around(points, low, high)
+        points = _points_around(points, low, high)
     line = [p.n_bytes / scale for p in points], [p.loss for p in points]
     axes.plot(*line, color=_LINE, lw=1.4, zorder=2, label="best of every size")
     if found.mixtures:
@@ -56,8 +56,8 @@ def draw_curve(axes: Axes, found: Curve, plan: Plan) -> None:
         x, y = found.chosen.n_bytes / scale, found.chosen.loss
         axes.plot(x, y, "D", ms=7, color=_CHOSEN, mec="white", mew=0.8, zorder=4)
     axes.set_yscale("log")
-    _limits(axes, points, dots, scale)
-    _ticks(axes)
+    _set_limits(axes, points, dots, scale)
+    _set_ticks(axes)
     what = "predicted KL divergence, nats per token" if plan.method in IN_NATS else "predicted loss"
     pool = "bytes in VRAM" if found.pool == "VRAM" else "bytes of all tensors"
     axes.set_xlabel(f"{pool}, {unit}", labelpad=2)
@@ -69,10 +69,10 @@ def draw_curve(axes: Axes, found: Curve, plan: Plan) -> None:
     below = -0.42 / (axes.bbox.height / axes.figure.dpi)  # inches
     how: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, below), "ncols": 2, "frameon": False}
     axes.legend(**how, fontsize=7.5, borderaxespad=0, borderpad=0, handlelength=1.4)
-    _label(axes, found, scale, list(zip(*line, strict=True)))
+    _label_dots(axes, found, scale, list(zip(*line, strict=True)))
 
 
-def _on_scale(found: Curve) -> Curve:
+def _fit_log_scale(found: LossCurve) -> LossCurve:
     """With what loses nothing, which a logarithmic scale has no place for, at its lower end, and called so."""
     dots = [*found.mixtures, *([found.chosen] if found.chosen is not None else [])]
     none = _NONE * max(d.loss for d in (*dots, *found.points))
@@ -87,7 +87,7 @@ def _on_scale(found: Curve) -> Curve:
     return replace(found, points=points, chosen=chosen, mixtures=tuple(map(placed, found.mixtures)))
 
 
-def _around(points: list[Dot], low: float, high: float) -> list[Dot]:
+def _points_around(points: list[Dot], low: float, high: float) -> list[Dot]:
     """Those between the two sizes, with some room, and the next on either side."""
     room = _ROOM * max(high - low, 0.05 * high)
     inside = [i for i, p in enumerate(points) if low - room <= p.n_bytes <= high + room]
@@ -96,7 +96,7 @@ def _around(points: list[Dot], low: float, high: float) -> list[Dot]:
     return points[max(inside[0] - 1, 0) : inside[-1] + 2]
 
 
-def _limits(axes: Axes, points: Sequence[Dot], dots: Sequence[Dot], scale: float) -> None:
+def _set_limits(axes: Axes, points: Sequence[Dot], dots: Sequence[Dot], scale: float) -> None:
     seen = dots if len(dots) > 1 else points
     low, high = min(d.n_bytes for d in seen) / scale, max(d.n_bytes for d in seen) / scale
     room = _ROOM * max(high - low, 0.05 * high)
@@ -108,7 +108,7 @@ def _limits(axes: Axes, points: Sequence[Dot], dots: Sequence[Dot], scale: float
     axes.set_ylim(10 ** (least - room), 10 ** (most + room))
 
 
-def _ticks(axes: Axes) -> None:
+def _set_ticks(axes: Axes) -> None:
     """Plain figures: what matplotlib writes by itself are formulas."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -122,44 +122,52 @@ def _ticks(axes: Axes) -> None:
     axes.tick_params(length=2.5, pad=2)
 
 
-def _label(axes: Axes, found: Curve, scale: float, line: Sequence[tuple[float, float]]) -> None:
+def _label_dots(axes: Axes, found: LossCurve, scale: float, line: Sequence[tuple[float, float]]) -> None:
     """The names of the dots, each where it lies on nothing; one for which there is no place is left out."""
     chosen = [found.chosen] if found.chosen is not None else []
     dots = [*chosen, *found.mixtures]
     pixels = axes.figure.dpi / 72  # of a point
     places = [tuple(axes.transData.transform((dot.n_bytes / scale, dot.loss))) for dot in dots]
-    marks = [_around_point(at, pixels * (5 if dot in chosen else 2.5)) for dot, at in zip(dots, places, strict=True)]
-    curve_ = [box for a, b in pairwise(axes.transData.transform(line).tolist() if line else []) for box in _steps(a, b)]
+    marks = [_box_around(at, pixels * (5 if dot in chosen else 2.5)) for dot, at in zip(dots, places, strict=True)]
+    curve_ = [
+        box for a, b in pairwise(axes.transData.transform(line).tolist() if line else []) for box in _line_boxes(a, b)
+    ]
     taken: list[Bbox] = []
     left = list(range(len(dots)))
     for strict in (True, False):  # where dots touch each other, a line may begin across another dot
         for i in list(left):
             style = _BOLD if dots[i] in chosen else _SMALL
-            name = shown(dots[i].name, _NAME)
-            size = _size(axes, name, style)
-            for x, y in _places():
+            name = drawable_text(dots[i].name, _NAME)
+            size = _text_size(axes, name, style)
+            for x, y in _label_offsets():
                 at = places[i][0] + x * pixels, places[i][1] + y * pixels
                 box = _text_box(at, size, (x, y))
-                lead = list(_steps(places[i], at)) if _is_led((x, y)) else []
-                free = _inside(box, axes.bbox) and _apart([box], [*marks, *taken, *curve_]) and _apart(lead, taken)
-                clear = _apart(lead, marks[:i] + marks[i + 1 :]) if lead else strict and _is_nearest(box, i, places)
+                lead = list(_line_boxes(places[i], at)) if _needs_leader((x, y)) else []
+                free = (
+                    _is_inside(box, axes.bbox)
+                    and _are_apart([box], [*marks, *taken, *curve_])
+                    and _are_apart(lead, taken)
+                )
+                clear = _are_apart(lead, marks[:i] + marks[i + 1 :]) if lead else strict and _is_nearest(box, i, places)
                 if free and (clear or (lead and not strict)):
-                    _write(axes, (dots[i].n_bytes / scale, dots[i].loss), name, (x, y), style)
+                    _write_label(axes, (dots[i].n_bytes / scale, dots[i].loss), name, (x, y), style)
                     taken += [box, *lead]
                     left.remove(i)
                     break
 
 
-def _write(axes: Axes, at: tuple[float, float], name: str, offset: tuple[float, float], style: dict[str, Any]) -> None:
+def _write_label(
+    axes: Axes, at: tuple[float, float], name: str, offset: tuple[float, float], style: dict[str, Any]
+) -> None:
     x, y = map(_sign, offset)
     ends = (1 - x) / 2, (1 - y) / 2  # of the label, where the line comes to it
     arrow = {"arrowstyle": "-", "lw": 0.5, "color": _FAINT, "shrinkA": 0, "shrinkB": 3, "relpos": ends}
     sides = {"ha": ("center", "left", "right")[x], "va": ("center", "bottom", "top")[y]}
     how: dict[str, Any] = {"textcoords": "offset points", "zorder": 5, **sides, **style}
-    axes.annotate(name, at, offset, arrowprops=arrow if _is_led(offset) else None, **how)
+    axes.annotate(name, at, offset, arrowprops=arrow if _needs_leader(offset) else None, **how)
 
 
-def _size(axes: Axes, name: str, style: dict[str, Any]) -> tuple[float, float]:
+def _text_size(axes: Axes, name: str, style: dict[str, Any]) -> tuple[float, float]:
     """Width and height in pixels of the name as it is drawn."""
     text = axes.text(0, 0, name, **style)
     found = text.get_window_extent(_renderer(axes))
@@ -171,7 +179,7 @@ def _renderer(axes: Axes) -> Any:
     return axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
 
 
-def _is_led(offset: tuple[float, float]) -> bool:
+def _needs_leader(offset: tuple[float, float]) -> bool:
     """Whether a line leads to a label that far from its dot."""
     return max(map(abs, offset)) > _LED
 
@@ -180,7 +188,7 @@ def _sign(x: float) -> int:
     return (x > 0) - (x < 0)
 
 
-def _places() -> Iterator[tuple[float, float]]:
+def _label_offsets() -> Iterator[tuple[float, float]]:
     """Offsets in points, the nearest first."""
     for distance in _DISTANCES:
         for x, y in _AROUND:
@@ -195,17 +203,17 @@ def _text_box(at: tuple[float, float], size: tuple[float, float], offset: tuple[
     return Bbox.from_bounds(left, low, *size).padded(2.0)
 
 
-def _around_point(at: tuple[float, float], half: float) -> Bbox:
+def _box_around(at: tuple[float, float], half: float) -> Bbox:
     from matplotlib.transforms import Bbox
 
     return Bbox.from_extents(at[0] - half, at[1] - half, at[0] + half, at[1] + half)
 
 
-def _steps(a: Sequence[float], b: Sequence[float]) -> Iterator[Bbox]:
+def _line_boxes(a: Sequence[float], b: Sequence[float]) -> Iterator[Bbox]:
     """Small squares all along the line from `a` to `b`, in pixels."""
     n = min(max(1, int(math.hypot(b[0] - a[0], b[1] - a[1]) / 4)), 2000)
     for i in range(n):
-        yield _around_point((a[0] + (b[0] - a[0]) * i / n, a[1] + (b[1] - a[1]) * i / n), 1.5)
+        yield _box_around((a[0] + (b[0] - a[0]) * i / n, a[1] + (b[1] - a[1]) * i / n), 1.5)
 
 
 def _is_nearest(box: Bbox, own: int, places: Sequence[tuple[float, float]]) -> bool:
@@ -218,9 +226,9 @@ def _is_nearest(box: Bbox, own: int, places: Sequence[tuple[float, float]]) -> b
     return all(distance(at) > limit for i, at in enumerate(places) if i != own and at != places[own])
 
 
-def _apart(boxes: Sequence[Bbox], others: Sequence[Bbox]) -> bool:
+def _are_apart(boxes: Sequence[Bbox], others: Sequence[Bbox]) -> bool:
     return not any(box.overlaps(other) for box in boxes for other in others)
 
 
-def _inside(box: Bbox, frame: Any) -> bool:
+def _is_inside(box: Bbox, frame: Any) -> bool:
     return bool(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)

@@ -10,7 +10,7 @@ import numpy as np
 
 from requant.common.units import format_size
 from requant.errors import brief
-from requant.report.view import PART_NAMES, Bar, LayerRole, Part
+from requant.report.view import PART_NAMES, BudgetBar, BudgetPart, LayerRole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,34 +29,34 @@ _PARTS = 7  # of a budget that are shown by name
 _EDGES = 60  # layers up to which cells are parted by lines
 
 
-def shown(text: str, most: int) -> str:
+def drawable_text(text: str, most: int) -> str:
     """`text` in the letters that the font has; others as escapes."""
-    letters = _letters()
+    letters = _font_letters()
     return "".join(c if ord(c) in letters else c.encode("unicode_escape").decode() for c in brief(text, most))
 
 
 @cache
-def _letters() -> frozenset[int]:
+def _font_letters() -> frozenset[int]:
     from matplotlib.font_manager import findfont
     from matplotlib.ft2font import FT2Font
 
     return frozenset(FT2Font(findfont("DejaVu Sans")).get_charmap())
 
 
-def draw_bar(axes: Axes, bar: Bar) -> None:
+def draw_bar(axes: Axes, bar: BudgetBar) -> None:
     """A budget and all that fills it, with the figures under it."""
     others, left = iter(_OTHERS * 2), 0.0
-    parts = _fewer(bar.parts)
+    parts = _merge_small_parts(bar.parts)
     for part in parts:
         colour = _COLOURS.get(part.name) or next(others)
-        name = PART_NAMES.get(part.name) or shown(part.name, _ROLE)
+        name = PART_NAMES.get(part.name) or drawable_text(part.name, _ROLE)
         label = f"{name} {format_size(part.n_bytes)}"
         axes.barh(0, part.n_bytes, left=left, height=1, color=colour, label=label, edgecolor="white", linewidth=0.6)
         left += part.n_bytes
     label = f"free {format_size(bar.free)}"
     axes.barh(0, bar.free, left=left, height=1, color="white", label=label, edgecolor=_FAINT, linewidth=0.6)
     axes.set(xlim=(0, max(bar.budget, 1)), ylim=(-0.5, 0.5), xticks=[], yticks=[])
-    title = f"{_POOLS.get(bar.option, shown(bar.option, _ROLE))} {format_size(bar.budget)}"
+    title = f"{_POOLS.get(bar.option, drawable_text(bar.option, _ROLE))} {format_size(bar.budget)}"
     axes.set_title(title, loc="left", fontsize=9.5, fontweight="bold", pad=4)
     axes.legend(
         loc="upper left",
@@ -73,13 +73,13 @@ def draw_bar(axes: Axes, bar: Bar) -> None:
     )
 
 
-def _fewer(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+def _merge_small_parts(parts: tuple[BudgetPart, ...]) -> tuple[BudgetPart, ...]:
     """The largest, in their order, and the rest as one."""
     if len(parts) <= _PARTS:
         return parts
     kept = sorted(parts, key=lambda part: -part.n_bytes)[: _PARTS - 1]
     rest = sum(part.n_bytes for part in parts if part not in kept)
-    return (*(part for part in parts if part in kept), Part("the rest", rest))
+    return (*(part for part in parts if part in kept), BudgetPart("the rest", rest))
 
 
 def draw_heat(axes: Axes, found: Sequence[LayerRole]) -> None:
@@ -92,9 +92,9 @@ def draw_heat(axes: Axes, found: Sequence[LayerRole]) -> None:
         bits[i, k] = cell.bpw
     edges: dict[str, Any] = {"edgecolors": "white", "linewidth": 0.8} if len(layers) <= _EDGES else {}
     axes.set_facecolor(_EMPTY)
-    axes.pcolormesh(np.ma.masked_invalid(bits), cmap=_colours(), norm=_norm(), rasterized=not edges, **edges)
+    axes.pcolormesh(np.ma.masked_invalid(bits), cmap=_colour_map(), norm=_colour_norm(), rasterized=not edges, **edges)
     axes.invert_yaxis()
-    axes.set_yticks(np.arange(len(roles)) + 0.5, [shown(role, _ROLE) for role in roles])
+    axes.set_yticks(np.arange(len(roles)) + 0.5, [drawable_text(role, _ROLE) for role in roles])
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10**9) if len(layers) <= 24 * s)
     across = [k for k, layer in enumerate(layers) if layer % step == 0]
     axes.set_xticks([k + 0.5 for k in across], [str(layers[k]) for k in across])
@@ -106,11 +106,11 @@ def draw_heat(axes: Axes, found: Sequence[LayerRole]) -> None:
     width = axes.bbox.width / axes.figure.dpi / max(len(layers), 1)
     if width >= _LABELLED:
         for i, k, cell in places:
-            _name(axes, (k + 0.5, i + 0.5), "/".join(cell.types), cell.bpw, 6.5 if width > 0.55 else 5.5)
+            _write_types(axes, (k + 0.5, i + 0.5), "/".join(cell.types), cell.bpw, 6.5 if width > 0.55 else 5.5)
 
 
-def _name(axes: Axes, at: tuple[float, float], text: str, bpw: float, size: float) -> None:
-    axes.text(*at, text, ha="center", va="center", fontsize=size, color=_on(bpw), clip_on=True)
+def _write_types(axes: Axes, at: tuple[float, float], text: str, bpw: float, size: float) -> None:
+    axes.text(*at, text, ha="center", va="center", fontsize=size, color=_ink_on(bpw), clip_on=True)
 
 
 def draw_outside(axes: Axes, found: Sequence[LayerRole]) -> None:
@@ -118,11 +118,11 @@ def draw_outside(axes: Axes, found: Sequence[LayerRole]) -> None:
     axes.axis("off")
     if not found:
         return
-    colours, norm = _colours(), _norm()
+    colours, norm = _colour_map(), _colour_norm()
     axes.set(xlim=(0, len(found)), ylim=(0, 1))
     for i, cell in enumerate(found):
         axes.barh(0.5, 0.985, left=i, height=1, color=colours(norm(cell.bpw)))
-        _name(axes, (i + 0.49, 0.5), f"{shown(cell.role, _ROLE)}: {'/'.join(cell.types)}", cell.bpw, 7.5)
+        _write_types(axes, (i + 0.49, 0.5), f"{drawable_text(cell.role, _ROLE)}: {'/'.join(cell.types)}", cell.bpw, 7.5)
 
 
 def draw_scale(axes: Axes) -> None:
@@ -130,7 +130,7 @@ def draw_scale(axes: Axes) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    bar = axes.figure.colorbar(ScalarMappable(_norm(), _colours()), cax=axes, orientation="horizontal")
+    bar = axes.figure.colorbar(ScalarMappable(_colour_norm(), _colour_map()), cax=axes, orientation="horizontal")
     axes.xaxis.set_major_locator(FixedLocator(_TICKS))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(_TICKS, [f"{n} bits" if n == _TICKS[0] else "8+" if n == 8 else str(n) for n in _TICKS])
@@ -138,20 +138,20 @@ def draw_scale(axes: Axes) -> None:
     bar.outline.set_visible(False)
 
 
-def _norm() -> Any:
+def _colour_norm() -> Any:
     from matplotlib.colors import LogNorm
 
     return LogNorm(*_BITS, clip=True)
 
 
-def _colours() -> Any:
+def _colour_map() -> Any:
     import matplotlib
 
     return matplotlib.colormaps["viridis"]
 
 
-def _on(bpw: float) -> str:
+def _ink_on(bpw: float) -> str:
     """What is read on the colour of so many bits."""
-    linear = [((c + 0.055) / 1.055) ** 2.4 for c in _colours()(_norm()(bpw))[:3]]  # of sRGB
+    linear = [((c + 0.055) / 1.055) ** 2.4 for c in _colour_map()(_colour_norm()(bpw))[:3]]  # of sRGB
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return _INK if luminance > _MIDDLE else "white"

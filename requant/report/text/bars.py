@@ -16,7 +16,7 @@ from requant.formats import by_bits, format_of
 from requant.model.inspection import Inspection
 from requant.model.roles import layer_of, role_of
 from requant.planning.plan import Plan
-from requant.report.text.grid import columns
+from requant.report.text.grid import display_width
 
 MOST_LINES = 20  # of layers; more are merged
 _WIDEST_LABEL = 12  # columns
@@ -42,14 +42,14 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class Drawing:
     """Lines of spans."""
 
     lines: tuple[tuple[Span, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BarTensor:
     """A tensor as the picture needs it; `place` is its layer, or its role outside the layers."""
 
     place: int | str
@@ -68,7 +68,7 @@ class Canvas:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _BarRow:
     label: str
     types: tuple[tuple[str, int], ...]  # by bits: type, weights
     n_weights: int
@@ -80,21 +80,21 @@ class _Row:
         return 8 * self.n_bytes / max(1, self.n_weights)
 
 
-def plan_bars(plan: Plan, canvas: Canvas) -> Picture:
+def plan_bars(plan: Plan, canvas: Canvas) -> Drawing:
     """The picture of a plan."""
-    return picture((Part(_place(c.name), c.type, c.n_weights, c.n_bytes) for c in plan.choices), canvas)
+    return draw_bars((BarTensor(_place_of(c.name), c.type, c.n_weights, c.n_bytes) for c in plan.choices), canvas)
 
 
-def model_bars(found: Inspection, canvas: Canvas) -> Picture:
+def model_bars(found: Inspection, canvas: Canvas) -> Drawing:
     """The picture of a model as it is."""
-    return picture((Part(_place(t.name), t.type, prod(t.shape), t.n_bytes) for t in found.tensors), canvas)
+    return draw_bars((BarTensor(_place_of(t.name), t.type, prod(t.shape), t.n_bytes) for t in found.tensors), canvas)
 
 
-def picture(parts: Iterable[Part], canvas: Canvas) -> Picture:
+def draw_bars(parts: Iterable[BarTensor], canvas: Canvas) -> Drawing:
     """A line per layer, alike neighbours in one, and for what is large outside the layers; a legend of the types."""
-    rows = _rows(list(parts))
+    rows = _bar_rows(list(parts))
     sizes = [format_size(row.n_bytes) for row in rows]
-    label = max(5, *(columns(row.label) for row in rows))
+    label = max(5, *(display_width(row.label) for row in rows))
     size = max(4, *map(len, sizes))
     room = canvas.width - label - size - 4 * 2 - 4  # gaps, and the figure
     types = [" ".join(name for name, _ in row.types) for row in rows]
@@ -104,65 +104,65 @@ def picture(parts: Iterable[Part], canvas: Canvas) -> Picture:
     bar = max(_LEAST_BAR, min(_BAR, room))
     longest = max((row.bits for row in rows if not row.outside), default=0) or max(row.bits for row in rows)
     head = f"{'layer':{label}}  {'bits per weight':{bar}.{bar}}  {'':>5}  {'size':>{size}}"
-    lines: list[tuple[Span, ...]] = [(Span(head + ("  types" if with_types else ""), _dyed(_FAINT, canvas)),)]
+    lines: list[tuple[Span, ...]] = [(Span(head + ("  types" if with_types else ""), _colour_code(_FAINT, canvas)),)]
     for row, shown, names in zip(rows, sizes, types, strict=True):
-        drawn, used = _bar(row, longest, bar, canvas)
+        drawn, used = _draw_bar(row, longest, bar, canvas)
         tail = f"{'':{bar - used}}  {row.bits:5.2f}  {shown:>{size}}" + (f"  {names}" if with_types else "")
-        lines.append((Span(row.label + " " * (label - columns(row.label) + 2)), *drawn, Span(tail)))
-    return Picture((*lines, *_legend(rows, canvas)))
+        lines.append((Span(row.label + " " * (label - display_width(row.label) + 2)), *drawn, Span(tail)))
+    return Drawing((*lines, *_legend_lines(rows, canvas)))
 
 
-def _place(name: str) -> int | str:
+def _place_of(name: str) -> int | str:
     layer = layer_of(name)
     return role_of(name) if layer is None else layer
 
 
-def _rows(parts: list[Part]) -> list[_Row]:
+def _bar_rows(parts: list[BarTensor]) -> list[_BarRow]:
     """What is looked up first, the layers, what comes after them."""
     total = sum(p.n_weights for p in parts)
-    outside: dict[str, list[Part]] = {}
-    layers: dict[int, list[Part]] = {}
+    outside: dict[str, list[BarTensor]] = {}
+    layers: dict[int, list[BarTensor]] = {}
     for part in parts:
         if isinstance(part.place, int):
             layers.setdefault(part.place, []).append(part)
         else:
             outside.setdefault(part.place, []).append(part)
     beside = {
-        role: _row(_label(role), found, outside=True)
+        role: _bar_row(_shorten_label(role), found, outside=True)
         for role, found in outside.items()
         if not layers or sum(p.n_weights for p in found) >= _SMALL * total
     }
     first = [row for role, row in beside.items() if "embd" in role]
     return [*first, *_layer_rows(layers), *(row for role, row in beside.items() if "embd" not in role)] or [
-        _row("all", parts)
+        _bar_row("all", parts)
     ]
 
 
-def _label(role: str) -> str:
+def _shorten_label(role: str) -> str:
     text = brief(role)
-    while columns(text) > _WIDEST_LABEL:
+    while display_width(text) > _WIDEST_LABEL:
         text = text[:-1]
     return text
 
 
-def _layer_rows(layers: dict[int, list[Part]]) -> list[_Row]:
+def _layer_rows(layers: dict[int, list[BarTensor]]) -> list[_BarRow]:
     numbers = sorted(layers)
-    merged = [list(alike) for _, alike in groupby(numbers, key=lambda n: _types(layers[n]))]
+    merged = [list(alike) for _, alike in groupby(numbers, key=lambda n: _type_weights(layers[n]))]
     if len(merged) > MOST_LINES:
         several = ceil(len(numbers) / MOST_LINES)
         merged = [numbers[i : i + several] for i in range(0, len(numbers), several)]
     return [
-        _row(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}", [p for n in run for p in layers[n]])
+        _bar_row(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}", [p for n in run for p in layers[n]])
         for run in merged
     ]
 
 
-def _row(label: str, parts: Sequence[Part], *, outside: bool = False) -> _Row:
+def _bar_row(label: str, parts: Sequence[BarTensor], *, outside: bool = False) -> _BarRow:
     weights, size = sum(p.n_weights for p in parts), sum(p.n_bytes for p in parts)
-    return _Row(label, _types(parts), weights, size, outside)
+    return _BarRow(label, _type_weights(parts), weights, size, outside)
 
 
-def _types(parts: Sequence[Part]) -> tuple[tuple[str, int], ...]:
+def _type_weights(parts: Sequence[BarTensor]) -> tuple[tuple[str, int], ...]:
     """Weights of each type, those of fewest bits first; without the few of norms and biases."""
     found: dict[str, int] = {}
     for part in parts:
@@ -171,7 +171,7 @@ def _types(parts: Sequence[Part]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(((t, n) for t, n in found.items() if n >= _SMALL * total), key=lambda item: by_bits(item[0])))
 
 
-def _bar(row: _Row, longest: float, width: int, canvas: Canvas) -> tuple[list[Span], int]:
+def _draw_bar(row: _BarRow, longest: float, width: int, canvas: Canvas) -> tuple[list[Span], int]:
     """The spans of a bar and the characters they take: a part of it for each type, by its share of the weights."""
     cut = row.bits > longest
     length = min(row.bits / longest, 1.0) * width - cut if longest else 0.0
@@ -180,45 +180,45 @@ def _bar(row: _Row, longest: float, width: int, canvas: Canvas) -> tuple[list[Sp
         before += n
         end = length * before / total
         whole = int(end) if i == len(row.types) - 1 else round(end)
-        text = _cells(name, whole - used, end - whole if i == len(row.types) - 1 else 0.0, canvas)
-        spans.append(Span(text, _dyed(_colour(name), canvas)))
+        text = _bar_text(name, whole - used, end - whole if i == len(row.types) - 1 else 0.0, canvas)
+        spans.append(Span(text, _colour_code(_type_colour(name), canvas)))
         used = whole if len(text) == whole - used else whole + 1
     if cut:
         spans.append(Span(_CUT))
     return spans, used + cut
 
 
-def _cells(name: str, n: int, rest: float, canvas: Canvas) -> str:
+def _bar_text(name: str, n: int, rest: float, canvas: Canvas) -> str:
     """`n` characters and the eighths of one more; digits, the bits of the type, where colours or blocks are missing."""
     if canvas.colours and canvas.blocks:
         return FULL * n + _EIGHTHS[int(8 * rest)]
-    return _digit(name) * n + (_digit(name) if rest >= 0.5 else "")
+    return _bits_digit(name) * n + (_bits_digit(name) if rest >= 0.5 else "")
 
 
-def _legend(rows: Sequence[_Row], canvas: Canvas) -> list[tuple[Span, ...]]:
+def _legend_lines(rows: Sequence[_BarRow], canvas: Canvas) -> list[tuple[Span, ...]]:
     """Each type with its colour or digit, in lines that fit."""
     names = sorted({name for row in rows for name, _ in row.types}, key=by_bits)
     lines: list[list[Span]] = [[]]
     used = 0
     for name in names:
-        mark = FULL * 2 if canvas.colours and canvas.blocks else _digit(name) * 2
+        mark = FULL * 2 if canvas.colours and canvas.blocks else _bits_digit(name) * 2
         text = f" {name}   "
         if used and used + len(mark) + len(text) > canvas.width:
             lines.append([])
             used = 0
-        lines[-1] += [Span(mark, _dyed(_colour(name), canvas)), Span(text)]
+        lines[-1] += [Span(mark, _colour_code(_type_colour(name), canvas)), Span(text)]
         used += len(mark) + len(text)
     return [tuple(line) for line in lines]
 
 
-def _digit(name: str) -> str:
+def _bits_digit(name: str) -> str:
     bits = int(format_of(name).bpw)
     return str(bits) if bits < 10 else "F"
 
 
-def _colour(name: str) -> int:
+def _type_colour(name: str) -> int:
     return _COLOURS.get(int(format_of(name).bpw), _UNROUNDED)
 
 
-def _dyed(colour: int, canvas: Canvas) -> int | None:
+def _colour_code(colour: int, canvas: Canvas) -> int | None:
     return colour if canvas.colours else None

@@ -79,7 +79,7 @@ def read_side(path: Path) -> Side:
         return Side(path.name, {t.name: (t.format.name, t.n_bytes, t.shape) for t in source.tensors}, None)
 
 
-def difference(a: Side, b: Side) -> Difference:
+def compare_sides(a: Side, b: Side) -> Difference:
     """What differs from `a` to `b`, in the order of `a`."""
     changes, none = [], (None, 0, ())
     for name in dict.fromkeys((*a.tensors, *b.tensors)):

@@ -31,7 +31,7 @@ def explanation_text(found: Explanation, plan: Plan, outlooks: Sequence[Outlook]
                 format_size(a.n_bytes),
                 f"{a.loss:.3g}",
                 "does not fit" if a.plan_loss is None else f"{a.plan_loss:.5g}",
-                "" if a.plan_loss is None or a.chosen else _change(a.plan_loss, plan.predicted_loss),
+                "" if a.plan_loss is None or a.chosen else _relative_change(a.plan_loss, plan.predicted_loss),
             ]
         )
     notes = [brief(note, REMARK) for note in c.notes]
@@ -56,7 +56,7 @@ def outlook_text(plan: Plan, outlooks: Sequence[Outlook]) -> str:
         bought = (
             "no plan"
             if o.value is None
-            else f"a loss of {o.value:.5g} {loss_unit(plan.method)} ({_change(o.value, plan.predicted_loss)})"
+            else f"a loss of {o.value:.5g} {loss_unit(plan.method)} ({_relative_change(o.value, plan.predicted_loss)})"
         )
         lines.append(f"{o.option} has {format_size(o.free)} free; {format_size(o.more)} more would buy {bought}")
     if plan.predicted_loss == 0:
@@ -64,5 +64,5 @@ def outlook_text(plan: Plan, outlooks: Sequence[Outlook]) -> str:
     return "\n".join(lines)
 
 
-def _change(value: float, base: float | None) -> str:
+def _relative_change(value: float, base: float | None) -> str:
     return f"{100 * (value / base - 1):+.2f} %" if base else f"{value:+.3g}"

@@ -10,7 +10,7 @@ GAP = "  "
 WIDTH = 100  # columns of what is no terminal
 
 
-def columns(text: str) -> int:
+def display_width(text: str) -> int:
     """What printable `text` takes on a terminal: wide characters two columns, marks over others none."""
     if text.isascii():
         return len(text)
@@ -20,27 +20,27 @@ def columns(text: str) -> int:
 
 def grid(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
     """Lines of aligned columns; the columns in `right` are flush right."""
-    sizes = [max(columns(row[k]) for row in rows) for k in range(len(rows[0]))] if rows else []
+    sizes = [max(display_width(row[k]) for row in rows) for k in range(len(rows[0]))] if rows else []
 
     def place(cell: str, k: int) -> str:
-        space = " " * (sizes[k] - columns(cell))
+        space = " " * (sizes[k] - display_width(cell))
         return space + cell if k in right else cell + space
 
     return [GAP.join(place(cell, k) for k, cell in enumerate(row)).rstrip() for row in rows]
 
 
-def fitting(rows: Sequence[Sequence[str]], width: int, right: Sequence[int], spare: Sequence[int]) -> list[str]:
+def fit_grid(rows: Sequence[Sequence[str]], width: int, right: Sequence[int], spare: Sequence[int]) -> list[str]:
     """The grid; where it is wider than `width` without the columns in `spare`, one after the other as need be."""
     left = list(range(len(rows[0])))
     for column in (None, *spare):
         left = [k for k in left if k != column]
         lines = grid([[row[k] for k in left] for row in rows], [i for i, k in enumerate(left) if k in right])
-        if max(map(columns, lines)) <= width:
+        if max(map(display_width, lines)) <= width:
             break
     return lines
 
 
-def labelled(lines: Iterable[tuple[str, str]], width: int, label_width: int = 12) -> list[str]:
+def label_lines(lines: Iterable[tuple[str, str]], width: int, label_width: int = 12) -> list[str]:
     """Lines with their label on the left, wrapped into the right column; a label is not said twice in a row."""
     result, last = [], ""
     for label, text in lines:

@@ -7,23 +7,23 @@ import textwrap
 from requant.common.units import format_size
 from requant.errors import FILE_NAME, brief
 from requant.model.inspection import Inspection, Share
-from requant.report.text.grid import GAP, WIDTH, fitting, grid, labelled
+from requant.report.text.grid import GAP, WIDTH, fit_grid, grid, label_lines
 
 _IN_TOKENS = ("context_length", "vocabulary", "window")
 
 
 def as_text(found: Inspection, *, tensors: bool = False) -> str:
     """The inspection for reading; with `tensors` a line for each. Names from the file are escaped."""
-    return "\n\n".join((facts(found), *tables(found, tensors=tensors)))
+    return "\n\n".join((model_facts(found), *model_tables(found, tensors=tensors)))
 
 
-def tables(found: Inspection, width: int = WIDTH, *, tensors: bool = False) -> list[str]:
+def model_tables(found: Inspection, width: int = WIDTH, *, tensors: bool = False) -> list[str]:
     """All that is said beside the facts; what does not fit `width` is left out of the roles' table."""
-    parts = [_table("type", found.types), _table("role", found.roles, width), _memory(found, width)]
-    return [part for part in (*parts, _tensors(found) if tensors else "") if part]
+    parts = [_share_table("type", found.types), _share_table("role", found.roles, width), _memory_table(found, width)]
+    return [part for part in (*parts, _tensor_table(found) if tensors else "") if part]
 
 
-def facts(found: Inspection, width: int = WIDTH) -> str:
+def model_facts(found: Inspection, width: int = WIDTH) -> str:
     """File, model, weights and shape."""
     files = brief(found.files[0], FILE_NAME) + (f" and {len(found.files) - 1} more" if len(found.files) > 1 else "")
     title = "" if found.title is None else f"{brief(found.title)}, "
@@ -40,18 +40,18 @@ def facts(found: Inspection, width: int = WIDTH) -> str:
             if value
         )
         lines.append(("shape", ", ".join(shown)))
-    return "\n".join(labelled(lines, width, max(len(label) for label, _ in lines) + len(GAP)))
+    return "\n".join(label_lines(lines, width, max(len(label) for label, _ in lines) + len(GAP)))
 
 
-def _table(head: str, shares: tuple[Share, ...], width: int = WIDTH) -> str:
+def _share_table(head: str, shares: tuple[Share, ...], width: int = WIDTH) -> str:
     rows = [[head, "tensors", "weights", "size", "bits/weight", "" if head == "type" else "types"]]
     for s in shares:
         types = "" if head == "type" else ", ".join(s.types)
         rows.append([brief(s.name), str(s.tensors), f"{s.weights:,}", format_size(s.n_bytes), f"{s.bpw:.2f}", types])
-    return "\n".join(fitting(rows, width, right=(1, 2, 3, 4), spare=(5,)))
+    return "\n".join(fit_grid(rows, width, right=(1, 2, 3, 4), spare=(5,)))
 
 
-def _memory(found: Inspection, width: int) -> str:
+def _memory_table(found: Inspection, width: int) -> str:
     if found.needs is None:
         return ""
     n = found.needs
@@ -69,7 +69,7 @@ def _memory(found: Inspection, width: int) -> str:
     return "\n".join([*textwrap.wrap(title, width), *table, *beyond])
 
 
-def _tensors(found: Inspection) -> str:
+def _tensor_table(found: Inspection) -> str:
     rows = [["tensor", "type", "shape", "size", "stays as it is because"]]
     for t in found.tensors:
         shape = " x ".join(map(str, t.shape))

@@ -15,7 +15,7 @@ def conversion_text(made: Conversion, *, verified: bool) -> str:
     """The measured errors per type, the size, and whether the output was read again."""
     state = f"verified, {len(made.tensors)} tensors read again" if verified else "not verified"
     weighted = f", weighted by {brief(made.imatrix, FILE_NAME)}" if made.imatrix else ""
-    errors = _errors([t for t in made.tensors if t.type != t.source_type])
+    errors = _error_lines([t for t in made.tensors if t.type != t.source_type])
     head = (
         f"relative error of the weights (root mean square), measured{weighted}" if errors else "every tensor is a copy"
     )
@@ -23,7 +23,7 @@ def conversion_text(made: Conversion, *, verified: bool) -> str:
     return "\n".join([head, *errors, "", written])
 
 
-def _errors(encoded: list[Converted]) -> list[str]:
+def _error_lines(encoded: list[Converted]) -> list[str]:
     """A line per type, the smallest first: tensors, median and largest error, and where that is."""
     lines = []
     for name in sorted({t.type for t in encoded}, key=by_bits):

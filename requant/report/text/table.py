@@ -12,8 +12,8 @@ from requant.errors import FILE_NAME, REMARK, brief
 from requant.formats import Effort, by_bits, format_of
 from requant.planning.constraints import Limit, name_part
 from requant.planning.plan import EDITED, Choice, Plan
-from requant.report.text.grid import GAP, WIDTH, columns, fitting, grid, labelled
-from requant.report.view import bar
+from requant.report.text.grid import GAP, WIDTH, display_width, fit_grid, grid, label_lines
+from requant.report.view import budget_bar
 from requant.scoring.losses import IN_NATS, Losses
 
 _NAMED = 3  # tensors named beside a reason that several share
@@ -43,7 +43,7 @@ def plans_table(plans: Sequence[Plan], vrams: Sequence[int], width: int = WIDTH)
                 "" if ns is None else _rate(ns),
             ]
         )
-    return "\n".join(fitting(rows, width, right=(0, 1, 2, 3, 4, 5, 7, 8), spare=(6, 4, 8, 7)))
+    return "\n".join(fit_grid(rows, width, right=(0, 1, 2, 3, 4, 5, 7, 8), spare=(6, 4, 8, 7)))
 
 
 def layer_table(plan: Plan, width: int = WIDTH) -> str:
@@ -60,7 +60,7 @@ def layer_table(plan: Plan, width: int = WIDTH) -> str:
     roles = list(dict.fromkeys(role for layer, role in cells if layer is not None))
     layers = sorted({layer for layer, _ in cells if layer is not None})
     rows = [["/".join(cells.get((layer, role), ["-"])) for role in roles] for layer in layers]
-    table = _wide([brief(r) for r in roles], _ranges(layers, rows), width)
+    table = _split_table([brief(r) for r in roles], _merge_equal_layers(layers, rows), width)
     parts = ["\n".join(grid(outside)), *table]
     copied = any(c.copied and c.reason is None for c in plan.choices)
     return "\n\n".join(part for part in (*parts, "* copied from the source" if copied else "") if part)
@@ -98,15 +98,15 @@ def summary(plan: Plan, width: int = WIDTH) -> str:
         ("source", f"{brief(plan.source, FILE_NAME)} ({brief(plan.arch)})"),
         ("tensors", f"{len(plan.choices)}: {len(plan.choices) - copied} quantized, {copied} copied"),
         ("size", f"{format_size(plan.n_bytes)} of tensors, {plan.bpw:.3f} bits per weight"),
-        ("loss", _loss(plan)),
+        ("loss", _loss_figures(plan)),
         *([] if plan.effort == Effort.DEFAULT else [("effort", plan.effort.name.lower())]),
-        *((brief(limit.option), _limit(plan, limit)) for limit in plan.limits),
-        *_devices(plan),
-        *(("stays", line) for line in _stays(plan.choices)),
-        *(("fallback", line) for line in _fallbacks(plan.choices)),
+        *((brief(limit.option), _limit_figures(plan, limit)) for limit in plan.limits),
+        *_device_lines(plan),
+        *(("stays", line) for line in _kept_reasons(plan.choices)),
+        *(("fallback", line) for line in _fallback_reasons(plan.choices)),
         *(("note", brief(note, REMARK)) for note in plan.notes),
     ]
-    return "\n".join(labelled(lines, width))
+    return "\n".join(label_lines(lines, width))
 
 
 def losses_table(losses: Losses, width: int = WIDTH) -> str:
@@ -123,7 +123,7 @@ def losses_table(losses: Losses, width: int = WIDTH) -> str:
     rows = [
         (
             f"{brief(role) or 'all'} ({counts[role]})",
-            [_cell(sums.get((role, name), []), counts[role]) for name in types],
+            [_role_loss(sums.get((role, name), []), counts[role]) for name in types],
         )
         for role in roles
     ]
@@ -133,13 +133,13 @@ def losses_table(losses: Losses, width: int = WIDTH) -> str:
         ("source", f"{brief(losses.source, FILE_NAME)} ({brief(losses.arch)})"),
         ("method", f"{brief(losses.method, REMARK)}{imatrix}; tensors {len(losses.tensors)}, {len(free)} to quantize"),
         *(("stays", line) for line in _reasons((t.reason, t.name) for t in losses.tensors if t.reason is not None)),
-        *(("left out", line) for line in _reasons(_skipped((t.name, t.skipped) for t in free))),
+        *(("left out", line) for line in _reasons(_skip_reasons((t.name, t.skipped) for t in free))),
         *(("note", brief(note, REMARK)) for note in losses.notes),
     ]
     title = f"predicted loss, in {loss_unit(losses.method)}, if every tensor of a role had the type"
-    tables = ["\n".join(textwrap.wrap(title, max(width, 20))), *_wide(types, rows, width)] if free else []
+    tables = ["\n".join(textwrap.wrap(title, max(width, 20))), *_split_table(types, rows, width)] if free else []
     legend = ["+ not every tensor of the role can have the type"] if partial else []
-    return "\n\n".join([*tables, *legend, "\n".join(labelled(lines, width))])
+    return "\n\n".join([*tables, *legend, "\n".join(label_lines(lines, width))])
 
 
 def loss_unit(method: str | None) -> str:
@@ -151,11 +151,11 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _cell(found: Sequence[float], n_tensors: int) -> str:
+def _role_loss(found: Sequence[float], n_tensors: int) -> str:
     return "-" if not found else f"{math.fsum(found):.3g}" + "+" * (len(found) < n_tensors)
 
 
-def _loss(plan: Plan) -> str:
+def _loss_figures(plan: Plan) -> str:
     if plan.predicted_loss is None:
         edited = EDITED in plan.notes
         return "not known, the plan was edited" if edited else f"not measured ({brief(plan.method, REMARK)})"
@@ -166,19 +166,19 @@ def _loss(plan: Plan) -> str:
     return f"{loss}{measured}; proven gap {gap} ({brief(plan.solver, REMARK)})"
 
 
-def _limit(plan: Plan, limit: Limit) -> str:
+def _limit_figures(plan: Plan, limit: Limit) -> str:
     """What the plan takes of a limit, part by part."""
     used = plan.used(limit)
     if limit.unit != "bytes":
         return f"{limit.show(used)} of {limit.show(limit.budget)}"
     if limit.n_weights:
         return f"{8 * used / limit.n_weights:.4f} of {limit.bpw:.4f} bits per weight"
-    filled = bar(plan, limit)
+    filled = budget_bar(plan, limit)
     listed = ", ".join(f"{brief(name_part(part.name, limit))} {format_size(part.n_bytes)}" for part in filled.parts)
     return f"{format_size(used)} of {format_size(limit.budget)}, {format_size(filled.free)} free: {listed}"
 
 
-def _devices(plan: Plan) -> list[tuple[str, str]]:
+def _device_lines(plan: Plan) -> list[tuple[str, str]]:
     """Where the tensors are, and how fast that is predicted to be."""
     if "n_gpu_layers" not in plan.runtime:
         return []
@@ -192,7 +192,7 @@ def _devices(plan: Plan) -> list[tuple[str, str]]:
     lines.append(("devices", f"{layers} on the GPU; {', '.join(sizes)}"))
     if experts := plan.runtime.get("experts_on_cpu"):
         lines.append(("", f"experts of {len(experts)} layers on the CPU: {', '.join(map(str, experts))}"))
-        apart = _sensitivities(plan, set(experts))
+        apart = _expert_sensitivities(plan, set(experts))
         lines += [("", apart)] if apart else []
     if (ns := plan.ns_per_token) is not None:
         lines.append(("speed", f"{_rate(ns)} tokens/s predicted, at a full context"))
@@ -209,7 +209,7 @@ def _rate(ns: int) -> str:
     return f"{rate:.1f}" if rate < 1000 else f"{float(f'{rate:.3g}'):.0f}"
 
 
-def _sensitivities(plan: Plan, on_cpu: set[int]) -> str:
+def _expert_sensitivities(plan: Plan, on_cpu: set[int]) -> str:
     """Why these: what the layers' experts would lose alike on either side."""
     found = [(s.layer in on_cpu, s.sensitivity) for s in plan.layers if s.layer is not None and s.sensitivity]
     sides = [[x for there, x in found if there == side] for side in (False, True)]
@@ -221,15 +221,15 @@ def _sensitivities(plan: Plan, on_cpu: set[int]) -> str:
     return f"sensitivity at {at}, in {unit}: {left:.3g} a layer of these, {kept:.3g} of the others"
 
 
-def _stays(choices: Iterable[Choice]) -> list[str]:
+def _kept_reasons(choices: Iterable[Choice]) -> list[str]:
     return _reasons((c.reason, c.name) for c in choices if c.reason is not None)
 
 
-def _fallbacks(choices: Iterable[Choice]) -> list[str]:
+def _fallback_reasons(choices: Iterable[Choice]) -> list[str]:
     return _reasons((note, c.name) for c in choices for note in c.notes)
 
 
-def _skipped(tensors: Iterable[tuple[str, Mapping[str, str]]]) -> Iterable[tuple[str, str]]:
+def _skip_reasons(tensors: Iterable[tuple[str, Mapping[str, str]]]) -> Iterable[tuple[str, str]]:
     for name, skipped in tensors:
         for reason in dict.fromkeys(skipped.values()):
             yield f"no {', '.join(t for t, why in skipped.items() if why == reason)}: {reason}", name
@@ -248,7 +248,7 @@ def _reasons(pairs: Iterable[tuple[str | None, str]]) -> list[str]:
     return lines
 
 
-def _ranges(layers: Sequence[int], rows: Sequence[list[str]]) -> list[tuple[str, list[str]]]:
+def _merge_equal_layers(layers: Sequence[int], rows: Sequence[list[str]]) -> list[tuple[str, list[str]]]:
     """Rows labelled by layer, equal rows of consecutive layers in one: `0-3`."""
     merged: list[tuple[int, int, list[str]]] = []
     for layer, row in zip(layers, rows, strict=True):
@@ -259,10 +259,13 @@ def _ranges(layers: Sequence[int], rows: Sequence[list[str]]) -> list[tuple[str,
     return [(str(a) if a == b else f"{a}-{b}", row) for a, b, row in merged]
 
 
-def _wide(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], width: int) -> list[str]:
+def _split_table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], width: int) -> list[str]:
     """Tables of labelled rows, each of as many columns as fit `width` and at least one."""
-    label = max((columns(name) for name, _ in rows), default=0)
-    sizes = [max(columns(head), *(columns(row[k]) for _, row in rows)) if rows else 0 for k, head in enumerate(heads)]
+    label = max((display_width(name) for name, _ in rows), default=0)
+    sizes = [
+        max(display_width(head), *(display_width(row[k]) for _, row in rows)) if rows else 0
+        for k, head in enumerate(heads)
+    ]
     tables, start = [], 0
     while start < len(heads):
         end, used = start + 1, label + len(GAP) + sizes[start]

@@ -14,15 +14,15 @@ from requant.errors import FILE_NAME
 from requant.planning.plan import Plan
 from requant.report.html import script_json, tag, text
 from requant.report.page.charts import curve_charts, error_chart, error_table
-from requant.report.page.headline import asked, budget_section, headline
+from requant.report.page.headline import budget_section, headline, request_options
 from requant.report.page.heatmap import heat_section
 from requant.report.page.origin import evaluation_section, origin_section, run_section
 from requant.report.page.tensors import page_data, tensor_section
-from requant.report.view import Curve, best_at, curve
+from requant.report.view import LossCurve, best_loss_at, loss_curve
 from requant.scoring.evaluate import Evaluation
 
 
-def page(
+def render_page(
     made: Conversion | Plan,
     *,
     evaluations: Sequence[Evaluation] = (),
@@ -34,11 +34,11 @@ def page(
     record = None if isinstance(made, Plan) else made
     written = {} if record is None else {t.name: t for t in record.tensors}
     index = {c.name: i for i, c in enumerate(plan.choices)}
-    found = curve(plan)
-    style, script = _asset("page.css"), _asset("page.js")
-    options = " ".join(tag("code", text(option, FILE_NAME)) for option in asked(plan))
-    return Template(_asset("page.html")).substitute(
-        policy=_policy(style, script),
+    found = loss_curve(plan)
+    style, script = _read_asset("page.css"), _read_asset("page.js")
+    options = " ".join(tag("code", text(option, FILE_NAME)) for option in request_options(plan))
+    return Template(_read_asset("page.html")).substitute(
+        policy=_content_policy(style, script),
         style=style,
         script=script,
         title=text(plan.source if record is None else record.output.name, FILE_NAME),
@@ -49,19 +49,19 @@ def page(
         budget=budget_section(plan) or tag("p", "No limit in bytes was given."),
         run=run_section(plan, record),
         heat=heat_section(plan, index),
-        curve=_curve(plan, found),
-        errors=evaluation_section(plan, record, evaluations) + _errors(plan, written, index),
+        curve=_curve_section(plan, found),
+        errors=evaluation_section(plan, record, evaluations) + _error_section(plan, written, index),
         tensors=tensor_section(plan, written),
         origin=origin_section(plan, record, source_sha256, output_sha256),
         data=script_json(page_data(plan, written, found)),
     )
 
 
-def _asset(name: str) -> str:
+def _read_asset(name: str) -> str:
     return (files("requant.report") / "assets" / name).read_text(encoding="utf-8")
 
 
-def _policy(style: str, script: str) -> str:
+def _content_policy(style: str, script: str) -> str:
     """Nothing is loaded, and only these two may style and run."""
     hashes = (base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in (style, script))
     allowed = [f"{kind}-src 'sha256-{one}'" for kind, one in zip(("style", "script"), hashes, strict=True)]
@@ -69,13 +69,13 @@ def _policy(style: str, script: str) -> str:
     return "; ".join(["default-src 'none'", *allowed, *closed])
 
 
-def _curve(plan: Plan, found: Curve | None) -> str:
+def _curve_section(plan: Plan, found: LossCurve | None) -> str:
     if found is None:
         return tag("p", "No losses were scored for this plan.")
     dots = [*([found.chosen] if found.chosen else []), *found.mixtures]
     rows = []
     for dot in dots:
-        best = best_at(found, dot.n_bytes)
+        best = best_loss_at(found, dot.n_bytes)
         ratio = f"{dot.loss / best:.2f}" if best and dot.loss else ""
         cells = (format_size(dot.n_bytes), f"{dot.loss:.4g}", ratio)
         kind = "strong-row" if dot is found.chosen else None
@@ -87,7 +87,7 @@ def _curve(plan: Plan, found: Curve | None) -> str:
     return tag("div", curve_charts(plan, found), tag("div", table, class_="scroll"), class_="beside")
 
 
-def _errors(plan: Plan, written: dict[str, Converted], index: dict[str, int]) -> str:
+def _error_section(plan: Plan, written: dict[str, Converted], index: dict[str, int]) -> str:
     pairs = [
         (c, written[c.name]) for c in plan.choices if c.name in written and c.rmse > 0 and written[c.name].rmse > 0
     ]

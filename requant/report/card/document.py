@@ -14,9 +14,17 @@ from requant.errors import FILE_NAME
 from requant.planning.plan import Plan
 from requant.report.card import markdown as md
 from requant.report.card.origin import CardOverrides, ModelOrigin, override_origin
-from requant.report.card.parts import both, compared, made_for, method, roles_table, shares, uses
-from requant.report.card.reproduce import commands
-from requant.report.shell import join
+from requant.report.card.parts import (
+    budget_lines,
+    describe_budget,
+    format_both_units,
+    method_lines,
+    mixtures_table,
+    roles_table,
+    type_shares,
+)
+from requant.report.card.reproduce import reproduction_commands
+from requant.report.shell import join_words
 from requant.report.start_command import start_command
 from requant.scoring.evaluate import Evaluation
 from requant.scoring.losses import IN_NATS
@@ -26,7 +34,7 @@ _RELATED = "base_model_relation"
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class CardOutput:
     """An output as the card tells of it: its record, what its metadata say, its files where they are there.
 
     source: the files that it was made from, where they are there; evaluation: what was measured on it.
@@ -44,40 +52,40 @@ class Published:
         return self.made.output.name
 
 
-def card(
-    outputs: Sequence[Published], said: CardOverrides, pictures: Sequence[str] = (), pages: Sequence[str] = ()
+def render_card(
+    outputs: Sequence[CardOutput], said: CardOverrides, pictures: Sequence[str] = (), pages: Sequence[str] = ()
 ) -> str:
     """The text of the card for at least one output; `pictures` and `pages` are files beside it."""
     origins = [override_origin(said, origin) for origin in dict.fromkeys(o.origin for o in outputs)]
     sections = [
         _front_matter(outputs, origins, said),
-        f"# {', '.join(_name(o, outputs) for o in origins)}, GGUF",
+        f"# {', '.join(_model_name(o, outputs) for o in origins)}, GGUF",
         _introduction(outputs, origins),
         *(f"![{md.text(f'{outputs[0].name}: memory, bits and loss')}]({md.address(name)})" for name in pictures),
         *(f"{md.link('Report page', md.address(name))}: every tensor, its candidates and errors." for name in pages),
         "## Files",
-        _files(outputs, said),
-        *_measured(outputs),
+        _files_table(outputs, said),
+        *_measurement_notes(outputs),
         "## Running it",
-        *_running(outputs, said),
+        *_running_sections(outputs, said),
         "## Types",
-        *_types(outputs),
-        *_mixtures(outputs),
+        *_types_sections(outputs),
+        *_mixtures_sections(outputs),
         "## How it was made",
-        *_making(outputs),
+        *_making_sections(outputs),
         "## Checksums",
-        _checksums(outputs),
+        _checksums_table(outputs),
         "## Limits",
-        _limits(outputs),
+        _limits_list(outputs),
     ]
     return "\n\n".join(part for part in sections if part) + "\n"
 
 
-def _name(origin: ModelOrigin, outputs: Sequence[Published]) -> str:
+def _model_name(origin: ModelOrigin, outputs: Sequence[CardOutput]) -> str:
     return md.text(origin.name or outputs[0].made.plan.source.removesuffix(".gguf"), FILE_NAME)
 
 
-def _front_matter(outputs: Sequence[Published], origins: Sequence[ModelOrigin], said: CardOverrides) -> str:
+def _front_matter(outputs: Sequence[CardOutput], origins: Sequence[ModelOrigin], said: CardOverrides) -> str:
     repositories = tuple(dict.fromkeys(name for o in origins for name in o.repositories))
     first = origins[0]
     same = all(
@@ -103,16 +111,16 @@ def _front_matter(outputs: Sequence[Published], origins: Sequence[ModelOrigin], 
     return md.front_matter(values)
 
 
-def _introduction(outputs: Sequence[Published], origins: Sequence[ModelOrigin]) -> str:
+def _introduction(outputs: Sequence[CardOutput], origins: Sequence[ModelOrigin]) -> str:
     lines = []
     versions = " and ".join(dict.fromkeys(md.text(o.made.version) for o in outputs))
     sources = ", ".join(dict.fromkeys(md.code(o.made.plan.source, FILE_NAME) for o in outputs))
-    of = ", ".join(_hub(name) for o in origins for name in o.repositories)
+    of = ", ".join(_hub_link(name) for o in origins for name in o.repositories)
     lines.append(f"Quantized{f' from {of}' if of else ''} with requant {versions}; the source is {sources}.")
     authors = dict.fromkeys(md.text(o.author) for o in origins if o.author)
     if authors:
         lines.append(f"The model is by {', '.join(authors)}.")
-    parents = dict.fromkeys(_hub(name) for o in origins for name in o.parents)
+    parents = dict.fromkeys(_hub_link(name) for o in origins for name in o.parents)
     if parents:
         lines.append(f"It was made from {', '.join(parents)}.")
     if any(o.made.plan.limits for o in outputs):
@@ -120,14 +128,14 @@ def _introduction(outputs: Sequence[Published], origins: Sequence[ModelOrigin]) 
     return " ".join(lines)
 
 
-def _hub(repository: str) -> str:
+def _hub_link(repository: str) -> str:
     return md.link(md.text(repository), f"{_HUB}/{repository}")
 
 
-Column = tuple[str, bool, Callable[[Published], str]]  # head, flush right, cell; '' where it is not known
+Column = tuple[str, bool, Callable[[CardOutput], str]]  # head, flush right, cell; '' where it is not known
 
 
-def _table(columns: Sequence[Column], outputs: Sequence[Published]) -> str:
+def _output_table(columns: Sequence[Column], outputs: Sequence[CardOutput]) -> str:
     """Columns of which nothing is known are left out."""
     cells = [[cell(output) for output in outputs] for _, _, cell in columns]
     kept = [k for k, column in enumerate(cells) if any(column)]
@@ -135,39 +143,39 @@ def _table(columns: Sequence[Column], outputs: Sequence[Published]) -> str:
     return md.table([columns[k][0] for k in kept], rows, [i for i, k in enumerate(kept) if columns[k][1]])
 
 
-def _files(outputs: Sequence[Published], said: CardOverrides) -> str:
-    def file(output: Published) -> str:
+def _files_table(outputs: Sequence[CardOutput], said: CardOverrides) -> str:
+    def file(output: CardOutput) -> str:
         shown = md.code(output.name, FILE_NAME)
         url = f"{_HUB}/{said.repository}/blob/main/{md.address(output.name)}"
         return md.link(shown, url) if said.repository else shown
 
     columns: list[Column] = [
         ("File", False, file),
-        ("Made for", False, lambda o: made_for(o.made.plan)),
-        ("Types, by share of weights", False, lambda o: shares(o.made.plan)),
-        ("Size", True, lambda o: both(o.made.size)),
+        ("Made for", False, lambda o: describe_budget(o.made.plan)),
+        ("Types, by share of weights", False, lambda o: type_shares(o.made.plan)),
+        ("Size", True, lambda o: format_both_units(o.made.size)),
         ("Files", True, lambda o: str(len(o.files)) if len(o.files) > 1 else ""),
         ("Bits per weight", True, lambda o: f"{o.made.plan.bpw:.3f}"),
-        ("KL, predicted", True, lambda o: _predicted(o.made.plan)),
-        ("KL, measured", True, lambda o: _figure(o, "mean_kld", ".4g")),
-        ("KL, 99 %", True, lambda o: _figure(o, "p99_kld", ".4g")),
-        ("Same top token", True, lambda o: _figure(o, "same_top", ".2%").replace("%", " %")),
-        ("Perplexity", True, lambda o: _figure(o, "ppl", ".4f")),
-        ("of the base", True, lambda o: _figure(o, "base_ppl", ".4f")),
+        ("KL, predicted", True, lambda o: _predicted_kl(o.made.plan)),
+        ("KL, measured", True, lambda o: _measured_figure(o, "mean_kld", ".4g")),
+        ("KL, 99 %", True, lambda o: _measured_figure(o, "p99_kld", ".4g")),
+        ("Same top token", True, lambda o: _measured_figure(o, "same_top", ".2%").replace("%", " %")),
+        ("Perplexity", True, lambda o: _measured_figure(o, "ppl", ".4f")),
+        ("of the base", True, lambda o: _measured_figure(o, "base_ppl", ".4f")),
     ]
-    return _table(columns, outputs)
+    return _output_table(columns, outputs)
 
 
-def _predicted(plan: Plan) -> str:
+def _predicted_kl(plan: Plan) -> str:
     return f"{plan.predicted_loss:.4g}" if plan.predicted_loss is not None and plan.method in IN_NATS else ""
 
 
-def _figure(output: Published, name: str, form: str) -> str:
+def _measured_figure(output: CardOutput, name: str, form: str) -> str:
     value = None if output.evaluation is None else getattr(output.evaluation, name)
     return "" if value is None else format(value, form)
 
 
-def _measured(outputs: Sequence[Published]) -> list[str]:
+def _measurement_notes(outputs: Sequence[CardOutput]) -> list[str]:
     """What the measured figures are over, said once for all that share it."""
     groups: dict[str, list[str]] = {}
     for output in outputs:
@@ -180,12 +188,12 @@ def _measured(outputs: Sequence[Published]) -> list[str]:
     for over, names in groups.items():
         which = f" ({', '.join(names)})" if len(groups) > 1 or len(names) < len(outputs) else ""
         lines.append(f"Measured with `requant evaluate`{which} over {over}. KL divergences are in nats per token.")
-    if not groups and any(_predicted(o.made.plan) for o in outputs):
+    if not groups and any(_predicted_kl(o.made.plan) for o in outputs):
         lines.append("KL divergences are predicted, in nats per token; nothing was measured.")
     return lines
 
 
-def _each(outputs: Sequence[Published], about: Callable[[Published], Iterable[str]]) -> list[str]:
+def _sections_by_output(outputs: Sequence[CardOutput], about: Callable[[CardOutput], Iterable[str]]) -> list[str]:
     """A part for each output, under its name where there are several."""
     parts = []
     for output in outputs:
@@ -196,35 +204,35 @@ def _each(outputs: Sequence[Published], about: Callable[[Published], Iterable[st
     return parts
 
 
-def _running(outputs: Sequence[Published], said: CardOverrides) -> list[str]:
-    def about(output: Published) -> Iterable[str]:
+def _running_sections(outputs: Sequence[CardOutput], said: CardOverrides) -> list[str]:
+    def about(output: CardOutput) -> Iterable[str]:
         if said.repository:
-            yield md.block(_download(output, said.repository), "sh")
+            yield md.block(_download_command(output, said.repository), "sh")
         plan = output.made.plan
         modelfile = plan.runtime.get("engine") == "ollama"
         yield md.block(start_command(plan, output.made.output), "" if modelfile else "sh")
-        yield uses(plan)
+        yield budget_lines(plan)
 
-    return _each(outputs, about)
+    return _sections_by_output(outputs, about)
 
 
-def _download(output: Published, repository: str) -> str:
+def _download_command(output: CardOutput, repository: str) -> str:
     names = [file.name for file in output.files] or [output.name]
-    return join(
+    return join_words(
         ["hf", "download", repository, *(f"./{n}" if n.startswith("-") else n for n in names), "--local-dir", "."]
     )
 
 
-def _types(outputs: Sequence[Published]) -> list[str]:
-    return _each(outputs, lambda output: [roles_table(output.made.plan)])
+def _types_sections(outputs: Sequence[CardOutput]) -> list[str]:
+    return _sections_by_output(outputs, lambda output: [roles_table(output.made.plan)])
 
 
-def _mixtures(outputs: Sequence[Published]) -> list[str]:
+def _mixtures_sections(outputs: Sequence[CardOutput]) -> list[str]:
     """Beside llama-quantize's mixtures of the same source, a table for each."""
     parts = []
     for header in dict.fromkeys(o.made.plan.header_sha256 for o in outputs):
         found = [o for o in outputs if o.made.plan.header_sha256 == header]
-        parts.append(compared([(o.name, o.made.plan) for o in found]))
+        parts.append(mixtures_table([(o.name, o.made.plan) for o in found]))
     parts = [part for part in parts if part]
     note = (
         "Predicted from the same losses, that is with the same encoders; bytes are those of all tensors. "
@@ -233,15 +241,15 @@ def _mixtures(outputs: Sequence[Published]) -> list[str]:
     return ["## Beside llama-quantize's mixtures", *parts, note] if parts else []
 
 
-def _making(outputs: Sequence[Published]) -> list[str]:
-    def about(output: Published) -> Iterable[str]:
-        yield method(output.made)
-        yield md.block("\n".join(commands(output.made)), "sh")
+def _making_sections(outputs: Sequence[CardOutput]) -> list[str]:
+    def about(output: CardOutput) -> Iterable[str]:
+        yield method_lines(output.made)
+        yield md.block("\n".join(reproduction_commands(output.made)), "sh")
 
-    return _each(outputs, about)
+    return _sections_by_output(outputs, about)
 
 
-def _checksums(outputs: Sequence[Published]) -> str:
+def _checksums_table(outputs: Sequence[CardOutput]) -> str:
     rows = []
     for output in outputs:
         made = output.made
@@ -256,12 +264,12 @@ def _checksums(outputs: Sequence[Published]) -> str:
     return md.table(["Of", "What", "SHA-256"], unique)
 
 
-def _limits(outputs: Sequence[Published]) -> str:
+def _limits_list(outputs: Sequence[CardOutput]) -> str:
     plans = [o.made.plan for o in outputs]
     lines = {
         "KL divergence says how far the output's next tokens are from the source's, not how good either is.": True,
         "Predicted KL is a second-order estimate from the text that the losses were measured on.": any(
-            map(_predicted, plans)
+            map(_predicted_kl, plans)
         ),
         "Measured figures are of F32 activations; engines that round them to 8 bits add a little.": any(
             o.evaluation for o in outputs

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from requant.common.units import format_size
 from requant.errors import UsageError, brief
 from requant.planning.plan import Plan
-from requant.report.view import bars, curve, layer_roles
+from requant.report.view import budget_bars, layer_roles, loss_curve
 from requant.scoring.losses import IN_NATS
 
 if TYPE_CHECKING:
@@ -52,14 +52,14 @@ def check_library() -> None:
         raise UsageError("a picture needs matplotlib, which is not installed; pip install 'requant[report]'")
 
 
-def picture(plan: Plan, kind: str) -> bytes:
+def render_picture(plan: Plan, kind: str) -> bytes:
     """The picture of `plan` as the bytes of a `.png` or `.svg` file. Raises UsageError without matplotlib."""
     check_library()
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it lists its fonts is no news
     import matplotlib.style
 
     with matplotlib.style.context(["default", _STYLE]):
-        figure = _drawn(plan)
+        figure = _draw_figure(plan)
         data = io.BytesIO()
         nothing = {"Software": None} if kind == ".png" else {"Date": None, "Creator": None}
         figure.savefig(data, format=kind[1:], dpi=_DPI, facecolor="white", metadata=nothing)
@@ -84,21 +84,21 @@ class _Sheet:
         self.figure.text(_MARGIN / _WIDTH, 1 - (self.top + down) / self.height, text, **how)
 
 
-def _drawn(plan: Plan) -> Figure:
+def _draw_figure(plan: Plan) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from requant.report.picture import curve as picture_curve
     from requant.report.picture import parts as picture_parts
 
-    budgets, found, line = bars(plan), layer_roles(plan), picture_curve.drawable(curve(plan))
+    budgets, found, line = budget_bars(plan), layer_roles(plan), picture_curve.drawable_curve(loss_curve(plan))
     roles = {c.role for c in found if c.layer is not None}
     panels = max(_LEAST if line else 0.0, _ROW[0] * max(len(roles), 1) + _BELOW) if found or line else 0.0
     height = _HEAD + _BAR * len(budgets) + panels + _MARGIN
     sheet = _Sheet(Figure(figsize=(_WIDTH, height), dpi=_DPI), height)
     FigureCanvasAgg(sheet.figure)
-    sheet.write(picture_parts.shown(plan.source, _TITLE), 0.32, fontsize=13, fontweight="bold")
-    sheet.write(_headline(plan), 0.56, fontsize=9.5, color=FAINT)
+    sheet.write(picture_parts.drawable_text(plan.source, _TITLE), 0.32, fontsize=13, fontweight="bold")
+    sheet.write(_figures_line(plan), 0.56, fontsize=9.5, color=FAINT)
     sheet.top = _HEAD
     for bar in budgets:
         picture_parts.draw_bar(sheet.axes(_MARGIN, sheet.top + 0.26, _WIDTH - 2 * _MARGIN, 0.2), bar)
@@ -106,7 +106,7 @@ def _drawn(plan: Plan) -> Figure:
     inside = _WIDTH - 2 * _MARGIN
     right = (inside * _CURVE if found else inside - _GAP) if line is not None else 0.0
     if found:
-        names = _LETTER * max((len(picture_parts.shown(role, 24)) for role in roles), default=0)
+        names = _LETTER * max((len(picture_parts.drawable_text(role, 24)) for role in roles), default=0)
         width = inside - names - (right + _GAP if line is not None else 0.0)
         high = min(panels - _BELOW, _ROW[1] * max(len(roles), 1))
         if roles:
@@ -121,7 +121,7 @@ def _drawn(plan: Plan) -> Figure:
     return sheet.figure
 
 
-def _headline(plan: Plan) -> str:
+def _figures_line(plan: Plan) -> str:
     """Bytes, bits and loss in one line."""
     parts = [format_size(plan.n_bytes), f"{plan.bpw:.3f} bits per weight"]
     if plan.predicted_loss is not None and plan.method in IN_NATS:

@@ -69,7 +69,7 @@ class BatchReports:
             _make_folder(path)
             check_writable(path, force=self.force or known, inputs=files)
         if any(kind in publish.PICTURES for kind in self._suffixes):
-            from requant.report.picture.picture import check_library
+            from requant.report.picture.figure import check_library
 
             check_library()
 
@@ -166,7 +166,7 @@ def read_reports(jobs: Path, folder: Path, *, force: bool) -> BatchReports | Non
         return None
     try:
         with report.command.make_context("report", ["INPUT", "--output=README.md", *table.words]) as context:
-            overrides = publish.parse_overrides(context.params)
+            overrides = report.parse_overrides(context.params)
     except (click.ClickException, UsageError) as error:
         what = error.format_message() if isinstance(error, click.ClickException) else str(error)
         raise BadInput(jobs, f"[report]: {printable(' '.join(what.split()))}") from error

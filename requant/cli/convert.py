@@ -18,7 +18,7 @@ from requant.container.splitting import WHOLE, Splitting, output_paths, total_si
 from requant.errors import UsageError, printable
 from requant.planning.plan import Plan
 from requant.planning.request import PlanRequest, check_type_source
-from requant.report import publish as reporting
+from requant.report import publish
 from requant.report.start_command import start_command
 from requant.report.text.result import conversion_text
 from requant.scoring.calibration_data import Calibration
@@ -97,7 +97,7 @@ def command(
             files = _files(job, plan, out, splitting)
             messages.print_result(*([plan.to_json()] if as_json else [*terminal.plan_parts(plan), *files]))
             return
-        reporting.check_output_reports(reports, out, force=force, inputs=job.inputs)
+        publish.check_output_reports(reports, out, force=force, inputs=job.inputs)
         made = make(
             job,
             out,
@@ -109,7 +109,7 @@ def command(
             show=lambda plan: None if as_json else messages.print_result(*terminal.plan_parts(plan)),
         )
     messages.warn(*made.notes)
-    reporting.write_output_reports(reports, made.output, model, force=force, monitor=messages.MONITOR)
+    publish.write_output_reports(reports, made.output, model, force=force, monitor=messages.MONITOR)
     text = f"\n{conversion_text(made, verified=not no_verify)}\n\n{start_command(made.plan, made.output)}"
     messages.print_result(made.to_json() if as_json else text)
 

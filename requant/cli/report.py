@@ -1,7 +1,9 @@
-"""`requant report`: a page, a model card or pictures of what was made."""
+"""`requant report`: a page, a model card or pictures of outputs and plans."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ from requant.cli import completion, messages, options
 from requant.cli.command import Command
 from requant.common.units import format_size
 from requant.errors import UsageError, printable
-from requant.report import publish as reporting
+from requant.report import publish
 from requant.report.card.origin import REPOSITORY, CardOverrides
 
 
-def _repositories(_: click.Context, param: click.Parameter, value: Any) -> Any:
+def _check_repositories(
+    _: click.Context, param: click.Parameter, value: str | tuple[str, ...] | None
+) -> str | tuple[str, ...]:
+    """Return the names of repositories, '' for none. Raises UsageError unless each is OWNER/NAME."""
     for name in (value,) if isinstance(value, str) else value or ():
         if not REPOSITORY.fullmatch(name):
             raise UsageError(f"{param.opts[0]}: '{printable(name)}' is no OWNER/NAME of a repository on the Hub")
@@ -49,7 +54,7 @@ def _repositories(_: click.Context, param: click.Parameter, value: Any) -> Any:
     type=options.FILE,
     multiple=True,
     metavar="F",
-    help="What `requant evaluate --json` measured on an output.",
+    help="What `requant evaluate --json` read on an output.",
 )
 @click.option(
     "--source",
@@ -63,7 +68,7 @@ def _repositories(_: click.Context, param: click.Parameter, value: Any) -> Any:
     "--base-model",
     "base_models",
     multiple=True,
-    callback=_repositories,
+    callback=_check_repositories,
     metavar="OWNER/NAME",
     help="The model's repository on the Hub, where the file does not say it.",
 )
@@ -74,7 +79,11 @@ def _repositories(_: click.Context, param: click.Parameter, value: Any) -> Any:
 @click.option("--tag", "tags", multiple=True, metavar="T", help="A tag more.")
 @click.option("--quantized-by", default="", metavar="NAME", help="Who made the files.")
 @click.option(
-    "--repo", "repository", callback=_repositories, metavar="OWNER/NAME", help="Where the files will be: for links."
+    "--repo",
+    "repository",
+    callback=_check_repositories,
+    metavar="OWNER/NAME",
+    help="Where the files will be: for links.",
 )
 @options.force
 def command(
@@ -91,17 +100,26 @@ def command(
     INPUT is a record (OUT.gguf.requant.json) or the output beside it, a folder of records, the JOBS.toml of a batch,
     or a plan. A card may be of several outputs; a page and pictures are of one, or of a plan.
     """
-    said = reporting.parse_overrides(given)
-    kinds = {path.suffix.lower() for path in targets}
-    if reporting.CARD not in kinds and said != CardOverrides():
-        raise UsageError("what is said of the model is for a model card; give -o README.md with it")
-    if kinds <= set(reporting.PICTURES) and (sources or evaluations):
-        raise UsageError("a picture is of a plan alone; --source and --evaluation are for a page or a model card")
-    found = reporting.add_evaluations(
-        reporting.read_subjects(path for given in inputs for path in output_records(given)), evaluations
-    )
-    files = reporting.input_identities(found, *inputs, *evaluations, *sources)
-    reporting.check_targets(targets, force=force, inputs=files)
-    reporting.write_reports(targets, found, said, sources, force=force, inputs=files, monitor=messages.MONITOR)
+    overrides = parse_overrides(given)
+    _check_kinds(targets, overrides, (*sources, *evaluations))
+    records = (path for source in inputs for path in output_records(source))
+    subjects = publish.add_evaluations(publish.read_subjects(records), evaluations)
+    files = publish.input_identities(subjects, *inputs, *evaluations, *sources)
+    publish.check_targets(targets, force=force, inputs=files)
+    publish.write_reports(targets, subjects, overrides, sources, force=force, inputs=files, monitor=messages.MONITOR)
     for path in targets:
         messages.print_result(f"{path}: {format_size(path.stat().st_size)}")
+
+
+def parse_overrides(given: Mapping[str, Any]) -> CardOverrides:
+    """Return the user's facts of the model from the options of the same names."""
+    return CardOverrides(**{f.name: given[f.name] for f in fields(CardOverrides)})
+
+
+def _check_kinds(targets: tuple[Path, ...], overrides: CardOverrides, read: tuple[Path, ...]) -> None:
+    """Raise UsageError for options that none of the reports can show."""
+    kinds = {path.suffix.lower() for path in targets}
+    if publish.CARD not in kinds and overrides != CardOverrides():
+        raise UsageError("what is said of the model is for a model card; give -o README.md with it")
+    if kinds <= set(publish.PICTURES) and read:
+        raise UsageError("a picture is of a plan alone; --source and --evaluation are for a page or a model card")

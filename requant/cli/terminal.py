@@ -1,4 +1,4 @@
-"""What stdout can show: a picture only where somebody looks, colours unless they are not wanted, blocks if it has them.
+"""The abilities of stdout: pictures on a terminal, colours unless refused, block characters if its encoding has them.
 
 NO_COLOR and TERM=dumb take the colours away; FORCE_COLOR and CLICOLOR_FORCE draw, in colour, into pipes and files too.
 """
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from requant.planning.plan import Plan
     from requant.report.text.bars import Canvas, Drawing
 
-_WIDEST = 120
+_WIDEST = 120  # columns
 
 
 def draws_pictures() -> bool:
-    """Whether pictures are drawn: on a terminal, or where colours are forced."""
+    """Return whether pictures are drawn: on a terminal, or if colours are forced."""
     return _is_terminal() or _colours_forced()
 
 
 def table_width() -> int:
-    """The columns that tables may take: those of the picture, where there is one."""
+    """Return the most columns of a table: those of the picture, if one is drawn."""
     return max(40, min(_terminal_columns(), _WIDEST)) if draws_pictures() else WIDTH
 
 
 def plan_parts(plan: Plan) -> tuple[str | Drawing, ...]:
-    """The picture of the plan, where one is drawn, and its tables."""
+    """Return the picture of the plan, if one is drawn, and its tables."""
     from requant.report.text.table import plan_table
 
     table = plan_table(plan, table_width())
@@ -43,7 +43,7 @@ def plan_parts(plan: Plan) -> tuple[str | Drawing, ...]:
 
 
 def model_picture(found: Inspection) -> tuple[Drawing, ...]:
-    """The picture of the model; nothing where none is drawn."""
+    """Return the picture of the model, () if none is drawn."""
     if not draws_pictures():
         return ()
     from requant.report.text.bars import model_bars

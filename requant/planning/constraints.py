@@ -86,10 +86,13 @@ class Limit:
         return f"{amount * LOSS_UNIT:.4g} nats" if self.unit == "loss" else format_size(amount)
 
 
+PART_NAMES = {"kv_cache": "KV cache", "compute": "compute buffer"}  # parts of a limit -> in words
+
+
 def name_part(part: str, limit: Limit) -> str:
     """What fills a part of a limit, in words: `KV cache` for `kv_cache`."""
     other = {"--size": "header", "--ram": "KV cache and compute buffer"}.get(limit.option, part)
-    return {"kv_cache": "KV cache", "compute": "compute buffer", "other": other}.get(part, part)
+    return (PART_NAMES | {"other": other}).get(part, part)
 
 
 def vram_limit(budget: int, weights_limit: int) -> Limit:

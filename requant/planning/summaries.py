@@ -7,7 +7,7 @@ docs/layers.md is the contract, LAYERS_SCHEMA its version.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from requant.container.source import Source
 from requant.errors import BadInput
@@ -25,6 +25,11 @@ def reference_type(losses: Losses) -> str:
     """The scored type whose bits per weight are nearest to 4.5, Q4_K of equals: what sensitivities are measured at."""
     scored = {c.type for t in losses.tensors if t.reason is None for c in t.candidates}
     return min(scored, key=lambda name: (abs(_bpw(name) - REFERENCE_BPW), name != "Q4_K", name), default="")
+
+
+def nearest_type(types: Iterable[str], reference: str) -> str:
+    """Return `reference` if it is among `types`, else the one of the nearest bits per weight, the first of equals."""
+    return min(types, key=lambda name: (name != reference, abs(_bpw(name) - _bpw(reference))))
 
 
 def summarize_layers(plan: Plan, losses: Losses, caches: Sequence[int]) -> tuple[LayerSummary, ...]:
@@ -54,9 +59,8 @@ def _sensitivity(tensors: Sequence[TensorLosses], reference: str) -> float:
     total = []
     for tensor in tensors:
         if tensor.reason is None:
-            wanted = _bpw(reference) * tensor.n_weights / 8
-            nearest = min(tensor.candidates, key=lambda c: (c.type != reference, abs(c.n_bytes - wanted)))
-            total.append(nearest.loss)
+            losses = {c.type: c.loss for c in tensor.candidates}
+            total.append(losses[nearest_type(losses, reference)])
     return math.fsum(total)
 
 

@@ -1,13 +1,13 @@
-"""What `requant report`, `convert --report` and a batch's reports have in common: reading records, writing reports."""
+"""Publication of reports: the records and plans that they are of, and pages, model cards and pictures as files."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from requant.common.atomic_write import check_writable, has_schema, write_bytes
 from requant.common.files import Identity, identities
@@ -33,7 +33,7 @@ _MAGIC = b"GGUF"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a report is of: a plan, and of an output its record, where that is, and the output where it is there."""
+    """The subject of a report: a plan at `path`, or an output: its record at `path`, and its file if it is present."""
 
     plan: Plan
     path: Path
@@ -43,7 +43,7 @@ class Subject:
 
 
 def check_output_reports(targets: Sequence[Path], out: Path, *, force: bool, inputs: frozenset[Identity]) -> None:
-    """As `check_targets`, for reports on an output that is not there yet."""
+    """Do the same as `check_targets` for reports on an output that is not written yet."""
     own = {os.path.realpath(path) for path in (out, record_path(out))}
     for path in targets:
         if os.path.realpath(path) in own:
@@ -52,15 +52,15 @@ def check_output_reports(targets: Sequence[Path], out: Path, *, force: bool, inp
 
 
 def write_output_reports(targets: Sequence[Path], out: Path, model: Path, *, force: bool, monitor: Monitor) -> None:
-    """The reports on an output that was just made of `model`."""
+    """Write the reports on an output that was just converted from `model`."""
     if targets:
-        found = [read_subject(record_path(out))]
-        inputs = input_identities(found, model)
-        write_reports(targets, found, CardOverrides(), [model], force=force, inputs=inputs, monitor=monitor)
+        subjects = [read_subject(record_path(out))]
+        inputs = input_identities(subjects, model)
+        write_reports(targets, subjects, CardOverrides(), [model], force=force, inputs=inputs, monitor=monitor)
 
 
 def check_targets(targets: Sequence[Path], *, force: bool, inputs: frozenset[Identity]) -> None:
-    """Raise what would keep the reports from being written, before any long work."""
+    """Raise UsageError or OutputRefused if a report cannot be written, before any long work."""
     for path in targets:
         check_kind(path)
         check_writable(path, force=force, inputs=inputs)
@@ -73,13 +73,13 @@ def check_targets(targets: Sequence[Path], *, force: bool, inputs: frozenset[Ide
 
 
 def check_kind(path: Path) -> None:
-    """Raise UsageError unless the name says what kind of report it is to be."""
+    """Raise UsageError unless the name ends in that of a kind of report."""
     if path.suffix.lower() not in KINDS:
         raise UsageError(f"'{printable(str(path))}' says no kind of report; end it in {', '.join(KINDS)}")
 
 
 def read_subjects(paths: Iterable[Path]) -> list[Subject]:
-    """What is at `paths`: records, outputs, plans, folders of records; each once, in their order."""
+    """Read the records, outputs, plans and folders of records at `paths`; each subject once, in their order."""
     found: dict[str, Subject] = {}
     for path in paths:
         for subject in _subjects_at(path):
@@ -109,7 +109,7 @@ def _is_gguf(path: Path) -> bool:
 
 
 def read_subject(path: Path) -> Subject:
-    """The output whose record is at `path`. Raises BadInput where the file beside it is another one."""
+    """Read the record at `path`. Raises BadInput if the file beside it is not its output."""
     made = read_conversion(path)
     output = path.with_name(Path(made.output.name).name)
     if not output.exists():
@@ -129,8 +129,8 @@ def _read_output(path: Path) -> Subject:
     return read_subject(record)
 
 
-def add_evaluations(found: Sequence[Subject], paths: Sequence[Path]) -> list[Subject]:
-    """The outputs with what was measured on them. Raises BadInput for measurements of something else."""
+def add_evaluations(subjects: Sequence[Subject], paths: Sequence[Path]) -> list[Subject]:
+    """Return the subjects with the evaluations at `paths`. Raises BadInput for an evaluation of another file."""
     from requant.scoring.evaluate import read_evaluation
 
     measured: dict[int, Evaluation] = {}
@@ -139,31 +139,31 @@ def add_evaluations(found: Sequence[Subject], paths: Sequence[Path]) -> list[Sub
         if evaluation.header_sha256 is None:
             hint = "run requant evaluate --json again"
             raise BadInput(path, "does not say which file was measured", hint=hint)
-        own = [i for i, s in enumerate(found) if s.made and s.made.header_sha256 == evaluation.header_sha256]
+        own = [i for i, s in enumerate(subjects) if s.made and s.made.header_sha256 == evaluation.header_sha256]
         if not own:
-            raise BadInput(path, "was measured on another file", got=evaluation.model, limit=_subject_names(found))
+            raise BadInput(path, "was measured on another file", got=evaluation.model, limit=_subject_names(subjects))
         if own[0] in measured:
             raise BadInput(path, "is a second evaluation of the same output", got=evaluation.model, hint="give one")
         measured |= dict.fromkeys(own, evaluation)
-    return [replace(subject, evaluation=measured.get(i)) for i, subject in enumerate(found)]
+    return [replace(subject, evaluation=measured.get(i)) for i, subject in enumerate(subjects)]
 
 
-def _subject_names(found: Sequence[Subject]) -> str:
-    names = [s.plan.source if s.made is None else s.made.output.name for s in found]
+def _subject_names(subjects: Sequence[Subject]) -> str:
+    names = [s.plan.source if s.made is None else s.made.output.name for s in subjects]
     return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
 
-def check_source(path: Path, source: Source, found: Sequence[Subject]) -> None:
-    """Raise BadInput unless one of the outputs was made from it."""
-    if all(s.plan.header_sha256 != source.header_sha256 for s in found):
-        wanted = ", ".join(dict.fromkeys(brief(s.plan.source) for s in found))
+def check_source(path: Path, source: Source, subjects: Sequence[Subject]) -> None:
+    """Raise BadInput unless one of the outputs was converted from `source`."""
+    if all(s.plan.header_sha256 != source.header_sha256 for s in subjects):
+        wanted = ", ".join(dict.fromkeys(brief(s.plan.source) for s in subjects))
         raise BadInput(path, "is not what the output was made from: its header differs", limit=f"{wanted} as it was")
 
 
 def write_reports(
     targets: Sequence[Path],
-    found: Sequence[Subject],
-    said: CardOverrides,
+    subjects: Sequence[Subject],
+    overrides: CardOverrides,
     sources: Sequence[Path] = (),
     *,
     force: bool,
@@ -171,28 +171,28 @@ def write_reports(
     known: Hashes | None = None,
     monitor: Monitor = SILENT,
 ) -> None:
-    """All the reports; pictures and pages that are written along are shown in a card, which comes last.
+    """Write all reports; a card comes last and shows the pictures and pages that are written with it.
 
-    known: hashes of files that were read already, to which those read now are added.
+    known: hashes of files that were read already; those read now are added.
     """
     kinds = {path: path.suffix.lower() for path in targets}
-    if len(found) > 1 and set(kinds.values()) != {CARD}:
-        raise UsageError(f"a page and a picture are of one output; {len(found)} were given")
+    if len(subjects) > 1 and set(kinds.values()) != {CARD}:
+        raise UsageError(f"a page and a picture are of one output; {len(subjects)} were given")
     if CARD in kinds.values():
-        for subject in found:
+        for subject in subjects:
             if subject.made is None:
                 raise BadInput(subject.path, "is a plan; a model card is of an output, give its record")
-    is_told = not set(kinds.values()) <= set(PICTURES) and all(s.made is not None for s in found)
-    outputs = _card_outputs(found, sources, {} if known is None else known, monitor) if is_told else []
+    needs_files = not set(kinds.values()) <= set(PICTURES) and all(s.made is not None for s in subjects)
+    outputs = _card_outputs(subjects, sources, {} if known is None else known, monitor) if needs_files else []
     for path, kind in sorted(kinds.items(), key=lambda item: item[1] == CARD):
         if kind == CARD:
-            data = _render_card(path, targets, outputs, said, monitor).encode()
+            data = _render_card(path, targets, outputs, overrides, monitor).encode()
         elif kind == PAGE:
-            data = _render_page(found[0], outputs).encode()
+            data = _render_page(subjects[0], outputs).encode()
         else:
             from requant.report.picture.figure import render_picture
 
-            data = render_picture(found[0].plan, kind)
+            data = render_picture(subjects[0].plan, kind)
         write_bytes(path, data, force=force, inputs=inputs)
 
 
@@ -201,70 +201,65 @@ def _render_page(subject: Subject, outputs: Sequence[CardOutput]) -> str:
 
     if not outputs:
         return render_page(subject.plan)
-    found = outputs[0]
-    evaluations = [] if found.evaluation is None else [found.evaluation]
-    source, output = (files[0].sha256 if len(files) == 1 else None for files in (found.source, found.files))
-    return render_page(found.made, evaluations=evaluations, source_sha256=source, output_sha256=output)
+    shown = outputs[0]
+    evaluations = [] if shown.evaluation is None else [shown.evaluation]
+    source, output = (files[0].sha256 if len(files) == 1 else None for files in (shown.source, shown.files))
+    return render_page(shown.made, evaluations=evaluations, source_sha256=source, output_sha256=output)
 
 
 def _render_card(
-    path: Path, targets: Sequence[Path], outputs: Sequence[CardOutput], said: CardOverrides, monitor: Monitor
+    path: Path, targets: Sequence[Path], outputs: Sequence[CardOutput], overrides: CardOverrides, monitor: Monitor
 ) -> str:
     from requant.report.card.document import render_card
 
-    _warn_missing_facts([override_origin(said, output.origin) for output in outputs], monitor)
+    _warn_missing_facts([override_origin(overrides, output.origin) for output in outputs], monitor)
     beside = {p: Path(os.path.relpath(p, path.parent)).as_posix() for p in targets if p != path}
     pictures = [name for p, name in beside.items() if p.suffix.lower() in PICTURES]
     pages = [name for p, name in beside.items() if p.suffix.lower() == PAGE]
-    return render_card(outputs, said, pictures, pages)
+    return render_card(outputs, overrides, pictures, pages)
 
 
 def _card_outputs(
-    found: Sequence[Subject], sources: Sequence[Path], known: Hashes, monitor: Monitor
+    subjects: Sequence[Subject], sources: Sequence[Path], known: Hashes, monitor: Monitor
 ) -> list[CardOutput]:
-    """The outputs with the hashes of all files that are there, read once each, and what their metadata say."""
+    """Return the outputs with origins from metadata and hashes of all files present, each read once."""
     from requant.container.hashing import hash_files
     from requant.report.card.document import CardOutput
 
     with ExitStack() as stack:
         given = [stack.enter_context(open_source(path)) for path in sources]
         for source in given:
-            check_source(source.path, source, found)
-        own = [None if s.output is None else stack.enter_context(open_source(s.output)) for s in found]
+            check_source(source.path, source, subjects)
+        own = [None if s.output is None else stack.enter_context(open_source(s.output)) for s in subjects]
         unread = [s for s in (*given, *own) if s is not None and s.path not in known]
         total = sum(f.header.file_size for source in unread for f in source.opened)
         with monitor.progress("hashing", total) as advance:
             for source in unread:
                 known[source.path] = run_interruptible(hash_files, source, advance)
         outputs = []
-        for subject, output in zip(found, own, strict=True):
+        for subject, output in zip(subjects, own, strict=True):
             assert subject.made is not None
             origin = next((x for x in given if x.header_sha256 == subject.plan.header_sha256), None)
-            told = output or origin
-            says = ModelOrigin() if told is None else read_origin(told.metadata)
+            described = output or origin
+            model = ModelOrigin() if described is None else read_origin(described.metadata)
             files = [() if x is None else known[x.path] for x in (output, origin)]
-            outputs.append(CardOutput(subject.made, says, files[0], files[1], subject.evaluation))
+            outputs.append(CardOutput(subject.made, model, files[0], files[1], subject.evaluation))
     return outputs
 
 
 def _warn_missing_facts(origins: Sequence[ModelOrigin], monitor: Monitor) -> None:
-    """What the Hub wants to know of a model and nobody has said."""
+    """Warn of facts that the Hub asks of a model and that are missing."""
     if not all(origin.repositories for origin in origins):
         monitor.warn("the card names no base model: nothing says which repository it is from; --base-model OWNER/NAME")
     if not all(origin.license for origin in origins):
         monitor.warn("the card names no licence: nothing says under which the model is; --license ID")
 
 
-def parse_overrides(given: Mapping[str, Any]) -> CardOverrides:
-    """What the user says of the model, from the parameters of that name."""
-    return CardOverrides(**{f.name: given[f.name] for f in fields(CardOverrides)})
-
-
-def input_identities(found: Sequence[Subject], *others: Path) -> frozenset[Identity]:
-    """All files that are read: no report may be one of them."""
-    paths = [s.path for s in found] + [record_path(s.output) for s in found if s.output] + list(others)
-    known = identities(*paths)
-    for path in (*(s.output for s in found if s.output), *others):
+def input_identities(subjects: Sequence[Subject], *others: Path) -> frozenset[Identity]:
+    """Return the identities of all files that are read: no report may replace one of them."""
+    outputs = [s.output for s in subjects if s.output]
+    known = identities(*(s.path for s in subjects), *map(record_path, outputs), *others)
+    for path in (*outputs, *others):
         if _is_gguf(path):
             with open_source(path) as source:
                 known |= source.identities

@@ -1,4 +1,4 @@
-"""Words as a shell takes them, with nothing that a terminal acts on: a line that can be copied as it is seen."""
+"""Command lines to copy: quoted for a shell, without characters that a terminal acts on."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from requant.errors import printable
 
 
 def join_words(words: Iterable[str]) -> str:
-    """One line of `words` for sh, bash or zsh."""
+    """Return one line of `words` for sh, bash or zsh."""
     return " ".join(shlex.quote(word) if printable(word) == word else _quote_bytes(word) for word in words)
 
 
 def file_argument(name: str | Path) -> str:
-    """The file's name as no program takes it for an option."""
+    """Return the file's name, with `./` before a hyphen so that no program takes it for an option."""
     return f"./{name}" if str(name).startswith("-") else str(name)
 
 
 def _quote_bytes(word: str) -> str:
-    """`word` in dollar-single-quotes (POSIX.1-2024), what cannot be shown as the octal bytes of its UTF-8."""
+    """Return `word` in dollar-single-quotes (POSIX.1-2024), unprintable characters as octal bytes of UTF-8."""
     return "$'" + "".join(_quote_character(c) for c in word) + "'"
 
 
@@ -29,5 +29,9 @@ def _quote_character(c: str) -> str:
         return f"\\{c}"
     if printable(c) == c:
         return c
-    lone = "surrogateescape" if "\udc80" <= c <= "\udcff" else "surrogatepass"  # a byte of a path that is no UTF-8
-    return "".join(f"\\{byte:03o}" for byte in c.encode("utf-8", lone))
+    return "".join(f"\\{byte:03o}" for byte in encode_character(c))
+
+
+def encode_character(c: str) -> bytes:
+    """Return the UTF-8 of a character of a path, whose surrogates stand for bytes that are no UTF-8."""
+    return c.encode("utf-8", "surrogateescape" if "\udc80" <= c <= "\udcff" else "surrogatepass")

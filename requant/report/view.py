@@ -1,7 +1,4 @@
-"""A plan as a picture needs it: what fills its budgets, its layers by role, its place among all that could have been.
-
-Data only; tables, pages and pictures are drawn from it.
-"""
+"""A plan as data for tables, pages, cards and pictures: parts of its budgets, layers by role, loss against bytes."""
 
 from __future__ import annotations
 
@@ -11,18 +8,20 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from requant.formats import by_name, format_of
+from requant.planning.constraints import PART_NAMES as PLANNED_PARTS
 from requant.planning.constraints import Limit
 from requant.planning.plan import Choice, Mixture, Plan
+from requant.planning.summaries import nearest_type
+from requant.report.figures import bits_per_weight
 
 POOLS = ("VRAM", "all tensors")
-# parts of a budget as a picture calls them, where that is not their key
-PART_NAMES = {"kv_cache": "KV cache", "compute": "compute buffer", "copies": "copies for the CPU's matrices"}
-MOST_POINTS = 240  # of a curve that is drawn
+PART_NAMES = PLANNED_PARTS | {"copies": "copies for the CPU's matrices"}  # parts of a budget in pages and pictures
+MOST_POINTS = 240  # of a curve
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetPart:
-    """Bytes of a budget, and what takes them."""
+    """A part of a budget: its name and its bytes."""
 
     name: str
     n_bytes: int
@@ -30,7 +29,7 @@ class BudgetPart:
 
 @dataclass(frozen=True, slots=True)
 class BudgetBar:
-    """A limit in bytes and all that fills it: weights first, then the rest; `free` is what is left over."""
+    """A limit in bytes: its parts, the weights first, and the bytes that are free."""
 
     option: str  # --vram, --ram, --size, --bpw
     budget: int
@@ -40,12 +39,13 @@ class BudgetBar:
 
 @dataclass(frozen=True, slots=True)
 class LayerRole:
-    """The tensors of one role in one layer. `sensitivity`: their loss at about 4.5 bits; None: it was not scored.
+    """The tensors of one role in one layer.
 
-    `loss`: predicted for the types that they have; None where it is not known.
+    `loss`: predicted for their types, None if unknown. `sensitivity`: predicted for the plan's reference type (about
+    4.5 bits per weight), None if they were not scored.
     """
 
-    layer: int | None  # None: in no layer
+    layer: int | None  # None: outside the layers
     role: str
     choices: tuple[Choice, ...]
     n_bytes: int
@@ -55,13 +55,13 @@ class LayerRole:
 
     @property
     def types(self) -> tuple[str, ...]:
-        """Each type that is there once."""
+        """The distinct types."""
         return tuple(dict.fromkeys(c.type for c in self.choices))
 
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """A place on the chart of loss against bytes."""
+    """A point on the chart of loss against bytes."""
 
     name: str
     n_bytes: int
@@ -70,11 +70,11 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class LossCurve:
-    """Loss against the bytes of the tensors in `pool`: VRAM (where all layers are there), or all tensors.
+    """Loss against the bytes of the tensors in `pool`: VRAM (if all layers are there), or all tensors.
 
-    `points`: plans that no other of fewer or equal bytes beats, each tensor having what was open to it, not counting
-    --group; they are exact, and between two of them nothing is far below the line. `chosen`: the plan itself. `room`:
-    the bytes that its budget leaves to these tensors.
+    `points`: exact plans that no other of fewer or equal bytes beats, each tensor having one of its candidates, without
+    regard to --group; no plan between two of them is far below the line. `chosen`: the plan itself. `room`: the bytes
+    that its budget leaves to these tensors.
     """
 
     pool: str
@@ -85,18 +85,18 @@ class LossCurve:
 
 
 def budget_bars(plan: Plan) -> tuple[BudgetBar, ...]:
-    """One per limit in bytes, in the plan's order."""
+    """Return a bar for each limit in bytes, in the plan's order."""
     return tuple(budget_bar(plan, limit) for limit in plan.limits if limit.unit == "bytes")
 
 
 def budget_bar(plan: Plan, limit: Limit) -> BudgetBar:
-    """What fills a limit in bytes."""
+    """Return the parts of a limit in bytes."""
     parts = tuple(BudgetPart(*item) for item in plan.parts(limit).items())
     return BudgetBar(limit.option, limit.budget, parts, limit.budget - plan.used(limit))
 
 
 def layer_roles(plan: Plan) -> tuple[LayerRole, ...]:
-    """The tensors that can be quantized, by layer and role; those of no layer come first, roles in file order."""
+    """Return the tensors that can be quantized by layer, first those outside of any, and by role in file order."""
     groups: dict[tuple[int | None, str], list[Choice]] = {}
     for c in plan.choices:
         if c.reason is None:
@@ -108,7 +108,7 @@ def layer_roles(plan: Plan) -> tuple[LayerRole, ...]:
 
 def _summarize_role(plan: Plan, layer: int | None, role: str, choices: list[Choice]) -> LayerRole:
     n_bytes = sum(c.n_bytes for c in choices)
-    bpw = 8 * n_bytes / max(sum(c.n_weights for c in choices), 1)
+    bpw = bits_per_weight(n_bytes, sum(c.n_weights for c in choices))
     loss = None if plan.predicted_loss is None else math.fsum(c.loss for c in choices)
     sensitivities = [_sensitivity(plan, c) for c in choices]
     known = [s for s in sensitivities if s is not None]
@@ -117,16 +117,24 @@ def _summarize_role(plan: Plan, layer: int | None, role: str, choices: list[Choi
 
 
 def _sensitivity(plan: Plan, choice: Choice) -> float | None:
-    """The tensor's loss at the plan's reference type, or at the scored type of the nearest size."""
+    """Return the tensor's loss at the plan's reference type, or at the scored type of the nearest size."""
     losses = plan.candidates.get(choice.name)
     reference = by_name(str(plan.runtime.get("reference_type", "")))
-    if not losses or reference is None:
-        return None
-    return losses[min(losses, key=lambda name: (name != reference.name, abs(format_of(name).bpw - reference.bpw)))]
+    return losses[nearest_type(losses, reference.name)] if losses and reference is not None else None
+
+
+def layer_bits(tensors: Iterable[tuple[int | None, int, int]]) -> dict[int, float]:
+    """Return the bits per weight of each layer; tensors are (layer, bytes, weights)."""
+    sums: dict[int, tuple[int, int]] = {}
+    for layer, n_bytes, n_weights in tensors:
+        if layer is not None:
+            before = sums.get(layer, (0, 0))
+            sums[layer] = before[0] + n_bytes, before[1] + n_weights
+    return {layer: bits_per_weight(*both) for layer, both in sums.items()}
 
 
 def loss_curve(plan: Plan) -> LossCurve | None:
-    """The plan beside the best of every size; None where nothing was scored."""
+    """Return the plan beside the best of every size; None if nothing was scored."""
     if not any(len(losses) > 1 for losses in plan.candidates.values()):
         return None
     pool = _curve_pool(plan)
@@ -153,7 +161,7 @@ def loss_curve(plan: Plan) -> LossCurve | None:
 
 
 def best_loss_at(found: LossCurve, n_bytes: int) -> float | None:
-    """The curve's loss at `n_bytes`, between its points on the line; None beyond its ends."""
+    """Return the curve's loss at `n_bytes`, linear between its points; None beyond its ends."""
     for a, b in pairwise(found.points):
         if a.n_bytes <= n_bytes <= b.n_bytes:
             return a.loss + (b.loss - a.loss) * (n_bytes - a.n_bytes) / max(b.n_bytes - a.n_bytes, 1)
@@ -161,7 +169,7 @@ def best_loss_at(found: LossCurve, n_bytes: int) -> float | None:
 
 
 def _curve_pool(plan: Plan) -> str:
-    """VRAM where that is what is limited and holds all layers."""
+    """Return VRAM if it is limited and holds all layers, else all tensors."""
     in_vram = any(limit.device == "gpu" for limit in plan.limits) and plan.runtime.get("all_layers", False)
     return POOLS[0 if in_vram and not plan.runtime.get("experts_on_cpu") else 1]
 
@@ -180,7 +188,7 @@ def _mixture_bytes(mixture: Mixture, pool: str) -> int:
 
 
 def _lower_hull(options: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
-    """The lower convex hull of (bytes, loss), bytes rising and loss falling."""
+    """Return the lower convex hull of (bytes, loss), bytes rising and loss falling."""
     found: list[tuple[int, float]] = []
     for size, loss in sorted(options):
         if found and loss >= found[-1][1]:
@@ -194,12 +202,12 @@ def _lower_hull(options: Iterable[tuple[int, float]]) -> list[tuple[int, float]]
 
 
 def _is_above(a: tuple[int, float], b: tuple[int, float], c: tuple[int, float]) -> bool:
-    """Whether `b` is on or above the line from `a` to `c`."""
+    """Return whether `b` is on or above the line from `a` to `c`."""
     return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
 
 
 def _thin_points(points: list[Dot]) -> tuple[Dot, ...]:
-    """At most MOST_POINTS of them, about equally far apart in bytes, both ends among them."""
+    """Return at most MOST_POINTS points, about equally far apart in bytes, both ends among them."""
     step = (points[-1].n_bytes - points[0].n_bytes) / (MOST_POINTS - 2) if len(points) > MOST_POINTS else 0
     kept = points[:1]
     for point in points[1:-1]:

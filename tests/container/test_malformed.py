@@ -19,7 +19,7 @@ from requant.errors import BadInput
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.inspection import inspect
 from requant.planning.recipe import uniform_plan
-from requant.report.text.inspection import as_text
+from requant.report.text.inspection import model_facts, model_tables
 
 ROOT = Path(__file__).parents[2]
 ALL = CASES | FURTHER
@@ -139,7 +139,9 @@ def look_at(path, case):
         if case.is_imatrix:
             coverage(read_imatrix(path), [])
         with open_source(path) as source:
-            as_text(inspect(source), tensors=True)
+            found = inspect(source)
+            model_facts(found)
+            model_tables(found, tensors=True)
             uniform_plan(source, "Q8_0", allow_requantize=True)
     except BadInput:
         return False

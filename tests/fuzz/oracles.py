@@ -23,7 +23,7 @@ from requant.planning.recipe import preset_plan, read_tensor_types, tensor_type_
 from requant.planning.request import PlanRequest
 from requant.planning.solver.solve import solve
 from requant.report.text.diff import compare_sides, difference_text, read_side
-from requant.report.text.inspection import as_text
+from requant.report.text.inspection import model_facts, model_tables
 from requant.report.text.table import losses_table, plan_table
 from requant.scoring.fisher import cannot_run
 from requant.scoring.losses import read_losses
@@ -75,7 +75,7 @@ def model(path, depth):
         if depth > 0:
             found = attempt(lambda: inspect(source))
             if found is not None:
-                _shown(as_text(found, tensors=True))
+                _shown("\n\n".join((model_facts(found), *model_tables(found, tensors=True))))
                 found.to_json()
             for tensor in source.tensors:
                 assert source.read_rows(tensor).nbytes == tensor.n_bytes

@@ -1,6 +1,6 @@
 """A model card for outputs of requant: YAML front matter and tables, as the Hugging Face Hub shows a README.md.
 
-It says what records, metadata and evaluations say and nothing else; a figure that was not measured is not there.
+All of it comes from records, metadata and evaluations; a figure that was not measured is left out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from requant.report.card.parts import (
     type_shares,
 )
 from requant.report.card.reproduce import reproduction_commands
-from requant.report.shell import join_words
+from requant.report.shell import file_argument, join_words
 from requant.report.start_command import start_command
 from requant.scoring.evaluate import Evaluation
 from requant.scoring.losses import IN_NATS
@@ -35,9 +35,9 @@ _RELATED = "base_model_relation"
 
 @dataclass(frozen=True, slots=True)
 class CardOutput:
-    """An output as the card tells of it: its record, what its metadata say, its files where they are there.
+    """An output in a model card: its record, the origin in its metadata, its files if they are present.
 
-    source: the files that it was made from, where they are there; evaluation: what was measured on it.
+    source: the files that it was made from, if they are present; evaluation: measured on it.
     """
 
     made: Conversion
@@ -48,26 +48,26 @@ class CardOutput:
 
     @property
     def name(self) -> str:
-        """The name of its (first) file."""
+        """Name of its (first) file."""
         return self.made.output.name
 
 
 def render_card(
-    outputs: Sequence[CardOutput], said: CardOverrides, pictures: Sequence[str] = (), pages: Sequence[str] = ()
+    outputs: Sequence[CardOutput], overrides: CardOverrides, pictures: Sequence[str] = (), pages: Sequence[str] = ()
 ) -> str:
-    """The text of the card for at least one output; `pictures` and `pages` are files beside it."""
-    origins = [override_origin(said, origin) for origin in dict.fromkeys(o.origin for o in outputs)]
+    """Return the card of at least one output; `pictures` and `pages` are files beside it."""
+    origins = [override_origin(overrides, origin) for origin in dict.fromkeys(o.origin for o in outputs)]
     sections = [
-        _front_matter(outputs, origins, said),
+        _front_matter(outputs, origins, overrides),
         f"# {', '.join(_model_name(o, outputs) for o in origins)}, GGUF",
         _introduction(outputs, origins),
         *(f"![{md.text(f'{outputs[0].name}: memory, bits and loss')}]({md.address(name)})" for name in pictures),
         *(f"{md.link('Report page', md.address(name))}: every tensor, its candidates and errors." for name in pages),
         "## Files",
-        _files_table(outputs, said),
+        _files_table(outputs, overrides),
         *_measurement_notes(outputs),
         "## Running it",
-        *_running_sections(outputs, said),
+        *_running_sections(outputs, overrides),
         "## Types",
         *_types_sections(outputs),
         *_mixtures_sections(outputs),
@@ -85,7 +85,7 @@ def _model_name(origin: ModelOrigin, outputs: Sequence[CardOutput]) -> str:
     return md.text(origin.name or outputs[0].made.plan.source.removesuffix(".gguf"), FILE_NAME)
 
 
-def _front_matter(outputs: Sequence[CardOutput], origins: Sequence[ModelOrigin], said: CardOverrides) -> str:
+def _front_matter(outputs: Sequence[CardOutput], origins: Sequence[ModelOrigin], overrides: CardOverrides) -> str:
     repositories = tuple(dict.fromkeys(name for o in origins for name in o.repositories))
     first = origins[0]
     same = all(
@@ -105,7 +105,7 @@ def _front_matter(outputs: Sequence[CardOutput], origins: Sequence[ModelOrigin],
             else {}
         ),
         "pipeline_tag": "text-generation" if all(o.writes_text for o in origins) else "",
-        "quantized_by": said.quantized_by,
+        "quantized_by": overrides.quantized_by,
         "tags": tuple(dict.fromkeys(tag for tag in tags if tag != "text-generation")),
     }
     return md.front_matter(values)
@@ -132,25 +132,25 @@ def _hub_link(repository: str) -> str:
     return md.link(md.text(repository), f"{_HUB}/{repository}")
 
 
-Column = tuple[str, bool, Callable[[CardOutput], str]]  # head, flush right, cell; '' where it is not known
+Column = tuple[str, bool, Callable[[CardOutput], str]]  # head, flush right, cell; '' if unknown
 
 
 def _output_table(columns: Sequence[Column], outputs: Sequence[CardOutput]) -> str:
-    """Columns of which nothing is known are left out."""
+    """Return a table without the columns that are unknown for all outputs."""
     cells = [[cell(output) for output in outputs] for _, _, cell in columns]
     kept = [k for k, column in enumerate(cells) if any(column)]
     rows = [[cells[k][i] or "-" for k in kept] for i in range(len(outputs))]
     return md.table([columns[k][0] for k in kept], rows, [i for i, k in enumerate(kept) if columns[k][1]])
 
 
-def _files_table(outputs: Sequence[CardOutput], said: CardOverrides) -> str:
-    def file(output: CardOutput) -> str:
-        shown = md.code(output.name, FILE_NAME)
-        url = f"{_HUB}/{said.repository}/blob/main/{md.address(output.name)}"
-        return md.link(shown, url) if said.repository else shown
+def _files_table(outputs: Sequence[CardOutput], overrides: CardOverrides) -> str:
+    def link_file(output: CardOutput) -> str:
+        name = md.code(output.name, FILE_NAME)
+        url = f"{_HUB}/{overrides.repository}/blob/main/{md.address(output.name)}"
+        return md.link(name, url) if overrides.repository else name
 
     columns: list[Column] = [
-        ("File", False, file),
+        ("File", False, link_file),
         ("Made for", False, lambda o: describe_budget(o.made.plan)),
         ("Types, by share of weights", False, lambda o: type_shares(o.made.plan)),
         ("Size", True, lambda o: format_both_units(o.made.size)),
@@ -176,7 +176,7 @@ def _measured_figure(output: CardOutput, name: str, form: str) -> str:
 
 
 def _measurement_notes(outputs: Sequence[CardOutput]) -> list[str]:
-    """What the measured figures are over, said once for all that share it."""
+    """Return tokens, text and base of the measured figures, once for all outputs that share them."""
     groups: dict[str, list[str]] = {}
     for output in outputs:
         if (found := output.evaluation) is not None:
@@ -193,34 +193,32 @@ def _measurement_notes(outputs: Sequence[CardOutput]) -> list[str]:
     return lines
 
 
-def _sections_by_output(outputs: Sequence[CardOutput], about: Callable[[CardOutput], Iterable[str]]) -> list[str]:
-    """A part for each output, under its name where there are several."""
+def _sections_by_output(outputs: Sequence[CardOutput], describe: Callable[[CardOutput], Iterable[str]]) -> list[str]:
+    """Return a section for each output, under its name if there are several."""
     parts = []
     for output in outputs:
-        found = [part for part in about(output) if part]
+        found = [part for part in describe(output) if part]
         if found and len(outputs) > 1:
             parts.append(f"### {md.code(output.name, FILE_NAME)}")
         parts += found
     return parts
 
 
-def _running_sections(outputs: Sequence[CardOutput], said: CardOverrides) -> list[str]:
-    def about(output: CardOutput) -> Iterable[str]:
-        if said.repository:
-            yield md.block(_download_command(output, said.repository), "sh")
+def _running_sections(outputs: Sequence[CardOutput], overrides: CardOverrides) -> list[str]:
+    def describe(output: CardOutput) -> Iterable[str]:
+        if overrides.repository:
+            yield md.block(_download_command(output, overrides.repository), "sh")
         plan = output.made.plan
         modelfile = plan.runtime.get("engine") == "ollama"
         yield md.block(start_command(plan, output.made.output), "" if modelfile else "sh")
         yield budget_lines(plan)
 
-    return _sections_by_output(outputs, about)
+    return _sections_by_output(outputs, describe)
 
 
 def _download_command(output: CardOutput, repository: str) -> str:
     names = [file.name for file in output.files] or [output.name]
-    return join_words(
-        ["hf", "download", repository, *(f"./{n}" if n.startswith("-") else n for n in names), "--local-dir", "."]
-    )
+    return join_words(["hf", "download", repository, *map(file_argument, names), "--local-dir", "."])
 
 
 def _types_sections(outputs: Sequence[CardOutput]) -> list[str]:
@@ -228,7 +226,7 @@ def _types_sections(outputs: Sequence[CardOutput]) -> list[str]:
 
 
 def _mixtures_sections(outputs: Sequence[CardOutput]) -> list[str]:
-    """Beside llama-quantize's mixtures of the same source, a table for each."""
+    """Return a comparison with llama-quantize's mixtures for each source."""
     parts = []
     for header in dict.fromkeys(o.made.plan.header_sha256 for o in outputs):
         found = [o for o in outputs if o.made.plan.header_sha256 == header]
@@ -242,11 +240,11 @@ def _mixtures_sections(outputs: Sequence[CardOutput]) -> list[str]:
 
 
 def _making_sections(outputs: Sequence[CardOutput]) -> list[str]:
-    def about(output: CardOutput) -> Iterable[str]:
+    def describe(output: CardOutput) -> Iterable[str]:
         yield method_lines(output.made)
         yield md.block("\n".join(reproduction_commands(output.made)), "sh")
 
-    return _sections_by_output(outputs, about)
+    return _sections_by_output(outputs, describe)
 
 
 def _checksums_table(outputs: Sequence[CardOutput]) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import quote
 
 from requant.errors import REMARK, brief, printable
+from requant.report.shell import encode_character
 
-# what means something to some Markdown: CommonMark, GitHub's tables, strikethrough and links, formulas; a number alone,
-# which a full stop after it would make a list
+# characters with a meaning in CommonMark, GitHub's tables, strikethrough and links, or formulas; a number alone, which
+# a full stop after it would turn into a list
 _ACTIVE = re.compile(
     r"[\\`*{}\[\]<>|~&$^#!=\"@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.|^[-+]|^\d(?=\d*$)"
     r"|(?<=\d)[.)](?=\s|$)",
@@ -21,47 +22,42 @@ _NOT_STRINGS = frozenset("true false yes no on off null y n inf nan".split())  #
 
 
 def text(string: str, most: int = REMARK) -> str:
-    """`string` as one line that reads as it is spelled: what Markdown or HTML would act on as character references."""
+    """Return `string` as one line of plain text: characters active in Markdown or HTML become references."""
     return _ACTIVE.sub(lambda found: f"&#{ord(found[0])};", brief(string, most))
 
 
 def code(string: str, most: int = REMARK) -> str:
-    """`string` in a code span, also inside a table."""
-    shown = brief(string, most)
-    if _PLAIN_CODE.fullmatch(shown):
-        return f"`{shown}`"
-    return f"<code>{re.sub(r'[^A-Za-z0-9 ]', lambda found: f'&#{ord(found[0])};', shown)}</code>"
+    """Return `string` in a code span, also inside a table."""
+    cut = brief(string, most)
+    if _PLAIN_CODE.fullmatch(cut):
+        return f"`{cut}`"
+    return f"<code>{re.sub(r'[^A-Za-z0-9 ]', lambda found: f'&#{ord(found[0])};', cut)}</code>"
 
 
-def link(shown: str, url: str) -> str:
-    """`shown`, which is Markdown, as a link to `url`, which has nothing left to be quoted."""
-    return f"[{shown}]({url})"
+def link(label: str, url: str) -> str:
+    """Return `label`, which is Markdown, as a link to `url`, which is quoted already."""
+    return f"[{label}]({url})"
 
 
 def address(name: str) -> str:
-    """The path of a file, parted by slashes, as a relative URL."""
-    return quote(b"".join(map(_utf8_bytes, name)), safe="/.-_~")
-
-
-def _utf8_bytes(c: str) -> bytes:
-    lone = "surrogateescape" if "\udc80" <= c <= "\udcff" else "surrogatepass"  # a byte of a path that is no UTF-8
-    return c.encode("utf-8", lone)
+    """Return the path of a file, separated by slashes, as a relative URL."""
+    return quote(b"".join(map(encode_character, name)), safe="/.-_~")
 
 
 def block(string: str, language: str = "") -> str:
-    """Lines in a fenced block."""
+    """Return lines in a fenced block."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", string)), default=0))
     return "\n".join([f"{fence}{language}", *map(printable, string.split("\n")), fence])
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """A table of cells that are Markdown; the columns in `right` are flush right."""
+    """Return a table of cells that are Markdown; the columns in `right` are flush right."""
     marks = ["--:" if k in right else ":--" for k in range(len(head))]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, marks, *rows))
 
 
 def front_matter(values: Mapping[str, str | Sequence[str]]) -> str:
-    """The YAML between two lines of dashes; what is empty is left out."""
+    """Return the YAML between two lines of dashes; empty values are left out."""
     lines = ["---"]
     for key, value in values.items():
         if value and isinstance(value, str):
@@ -72,7 +68,7 @@ def front_matter(values: Mapping[str, str | Sequence[str]]) -> str:
 
 
 def scalar(string: str) -> str:
-    """`string` as a scalar of YAML, plain where nothing could take it for something else than a string."""
+    """Return `string` as a scalar of YAML, plain only if every reader takes it for a string."""
     if _PLAIN_SCALAR.fullmatch(string) and string.lower() not in _NOT_STRINGS:
         return string
     return '"' + "".join(_escape_character(c) for c in string) + '"'

@@ -1,4 +1,4 @@
-"""What a GGUF says of the model it holds, as a model card wants it: name, where it is from, licence, languages, tags.
+"""The origin of a model in a GGUF's metadata, for a model card: name, repositories, licence, languages, tags.
 
 Keys: general.* of gguf-py's constants.py. Licences: the identifiers in the Hugging Face Hub's documentation.
 """
@@ -33,9 +33,9 @@ _LICENCES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ModelOrigin:
-    """What is known of the model; empty where nothing is said.
+    """The origin of a model; unknown fields are empty.
 
-    repositories: on the Hugging Face Hub, of the very model; parents: of what it was made from.
+    repositories: of this model on the Hugging Face Hub; parents: repositories of the models it was made from.
     """
 
     name: str = ""
@@ -52,7 +52,7 @@ class ModelOrigin:
 
 @dataclass(frozen=True, slots=True)
 class CardOverrides:
-    """What the user says of the model and of where the files will be; it goes before what the files say."""
+    """Facts of the model and its repository that the user gives; they replace those of the metadata."""
 
     base_models: tuple[str, ...] = ()
     license: str = ""
@@ -65,7 +65,7 @@ class CardOverrides:
 
 
 def read_origin(metadata: Metadata) -> ModelOrigin:
-    """What the metadata say; values of other types than they should have count as not said."""
+    """Read the origin from metadata; values of an unexpected type count as missing."""
     found = _MetadataReader(metadata)
     name = found.text("general.name") or " ".join(
         part for key in ("basename", "finetune", "size_label") if (part := found.text(f"general.{key}"))
@@ -75,7 +75,7 @@ def read_origin(metadata: Metadata) -> ModelOrigin:
     repositories = dict.fromkeys(name for name in named if REPOSITORY.fullmatch(name))
     parents = dict.fromkeys(filter(None, map(found.repository, found.base_models())))
     for parent in list(parents):
-        if _slug(parent.partition("/")[2]) == _slug(name):  # a copy of it under another owner's name
+        if _slug(parent.partition("/")[2]) == _slug(name):  # a copy of this model under another owner's name
             repositories.setdefault(parent)
             del parents[parent]
     arch = found.text("general.architecture")
@@ -101,7 +101,7 @@ class _MetadataReader:
         return value.strip()[:_LONGEST] if isinstance(value, str) else ""
 
     def repository(self, key: str) -> str:
-        """The repository on the hub that the URL under `key` is of, or ''."""
+        """Return the repository on the Hub in the URL under `key`, or ''."""
         value = self.metadata.get(key)
         match = _ON_HUB.fullmatch(value.strip()) if isinstance(value, str) else None
         return match[1] if match else ""
@@ -118,7 +118,7 @@ class _MetadataReader:
         return tuple(dict.fromkeys(filter(None, found)))[:most]
 
 
-def _read_licence(found: _MetadataReader) -> dict[str, Any]:
+def _read_licence(found: _MetadataReader) -> dict[str, str]:
     named = licence_fields(found.text("general.license"), found.text("general.license.name"))
     url = found.metadata.get("general.license.link")
     if named and isinstance(url, str) and _URL.fullmatch(url):
@@ -126,8 +126,8 @@ def _read_licence(found: _MetadataReader) -> dict[str, Any]:
     return named
 
 
-def licence_fields(identifier: str, name: str = "") -> dict[str, Any]:
-    """The hub's keys for a licence: one that it does not know is `other`, with a name."""
+def licence_fields(identifier: str, name: str = "") -> dict[str, str]:
+    """Return the Hub's keys for a licence: an unknown one is `other`, with a name."""
     if identifier.lower() in _LICENCES - {_OTHER}:
         return {"license": identifier.lower()}
     if not identifier and not name:
@@ -140,17 +140,17 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
-def override_origin(said: CardOverrides, origin: ModelOrigin) -> ModelOrigin:
-    """`origin` with what was said in its place."""
+def override_origin(overrides: CardOverrides, origin: ModelOrigin) -> ModelOrigin:
+    """Return `origin` with the user's facts in place of its own."""
     values: dict[str, Any] = {}
-    if said.base_models:
-        values |= {"repositories": said.base_models, "parents": ()}
-    if said.license or said.license_name:
+    if overrides.base_models:
+        values |= {"repositories": overrides.base_models, "parents": ()}
+    if overrides.license or overrides.license_name:
         values |= {"license": "", "license_name": "", "license_link": ""} | licence_fields(
-            said.license, said.license_name
+            overrides.license, overrides.license_name
         )
     for key in ("license_link", "languages"):
-        if getattr(said, key):
-            values[key] = getattr(said, key)
-    values["tags"] = tuple(dict.fromkeys((*said.tags, *origin.tags)))
+        if getattr(overrides, key):
+            values[key] = getattr(overrides, key)
+    values["tags"] = tuple(dict.fromkeys((*overrides.tags, *origin.tags)))
     return replace(origin, **values)

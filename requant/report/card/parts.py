@@ -1,4 +1,4 @@
-"""The parts of a model card that come from one plan: what it was made for, its types, its memory, its method."""
+"""Parts of a model card that come from one plan: budget, types, memory, method."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from requant.formats import Effort, by_bits
 from requant.planning.constraints import Limit
 from requant.planning.plan import Choice, Plan
 from requant.report.card import markdown as md
-from requant.report.view import budget_bars
+from requant.report.figures import bits_per_weight
+from requant.report.view import PART_NAMES, budget_bars
 from requant.scoring.losses import IN_NATS
 
-_SHOWN = 0.01  # of the weights; types of fewer are not listed
-_PARTS = {"kv_cache": "KV cache", "compute": "compute buffer", "copies": "copies of matrices on the CPU"}
+_LEAST_SHARE = 0.01  # of the weights; types of less are not listed
+_PARTS = PART_NAMES | {"copies": "copies of matrices on the CPU"}
 _UNITS = ((1e9, "GB", 2**30, "GiB"), (1e6, "MB", 2**20, "MiB"), (1e3, "kB", 2**10, "KiB"))
 
 
 def format_both_units(n_bytes: int) -> str:
-    """A size in powers of ten and of two: `4.92 GB (4.58 GiB)`."""
+    """Return a size in powers of ten and of two: `4.92 GB (4.58 GiB)`."""
     for ten, decimal, two, binary in _UNITS:
         if n_bytes >= ten:
             return f"{n_bytes / ten:.2f} {decimal} ({n_bytes / two:.2f} {binary})"
@@ -31,16 +32,16 @@ def format_both_units(n_bytes: int) -> str:
 
 
 def describe_budget(plan: Plan) -> str:
-    """The budgets in words, with the context that the first is for; without any, what gave the types."""
+    """Return the budgets in words, with the context after the first; without a budget, the method."""
     parts = [_describe_limit(limit) for limit in plan.limits]
-    asked = plan.budget
-    if "ctx" in asked:
-        context = f"{asked['ctx']} tokens of context"
-        caches = [str(asked.get(f"cache_type_{x}", "F16")) for x in "kv"]
+    budget = plan.budget
+    if "ctx" in budget:
+        context = f"{budget['ctx']} tokens of context"
+        caches = [str(budget.get(f"cache_type_{x}", "F16")) for x in "kv"]
         if caches != ["F16", "F16"]:
             context += f" in {'/'.join(caches)}"
-        if asked.get("parallel", 1) != 1:
-            context += f", {asked['parallel']} sequences"
+        if budget.get("parallel", 1) != 1:
+            context += f", {budget['parallel']} sequences"
         parts.insert(1, context)
     return md.text(", ".join(parts) or plan.method)
 
@@ -58,17 +59,17 @@ def _describe_limit(limit: Limit) -> str:
 
 
 def type_shares(plan: Plan) -> str:
-    """The types by the share of the weights that they have, the largest first."""
+    """Return the types with their shares of the weights, the largest first."""
     weights: Counter[str] = Counter()
     for c in plan.choices:
         weights[c.type] += c.n_weights
     total = max(plan.n_weights, 1)
     found = [(n / total, name) for name, n in weights.most_common()]
-    return ", ".join(f"{name} {100 * share:.0f} %" for share, name in found if share >= _SHOWN)
+    return ", ".join(f"{name} {100 * share:.0f} %" for share, name in found if share >= _LEAST_SHARE)
 
 
 def roles_table(plan: Plan) -> str:
-    """Per role: tensors, types, bits per weight, bytes and, where it was predicted, loss."""
+    """Return tensors, types, bits per weight, bytes and predicted loss, if known, of each role."""
     groups: dict[str, list[Choice]] = {}
     for c in plan.choices:
         groups.setdefault(c.role if c.reason is None else "", []).append(c)
@@ -84,13 +85,14 @@ def roles_table(plan: Plan) -> str:
 def _role_row(role: str, found: Sequence[Choice], known: bool) -> list[str]:
     counts = Counter(c.type for c in found)
     listed = ", ".join(f"{name} \u00d7 {n}" for name, n in sorted(counts.items(), key=lambda i: by_bits(i[0])))
-    n_bytes, n_weights = sum(c.n_bytes for c in found), max(sum(c.n_weights for c in found), 1)
+    n_bytes = sum(c.n_bytes for c in found)
+    bpw = bits_per_weight(n_bytes, sum(c.n_weights for c in found))
     loss = [f"{math.fsum(c.loss for c in found):.3g}"] if known else []
-    return [role, str(len(found)), listed, f"{8 * n_bytes / n_weights:.3f}", format_size(n_bytes), *loss]
+    return [role, str(len(found)), listed, f"{bpw:.3f}", format_size(n_bytes), *loss]
 
 
 def budget_lines(plan: Plan) -> str:
-    """What fills each budget in bytes, a line each."""
+    """Return the parts of each budget in bytes, a line each."""
     lines = []
     for bar in budget_bars(plan):
         parts = ", ".join(
@@ -104,21 +106,21 @@ def budget_lines(plan: Plan) -> str:
 
 
 def mixtures_table(outputs: Sequence[tuple[str, Plan]]) -> str:
-    """Outputs of one source and llama-quantize's mixtures of it by rising size; '' where nothing is predicted alike."""
+    """Return outputs of one source and llama-quantize's mixtures of it by rising size; '' without comparable losses."""
     plans = [(name, p) for name, p in outputs if p.mixtures and p.predicted_loss is not None and p.method in IN_NATS]
     rows = [(p.n_bytes, p.predicted_loss or 0.0, f"**{md.code(name, FILE_NAME)}**") for name, p in plans]
     for _, plan in plans[:1]:
         rows += [(m.n_bytes, m.loss, f"{md.text(m.name)}, of llama-quantize") for m in plan.mixtures]
-        n_weights = max(plan.n_weights, 1)
+        n_weights = plan.n_weights
     table = [
-        [name, format_both_units(n_bytes), f"{8 * n_bytes / n_weights:.3f}", f"{loss:.4g}"]
+        [name, format_both_units(n_bytes), f"{bits_per_weight(n_bytes, n_weights):.3f}", f"{loss:.4g}"]
         for n_bytes, loss, name in sorted(rows)
     ]
     return md.table(["", "Size", "Bits per weight", "KL, predicted"], table, (1, 2, 3)) if rows else ""
 
 
 def method_lines(made: Conversion) -> str:
-    """How the types were chosen and the weights encoded, a line each."""
+    """Return how the types were chosen and the weights encoded, a line each."""
     plan = made.plan
     solver = f"; {md.text(plan.solver)}" if plan.solver else ""
     gap = "" if plan.gap is None else f", proven gap {plan.gap:.1e}" if plan.gap else ", proven gap 0"

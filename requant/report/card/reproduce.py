@@ -1,4 +1,4 @@
-"""The commands that make an output again, byte for byte, as far as its record knows them."""
+"""The commands that make an output again, byte for byte, as far as its record holds them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from requant.conversion.record import Conversion, record_path
 from requant.report import shell
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
-_INLINE = ("--losses", "--imatrix", "--statistics", "--quick", "--type", "--preset")  # with any, nothing is measured
+_INLINE = (
+    "--losses",
+    "--imatrix",
+    "--statistics",
+    "--quick",
+    "--type",
+    "--preset",
+)  # with any of them convert does not score by gradients
 
 
 def reproduction_commands(made: Conversion) -> list[str]:
-    """Lines for a shell, in the folder of the files; the first makes what the next reads.
+    """Return lines for a shell in the folder of the files; each makes the input of the next.
 
-    A conversion that was planned in the same run weighs columns by what scoring measured, unless an imatrix is given;
-    one of a plan's file by the imatrix alone. Plans that do not know their options are read from the record.
+    A conversion that plans in the same run weighs columns by the statistics of its scoring, unless an imatrix is given;
+    one from a plan's file by the imatrix alone. A plan without recorded options is read from the record.
     """
     plan = made.plan
     source, (out, note) = shell.file_argument(plan.source), _output_name(made)
@@ -35,14 +42,14 @@ def reproduction_commands(made: Conversion) -> list[str]:
 
 
 def _output_name(made: Conversion) -> tuple[str, list[str]]:
-    """The name to give, and a remark where the output was split, which the record does not say how."""
+    """Return the output's name for the command, and a remark if it was split, as the record has no shard size."""
     whole = _SHARD.sub(".gguf", made.output.name)
     note = "# the output was split: add --keep-split, or --max-shard-size"
     return shell.file_argument(whole), [note] if whole != made.output.name else []
 
 
 def _losses_files(made: Conversion) -> list[str]:
-    """The file that the losses came from, where it is known how it was made."""
+    """Return the file of the losses, if the plan records how it was made."""
     return _option_values(made, "--losses") if made.plan.scoring else []
 
 
@@ -51,7 +58,7 @@ def _imatrix_option(made: Conversion) -> list[str]:
 
 
 def _default_importance(made: Conversion) -> str | None:
-    """The name of what the columns would be weighed by if it was planned and converted in one run."""
+    """Return the name of the importance that planning and converting in one run would use, None for none."""
     if given := _option_values(made, "--imatrix", "--statistics"):
         return given[-1] if made.imatrix is not None else None
     if any(option in _INLINE for option in made.plan.options):
@@ -60,11 +67,11 @@ def _default_importance(made: Conversion) -> str | None:
 
 
 def _option_values(made: Conversion, *wanted: str) -> list[str]:
-    """What the plan's options of these names were given."""
+    """Return the values of the plan's options of these names."""
     return [value for option, value in pairwise(made.plan.options) if option in wanted]
 
 
 def calibration_text(note: str) -> str | None:
-    """The text that gradients were taken on, if the plan's note says that they were."""
+    """Return the calibration text of a plan's note on gradients, None for another note."""
     head, _, name = note.partition(" tokens of ")
     return name if name and head.startswith("gradients over ") else None

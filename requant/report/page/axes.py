@@ -1,4 +1,4 @@
-"""What charts are made of: scales with their ticks, and labels that lie on nothing."""
+"""Axes of the page's charts with their ticks, and labels placed so that none overlaps another."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from itertools import pairwise
 
 from requant.report.html import tag, text
 
-CHARACTER = 6.6  # pixels; a little more than a digit of 11 pixels takes
+CHARACTER = 6.6  # pixels; a little wider than a digit at 11 pixels
 HEIGHT = 13
 _AROUND = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
-_DISTANCES = (9, 18, 30, 44, 60, 78, 98)  # pixels; from the second on a line leads to the label
+_DISTANCES = (9, 18, 30, 44, 60, 78, 98)  # pixels; from the second on, a line connects point and label
 _NICE = (1, 2, 5, 10)
 
 
@@ -26,19 +26,19 @@ class Box:
     bottom: float
 
     def meets(self, other: Box) -> bool:
-        """Whether the two have a point in common."""
+        """Return whether the two overlap."""
         apart = self.right <= other.left or other.right <= self.left
         return not (apart or self.bottom <= other.top or other.bottom <= self.top)
 
     def holds(self, other: Box) -> bool:
-        """Whether `other` is inside."""
+        """Return whether `other` is inside."""
         across = self.left <= other.left and other.right <= self.right
         return across and self.top <= other.top and other.bottom <= self.bottom
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Values from `low` to `high` onto pixels from `start` to `end`; `log`: by their logarithms; ticks in `unit`s."""
+    """A scale from values `low` to `high` onto pixels `start` to `end`; `log`: logarithmic; ticks are in `unit`s."""
 
     low: float
     high: float
@@ -48,12 +48,12 @@ class Axis:
     unit: float = 1
 
     def at(self, value: float) -> float:
-        """The pixel of a value; one beyond an end is drawn at it."""
+        """Return the pixel of a value; values beyond an end are drawn at that end."""
         low, high, value = (math.log(v) if self.log else v for v in (self.low, self.high, max(value, self.low)))
         return self.start + (self.end - self.start) * min((value - low) / (high - low), 1.0)
 
     def ticks(self, n: int) -> list[float]:
-        """About `n` round values: of a logarithmic axis powers of ten, or also 2 and 5 where those are few."""
+        """Return about `n` round values; on a logarithmic axis powers of ten, with 2 and 5 between if those are few."""
         if not self.log:
             raw = (self.high - self.low) / self.unit / n
             power = 10.0 ** math.floor(math.log10(raw))
@@ -71,7 +71,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A word, no markup, beside the point (x, y); `priority`: the lower is placed first."""
+    """A word as plain text beside the point (x, y); the lowest `priority` is placed first."""
 
     word: str
     x: float
@@ -81,7 +81,7 @@ class Label:
 
 
 def place_labels(wanted: Sequence[Label], frame: Box, obstacles: Iterable[Box]) -> str:
-    """Markup of the labels, each where it meets neither another nor an obstacle; those that find no place left out."""
+    """Return markup of the labels that have a place without an overlap; the others are left out."""
     taken = [*obstacles, *(square_around(one.x, one.y, 4) for one in wanted)]
     found = []
     for one in sorted(wanted, key=lambda label: (label.priority, label.x, label.y)):
@@ -93,12 +93,12 @@ def place_labels(wanted: Sequence[Label], frame: Box, obstacles: Iterable[Box]) 
 
 
 def square_around(x: float, y: float, reach: float) -> Box:
-    """The square about a point."""
+    """Return the square about a point."""
     return Box(x - reach, y - reach, x + reach, y + reach)
 
 
 def cover_line(points: Sequence[tuple[float, float]], reach: float = 2) -> list[Box]:
-    """Boxes that cover a line through `points`."""
+    """Return boxes that cover a line through `points`."""
     found = []
     for (x0, y0), (x1, y1) in pairwise(points):
         n = max(1, math.ceil(max(abs(x1 - x0), abs(y1 - y0)) / 6))

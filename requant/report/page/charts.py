@@ -1,4 +1,4 @@
-"""The charts of the report page as SVG: loss against bytes, and predicted against measured error."""
+"""Charts of the report page as SVG: loss against bytes, and predicted against measured error."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from requant.common.units import format_size
 from requant.conversion.record import Converted
 from requant.errors import brief
 from requant.planning.plan import Choice, Plan
-from requant.report.html import tag, text
+from requant.report.html import head_cells, number_cell, table, tag, text
 from requant.report.page.axes import Axis, Box, Label, cover_line, place_labels, square_around
 from requant.report.view import Dot, LossCurve
 
 WIDE, NARROW = (690, 430), (340, 340)  # pixels, for a screen and for a phone
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 14, 44
-_DECADES = 1e6  # the largest loss over the smallest that is drawn; near a copy of the source it falls to nothing
-_BENDS = 60  # across the chart
+_DECADES = 1e6  # largest over smallest loss on the chart; near a copy of the source the loss falls to 0
+_BENDS = 60  # points across the chart
 _MARGIN = 0.06  # of the range, on either side
 Point = tuple[float, float]
 Pair = tuple[Choice, Converted]
 
 
 def curve_charts(plan: Plan, found: LossCurve) -> str:
-    """The chart for a screen, and for a phone; a style sheet shows one of them."""
+    """Return the chart for a screen and the one for a phone; the style sheet shows one of them."""
     return "".join(_curve_chart(plan, found, size, kind) for size, kind in ((WIDE, "wide"), (NARROW, "narrow")))
 
 
@@ -59,7 +59,7 @@ def _curve_chart(plan: Plan, found: LossCurve, size: tuple[int, int], kind: str)
 
 
 def _curve_axes(points: Sequence[Dot], named: Sequence[Dot], size: tuple[int, int]) -> tuple[Axis, Axis]:
-    """Axes about the dots that have names, or about the whole curve; the least losses are at an end."""
+    """Return axes about the named dots, or about the whole curve."""
     dots = named or points
     low, high = min(d.n_bytes for d in dots), max(d.n_bytes for d in dots)
     room = max(_MARGIN * (high - low), 0.02 * high, 1)
@@ -71,7 +71,7 @@ def _curve_axes(points: Sequence[Dot], named: Sequence[Dot], size: tuple[int, in
 
 
 def _clip_curve(points: Sequence[Dot], across: Axis) -> list[Dot]:
-    """The part of the curve between the ends of the axis, cut there; a logarithm bends what is straight."""
+    """Return the curve between the ends of the axis, in short steps because the logarithm bends its straight lines."""
     found: list[Dot] = []
     for a, b in pairwise(points):
         lo, hi = max(a.n_bytes, across.low), min(b.n_bytes, across.high)
@@ -87,7 +87,7 @@ def _clip_curve(points: Sequence[Dot], across: Axis) -> list[Dot]:
 
 
 def _draw_dot(across: Axis, up: Axis, dot: Dot, kind: str) -> str:
-    """A ring for a mixture, a filled diamond for the plan."""
+    """Return a ring for a mixture, a filled diamond for the plan."""
     x, y = across.at(dot.n_bytes), up.at(dot.loss)
     title = tag("title", f"{text(dot.name)}: {format_size(dot.n_bytes)}, predicted loss {dot.loss:.3g}")
     hit = tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="11", class_="hit")
@@ -99,7 +99,7 @@ def _draw_dot(across: Axis, up: Axis, dot: Dot, kind: str) -> str:
 
 
 def error_chart(pairs: Sequence[Pair], index: dict[str, int]) -> str:
-    """Predicted against measured relative error of each tensor that was encoded, with the line where they agree."""
+    """Return predicted against measured relative error of each encoded tensor, and the line of equal errors."""
     size = NARROW
     values = [v for c, t in pairs for v in (c.rmse, t.rmse)]
     low, high = min(values) / 1.25, max(values) * 1.25
@@ -124,9 +124,9 @@ def error_chart(pairs: Sequence[Pair], index: dict[str, int]) -> str:
 
 
 def error_table(pairs: Sequence[Pair]) -> str:
-    """The same by type: the medians, and the tensor whose measured error is farthest from the predicted one."""
+    """Return the median errors of each type, and the tensor whose measured error is farthest from the predicted one."""
     heads = ("type", "tensors", "predicted, median", "measured, median", "farthest ratio", "of")
-    head = tag("tr", *(tag("th", h, scope="col", class_="num" if 0 < i < 5 else None) for i, h in enumerate(heads)))
+    head = head_cells(*((label, 0 < i < 5) for i, label in enumerate(heads)))
     rows = []
     for name in sorted(
         {c.type for c, _ in pairs}, key=lambda name: -median(t.rmse for c, t in pairs if c.type == name)
@@ -134,9 +134,9 @@ def error_table(pairs: Sequence[Pair]) -> str:
         found = [(c, t) for c, t in pairs if c.type == name]
         far, made = max(((t.rmse / c.rmse, t) for c, t in found), key=lambda item: abs(math.log(item[0])))
         middles = (f"{median(values):.4f}" for values in zip(*((c.rmse, t.rmse) for c, t in found), strict=True))
-        cells = (tag("td", cell, class_="num") for cell in (str(len(found)), *middles, f"{far:.3f}"))
+        cells = map(number_cell, (str(len(found)), *middles, f"{far:.3f}"))
         rows.append(tag("tr", tag("th", text(name), scope="row"), *cells, tag("td", tag("code", text(made.name)))))
-    return tag("table", tag("thead", head), tag("tbody", *rows), class_="data")
+    return table(head, rows, class_="data")
 
 
 def _centre_of(points: Sequence[Point]) -> Point:
@@ -144,14 +144,14 @@ def _centre_of(points: Sequence[Point]) -> Point:
 
 
 def _grid_lines(
-    across: Axis, up: Axis, size: tuple[int, int], shown: Callable[[float], str], names: tuple[str, str]
+    across: Axis, up: Axis, size: tuple[int, int], label: Callable[[float], str], names: tuple[str, str]
 ) -> str:
-    """Lines at the ticks with their figures, and what the axes are."""
+    """Return lines at the ticks with their figures, and the names of the axes."""
     parts = []
     for value in across.ticks(6 if size == WIDE else 4):
         x = f"{across.at(value):.1f}"
         parts.append(tag("line", x1=x, y1=str(up.end), x2=x, y2=str(up.start), class_="grid"))
-        parts.append(tag("text", shown(value), x=x, y=str(up.start + 16), text_anchor="middle"))
+        parts.append(tag("text", label(value), x=x, y=str(up.start + 16), text_anchor="middle"))
     for value in up.ticks(6):
         y = up.at(value)
         parts.append(tag("line", x1=str(across.start), y1=f"{y:.1f}", x2=str(across.end), y2=f"{y:.1f}", class_="grid"))

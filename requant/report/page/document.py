@@ -1,4 +1,4 @@
-"""The report page: one HTML file that needs no network, of a plan or of what a conversion made of it."""
+"""The report page of a plan or of an output: one HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from requant.common.units import format_size
 from requant.conversion.record import Conversion, Converted
 from requant.errors import FILE_NAME
 from requant.planning.plan import Plan
-from requant.report.html import script_json, tag, text
+from requant.report.html import head_cells, number_cell, script_json, table, tag, text
 from requant.report.page.charts import curve_charts, error_chart, error_table
 from requant.report.page.headline import budget_section, headline, request_options
 from requant.report.page.heatmap import heat_section
@@ -29,7 +29,7 @@ def render_page(
     source_sha256: str | None = None,
     output_sha256: str | None = None,
 ) -> str:
-    """The page's text, the same for the same arguments; `evaluations` are of the output, the first is in its head."""
+    """Return the page, the same for the same arguments; `evaluations` are of the output, the first is in its head."""
     plan = made if isinstance(made, Plan) else made.plan
     record = None if isinstance(made, Plan) else made
     written = {} if record is None else {t.name: t for t in record.tensors}
@@ -62,7 +62,7 @@ def _read_asset(name: str) -> str:
 
 
 def _content_policy(style: str, script: str) -> str:
-    """Nothing is loaded, and only these two may style and run."""
+    """Return the content security policy: load nothing, apply and run only these two."""
     hashes = (base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in (style, script))
     allowed = [f"{kind}-src 'sha256-{one}'" for kind, one in zip(("style", "script"), hashes, strict=True)]
     closed = ("base-uri 'none'", "form-action 'none'", "require-trusted-types-for 'script'", "trusted-types 'none'")
@@ -80,11 +80,10 @@ def _curve_section(plan: Plan, found: LossCurve | None) -> str:
         cells = (format_size(dot.n_bytes), f"{dot.loss:.4g}", ratio)
         kind = "strong-row" if dot is found.chosen else None
         name = tag("th", text(dot.name), scope="row")
-        rows.append(tag("tr", name, *(tag("td", x, class_="num") for x in cells), class_=kind))
+        rows.append(tag("tr", name, *map(number_cell, cells), class_=kind))
     heads = ("", f"bytes of {found.pool}", "predicted loss", "over the line")
-    head = tag("tr", *(tag("th", label, scope="col", class_="num" if label else None) for label in heads))
-    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="data")
-    return tag("div", curve_charts(plan, found), tag("div", table, class_="scroll"), class_="beside")
+    dot_table = table(head_cells(*((label, label != "") for label in heads)), rows, class_="data")
+    return tag("div", curve_charts(plan, found), tag("div", dot_table, class_="scroll"), class_="beside")
 
 
 def _error_section(plan: Plan, written: dict[str, Converted], index: dict[str, int]) -> str:
@@ -94,5 +93,5 @@ def _error_section(plan: Plan, written: dict[str, Converted], index: dict[str, i
     if not pairs:
         return tag("p", "No tensor has both a predicted and a measured error of its weights.", class_="hint")
     hint = "Relative error of each tensor's weights: what scoring predicted, and what the encoder left."
-    both = tag("div", error_chart(pairs, index), tag("div", error_table(pairs), class_="scroll"), class_="beside")
-    return tag("h3", "Error of the weights") + tag("p", hint, class_="hint") + both
+    chart = tag("div", error_chart(pairs, index), tag("div", error_table(pairs), class_="scroll"), class_="beside")
+    return tag("h3", "Error of the weights") + tag("p", hint, class_="hint") + chart

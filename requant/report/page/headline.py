@@ -1,4 +1,4 @@
-"""The head of the page: what was asked, what came out, and what fills each budget."""
+"""The head of the report page: the request, the figures of the result, and the parts of each budget."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from requant.errors import FILE_NAME
 from requant.model.memory import DEFAULT_UBATCH
 from requant.planning.plan import Plan
 from requant.report import shell
+from requant.report.figures import percent
 from requant.report.html import tag, text
 from requant.report.page.origin import may_measure
 from requant.report.start_command import DEFAULT_CACHE
@@ -24,9 +25,9 @@ _COLOURED = {"weights": "weights", "kv_cache": "kv", "compute": "compute"}
 
 
 def request_options(plan: Plan) -> list[str]:
-    """What was asked for as options of the command line, each with its value.
+    """Return the request as options of the command line, each with its value.
 
-    Of a plan that does not know its options: its budget, without what is the default anyway.
+    If the plan does not record its options: its budget without default values.
     """
     found: list[str] = []
     for word in plan.options:
@@ -49,12 +50,12 @@ def request_options(plan: Plan) -> list[str]:
 
 
 def headline(plan: Plan, made: Conversion | None, evaluations: Sequence[Evaluation]) -> str:
-    """The figures: size, bits, predicted and measured harm, gap, speed."""
+    """Return the figures: size, bits, predicted and measured loss, gap, speed."""
     cards = [*_size_cards(plan, made), *_loss_cards(plan)]
     for found in [e for e in evaluations if may_measure(e, made)][:1]:
         cards += _measured_cards(found)
     if plan.predicted_loss is not None:
-        gap = "not known" if plan.gap is None else f"{100 * plan.gap:.2g} %" if plan.gap else "0"
+        gap = "not known" if plan.gap is None else percent(plan.gap, ".2g") if plan.gap else "0"
         cards.append(("Proven gap", gap, text(plan.solver, FILE_NAME)))
     kept = sum(c.copied for c in plan.choices)
     cards.append(("Tensors", str(len(plan.choices)), f"{len(plan.choices) - kept} quantized, {kept} copied"))
@@ -95,13 +96,13 @@ def _measured_cards(found: Evaluation) -> list[tuple[str, str, str]]:
     if found.mean_kld is not None:
         cards.append(("Measured KL", f"{found.mean_kld:.4g}", f"&plusmn; {found.kld_error or 0:.1g} nats, {on}"))
     if found.same_top is not None:
-        cards.append(("Same top token", f"{100 * found.same_top:.2f} %", f"of {found.n_scored:,} tokens"))
+        cards.append(("Same top token", percent(found.same_top, ".2f"), f"of {found.n_scored:,} tokens"))
     of_base = "" if found.base_ppl is None else f"; the base {found.base_ppl:.3f}"
     return [*cards, ("Perplexity", f"{found.ppl:.3f}", f"&plusmn; {found.ppl_error:.2g}{of_base}")]
 
 
 def budget_section(plan: Plan) -> str:
-    """A bar for each limit in bytes, with all that fills it; a line for each other limit."""
+    """Return a bar with its parts for each limit in bytes, a line for each other limit."""
     found = "".join(_draw_budget(bar) for bar in budget_bars(plan))
     others = [limit for limit in plan.limits if limit.unit != "bytes"]
     lines = (f"{text(x.option)}: {text(x.show(plan.used(x)))} of {text(x.show(x.budget))}" for x in others)
@@ -109,14 +110,14 @@ def budget_section(plan: Plan) -> str:
 
 
 def _draw_budget(bar: BudgetBar) -> str:
-    """Segments in per cent of the budget, and the same as a list with sizes."""
+    """Return the parts as segments in per cent of the budget, and as a list with sizes."""
     whole = max(bar.budget, 1)
     parts = [(p.name, p.n_bytes) for p in bar.parts if p.n_bytes > 0]
     segments, items, start = [], [], 0
     for i, (name, n_bytes) in enumerate((*parts, ("headroom", bar.free))):
         kind = "free" if name == "headroom" else _COLOURED.get(name) or _HATCHED.get(name) or f"more{i % 3}"
         label = text(PART_NAMES.get(name, name.replace("_", " ")))
-        share = f"{100 * n_bytes / whole:.1f} %"
+        share = percent(n_bytes / whole)
         title = tag("title", f"{label}: {format_size(n_bytes)}, {share}")
         x, width = 100 * start / whole, 100 * n_bytes / whole
         segments.append(tag("rect", title, x=f"{x:.3f}%", width=f"{width:.3f}%", height="100%", class_=f"k-{kind}"))

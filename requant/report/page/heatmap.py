@@ -1,4 +1,4 @@
-"""The map of a plan: a table of layers by role, coloured by bits, by sensitivity and by predicted loss."""
+"""The heat map of a plan: a table of layers by role, coloured by bits, sensitivity or predicted loss."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from requant.common.units import format_size
 from requant.errors import brief
 from requant.planning.plan import Plan
-from requant.report.html import tag, text
+from requant.report.html import table, tag, text
 from requant.report.view import LayerRole, layer_roles
 
 LEVELS = 8  # colours of a scale
-MOST_WORDED = 32  # layers, beyond which a cell is too narrow for a word
+MOST_WORDED = 32  # layers; with more, a cell is too narrow for a word
 _BITS = ("1", "2", "3", "4", "5", "6", "7-8", "16 and more")  # bits per weight, rounded down
 Scale = tuple[float, float]  # logarithms of the smallest and the largest value above 0
 
 
 def heat_section(plan: Plan, index: Mapping[str, int]) -> str:
-    """The map with its switch and legends; `index`: tensor name -> its row in the table of tensors."""
+    """Return the map with its switch and legends; `index`: tensor name -> its row in the table of tensors."""
     found = layer_roles(plan)
     if not found:
         return tag("p", "No tensor of this model can be quantized.")
@@ -61,14 +61,14 @@ def _legends(scales: Mapping[str, Scale | None]) -> str:
 
 
 def _outside_table(found: Sequence[LayerRole], scales: Mapping[str, Scale | None], index: Mapping[str, int]) -> str:
-    heads = tag("tr", *(tag("th", text(c.role), scope="col") for c in found))
+    head = (tag("th", text(c.role), scope="col") for c in found)
     row = tag("tr", *(_draw_cell(c, scales, index, worded=True) for c in found))
     caption = tag("caption", "outside the layers")
-    return _scroll_box(tag("table", caption, tag("thead", heads), tag("tbody", row), class_="heat worded outside"))
+    return _scroll_box(table(head, [row], caption=caption, class_="heat worded outside"))
 
 
 def _layer_table(found: Sequence[LayerRole], scales: Mapping[str, Scale | None], index: Mapping[str, int]) -> str:
-    """Roles down, layers across, so that the depth of the model is read from left to right."""
+    """Return roles down and layers across, so that the depth of the model reads from left to right."""
     layers = sorted({c.layer for c in found if c.layer is not None})
     roles = list(dict.fromkeys(c.role for c in found))
     worded = len(layers) <= MOST_WORDED
@@ -85,13 +85,13 @@ def _layer_table(found: Sequence[LayerRole], scales: Mapping[str, Scale | None],
             cell = at.get((role, layer))
             row.append(tag("td", class_="none") if cell is None else _draw_cell(cell, scales, index, worded=worded))
         rows.append(tag("tr", *row))
-    head = tag("thead", tag("tr", tag("th", "layer", scope="col"), *numbers))
+    head = [tag("th", "layer", scope="col"), *numbers]
     kind = "heat worded" if worded else "heat dense"
-    return _scroll_box(tag("table", tag("caption", "layers"), head, tag("tbody", *rows), class_=kind))
+    return _scroll_box(table(head, rows, caption=tag("caption", "layers"), class_=kind))
 
 
-def _scroll_box(table: str) -> str:
-    return tag("div", table, class_="scroll")
+def _scroll_box(content: str) -> str:
+    return tag("div", content, class_="scroll")
 
 
 def _draw_cell(cell: LayerRole, scales: Mapping[str, Scale | None], index: Mapping[str, int], *, worded: bool) -> str:
@@ -115,7 +115,7 @@ def _draw_cell(cell: LayerRole, scales: Mapping[str, Scale | None], index: Mappi
 
 
 def _describe_cell(cell: LayerRole) -> str:
-    """All that is known of a cell, line by line."""
+    """Return the figures of a cell, one a line."""
     role = brief(cell.role)
     where = role if cell.layer is None else f"layer {cell.layer}, {role}"
     copied = ", copied" if all(c.copied for c in cell.choices) else ""

@@ -1,31 +1,31 @@
-"""How to run, check and remake an output, and where it comes from."""
+"""The page's sections on running and checking an output, its origin and its evaluations."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from requant.conversion.record import Conversion
-from requant.errors import FILE_NAME, REMARK, brief
+from requant.errors import FILE_NAME, REMARK
 from requant.planning.engines import engine_named
 from requant.planning.plan import Plan
 from requant.report import shell
-from requant.report.html import tag, text
+from requant.report.figures import percent, reason_lines
+from requant.report.html import escape, head_cells, number_cell, table, tag, text
 from requant.report.start_command import start_command
 from requant.scoring.evaluate import Evaluation
 from requant.scoring.losses import IN_NATS
 
 _UNNAMED = Path("OUT.gguf")
-_EVALUATED = (
+_EVALUATION_HEADS = (
     *("text", "predicted KL", "measured KL", "measured over predicted", "99 %", "same top", "perplexity"),
     *("of the base", "tokens"),
 )
-_NAMED = 4  # tensors, of those that share a reason
+_NAMED = 4  # most tensors named beside a reason that they share
 
 
 def run_section(plan: Plan, made: Conversion | None) -> str:
-    """The engine's command line, then requant's own commands, each to be copied."""
+    """Return the engine's command line, then commands of requant, each to be copied."""
     out = _UNNAMED if made is None else Path(made.output.name)
     engine = engine_named(plan.runtime.get("engine"))
     what = "Modelfile for" if engine.family == "ollama" else "start"
@@ -52,13 +52,13 @@ def _command_line(*words: str) -> str:
 
 
 def _copy_block(label: str, line: str) -> str:
-    code = tag("pre", tag("code", html.escape(line)), tabindex="0")
+    code = tag("pre", tag("code", escape(line)), tabindex="0")
     button = tag("button", "copy", type="button", class_="copy", hidden=True, aria_label=f"copy: {label}")
     return tag("figure", tag("figcaption", text(label)), tag("div", code, button, class_="code"))
 
 
 def origin_section(plan: Plan, made: Conversion | None, source_sha256: str | None, output_sha256: str | None) -> str:
-    """Names and hashes, then notes, what stayed and why, what is odd."""
+    """Return names and hashes, notes, reasons of tensors and types left out, anomalies."""
     facts = [
         ("source", plan.source, FILE_NAME),
         ("architecture", plan.arch, FILE_NAME),
@@ -96,25 +96,13 @@ def _output_facts(made: Conversion | None, output_sha256: str | None) -> list[tu
 def _remarks(plan: Plan, made: Conversion | None) -> list[tuple[str, list[str]]]:
     odd = [] if made is None else [line for t in made.tensors if t.odd is not None for line in t.odd.notes(t.name)]
     notes = [*plan.notes, *(() if made is None else made.notes)]
-    stayed = _group_reasons((c.reason, c.name) for c in plan.choices if c.reason)
-    left_out = _group_reasons((note, c.name) for c in plan.choices for note in c.notes)
+    stayed = reason_lines(((c.reason, c.name) for c in plan.choices if c.reason), _NAMED)
+    left_out = reason_lines(((note, c.name) for c in plan.choices for note in c.notes), _NAMED)
     return [("Notes", notes), ("Stayed as they are", stayed), ("Types left out", left_out), ("Odd numbers", odd)]
 
 
-def _group_reasons(pairs: Iterable[tuple[str | None, str]]) -> list[str]:
-    """A line per reason: how many tensors, and which."""
-    names: dict[str, list[str]] = {}
-    for reason, name in pairs:
-        names.setdefault(brief(reason or "", REMARK), []).append(brief(name))
-    lines = []
-    for reason, found in names.items():
-        shown = ", ".join(found[:_NAMED]) + ", ..." * (len(found) > _NAMED)
-        lines.append(f"{reason}: {len(found)} tensor{'s' * (len(found) > 1)} ({shown})")
-    return lines
-
-
 def evaluation_section(plan: Plan, made: Conversion | None, evaluations: Sequence[Evaluation]) -> str:
-    """Predicted against measured KL, a row for each evaluation."""
+    """Return predicted and measured KL, a row for each evaluation."""
     if not evaluations:
         how = tag("code", "requant evaluate --json")
         return tag(
@@ -122,14 +110,14 @@ def evaluation_section(plan: Plan, made: Conversion | None, evaluations: Sequenc
             f"The divergence was not measured; {how} does it, and the report takes what that prints.",
             class_="hint",
         )
-    heads = (tag("th", label, scope="col", class_="num" if i else None) for i, label in enumerate(_EVALUATED))
+    head = head_cells(*((label, i > 0) for i, label in enumerate(_EVALUATION_HEADS)))
     rows = (tag("tr", *_evaluation_cells(plan, made, found)) for found in evaluations)
-    table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="data")
-    return tag("h3", "Divergence from the source, nats per token") + tag("div", table, class_="scroll")
+    figures = table(head, rows, class_="data")
+    return tag("h3", "Divergence from the source, nats per token") + tag("div", figures, class_="scroll")
 
 
 def may_measure(found: Evaluation, made: Conversion | None) -> bool:
-    """Whether the evaluation may be of this output: what it measured is not known, or has the same header."""
+    """Return whether the evaluation may be of this output: its file is unknown or has the same header."""
     return made is None or found.header_sha256 in (None, made.header_sha256)
 
 
@@ -142,11 +130,11 @@ def _evaluation_cells(plan: Plan, made: Conversion | None, found: Evaluation) ->
         "" if kld is None else f"{kld:.4g} &plusmn; {found.kld_error or 0:.1g}",
         f"{kld / predicted:.2f}" if kld is not None and predicted else "",
         "" if found.p99_kld is None else f"{found.p99_kld:.3g}",
-        "" if found.same_top is None else f"{100 * found.same_top:.2f} %",
+        "" if found.same_top is None else percent(found.same_top, ".2f"),
         f"{found.ppl:.4f} &plusmn; {found.ppl_error:.2g}",
         "" if found.base_ppl is None else f"{found.base_ppl:.4f}",
         f"{found.n_scored:,}",
     ]
     other = "" if may_measure(found, made) else f" (of another file, {text(found.model or '?', FILE_NAME)})"
     name = tag("th", text(found.text or "?", FILE_NAME), other, scope="row")
-    return [name, *(tag("td", cell, class_="num") for cell in cells)]
+    return [name, *map(number_cell, cells)]

@@ -1,19 +1,19 @@
-"""The table of tensors, and the data behind it: what each could have been."""
+"""The page's table of tensors, and the data of its script: exact figures and candidates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from requant.common.units import format_size
 from requant.conversion.record import Converted
 from requant.errors import REMARK, brief
 from requant.formats import by_name
 from requant.planning.plan import Choice, Plan
-from requant.report.html import tag, text
+from requant.report.figures import bits_per_weight
+from requant.report.html import head_cells, table, tag, text
 from requant.report.view import LossCurve
 
-# heading, whether it is a number
+# label, whether the column is numbers
 COLUMNS = (
     ("tensor", False),
     ("role", False),
@@ -32,16 +32,15 @@ COLUMNS = (
 
 
 def tensor_section(plan: Plan, written: Mapping[str, Converted]) -> str:
-    """The filters and the table, a row for each tensor in file order."""
-    head = tag("tr", *(tag("th", name, scope="col", class_="num" if number else None) for name, number in COLUMNS))
+    """Return the filters and the table, a row for each tensor in file order."""
     rows = (_tensor_row(c, written.get(c.name), known=plan.predicted_loss is not None) for c in plan.choices)
-    table = tag("table", tag("thead", head), tag("tbody", *rows), id="tensors", class_="data")
-    scrolled = tag("div", table, class_="scroll tall", tabindex="0", role="region", aria_label="Tensors")
+    listed = table(head_cells(*COLUMNS), rows, id="tensors", class_="data")
+    scrolled = tag("div", listed, class_="scroll tall", tabindex="0", role="region", aria_label="Tensors")
     return _filter_controls(plan) + scrolled
 
 
 def _filter_controls(plan: Plan) -> str:
-    """Hidden where nothing runs that could apply them."""
+    """Return the filters, hidden until the script runs that applies them."""
     selects = []
     for label, values in (("type", {c.type for c in plan.choices}), ("role", {c.role for c in plan.choices})):
         options = (tag("option", text(v), value=brief(v)) for v in sorted(values))
@@ -56,7 +55,7 @@ def _tensor_row(c: Choice, made: Converted | None, *, known: bool) -> str:
     cells = [
         *(text(c.role), "" if c.layer is None else str(c.layer), " &times; ".join(map(str, c.shape))),
         *(text(c.source_type), text(c.type), format_size(c.n_bytes)),
-        *(f"{8 * c.n_bytes / max(c.n_weights, 1):.4g}", text(c.device)),
+        *(f"{bits_per_weight(c.n_bytes, c.n_weights):.4g}", text(c.device)),
         *(f"{c.loss:.3g}" if known else "?", _error_figure(c.rmse) if c.rmse or c.copied else "?"),
         *("" if made is None else _error_figure(made.rmse), text("; ".join(_tensor_remarks(c, made)), REMARK)),
     ]
@@ -70,14 +69,14 @@ def _error_figure(value: float) -> str:
 
 
 def _tensor_remarks(c: Choice, made: Converted | None) -> list[str]:
-    """Why it stayed or could not have a type, and what is odd about its numbers."""
+    """Return why the tensor was copied or could not have a type, and the anomalies of its numbers."""
     odd = [] if made is None or made.odd is None else made.odd.notes(c.name)
     stayed = [c.reason] if c.reason else ["copied"] if c.copied else []
     return [*stayed, *c.notes, *odd]
 
 
-def page_data(plan: Plan, written: Mapping[str, Converted], found: LossCurve | None) -> dict[str, Any]:
-    """What the page's script reads: exact figures to sort by, candidates, the points of the curve."""
+def page_data(plan: Plan, written: Mapping[str, Converted], found: LossCurve | None) -> dict[str, object]:
+    """Return the data of the page's script: exact figures to sort by, candidates, points of the curve."""
     names = dict.fromkeys([c.type for c in plan.choices] + [t for losses in plan.candidates.values() for t in losses])
     formats = {name: by_name(name) for name in names}
     return {
@@ -87,7 +86,7 @@ def page_data(plan: Plan, written: Mapping[str, Converted], found: LossCurve | N
     }
 
 
-def _tensor_data(plan: Plan, c: Choice, made: Converted | None) -> dict[str, Any]:
+def _tensor_data(plan: Plan, c: Choice, made: Converted | None) -> dict[str, object]:
     return {
         "name": brief(c.name),
         "role": brief(c.role),

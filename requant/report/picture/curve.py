@@ -1,4 +1,4 @@
-"""Loss against bytes as part of a plan's picture: the best of every size, the plan, llama-quantize's mixtures."""
+"""The chart of loss against bytes in a plan's picture: the best of every size, the plan, llama-quantize's mixtures."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _AROUND = (
     *((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1)),
     *((1, 0.5), (0.5, 1), (-1, -0.5), (-0.5, -1), (1, -0.5), (-0.5, 1), (-1, 0.5), (0.5, -1)),
 )
-_DISTANCES = (6, 12, 20, 30, 42, 56, 72)  # points; from the second on a line leads to the label
-_LED = 9
-_NEARER = 1.5  # times as far from any other dot
+_DISTANCES = (6, 12, 20, 30, 42, 56, 72)  # points; from the second on, a line connects dot and label
+_LED = 9  # points; labels farther from their dot have a line
+_NEARER = 1.5  # a label must be this many times as far from any other dot
 _ROOM = 0.08  # of the range, on either side
-_NONE = 1e-7  # of the largest loss: what is below is rounding
+_NONE = 1e-7  # of the largest loss; less is rounding
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 
 
 def drawable_curve(found: LossCurve | None) -> LossCurve | None:
-    """`found`, if it has more than one loss that a logarithmic scale can show."""
+    """Return the curve if it has more than one loss that a logarithmic scale can show, else None."""
     return found if found is not None and sum(p.loss > 0 for p in found.points) > 1 else None
 
 
 def draw_curve(axes: Axes, found: LossCurve, plan: Plan) -> None:
-    """The curve where the dots are; without any, all of it."""
+    """Draw the curve around the dots; without dots all of it."""
     found = _fit_log_scale(found)
     dots = [*found.mixtures, *([found.chosen] if found.chosen is not None else [])]
     points = list(found.points)
@@ -73,7 +73,7 @@ def draw_curve(axes: Axes, found: LossCurve, plan: Plan) -> None:
 
 
 def _fit_log_scale(found: LossCurve) -> LossCurve:
-    """With what loses nothing, which a logarithmic scale has no place for, at its lower end, and called so."""
+    """Return the curve with losses of 0, which have no logarithm, at the lower end and named so."""
     dots = [*found.mixtures, *([found.chosen] if found.chosen is not None else [])]
     none = _NONE * max(d.loss for d in (*dots, *found.points))
     points = tuple(p for p in found.points if p.loss > none)
@@ -88,7 +88,7 @@ def _fit_log_scale(found: LossCurve) -> LossCurve:
 
 
 def _points_around(points: list[Dot], low: float, high: float) -> list[Dot]:
-    """Those between the two sizes, with some room, and the next on either side."""
+    """Return the points between two sizes, with some room, and the next on either side."""
     room = _ROOM * max(high - low, 0.05 * high)
     inside = [i for i, p in enumerate(points) if low - room <= p.n_bytes <= high + room]
     if not inside:
@@ -109,7 +109,7 @@ def _set_limits(axes: Axes, points: Sequence[Dot], dots: Sequence[Dot], scale: f
 
 
 def _set_ticks(axes: Axes) -> None:
-    """Plain figures: what matplotlib writes by itself are formulas."""
+    """Set ticks with plain figures, as matplotlib's own labels are formulas."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     low, high = axes.get_ylim()
@@ -123,18 +123,18 @@ def _set_ticks(axes: Axes) -> None:
 
 
 def _label_dots(axes: Axes, found: LossCurve, scale: float, line: Sequence[tuple[float, float]]) -> None:
-    """The names of the dots, each where it lies on nothing; one for which there is no place is left out."""
+    """Write the names of the dots without overlaps; a name without a free place is left out."""
     chosen = [found.chosen] if found.chosen is not None else []
     dots = [*chosen, *found.mixtures]
     pixels = axes.figure.dpi / 72  # of a point
     places = [tuple(axes.transData.transform((dot.n_bytes / scale, dot.loss))) for dot in dots]
     marks = [_box_around(at, pixels * (5 if dot in chosen else 2.5)) for dot, at in zip(dots, places, strict=True)]
-    curve_ = [
+    curve_boxes = [
         box for a, b in pairwise(axes.transData.transform(line).tolist() if line else []) for box in _line_boxes(a, b)
     ]
     taken: list[Bbox] = []
     left = list(range(len(dots)))
-    for strict in (True, False):  # where dots touch each other, a line may begin across another dot
+    for strict in (True, False):  # if dots touch each other, a line may begin across another dot
         for i in list(left):
             style = _BOLD if dots[i] in chosen else _SMALL
             name = drawable_text(dots[i].name, _NAME)
@@ -145,7 +145,7 @@ def _label_dots(axes: Axes, found: LossCurve, scale: float, line: Sequence[tuple
                 lead = list(_line_boxes(places[i], at)) if _needs_leader((x, y)) else []
                 free = (
                     _is_inside(box, axes.bbox)
-                    and _are_apart([box], [*marks, *taken, *curve_])
+                    and _are_apart([box], [*marks, *taken, *curve_boxes])
                     and _are_apart(lead, taken)
                 )
                 clear = _are_apart(lead, marks[:i] + marks[i + 1 :]) if lead else strict and _is_nearest(box, i, places)
@@ -160,7 +160,7 @@ def _write_label(
     axes: Axes, at: tuple[float, float], name: str, offset: tuple[float, float], style: dict[str, Any]
 ) -> None:
     x, y = map(_sign, offset)
-    ends = (1 - x) / 2, (1 - y) / 2  # of the label, where the line comes to it
+    ends = (1 - x) / 2, (1 - y) / 2  # of the label: where the line meets it
     arrow = {"arrowstyle": "-", "lw": 0.5, "color": _FAINT, "shrinkA": 0, "shrinkB": 3, "relpos": ends}
     sides = {"ha": ("center", "left", "right")[x], "va": ("center", "bottom", "top")[y]}
     how: dict[str, Any] = {"textcoords": "offset points", "zorder": 5, **sides, **style}
@@ -168,7 +168,7 @@ def _write_label(
 
 
 def _text_size(axes: Axes, name: str, style: dict[str, Any]) -> tuple[float, float]:
-    """Width and height in pixels of the name as it is drawn."""
+    """Return width and height of the name in pixels."""
     text = axes.text(0, 0, name, **style)
     found = text.get_window_extent(_renderer(axes))
     text.remove()
@@ -180,7 +180,7 @@ def _renderer(axes: Axes) -> Any:
 
 
 def _needs_leader(offset: tuple[float, float]) -> bool:
-    """Whether a line leads to a label that far from its dot."""
+    """Return whether a label that far from its dot needs a line to it."""
     return max(map(abs, offset)) > _LED
 
 
@@ -189,14 +189,14 @@ def _sign(x: float) -> int:
 
 
 def _label_offsets() -> Iterator[tuple[float, float]]:
-    """Offsets in points, the nearest first."""
+    """Yield offsets in points, the nearest first."""
     for distance in _DISTANCES:
         for x, y in _AROUND:
             yield x * distance, y * distance
 
 
 def _text_box(at: tuple[float, float], size: tuple[float, float], offset: tuple[float, float]) -> Bbox:
-    """The box of a label of that size that lies on the side of `at` to which the offset leads."""
+    """Return the box of a label of that size on the offset's side of `at`."""
     from matplotlib.transforms import Bbox
 
     left, low = (p - s * (1 - _sign(o)) / 2 for p, s, o in zip(at, size, offset, strict=True))
@@ -210,14 +210,14 @@ def _box_around(at: tuple[float, float], half: float) -> Bbox:
 
 
 def _line_boxes(a: Sequence[float], b: Sequence[float]) -> Iterator[Bbox]:
-    """Small squares all along the line from `a` to `b`, in pixels."""
+    """Yield small squares along the line from `a` to `b`, in pixels."""
     n = min(max(1, int(math.hypot(b[0] - a[0], b[1] - a[1]) / 4)), 2000)
     for i in range(n):
         yield _box_around((a[0] + (b[0] - a[0]) * i / n, a[1] + (b[1] - a[1]) * i / n), 1.5)
 
 
 def _is_nearest(box: Bbox, own: int, places: Sequence[tuple[float, float]]) -> bool:
-    """Whether no other dot is about as near to the label as its own, so that nobody takes it for the other's."""
+    """Return whether the label is clearly nearer to its own dot than to any other."""
 
     def distance(at: tuple[float, float]) -> float:
         return math.hypot(max(box.x0 - at[0], at[0] - box.x1, 0), max(box.y0 - at[1], at[1] - box.y1, 0))

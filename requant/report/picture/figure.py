@@ -1,7 +1,7 @@
-"""A plan as one picture, PNG or SVG: what fills its budget, bits by layer and role, loss against bytes.
+"""A plan as one picture, PNG or SVG: parts of its budgets, bits by layer and role, loss against bytes.
 
-Drawn by matplotlib, which nothing else here needs. The same plan gives the same bytes with the same matplotlib: no
-clock, no user's settings, no fonts but its own. Names from files are never read as formulas.
+It is drawn by matplotlib, an optional dependency. The same plan gives the same bytes with the same matplotlib: without
+a clock, the user's settings or other fonts. Names from files are never parsed as formulas.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INK, FAINT = "#222222", "#767676"
 _WIDTH, _MARGIN, _GAP = 11.0, 0.3, 0.75  # inches
 _HEAD, _BAR, _BELOW = 0.72, 0.85, 1.2  # inches: title; a budget; axis and colours under the roles
 _ROW = 0.26, 0.5  # inches of a role, at least and at most
-_LEAST = 3.5  # inches of heat map and curve
+_LEAST = 3.5  # least inches of heat map and curve
 _DPI = 200
 _CURVE = 0.36  # of the width, beside a heat map
 _TITLE = 72  # characters
@@ -53,35 +53,35 @@ def check_library() -> None:
 
 
 def render_picture(plan: Plan, kind: str) -> bytes:
-    """The picture of `plan` as the bytes of a `.png` or `.svg` file. Raises UsageError without matplotlib."""
+    """Draw `plan` as the bytes of a `.png` or `.svg` file. Raises UsageError without matplotlib."""
     check_library()
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it lists its fonts is no news
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it logs the fonts it finds
     import matplotlib.style
 
     with matplotlib.style.context(["default", _STYLE]):
         figure = _draw_figure(plan)
         data = io.BytesIO()
-        nothing = {"Software": None} if kind == ".png" else {"Date": None, "Creator": None}
-        figure.savefig(data, format=kind[1:], dpi=_DPI, facecolor="white", metadata=nothing)
+        no_metadata = {"Software": None} if kind == ".png" else {"Date": None, "Creator": None}
+        figure.savefig(data, format=kind[1:], dpi=_DPI, facecolor="white", metadata=no_metadata)
     return data.getvalue()
 
 
 @dataclass(slots=True)
 class _Sheet:
-    """A figure that is filled from the top, in inches."""
+    """A figure that is filled from the top; lengths in inches."""
 
     figure: Figure
     height: float
     top: float = field(default=0.0)
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Axes at a place counted from the top left of the figure."""
+        """Add axes at inches from the top left of the figure."""
         low = self.height - top - height
         return self.figure.add_axes((left / _WIDTH, low / self.height, width / _WIDTH, height / self.height))
 
-    def write(self, text: str, down: float, **how: Any) -> None:
-        """A line whose base is `down` below the top."""
-        self.figure.text(_MARGIN / _WIDTH, 1 - (self.top + down) / self.height, text, **how)
+    def write(self, text: str, down: float, **style: Any) -> None:
+        """Write a line with its base `down` inches below the top."""
+        self.figure.text(_MARGIN / _WIDTH, 1 - (self.top + down) / self.height, text, **style)
 
 
 def _draw_figure(plan: Plan) -> Figure:
@@ -122,7 +122,7 @@ def _draw_figure(plan: Plan) -> Figure:
 
 
 def _figures_line(plan: Plan) -> str:
-    """Bytes, bits and loss in one line."""
+    """Return bytes, bits, loss and context in one line."""
     parts = [format_size(plan.n_bytes), f"{plan.bpw:.3f} bits per weight"]
     if plan.predicted_loss is not None and plan.method in IN_NATS:
         parts.append(f"predicted KL divergence {plan.predicted_loss:.4g} nats per token")

@@ -1,4 +1,4 @@
-"""Parts of a plan's picture: a budget, the heat map of bits by layer and role, tensors of no layer, the scale."""
+"""Parts of a plan's picture: a budget, the heat map of bits by layer and role, roles outside the layers, the scale."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _INK, _FAINT, _EMPTY = "#222222", "#767676", "#ececec"
-# of Okabe and Ito's palette, which people see apart whatever their eyes
+# of Okabe and Ito's palette, which is safe for colour-blind readers
 _COLOURS = {"weights": "#0072b2", "kv_cache": "#e69f00", "compute": "#009e73", "reserve": "#c8c8c8"}
 _OTHERS = ("#cc79a7", "#56b4e9", "#d55e00", "#8a8a8a")
 _POOLS = {"--vram": "VRAM", "--ram": "RAM", "--size": "File", "--bpw": "All tensors"}
-_BITS = (1.5, 8.5)  # ends of the colours; more bits have the last one
+_BITS = (1.5, 8.5)  # ends of the colour scale; more bits have the last colour
 _TICKS = (2, 3, 4, 5, 6, 8)
 _ROLE = 24  # characters of a role's name
-_LABELLED = 0.4  # inches of a cell that holds the name of a type
-_MIDDLE = 0.21  # luminance at which dark and white letters are read alike
-_PARTS = 7  # of a budget that are shown by name
-_EDGES = 60  # layers up to which cells are parted by lines
+_LABELLED = 0.4  # least width in inches of a cell with its type's name
+_MIDDLE = 0.21  # luminance at which dark and white letters have equal contrast
+_MOST_PARTS = 7  # parts of a budget that have a name of their own
+_EDGES = 60  # most layers with lines between the cells
 
 
 def drawable_text(text: str, most: int) -> str:
-    """`text` in the letters that the font has; others as escapes."""
+    """Return `text` with characters that the font lacks as escapes."""
     letters = _font_letters()
     return "".join(c if ord(c) in letters else c.encode("unicode_escape").decode() for c in brief(text, most))
 
@@ -44,7 +44,7 @@ def _font_letters() -> frozenset[int]:
 
 
 def draw_bar(axes: Axes, bar: BudgetBar) -> None:
-    """A budget and all that fills it, with the figures under it."""
+    """Draw a budget and its parts, with the figures under it."""
     others, left = iter(_OTHERS * 2), 0.0
     parts = _merge_small_parts(bar.parts)
     for part in parts:
@@ -74,16 +74,16 @@ def draw_bar(axes: Axes, bar: BudgetBar) -> None:
 
 
 def _merge_small_parts(parts: tuple[BudgetPart, ...]) -> tuple[BudgetPart, ...]:
-    """The largest, in their order, and the rest as one."""
-    if len(parts) <= _PARTS:
+    """Return the largest parts, in their order, and the rest as one."""
+    if len(parts) <= _MOST_PARTS:
         return parts
-    kept = sorted(parts, key=lambda part: -part.n_bytes)[: _PARTS - 1]
+    kept = sorted(parts, key=lambda part: -part.n_bytes)[: _MOST_PARTS - 1]
     rest = sum(part.n_bytes for part in parts if part not in kept)
     return (*(part for part in parts if part in kept), BudgetPart("the rest", rest))
 
 
 def draw_heat(axes: Axes, found: Sequence[LayerRole]) -> None:
-    """Bits by layer, across, and role, down; the types' names where there is room."""
+    """Draw the bits of layers, across, and roles, down, with the names of the types if they fit."""
     roles = list(dict.fromkeys(c.role for c in found))
     layers = sorted({c.layer for c in found if c.layer is not None})
     bits = np.full((len(roles), len(layers)), np.nan)
@@ -114,7 +114,7 @@ def _write_types(axes: Axes, at: tuple[float, float], text: str, bpw: float, siz
 
 
 def draw_outside(axes: Axes, found: Sequence[LayerRole]) -> None:
-    """The roles that are in no layer, a box each."""
+    """Draw the roles outside the layers, a box each."""
     axes.axis("off")
     if not found:
         return
@@ -126,7 +126,7 @@ def draw_outside(axes: Axes, found: Sequence[LayerRole]) -> None:
 
 
 def draw_scale(axes: Axes) -> None:
-    """What the colours mean."""
+    """Draw the scale of the colours."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -151,7 +151,7 @@ def _colour_map() -> Any:
 
 
 def _ink_on(bpw: float) -> str:
-    """What is read on the colour of so many bits."""
+    """Return the colour of letters that is legible on the colour of so many bits."""
     linear = [((c + 0.055) / 1.055) ** 2.4 for c in _colour_map()(_colour_norm()(bpw))[:3]]  # of sRGB
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return _INK if luminance > _MIDDLE else "white"

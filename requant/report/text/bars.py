@@ -1,6 +1,6 @@
-"""A picture of where a model's bits are: a bar for each layer, as long as its weights have bits, coloured by types.
+"""A bar chart in text: a bar for each layer, as long as its bits per weight and coloured by type.
 
-Colours are numbers beside the text (SGR 30 to 97), never in it: whoever prints the picture escapes the text first.
+Colours are SGR numbers (30 to 97) beside the text, never in it: the text of a span is escaped when it is printed.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from requant.formats import by_bits, format_of
 from requant.model.inspection import Inspection
 from requant.model.roles import layer_of, role_of
 from requant.planning.plan import Plan
+from requant.report.figures import bits_per_weight
 from requant.report.text.grid import display_width
 
-MOST_LINES = 20  # of layers; more are merged
+MOST_LINES = 20  # of layers; further layers are merged
 _WIDEST_LABEL = 12  # columns
 _BAR = 64  # characters of the longest bar, at most
 _LEAST_BAR = 4
-_TYPES_FROM = 24  # characters of a bar that are left where types stand beside it
-_SMALL = 0.002  # share of the weights under which tensors outside the layers are left out
-_CUT = ">"  # at the end of a bar that is longer than any layer's, and cut
+_TYPES_FROM = 24  # least characters of a bar that has its types beside it
+_SMALL = 0.002  # share of the weights; smaller roles outside the layers, and smaller types, are left out
+_CUT = ">"  # end of a bar that is cut because it is longer than any layer's
 _EIGHTHS = ("", *map(chr, range(0x258F, 0x2588, -1)))  # of a character: U+258F is one, U+2589 seven
 FULL = chr(0x2588)
 # bits of a type's weights -> colour, from few (red) to many (grey)
@@ -35,7 +36,7 @@ _FAINT = 2
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Some text, and its colour as an SGR parameter."""
+    """Text and its colour as an SGR parameter."""
 
     text: str
     colour: int | None = None
@@ -43,14 +44,14 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """Lines of spans."""
+    """A drawing as lines of coloured text."""
 
     lines: tuple[tuple[Span, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class BarTensor:
-    """A tensor as the picture needs it; `place` is its layer, or its role outside the layers."""
+    """A tensor of the chart; `place` is its layer, or its role outside the layers."""
 
     place: int | str
     type: str
@@ -60,7 +61,7 @@ class BarTensor:
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """What can be drawn: columns, colours, block characters."""
+    """The abilities of the terminal: columns, colours, block characters."""
 
     width: int
     colours: bool
@@ -77,21 +78,21 @@ class _BarRow:
 
     @property
     def bits(self) -> float:
-        return 8 * self.n_bytes / max(1, self.n_weights)
+        return bits_per_weight(self.n_bytes, self.n_weights)
 
 
 def plan_bars(plan: Plan, canvas: Canvas) -> Drawing:
-    """The picture of a plan."""
+    """Draw the layers of a plan."""
     return draw_bars((BarTensor(_place_of(c.name), c.type, c.n_weights, c.n_bytes) for c in plan.choices), canvas)
 
 
 def model_bars(found: Inspection, canvas: Canvas) -> Drawing:
-    """The picture of a model as it is."""
+    """Draw the layers of a model as it is."""
     return draw_bars((BarTensor(_place_of(t.name), t.type, prod(t.shape), t.n_bytes) for t in found.tensors), canvas)
 
 
 def draw_bars(parts: Iterable[BarTensor], canvas: Canvas) -> Drawing:
-    """A line per layer, alike neighbours in one, and for what is large outside the layers; a legend of the types."""
+    """Draw a line for each run of equal layers and each large role outside the layers, then a legend of the types."""
     rows = _bar_rows(list(parts))
     sizes = [format_size(row.n_bytes) for row in rows]
     label = max(5, *(display_width(row.label) for row in rows))
@@ -118,7 +119,7 @@ def _place_of(name: str) -> int | str:
 
 
 def _bar_rows(parts: list[BarTensor]) -> list[_BarRow]:
-    """What is looked up first, the layers, what comes after them."""
+    """Return the rows in the model's order: embeddings, layers, other roles."""
     total = sum(p.n_weights for p in parts)
     outside: dict[str, list[BarTensor]] = {}
     layers: dict[int, list[BarTensor]] = {}
@@ -163,7 +164,7 @@ def _bar_row(label: str, parts: Sequence[BarTensor], *, outside: bool = False) -
 
 
 def _type_weights(parts: Sequence[BarTensor]) -> tuple[tuple[str, int], ...]:
-    """Weights of each type, those of fewest bits first; without the few of norms and biases."""
+    """Return the weights of each type, fewest bits first, without types of small share (norms, biases)."""
     found: dict[str, int] = {}
     for part in parts:
         found[part.type] = found.get(part.type, 0) + part.n_weights
@@ -172,7 +173,7 @@ def _type_weights(parts: Sequence[BarTensor]) -> tuple[tuple[str, int], ...]:
 
 
 def _draw_bar(row: _BarRow, longest: float, width: int, canvas: Canvas) -> tuple[list[Span], int]:
-    """The spans of a bar and the characters they take: a part of it for each type, by its share of the weights."""
+    """Return the spans of a bar, one for each type by its share of the weights, and their characters."""
     cut = row.bits > longest
     length = min(row.bits / longest, 1.0) * width - cut if longest else 0.0
     total, before, used, spans = sum(n for _, n in row.types) or 1, 0, 0, []
@@ -189,14 +190,14 @@ def _draw_bar(row: _BarRow, longest: float, width: int, canvas: Canvas) -> tuple
 
 
 def _bar_text(name: str, n: int, rest: float, canvas: Canvas) -> str:
-    """`n` characters and the eighths of one more; digits, the bits of the type, where colours or blocks are missing."""
+    """Return `n` blocks and the eighths of one more; without colours or blocks, digits of the type's bits."""
     if canvas.colours and canvas.blocks:
         return FULL * n + _EIGHTHS[int(8 * rest)]
     return _bits_digit(name) * n + (_bits_digit(name) if rest >= 0.5 else "")
 
 
 def _legend_lines(rows: Sequence[_BarRow], canvas: Canvas) -> list[tuple[Span, ...]]:
-    """Each type with its colour or digit, in lines that fit."""
+    """Return each type with its colour or digit, in lines that fit."""
     names = sorted({name for row in rows for name, _ in row.types}, key=by_bits)
     lines: list[list[Span]] = [[]]
     used = 0

@@ -1,4 +1,4 @@
-"""How two plans, two models, or a plan and a model differ, as data and as text."""
+"""Differences of two plans, two models, or a plan and a model, as data and as text."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from requant.container.source import open_source
 from requant.conversion.record import OUTPUT_SCHEMA, read_any_plan
 from requant.errors import FILE_NAME, brief
 from requant.planning.plan import PLAN_SCHEMA
+from requant.report.figures import loss_unit
 from requant.report.text.grid import grid
-from requant.report.text.table import loss_unit
 
 SCHEMA = "requant.diff/1"
-_FOREIGN = 10  # tensors of another model that are listed
+_FOREIGN = 10  # most tensors of another model that are listed
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two: tensor -> (type, bytes, shape), and the predicted loss where it is a plan."""
+    """One side of a comparison: tensor -> (type, bytes, shape); of a plan its predicted loss and the method."""
 
     name: str
     tensors: Mapping[str, tuple[str, int, tuple[int, ...]]]
     predicted_loss: float | None
-    method: str | None = None  # that predicted it
+    method: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A tensor that differs; None where one side lacks it."""
+    """A tensor that differs; its type is None on a side that lacks it."""
 
     name: str
     type_a: str | None
@@ -43,13 +43,13 @@ class Change:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether it is of two models, and not of two types."""
+        """Whether the sides differ in the tensor itself, not in its type only."""
         return self.reshaped or None in (self.type_a, self.type_b)
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Two sides by name, their bytes and predicted losses, and what differs."""
+    """Two sides by name, their bytes, predicted losses and changes."""
 
     a: str
     b: str
@@ -57,20 +57,20 @@ class Difference:
     bytes_b: int
     loss_a: float | None
     loss_b: float | None
-    method_a: str | None  # what predicted the loss
+    method_a: str | None  # of loss_a
     method_b: str | None
     n_equal: int
-    n_one_sided: int  # tensors that only one of the two has
-    n_reshaped: int  # that both have, in other shapes
+    n_one_sided: int  # tensors that one side lacks
+    n_reshaped: int  # tensors of both, in other shapes
     changes: tuple[Change, ...]
 
     def to_json(self) -> str:
-        """The object that --json prints."""
+        """Return the object that --json prints."""
         return dump({"schema": SCHEMA} | to_plain(self))
 
 
 def read_side(path: Path) -> Side:
-    """The plan, the record of a conversion, or the GGUF at `path`. Raises BadInput, InputOutputError."""
+    """Read the plan, the record of a conversion, or the GGUF at `path`. Raises BadInput, InputOutputError."""
     if has_schema(path, PLAN_SCHEMA) or has_schema(path, OUTPUT_SCHEMA):
         plan = read_any_plan(path)
         tensors = {c.name: (c.type, c.n_bytes, c.shape) for c in plan.choices}
@@ -80,7 +80,7 @@ def read_side(path: Path) -> Side:
 
 
 def compare_sides(a: Side, b: Side) -> Difference:
-    """What differs from `a` to `b`, in the order of `a`."""
+    """Return the changes from `a` to `b`, in the order of `a`."""
     changes, none = [], (None, 0, ())
     for name in dict.fromkeys((*a.tensors, *b.tensors)):
         (type_a, bytes_a, shape_a), (type_b, bytes_b, shape_b) = a.tensors.get(name, none), b.tensors.get(name, none)
@@ -98,7 +98,7 @@ def compare_sides(a: Side, b: Side) -> Difference:
 
 
 def difference_text(found: Difference) -> str:
-    """Whether the two are one model, a line per tensor whose type differs, then the sums."""
+    """Return whether both are one model, a line for each changed tensor, and the sums."""
     rows = [["tensor", "A", "B", "bytes"]]
     n_foreign = found.n_one_sided + found.n_reshaped
     head = []

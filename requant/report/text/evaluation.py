@@ -6,14 +6,15 @@ from pathlib import Path
 
 from requant.container.source import Source
 from requant.errors import printable
+from requant.report.figures import percent
 from requant.scoring.evaluate import Evaluation
 from requant.scoring.statistics import Statistics
 
-FEW_TOKENS = 64  # behind an expert's statistics, below which they are hardly better than none
+FEW_TOKENS = 64  # of an expert; statistics of fewer are hardly better than none
 
 
 def evaluation_text(found: Evaluation, model: Path, base: Path | None) -> str:
-    """Perplexity, and the divergence where there is a base."""
+    """Return perplexity and, with a base, divergence."""
     lines = [
         f"{printable(str(model))}: {found.n_scored} tokens scored in {found.n_windows} windows of {found.n_ctx} tokens",
         f"perplexity      {found.ppl:.4f} \u00b1 {found.ppl_error:.4f} (one standard error)",
@@ -24,13 +25,13 @@ def evaluation_text(found: Evaluation, model: Path, base: Path | None) -> str:
             f"KL divergence   {found.mean_kld:.6f} \u00b1 {found.kld_error:.6f} nats",
             f"  99 %          {found.p99_kld:.6f} nats",
             f"  99.9 %        {found.p999_kld:.6f} nats",
-            f"same top token  {100 * (found.same_top or 0):.3f} %",
+            f"same top token  {percent(found.same_top or 0, '.3f')}",
         ]
     return "\n".join(lines)
 
 
 def statistics_text(found: Statistics, source: Source, out: Path) -> str:
-    """What was gathered, and which experts saw too little."""
+    """Return the tokens and tensors of the statistics, and the number of experts with few tokens."""
     experts = {key: sums.count for key, sums in found.matrices.items() if key[1] is not None}
     lines = [
         f"{printable(str(out))}: {len({name for name, _ in found.matrices})} tensors over {found.n_tokens} tokens "

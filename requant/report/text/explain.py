@@ -1,4 +1,4 @@
-"""Explanations and differences of plans, as text."""
+"""The explanation of one tensor's choice, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from requant.common.units import format_size
 from requant.errors import REMARK, brief
 from requant.planning.explain import Explanation, Outlook
 from requant.planning.plan import Plan
+from requant.report.figures import loss_unit
 from requant.report.text.grid import grid
-from requant.report.text.table import loss_unit
 from requant.scoring.losses import IN_NATS
 
 
 def explanation_text(found: Explanation, plan: Plan, outlooks: Sequence[Outlook]) -> str:
-    """The tensor's candidates with what each would cost the whole plan; what limits it; what more would buy."""
+    """Return the tensor's candidates with the loss of the best plan for each, then the outlook of each limit."""
     c = found.choice
     shape = " x ".join(map(str, c.shape))
     head = f"{brief(c.name)}: {c.type}, {format_size(c.n_bytes)}, {shape}, on the {c.device}"
@@ -40,7 +40,7 @@ def explanation_text(found: Explanation, plan: Plan, outlooks: Sequence[Outlook]
 
 
 def explanation_json(found: Explanation, plan: Plan, outlooks: Sequence[Outlook]) -> str:
-    """The same for machines, with the schema requant.explanation/1."""
+    """Return the explanation as JSON, schema requant.explanation/1."""
     what = {
         "choice": to_plain(found.choice),
         "alternatives": to_plain(found.alternatives),
@@ -50,7 +50,7 @@ def explanation_json(found: Explanation, plan: Plan, outlooks: Sequence[Outlook]
 
 
 def outlook_text(plan: Plan, outlooks: Sequence[Outlook]) -> str:
-    """A line for each limit."""
+    """Return for each limit its free bytes and the loss that more of it would give."""
     lines = []
     for o in outlooks:
         bought = (

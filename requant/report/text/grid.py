@@ -7,11 +7,11 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 GAP = "  "
-WIDTH = 100  # columns of what is no terminal
+WIDTH = 100  # columns where the output is no terminal
 
 
 def display_width(text: str) -> int:
-    """What printable `text` takes on a terminal: wide characters two columns, marks over others none."""
+    """Return the columns of printable `text` on a terminal: wide characters take two, combining marks none."""
     if text.isascii():
         return len(text)
     wide = sum(unicodedata.east_asian_width(c) in ("W", "F") for c in text)
@@ -19,7 +19,7 @@ def display_width(text: str) -> int:
 
 
 def grid(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Lines of aligned columns; the columns in `right` are flush right."""
+    """Return lines of aligned columns; the columns in `right` are flush right."""
     sizes = [max(display_width(row[k]) for row in rows) for k in range(len(rows[0]))] if rows else []
 
     def place(cell: str, k: int) -> str:
@@ -30,7 +30,7 @@ def grid(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
 
 
 def fit_grid(rows: Sequence[Sequence[str]], width: int, right: Sequence[int], spare: Sequence[int]) -> list[str]:
-    """The grid; where it is wider than `width` without the columns in `spare`, one after the other as need be."""
+    """Return the grid; columns in `spare` are left out one after the other until it fits `width`."""
     left = list(range(len(rows[0])))
     for column in (None, *spare):
         left = [k for k in left if k != column]
@@ -41,7 +41,7 @@ def fit_grid(rows: Sequence[Sequence[str]], width: int, right: Sequence[int], sp
 
 
 def label_lines(lines: Iterable[tuple[str, str]], width: int, label_width: int = 12) -> list[str]:
-    """Lines with their label on the left, wrapped into the right column; a label is not said twice in a row."""
+    """Return lines with labels on the left, wrapped into the right column; a repeated label is left blank."""
     result, last = [], ""
     for label, text in lines:
         shown = label if label != last else ""

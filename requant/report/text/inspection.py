@@ -1,4 +1,4 @@
-"""What a model is made of and what it needs in VRAM, as data and as text; only the header is read."""
+"""The inspection of a model as text: facts, types, roles, memory, tensors."""
 
 from __future__ import annotations
 
@@ -12,26 +12,20 @@ from requant.report.text.grid import GAP, WIDTH, fit_grid, grid, label_lines
 _IN_TOKENS = ("context_length", "vocabulary", "window")
 
 
-def as_text(found: Inspection, *, tensors: bool = False) -> str:
-    """The inspection for reading; with `tensors` a line for each. Names from the file are escaped."""
-    return "\n\n".join((model_facts(found), *model_tables(found, tensors=tensors)))
-
-
 def model_tables(found: Inspection, width: int = WIDTH, *, tensors: bool = False) -> list[str]:
-    """All that is said beside the facts; what does not fit `width` is left out of the roles' table."""
+    """Return the tables of types, roles, memory and, on request, tensors; the roles' table gives up columns to fit."""
     parts = [_share_table("type", found.types), _share_table("role", found.roles, width), _memory_table(found, width)]
     return [part for part in (*parts, _tensor_table(found) if tensors else "") if part]
 
 
 def model_facts(found: Inspection, width: int = WIDTH) -> str:
-    """File, model, weights and shape."""
-    files = brief(found.files[0], FILE_NAME) + (f" and {len(found.files) - 1} more" if len(found.files) > 1 else "")
+    """Return file, model, weights and shape. Names from the file are escaped."""
     title = "" if found.title is None else f"{brief(found.title)}, "
     state = "already quantized" if found.quantized else "not quantized"
     lines = [
-        ("file", f"{files}, {format_size(found.file_bytes)}, GGUF version {found.version}"),
+        ("file", f"{name_files(found)}, {format_size(found.file_bytes)}, GGUF version {found.version}"),
         ("model", f"{title}architecture {brief(found.arch)}, {state}"),
-        ("weights", f"{found.weights:,} in {len(found.tensors)} tensors, {found.bpw:.3f} bits per weight"),
+        ("weights", count_weights(found)),
     ]
     if found.hyperparameters is not None:
         shown = (
@@ -41,6 +35,17 @@ def model_facts(found: Inspection, width: int = WIDTH) -> str:
         )
         lines.append(("shape", ", ".join(shown)))
     return "\n".join(label_lines(lines, width, max(len(label) for label, _ in lines) + len(GAP)))
+
+
+def name_files(found: Inspection) -> str:
+    """Return the name of the first file and the number of the others."""
+    more = f" and {len(found.files) - 1} more" if len(found.files) > 1 else ""
+    return f"{brief(found.files[0], FILE_NAME)}{more}"
+
+
+def count_weights(found: Inspection) -> str:
+    """Return weights, tensors and bits per weight."""
+    return f"{found.weights:,} in {len(found.tensors)} tensors, {found.bpw:.3f} bits per weight"
 
 
 def _share_table(head: str, shares: tuple[Share, ...], width: int = WIDTH) -> str:

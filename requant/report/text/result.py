@@ -1,4 +1,4 @@
-"""What a conversion and a verification found, as text."""
+"""Results of a conversion and of a verification, as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from requant.formats import by_bits
 
 
 def conversion_text(made: Conversion, *, verified: bool) -> str:
-    """The measured errors per type, the size, and whether the output was read again."""
+    """Return the measured errors of each type, the size, and whether the output was verified."""
     state = f"verified, {len(made.tensors)} tensors read again" if verified else "not verified"
     weighted = f", weighted by {brief(made.imatrix, FILE_NAME)}" if made.imatrix else ""
     errors = _error_lines([t for t in made.tensors if t.type != t.source_type])
@@ -24,7 +24,7 @@ def conversion_text(made: Conversion, *, verified: bool) -> str:
 
 
 def _error_lines(encoded: list[Converted]) -> list[str]:
-    """A line per type, the smallest first: tensors, median and largest error, and where that is."""
+    """Return a line for each type, by bits: tensors, median error, largest error and its tensor."""
     lines = []
     for name in sorted({t.type for t in encoded}, key=by_bits):
         found = [t for t in encoded if t.type == name]
@@ -36,7 +36,7 @@ def _error_lines(encoded: list[Converted]) -> list[str]:
 
 
 def verification_text(found: Verification) -> str:
-    """A line for what was read, and one for each finding."""
+    """Return a line for the bytes read, and one for each finding."""
     against = f", against its {' and '.join(found.against)}" if found.against else ""
     read = f"{printable(str(found.output))}: {found.n_tensors} tensors, {format_size(found.n_bytes)} read{against}"
     state = "sound" if found.ok else "not compared with the source" if found.is_itself_sound else "not sound"

@@ -12,6 +12,7 @@ from requant.errors import FILE_NAME, REMARK, brief
 from requant.formats import Effort, by_bits, format_of
 from requant.planning.constraints import Limit, name_part
 from requant.planning.plan import EDITED, Choice, Plan
+from requant.report.figures import count_tensors, loss_unit, percent, reason_lines
 from requant.report.text.grid import GAP, WIDTH, display_width, fit_grid, grid, label_lines
 from requant.report.view import budget_bar
 from requant.scoring.losses import IN_NATS, Losses
@@ -20,12 +21,12 @@ _NAMED = 3  # tensors named beside a reason that several share
 
 
 def plan_table(plan: Plan, width: int = WIDTH) -> str:
-    """Everything a plan says: the types per layer and role, the types' share, the summary."""
+    """Return the types by layer and role, the share of each type, and the summary."""
     return "\n\n".join(part for part in (layer_table(plan, width), type_table(plan), summary(plan, width)) if part)
 
 
 def plans_table(plans: Sequence[Plan], vrams: Sequence[int], width: int = WIDTH) -> str:
-    """One line per budget in VRAM: weights, bits, predicted loss and gap, context and cache, layers on the GPU."""
+    """Return a line for each VRAM budget: weights, bits, predicted loss, gap, context, cache, layers on the GPU."""
     loss = "loss, nats" if all(plan.method in IN_NATS for plan in plans) else "loss, points"
     rows = [["--vram", "weights", "bits/weight", loss, "gap", "tokens", "K/V cache", "GPU layers", "tokens/s"]]
     for plan, vram in zip(plans, vrams, strict=True):
@@ -36,7 +37,7 @@ def plans_table(plans: Sequence[Plan], vrams: Sequence[int], width: int = WIDTH)
                 format_size(plan.n_bytes),
                 f"{plan.bpw:.3f}",
                 f"{plan.predicted_loss:.4g}",
-                "?" if plan.gap is None else f"{100 * plan.gap:.2g} %",
+                "?" if plan.gap is None else percent(plan.gap, ".2g"),
                 str(asked.get("ctx", "")),
                 f"{asked.get('cache_type_k')}/{asked.get('cache_type_v')}".lower(),
                 "all" if plan.runtime.get("all_layers") else str(plan.runtime.get("n_gpu_layers", "")),
@@ -47,9 +48,9 @@ def plans_table(plans: Sequence[Plan], vrams: Sequence[int], width: int = WIDTH)
 
 
 def layer_table(plan: Plan, width: int = WIDTH) -> str:
-    """The types by layer and role; equal neighbouring layers in one row, roles beyond `width` in further tables.
+    """Return the types by layer and role; equal neighbours share a row, roles beyond `width` are in further tables.
 
-    A `*` marks a copy. Tensors that stay as they are are left to the summary.
+    A `*` marks a copy. Tensors that are not quantized are left to the summary.
     """
     cells: dict[tuple[int | None, str], list[str]] = {}
     for c in plan.choices:
@@ -67,32 +68,32 @@ def layer_table(plan: Plan, width: int = WIDTH) -> str:
 
 
 def type_table(plan: Plan) -> str:
-    """Per type: tensors, share of the weights, bytes, and the part of the predicted loss that falls on it."""
+    """Return tensors, share of the weights, bytes and share of the predicted loss of each type."""
     total = plan.predicted_loss
     rows = [["type", "bits/weight", "tensors", "weights", "size", "loss"]]
     for name in sorted({c.type for c in plan.choices}, key=by_bits):
         found = [c for c in plan.choices if c.type == name]
         share = sum(c.n_weights for c in found) / max(plan.n_weights, 1)
         part = math.fsum(c.loss for c in found) / total if total else 0.0
-        loss = "?" if total is None else _percent(part)
+        loss = "?" if total is None else percent(part)
         size = format_size(sum(c.n_bytes for c in found))
-        rows.append([name, f"{format_of(name).bpw:.2f}", str(len(found)), _percent(share), size, loss])
+        rows.append([name, f"{format_of(name).bpw:.2f}", str(len(found)), percent(share), size, loss])
     size = format_size(plan.n_bytes)
     rows.append(
         [
             "all",
             f"{plan.bpw:.2f}",
             str(len(plan.choices)),
-            _percent(1),
+            percent(1),
             size,
-            "?" if total is None else _percent(total > 0),
+            "?" if total is None else percent(total > 0),
         ]
     )
     return "\n".join(grid(rows, right=(1, 2, 3, 4, 5)))
 
 
 def summary(plan: Plan, width: int = WIDTH) -> str:
-    """Size, predicted loss and gap, each limit with what fills it, and why tensors or types are left out."""
+    """Return size, predicted loss, gap, the parts of each limit, and reasons of tensors and types left out."""
     copied = sum(c.copied for c in plan.choices)
     lines = [
         ("source", f"{brief(plan.source, FILE_NAME)} ({brief(plan.arch)})"),
@@ -110,7 +111,7 @@ def summary(plan: Plan, width: int = WIDTH) -> str:
 
 
 def losses_table(losses: Losses, width: int = WIDTH) -> str:
-    """Per role and type the loss if the whole role had that type, and why tensors or types are left out."""
+    """Return the loss of each role at each type, and reasons of tensors and types left out."""
     free = [t for t in losses.tensors if t.reason is None]
     types = sorted({c.type for t in free for c in t.candidates}, key=by_bits)
     sums: dict[tuple[str, str], list[float]] = {}
@@ -142,15 +143,6 @@ def losses_table(losses: Losses, width: int = WIDTH) -> str:
     return "\n\n".join([*tables, *legend, "\n".join(label_lines(lines, width))])
 
 
-def loss_unit(method: str | None) -> str:
-    """What the losses of a method are counted in."""
-    return "nats per token" if method in IN_NATS else "points of its own"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
 def _role_loss(found: Sequence[float], n_tensors: int) -> str:
     return "-" if not found else f"{math.fsum(found):.3g}" + "+" * (len(found) < n_tensors)
 
@@ -159,7 +151,7 @@ def _loss_figures(plan: Plan) -> str:
     if plan.predicted_loss is None:
         edited = EDITED in plan.notes
         return "not known, the plan was edited" if edited else f"not measured ({brief(plan.method, REMARK)})"
-    gap = "not known" if plan.gap is None else f"{100 * plan.gap:.2g} %"
+    gap = "not known" if plan.gap is None else percent(plan.gap, ".2g")
     what = "predicted KL" if plan.method in IN_NATS else "predicted"
     loss = f"{what} {plan.predicted_loss:.4g} {loss_unit(plan.method)} ({brief(plan.method, REMARK)})"
     measured = "" if plan.measured_kld is None else f", measured {plan.measured_kld:.4g} nats on held-out text"
@@ -167,7 +159,7 @@ def _loss_figures(plan: Plan) -> str:
 
 
 def _limit_figures(plan: Plan, limit: Limit) -> str:
-    """What the plan takes of a limit, part by part."""
+    """Return the use of a limit and its parts."""
     used = plan.used(limit)
     if limit.unit != "bytes":
         return f"{limit.show(used)} of {limit.show(limit.budget)}"
@@ -179,13 +171,15 @@ def _limit_figures(plan: Plan, limit: Limit) -> str:
 
 
 def _device_lines(plan: Plan) -> list[tuple[str, str]]:
-    """Where the tensors are, and how fast that is predicted to be."""
+    """Return the placement of the tensors and the predicted speed."""
     if "n_gpu_layers" not in plan.runtime:
         return []
     lines = []
     held = {d: [c for c in plan.choices if c.device == d] for d in ("gpu", "cpu")}
     sizes = (
-        f"{d} {format_size(sum(c.n_bytes for c in found))} in {_tensors(found)}" for d, found in held.items() if found
+        f"{d} {format_size(sum(c.n_bytes for c in found))} in {count_tensors(found)}"
+        for d, found in held.items()
+        if found
     )
     n = plan.runtime["n_gpu_layers"]
     layers = "all layers" if plan.runtime.get("all_layers") else f"{n or 'no'} layer{'s' * (n != 1)}"
@@ -199,18 +193,14 @@ def _device_lines(plan: Plan) -> list[tuple[str, str]]:
     return lines
 
 
-def _tensors(found: Sequence[object]) -> str:
-    return f"{len(found)} tensor{'s' * (len(found) != 1)}"
-
-
 def _rate(ns: int) -> str:
-    """Tokens per second: a prediction, so no more than four digits of it."""
+    """Return tokens per second in at most four digits, being a prediction."""
     rate = 1e9 / max(ns, 1)
     return f"{rate:.1f}" if rate < 1000 else f"{float(f'{rate:.3g}'):.0f}"
 
 
 def _expert_sensitivities(plan: Plan, on_cpu: set[int]) -> str:
-    """Why these: what the layers' experts would lose alike on either side."""
+    """Return the mean sensitivity of the layers on either device."""
     found = [(s.layer in on_cpu, s.sensitivity) for s in plan.layers if s.layer is not None and s.sensitivity]
     sides = [[x for there, x in found if there == side] for side in (False, True)]
     if not all(sides):
@@ -236,20 +226,11 @@ def _skip_reasons(tensors: Iterable[tuple[str, Mapping[str, str]]]) -> Iterable[
 
 
 def _reasons(pairs: Iterable[tuple[str | None, str]]) -> list[str]:
-    """`reason: count (names)` for (reason, tensor name) pairs, the most frequent first."""
-    names: dict[str, list[str]] = {}
-    for reason, name in pairs:
-        names.setdefault(reason or "", []).append(name)
-    lines = []
-    for reason, found in sorted(names.items(), key=lambda item: -len(item[1])):
-        shown = ", ".join(brief(n) for n in found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
-        count = _tensors(found)
-        lines.append(f"{brief(reason, REMARK)}: {count} ({shown})")
-    return lines
+    return reason_lines(pairs, _NAMED, frequent_first=True)
 
 
 def _merge_equal_layers(layers: Sequence[int], rows: Sequence[list[str]]) -> list[tuple[str, list[str]]]:
-    """Rows labelled by layer, equal rows of consecutive layers in one: `0-3`."""
+    """Return rows labelled by layer, equal rows of consecutive layers in one: `0-3`."""
     merged: list[tuple[int, int, list[str]]] = []
     for layer, row in zip(layers, rows, strict=True):
         if merged and merged[-1][1] == layer - 1 and merged[-1][2] == row:
@@ -260,7 +241,7 @@ def _merge_equal_layers(layers: Sequence[int], rows: Sequence[list[str]]) -> lis
 
 
 def _split_table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], width: int) -> list[str]:
-    """Tables of labelled rows, each of as many columns as fit `width` and at least one."""
+    """Return tables of labelled rows, each of as many columns as fit `width` and at least one."""
     label = max((display_width(name) for name, _ in rows), default=0)
     sizes = [
         max(display_width(head), *(display_width(row[k]) for _, row in rows)) if rows else 0

@@ -1,4 +1,4 @@
-"""Versions as text, and as JSON."""
+"""The versions of requant and its packages, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VERSION_SCHEMA = "requant.version/1"
 
 
 def versions_text(found: Versions) -> str:
-    """`requant` and its version on the first line, all else under it."""
+    """Return `requant` and its version on the first line, the rest under it."""
     packages = list(found.packages.items())
     lines = [
         ", ".join(f"{name} {version}" for name, version in packages[i : i + 4]) for i in range(0, len(packages), 4)
@@ -41,5 +41,5 @@ def _cache_rows(cache: Contents | None) -> list[list[str]]:
 
 
 def versions_json(found: Versions) -> str:
-    """One object."""
+    """Return one object."""
     return json.dumps({"schema": VERSION_SCHEMA} | asdict(found), indent=2, default=str)

@@ -1,0 +1,40 @@
+"""Figures that all reports share: bits per weight, percentages, units of losses, reasons with counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sized
+
+from requant.errors import REMARK, brief
+from requant.scoring.losses import IN_NATS
+
+
+def bits_per_weight(n_bytes: int, n_weights: int) -> float:
+    """Return the bits that each of `n_weights` takes; no weights count as one."""
+    return 8 * n_bytes / max(n_weights, 1)
+
+
+def percent(share: float, digits: str = ".1f") -> str:
+    """Return `share` of 1 in per cent: `12.5 %`."""
+    return f"{100 * share:{digits}} %"
+
+
+def loss_unit(method: str | None) -> str:
+    """Return the unit of the losses of a method."""
+    return "nats per token" if method in IN_NATS else "points of its own"
+
+
+def count_tensors(tensors: Sized) -> str:
+    """Return how many tensors there are: `1 tensor`, `2 tensors`."""
+    return f"{len(tensors)} tensor{'s' * (len(tensors) != 1)}"
+
+
+def reason_lines(pairs: Iterable[tuple[str | None, str]], most: int, *, frequent_first: bool = False) -> list[str]:
+    """Return `reason: 2 tensors (names)` for each reason of the (reason, tensor name) pairs; `most` are named."""
+    names: dict[str, list[str]] = {}
+    for reason, name in pairs:
+        names.setdefault(brief(reason or "", REMARK), []).append(name)
+    groups = sorted(names.items(), key=lambda item: -len(item[1])) if frequent_first else names.items()
+    return [
+        f"{reason}: {count_tensors(group)} ({', '.join(map(brief, group[:most]))}{', ...' * (len(group) > most)})"
+        for reason, group in groups
+    ]

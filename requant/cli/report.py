@@ -54,7 +54,7 @@ def _check_repositories(
     type=options.FILE,
     multiple=True,
     metavar="F",
-    help="What `requant evaluate --json` read on an output.",
+    help="What `requant evaluate --json` measured on an output.",
 )
 @click.option(
     "--source",

@@ -42,13 +42,13 @@ def plan_parts(plan: Plan) -> tuple[str | Drawing, ...]:
     return plan_bars(plan, _canvas()), table
 
 
-def model_picture(found: Inspection) -> tuple[Drawing, ...]:
+def model_picture(model: Inspection) -> tuple[Drawing, ...]:
     """Return the picture of the model, () if none is drawn."""
     if not draws_pictures():
         return ()
     from requant.report.text.bars import model_bars
 
-    return (model_bars(found, _canvas()),)
+    return (model_bars(model, _canvas()),)
 
 
 def _canvas() -> Canvas:

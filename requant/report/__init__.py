@@ -1,1 +1,1 @@
-"""Strings from plans and results."""
+"""Reports on models, plans and outputs: text, page, model card, picture, notebook card, start command."""

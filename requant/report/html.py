@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from requant.errors import SHOWN, brief
 
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;", "`": "&#96;"})
-# what would end a script element or open a comment in it, and what old JavaScript took for the end of a line
+# characters that end a script element or open a comment in it, and line ends of old JavaScript
 _IN_SCRIPT = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 
 

@@ -160,9 +160,9 @@ def loss_curve(plan: Plan) -> LossCurve | None:
     return LossCurve(pool, _thin_points(points), chosen, tuple(mixtures), _budget_for_tensors(plan, pool))
 
 
-def best_loss_at(found: LossCurve, n_bytes: int) -> float | None:
+def best_loss_at(curve: LossCurve, n_bytes: int) -> float | None:
     """Return the curve's loss at `n_bytes`, linear between its points; None beyond its ends."""
-    for a, b in pairwise(found.points):
+    for a, b in pairwise(curve.points):
         if a.n_bytes <= n_bytes <= b.n_bytes:
             return a.loss + (b.loss - a.loss) * (n_bytes - a.n_bytes) / max(b.n_bytes - a.n_bytes, 1)
     return None

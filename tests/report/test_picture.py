@@ -166,7 +166,7 @@ def test_matplotlib_is_imported_for_pictures_alone_and_only_when_one_is_drawn():
         imports = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
         names = [getattr(n, "module", None) or n.names[0].name for n in imports]
         if any(name.partition(".")[0] == "matplotlib" for name in names):
-            assert path.name.startswith("picture"), path
+            assert path.parent.name == "picture", path
         top = [n for n in tree.body if n in imports]
         assert not any((getattr(n, "module", None) or n.names[0].name).startswith("matplotlib") for n in top), path
 

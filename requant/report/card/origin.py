@@ -118,9 +118,9 @@ class _MetadataReader:
         return tuple(dict.fromkeys(filter(None, found)))[:most]
 
 
-def _read_licence(found: _MetadataReader) -> dict[str, str]:
-    named = licence_fields(found.text("general.license"), found.text("general.license.name"))
-    url = found.metadata.get("general.license.link")
+def _read_licence(metadata: _MetadataReader) -> dict[str, str]:
+    named = licence_fields(metadata.text("general.license"), metadata.text("general.license.name"))
+    url = metadata.metadata.get("general.license.link")
     if named and isinstance(url, str) and _URL.fullmatch(url):
         named["license_link"] = url
     return named

@@ -82,13 +82,13 @@ def roles_table(plan: Plan) -> str:
     return md.table(head, rows, (1, 3, 4, 5))
 
 
-def _role_row(role: str, found: Sequence[Choice], known: bool) -> list[str]:
-    counts = Counter(c.type for c in found)
+def _role_row(role: str, choices: Sequence[Choice], known: bool) -> list[str]:
+    counts = Counter(c.type for c in choices)
     listed = ", ".join(f"{name} \u00d7 {n}" for name, n in sorted(counts.items(), key=lambda i: by_bits(i[0])))
-    n_bytes = sum(c.n_bytes for c in found)
-    bpw = bits_per_weight(n_bytes, sum(c.n_weights for c in found))
-    loss = [f"{math.fsum(c.loss for c in found):.3g}"] if known else []
-    return [role, str(len(found)), listed, f"{bpw:.3f}", format_size(n_bytes), *loss]
+    n_bytes = sum(c.n_bytes for c in choices)
+    bpw = bits_per_weight(n_bytes, sum(c.n_weights for c in choices))
+    loss = [f"{math.fsum(c.loss for c in choices):.3g}"] if known else []
+    return [role, str(len(choices)), listed, f"{bpw:.3f}", format_size(n_bytes), *loss]
 
 
 def budget_lines(plan: Plan) -> str:

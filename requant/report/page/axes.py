@@ -80,11 +80,11 @@ class Label:
     priority: int = 1
 
 
-def place_labels(wanted: Sequence[Label], frame: Box, obstacles: Iterable[Box]) -> str:
+def place_labels(candidates: Sequence[Label], frame: Box, obstacles: Iterable[Box]) -> str:
     """Return markup of the labels that have a place without an overlap; the others are left out."""
-    taken = [*obstacles, *(square_around(one.x, one.y, 4) for one in wanted)]
+    taken = [*obstacles, *(square_around(one.x, one.y, 4) for one in candidates)]
     found = []
-    for one in sorted(wanted, key=lambda label: (label.priority, label.x, label.y)):
+    for one in sorted(candidates, key=lambda label: (label.priority, label.x, label.y)):
         placed = next((p for p in _label_boxes(one) if frame.holds(p) and not any(p.meets(t) for t in taken)), None)
         if placed is not None:
             taken.append(placed)
@@ -106,24 +106,24 @@ def cover_line(points: Sequence[tuple[float, float]], reach: float = 2) -> list[
     return found
 
 
-def _label_boxes(one: Label) -> Iterable[Box]:
-    width = CHARACTER * len(one.word)
+def _label_boxes(label: Label) -> Iterable[Box]:
+    width = CHARACTER * len(label.word)
     for distance in _DISTANCES:
         for across, down in _AROUND:
             reach = distance / math.hypot(across, down)
-            x, y = one.x + across * reach, one.y + down * (reach + (HEIGHT / 2 if not across else 0))
+            x, y = label.x + across * reach, label.y + down * (reach + (HEIGHT / 2 if not across else 0))
             left = x - width / 2 if not across else x if across > 0 else x - width
             yield Box(left, y - HEIGHT / 2, left + width, y + HEIGHT / 2)
 
 
-def _draw_label(one: Label, box: Box) -> str:
+def _draw_label(label: Label, box: Box) -> str:
     x, y = (box.left + box.right) / 2, box.bottom - 3.5
     word = tag(
-        "text", text(one.word), x=f"{x:.1f}", y=f"{y:.1f}", class_=f"label {one.kind}".strip(), text_anchor="middle"
+        "text", text(label.word), x=f"{x:.1f}", y=f"{y:.1f}", class_=f"label {label.kind}".strip(), text_anchor="middle"
     )
-    near_x = min(max(one.x, box.left), box.right)
-    near_y = min(max(one.y, box.top), box.bottom)
-    if math.hypot(near_x - one.x, near_y - one.y) <= _DISTANCES[0] + 1:
+    near_x = min(max(label.x, box.left), box.right)
+    near_y = min(max(label.y, box.top), box.bottom)
+    if math.hypot(near_x - label.x, near_y - label.y) <= _DISTANCES[0] + 1:
         return word
-    ends = {"x1": f"{one.x:.1f}", "y1": f"{one.y:.1f}", "x2": f"{near_x:.1f}", "y2": f"{near_y:.1f}"}
+    ends = {"x1": f"{label.x:.1f}", "y1": f"{label.y:.1f}", "x2": f"{near_x:.1f}", "y2": f"{near_y:.1f}"}
     return tag("line", **ends, class_="leader") + word

@@ -24,32 +24,32 @@ Point = tuple[float, float]
 Pair = tuple[Choice, Converted]
 
 
-def curve_charts(plan: Plan, found: LossCurve) -> str:
+def curve_charts(plan: Plan, curve: LossCurve) -> str:
     """Return the chart for a screen and the one for a phone; the style sheet shows one of them."""
-    return "".join(_curve_chart(plan, found, size, kind) for size, kind in ((WIDE, "wide"), (NARROW, "narrow")))
+    return "".join(_curve_chart(plan, curve, size, kind) for size, kind in ((WIDE, "wide"), (NARROW, "narrow")))
 
 
-def _curve_chart(plan: Plan, found: LossCurve, size: tuple[int, int], kind: str) -> str:
-    named = [*found.mixtures, *([found.chosen] if found.chosen else [])]
-    across, up = _curve_axes(found.points, named, size)
-    line = [(across.at(p.n_bytes), up.at(p.loss)) for p in _clip_curve(found.points, across)]
+def _curve_chart(plan: Plan, curve: LossCurve, size: tuple[int, int], kind: str) -> str:
+    named = [*curve.mixtures, *([curve.chosen] if curve.chosen else [])]
+    across, up = _curve_axes(curve.points, named, size)
+    line = [(across.at(p.n_bytes), up.at(p.loss)) for p in _clip_curve(curve.points, across)]
     path = tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in line), class_="frontier")
-    marks = [_draw_dot(across, up, dot, "mixture") for dot in found.mixtures]
-    wanted = [Label(brief(dot.name), across.at(dot.n_bytes), up.at(dot.loss)) for dot in found.mixtures]
-    if found.chosen is not None:
-        marks.append(_draw_dot(across, up, found.chosen, "chosen"))
-        at = across.at(found.chosen.n_bytes), up.at(found.chosen.loss)
-        wanted.append(Label(found.chosen.name, *at, "strong", 0))
+    marks = [_draw_dot(across, up, dot, "mixture") for dot in curve.mixtures]
+    wanted = [Label(brief(dot.name), across.at(dot.n_bytes), up.at(dot.loss)) for dot in curve.mixtures]
+    if curve.chosen is not None:
+        marks.append(_draw_dot(across, up, curve.chosen, "chosen"))
+        at = across.at(curve.chosen.n_bytes), up.at(curve.chosen.loss)
+        wanted.append(Label(curve.chosen.name, *at, "strong", 0))
     edge, lines = "", cover_line(line)
-    if found.room is not None and across.low < found.room < across.high:
-        x = across.at(found.room)
+    if curve.room is not None and across.low < curve.room < across.high:
+        x = across.at(curve.room)
         edge = tag("line", x1=f"{x:.1f}", y1=str(up.end), x2=f"{x:.1f}", y2=str(up.start), class_="edge")
         lines += cover_line([(x, up.end), (x, up.start)])
         wanted.append(Label("budget", x, up.start - 16, "edge-name", 0))
     frame = Box(across.start, up.end, across.end, up.start)
     words = place_labels(wanted, frame, lines)
-    title = tag("title", f"Predicted loss of {text(plan.source)} against bytes of {found.pool}")
-    grid = _grid_lines(across, up, size, _round_size, (f"bytes of {found.pool}", "predicted loss"))
+    title = tag("title", f"Predicted loss of {text(plan.source)} against bytes of {curve.pool}")
+    grid = _grid_lines(across, up, size, _round_size, (f"bytes of {curve.pool}", "predicted loss"))
     scale = {
         "data_x": f"{across.low:.17g} {across.high:.17g} {across.start} {across.end}",
         "data_y": f"{up.low:.17g} {up.high:.17g} {up.start} {up.end}",

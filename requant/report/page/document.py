@@ -69,21 +69,21 @@ def _content_policy(style: str, script: str) -> str:
     return "; ".join(["default-src 'none'", *allowed, *closed])
 
 
-def _curve_section(plan: Plan, found: LossCurve | None) -> str:
-    if found is None:
+def _curve_section(plan: Plan, curve: LossCurve | None) -> str:
+    if curve is None:
         return tag("p", "No losses were scored for this plan.")
-    dots = [*([found.chosen] if found.chosen else []), *found.mixtures]
+    dots = [*([curve.chosen] if curve.chosen else []), *curve.mixtures]
     rows = []
     for dot in dots:
-        best = best_loss_at(found, dot.n_bytes)
+        best = best_loss_at(curve, dot.n_bytes)
         ratio = f"{dot.loss / best:.2f}" if best and dot.loss else ""
         cells = (format_size(dot.n_bytes), f"{dot.loss:.4g}", ratio)
-        kind = "strong-row" if dot is found.chosen else None
+        kind = "strong-row" if dot is curve.chosen else None
         name = tag("th", text(dot.name), scope="row")
         rows.append(tag("tr", name, *map(number_cell, cells), class_=kind))
-    heads = ("", f"bytes of {found.pool}", "predicted loss", "over the line")
+    heads = ("", f"bytes of {curve.pool}", "predicted loss", "over the line")
     dot_table = table(head_cells(*((label, label != "") for label in heads)), rows, class_="data")
-    return tag("div", curve_charts(plan, found), tag("div", dot_table, class_="scroll"), class_="beside")
+    return tag("div", curve_charts(plan, curve), tag("div", dot_table, class_="scroll"), class_="beside")
 
 
 def _error_section(plan: Plan, written: dict[str, Converted], index: dict[str, int]) -> str:

@@ -90,15 +90,15 @@ def _loss_cards(plan: Plan) -> list[tuple[str, str, str]]:
     return cards
 
 
-def _measured_cards(found: Evaluation) -> list[tuple[str, str, str]]:
-    on = text(found.text or f"{found.n_scored} tokens", FILE_NAME)
+def _measured_cards(figures: Evaluation) -> list[tuple[str, str, str]]:
+    on = text(figures.text or f"{figures.n_scored} tokens", FILE_NAME)
     cards = []
-    if found.mean_kld is not None:
-        cards.append(("Measured KL", f"{found.mean_kld:.4g}", f"&plusmn; {found.kld_error or 0:.1g} nats, {on}"))
-    if found.same_top is not None:
-        cards.append(("Same top token", percent(found.same_top, ".2f"), f"of {found.n_scored:,} tokens"))
-    of_base = "" if found.base_ppl is None else f"; the base {found.base_ppl:.3f}"
-    return [*cards, ("Perplexity", f"{found.ppl:.3f}", f"&plusmn; {found.ppl_error:.2g}{of_base}")]
+    if figures.mean_kld is not None:
+        cards.append(("Measured KL", f"{figures.mean_kld:.4g}", f"&plusmn; {figures.kld_error or 0:.1g} nats, {on}"))
+    if figures.same_top is not None:
+        cards.append(("Same top token", percent(figures.same_top, ".2f"), f"of {figures.n_scored:,} tokens"))
+    of_base = "" if figures.base_ppl is None else f"; the base {figures.base_ppl:.3f}"
+    return [*cards, ("Perplexity", f"{figures.ppl:.3f}", f"&plusmn; {figures.ppl_error:.2g}{of_base}")]
 
 
 def budget_section(plan: Plan) -> str:

@@ -60,24 +60,24 @@ def _legends(scales: Mapping[str, Scale | None]) -> str:
     return "".join(parts)
 
 
-def _outside_table(found: Sequence[LayerRole], scales: Mapping[str, Scale | None], index: Mapping[str, int]) -> str:
-    head = (tag("th", text(c.role), scope="col") for c in found)
-    row = tag("tr", *(_draw_cell(c, scales, index, worded=True) for c in found))
+def _outside_table(cells: Sequence[LayerRole], scales: Mapping[str, Scale | None], index: Mapping[str, int]) -> str:
+    head = (tag("th", text(c.role), scope="col") for c in cells)
+    row = tag("tr", *(_draw_cell(c, scales, index, worded=True) for c in cells))
     caption = tag("caption", "outside the layers")
     return _scroll_box(table(head, [row], caption=caption, class_="heat worded outside"))
 
 
-def _layer_table(found: Sequence[LayerRole], scales: Mapping[str, Scale | None], index: Mapping[str, int]) -> str:
+def _layer_table(cells: Sequence[LayerRole], scales: Mapping[str, Scale | None], index: Mapping[str, int]) -> str:
     """Return roles down and layers across, so that the depth of the model reads from left to right."""
-    layers = sorted({c.layer for c in found if c.layer is not None})
-    roles = list(dict.fromkeys(c.role for c in found))
+    layers = sorted({c.layer for c in cells if c.layer is not None})
+    roles = list(dict.fromkeys(c.role for c in cells))
     worded = len(layers) <= MOST_WORDED
     step = 1 if worded else 5
     numbers = (
         tag("th", tag("span", str(layer)), scope="col", class_=None if i % step == 0 else "quiet")
         for i, layer in enumerate(layers)
     )
-    at = {(c.role, c.layer): c for c in found}
+    at = {(c.role, c.layer): c for c in cells}
     rows = []
     for role in roles:
         row = [tag("th", text(role), scope="row", title=brief(role))]

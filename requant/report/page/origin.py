@@ -111,30 +111,30 @@ def evaluation_section(plan: Plan, made: Conversion | None, evaluations: Sequenc
             class_="hint",
         )
     head = head_cells(*((label, i > 0) for i, label in enumerate(_EVALUATION_HEADS)))
-    rows = (tag("tr", *_evaluation_cells(plan, made, found)) for found in evaluations)
+    rows = (tag("tr", *_evaluation_cells(plan, made, evaluation)) for evaluation in evaluations)
     figures = table(head, rows, class_="data")
     return tag("h3", "Divergence from the source, nats per token") + tag("div", figures, class_="scroll")
 
 
-def may_measure(found: Evaluation, made: Conversion | None) -> bool:
+def may_measure(evaluation: Evaluation, made: Conversion | None) -> bool:
     """Return whether the evaluation may be of this output: its file is unknown or has the same header."""
-    return made is None or found.header_sha256 in (None, made.header_sha256)
+    return made is None or evaluation.header_sha256 in (None, made.header_sha256)
 
 
-def _evaluation_cells(plan: Plan, made: Conversion | None, found: Evaluation) -> list[str]:
-    predicted, kld = plan.predicted_loss, found.mean_kld
-    if plan.method not in IN_NATS or not may_measure(found, made):
+def _evaluation_cells(plan: Plan, made: Conversion | None, evaluation: Evaluation) -> list[str]:
+    predicted, kld = plan.predicted_loss, evaluation.mean_kld
+    if plan.method not in IN_NATS or not may_measure(evaluation, made):
         predicted = None
     cells = [
         "?" if predicted is None else f"{predicted:.4g}",
-        "" if kld is None else f"{kld:.4g} &plusmn; {found.kld_error or 0:.1g}",
+        "" if kld is None else f"{kld:.4g} &plusmn; {evaluation.kld_error or 0:.1g}",
         f"{kld / predicted:.2f}" if kld is not None and predicted else "",
-        "" if found.p99_kld is None else f"{found.p99_kld:.3g}",
-        "" if found.same_top is None else percent(found.same_top, ".2f"),
-        f"{found.ppl:.4f} &plusmn; {found.ppl_error:.2g}",
-        "" if found.base_ppl is None else f"{found.base_ppl:.4f}",
-        f"{found.n_scored:,}",
+        "" if evaluation.p99_kld is None else f"{evaluation.p99_kld:.3g}",
+        "" if evaluation.same_top is None else percent(evaluation.same_top, ".2f"),
+        f"{evaluation.ppl:.4f} &plusmn; {evaluation.ppl_error:.2g}",
+        "" if evaluation.base_ppl is None else f"{evaluation.base_ppl:.4f}",
+        f"{evaluation.n_scored:,}",
     ]
-    other = "" if may_measure(found, made) else f" (of another file, {text(found.model or '?', FILE_NAME)})"
-    name = tag("th", text(found.text or "?", FILE_NAME), other, scope="row")
+    other = "" if may_measure(evaluation, made) else f" (of another file, {text(evaluation.model or '?', FILE_NAME)})"
+    name = tag("th", text(evaluation.text or "?", FILE_NAME), other, scope="row")
     return [name, *map(number_cell, cells)]

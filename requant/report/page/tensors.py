@@ -75,14 +75,14 @@ def _tensor_remarks(c: Choice, made: Converted | None) -> list[str]:
     return [*stayed, *c.notes, *odd]
 
 
-def page_data(plan: Plan, written: Mapping[str, Converted], found: LossCurve | None) -> dict[str, object]:
+def page_data(plan: Plan, written: Mapping[str, Converted], curve: LossCurve | None) -> dict[str, object]:
     """Return the data of the page's script: exact figures to sort by, candidates, points of the curve."""
     names = dict.fromkeys([c.type for c in plan.choices] + [t for losses in plan.candidates.values() for t in losses])
     formats = {name: by_name(name) for name in names}
     return {
         "types": {name: [f.block_weights, f.block_bytes] for name, f in formats.items() if f is not None},
         "tensors": [_tensor_data(plan, c, written.get(c.name)) for c in plan.choices],
-        "curve": [] if found is None else [[p.n_bytes, _round_figure(p.loss)] for p in found.points],
+        "curve": [] if curve is None else [[p.n_bytes, _round_figure(p.loss)] for p in curve.points],
     }
 
 

@@ -33,33 +33,33 @@ _NONE = 1e-7  # of the largest loss; less is rounding
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 
 
-def drawable_curve(found: LossCurve | None) -> LossCurve | None:
+def drawable_curve(curve: LossCurve | None) -> LossCurve | None:
     """Return the curve if it has more than one loss that a logarithmic scale can show, else None."""
-    return found if found is not None and sum(p.loss > 0 for p in found.points) > 1 else None
+    return curve if curve is not None and sum(p.loss > 0 for p in curve.points) > 1 else None
 
 
-def draw_curve(axes: Axes, found: LossCurve, plan: Plan) -> None:
+def draw_curve(axes: Axes, curve: LossCurve, plan: Plan) -> None:
     """Draw the curve around the dots; without dots all of it."""
-    found = _fit_log_scale(found)
-    dots = [*found.mixtures, *([found.chosen] if found.chosen is not None else [])]
-    points = list(found.points)
+    curve = _fit_log_scale(curve)
+    dots = [*curve.mixtures, *([curve.chosen] if curve.chosen is not None else [])]
+    points = list(curve.points)
     scale, unit = next((u for u in _UNITS if max(d.n_bytes for d in (*points, *dots)) >= u[0]), _UNITS[-1])
     if len(dots) > 1:
         low, high = (f(d.n_bytes for d in dots) for f in (min, max))
         points = _points_around(points, low, high)
     line = [p.n_bytes / scale for p in points], [p.loss for p in points]
     axes.plot(*line, color=_LINE, lw=1.4, zorder=2, label="best of every size")
-    if found.mixtures:
-        places = [dot.n_bytes / scale for dot in found.mixtures], [dot.loss for dot in found.mixtures]
+    if curve.mixtures:
+        places = [dot.n_bytes / scale for dot in curve.mixtures], [dot.loss for dot in curve.mixtures]
         axes.plot(*places, "o", ms=3.6, color=_MIXTURE, zorder=3, label="llama-quantize's mixtures")
-    if found.chosen is not None:
-        x, y = found.chosen.n_bytes / scale, found.chosen.loss
+    if curve.chosen is not None:
+        x, y = curve.chosen.n_bytes / scale, curve.chosen.loss
         axes.plot(x, y, "D", ms=7, color=_CHOSEN, mec="white", mew=0.8, zorder=4)
     axes.set_yscale("log")
     _set_limits(axes, points, dots, scale)
     _set_ticks(axes)
     what = "predicted KL divergence, nats per token" if plan.method in IN_NATS else "predicted loss"
-    pool = "bytes in VRAM" if found.pool == "VRAM" else "bytes of all tensors"
+    pool = "bytes in VRAM" if curve.pool == "VRAM" else "bytes of all tensors"
     axes.set_xlabel(f"{pool}, {unit}", labelpad=2)
     axes.set_title(f"Loss: {what}", loc="left", fontsize=9.5, fontweight="bold", pad=5)
     axes.grid(color="#e4e4e4", lw=0.5)
@@ -69,22 +69,22 @@ def draw_curve(axes: Axes, found: LossCurve, plan: Plan) -> None:
     below = -0.42 / (axes.bbox.height / axes.figure.dpi)  # inches
     how: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, below), "ncols": 2, "frameon": False}
     axes.legend(**how, fontsize=7.5, borderaxespad=0, borderpad=0, handlelength=1.4)
-    _label_dots(axes, found, scale, list(zip(*line, strict=True)))
+    _label_dots(axes, curve, scale, list(zip(*line, strict=True)))
 
 
-def _fit_log_scale(found: LossCurve) -> LossCurve:
+def _fit_log_scale(curve: LossCurve) -> LossCurve:
     """Return the curve with losses of 0, which have no logarithm, at the lower end and named so."""
-    dots = [*found.mixtures, *([found.chosen] if found.chosen is not None else [])]
-    none = _NONE * max(d.loss for d in (*dots, *found.points))
-    points = tuple(p for p in found.points if p.loss > none)
+    dots = [*curve.mixtures, *([curve.chosen] if curve.chosen is not None else [])]
+    none = _NONE * max(d.loss for d in (*dots, *curve.points))
+    points = tuple(p for p in curve.points if p.loss > none)
     floor = min(d.loss for d in (*dots, *points) if d.loss > none) / 3
-    points += tuple(Dot("", p.n_bytes, floor) for p in found.points[len(points) :][:1])
+    points += tuple(Dot("", p.n_bytes, floor) for p in curve.points[len(points) :][:1])
 
     def placed(dot: Dot) -> Dot:
         return dot if dot.loss > none else Dot(f"{dot.name}: no loss", dot.n_bytes, floor)
 
-    chosen = None if found.chosen is None else placed(found.chosen)
-    return replace(found, points=points, chosen=chosen, mixtures=tuple(map(placed, found.mixtures)))
+    chosen = None if curve.chosen is None else placed(curve.chosen)
+    return replace(curve, points=points, chosen=chosen, mixtures=tuple(map(placed, curve.mixtures)))
 
 
 def _points_around(points: list[Dot], low: float, high: float) -> list[Dot]:
@@ -122,10 +122,10 @@ def _set_ticks(axes: Axes) -> None:
     axes.tick_params(length=2.5, pad=2)
 
 
-def _label_dots(axes: Axes, found: LossCurve, scale: float, line: Sequence[tuple[float, float]]) -> None:
+def _label_dots(axes: Axes, curve: LossCurve, scale: float, line: Sequence[tuple[float, float]]) -> None:
     """Write the names of the dots without overlaps; a name without a free place is left out."""
-    chosen = [found.chosen] if found.chosen is not None else []
-    dots = [*chosen, *found.mixtures]
+    chosen = [curve.chosen] if curve.chosen is not None else []
+    dots = [*chosen, *curve.mixtures]
     pixels = axes.figure.dpi / 72  # of a point
     places = [tuple(axes.transData.transform((dot.n_bytes / scale, dot.loss))) for dot in dots]
     marks = [_box_around(at, pixels * (5 if dot in chosen else 2.5)) for dot, at in zip(dots, places, strict=True)]

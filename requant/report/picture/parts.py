@@ -82,12 +82,12 @@ def _merge_small_parts(parts: tuple[BudgetPart, ...]) -> tuple[BudgetPart, ...]:
     return (*(part for part in parts if part in kept), BudgetPart("the rest", rest))
 
 
-def draw_heat(axes: Axes, found: Sequence[LayerRole]) -> None:
+def draw_heat(axes: Axes, cells: Sequence[LayerRole]) -> None:
     """Draw the bits of layers, across, and roles, down, with the names of the types if they fit."""
-    roles = list(dict.fromkeys(c.role for c in found))
-    layers = sorted({c.layer for c in found if c.layer is not None})
+    roles = list(dict.fromkeys(c.role for c in cells))
+    layers = sorted({c.layer for c in cells if c.layer is not None})
     bits = np.full((len(roles), len(layers)), np.nan)
-    places = [(roles.index(c.role), layers.index(c.layer or 0), c) for c in found]
+    places = [(roles.index(c.role), layers.index(c.layer or 0), c) for c in cells]
     for i, k, cell in places:
         bits[i, k] = cell.bpw
     edges: dict[str, Any] = {"edgecolors": "white", "linewidth": 0.8} if len(layers) <= _EDGES else {}
@@ -113,14 +113,14 @@ def _write_types(axes: Axes, at: tuple[float, float], text: str, bpw: float, siz
     axes.text(*at, text, ha="center", va="center", fontsize=size, color=_ink_on(bpw), clip_on=True)
 
 
-def draw_outside(axes: Axes, found: Sequence[LayerRole]) -> None:
+def draw_outside(axes: Axes, cells: Sequence[LayerRole]) -> None:
     """Draw the roles outside the layers, a box each."""
     axes.axis("off")
-    if not found:
+    if not cells:
         return
     colours, norm = _colour_map(), _colour_norm()
-    axes.set(xlim=(0, len(found)), ylim=(0, 1))
-    for i, cell in enumerate(found):
+    axes.set(xlim=(0, len(cells)), ylim=(0, 1))
+    for i, cell in enumerate(cells):
         axes.barh(0.5, 0.985, left=i, height=1, color=colours(norm(cell.bpw)))
         _write_types(axes, (i + 0.49, 0.5), f"{drawable_text(cell.role, _ROLE)}: {'/'.join(cell.types)}", cell.bpw, 7.5)
 

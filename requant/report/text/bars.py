@@ -86,9 +86,9 @@ def plan_bars(plan: Plan, canvas: Canvas) -> Drawing:
     return draw_bars((BarTensor(_place_of(c.name), c.type, c.n_weights, c.n_bytes) for c in plan.choices), canvas)
 
 
-def model_bars(found: Inspection, canvas: Canvas) -> Drawing:
+def model_bars(model: Inspection, canvas: Canvas) -> Drawing:
     """Draw the layers of a model as it is."""
-    return draw_bars((BarTensor(_place_of(t.name), t.type, prod(t.shape), t.n_bytes) for t in found.tensors), canvas)
+    return draw_bars((BarTensor(_place_of(t.name), t.type, prod(t.shape), t.n_bytes) for t in model.tensors), canvas)
 
 
 def draw_bars(parts: Iterable[BarTensor], canvas: Canvas) -> Drawing:

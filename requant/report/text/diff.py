@@ -97,24 +97,24 @@ def compare_sides(a: Side, b: Side) -> Difference:
     )
 
 
-def difference_text(found: Difference) -> str:
+def difference_text(diff: Difference) -> str:
     """Return whether both are one model, a line for each changed tensor, and the sums."""
     rows = [["tensor", "A", "B", "bytes"]]
-    n_foreign = found.n_one_sided + found.n_reshaped
+    n_foreign = diff.n_one_sided + diff.n_reshaped
     head = []
     if n_foreign:
-        counts = f"{found.n_one_sided} of {len(found.changes) + found.n_equal} tensors are only in one of the two"
+        counts = f"{diff.n_one_sided} of {len(diff.changes) + diff.n_equal} tensors are only in one of the two"
         unlisted = "; they are not listed" if n_foreign > _FOREIGN else ""
-        head = [f"{counts}, {found.n_reshaped} have other shapes{unlisted}", ""]
-    listed = [c for c in found.changes if n_foreign <= _FOREIGN or not c.is_foreign]
+        head = [f"{counts}, {diff.n_reshaped} have other shapes{unlisted}", ""]
+    listed = [c for c in diff.changes if n_foreign <= _FOREIGN or not c.is_foreign]
     for c in listed:
         more = f"{c.bytes_b - c.bytes_a:+,}"
         rows.append([brief(c.name), c.type_a or "-", c.type_b or "-", more])
     lines = [*head, *grid(rows, right=(3,)), ""] if listed else head
-    lines.append(f"{len(found.changes)} tensors differ, {found.n_equal} are alike")
+    lines.append(f"{len(diff.changes)} tensors differ, {diff.n_equal} are alike")
     for label, name, size, loss, method in (
-        ("A", found.a, found.bytes_a, found.loss_a, found.method_a),
-        ("B", found.b, found.bytes_b, found.loss_b, found.method_b),
+        ("A", diff.a, diff.bytes_a, diff.loss_a, diff.method_a),
+        ("B", diff.b, diff.bytes_b, diff.loss_b, diff.method_b),
     ):
         predicted = "" if loss is None else f", predicted loss {loss:.5g} {loss_unit(method)} ({brief(method or '')})"
         lines.append(f"{label} {brief(name, FILE_NAME)}: {format_size(size)}{predicted}")

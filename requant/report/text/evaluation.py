@@ -13,29 +13,29 @@ from requant.scoring.statistics import Statistics
 FEW_TOKENS = 64  # of an expert; statistics of fewer are hardly better than none
 
 
-def evaluation_text(found: Evaluation, model: Path, base: Path | None) -> str:
+def evaluation_text(figures: Evaluation, model: Path, base: Path | None) -> str:
     """Return perplexity and, with a base, divergence."""
     lines = [
-        f"{printable(str(model))}: {found.n_scored} tokens scored in {found.n_windows} windows of {found.n_ctx} tokens",
-        f"perplexity      {found.ppl:.4f} \u00b1 {found.ppl_error:.4f} (one standard error)",
+        f"{printable(str(model))}: {figures.n_scored} tokens scored in {figures.n_windows} windows of {figures.n_ctx} tokens",
+        f"perplexity      {figures.ppl:.4f} \u00b1 {figures.ppl_error:.4f} (one standard error)",
     ]
-    if found.mean_kld is not None:
+    if figures.mean_kld is not None:
         lines += [
-            f"of the base     {found.base_ppl:.4f} ({printable(str(base))})",
-            f"KL divergence   {found.mean_kld:.6f} \u00b1 {found.kld_error:.6f} nats",
-            f"  99 %          {found.p99_kld:.6f} nats",
-            f"  99.9 %        {found.p999_kld:.6f} nats",
-            f"same top token  {percent(found.same_top or 0, '.3f')}",
+            f"of the base     {figures.base_ppl:.4f} ({printable(str(base))})",
+            f"KL divergence   {figures.mean_kld:.6f} \u00b1 {figures.kld_error:.6f} nats",
+            f"  99 %          {figures.p99_kld:.6f} nats",
+            f"  99.9 %        {figures.p999_kld:.6f} nats",
+            f"same top token  {percent(figures.same_top or 0, '.3f')}",
         ]
     return "\n".join(lines)
 
 
-def statistics_text(found: Statistics, source: Source, out: Path) -> str:
+def statistics_text(stats: Statistics, source: Source, out: Path) -> str:
     """Return the tokens and tensors of the statistics, and the number of experts with few tokens."""
-    experts = {key: sums.count for key, sums in found.matrices.items() if key[1] is not None}
+    experts = {key: sums.count for key, sums in stats.matrices.items() if key[1] is not None}
     lines = [
-        f"{printable(str(out))}: {len({name for name, _ in found.matrices})} tensors over {found.n_tokens} tokens "
-        f"in windows of {found.n_ctx} tokens"
+        f"{printable(str(out))}: {len({name for name, _ in stats.matrices})} tensors over {stats.n_tokens} tokens "
+        f"in windows of {stats.n_ctx} tokens"
     ]
     wanted = [
         (t.name, m)

@@ -14,16 +14,16 @@ from requant.report.text.grid import grid
 from requant.scoring.losses import IN_NATS
 
 
-def explanation_text(found: Explanation, plan: Plan, outlooks: Sequence[Outlook]) -> str:
+def explanation_text(explanation: Explanation, plan: Plan, outlooks: Sequence[Outlook]) -> str:
     """Return the tensor's candidates with the loss of the best plan for each, then the outlook of each limit."""
-    c = found.choice
+    c = explanation.choice
     shape = " x ".join(map(str, c.shape))
     head = f"{brief(c.name)}: {c.type}, {format_size(c.n_bytes)}, {shape}, on the {c.device}"
-    if not found.alternatives:
+    if not explanation.alternatives:
         return f"{head}\nit stays as it is: {brief(c.reason or '', REMARK)}"
     unit = "nats" if plan.method in IN_NATS else "points"
     rows = [["", "type", "size", f"its loss, {unit}", f"best plan with it, {unit}", "costs"]]
-    for a in found.alternatives:
+    for a in explanation.alternatives:
         rows.append(
             [
                 "*" if a.chosen else "",
@@ -39,11 +39,11 @@ def explanation_text(found: Explanation, plan: Plan, outlooks: Sequence[Outlook]
     return "\n\n".join([head, *(part for part in parts if part)])
 
 
-def explanation_json(found: Explanation, plan: Plan, outlooks: Sequence[Outlook]) -> str:
+def explanation_json(explanation: Explanation, plan: Plan, outlooks: Sequence[Outlook]) -> str:
     """Return the explanation as JSON, schema requant.explanation/1."""
     what = {
-        "choice": to_plain(found.choice),
-        "alternatives": to_plain(found.alternatives),
+        "choice": to_plain(explanation.choice),
+        "alternatives": to_plain(explanation.alternatives),
         "limits": to_plain(outlooks),
     }
     return dump({"schema": "requant.explanation/1", "predicted_loss": plan.predicted_loss, **what})

@@ -12,40 +12,40 @@ from requant.report.text.grid import GAP, WIDTH, fit_grid, grid, label_lines
 _IN_TOKENS = ("context_length", "vocabulary", "window")
 
 
-def model_tables(found: Inspection, width: int = WIDTH, *, tensors: bool = False) -> list[str]:
+def model_tables(model: Inspection, width: int = WIDTH, *, tensors: bool = False) -> list[str]:
     """Return the tables of types, roles, memory and, on request, tensors; the roles' table gives up columns to fit."""
-    parts = [_share_table("type", found.types), _share_table("role", found.roles, width), _memory_table(found, width)]
-    return [part for part in (*parts, _tensor_table(found) if tensors else "") if part]
+    parts = [_share_table("type", model.types), _share_table("role", model.roles, width), _memory_table(model, width)]
+    return [part for part in (*parts, _tensor_table(model) if tensors else "") if part]
 
 
-def model_facts(found: Inspection, width: int = WIDTH) -> str:
+def model_facts(model: Inspection, width: int = WIDTH) -> str:
     """Return file, model, weights and shape. Names from the file are escaped."""
-    title = "" if found.title is None else f"{brief(found.title)}, "
-    state = "already quantized" if found.quantized else "not quantized"
+    title = "" if model.title is None else f"{brief(model.title)}, "
+    state = "already quantized" if model.quantized else "not quantized"
     lines = [
-        ("file", f"{name_files(found)}, {format_size(found.file_bytes)}, GGUF version {found.version}"),
-        ("model", f"{title}architecture {brief(found.arch)}, {state}"),
-        ("weights", count_weights(found)),
+        ("file", f"{name_files(model)}, {format_size(model.file_bytes)}, GGUF version {model.version}"),
+        ("model", f"{title}architecture {brief(model.arch)}, {state}"),
+        ("weights", count_weights(model)),
     ]
-    if found.hyperparameters is not None:
+    if model.hyperparameters is not None:
         shown = (
             f"{key.replace('_', ' ')} {value}{' tokens' * (key in _IN_TOKENS)}"
-            for key, value in found.hyperparameters.items()
+            for key, value in model.hyperparameters.items()
             if value
         )
         lines.append(("shape", ", ".join(shown)))
     return "\n".join(label_lines(lines, width, max(len(label) for label, _ in lines) + len(GAP)))
 
 
-def name_files(found: Inspection) -> str:
+def name_files(model: Inspection) -> str:
     """Return the name of the first file and the number of the others."""
-    more = f" and {len(found.files) - 1} more" if len(found.files) > 1 else ""
-    return f"{brief(found.files[0], FILE_NAME)}{more}"
+    more = f" and {len(model.files) - 1} more" if len(model.files) > 1 else ""
+    return f"{brief(model.files[0], FILE_NAME)}{more}"
 
 
-def count_weights(found: Inspection) -> str:
+def count_weights(model: Inspection) -> str:
     """Return weights, tensors and bits per weight."""
-    return f"{found.weights:,} in {len(found.tensors)} tensors, {found.bpw:.3f} bits per weight"
+    return f"{model.weights:,} in {len(model.tensors)} tensors, {model.bpw:.3f} bits per weight"
 
 
 def _share_table(head: str, shares: tuple[Share, ...], width: int = WIDTH) -> str:
@@ -56,10 +56,10 @@ def _share_table(head: str, shares: tuple[Share, ...], width: int = WIDTH) -> st
     return "\n".join(fit_grid(rows, width, right=(1, 2, 3, 4), spare=(5,)))
 
 
-def _memory_table(found: Inspection, width: int) -> str:
-    if found.needs is None:
+def _memory_table(model: Inspection, width: int) -> str:
+    if model.needs is None:
         return ""
-    n = found.needs
+    n = model.needs
     parts = [("weights", n.weights), ("KV cache", n.kv_cache), ("compute buffer", n.compute)]
     parts += [("reserve", n.reserve)] if n.reserve else []
     parts += [("together", n.total)]
@@ -68,15 +68,15 @@ def _memory_table(found: Inspection, width: int) -> str:
     kept = "" if n.reserve else ", nothing in reserve"
     context = f"a context of {n.n_ctx} tokens{over} in {caches}"
     title = f"in VRAM, all layers, {context}, batches of {n.n_ubatch} tokens{kept}"
-    own = (found.hyperparameters or {}).get("context_length", n.n_ctx)
+    own = (model.hyperparameters or {}).get("context_length", n.n_ctx)
     beyond = [f"the model was made for a context of at most {own} tokens"] if n.n_ctx > own else []
     table = grid([[name, format_size(size)] for name, size in parts], right=(1,))
     return "\n".join([*textwrap.wrap(title, width), *table, *beyond])
 
 
-def _tensor_table(found: Inspection) -> str:
+def _tensor_table(model: Inspection) -> str:
     rows = [["tensor", "type", "shape", "size", "stays as it is because"]]
-    for t in found.tensors:
+    for t in model.tensors:
         shape = " x ".join(map(str, t.shape))
         rows.append([brief(t.name), t.type, shape, format_size(t.n_bytes), t.reason or ""])
     return "\n".join(grid(rows, right=(3,)))

@@ -35,9 +35,9 @@ def _error_lines(encoded: list[Converted]) -> list[str]:
     return lines
 
 
-def verification_text(found: Verification) -> str:
+def verification_text(result: Verification) -> str:
     """Return a line for the bytes read, and one for each finding."""
-    against = f", against its {' and '.join(found.against)}" if found.against else ""
-    read = f"{printable(str(found.output))}: {found.n_tensors} tensors, {format_size(found.n_bytes)} read{against}"
-    state = "sound" if found.ok else "not compared with the source" if found.is_itself_sound else "not sound"
-    return "\n".join([f"{read}: {state}", *(printable(line) for line in found.findings)])
+    against = f", against its {' and '.join(result.against)}" if result.against else ""
+    read = f"{printable(str(result.output))}: {result.n_tensors} tensors, {format_size(result.n_bytes)} read{against}"
+    state = "sound" if result.ok else "not compared with the source" if result.is_itself_sound else "not sound"
+    return "\n".join([f"{read}: {state}", *(printable(line) for line in result.findings)])

@@ -143,8 +143,8 @@ def losses_table(losses: Losses, width: int = WIDTH) -> str:
     return "\n\n".join([*tables, *legend, "\n".join(label_lines(lines, width))])
 
 
-def _role_loss(found: Sequence[float], n_tensors: int) -> str:
-    return "-" if not found else f"{math.fsum(found):.3g}" + "+" * (len(found) < n_tensors)
+def _role_loss(losses: Sequence[float], n_tensors: int) -> str:
+    return "-" if not losses else f"{math.fsum(losses):.3g}" + "+" * (len(losses) < n_tensors)
 
 
 def _loss_figures(plan: Plan) -> str:

@@ -13,20 +13,20 @@ from requant.report.text.grid import grid
 VERSION_SCHEMA = "requant.version/1"
 
 
-def versions_text(found: Versions) -> str:
+def versions_text(versions: Versions) -> str:
     """Return `requant` and its version on the first line, the rest under it."""
-    packages = list(found.packages.items())
+    packages = list(versions.packages.items())
     lines = [
         ", ".join(f"{name} {version}" for name, version in packages[i : i + 4]) for i in range(0, len(packages), 4)
     ]
     rows = [
-        ["encoders", f"version {found.kernels}"],
-        ["formats", f"{found.n_types} types of ggml {found.ggml}, table {found.formats}"],
-        ["runs on", f"{found.python}, {found.platform}, {found.threads} threads"],
+        ["encoders", f"version {versions.kernels}"],
+        ["formats", f"{versions.n_types} types of ggml {versions.ggml}, table {versions.formats}"],
+        ["runs on", f"{versions.python}, {versions.platform}, {versions.threads} threads"],
         *(["packages" if i == 0 else "", line] for i, line in enumerate(lines)),
-        *_cache_rows(found.cache),
+        *_cache_rows(versions.cache),
     ]
-    return "\n".join([f"requant {found.requant}", *(f"  {line}" for line in grid(rows))])
+    return "\n".join([f"requant {versions.requant}", *(f"  {line}" for line in grid(rows))])
 
 
 def _cache_rows(cache: Contents | None) -> list[list[str]]:
@@ -40,6 +40,6 @@ def _cache_rows(cache: Contents | None) -> list[list[str]]:
     return rows
 
 
-def versions_json(found: Versions) -> str:
+def versions_json(versions: Versions) -> str:
     """Return one object."""
-    return json.dumps({"schema": VERSION_SCHEMA} | asdict(found), indent=2, default=str)
+    return json.dumps({"schema": VERSION_SCHEMA} | asdict(versions), indent=2, default=str)

@@ -14,7 +14,7 @@ from requant.formats import Effort, by_bits
 from requant.planning.constraints import Limit
 from requant.planning.plan import Choice, Plan
 from requant.report.card import markdown as md
-from requant.report.figures import bits_per_weight
+from requant.report.figures import bits_per_weight, percent
 from requant.report.view import PART_NAMES, budget_bars
 from requant.scoring.losses import IN_NATS
 
@@ -65,7 +65,7 @@ def type_shares(plan: Plan) -> str:
         weights[c.type] += c.n_weights
     total = max(plan.n_weights, 1)
     found = [(n / total, name) for name, n in weights.most_common()]
-    return ", ".join(f"{name} {100 * share:.0f} %" for share, name in found if share >= _LEAST_SHARE)
+    return ", ".join(f"{name} {percent(share, '.0f')}" for share, name in found if share >= _LEAST_SHARE)
 
 
 def roles_table(plan: Plan) -> str:

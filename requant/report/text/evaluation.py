@@ -13,19 +13,19 @@ from requant.scoring.statistics import Statistics
 FEW_TOKENS = 64  # of an expert; statistics of fewer are hardly better than none
 
 
-def evaluation_text(figures: Evaluation, model: Path, base: Path | None) -> str:
+def evaluation_text(e: Evaluation, model: Path, base: Path | None) -> str:
     """Return perplexity and, with a base, divergence."""
     lines = [
-        f"{printable(str(model))}: {figures.n_scored} tokens scored in {figures.n_windows} windows of {figures.n_ctx} tokens",
-        f"perplexity      {figures.ppl:.4f} \u00b1 {figures.ppl_error:.4f} (one standard error)",
+        f"{printable(str(model))}: {e.n_scored} tokens scored in {e.n_windows} windows of {e.n_ctx} tokens",
+        f"perplexity      {e.ppl:.4f} \u00b1 {e.ppl_error:.4f} (one standard error)",
     ]
-    if figures.mean_kld is not None:
+    if e.mean_kld is not None:
         lines += [
-            f"of the base     {figures.base_ppl:.4f} ({printable(str(base))})",
-            f"KL divergence   {figures.mean_kld:.6f} \u00b1 {figures.kld_error:.6f} nats",
-            f"  99 %          {figures.p99_kld:.6f} nats",
-            f"  99.9 %        {figures.p999_kld:.6f} nats",
-            f"same top token  {percent(figures.same_top or 0, '.3f')}",
+            f"of the base     {e.base_ppl:.4f} ({printable(str(base))})",
+            f"KL divergence   {e.mean_kld:.6f} \u00b1 {e.kld_error:.6f} nats",
+            f"  99 %          {e.p99_kld:.6f} nats",
+            f"  99.9 %        {e.p999_kld:.6f} nats",
+            f"same top token  {percent(e.same_top or 0, '.3f')}",
         ]
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from requant.conversion.record import Conversion, Converted
 from requant.conversion.verify import Verification
 from requant.errors import FILE_NAME, brief, printable
 from requant.formats import by_bits
+from requant.report.figures import percent
 
 
 def conversion_text(made: Conversion, *, verified: bool) -> str:
@@ -29,8 +30,8 @@ def _error_lines(encoded: list[Converted]) -> list[str]:
     for name in sorted({t.type for t in encoded}, key=by_bits):
         found = [t for t in encoded if t.type == name]
         worst = max(found, key=lambda t: t.rmse)
-        middle = f"median {100 * median(t.rmse for t in found):5.2f} %"
-        largest = f"largest {100 * worst.rmse:5.2f} % {brief(worst.name)}"
+        middle = f"median {percent(median(t.rmse for t in found), '5.2f')}"
+        largest = f"largest {percent(worst.rmse, '5.2f')} {brief(worst.name)}"
         lines.append(f"{name:8}{len(found):4} tensor{' ' if len(found) == 1 else 's'}  {middle}  {largest}")
     return lines
 

@@ -66,28 +66,28 @@ class CardOverrides:
 
 def read_origin(metadata: Metadata) -> ModelOrigin:
     """Read the origin from metadata; values of an unexpected type count as missing."""
-    found = _MetadataReader(metadata)
-    name = found.text("general.name") or " ".join(
-        part for key in ("basename", "finetune", "size_label") if (part := found.text(f"general.{key}"))
+    reader = _MetadataReader(metadata)
+    name = reader.text("general.name") or " ".join(
+        part for key in ("basename", "finetune", "size_label") if (part := reader.text(f"general.{key}"))
     )
     own = ("general.source.repo_url", "general.source.url", "general.repo_url", "general.url")
-    named = [*map(found.repository, own), found.text("general.source.huggingface.repository")]
+    named = [*map(reader.repository, own), reader.text("general.source.huggingface.repository")]
     repositories = dict.fromkeys(name for name in named if REPOSITORY.fullmatch(name))
-    parents = dict.fromkeys(filter(None, map(found.repository, found.base_models())))
+    parents = dict.fromkeys(filter(None, map(reader.repository, reader.base_model_keys())))
     for parent in list(parents):
         if _slug(parent.partition("/")[2]) == _slug(name):  # a copy of this model under another owner's name
             repositories.setdefault(parent)
             del parents[parent]
-    arch = found.text("general.architecture")
+    arch = reader.text("general.architecture")
     causal = metadata.get(f"{arch}.attention.causal", True) is not False
     return ModelOrigin(
         name=name,
-        author=found.text("general.author") or found.text("general.organization"),
+        author=reader.text("general.author") or reader.text("general.organization"),
         repositories=tuple(repositories)[:1],
         parents=tuple(parents),
-        **_read_licence(found),
-        languages=found.list("general.languages", MOST_LANGUAGES),
-        tags=found.list("general.tags", MOST_TAGS),
+        **_read_licence(reader),
+        languages=reader.texts("general.languages", MOST_LANGUAGES),
+        tags=reader.texts("general.tags", MOST_TAGS),
         writes_text=causal and arch != "clip",
     )
 
@@ -106,21 +106,21 @@ class _MetadataReader:
         match = _ON_HUB.fullmatch(value.strip()) if isinstance(value, str) else None
         return match[1] if match else ""
 
-    def base_models(self) -> list[str]:
+    def base_model_keys(self) -> list[str]:
         count = self.metadata.get("general.base_model.count", 0)
         n = min(count, MOST_TAGS) if type(count) is int else 0
         return [f"general.base_model.{i}.repo_url" for i in range(n)]
 
-    def list(self, key: str, most: int) -> tuple[str, ...]:
+    def texts(self, key: str, most: int) -> tuple[str, ...]:
         value = self.metadata.get(key)
         items = value if isinstance(value, list) else []
         found = [item.strip()[:_LONGEST] for item in items[: 10 * most] if isinstance(item, str)]
         return tuple(dict.fromkeys(filter(None, found)))[:most]
 
 
-def _read_licence(metadata: _MetadataReader) -> dict[str, str]:
-    named = licence_fields(metadata.text("general.license"), metadata.text("general.license.name"))
-    url = metadata.metadata.get("general.license.link")
+def _read_licence(reader: _MetadataReader) -> dict[str, str]:
+    named = licence_fields(reader.text("general.license"), reader.text("general.license.name"))
+    url = reader.metadata.get("general.license.link")
     if named and isinstance(url, str) and _URL.fullmatch(url):
         named["license_link"] = url
     return named

@@ -10,7 +10,7 @@ from requant.errors import FILE_NAME
 from requant.model.memory import DEFAULT_UBATCH
 from requant.planning.plan import Plan
 from requant.report import shell
-from requant.report.figures import percent
+from requant.report.figures import loss_unit, percent
 from requant.report.html import tag, text
 from requant.report.page.origin import may_measure
 from requant.report.start_command import DEFAULT_CACHE
@@ -82,7 +82,7 @@ def _loss_cards(plan: Plan) -> list[tuple[str, str, str]]:
     if plan.predicted_loss is None:
         return [("Predicted loss", "not known", "")]
     nats = plan.method in IN_NATS
-    unit = "nats per token" if nats else f"by {text(plan.method)}; compares plans, is no KL"
+    unit = loss_unit(plan.method) if nats else f"by {text(plan.method)}; compares plans, is no KL"
     label = "Predicted KL" if nats else "Predicted loss"
     cards = [(label, f"{plan.predicted_loss:.4g}", unit)]
     if plan.measured_kld is not None:

@@ -58,6 +58,6 @@ def command(*, model: Path, tensors: bool, as_json: bool, **asked: Any) -> None:
     if as_json:
         messages.print_result(found.to_json())
     else:
-        width = terminal.table_width()
+        width = terminal.width()
         picture = terminal.model_picture(found)
         messages.print_result(model_facts(found, width), *picture, *model_tables(found, width, tensors=tensors))

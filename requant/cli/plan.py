@@ -94,9 +94,7 @@ def command(
             messages.print_result(_explained(job, plan, explain, as_json=as_json))
             return
     if len(plans) > 1:
-        messages.print_result(
-            planning.plans_to_json(plans) if as_json else plans_table(plans, vrams, terminal.table_width())
-        )
+        messages.print_result(planning.plans_to_json(plans) if as_json else plans_table(plans, vrams, terminal.width()))
     elif as_json:
         messages.print_result(plan.to_json())
     else:

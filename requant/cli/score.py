@@ -68,4 +68,4 @@ def command(
         losses = score_to_files(job, emitted=emit, force=force)
         if out is not None:
             write_text(out, losses.to_json(), force=force, inputs=job.inputs)
-    messages.print_result(losses.to_json() if as_json else losses_table(losses, terminal.table_width()))
+    messages.print_result(losses.to_json() if as_json else losses_table(losses, terminal.width()))

@@ -25,7 +25,7 @@ def draws_pictures() -> bool:
     return _is_terminal() or _colours_forced()
 
 
-def table_width() -> int:
+def width() -> int:
     """Return the most columns of a table: those of the picture, if one is drawn."""
     return max(40, min(_terminal_columns(), _WIDEST)) if draws_pictures() else WIDTH
 
@@ -34,7 +34,7 @@ def plan_parts(plan: Plan) -> tuple[str | Drawing, ...]:
     """Return the picture of the plan, if one is drawn, and its tables."""
     from requant.report.text.table import plan_table
 
-    table = plan_table(plan, table_width())
+    table = plan_table(plan, width())
     if not draws_pictures():
         return (table,)
     from requant.report.text.bars import plan_bars

@@ -30,7 +30,7 @@ class Reader:
     def opens(self, path):
         """Whether ggml opens the file at `path`; an abort is a refusal too."""
         if self.process is None:
-            environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+            environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "helpers")}
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
             self.process = subprocess.Popen([sys.executable, "-c", WORKER], bufsize=0, env=environment, **pipes)
         self.process.stdin.write(os.fsencode(path) + b"\n")

@@ -8,15 +8,17 @@ the graph, see `compute_bytes`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from requant.container.infos import padded as round_up
 from requant.errors import BadInput, UsageError, brief, suggest
 from requant.formats import format_of
 from requant.formats.base import DEVICE_ALIGNMENT, BlockFormat
 from requant.model.hyperparameters import Hyperparameters
 from requant.model.roles import is_lookup, layer_of
+from requant.model.windows import SlidingWindows
 
 MIB = 2**20
 CELL_PADDING = 256  # cells; llama_context and the window cache round up to it
@@ -73,8 +75,8 @@ class Settings:
     @property
     def cells(self) -> int:
         """Cells of one stream's cache."""
-        total = _pad(self.n_ctx, CELL_PADDING)
-        return total if self.unified else _pad(total // self.n_parallel, CELL_PADDING)
+        total = round_up(self.n_ctx, CELL_PADDING)
+        return total if self.unified else round_up(total // self.n_parallel, CELL_PADDING)
 
     @property
     def streams(self) -> int:
@@ -108,6 +110,16 @@ class Memory:
 def default_settings(hp: Hyperparameters, n_ctx: int | None = None) -> Settings:
     """The engine's defaults, with a context of `n_ctx`, or of the model's own but at most 4096 tokens."""
     return Settings(min(hp.context_length, DEFAULT_CONTEXT) if n_ctx is None else n_ctx)
+
+
+def engine_settings(hp: Hyperparameters, given: Mapping[str, Any]) -> Settings:
+    """Settings with the fields in `given` that are not None, the engine's defaults for the rest."""
+    asked: dict[str, Any] = {
+        name: value.upper() if isinstance(value, str) else value for name, value in given.items() if value is not None
+    }
+    if asked.get("n_ctx") == OWN_CONTEXT:
+        asked["n_ctx"] = hp.context_length
+    return replace(default_settings(hp), **asked)
 
 
 def default_reserve(vram: int | None) -> int:
@@ -153,64 +165,114 @@ def device_bytes(fmt: BlockFormat, shape: tuple[int, ...]) -> int:
     n_bytes = fmt.n_bytes(math.prod(shape))
     if fmt.block_weights > 1 and shape[0] % ROW_PADDING:
         n_bytes += fmt.n_bytes(ROW_PADDING - shape[0] % ROW_PADDING)
-    return _pad(n_bytes, DEVICE_ALIGNMENT)
+    return round_up(n_bytes, DEVICE_ALIGNMENT)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """The dimensions of one layer that decide what it keeps and computes with.
+
+    `cells`: of one stream's cache; `n_ff`: width of its dense feed-forward part; `k_head`, `v_head`: values of one
+    head; `k_width`, `v_width`: values of a row of K and of V over all heads, `v_width` 0 with `latent` attention.
+    """
+
+    attends: bool
+    recurrent: bool
+    windowed: bool
+    latent: bool
+    cells: int
+    n_ff: int
+    n_head: int
+    k_head: int
+    v_head: int
+    k_width: int
+    v_width: int
+
+    @property
+    def qkv_width(self) -> int:
+        """Values per token while Q, K and V are computed."""
+        if self.latent:
+            return 4 * self.n_head * self.k_head
+        return 2 * self.n_head * max(self.k_head, self.v_head) + 4 * max(self.k_width, self.v_width)
+
+
+def layer_shapes(hp: Hyperparameters, settings: Settings) -> list[LayerShape]:
+    """Return the shape of every layer under `settings`, layers of multi-token prediction included."""
+    windows = hp.windows or SlidingWindows(0, (False,) * hp.n_layers)
+    in_window = windows.size * (settings.n_parallel if settings.unified else 1)
+    window_cells = round_up(min(settings.cells, in_window + settings.tokens), CELL_PADDING)
+    shapes = []
+    for il, windowed in enumerate(windows.layers):
+        k_head, v_head = (hp.key_length_swa, hp.value_length_swa) if windowed else (hp.key_length, hp.value_length)
+        shapes.append(
+            LayerShape(
+                attends=hp.caches.attends[il],
+                recurrent=hp.caches.recurrent[il],
+                windowed=windowed,
+                latent=hp.caches.latent,
+                cells=window_cells if windowed and not settings.swa_full else settings.cells,
+                n_ff=hp.n_ff[il],
+                n_head=hp.n_head[il],
+                k_head=k_head,
+                v_head=v_head,
+                k_width=hp.n_head_kv[il] * k_head,
+                v_width=0 if hp.caches.latent else hp.n_head_kv[il] * v_head,
+            )
+        )
+    return shapes
 
 
 def kv_cache_bytes(hp: Hyperparameters, settings: Settings, *, padded: bool = False) -> int:
-    """Bytes of all that is kept of the tokens seen; with `padded`, as a CUDA buffer holds it."""
+    """Return the bytes that all layers keep of the tokens seen; with `padded`, as CUDA buffers hold them."""
     return sum(layer_caches(hp, settings, padded=padded))
 
 
 def layer_caches(hp: Hyperparameters, settings: Settings, *, padded: bool = False) -> list[int]:
-    """Bytes that each layer keeps, layers of multi-token prediction included with 0.
+    """Return the bytes that each layer keeps, 0 for layers of multi-token prediction.
 
-    Where it attends, cells x streams rows of K and of V, or of K alone with latent attention; layers with a window
-    keep only pad256(min(cells, window x (unified ? n_parallel : 1) + batch)) cells. Where it is recurrent, a state of
-    float32 per sequence, whatever the context and the cache types.
+    A layer that attends keeps cells x streams rows of K and of V, or of K alone with latent attention; with a window,
+    cells are pad256(min(cells, window x (unified ? n_parallel : 1) + batch)). Without flash attention V is stored
+    transposed, each row as wide as the widest layer's. A recurrent layer keeps a float32 state per sequence, whatever
+    the context and the cache types.
     """
+    shapes = layer_shapes(hp, settings)
     _check_known(hp, settings)
-    _check_cache_types(hp, settings)
+    _check_cache_types(hp, settings, shapes)
     k_format, v_format = format_of(settings.cache_type_k), format_of(settings.cache_type_v)
+    widest = max(shape.v_width for shape in shapes)
+    states = [4 * n * settings.n_parallel for n in (hp.caches.n_conv, hp.caches.n_state)]
+    state = sum(round_up(n, DEVICE_ALIGNMENT) if padded else n for n in states)
+    unknown = 0 if _is_known(hp) else _bound(hp, settings)
     sizes = []
-    for il in range(hp.n_layers):
-        total = 0
-        if hp.caches.attends[il]:
-            cells = layer_cells(hp, settings, il) * settings.streams
-            for fmt, width in ((k_format, _k_width(hp, il)), (v_format, _v_width(hp, il, settings))):
+    for il, shape in enumerate(shapes):
+        total = unknown if il < hp.n_trunk else 0
+        if shape.attends:
+            cells = shape.cells * settings.streams
+            v_width = shape.v_width if settings.flash_attn else widest
+            for fmt, width in ((k_format, shape.k_width), (v_format, v_width)):
                 n_bytes = fmt.n_bytes(width) * cells
                 total += device_bytes(fmt, (width, cells)) if padded and width else n_bytes
-        if hp.caches.recurrent[il]:
-            rows = [4 * n * settings.n_parallel for n in (hp.caches.n_conv, hp.caches.n_state)]
-            total += sum(_pad(n, DEVICE_ALIGNMENT) if padded else n for n in rows)
-        if il < hp.n_trunk and not _is_known(hp):
-            total += _bound(hp, settings)
+        if shape.recurrent:
+            total += state
         sizes.append(total)
     return sizes
 
 
 def _bound(hp: Hyperparameters, settings: Settings) -> int:
-    """What a layer of an unknown kind is taken to keep: K and V of its widest layer, an indexer's keys, a state.
+    """Return an upper bound of what a layer of unknown kind keeps: K and V, an indexer's keys, and a state.
 
-    All in the larger of the two types, for every cell, without windows.
+    K and V are as wide as the widest layer's, in the larger of the two types, for every cell, without windows.
     """
     heads = max(hp.n_head_kv) * (max(hp.key_length, hp.key_length_swa) + max(hp.value_length, hp.value_length_swa))
     types = [format_of(name) for name in (settings.cache_type_k, settings.cache_type_v)]
-    width = _pad(heads + 2 * ROW_PADDING, ROW_PADDING)
+    width = round_up(heads + 2 * ROW_PADDING, ROW_PADDING)
     cells = settings.cells * settings.streams
     state = 4 * (hp.caches.n_conv + hp.caches.n_state) * settings.n_parallel
     return max(fmt.n_bytes(width) for fmt in types) * cells + state
 
 
-def layer_cells(hp: Hyperparameters, settings: Settings, il: int) -> int:
-    """Cells that layer `il` keeps per stream."""
-    if hp.windows is None or not hp.windows.layers[il] or settings.swa_full:
-        return settings.cells
-    window = hp.windows.size * (settings.n_parallel if settings.unified else 1)
-    return _pad(min(settings.cells, window + settings.tokens), CELL_PADDING)
-
-
 def compute_bytes(hp: Hyperparameters, settings: Settings) -> int:
-    """Bytes of the compute buffer on the device, from above.
+    """Return an upper bound of the bytes of the compute buffer on the device.
 
     Measured against llama.cpp's own figures for eleven architectures: 1.6 to 5 % above; mixtures of experts whose
     logits are few up to 26 %, without flash attention up to 8 %.
@@ -218,6 +280,7 @@ def compute_bytes(hp: Hyperparameters, settings: Settings) -> int:
     The buffer must hold the largest moment of the graph, of T = n_ubatch tokens in float32, beside the masks:
 
         logits     4 n_vocab n_outputs                    a draft head: 4 T (n_vocab + n_draft_vocab + 2 n_embd)
+                                                          + 4 T of Q, K and V without flash attention
         feed       4 T (3 n_ff)                           gate, up, their product
         experts    4 T (n_used (3 n_ff_expert + n_embd) + 3 n_ff_shared + 2 n_expert)
         attention  4 T (2 n_head k + 4 n_kv k)            + cached K and V of a layer as F16 if not F16
@@ -226,95 +289,70 @@ def compute_bytes(hp: Hyperparameters, settings: Settings) -> int:
         recurrent  4 T (3 conv + 2 inner + rank) + the state of every sequence
 
     each together with four activations of 4 T n_embd. A mask has cells x T values of F16, or F32 without flash
-    attention; there is one for full and one for windowed layers. One part in 64 is added; twice all that is taken for
-    an architecture that is not known.
+    attention; there is one for full and one for windowed layers. One part in 64 is added. For an architecture that is
+    not known, the sum is doubled.
     """
     _check_known(hp, settings)
-    tokens = settings.tokens
-    layers = range(hp.n_trunk)
-    caches = {(_windowed(hp, il), layer_cells(hp, settings, il)) for il in layers if hp.caches.attends[il]}
-    masks = sum(cells * tokens * (2 if settings.flash_attn else 4) for _, cells in caches)
-    # without flash attention K, V and Q are still held where the logits are computed
-    held = 0 if settings.flash_attn or hp.caches.latent else max(4 * tokens * _qkv_width(hp, il) for il in layers)
-    logits = 4 * hp.n_vocab * min(tokens, settings.n_outputs or tokens)
-    if hp.n_draft_vocab:  # its logits are spread over the target's vocabulary
-        logits = 4 * tokens * (hp.n_vocab + hp.n_draft_vocab + 2 * hp.n_embd)
-    moments = [
-        logits + held,
-        *(4 * tokens * _feed_width(hp, il) for il in layers),
-        *(_attention_bytes(hp, settings, il) for il in layers if hp.caches.attends[il]),
-        *([_recurrent_bytes(hp, settings)] if any(hp.caches.recurrent) else []),
-    ]
-    n_bytes = max(moments) + 4 * tokens * 4 * hp.n_embd + masks + _input_bytes(hp, settings)
+    per_value = 4 * settings.tokens  # bytes of a float32 value of every token
+    shapes = layer_shapes(hp, settings)[: hp.n_trunk]
+    attending = [shape for shape in shapes if shape.attends]
+    moments = {
+        "logits": _logits_bytes(hp, settings, shapes),
+        "feed": per_value * 3 * max(shape.n_ff for shape in shapes),
+        "experts": per_value * max(_experts_width(hp, shape) for shape in shapes) if hp.n_expert else 0,
+        "attention": max((_attention_bytes(shape, settings) for shape in attending), default=0),
+        "recurrent": _recurrent_bytes(hp, settings) if any(hp.caches.recurrent) else 0,
+    }
+    activations = 4 * per_value * hp.n_embd
+    mask_value = 2 if settings.flash_attn else 4
+    masks = sum(cells * settings.tokens * mask_value for _, cells in {(s.windowed, s.cells) for s in attending})
+    n_bytes = max(moments.values()) + activations + masks + _input_bytes(hp, settings)
     return (n_bytes + n_bytes // COMPUTE_MARGIN) * (1 if _is_known(hp) else 2)
 
 
+def _logits_bytes(hp: Hyperparameters, settings: Settings, shapes: Sequence[LayerShape]) -> int:
+    per_value = 4 * settings.tokens
+    if hp.n_draft_vocab:  # its logits are spread over the target's vocabulary
+        n_bytes = per_value * (hp.n_vocab + hp.n_draft_vocab + 2 * hp.n_embd)
+    else:
+        n_bytes = 4 * hp.n_vocab * min(settings.tokens, settings.n_outputs or settings.tokens)
+    if settings.flash_attn or hp.caches.latent:
+        return n_bytes
+    # without flash attention K, V and Q are still held where the logits are computed
+    return n_bytes + per_value * max(shape.qkv_width for shape in shapes)
+
+
+def _experts_width(hp: Hyperparameters, shape: LayerShape) -> int:
+    """Return the values per token in the experts of a layer that the token passes."""
+    n_ff_expert = hp.n_ff_expert or shape.n_ff
+    return hp.n_expert_used * (3 * n_ff_expert + hp.n_embd) + 3 * hp.n_ff_shared + 2 * hp.n_expert
+
+
+def _attention_bytes(shape: LayerShape, settings: Settings) -> int:
+    n_bytes = 4 * settings.tokens * shape.qkv_width
+    if not settings.flash_attn:
+        return n_bytes + 4 * shape.n_head * shape.cells * settings.tokens
+    if {settings.cache_type_k.upper(), settings.cache_type_v.upper()} != {"F16"}:
+        n_bytes += 2 * shape.cells * settings.streams * (shape.k_width + shape.v_width)
+    return n_bytes
+
+
 def _recurrent_bytes(hp: Hyperparameters, settings: Settings) -> int:
-    """What a recurrent layer computes with; measured for Mamba 2 and gated delta nets, generous for the others."""
+    """Return the bytes a recurrent layer computes with: measured for Mamba 2 and gated delta nets, else generous."""
     conv = max(hp.caches.n_conv // 3, hp.n_embd)  # channels of a convolution over four tokens
     tokens, sequences = settings.tokens, settings.n_parallel
     width = 3 * conv + 2 * max(hp.caches.n_state // max(*hp.n_head, 128), hp.n_embd) + hp.time_step_rank
     return 4 * tokens * width + 4 * sequences * (hp.caches.n_state + hp.caches.n_conv)
 
 
-def _attention_bytes(hp: Hyperparameters, settings: Settings, il: int) -> int:
-    tokens, cells = settings.tokens, layer_cells(hp, settings, il)
-    n_bytes = 4 * tokens * _qkv_width(hp, il)
-    if settings.flash_attn and {settings.cache_type_k.upper(), settings.cache_type_v.upper()} != {"F16"}:
-        values = 0 if hp.caches.latent else hp.n_head_kv[il] * _v_head(hp, il)
-        n_bytes += 2 * cells * settings.streams * (_k_width(hp, il) + values)
-    if not settings.flash_attn:
-        n_bytes += 4 * hp.n_head[il] * cells * tokens
-    return n_bytes
-
-
 def _input_bytes(hp: Hyperparameters, settings: Settings) -> int:
-    """Token ids, positions, cache indices: at most 64 bytes a token; and two rotation matrices per quantized cache."""
+    """Return an upper bound of the graph's inputs.
+
+    Token ids, positions and cache indices take at most 64 bytes a token, a quantized cache two rotation matrices.
+    """
     rotations = 4 * 2 * (max(hp.key_length, hp.key_length_swa) ** 2 + max(hp.value_length, hp.value_length_swa) ** 2)
     quantized = any(format_of(t).block_weights > 1 for t in (settings.cache_type_k, settings.cache_type_v))
     return 64 * settings.tokens + 64 * 1024 + (rotations if quantized else 0)
-
-
-def _feed_width(hp: Hyperparameters, il: int) -> int:
-    """Activations of the feed-forward per token: dense, or of the experts a token passes; whichever is more."""
-    if not hp.n_expert:
-        return 3 * hp.n_ff[il]
-    n_ff_expert = hp.n_ff_expert or hp.n_ff[il]
-    experts = hp.n_expert_used * (3 * n_ff_expert + hp.n_embd) + 3 * hp.n_ff_shared + 2 * hp.n_expert
-    return max(3 * hp.n_ff[il], experts)
-
-
-def _qkv_width(hp: Hyperparameters, il: int) -> int:
-    if hp.caches.latent:
-        return 4 * hp.n_head[il] * _k_head(hp, il)
-    return 2 * hp.n_head[il] * max(_k_head(hp, il), _v_head(hp, il)) + 4 * max(
-        _k_width(hp, il), hp.n_head_kv[il] * _v_head(hp, il)
-    )
-
-
-def _windowed(hp: Hyperparameters, il: int) -> bool:
-    return hp.windows is not None and hp.windows.layers[il]
-
-
-def _k_head(hp: Hyperparameters, il: int) -> int:
-    return hp.key_length_swa if _windowed(hp, il) else hp.key_length
-
-
-def _v_head(hp: Hyperparameters, il: int) -> int:
-    return hp.value_length_swa if _windowed(hp, il) else hp.value_length
-
-
-def _k_width(hp: Hyperparameters, il: int) -> int:
-    return hp.n_head_kv[il] * _k_head(hp, il)
-
-
-def _v_width(hp: Hyperparameters, il: int, settings: Settings) -> int:
-    """Values of V per cell; without flash attention V is stored transposed, as wide as the widest layer's."""
-    if hp.caches.latent:
-        return 0
-    if settings.flash_attn:
-        return hp.n_head_kv[il] * _v_head(hp, il)
-    return max(hp.n_head_kv[i] * _v_head(hp, i) for i in range(hp.n_layers))
 
 
 def _is_known(hp: Hyperparameters) -> bool:
@@ -331,13 +369,13 @@ def _check_known(hp: Hyperparameters, settings: Settings) -> None:
         )
 
 
-def _check_cache_types(hp: Hyperparameters, settings: Settings) -> None:
-    """llama.cpp refuses a quantized cache whose blocks do not divide a head."""
-    attending = [il for il in range(hp.n_trunk) if hp.caches.attends[il]]
+def _check_cache_types(hp: Hyperparameters, settings: Settings, shapes: Sequence[LayerShape]) -> None:
+    """Raise BadInput for a quantized cache whose blocks do not divide a head, as llama.cpp refuses it."""
     if hp.caches.latent and settings.cache_type_k.upper() != settings.cache_type_v.upper():
         raise UsageError("a model with latent attention has one cache: --cache-type-k and --cache-type-v must be equal")
-    heads = [(settings.cache_type_k, _k_head(hp, il)) for il in attending]
-    heads += [(settings.cache_type_v, _v_head(hp, il)) for il in attending]
+    attending = [shape for shape in shapes if shape.attends]
+    heads = [(settings.cache_type_k, shape.k_head) for shape in attending]
+    heads += [(settings.cache_type_v, shape.v_head) for shape in attending]
     for name, length in heads:
         fmt = format_of(name)
         if not fmt.divides(length):
@@ -348,17 +386,3 @@ def _check_cache_types(hp: Hyperparameters, settings: Settings) -> None:
                 limit=f"a multiple of {fmt.block_weights}",
                 hint="use f16",
             )
-
-
-def _pad(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
-
-
-def engine_settings(hp: Hyperparameters, given: Mapping[str, Any]) -> Settings:
-    """Settings with the fields in `given` that are not None, the engine's defaults for the rest."""
-    asked: dict[str, Any] = {
-        name: value.upper() if isinstance(value, str) else value for name, value in given.items() if value is not None
-    }
-    if asked.get("n_ctx") == OWN_CONTEXT:
-        asked["n_ctx"] = hp.context_length
-    return replace(default_settings(hp), **asked)

@@ -14,13 +14,14 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from requant.common.files import open_regular, read_into
 from requant.container.header import Header, TensorInfo, read_header
+from requant.container.source import SourceTensor
 from requant.errors import BadInput, brief
 
 Floats = NDArray[np.float32]
@@ -85,18 +86,6 @@ class Imatrix:
         return Path(self.path).name
 
 
-class Shaped(Protocol):
-    """What `coverage` asks of a tensor; `shape` in ggml's order."""
-
-    @property
-    def name(self) -> str:
-        """Its name, which is also its entry's."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its dimensions, n_per_row first."""
-
-
 @dataclass(frozen=True, slots=True)
 class Coverage:
     """Which tensors have importance, the weights in each part, and the experts without a token per tensor."""
@@ -135,7 +124,7 @@ def importance_for(imatrix: Imatrix, name: str, shape: Sequence[int]) -> Floats 
     return None if found is None else found.importance
 
 
-def coverage(imatrix: Imatrix, tensors: Iterable[Shaped]) -> Coverage:
+def coverage(imatrix: Imatrix, tensors: Iterable[SourceTensor]) -> Coverage:
     """What of the `tensors`, those that may be quantized, the file covers.
 
     Raises BadInput where it covers none of them, or an entry has another size than its tensor.

@@ -7,28 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from requant.container.source import SourceTensor
 from requant.errors import UsageError, brief, suggest
 from requant.model.hyperparameters import Hyperparameters
 from requant.model.roles import fallback_type, is_tied, layer_of, never_quantize, role_of
-
-
-class Shaped(Protocol):
-    """What the rules ask of a tensor; `shape` in ggml's order."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its dimensions, n_per_row first."""
-
-    @property
-    def type_id(self) -> int:
-        """Its ggml type's id."""
-
 
 # mixture -> (its default type, its bits per weight on Llama-3.1-8B: llama.cpp, tools/quantize/README.md); by size
 _MIXTURES = {
@@ -135,7 +118,9 @@ class _Place:
         return self.early or self.index >= 7 * self.n // 8 or (self.index - self.n // 8) % 3 == 2
 
 
-def mixture_types(mixture: str, tensors: Sequence[Shaped], hp: Hyperparameters, *, has_imatrix: bool) -> dict[str, str]:
+def mixture_types(
+    mixture: str, tensors: Sequence[SourceTensor], hp: Hyperparameters, *, has_imatrix: bool
+) -> dict[str, str]:
     """The type of every tensor of a model that llama-quantize would quantize to `mixture`; the rest stay as they are.
 
     Raises UsageError for a mixture that is not known here.

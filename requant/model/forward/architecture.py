@@ -11,11 +11,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from requant.container.metadata import Metadata
 from requant.container.source import Source, require_model
 from requant.errors import BadInput, brief
 from requant.model.forward.rope import Rope
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
+from requant.model.keys import ArchitectureKeys
 
 STILL_WORKS = "an imatrix (--imatrix) and scores without data (--quick) still work"
 
@@ -84,11 +84,6 @@ class Architecture:
         return (hp.key_length_swa, hp.value_length_swa) if swa else (hp.key_length, hp.value_length)
 
 
-def is_supported(arch: str) -> bool:
-    """Whether the forward pass knows the architecture."""
-    return arch in FAMILIES
-
-
 def read_architecture(source: Source) -> Architecture:
     """The architecture of `source`; raises BadInput where it, or one of its parts, is not one that can be run."""
     arch = require_model(source)
@@ -97,7 +92,7 @@ def read_architecture(source: Source) -> Architecture:
         raise BadInput(source.path, f"the forward pass does not know '{arch}' (it knows {known})", hint=STILL_WORKS)
     hp = read_hyperparameters(source.metadata, source.tensors)
     _check_tensors(source, hp)
-    keys = _Keys(source.metadata, arch)
+    keys = ArchitectureKeys(source.metadata, arch)
     family = FAMILIES[arch]
     windows = (0,) * hp.n_layers
     if hp.windows is not None:
@@ -121,25 +116,10 @@ def read_architecture(source: Source) -> Architecture:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Keys:
-    metadata: Metadata
-    arch: str
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A number of the architecture; BadInput where it is missing without a default, or no finite number."""
-        value = self.metadata.get_float(f"{self.arch}.{key}", default)
-        if value is None or not math.isfinite(value):
-            what = "is missing" if value is None else "is not finite"
-            raise BadInput(self.metadata.path, f"key '{brief(self.arch)}.{key}' {what}", got=value)
-        return value
-
-
-def _rope(keys: _Keys, hp: Hyperparameters, family: Family) -> Rope:
+def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
     kind = keys.metadata.get_str(f"{keys.arch}.rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn", "longrope"):
-        what = f"key '{keys.arch}.rope.scaling.type' is not known"
-        raise BadInput(keys.metadata.path, what, got=brief(str(kind)), hint=STILL_WORKS)
+        raise keys.error("rope.scaling.type", "is not known", got=brief(str(kind)), hint=STILL_WORKS)
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
     yarn = kind == "yarn"
     attn_factor = keys.number("rope.scaling.attn_factor", 1.0)
@@ -148,8 +128,8 @@ def _rope(keys: _Keys, hp: Hyperparameters, family: Family) -> Rope:
         attn_factor /= 1 + 0.1 * log_mul * math.log(factor)
     n_dims = int(keys.number("rope.dimension_count", hp.key_length))
     if not 0 < n_dims <= hp.key_length or n_dims % 2:
-        what = f"key '{keys.arch}.rope.dimension_count' is out of range"
-        raise BadInput(keys.metadata.path, what, got=n_dims, limit=f"an even number up to {hp.key_length}")
+        limit = f"an even number up to {hp.key_length}"
+        raise keys.error("rope.dimension_count", "is out of range", got=n_dims, limit=limit)
     return Rope(
         n_dims=n_dims,
         halves=family.halves,

@@ -15,7 +15,7 @@ from requant.api.arrays import parse_effort
 from requant.common.monitor import Progress
 from requant.common.units import parse_size
 from requant.errors import UsageError, brief
-from requant.model.memory import OWN_CONTEXT
+from requant.model.engine_settings import OWN_CONTEXT
 from requant.planning.engines import engine_named, parse_bandwidth
 from requant.planning.request import MAX_CONTEXT, PlanRequest
 from requant.planning.rules import parse_rule, parse_type, parse_types, parse_written_type

@@ -29,7 +29,7 @@ def types(_: click.Context, __: click.Parameter, incomplete: str) -> list[Comple
 
 def cache_types(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
     """The types of a KV cache, in small letters as llama.cpp takes them."""
-    from requant.model.memory import CACHE_TYPES
+    from requant.model.engine_settings import CACHE_TYPES
 
     return _items(["auto", *(name.lower() for name in CACHE_TYPES)], incomplete)
 

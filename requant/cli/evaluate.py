@@ -12,7 +12,7 @@ from requant.cli import messages, options
 from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.errors import UsageError
-from requant.model.hyperparameters import beyond_context
+from requant.model.hyperparameters import context_warnings
 from requant.report.text.evaluation import evaluation_text
 from requant.scoring.calibration_data import Calibration
 
@@ -56,6 +56,6 @@ def command(
     with ExitStack() as opened:
         source = opened.enter_context(open_source(model))
         reference = None if base is None else opened.enter_context(open_source(base))
-        messages.warn(*source.warnings, *beyond_context(source.metadata, window))
+        messages.warn(*source.warnings, *context_warnings(source.metadata, window))
         found = measuring.evaluate(source, reference, asked, messages.MONITOR, threads=threads)
     messages.print_result(found.to_json() if as_json else evaluation_text(found, model, base))

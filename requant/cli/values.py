@@ -11,7 +11,7 @@ import click
 from requant.common.units import parse_size
 from requant.errors import FILE_NAME, UsageError, brief, suggest
 from requant.formats import Effort
-from requant.model.memory import OWN_CONTEXT
+from requant.model.engine_settings import OWN_CONTEXT
 from requant.planning.request import AUTO, MAX_CONTEXT
 from requant.planning.rules import parse_rule, parse_type, parse_types, parse_written_type
 
@@ -119,7 +119,7 @@ def cache_type_of(_: click.Context, param: click.Parameter, value: str | None) -
     """The type of a cache, or AUTO."""
     if value is None or value.upper() == AUTO:
         return None if value is None else AUTO
-    from requant.model.memory import CACHE_TYPES
+    from requant.model.engine_settings import CACHE_TYPES
 
     if value.upper() not in CACHE_TYPES:
         names = [AUTO.lower(), *(name.lower() for name in CACHE_TYPES)]

@@ -21,7 +21,7 @@ from requant.conversion.record import Anomalies
 from requant.errors import InputOutputError, NumericFault, quoted
 from requant.formats import BlockFormat, Effort, codec
 from requant.formats.codec import CHUNK_WEIGHTS, Bytes, Floats
-from requant.model.nonfinite import nonfinite_fault, nonfinite_in
+from requant.model.nonfinite import find_nonfinite, nonfinite_fault
 from requant.planning.plan import Choice
 
 # the slowest encoder does 2^20 weights in well under half a second, after which signals are looked at
@@ -161,7 +161,7 @@ def write_chunk(source: Readable, output: Writable, chunk: Chunk) -> EncodedChun
     data = source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)
     errors, odd = None, Anomalies()
     if job.choice.copied:
-        found = nonfinite_in(data, job.tensor, chunk.first_row)
+        found = find_nonfinite(data, job.tensor, chunk.first_row)
         if found is not None and job.tensor.name not in source.preserved:
             raise nonfinite_fault(source, job.tensor)
         odd = odd if found is None else Anomalies(found.count, found.first)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from requant.container.source import Source
 from requant.conversion.record import Conversion
 from requant.errors import brief, quoted
-from requant.model.weight_scales import SECOND_LEVEL, companion_of
+from requant.model.weight_scales import SCALED_TYPE, weight_scale_name
 from requant.planning.output_metadata import may_differ
 from requant.planning.plan import Plan
 
@@ -72,7 +72,7 @@ def compare_metadata(target: Source, source: Source) -> Iterator[str]:
 
 def compare_tensors(target: Source, source: Source) -> Iterator[str]:
     """Names, order and shapes that are not the source's, but for companions that matrices got."""
-    added = {companion_of(t.name) for t in target.tensors if t.format.name == SECOND_LEVEL}
+    added = {weight_scale_name(t.name) for t in target.tensors if t.format.name == SCALED_TYPE}
     found = [t.name for t in target.tensors if t.name in source or t.name not in added]
     yield from _names(found, [t.name for t in source.tensors], "the source")
     for tensor in target.tensors:

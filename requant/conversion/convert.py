@@ -35,7 +35,7 @@ from requant.errors import InputOutputError
 from requant.formats import KERNELS, codec
 from requant.formats.codec import Floats
 from requant.formats.jit import SOURCE_STATE
-from requant.model.weight_scales import companion_shape, scales_of
+from requant.model.weight_scales import read_weight_scales, weight_scale_shape
 from requant.planning.output_layout import output_layouts, weight_scale_names
 from requant.planning.output_metadata import imatrix_used
 from requant.planning.plan import Plan
@@ -171,7 +171,7 @@ def _with_scales(
     Their tensors are read once more for it.
     """
     scaled = weight_scale_names(source, plan)
-    empty = {name: np.zeros(companion_shape(name, source.tensor(name).shape)[0], np.float32) for name in scaled}
+    empty = {name: np.zeros(weight_scale_shape(name, source.tensor(name).shape)[0], np.float32) for name in scaled}
     jobs = [replace(job, scales=empty.get(job.tensor.name)) for job in jobs]
     pieces = [piece for job in jobs if job.scales is not None for piece in pieces_of(job)]
     if cluster is None:
@@ -218,7 +218,7 @@ def _identity(imatrix: Imatrix | None) -> frozenset[Identity]:
 
 def _on_top(source: Source, name: str, scales: Floats) -> Floats:
     """`scales` times what the source already multiplies the matrices of the tensor by."""
-    before = scales_of(source, source.tensor(name))
+    before = read_weight_scales(source, source.tensor(name))
     return scales if before is None else scales * before
 
 

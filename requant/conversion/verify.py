@@ -31,8 +31,8 @@ from requant.conversion.record import Conversion, Converted, read_conversion, re
 from requant.errors import quoted
 from requant.formats import BlockFormat, codec
 from requant.formats.codec import Bytes, Floats
-from requant.model.nonfinite import Nonfinite, nonfinite_in
-from requant.model.weight_scales import SECOND_LEVEL, matrix_of, scales_of
+from requant.model.nonfinite import Nonfinite, find_nonfinite
+from requant.model.weight_scales import SCALED_TYPE, read_weight_scales, scaled_matrix_name
 
 SCHEMA = "requant.verify/1"
 SAMPLE_ROWS = 64
@@ -217,7 +217,10 @@ def _parts(tensor: SourceTensor, target: Source, source: Source | None) -> Itera
     origin, scales = None, np.ones(1, np.float32)
     if source is not None and tensor.name in source and source.tensor(tensor.name).shape == tensor.shape:
         origin = None if _is_new_scale(tensor, target, source) else source.tensor(tensor.name)
-        for scaled, sign in ((scales_of(target, tensor), 1), (scales_of(source, source.tensor(tensor.name)), -1)):
+        for scaled, sign in (
+            (read_weight_scales(target, tensor), 1),
+            (read_weight_scales(source, source.tensor(tensor.name)), -1),
+        ):
             scales = scales if scaled is None else scales * scaled**sign
     n = copy_rows(tensor)
     for first in range(0, max(1, tensor.n_rows), n):
@@ -226,10 +229,10 @@ def _parts(tensor: SourceTensor, target: Source, source: Source | None) -> Itera
 
 def _is_new_scale(tensor: SourceTensor, target: Source, source: Source) -> bool:
     """Whether `tensor` is the companion of a matrix that became NVFP4: its weights show whether it is right."""
-    matrix = matrix_of(tensor.name)
+    matrix = scaled_matrix_name(tensor.name)
     if matrix not in target or matrix not in source:
         return False
-    return target.tensor(matrix).format.name == SECOND_LEVEL != source.tensor(matrix).format.name
+    return target.tensor(matrix).format.name == SCALED_TYPE != source.tensor(matrix).format.name
 
 
 def _look(target: Readable, source: Readable | None, part: _Part) -> _Seen:
@@ -242,7 +245,7 @@ def _look(target: Readable, source: Readable | None, part: _Part) -> _Seen:
             wrong = _byte_difference(data, source.read_rows(part.origin, part.first_row, part.n_rows), part)
         elif part.origin.format.can_decode and part.tensor.format.can_decode and data.size:
             wrong, errors = _sampled_errors(data, source, part.origin, part)
-    found = nonfinite_in(data, part.tensor, part.first_row)
+    found = find_nonfinite(data, part.tensor, part.first_row)
     return _Seen(part, data, wrong, errors.sum(axis=0), found)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from requant.container.source import Source, open_source
 from requant.errors import BadInput
+from requant.model.engine_settings import EngineSettings
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
-from requant.model.memory import Settings, compute_bytes, device_bytes, kv_cache_bytes, layer_caches, on_device
+from requant.model.memory import compute_bytes, device_bytes, kv_cache_bytes, layer_caches, on_device
 from requant.model.roles import is_tied
 
 PROJECTOR_SHARE = 1.3  # of its file: what image encoders were measured to take at run time (884 -> 1158 MiB)
@@ -16,7 +17,7 @@ _VOCABULARY = "tokenizer.ggml.tokens"
 _DRAFT_CACHES = {"cache_type_k": "F16", "cache_type_v": "F16"}  # llama.cpp's defaults for a draft
 
 
-def draft_bytes(path: Path, target: Source, settings: Settings) -> dict[str, int]:
+def draft_bytes(path: Path, target: Source, settings: EngineSettings) -> dict[str, int]:
     """Bytes in VRAM of the draft in the file at `path`, all of it on the GPU, with the target's context.
 
     An EAGLE-3 head borrows what it lacks (embedding, output) from the target. Raises BadInput for a file that cannot
@@ -67,7 +68,7 @@ def projector_bytes(path: Path) -> dict[str, int]:
         return {"mmproj": int(PROJECTOR_SHARE * sum(f.header.file_size for f in source.opened))}
 
 
-def prediction_bytes(hp: Hyperparameters, settings: Settings) -> dict[str, int]:
+def prediction_bytes(hp: Hyperparameters, settings: EngineSettings) -> dict[str, int]:
     """Bytes in VRAM of multi-token prediction beside its weights: a context of its own, with a cache per layer."""
     per_layer = max(layer_caches(hp, settings, padded=True))
     return {"MTP KV cache": hp.n_nextn * per_layer, "MTP compute": compute_bytes(hp, settings)}

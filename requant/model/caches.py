@@ -138,7 +138,7 @@ class Caches:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """What of a model decides about its caches; tuples have one item per layer, layers from `n_trunk` on are extra."""
 
     arch: str
@@ -152,7 +152,7 @@ class Shape:
 
 
 def caches_of(
-    shape: Shape, count: Callable[[str, int], int], recurrent_layers: tuple[bool, ...] | None, *, windowed: bool
+    shape: ModelShape, count: Callable[[str, int], int], recurrent_layers: tuple[bool, ...] | None, *, windowed: bool
 ) -> Caches:
     """The caches of a model. `count(key, default)` reads an integer key; `windowed`: the model has sliding windows."""
     arch, trunk = shape.arch, [il < shape.n_trunk for il in range(shape.n_layers)]
@@ -186,7 +186,7 @@ def caches_of(
     return Caches(tuple(attends), tuple(recurrent), shape.latent, n_conv, n_state, known)
 
 
-def _state(shape: Shape, count: Callable[[str, int], int]) -> tuple[int, int]:
+def _state(shape: ModelShape, count: Callable[[str, int], int]) -> tuple[int, int]:
     """Float32 numbers that a layer keeps per sequence: of the convolution, and of the recurrence itself."""
     n_embd, head = shape.n_embd, count("wkv.head_size", 0)
     if head:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from requant.container.metadata import Metadata
 from requant.container.source import SourceTensor
 from requant.errors import BadInput
-from requant.model.caches import ATTENTION, RECURRENT, Caches, Shape, caches_of
+from requant.model.caches import ATTENTION, RECURRENT, Caches, ModelShape, caches_of
 from requant.model.keys import ArchitectureKeys
 from requant.model.windows import SlidingWindows, windows_of
 
@@ -80,7 +80,7 @@ def read_hyperparameters(metadata: Metadata, tensors: Iterable[SourceTensor] = (
     n_ff_expert = max(keys.per_layer("expert_feed_forward_length", n_layers, 0))
     windows = _windows(keys, n_layers, n_layers - n_nextn)
     latent = all(keys.count(f"attention.{part}_length_mla", 0) for part in ("key", "value"))
-    shape = Shape(arch, n_layers, n_layers - n_nextn, n_embd, n_head, n_head_kv, n_ff, latent)
+    shape = ModelShape(arch, n_layers, n_layers - n_nextn, n_embd, n_head, n_head_kv, n_ff, latent)
     windowed = arch.startswith("lfm2") and bool(keys.get("attention.sliding_window"))
     tensors = list(tensors)
     return Hyperparameters(
@@ -151,7 +151,7 @@ def _windows(keys: ArchitectureKeys, n_layers: int, n_trunk: int) -> SlidingWind
     return windows_of(keys.arch, n_layers, n_trunk, None if size < 0 else size, pattern)
 
 
-def beyond_context(metadata: Metadata, n_ctx: int) -> list[str]:
+def context_warnings(metadata: Metadata, n_ctx: int) -> list[str]:
     """A line where `n_ctx` tokens are more than the model was made for; none where that is not known."""
     try:
         own = read_hyperparameters(metadata).context_length

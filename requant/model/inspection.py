@@ -11,8 +11,9 @@ from requant.common.notebook import html
 from requant.common.serialization import dump, to_plain
 from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput
+from requant.model.engine_settings import EngineSettings, engine_settings
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
-from requant.model.memory import Settings, device_bytes, engine_settings, memory_for, on_device
+from requant.model.memory import device_bytes, memory_for, on_device
 from requant.model.roles import is_tied, never_quantize, role_of
 
 SCHEMA = "requant.inspect/1"
@@ -100,7 +101,7 @@ class Inspection:
 def inspect(source: Source, settings: Mapping[str, Any] = MappingProxyType({}), reserve: int = 0) -> Inspection:
     """The facts of `source`, and its memory needs.
 
-    settings: fields of `memory.Settings`; by default the model's own context, at most 4096 tokens. reserve: bytes of
+    settings: fields of `EngineSettings`; by default the model's own context, at most 4096 tokens. reserve: bytes of
     VRAM to leave free. Raises BadInput for what is no model.
     """
     arch, warnings = require_model(source), list(source.warnings)
@@ -130,7 +131,7 @@ def inspect(source: Source, settings: Mapping[str, Any] = MappingProxyType({}), 
     )
 
 
-def _needs(source: Source, hp: Hyperparameters, settings: Settings, reserve: int) -> Needs:
+def _needs(source: Source, hp: Hyperparameters, settings: EngineSettings, reserve: int) -> Needs:
     memory = memory_for(hp, settings, reserve=reserve)
     tied = is_tied({t.name for t in source.tensors})
     held = (t for t in source.tensors if on_device(hp, t.name, tied=tied) and t.shape)

@@ -8,80 +8,23 @@ the graph, see `compute_bytes`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from requant.container.infos import padded as round_up
-from requant.errors import BadInput, UsageError, brief, suggest
+from requant.errors import BadInput, UsageError, brief
 from requant.formats import format_of
 from requant.formats.base import DEVICE_ALIGNMENT, BlockFormat
+from requant.model.engine_settings import CELL_PADDING, EngineSettings
 from requant.model.hyperparameters import Hyperparameters
 from requant.model.roles import is_lookup, layer_of
 from requant.model.windows import SlidingWindows
 
 MIB = 2**20
-CELL_PADDING = 256  # cells; llama_context and the window cache round up to it
-DEFAULT_CONTEXT = 4096
-DEFAULT_UBATCH = 512
 DEFAULT_RESERVE = 1024 * MIB  # bytes; llama.cpp's --fit-target
 RESERVE_SHARE = 10  # the default reserve is at most one part in ten of the budget
-N_BATCH = 2048  # llama.cpp's default, which bounds n_ubatch
 ROW_PADDING = 512  # weights; MATRIX_ROW_PADDING of ggml-cuda
 COMPUTE_MARGIN = 64  # one part added to as many, for shapes that were not measured
-
-OWN_CONTEXT = 0  # --ctx 0, as llama.cpp has it: all that the model was made for
-CACHE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How the engine will be started; the names are llama.cpp's.
-
-    `n_ctx`: tokens over all `n_parallel` sequences; `n_ubatch`: tokens computed at once; cache types are names of
-    `CACHE_TYPES`; `unified`: one cache for all sequences; `n_outputs`: rows of logits computed at once, None for
-    n_ubatch as llama-cli and llama-perplexity reserve (llama-server needs one per sequence). `assume`: an
-    architecture that is not known gets an upper bound instead of an error.
-    """
-
-    n_ctx: int
-    n_parallel: int = 1
-    n_ubatch: int = DEFAULT_UBATCH
-    cache_type_k: str = "F16"
-    cache_type_v: str = "F16"
-    unified: bool = False
-    flash_attn: bool = True
-    swa_full: bool = False
-    n_outputs: int | None = None
-    assume: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("n_ctx", "n_parallel", "n_ubatch"):
-            if not 1 <= getattr(self, name) < 2**31:
-                raise UsageError(f"{name} must be from 1 to 2147483647 (got {getattr(self, name)})")
-        if self.n_outputs is not None and self.n_outputs < 1:
-            raise UsageError(f"n_outputs must be at least 1 (got {self.n_outputs})")
-        for name in (self.cache_type_k, self.cache_type_v):
-            if name.upper() not in CACHE_TYPES:
-                raise UsageError(f"'{brief(name)}' is no cache type; {suggest(name, map(str.lower, CACHE_TYPES))}")
-        if not self.flash_attn and format_of(self.cache_type_v).block_weights > 1:
-            raise UsageError("a quantized V cache needs flash attention")
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in the largest batch the graph is built for."""
-        return min(self.n_ctx, N_BATCH, self.n_ubatch)
-
-    @property
-    def cells(self) -> int:
-        """Cells of one stream's cache."""
-        total = round_up(self.n_ctx, CELL_PADDING)
-        return total if self.unified else round_up(total // self.n_parallel, CELL_PADDING)
-
-    @property
-    def streams(self) -> int:
-        """Caches kept side by side."""
-        return 1 if self.unified else self.n_parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +35,7 @@ class Memory:
     330 MiB), the display's share, fragmentation; so no overhead is counted beside it.
     """
 
-    settings: Settings
+    settings: EngineSettings
     kv_cache: int
     compute: int
     reserve: int
@@ -107,28 +50,13 @@ class Memory:
         return vram - self.total
 
 
-def default_settings(hp: Hyperparameters, n_ctx: int | None = None) -> Settings:
-    """The engine's defaults, with a context of `n_ctx`, or of the model's own but at most 4096 tokens."""
-    return Settings(min(hp.context_length, DEFAULT_CONTEXT) if n_ctx is None else n_ctx)
-
-
-def engine_settings(hp: Hyperparameters, given: Mapping[str, Any]) -> Settings:
-    """Settings with the fields in `given` that are not None, the engine's defaults for the rest."""
-    asked: dict[str, Any] = {
-        name: value.upper() if isinstance(value, str) else value for name, value in given.items() if value is not None
-    }
-    if asked.get("n_ctx") == OWN_CONTEXT:
-        asked["n_ctx"] = hp.context_length
-    return replace(default_settings(hp), **asked)
-
-
 def default_reserve(vram: int | None) -> int:
     """1 GiB, but never more than a tenth of the budget."""
     return DEFAULT_RESERVE if vram is None else min(DEFAULT_RESERVE, vram // RESERVE_SHARE)
 
 
 def memory_for(
-    hp: Hyperparameters, settings: Settings, *, vram: int | None = None, reserve: int | None = None
+    hp: Hyperparameters, settings: EngineSettings, *, vram: int | None = None, reserve: int | None = None
 ) -> Memory:
     """What the model needs beside its weights under `settings`; `reserve` in bytes, by default of `vram`.
 
@@ -196,7 +124,7 @@ class LayerShape:
         return 2 * self.n_head * max(self.k_head, self.v_head) + 4 * max(self.k_width, self.v_width)
 
 
-def layer_shapes(hp: Hyperparameters, settings: Settings) -> list[LayerShape]:
+def layer_shapes(hp: Hyperparameters, settings: EngineSettings) -> list[LayerShape]:
     """Return the shape of every layer under `settings`, layers of multi-token prediction included."""
     windows = hp.windows or SlidingWindows(0, (False,) * hp.n_layers)
     in_window = windows.size * (settings.n_parallel if settings.unified else 1)
@@ -222,12 +150,12 @@ def layer_shapes(hp: Hyperparameters, settings: Settings) -> list[LayerShape]:
     return shapes
 
 
-def kv_cache_bytes(hp: Hyperparameters, settings: Settings, *, padded: bool = False) -> int:
+def kv_cache_bytes(hp: Hyperparameters, settings: EngineSettings, *, padded: bool = False) -> int:
     """Return the bytes that all layers keep of the tokens seen; with `padded`, as CUDA buffers hold them."""
     return sum(layer_caches(hp, settings, padded=padded))
 
 
-def layer_caches(hp: Hyperparameters, settings: Settings, *, padded: bool = False) -> list[int]:
+def layer_caches(hp: Hyperparameters, settings: EngineSettings, *, padded: bool = False) -> list[int]:
     """Return the bytes that each layer keeps, 0 for layers of multi-token prediction.
 
     A layer that attends keeps cells x streams rows of K and of V, or of K alone with latent attention; with a window,
@@ -258,7 +186,7 @@ def layer_caches(hp: Hyperparameters, settings: Settings, *, padded: bool = Fals
     return sizes
 
 
-def _bound(hp: Hyperparameters, settings: Settings) -> int:
+def _bound(hp: Hyperparameters, settings: EngineSettings) -> int:
     """Return an upper bound of what a layer of unknown kind keeps: K and V, an indexer's keys, and a state.
 
     K and V are as wide as the widest layer's, in the larger of the two types, for every cell, without windows.
@@ -271,7 +199,7 @@ def _bound(hp: Hyperparameters, settings: Settings) -> int:
     return max(fmt.n_bytes(width) for fmt in types) * cells + state
 
 
-def compute_bytes(hp: Hyperparameters, settings: Settings) -> int:
+def compute_bytes(hp: Hyperparameters, settings: EngineSettings) -> int:
     """Return an upper bound of the bytes of the compute buffer on the device.
 
     Measured against llama.cpp's own figures for eleven architectures: 1.6 to 5 % above; mixtures of experts whose
@@ -310,7 +238,7 @@ def compute_bytes(hp: Hyperparameters, settings: Settings) -> int:
     return (n_bytes + n_bytes // COMPUTE_MARGIN) * (1 if _is_known(hp) else 2)
 
 
-def _logits_bytes(hp: Hyperparameters, settings: Settings, shapes: Sequence[LayerShape]) -> int:
+def _logits_bytes(hp: Hyperparameters, settings: EngineSettings, shapes: Sequence[LayerShape]) -> int:
     per_value = 4 * settings.tokens
     if hp.n_draft_vocab:  # its logits are spread over the target's vocabulary
         n_bytes = per_value * (hp.n_vocab + hp.n_draft_vocab + 2 * hp.n_embd)
@@ -328,7 +256,7 @@ def _experts_width(hp: Hyperparameters, shape: LayerShape) -> int:
     return hp.n_expert_used * (3 * n_ff_expert + hp.n_embd) + 3 * hp.n_ff_shared + 2 * hp.n_expert
 
 
-def _attention_bytes(shape: LayerShape, settings: Settings) -> int:
+def _attention_bytes(shape: LayerShape, settings: EngineSettings) -> int:
     n_bytes = 4 * settings.tokens * shape.qkv_width
     if not settings.flash_attn:
         return n_bytes + 4 * shape.n_head * shape.cells * settings.tokens
@@ -337,7 +265,7 @@ def _attention_bytes(shape: LayerShape, settings: Settings) -> int:
     return n_bytes
 
 
-def _recurrent_bytes(hp: Hyperparameters, settings: Settings) -> int:
+def _recurrent_bytes(hp: Hyperparameters, settings: EngineSettings) -> int:
     """Return the bytes a recurrent layer computes with: measured for Mamba 2 and gated delta nets, else generous."""
     conv = max(hp.caches.n_conv // 3, hp.n_embd)  # channels of a convolution over four tokens
     tokens, sequences = settings.tokens, settings.n_parallel
@@ -345,7 +273,7 @@ def _recurrent_bytes(hp: Hyperparameters, settings: Settings) -> int:
     return 4 * tokens * width + 4 * sequences * (hp.caches.n_state + hp.caches.n_conv)
 
 
-def _input_bytes(hp: Hyperparameters, settings: Settings) -> int:
+def _input_bytes(hp: Hyperparameters, settings: EngineSettings) -> int:
     """Return an upper bound of the graph's inputs.
 
     Token ids, positions and cache indices take at most 64 bytes a token, a quantized cache two rotation matrices.
@@ -360,7 +288,7 @@ def _is_known(hp: Hyperparameters) -> bool:
     return bool(hp.caches.known and hp.windows is not None and sized)
 
 
-def _check_known(hp: Hyperparameters, settings: Settings) -> None:
+def _check_known(hp: Hyperparameters, settings: EngineSettings) -> None:
     if not settings.assume and not _is_known(hp):
         raise BadInput(
             hp.path,
@@ -369,7 +297,7 @@ def _check_known(hp: Hyperparameters, settings: Settings) -> None:
         )
 
 
-def _check_cache_types(hp: Hyperparameters, settings: Settings, shapes: Sequence[LayerShape]) -> None:
+def _check_cache_types(hp: Hyperparameters, settings: EngineSettings, shapes: Sequence[LayerShape]) -> None:
     """Raise BadInput for a quantized cache whose blocks do not divide a head, as llama.cpp refuses it."""
     if hp.caches.latent and settings.cache_type_k.upper() != settings.cache_type_v.upper():
         raise UsageError("a model with latent attention has one cache: --cache-type-k and --cache-type-v must be equal")

@@ -1,4 +1,4 @@
-"""What llama-quantize's mixtures give each tensor.
+"""The types that llama-quantize's mixtures give each tensor.
 
 Source: llama_tensor_get_type_impl and tensor_type_fallback in llama.cpp's src/llama-quant.cpp.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from requant.container.source import SourceTensor
 from requant.errors import UsageError, brief, suggest
+from requant.formats import format_of
 from requant.model.hyperparameters import Hyperparameters
 from requant.model.roles import fallback_type, is_tied, layer_of, never_quantize, role_of
 
@@ -54,52 +55,52 @@ _ATTENTION_OUTPUT = {"Q2_K": "Q3_K", "IQ3_XXS": "IQ3_S", "Q3_K_M": "Q4_K", "Q3_K
 _MORE_BEHIND_EXPERTS = frozenset(
     "Q2_K IQ3_XS IQ3_XXS Q3_K_S Q3_K_M IQ4_NL Q4_K_S Q4_K_M IQ3_S IQ3_M IQ4_XS".split()  # noqa: SIM905
 )
-_BLOCKS_OF_32 = frozenset(["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"])
 
 
-def end_type(mixture: str, name: str, n_per_row: int, *, tied: bool, arch: str = "") -> str:
-    """The type that llama-quantize gives `token_embd.weight` or `output.weight` in a `mixture` such as `Q4_K_M`.
+def mixture_names() -> tuple[str, ...]:
+    """Return the mixtures known here, by rising size."""
+    return tuple(_MIXTURES)
 
-    Raises UsageError for a mixture that is not known here.
+
+def default_type(mixture: str, name: str, n_per_row: int, *, tied: bool, arch: str = "") -> str:
+    """Return the type that llama-quantize gives a matrix in a `mixture` such as `Q4_K_M`.
+
+    For `token_embd.weight` and `output.weight` it is exact; for a matrix of a layer it is the mixture's default type,
+    which a few layers exceed (see `mixture_types`). Raises UsageError for a mixture that is not known here.
     """
-    assert name in ("token_embd.weight", "output.weight"), name
+    default = _default_of(mixture)
+    if name == "output.weight" or (name == "token_embd.weight" and tied):
+        default = _output_type(mixture, n_per_row, arch)
+    elif name == "token_embd.weight":
+        default = _EMBEDDING.get(mixture, default)
+    return _fit_row(default, n_per_row)
+
+
+def _default_of(mixture: str) -> str:
     if mixture not in _MIXTURES:
         raise UsageError(
             f"'{brief(mixture)}' is no mixture of llama-quantize known here; {suggest(mixture, _MIXTURES)}"
         )
+    return _MIXTURES[mixture][0]
+
+
+def _fit_row(type_name: str, n_per_row: int) -> str:
+    """Return the type, or what llama-quantize takes instead where its block does not divide the row."""
+    if format_of(type_name).divides(n_per_row):
+        return type_name
+    return fallback_type(type_name, n_per_row) or "F16"
+
+
+def _output_type(mixture: str, n_per_row: int, arch: str) -> str:
     default = _MIXTURES[mixture][0]
-    if name == "output.weight" or tied:
-        chosen = _output_type(mixture, default, n_per_row, arch)
-    else:
-        chosen = _EMBEDDING.get(mixture, default)
-    block = 32 if chosen in _BLOCKS_OF_32 else 256
-    return chosen if n_per_row % block == 0 else fallback_type(chosen, n_per_row) or "F16"
-
-
-def _output_type(mixture: str, default: str, n_per_row: int, arch: str) -> str:
-    block = 32 if default in _BLOCKS_OF_32 else 256
-    if arch == "falcon" or n_per_row % block or default == "Q8_0":
+    if arch == "falcon" or not format_of(default).divides(n_per_row) or default == "Q8_0":
         return "Q8_0"
     return "Q5_K" if mixture in _OUTPUT_AS_Q5_K else "Q6_K"
 
 
-def mixture_names() -> tuple[str, ...]:
-    """The mixtures known here, by rising size."""
-    return tuple(_MIXTURES)
-
-
-def mixture_type(mixture: str, name: str, n_per_row: int, *, tied: bool, arch: str = "") -> str:
-    """The type of a matrix in a `mixture`, but for the few layers that it gives more than its default type."""
-    if name in ("token_embd.weight", "output.weight"):
-        return end_type(mixture, name, n_per_row, tied=tied, arch=arch)
-    default = _MIXTURES[mixture][0]
-    block = 32 if default in _BLOCKS_OF_32 else 256
-    return default if n_per_row % block == 0 else fallback_type(default, n_per_row) or "F16"
-
-
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a matrix is: its number among the n of its kind, and what of the model the rules ask for."""
+class _Position:
+    """The place of a matrix, number `index` of the `n` of its kind, and the facts of the model that the rules use."""
 
     index: int
     n: int
@@ -114,50 +115,45 @@ class _Place:
 
     @property
     def favoured(self) -> bool:
-        """The first and last eighth, and every third between."""
+        """Whether it is in the first or last eighth, or every third between."""
         return self.early or self.index >= 7 * self.n // 8 or (self.index - self.n // 8) % 3 == 2
 
 
 def mixture_types(
     mixture: str, tensors: Sequence[SourceTensor], hp: Hyperparameters, *, has_imatrix: bool
 ) -> dict[str, str]:
-    """The type of every tensor of a model that llama-quantize would quantize to `mixture`; the rest stay as they are.
+    """Return, by name, the types of the tensors that llama-quantize would quantize to `mixture`.
 
-    Raises UsageError for a mixture that is not known here.
+    Tensors without a type stay as they are. Raises UsageError for a mixture that is not known here.
     """
-    if mixture not in _MIXTURES:
-        raise UsageError(
-            f"'{brief(mixture)}' is no mixture of llama-quantize known here; {suggest(mixture, _MIXTURES)}"
-        )
+    _default_of(mixture)
     free = [t for t in tensors if never_quantize(hp.arch, t.name, t.shape, t.type_id) is None]
     tied = is_tied({t.name for t in tensors})
     values = [t for t in free if role_of(t.name) in _VALUES]
     order = {t.name: i for i, t in enumerate(sorted(values, key=lambda t: layer_of(t.name) or 0))}
-    found = {}
+    n_gqa = hp.n_head[0] // max(1, hp.n_head_kv[0])
+    types = {}
     for tensor in free:
+        n_per_row = tensor.shape[0]
         if tensor.name in ("token_embd.weight", "output.weight"):
-            found[tensor.name] = end_type(mixture, tensor.name, tensor.shape[0], tied=tied, arch=hp.arch)
+            types[tensor.name] = default_type(mixture, tensor.name, n_per_row, tied=tied, arch=hp.arch)
             continue
         role, layer = role_of(tensor.name), layer_of(tensor.name) or 0
         index, n = (order[tensor.name], len(values)) if role in _VALUES else (layer, hp.n_layers)
-        n_gqa = hp.n_head[0] // max(1, hp.n_head_kv[0])
-        place = _Place(index, n, n_gqa, hp.n_expert, hp.n_layers, has_imatrix)
-        chosen = _in_layer(mixture, role.removesuffix("_exps"), place)
-        block = 32 if chosen in _BLOCKS_OF_32 else 256
-        row = tensor.shape[0]
-        found[tensor.name] = chosen if row % block == 0 else fallback_type(chosen, row) or "F16"
-    return found
+        position = _Position(index, n, n_gqa, hp.n_expert, hp.n_layers, has_imatrix)
+        types[tensor.name] = _fit_row(_layer_type(mixture, role.removesuffix("_exps"), position), n_per_row)
+    return types
 
 
-def _in_layer(mixture: str, role: str, at: _Place) -> str:
-    """The type of a matrix of a layer, before its rows are looked at."""
+def _layer_type(mixture: str, role: str, at: _Position) -> str:
+    """Return the type of a matrix of a layer, whatever the length of its rows."""
     default = _MIXTURES[mixture][0]
     if default in _TWO_BITS:
-        return _two_bits(mixture, role, at)
+        return _two_bit_type(mixture, role, at)
     if role in _VALUES:
-        return _values(mixture, role, at)
+        return _value_type(mixture, role, at)
     if role == "ffn_down":
-        return _down(mixture, at)
+        return _down_type(mixture, at)
     chosen = default
     if role == "attn_k" and at.n_expert == 8:
         chosen = "Q8_0"
@@ -172,8 +168,8 @@ def _in_layer(mixture: str, role: str, at: _Place) -> str:
     return chosen
 
 
-def _values(mixture: str, role: str, at: _Place) -> str:
-    """attn_v, and where it is fused into another matrix that one."""
+def _value_type(mixture: str, role: str, at: _Position) -> str:
+    """Return the type of attn_v, or of the matrix that it is fused into."""
     default, grouped = _MIXTURES[mixture][0], at.n_gqa >= 4
     chosen = {
         "Q2_K": "Q4_K" if grouped else "Q3_K",
@@ -195,7 +191,7 @@ def _values(mixture: str, role: str, at: _Place) -> str:
     return "Q8_0" if at.n_expert == 8 else chosen
 
 
-def _down(mixture: str, at: _Place) -> str:
+def _down_type(mixture: str, at: _Position) -> str:
     default = _MIXTURES[mixture][0]
     return {
         "Q2_K": "Q3_K",
@@ -214,8 +210,8 @@ def _down(mixture: str, at: _Place) -> str:
     }.get(mixture, default)
 
 
-def _two_bits(mixture: str, role: str, at: _Place) -> str:
-    """The mixtures of two bits and less."""
+def _two_bit_type(mixture: str, role: str, at: _Position) -> str:
+    """Return the type of a matrix of a layer in a mixture of two bits or less."""
     default = _MIXTURES[mixture][0]
     better = "IQ3_S" if mixture in ("IQ2_S", "IQ2_M") else "Q2_K"
     chosen = default

@@ -29,7 +29,7 @@ class Nonfinite:
         return f"{self.count} weights are not finite, the first at weight {self.first}"
 
 
-def nonfinite_in(data: Bytes, tensor: SourceTensor, first_row: int) -> Nonfinite | None:
+def find_nonfinite(data: Bytes, tensor: SourceTensor, first_row: int) -> Nonfinite | None:
     """Those in `data`, whole rows of `tensor` from `first_row` on; None where all are finite, or no weights at all."""
     found = None
     n = max(1, _WEIGHTS // max(1, tensor.n_per_row))
@@ -42,11 +42,11 @@ def nonfinite_in(data: Bytes, tensor: SourceTensor, first_row: int) -> Nonfinite
     return found
 
 
-def nonfinite_of(source: Readable, tensor: SourceTensor) -> Nonfinite | None:
+def scan_nonfinite(source: Readable, tensor: SourceTensor) -> Nonfinite | None:
     """Those of the whole tensor."""
     found, n = None, max(1, _PIECE // max(1, tensor.row_bytes))
     for first in range(0, tensor.n_rows, n):
-        later = nonfinite_in(source.read_rows(tensor, first, min(n, tensor.n_rows - first)), tensor, first)
+        later = find_nonfinite(source.read_rows(tensor, first, min(n, tensor.n_rows - first)), tensor, first)
         if later is not None:
             found = later if found is None else Nonfinite(found.count + later.count, found.first)
     return found
@@ -55,7 +55,7 @@ def nonfinite_of(source: Readable, tensor: SourceTensor) -> Nonfinite | None:
 def nonfinite_fault(source: Readable, tensor: SourceTensor) -> NumericFault:
     """The fault for a tensor in which one was found: where the first is, what it is, and how many there are."""
     path, what = source.files[tensor.file], f"tensor {quoted(tensor.name)} is not finite"
-    found = nonfinite_of(source, tensor)
+    found = scan_nonfinite(source, tensor)
     if found is None:
         return NumericFault(path, f"{what}, but was when read again", hint="check the disk and the memory")
     row, column = divmod(found.first, tensor.n_per_row)
@@ -78,7 +78,7 @@ def preserve_nonfinite(
     """
 
     def look(tensor: SourceTensor) -> Nonfinite | None:
-        return nonfinite_of(source, tensor)
+        return scan_nonfinite(source, tensor)
 
     codec.warm_up(
         sorted({t.format for t in source.tensors if t.format.can_decode}, key=lambda f: f.type_id), encode=False

@@ -17,7 +17,7 @@ from requant.formats import codec
 from requant.formats.codec import Floats
 from requant.model.roles import is_experts, n_matrices, role_of
 
-SECOND_LEVEL = "NVFP4"  # the type that needs a scale
+SCALED_TYPE = "NVFP4"  # the type that needs a scale
 SCALE = ".scale"
 
 # architectures, by what of their graphs applies a scale
@@ -64,22 +64,22 @@ _APPLIED = {
 }
 
 
-def companion_of(name: str, suffix: str = SCALE) -> str:
+def weight_scale_name(name: str, suffix: str = SCALE) -> str:
     """The name that a companion of the matrix called `name` has."""
     return name.removesuffix(".weight") + suffix
 
 
-def matrix_of(companion: str) -> str:
+def scaled_matrix_name(companion: str) -> str:
     """The name of the matrix that a scale of this name belongs to."""
     return companion.removesuffix(SCALE) + ".weight"
 
 
-def companion_shape(name: str, shape: Sequence[int]) -> tuple[int]:
+def weight_scale_shape(name: str, shape: Sequence[int]) -> tuple[int]:
     """One scale, or one for each expert."""
     return (n_matrices(shape) if is_experts(name, shape) else 1,)
 
 
-def applies_scale(arch: str, name: str, names: Container[str]) -> bool:
+def applies_weight_scale(arch: str, name: str, names: Container[str]) -> bool:
     """Whether the engine's graph multiplies what NVFP4 weights called `name` give by their companion.
 
     names: of all tensors of the model, for the biases among them.
@@ -87,12 +87,12 @@ def applies_scale(arch: str, name: str, names: Container[str]) -> bool:
     role = role_of(name)
     if arch not in _APPLIED.get(role, ()) or not name.endswith(".weight"):
         return False
-    return not (role.startswith("ffn") and companion_of(name, ".bias") in names)
+    return not (role.startswith("ffn") and weight_scale_name(name, ".bias") in names)
 
 
-def scales_of(source: Source, tensor: SourceTensor) -> Floats | None:
+def read_weight_scales(source: Source, tensor: SourceTensor) -> Floats | None:
     """(1,) or (n_experts,): what the engine multiplies the matrices of `tensor` by; None where nothing says so."""
-    name = companion_of(tensor.name)
+    name = weight_scale_name(tensor.name)
     if name == tensor.name or name not in source or not _is_companion(source, tensor):
         return None
     companion = source.tensor(name)
@@ -100,13 +100,13 @@ def scales_of(source: Source, tensor: SourceTensor) -> Floats | None:
 
 
 def _is_companion(source: Source, tensor: SourceTensor) -> bool:
-    found = source.tensor(companion_of(tensor.name))
-    return found.format.name == "F32" and found.shape == companion_shape(tensor.name, tensor.shape)
+    found = source.tensor(weight_scale_name(tensor.name))
+    return found.format.name == "F32" and found.shape == weight_scale_shape(tensor.name, tensor.shape)
 
 
-def takes_second_level(source: Source, tensor: SourceTensor) -> bool:
+def takes_weight_scale(source: Source, tensor: SourceTensor) -> bool:
     """Whether `tensor` gets a companion where it is encoded as NVFP4: the engine applies it, and its name is free."""
     arch = source.metadata.get_str("general.architecture", "") or ""
-    if not applies_scale(arch, tensor.name, source):
+    if not applies_weight_scale(arch, tensor.name, source):
         return False
-    return companion_of(tensor.name) not in source or _is_companion(source, tensor)
+    return weight_scale_name(tensor.name) not in source or _is_companion(source, tensor)

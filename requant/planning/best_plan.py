@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from requant.container.source import Source, require_model
 from requant.errors import BadInput, InfeasibleBudget, UsageError, brief
+from requant.model.engine_settings import CELL_PADDING, DEFAULT_UBATCH
 from requant.model.hyperparameters import read_hyperparameters
-from requant.model.memory import CELL_PADDING, DEFAULT_UBATCH
 from requant.planning.deployment import MIN_UBATCH, describe_batch, smaller_batches
 from requant.planning.plan import Plan
 from requant.planning.plan_once import _at_batch

@@ -11,6 +11,7 @@ from requant.errors import UsageError, brief
 from requant.formats import by_name
 from requant.formats.base import DEVICE_ALIGNMENT
 from requant.model.auxiliary import draft_bytes, prediction_bytes, projector_bytes
+from requant.model.engine_settings import engine_settings
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 from requant.model.memory import (
     DEFAULT_RESERVE,
@@ -18,13 +19,12 @@ from requant.model.memory import (
     Memory,
     compute_bytes,
     device_bytes,
-    engine_settings,
     layer_caches,
     memory_for,
     shrink_batch,
 )
 from requant.model.roles import is_experts, is_lookup, is_tied
-from requant.model.weight_scales import SECOND_LEVEL
+from requant.model.weight_scales import SCALED_TYPE
 from requant.planning.constraints import Constraints, Timing, ram_limit, speed_limit, vram_limit
 from requant.planning.engines import Engine
 from requant.planning.output_floor import with_output_floor
@@ -144,7 +144,7 @@ def _row_padding(losses: Losses) -> int:
                 - -(-fmt.n_bytes(tensor.n_weights) // DEVICE_ALIGNMENT) * DEVICE_ALIGNMENT
                 for fmt in formats
             )
-            total += DEVICE_ALIGNMENT * any(fmt.name == SECOND_LEVEL for fmt in formats)
+            total += DEVICE_ALIGNMENT * any(fmt.name == SCALED_TYPE for fmt in formats)
     return total
 
 

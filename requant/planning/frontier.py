@@ -13,8 +13,9 @@ from requant.container.imatrix import Imatrix
 from requant.container.source import Source
 from requant.container.splitting import total_size
 from requant.errors import BadInput, InfeasibleBudget
+from requant.model.engine_settings import engine_settings
 from requant.model.hyperparameters import read_hyperparameters
-from requant.model.memory import engine_settings, memory_for
+from requant.model.memory import memory_for
 from requant.planning.best_plan import best_plan
 from requant.planning.output_layout import output_layouts
 from requant.planning.plan import Plan

@@ -11,7 +11,7 @@ import re
 from dataclasses import replace
 
 from requant.formats import format_of
-from requant.model.mixtures import end_type, mixture_names, mixture_type
+from requant.model.mixtures import default_type, mixture_names
 from requant.model.roles import is_below, is_tied
 from requant.planning.constraints import Constraints, Use, allowed_devices
 from requant.planning.plan import use_of
@@ -35,7 +35,7 @@ def with_output_floor(losses: Losses, constraints: Constraints) -> Losses:
     tensors = []
     for tensor in losses.tensors:
         held = tensor.name == last and tensor.reason is None and not _pinned(tensor.name, constraints)
-        guard = end_type(mixture, last, tensor.shape[0], tied=False, arch=losses.arch) if held else None
+        guard = default_type(mixture, last, tensor.shape[0], tied=False, arch=losses.arch) if held else None
         tensors.append(tensor if guard is None else _without_smaller(tensor, guard, constraints.types))
     return losses if tensors == list(losses.tensors) else replace(losses, tensors=tuple(tensors))
 
@@ -46,7 +46,7 @@ def _largest_mixture(losses: Losses, constraints: Constraints) -> str | None:
     def n_bytes(tensor: TensorLosses, mixture: str) -> int:
         if tensor.reason is not None:
             return tensor.n_bytes
-        fmt = format_of(mixture_type(mixture, tensor.name, tensor.shape[0], tied=False, arch=losses.arch))
+        fmt = format_of(default_type(mixture, tensor.name, tensor.shape[0], tied=False, arch=losses.arch))
         return min(tensor.n_bytes, fmt.n_bytes(tensor.n_weights))
 
     def use(tensor: TensorLosses, size: int) -> Use:

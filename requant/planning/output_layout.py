@@ -8,7 +8,7 @@ from requant.container.source import Source, SourceTensor
 from requant.container.splitting import WHOLE, Splitting, Tensor, lay_out_files
 from requant.errors import BadInput, quoted
 from requant.formats import BlockFormat, format_of
-from requant.model.weight_scales import SECOND_LEVEL, companion_of, companion_shape, takes_second_level
+from requant.model.weight_scales import SCALED_TYPE, takes_weight_scale, weight_scale_name, weight_scale_shape
 from requant.planning.output_metadata import output_metadata
 from requant.planning.plan import Choice, Plan
 
@@ -27,7 +27,7 @@ def output_layouts(
         tensors.append((tensor.name, tensor.shape, format_of(choice.type).type_id))
         companion = scaled.get(tensor.name)
         if companion is not None and companion not in source:
-            tensors.append((companion, companion_shape(tensor.name, tensor.shape), format_of("F32").type_id))
+            tensors.append((companion, weight_scale_shape(tensor.name, tensor.shape), format_of("F32").type_id))
         origins += [tensor.file] * (len(tensors) - len(origins))
     return lay_out_files(output_metadata(source, plan, imatrix), tensors, origins, source.path, splitting)
 
@@ -69,5 +69,5 @@ def _cannot_encode(tensor: SourceTensor, fmt: BlockFormat) -> str | None:
 
 def weight_scale_names(source: Source, plan: Plan) -> dict[str, str]:
     """Matrix -> its companion, of all that `plan` encodes as NVFP4 and the engine scales."""
-    encoded = (c.name for c in plan.choices if c.type == SECOND_LEVEL and not c.copied)
-    return {name: companion_of(name) for name in encoded if takes_second_level(source, source.tensor(name))}
+    encoded = (c.name for c in plan.choices if c.type == SCALED_TYPE and not c.copied)
+    return {name: weight_scale_name(name) for name in encoded if takes_weight_scale(source, source.tensor(name))}

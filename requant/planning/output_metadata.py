@@ -16,7 +16,7 @@ from requant.container.metadata import Metadata
 from requant.container.source import Source
 from requant.errors import printable
 from requant.formats import KERNELS, format_of
-from requant.model.weight_scales import SECOND_LEVEL
+from requant.model.weight_scales import SCALED_TYPE
 from requant.planning.plan import LayerSummary, Plan
 from requant.planning.summaries import LAYERS_SCHEMA
 
@@ -86,7 +86,7 @@ def _pruned_extra(source: Source, plan: Plan) -> Changes:
     """What is said of 4-bit activations, without the tensors that are NVFP4 no more; {} where that changes nothing."""
     names, allowed = (source.metadata.get_list(key, []) or [] for key in _EXTRA_KEYS)
     types = plan.types()
-    left = [(n, a) for n, a in zip(names, allowed, strict=False) if types.get(n) == SECOND_LEVEL]
+    left = [(n, a) for n, a in zip(names, allowed, strict=False) if types.get(n) == SCALED_TYPE]
     if len(left) == len(names) or len(names) != len(allowed):  # the engine refuses unequal lengths: not ours to mend
         return {}
     values = ([n for n, _ in left], "arr_str"), ([a for _, a in left], "arr_bool")

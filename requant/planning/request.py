@@ -84,7 +84,7 @@ class PlanRequest:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the request says of the engine's settings, by the fields of `model.memory.Settings`."""
+        """What the request says of the engine's settings, by the fields of `EngineSettings`."""
         return {name: getattr(self, name) for name in (*MODEL_OPTIONS, "n_parallel", "assume")}
 
     @property

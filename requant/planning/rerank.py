@@ -16,7 +16,7 @@ from requant.formats.codec import CHUNK_WEIGHTS, Floats
 from requant.model.forward.passes import Tokens, forward, read_head, read_model
 from requant.model.forward.weights import Weights
 from requant.model.roles import n_matrices
-from requant.model.weight_scales import SECOND_LEVEL, takes_second_level
+from requant.model.weight_scales import SCALED_TYPE, takes_weight_scale
 from requant.planning.plan import Plan
 from requant.scoring.evaluate import Evaluation, judge, summary
 from requant.scoring.losses import Losses
@@ -34,7 +34,7 @@ def planned_weights(source: Source, plan: Plan, imatrix: Imatrix | None = None, 
             return x
         importance = None if imatrix is None else importance_for(imatrix, tensor.name, tensor.shape)
         fmt = format_of(types[tensor.name])
-        two_level = fmt.name == SECOND_LEVEL and takes_second_level(source, tensor)
+        two_level = fmt.name == SCALED_TYPE and takes_weight_scale(source, tensor)
         return _reconstructed(x, tensor, _Encoding(fmt, importance, plan.effort, two_level), n_threads(threads))
 
     return Weights(source, change)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import printable
-from requant.model.memory import DEFAULT_UBATCH
+from requant.model.engine_settings import DEFAULT_UBATCH
 from requant.planning.engines import engine_named, expert_patterns, is_prefix
 from requant.planning.plan import Plan
 from requant.report import shell

@@ -20,7 +20,7 @@ from requant.model.forward.checkpoints import Checkpoints
 from requant.model.forward.layer import Layer
 from requant.model.forward.memory import batch_windows
 from requant.model.forward.passes import (
-    Model,
+    RunnableModel,
     Tokens,
     backward,
     check_tokens,
@@ -84,7 +84,7 @@ def n_batches(source: Source, tokens: Tokens, *, gradients: bool, max_memory: in
     return -(-len(tokens) // _batch(read_model(Weights(source)), tokens, max_memory, threads, gradients))
 
 
-def _batch(model: Model, tokens: Tokens, max_memory: int | None, threads: int | None, gradients: bool) -> int:
+def _batch(model: RunnableModel, tokens: Tokens, max_memory: int | None, threads: int | None, gradients: bool) -> int:
     if max_memory is None:
         return min(BATCH, len(tokens))
     fit, least = batch_windows(model, tokens.shape[1], max_memory, n_threads(threads), gradients)
@@ -120,12 +120,14 @@ class _Collector:
         self.collect(f"blk.{layer.index}.")
 
 
-def _forward(model: Model, tokens: Tokens, first: int, statistics: Statistics, running: _Running) -> None:
+def _forward(model: RunnableModel, tokens: Tokens, first: int, statistics: Statistics, running: _Running) -> None:
     collector = _Collector(statistics, len(tokens), running.progress)
     forward(model, tokens, watch=collector.watch, done=collector.done, threads=running.threads)
 
 
-def _there_and_back(model: Model, tokens: Tokens, first: int, statistics: Statistics, running: _Running) -> None:
+def _there_and_back(
+    model: RunnableModel, tokens: Tokens, first: int, statistics: Statistics, running: _Running
+) -> None:
     threads = running.threads
     collector = _Collector(statistics, len(tokens), running.progress)
     with Checkpoints() as checkpoints:

@@ -22,7 +22,7 @@ from requant.model.forward.ops import Array
 from requant.model.forward.passes import (
     EMBEDDING,
     Head,
-    Model,
+    RunnableModel,
     Tokens,
     check_tokens,
     forward,
@@ -90,10 +90,10 @@ class Judged:
 
 
 def evaluate(
-    model: Model,
+    model: RunnableModel,
     tokens: Tokens,
     *,
-    base: Model | None = None,
+    base: RunnableModel | None = None,
     threads: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
@@ -113,7 +113,7 @@ def evaluate(
     return summary(judged, tokens)
 
 
-def check_base(model: Model, base: Model) -> None:
+def check_base(model: RunnableModel, base: RunnableModel) -> None:
     """Raise BadInput unless both models give logits over the same vocabulary."""
     own, other = (m.weights.source for m in (model, base))
     n, n_base = (source.tensor(EMBEDDING).n_rows for source in (own, other))

@@ -31,7 +31,7 @@ from requant.model.forward.layer import Layer
 from requant.model.forward.ops import Array, soft_cap
 from requant.model.forward.passes import (
     EMBEDDING,
-    Model,
+    RunnableModel,
     Tokens,
     backward,
     check_tokens,
@@ -42,7 +42,7 @@ from requant.model.forward.passes import (
 )
 from requant.model.forward.weights import Weights
 from requant.model.roles import n_matrices
-from requant.model.weight_scales import SECOND_LEVEL, scales_of, takes_second_level
+from requant.model.weight_scales import SCALED_TYPE, read_weight_scales, takes_weight_scale
 from requant.scoring.candidate_errors import Product, RowBlock, Rows, measure_errors
 from requant.scoring.candidates import DEFAULT_TYPES, check_requantization, encoded_format, formats_involved, survey
 from requant.scoring.losses import IN_NATS, Losses, TensorLosses
@@ -247,7 +247,7 @@ class _Work:
 class _Output:
     """The output matrix's inputs (n_tokens, n_embd), and each token's logarithm of the sum of exp(logits), (.., 1)."""
 
-    model: Model
+    model: RunnableModel
     x: Array
     log_sum: Array
 
@@ -292,7 +292,7 @@ def _information(matrices: Mapping[int, Sequence[tuple[Array, Array]]]) -> Infor
     return information
 
 
-def _score_ends(work: _Work, model: Model, output: _Output, gradients: tuple[Array, Array]) -> None:
+def _score_ends(work: _Work, model: RunnableModel, output: _Output, gradients: tuple[Array, Array]) -> None:
     """Score the embedding and the output, which may be one matrix."""
     ids, squares = gradients
     tied = model.output_name == EMBEDDING
@@ -313,10 +313,10 @@ def _scored(work: _Work, tensor: SourceTensor, information: Information, factor:
     surveyed = work.wanted[tensor.name]
     formats = [encoded_format(candidate.type) for candidate in surveyed.candidates[1:]]
     matrices = n_matrices(tensor.shape)
-    scales = scales_of(work.source, tensor)
+    scales = read_weight_scales(work.source, tensor)
     factors = np.ones(matrices, np.float32) if scales is None else np.broadcast_to(scales, matrices)
     importance = work.importance(tensor)
-    levels = _second_scales(work, tensor, matrices) if takes_second_level(work.source, tensor) else None
+    levels = _second_scales(work, tensor, matrices) if takes_weight_scale(work.source, tensor) else None
     n = tensor.n_rows // matrices
     step = max(1, BLOCK_WEIGHTS // tensor.n_per_row)
     blocks = [(m, slice(a, min(a + step, n))) for m in range(matrices) for a in range(0, n, step)]
@@ -325,7 +325,7 @@ def _scored(work: _Work, tensor: SourceTensor, information: Information, factor:
         m, rows = blocks[index]
         at = Rows(work.source, tensor, m * n + rows.start, rows.stop - rows.start, factors[m])
         own = None if importance is None else importance[m if len(importance) > 1 else 0]
-        level = [levels[m] if levels is not None and fmt.name == SECOND_LEVEL else 1.0 for fmt in formats]
+        level = [levels[m] if levels is not None and fmt.name == SCALED_TYPE else 1.0 for fmt in formats]
         f, factor = information(m, rows, at), float(factors[m])
         return RowBlock(tensor, at.first, at.n, f, factor, own, tuple(formats), tuple(level), work.effort)
 

@@ -30,7 +30,7 @@ from requant.model.roles import (
     n_matrices,
     role_of,
 )
-from requant.model.weight_scales import SECOND_LEVEL, scales_of, takes_second_level
+from requant.model.weight_scales import SCALED_TYPE, read_weight_scales, takes_weight_scale
 from requant.scoring.candidates import DEFAULT_TYPES, check_requantization, encoded_format, formats_involved, survey
 from requant.scoring.input_moments import InputMoments, read_moments, residual_energy
 from requant.scoring.losses import Losses, TensorLosses
@@ -151,7 +151,7 @@ def _with_origin(trial: _Trial, origin: str) -> tuple[TensorLosses, str, float]:
 def _trial(
     source: Source, tensor: SourceTensor, surveyed: TensorLosses, inputs: InputMoments, effort: Effort
 ) -> _Trial:
-    return _Trial(_sampled(source, tensor, inputs), surveyed, takes_second_level(source, tensor), effort)
+    return _Trial(_sampled(source, tensor, inputs), surveyed, takes_weight_scale(source, tensor), effort)
 
 
 def _tried(trial: _Trial) -> tuple[TensorLosses, float]:
@@ -167,7 +167,7 @@ def _tried(trial: _Trial) -> tuple[TensorLosses, float]:
             x = sample.x[start:stop]
             scale = (
                 float(codec.second_scale(float(np.abs(x).max(initial=0))))
-                if trial.two_level and fmt.name == SECOND_LEVEL
+                if trial.two_level and fmt.name == SCALED_TYPE
                 else 1
             )
             parts.append(codec.reconstruct(x, fmt, importance, trial.effort, scale))
@@ -221,7 +221,7 @@ def _output_shares(source: Source, tensor: SourceTensor) -> Floats:
         arch = source.metadata.get_str("general.architecture", "")
         used = source.metadata.get(f"{arch}.expert_used_count", matrices)
         share = min(1.0, int(used) / matrices)
-    scales = scales_of(source, tensor)
+    scales = read_weight_scales(source, tensor)
     return np.full(matrices, share, np.float32) * (1 if scales is None else scales**2)
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from requant.container.metadata import Metadata
+from requant.model.engine_settings import EngineSettings
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
-from requant.model.memory import Settings, compute_bytes, kv_cache_bytes
+from requant.model.memory import compute_bytes, kv_cache_bytes
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "fixtures" / "memory_golden.json").read_text())
 
@@ -25,8 +26,8 @@ def hyperparameters(name: str) -> Hyperparameters:
     )
 
 
-def settings_of(row: dict) -> Settings:
-    return Settings(
+def settings_of(row: dict) -> EngineSettings:
+    return EngineSettings(
         row["ctx"],
         row["n_parallel"],
         row["n_ubatch"],

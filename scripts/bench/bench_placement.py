@@ -16,8 +16,9 @@ from pathlib import Path
 from requant.container.metadata import Metadata
 from requant.errors import InfeasibleBudget
 from requant.formats import by_name
+from requant.model.engine_settings import EngineSettings
 from requant.model.hyperparameters import read_hyperparameters
-from requant.model.memory import Settings, memory_for, on_device
+from requant.model.memory import memory_for, on_device
 from requant.model.roles import is_tied, layer_of, never_quantize, role_of, usable_types
 from requant.planning.constraints import Constraints
 from requant.planning.deployment import DEFAULT_PRICE, Deployment
@@ -65,7 +66,7 @@ def losses_of(name: str, n_layers: int | None = None) -> tuple[Losses, object]:
 
 def run(name: str, n_layers: int | None, vram: int, ram: int, speed: float | None) -> None:
     losses, hp = losses_of(name, n_layers)
-    settings = Settings(8192)
+    settings = EngineSettings(8192)
     memory = memory_for(hp, settings, vram=vram * GIB)
     where = Deployment(hp, GENERIC, memory, vram * GIB, ram * GIB, speed, DEFAULT_PRICE)
 

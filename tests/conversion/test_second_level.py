@@ -14,7 +14,7 @@ from requant.conversion.convert import convert
 from requant.conversion.record import record_path
 from requant.conversion.verify import verify
 from requant.formats import by_name, codec
-from requant.model.weight_scales import scales_of
+from requant.model.weight_scales import read_weight_scales
 from requant.planning.best_plan import make_plan
 from requant.planning.output_layout import output_layouts
 from requant.planning.request import PlanRequest
@@ -27,7 +27,7 @@ Q_SCALE, EXPERTS_SCALE = "blk.0.attn_q.scale", "blk.0.ffn_up_exps.scale"
 def weights(source, name):
     """(n_rows, n_per_row): what the engine multiplies by, scales included."""
     tensor = source.tensor(name)
-    x, scales = codec.dequantize(source.read_rows(tensor), tensor.format), scales_of(source, tensor)
+    x, scales = codec.dequantize(source.read_rows(tensor), tensor.format), read_weight_scales(source, tensor)
     return x if scales is None else x * scales[np.arange(len(x)) * len(scales) // len(x)][:, None]
 
 
@@ -56,7 +56,7 @@ def test_a_matrix_is_kept_whatever_the_size_of_its_weights(tmp_path, size):
         assert [t.name for t in out.tensors] == ["output_norm.weight", Q, Q_SCALE]
         assert error(weights(source, Q), weights(out, Q)) < 0.085
         peak = np.abs(weights(source, Q)).max()
-        assert scales_of(out, out.tensor(Q)) == pytest.approx(peak / (6 * 448))
+        assert read_weight_scales(out, out.tensor(Q)) == pytest.approx(peak / (6 * 448))
 
 
 def test_without_a_scale_the_same_weights_would_be_lost():
@@ -88,7 +88,7 @@ def test_each_expert_has_its_own_scale(tmp_path):
 def test_an_expert_of_zeros_stays_zero(tmp_path):
     with converted(tmp_path, small_model(experts((0.0, 0.02))), "NVFP4") as (_, out):
         assert not weights(out, EXPERTS)[:8].any()
-        assert np.isfinite(scales_of(out, out.tensor(EXPERTS))).all()
+        assert np.isfinite(read_weight_scales(out, out.tensor(EXPERTS))).all()
 
 
 @pytest.mark.parametrize("type_name", ["Q4_K", "Q8_0", "NVFP4"])
@@ -98,7 +98,9 @@ def test_a_scale_of_the_source_still_counts(tmp_path, type_name):
     with converted(tmp_path, model, type_name) as (source, out):
         assert [t.name for t in out.tensors] == [t.name for t in source.tensors]
         assert error(weights(source, Q), weights(out, Q)) < 0.085
-        assert (scales_of(out, out.tensor(Q)) == scales_of(source, source.tensor(Q))) == (type_name != "NVFP4")
+        assert (read_weight_scales(out, out.tensor(Q)) == read_weight_scales(source, source.tensor(Q))) == (
+            type_name != "NVFP4"
+        )
 
 
 def test_what_is_nvfp4_already_is_copied_with_its_scale(tmp_path):

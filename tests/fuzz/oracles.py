@@ -11,9 +11,9 @@ from requant.container.source import open_source
 from requant.conversion.record import read_conversion
 from requant.errors import RequantError
 from requant.model.auxiliary import draft_bytes, projector_bytes
+from requant.model.engine_settings import EngineSettings
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.inspection import inspect
-from requant.model.memory import Settings
 from requant.model.tokenizer import read_tokenizer
 from requant.planning.best_plan import check_feasible
 from requant.planning.constraints import Constraints
@@ -82,7 +82,7 @@ def model(path, depth):
             attempt(lambda: cannot_run(source))
         if depth > 1:
             _planned(source)
-            attempt(lambda: draft_bytes(path, source, Settings(64)))
+            attempt(lambda: draft_bytes(path, source, EngineSettings(64)))
             attempt(lambda: projector_bytes(path))
             attempt(lambda: read_tokenizer(metadata))
             difference_text(compare_sides(read_side(path), read_side(path)))

@@ -9,13 +9,11 @@ from shapes import ENTRIES, FIXTURE, shape, tiny
 
 from requant.container.header import parse_header
 from requant.errors import BadInput, UsageError
+from requant.model.engine_settings import CACHE_TYPES, EngineSettings, default_settings
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.memory import (
-    CACHE_TYPES,
-    Settings,
     compute_bytes,
     default_reserve,
-    default_settings,
     device_bytes,
     kv_cache_bytes,
     memory_for,
@@ -32,7 +30,7 @@ def hyperparameters(model):
 
 
 def settings_of(entry):
-    return Settings(
+    return EngineSettings(
         entry["ctx"],
         entry["n_parallel"],
         entry["n_ubatch"],
@@ -104,7 +102,7 @@ def test_a_tied_embedding_is_on_the_device_and_an_untied_one_is_not():
 def test_an_unknown_cache_is_refused_and_the_way_out_named():
     hp = read_hyperparameters(tiny())
     with pytest.raises(BadInput, match=r"'novel'.*not known.*--assume.*--size and --bpw"):
-        memory_for(replace(hp, arch="novel", caches=replace(hp.caches, known=False)), Settings(4096))
+        memory_for(replace(hp, arch="novel", caches=replace(hp.caches, known=False)), EngineSettings(4096))
 
 
 @pytest.mark.parametrize("entry", ENTRIES[::7], ids=label)
@@ -126,7 +124,7 @@ def test_assuming_changes_nothing_for_an_architecture_that_is_known():
 def test_unusual_keys_of_a_known_architecture_are_refused():
     for change in ({"attention__shared_kv_layers": ("u32", 1)}, {"ssm__state_size": ("u32", 16)}):
         with pytest.raises(BadInput, match="not known"):
-            memory_for(read_hyperparameters(tiny(**change)), Settings(512))
+            memory_for(read_hyperparameters(tiny(**change)), EngineSettings(512))
 
 
 def test_the_fixture_in_twelve_mib_leaves_room_with_a_smaller_batch():
@@ -146,7 +144,7 @@ def test_the_fixture_in_twelve_mib_leaves_room_with_a_smaller_batch():
 
 def test_a_batch_is_not_shrunk_where_it_does_not_help():
     hp = hyperparameters("Llama-3.1-8B F16")
-    memory = memory_for(hp, Settings(4096), vram=12 * 1024 * MIB)
+    memory = memory_for(hp, EngineSettings(4096), vram=12 * 1024 * MIB)
     assert shrink_batch(hp, memory, 12 * 1024 * MIB, 4096 * MIB) is memory
     assert shrink_batch(hp, memory, 12 * 1024 * MIB, 2**50) is memory
 
@@ -158,8 +156,8 @@ def test_the_default_reserve_is_at_most_a_tenth_and_a_gib(vram):
 
 def test_a_reserve_asked_for_is_taken_as_it_is():
     hp = hyperparameters("Llama-3.1-8B F16")
-    assert memory_for(hp, Settings(4096), vram=2**33, reserve=0).reserve == 0
-    assert memory_for(hp, Settings(4096), vram=2**33, reserve=2**32).reserve == 2**32
+    assert memory_for(hp, EngineSettings(4096), vram=2**33, reserve=0).reserve == 0
+    assert memory_for(hp, EngineSettings(4096), vram=2**33, reserve=2**32).reserve == 2**32
 
 
 def test_default_context_is_the_models_but_at_most_4096():
@@ -170,7 +168,7 @@ def test_default_context_is_the_models_but_at_most_4096():
 
 MODELS = st.sampled_from(sorted({entry["model"] for entry in ENTRIES}))
 SETTINGS = st.builds(
-    Settings,
+    EngineSettings,
     st.integers(1, 200_000),
     st.integers(1, 8),
     st.integers(1, 4096),
@@ -207,7 +205,7 @@ def test_a_window_never_costs_more_than_the_full_cache(model, settings):
 def test_a_quantized_cache_needs_heads_of_whole_blocks():
     hp = read_hyperparameters(tiny(attention__key_length=("u32", 40)))
     with pytest.raises(BadInput, match=r"cached as Q8_0 \(got 40 values, limit a multiple of 32\)"):
-        kv_cache_bytes(hp, Settings(512, cache_type_k="q8_0"))
+        kv_cache_bytes(hp, EngineSettings(512, cache_type_k="q8_0"))
 
 
 @pytest.mark.parametrize(
@@ -223,4 +221,4 @@ def test_a_quantized_cache_needs_heads_of_whole_blocks():
 )
 def test_senseless_settings_are_a_usage_error(arguments):
     with pytest.raises(UsageError):
-        Settings(**arguments)
+        EngineSettings(**arguments)

@@ -14,7 +14,7 @@ from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.formats import by_name
 from requant.model.hyperparameters import read_hyperparameters
-from requant.model.mixtures import end_type, mixture_type, mixture_types
+from requant.model.mixtures import default_type, mixture_types
 
 FIXTURES = real_models.FIXTURES
 
@@ -25,7 +25,7 @@ def test_embedding_and_output_get_what_llama_quantize_gives(model):
     for mixture, types in GOLDEN["stock_types"][model].items():
         for name, expected in types.items():
             tied = "output.weight" not in types
-            assert end_type(mixture, name, n_embd, tied=tied) == expected, (mixture, name)
+            assert default_type(mixture, name, n_embd, tied=tied) == expected, (mixture, name)
 
 
 @pytest.mark.parametrize(
@@ -42,29 +42,29 @@ def test_embedding_and_output_get_what_llama_quantize_gives(model):
     ],
 )
 def test_exceptions_of_the_mixtures(mixture, name, n_per_row, tied, expected):
-    assert end_type(mixture, name, n_per_row, tied=tied) == expected
+    assert default_type(mixture, name, n_per_row, tied=tied) == expected
 
 
 def test_a_falcon_has_its_output_in_q8_0():
-    assert end_type("Q4_K_M", "output.weight", 4096, tied=False, arch="falcon") == "Q8_0"
+    assert default_type("Q4_K_M", "output.weight", 4096, tied=False, arch="falcon") == "Q8_0"
 
 
 def test_an_unknown_mixture_is_a_usage_error():
     with pytest.raises(UsageError, match="Q4_K_M"):
-        end_type("Q4_K_XL", "output.weight", 4096, tied=False)
+        default_type("Q4_K_XL", "output.weight", 4096, tied=False)
 
 
 def test_other_matrices_get_the_default_of_the_mixture_or_its_fallback():
-    assert mixture_type("Q4_K_M", "blk.0.ffn_up.weight", 4096, tied=False) == "Q4_K"
-    assert mixture_type("Q4_K_M", "blk.0.ffn_up.weight", 2880, tied=False) == "Q5_0"
-    assert mixture_type("Q4_K_M", "output.weight", 4096, tied=False) == "Q6_K"
+    assert default_type("Q4_K_M", "blk.0.ffn_up.weight", 4096, tied=False) == "Q4_K"
+    assert default_type("Q4_K_M", "blk.0.ffn_up.weight", 2880, tied=False) == "Q5_0"
+    assert default_type("Q4_K_M", "output.weight", 4096, tied=False) == "Q6_K"
 
 
 @pytest.mark.parametrize("n_per_row", [32, 2880, 40, 256])
 def test_stock_types_always_divide_the_row(n_per_row):
     for mixture in ("IQ1_S", "IQ2_M", "Q2_K", "Q3_K_M", "IQ4_XS", "Q4_0", "Q5_K_M", "Q6_K", "Q8_0"):
         for tied in (False, True):
-            assert by_name(end_type(mixture, "token_embd.weight", n_per_row, tied=tied)).divides(n_per_row)
+            assert by_name(default_type(mixture, "token_embd.weight", n_per_row, tied=tied)).divides(n_per_row)
 
 
 MIXTURES = json.loads((FIXTURES / "mixtures_golden.json").read_text())["shapes"]

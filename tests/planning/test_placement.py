@@ -13,8 +13,9 @@ from strategies import tensor
 
 from requant.container.metadata import Metadata
 from requant.errors import InfeasibleBudget, UsageError
+from requant.model.engine_settings import EngineSettings
 from requant.model.hyperparameters import read_hyperparameters
-from requant.model.memory import Settings, memory_for
+from requant.model.memory import memory_for
 from requant.planning.constraints import Constraints
 from requant.planning.deployment import Deployment
 from requant.planning.engines import ENGINES, GENERIC, engine_named, parse_bandwidth
@@ -65,7 +66,9 @@ def drawn(n_layers, seed, n_expert=0):
 
 def deployment(hp, vram, ram, *, price=0.2, min_speed=None, engine=GENERIC):
     slow = replace(engine, bandwidth={"gpu": 4e8, "cpu": 5e7, "pcie": 1e9})  # so that a small model takes time
-    return Deployment(hp, slow, memory_for(hp, Settings(512, n_ubatch=32), reserve=0), vram, ram, min_speed, price)
+    return Deployment(
+        hp, slow, memory_for(hp, EngineSettings(512, n_ubatch=32), reserve=0), vram, ram, min_speed, price
+    )
 
 
 def least_of_all(losses, where):

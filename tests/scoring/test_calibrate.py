@@ -8,7 +8,7 @@ from model.forward import families
 from requant.container.imatrix import read_imatrix
 from requant.container.source import open_source
 from requant.errors import BadInput, OutputRefused, UsageError
-from requant.model.forward.memory import needs
+from requant.model.forward.memory import memory_needs
 from requant.model.forward.passes import read_model
 from requant.model.forward.weights import Weights
 from requant.scoring import calibrate as module
@@ -144,7 +144,7 @@ def test_the_file_reads_back_and_others_can_read_it(source, tokens, tmp_path):
 
 
 def test_a_limit_of_memory_makes_smaller_batches_or_is_refused(source, tokens):
-    fixed, per_window = needs(read_model(Weights(source)), 16, 1, True)
+    fixed, per_window = memory_needs(read_model(Weights(source)), 16, 1, True)
     roomy, tight = fixed + 100 * per_window, fixed + 3 * per_window
     assert module.n_batches(source, tokens, gradients=True, max_memory=roomy, threads=1) == 1
     assert module.n_batches(source, tokens, gradients=True, max_memory=tight, threads=1) == 7
@@ -155,7 +155,7 @@ def test_a_limit_of_memory_makes_smaller_batches_or_is_refused(source, tokens):
 def test_memory_does_not_grow_with_layers_or_windows_of_a_batch(tmp_path):
     def of(n_layers):
         with open_source(families.write("qwen3", tmp_path / f"{n_layers}.gguf", n_layers=n_layers)) as source:
-            return needs(read_model(Weights(source)), 64, 2, True)
+            return memory_needs(read_model(Weights(source)), 64, 2, True)
 
     assert of(3) == of(12)
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from requant.model.forward.architecture import Architecture
-from requant.model.forward.ops import Array, Backward, attention, gated, rms_norm
+from requant.model.forward.ops import Array, Backward, attention, gated_activation, rms_norm
 from requant.model.forward.rope import Rotation
 
 
@@ -144,7 +144,7 @@ class _Run:
             gate, up = np.split(up, 2, axis=1)
         else:
             gate, back_gate = self._product(f"ffn_gate{suffix}", x, expert)
-        inner, back_inner = gated(gate, up, self.of.architecture.family.activation)
+        inner, back_inner = gated_activation(gate, up, self.of.architecture.family.activation)
         out, back_down = self._product(f"ffn_down{suffix}", inner, expert)
 
         def back(g: Array) -> Array:

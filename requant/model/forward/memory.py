@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from requant.model.forward.passes import EMBEDDING, LOGITS, OUTPUT, Model
+from requant.model.forward.passes import EMBEDDING, LOGITS, OUTPUT, RunnableModel
 
 _OWN = 200 * 2**20  # the interpreter, NumPy, Numba and their kernels
 _FLOAT = 4
 
 
-def batch_windows(model: Model, n_ctx: int, limit: int, threads: int, gradients: bool) -> tuple[int, int]:
+def batch_windows(model: RunnableModel, n_ctx: int, limit: int, threads: int, gradients: bool) -> tuple[int, int]:
     """Windows that can be run together within `limit` bytes, and the bytes that one takes."""
-    fixed, per_window = needs(model, n_ctx, threads, gradients)
+    fixed, per_window = memory_needs(model, n_ctx, threads, gradients)
     return (limit - fixed) // per_window, fixed + per_window
 
 
-def needs(model: Model, n_ctx: int, threads: int, gradients: bool) -> tuple[int, int]:
+def memory_needs(model: RunnableModel, n_ctx: int, threads: int, gradients: bool) -> tuple[int, int]:
     """Bytes that do not grow with the number of windows, and those that each window adds.
 
     Fixed: the weights of the largest layer, or of the output matrix, as float32 while their bytes are being decoded,

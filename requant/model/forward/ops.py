@@ -66,7 +66,7 @@ def gelu(x: Array) -> tuple[Array, Backward]:
 ACTIVATIONS = {"silu": silu, "gelu": gelu}
 
 
-def gated(gate: Array, up: Array, activation: str) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
+def gated_activation(gate: Array, up: Array, activation: str) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
     """activation(gate) * up; back gives the gradients at gate and up."""
     active, back_active = ACTIVATIONS[activation](gate)
     return active * up, lambda g: (back_active(g * up), g * active)

@@ -24,15 +24,15 @@ from requant.model.forward.weights import Weights
 
 Tokens = NDArray[np.int32]  # (n_windows, n_ctx)
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
-BLIND: Hook = NullHook()
-Watching = Callable[[int], Hook]  # who looks on at each window
+NULL_HOOK: Hook = NullHook()
+WindowHooks = Callable[[int], Hook]  # who looks on at each window
 LOGITS = 2**24  # values of logits held at a time by a thread
 SEED = 1  # of the labels that are drawn
 _BLOCK = 512  # logits of which one sum is drawn from first
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class RunnableModel:
     """A model that can be run."""
 
     architecture: Architecture
@@ -50,12 +50,12 @@ class Model:
         return OUTPUT if OUTPUT in self.weights.source else EMBEDDING
 
 
-def read_model(weights: Weights) -> Model:
+def read_model(weights: Weights) -> RunnableModel:
     """The model of these weights; raises BadInput where it cannot be run."""
-    return Model(read_architecture(weights.source), weights)
+    return RunnableModel(read_architecture(weights.source), weights)
 
 
-def check_tokens(model: Model, tokens: Tokens) -> None:
+def check_tokens(model: RunnableModel, tokens: Tokens) -> None:
     """Raise BadInput for ids that are not in the vocabulary."""
     n_vocab = model.weights.source.tensor(EMBEDDING).n_rows
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < n_vocab:
@@ -63,7 +63,7 @@ def check_tokens(model: Model, tokens: Tokens) -> None:
         raise BadInput(model.weights.source.path, "has no such token", got=int(bad), limit=f"ids below {n_vocab}")
 
 
-def embed(model: Model, tokens: Tokens) -> Array:
+def embed(model: RunnableModel, tokens: Tokens) -> Array:
     """The stream that enters the first layer."""
     ids, place = np.unique(tokens, return_inverse=True)
     rows = model.weights.rows(EMBEDDING, ids) * model.weights.dtype(model.embedding_scale)
@@ -71,7 +71,7 @@ def embed(model: Model, tokens: Tokens) -> Array:
     return stream
 
 
-def layers(model: Model, n_ctx: int, order: Iterable[int]) -> Iterator[Layer]:
+def layers(model: RunnableModel, n_ctx: int, order: Iterable[int]) -> Iterator[Layer]:
     """The layers of `order` one after the other, ready to run windows of `n_ctx` tokens."""
     architecture, dtype = model.architecture, model.weights.dtype
     factors = _factors(model, n_ctx)
@@ -83,10 +83,10 @@ def layers(model: Model, n_ctx: int, order: Iterable[int]) -> Iterator[Layer]:
 
 
 def forward(
-    model: Model,
+    model: RunnableModel,
     tokens: Tokens,
     *,
-    watch: Watching = lambda _: BLIND,
+    watch: WindowHooks = lambda _: NULL_HOOK,
     checkpoints: Checkpoints | None = None,
     done: Callable[[Layer], None] = lambda _: None,
     threads: int | None = None,
@@ -110,11 +110,11 @@ def forward(
 
 
 def backward(
-    model: Model,
+    model: RunnableModel,
     g: Array,
     checkpoints: Checkpoints,
     *,
-    watch: Watching,
+    watch: WindowHooks,
     done: Callable[[Layer], None] = lambda _: None,
     threads: int | None = None,
 ) -> None:
@@ -130,7 +130,7 @@ def backward(
         done(layer)
 
 
-def check_finite(model: Model, x: Array, layer: int) -> None:
+def check_finite(model: RunnableModel, x: Array, layer: int) -> None:
     """Raise NumericFault where the stream behind `layer` holds a NaN or an infinity."""
     if not np.isfinite(x).all():
         hint = "the file is damaged, or its weights do not suit this architecture"
@@ -141,7 +141,7 @@ def check_finite(model: Model, x: Array, layer: int) -> None:
 class Head:
     """From the stream to the logits."""
 
-    model: Model
+    model: RunnableModel
     norm: Array
     matrix: Array
     bias: Array | None
@@ -163,7 +163,7 @@ class Head:
         return soft_cap(logits, self.model.architecture.logit_cap)
 
 
-def read_head(model: Model) -> Head:
+def read_head(model: RunnableModel) -> Head:
     """The head with its matrix decoded."""
     norm, matrix = model.weights.get("output_norm.weight"), model.weights.get(model.output_name)
     assert norm is not None
@@ -181,7 +181,12 @@ def log_probabilities(logits: Array) -> tuple[Array, Array]:
 
 
 def output_gradient(
-    model: Model, x: Array, *, first: int = 0, watch: Watching = lambda _: BLIND, threads: int | None = None
+    model: RunnableModel,
+    x: Array,
+    *,
+    first: int = 0,
+    watch: WindowHooks = lambda _: NULL_HOOK,
+    threads: int | None = None,
 ) -> tuple[Array, Array]:
     """Replace x, the stream behind the last layer, by the gradient of the log-likelihood of labels there.
 
@@ -218,7 +223,7 @@ def _window_gradient(head: Head, x: Array, rng: np.random.Generator, watch: Hook
     return normed, log_sum[:, 0]
 
 
-def embedding_gradient(model: Model, tokens: Tokens, g: Array) -> tuple[Tokens, Array]:
+def embedding_gradient(model: RunnableModel, tokens: Tokens, g: Array) -> tuple[Tokens, Array]:
     """The rows of the embedding that `tokens` use, and their gradients in each window, squared and summed.
 
     g: the gradient at the stream that enters the first layer.
@@ -249,7 +254,7 @@ def draw_tokens(p: Array, rng: np.random.Generator) -> NDArray[np.intp]:
     return labels
 
 
-def _factors(model: Model, n_ctx: int) -> NDArray[np.float32] | None:
+def _factors(model: RunnableModel, n_ctx: int) -> NDArray[np.float32] | None:
     """What the angles' frequencies are divided by: the model's own, or those for contexts of this length."""
     architecture, source = model.architecture, model.weights.source
     long = n_ctx > architecture.rope.n_ctx_orig

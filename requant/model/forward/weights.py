@@ -14,7 +14,7 @@ from requant.formats import codec
 from requant.formats.codec import Floats
 from requant.model.forward.ops import Array
 from requant.model.nonfinite import nonfinite_fault
-from requant.model.weight_scales import SCALE, scales_of
+from requant.model.weight_scales import SCALE, read_weight_scales
 
 Change = Callable[[SourceTensor, Floats], Floats]
 
@@ -36,7 +36,7 @@ class Weights:
             return None
         tensor = self.source.tensor(name)
         x = self._decoded(tensor, self.source.read_rows(tensor))
-        scales = scales_of(self.source, tensor)
+        scales = read_weight_scales(self.source, tensor)
         if scales is not None:
             x *= np.repeat(scales, tensor.n_rows // scales.size)[:, None]
         return x.astype(self.dtype, copy=False).reshape(tensor.shape[::-1])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from requant.common.units import format_size, size_label
 from requant.conversion.record import Conversion
 from requant.errors import FILE_NAME
-from requant.model.memory import DEFAULT_UBATCH
+from requant.model.engine_settings import DEFAULT_UBATCH
 from requant.planning.plan import Plan
 from requant.report import shell
 from requant.report.figures import loss_unit, percent

@@ -1,1 +1,1 @@
-"""The model level: what names and keys mean."""
+"""The model: tensor roles, hyperparameters, memory, tokenizer, and the forward and backward pass."""

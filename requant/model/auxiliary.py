@@ -1,4 +1,4 @@
-"""What runs beside the model in the same VRAM: a draft model or head, a vision projector, multi-token prediction."""
+"""Auxiliary models in the same VRAM: a draft model or head, a vision projector, multi-token prediction."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 from requant.model.memory import compute_bytes, device_bytes, kv_cache_bytes, layer_caches, on_device
 from requant.model.roles import is_tied
 
-PROJECTOR_SHARE = 1.3  # of its file: what image encoders were measured to take at run time (884 -> 1158 MiB)
+PROJECTOR_SHARE = 1.3  # VRAM over file size, measured with image encoders (884 -> 1158 MiB)
 _VOCABULARY = "tokenizer.ggml.tokens"
 _DRAFT_CACHES = {"cache_type_k": "F16", "cache_type_v": "F16"}  # llama.cpp's defaults for a draft
 
 
 def draft_bytes(path: Path, target: Source, settings: EngineSettings) -> dict[str, int]:
-    """Bytes in VRAM of the draft in the file at `path`, all of it on the GPU, with the target's context.
+    """Return the bytes in VRAM of the draft in the file at `path`, all of it on the GPU, with the target's context.
 
-    An EAGLE-3 head borrows what it lacks (embedding, output) from the target. Raises BadInput for a file that cannot
-    draft for `target`: another vocabulary, or a head for another hidden size.
+    An EAGLE-3 head takes the embedding and the output from the target where it has none. Raises BadInput for a file
+    that cannot draft for `target`: another vocabulary, or a head for another hidden size.
     """
     hp = read_hyperparameters(target.metadata, target.tensors)
     with open_source(path) as draft:
@@ -61,7 +61,7 @@ def _check_drafts_for(draft: Source, own: Hyperparameters, target: Source, hp: H
 
 
 def projector_bytes(path: Path) -> dict[str, int]:
-    """Bytes in VRAM of the projector in the file at `path`. Raises BadInput for what is none."""
+    """Return the bytes in VRAM of the projector in the file at `path`; raise BadInput for another kind of file."""
     with open_source(path) as source:
         if source.metadata.get("general.architecture") != "clip":
             raise BadInput(path, "is no projector", got=source.metadata.get("general.architecture"), expected="clip")
@@ -69,6 +69,6 @@ def projector_bytes(path: Path) -> dict[str, int]:
 
 
 def prediction_bytes(hp: Hyperparameters, settings: EngineSettings) -> dict[str, int]:
-    """Bytes in VRAM of multi-token prediction beside its weights: a context of its own, with a cache per layer."""
+    """Return the bytes in VRAM of multi-token prediction without its weights: its own context, a cache per layer."""
     per_layer = max(layer_caches(hp, settings, padded=True))
     return {"MTP KV cache": hp.n_nextn * per_layer, "MTP compute": compute_bytes(hp, settings)}

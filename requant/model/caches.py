@@ -1,4 +1,4 @@
-"""What each layer keeps of the tokens it has seen: keys and values, a latent of both, or a state of fixed size.
+"""The caches of each layer: keys and values, a latent of both, or a recurrent state of fixed size.
 
 Source: create_memory in llama.cpp's src/llama-model.cpp, llm_arch_is_hybrid and llm_arch_is_recurrent in
 llama-arch.cpp, n_embd_r and n_embd_s in llama-hparams.cpp, load_arch_hparams of each architecture in src/models.
@@ -116,14 +116,14 @@ ATTENTION = frozenset(
         "xverse",
     ]
 )
-_GEMMA3N_OWN_KV = 20  # layers, whatever the file says
+_GEMMA3N_OWN_KV = 20  # layers with a cache, a constant of the engine
 _SHARED_KV = frozenset(["gemma4"])
 _RWKV_TOKEN_SHIFT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Caches:
-    """Per layer, whether it keeps keys and values (`attends`) and whether it keeps a state.
+    """The kind of cache per layer: whether it keeps keys and values (`attends`), and whether it keeps a state.
 
     `latent`: the cache holds one latent row per token and no values. `n_conv` and `n_state`: float32 numbers of the
     state per sequence. `known`: False for an architecture whose cache is not known here.
@@ -139,7 +139,7 @@ class Caches:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What of a model decides about its caches; tuples have one item per layer, layers from `n_trunk` on are extra."""
+    """The dimensions that decide a model's caches; tuples have one item per layer, multi-token prediction last."""
 
     arch: str
     n_layers: int
@@ -154,7 +154,7 @@ class ModelShape:
 def caches_of(
     shape: ModelShape, count: Callable[[str, int], int], recurrent_layers: tuple[bool, ...] | None, *, windowed: bool
 ) -> Caches:
-    """The caches of a model. `count(key, default)` reads an integer key; `windowed`: the model has sliding windows."""
+    """Return a model's caches; `count(key, default)` reads an integer key; `windowed`: it has sliding windows."""
     arch, trunk = shape.arch, [il < shape.n_trunk for il in range(shape.n_layers)]
     attends, recurrent = list(trunk), [False] * shape.n_layers
     known = arch in ATTENTION or arch in RECURRENT or arch in _HYBRID
@@ -187,7 +187,7 @@ def caches_of(
 
 
 def _state(shape: ModelShape, count: Callable[[str, int], int]) -> tuple[int, int]:
-    """Float32 numbers that a layer keeps per sequence: of the convolution, and of the recurrence itself."""
+    """Return the float32 numbers of a layer's state per sequence: of the convolution, and of the recurrence."""
     n_embd, head = shape.n_embd, count("wkv.head_size", 0)
     if head:
         return count("token_shift_count", _RWKV_TOKEN_SHIFT) * n_embd, n_embd * head

@@ -1,4 +1,4 @@
-"""Engine settings: how llama.cpp is started, as far as that decides its memory."""
+"""Engine settings: the start options of llama.cpp that decide how much memory it needs."""
 
 from __future__ import annotations
 
@@ -12,31 +12,21 @@ from requant.formats import format_of
 from requant.model.hyperparameters import Hyperparameters
 
 CELL_PADDING = 256  # cells; llama_context and the window cache round up to it
-
-
 DEFAULT_CONTEXT = 4096
-
-
 DEFAULT_UBATCH = 512
-
-
 N_BATCH = 2048  # llama.cpp's default, which bounds n_ubatch
-
-
-OWN_CONTEXT = 0  # --ctx 0, as llama.cpp has it: all that the model was made for
-
-
+OWN_CONTEXT = 0  # --ctx 0, as in llama.cpp: the context that the model was made for
 CACHE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How the engine will be started; the names are llama.cpp's.
+    """The settings that the engine is started with; the names are llama.cpp's.
 
     `n_ctx`: tokens over all `n_parallel` sequences; `n_ubatch`: tokens computed at once; cache types are names of
     `CACHE_TYPES`; `unified`: one cache for all sequences; `n_outputs`: rows of logits computed at once, None for
-    n_ubatch as llama-cli and llama-perplexity reserve (llama-server needs one per sequence). `assume`: an
-    architecture that is not known gets an upper bound instead of an error.
+    n_ubatch as llama-cli and llama-perplexity reserve (llama-server needs one per sequence). `assume`: take an upper
+    bound for an architecture that is not known instead of raising an error.
     """
 
     n_ctx: int
@@ -64,7 +54,7 @@ class EngineSettings:
 
     @property
     def tokens(self) -> int:
-        """Tokens in the largest batch the graph is built for."""
+        """Tokens in the largest batch that the graph is built for."""
         return min(self.n_ctx, N_BATCH, self.n_ubatch)
 
     @property
@@ -75,17 +65,17 @@ class EngineSettings:
 
     @property
     def streams(self) -> int:
-        """Caches kept side by side."""
+        """Caches that are kept side by side."""
         return 1 if self.unified else self.n_parallel
 
 
 def default_settings(hp: Hyperparameters, n_ctx: int | None = None) -> EngineSettings:
-    """The engine's defaults, with a context of `n_ctx`, or of the model's own but at most 4096 tokens."""
+    """Return the engine's defaults, with a context of `n_ctx`, by default the model's own but at most 4096 tokens."""
     return EngineSettings(min(hp.context_length, DEFAULT_CONTEXT) if n_ctx is None else n_ctx)
 
 
 def engine_settings(hp: Hyperparameters, given: Mapping[str, Any]) -> EngineSettings:
-    """Settings with the fields in `given` that are not None, the engine's defaults for the rest."""
+    """Return settings with the fields in `given` that are not None, and the engine's defaults for the rest."""
     asked: dict[str, Any] = {
         name: value.upper() if isinstance(value, str) else value for name, value in given.items() if value is not None
     }

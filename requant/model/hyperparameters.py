@@ -1,4 +1,4 @@
-"""The `<architecture>.*` keys of a model as one typed record.
+"""Hyperparameters: the `<architecture>.*` keys of a model as one typed record.
 
 Source: load_hparams in llama.cpp's src/llama-model.cpp; the defaults are its own.
 """
@@ -20,7 +20,7 @@ MAX_LAYERS = 512  # LLAMA_MAX_LAYERS in llama-hparams.h
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """What the metadata says of the model's shape. Counts are per token; tuples have one item per layer.
+    """The dimensions of a model from its metadata. Counts are per token; tuples have one item per layer.
 
     `n_layers` includes the `n_nextn` multi-token-prediction layers at the end; `windows` is None where the
     architecture requires a window and the file states none. `key_length_swa` and `value_length_swa` are the head
@@ -58,10 +58,10 @@ class Hyperparameters:
 
 
 def read_hyperparameters(metadata: Metadata, tensors: Iterable[SourceTensor] = ()) -> Hyperparameters:
-    """The record for the model of `metadata`; `tensors` settle the vocabulary where no key does.
+    """Read the record from `metadata`, and the size of the vocabulary from `tensors` where no key has it.
 
-    Any architecture with the usual keys can be read. Raises BadInput, naming the file and the key, where a key
-    that cannot be done without is missing, or one has the wrong type, length or range.
+    Any architecture with the usual keys can be read. Raises BadInput, naming the file and the key, where a required
+    key is missing, or a key has the wrong type, length or range.
     """
     arch = metadata.get("general.architecture")
     if not isinstance(arch, str) or not arch:
@@ -115,7 +115,7 @@ def read_hyperparameters(metadata: Metadata, tensors: Iterable[SourceTensor] = (
 
 
 def check_counts(metadata: Metadata) -> None:
-    """Raise BadInput where the file states a number of layers or heads that no engine takes; it may state none."""
+    """Raise BadInput for a number of layers or heads that no engine accepts; the keys may be missing."""
     arch = metadata.get("general.architecture")
     if not isinstance(arch, str) or not arch:
         return
@@ -126,7 +126,7 @@ def check_counts(metadata: Metadata) -> None:
 
 
 def _n_vocab(keys: ArchitectureKeys, tensors: Iterable[SourceTensor]) -> int:
-    """Tokens in the vocabulary, which is the width of the logits: the list's length, the key, or the table's rows."""
+    """Return the tokens in the vocabulary: the length of the list, the key, or the rows of the embedding."""
     n_tokens = keys.metadata.array_length("tokenizer.ggml.tokens")
     if n_tokens:
         return n_tokens
@@ -135,7 +135,7 @@ def _n_vocab(keys: ArchitectureKeys, tensors: Iterable[SourceTensor]) -> int:
 
 
 def _n_ff_shared(keys: ArchitectureKeys, n_ff_expert: int) -> int:
-    """Width of all shared experts together, which run for every token."""
+    """Return the width of all shared experts together, which run for every token."""
     width = keys.count("expert_shared_feed_forward_length", 0)
     return (width or n_ff_expert) * keys.count("expert_shared_count", 1 if width else 0)
 
@@ -152,7 +152,7 @@ def _windows(keys: ArchitectureKeys, n_layers: int, n_trunk: int) -> SlidingWind
 
 
 def context_warnings(metadata: Metadata, n_ctx: int) -> list[str]:
-    """A line where `n_ctx` tokens are more than the model was made for; none where that is not known."""
+    """Return a warning where `n_ctx` exceeds the context that the model was made for, if that is known."""
     try:
         own = read_hyperparameters(metadata).context_length
     except BadInput:

@@ -17,14 +17,12 @@ from requant.model.memory import device_bytes, memory_for, on_device
 from requant.model.roles import is_tied, never_quantize, role_of
 
 SCHEMA = "requant.inspect/1"
-
-
 _UNROUNDED = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Tensors of one type, or of one role: how many, their weights and bytes, the types among them."""
+    """The tensors of one type, or of one role: their number, weights, bytes and types."""
 
     name: str
     tensors: int
@@ -40,7 +38,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One tensor."""
+    """A tensor of the file."""
 
     name: str
     role: str
@@ -52,7 +50,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Bytes in VRAM with every layer offloaded, and how the engine is started for that."""
+    """Bytes in VRAM with every layer offloaded, and the engine's settings for that."""
 
     n_ctx: int
     n_parallel: int
@@ -66,13 +64,13 @@ class Needs:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all parts."""
         return self.weights + self.kv_cache + self.compute + self.reserve
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """Everything that the header tells; `needs` is None, and a warning says why, where it cannot be told."""
+    """The facts of a model from its header; `needs` is None, with a warning, where they are not known."""
 
     files: tuple[str, ...]
     version: int
@@ -94,15 +92,15 @@ class Inspection:
         return html(self)
 
     def to_json(self) -> str:
-        """The object that --json prints."""
+        """Return the JSON object that --json prints."""
         return dump({"schema": SCHEMA} | to_plain(self))
 
 
 def inspect(source: Source, settings: Mapping[str, Any] = MappingProxyType({}), reserve: int = 0) -> Inspection:
-    """The facts of `source`, and its memory needs.
+    """Return the facts of `source` and its memory needs.
 
     settings: fields of `EngineSettings`; by default the model's own context, at most 4096 tokens. reserve: bytes of
-    VRAM to leave free. Raises BadInput for what is no model.
+    VRAM to leave free. Raises BadInput for a file that is no model.
     """
     arch, warnings = require_model(source), list(source.warnings)
     hp, needs = None, None
@@ -121,12 +119,12 @@ def inspect(source: Source, settings: Mapping[str, Any] = MappingProxyType({}), 
         weights=weights,
         n_bytes=n_bytes,
         bpw=8 * n_bytes / max(weights, 1),
-        quantized=any(_matrix(arch, t) and t.format.name not in _UNROUNDED for t in source.tensors),
-        hyperparameters=None if hp is None else _shape(hp),
+        quantized=any(_may_quantize(arch, t) and t.format.name not in _UNROUNDED for t in source.tensors),
+        hyperparameters=None if hp is None else _dimensions(hp),
         types=_shares((t.format.name, t) for t in source.tensors),
         roles=_shares((role_of(t.name), t) for t in source.tensors),
         needs=needs,
-        tensors=tuple(_listed(arch, t) for t in source.tensors),
+        tensors=tuple(_list_tensor(arch, t) for t in source.tensors),
         warnings=tuple(warnings),
     )
 
@@ -153,7 +151,7 @@ def _title(source: Source) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _shape(hp: Hyperparameters) -> dict[str, Any]:
+def _dimensions(hp: Hyperparameters) -> dict[str, Any]:
     windowed = sum(hp.windows.layers) if hp.windows is not None else 0
     return {
         "layers": hp.n_layers,
@@ -169,17 +167,17 @@ def _shape(hp: Hyperparameters) -> dict[str, Any]:
     }
 
 
-def _matrix(arch: str, tensor: SourceTensor) -> bool:
+def _may_quantize(arch: str, tensor: SourceTensor) -> bool:
     return never_quantize(arch, tensor.name, tensor.shape, tensor.type_id) is None
 
 
-def _listed(arch: str, t: SourceTensor) -> Listed:
+def _list_tensor(arch: str, t: SourceTensor) -> Listed:
     reason = never_quantize(arch, t.name, t.shape, t.type_id)
     return Listed(t.name, role_of(t.name), t.shape, t.format.name, t.n_bytes, reason)
 
 
 def _shares(named: Iterable[tuple[str, SourceTensor]]) -> tuple[Share, ...]:
-    """One per name, most bytes first."""
+    """Return one share per name, most bytes first."""
     groups: dict[str, list[SourceTensor]] = {}
     for name, tensor in named:
         groups.setdefault(name, []).append(tensor)

@@ -15,7 +15,7 @@ MAX_COUNT = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class ArchitectureKeys:
-    """The metadata of one architecture; methods take a key without its `<architecture>.` and raise BadInput."""
+    """The keys of one architecture; methods take a key without `<architecture>.` and raise BadInput."""
 
     metadata: Metadata
     arch: str

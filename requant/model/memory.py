@@ -1,8 +1,7 @@
-"""What lives in VRAM beside the weights: KV cache, compute buffer and reserve; and so, what is left for weights.
+"""The VRAM that a model needs beside its weights: KV cache, compute buffer and reserve.
 
 The figures are those of llama.cpp with every layer on one CUDA device. Cache: exact, from llama-kv-cache.cpp,
-llama-kv-cache-iswa.cpp and llama-memory-recurrent.cpp. Compute buffer: the largest moment of
-the graph, see `compute_bytes`.
+llama-kv-cache-iswa.cpp and llama-memory-recurrent.cpp. Compute buffer: an upper bound, see `compute_bytes`.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ MIB = 2**20
 DEFAULT_RESERVE = 1024 * MIB  # bytes; llama.cpp's --fit-target
 RESERVE_SHARE = 10  # the default reserve is at most one part in ten of the budget
 ROW_PADDING = 512  # weights; MATRIX_ROW_PADDING of ggml-cuda
-COMPUTE_MARGIN = 64  # one part added to as many, for shapes that were not measured
+COMPUTE_MARGIN = 64  # one part in 64 is added, for shapes that were not measured
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Bytes of VRAM that are not weights.
 
-    `reserve` is left free on purpose. It covers what nobody can compute beforehand: the CUDA context (about
-    330 MiB), the display's share, fragmentation; so no overhead is counted beside it.
+    `reserve` is left free for memory that cannot be computed beforehand: the CUDA context (about 330 MiB), the
+    display, fragmentation. No other overhead is counted.
     """
 
     settings: EngineSettings
@@ -42,35 +41,35 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Everything that is not weights."""
+        """Bytes of all three parts."""
         return self.kv_cache + self.compute + self.reserve
 
     def weights_limit(self, vram: int) -> int:
-        """Bytes of `vram` left for the weights on the device; below 0 where not even the rest fits."""
+        """Return the bytes of `vram` left for the weights, below 0 where not even the rest fits."""
         return vram - self.total
 
 
 def default_reserve(vram: int | None) -> int:
-    """1 GiB, but never more than a tenth of the budget."""
+    """Return 1 GiB, but at most a tenth of the budget."""
     return DEFAULT_RESERVE if vram is None else min(DEFAULT_RESERVE, vram // RESERVE_SHARE)
 
 
 def memory_for(
     hp: Hyperparameters, settings: EngineSettings, *, vram: int | None = None, reserve: int | None = None
 ) -> Memory:
-    """What the model needs beside its weights under `settings`; `reserve` in bytes, by default of `vram`.
+    """Return the memory that the model needs beside its weights; `reserve` in bytes, by default derived from `vram`.
 
-    Raises BadInput for an architecture whose cache is not known here: nothing is guessed.
+    Raises BadInput for an architecture whose cache is not known here, unless `settings.assume`.
     """
     reserve = default_reserve(vram) if reserve is None else reserve
     return Memory(settings, kv_cache_bytes(hp, settings, padded=True), compute_bytes(hp, settings), reserve)
 
 
 def shrink_batch(hp: Hyperparameters, memory: Memory, vram: int, smallest: int) -> Memory:
-    """`memory` with n_ubatch halved, down to 32, until `smallest` bytes of weights fit beside it, if they ever do.
+    """Halve n_ubatch, down to 32, until `smallest` bytes of weights fit beside the memory.
 
-    A smaller batch costs prompt speed, not quality; the plan must then say `-ub`. Where nothing helps, the
-    original comes back.
+    A smaller batch costs prompt speed, not quality; the plan must then state `-ub`. Returns `memory` unchanged where
+    the weights do not fit even so.
     """
     settings, tried = memory.settings, memory
     while tried.weights_limit(vram) < smallest and settings.n_ubatch > 32:
@@ -80,16 +79,16 @@ def shrink_batch(hp: Hyperparameters, memory: Memory, vram: int, smallest: int) 
 
 
 def on_device(hp: Hyperparameters, name: str, *, tied: bool) -> bool:
-    """Whether the tensor takes VRAM with every layer offloaded.
+    """Return whether the tensor takes VRAM with every layer offloaded.
 
-    Lookup tables stay in host memory, and multi-token-prediction layers are loaded only when asked for.
+    Lookup tables stay in host memory, and multi-token-prediction layers are loaded only on request.
     """
     layer = layer_of(name)
     return not is_lookup(name, tied=tied) and (layer is None or layer < hp.n_trunk)
 
 
 def device_bytes(fmt: BlockFormat, shape: tuple[int, ...]) -> int:
-    """Bytes that a tensor takes in a CUDA buffer: the last row of a quantized one is padded, each one aligned."""
+    """Return the bytes of a tensor in a CUDA buffer, which aligns it and pads the last row of a quantized one."""
     n_bytes = fmt.n_bytes(math.prod(shape))
     if fmt.block_weights > 1 and shape[0] % ROW_PADDING:
         n_bytes += fmt.n_bytes(ROW_PADDING - shape[0] % ROW_PADDING)

@@ -1,10 +1,11 @@
-"""Weights that are not finite: found in rows, counted over a tensor, and the tensors that may be copied with them."""
+"""Nonfinite weights (NaN, infinity): found in rows, counted in a tensor, and preserved in copies."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from requant.common.threads import in_order, n_threads
 from requant.container.remote import Readable
@@ -13,14 +14,14 @@ from requant.errors import NumericFault, quoted
 from requant.formats import codec
 from requant.formats.codec import Bytes
 
-_PIECE = 2**22  # bytes of a tensor that are looked at together
-_WEIGHTS = 2**20  # and weights, once decoded
+_PIECE = 2**22  # bytes of a tensor that are read at a time
+_WEIGHTS = 2**20  # weights that are decoded at a time
 _HINT = "the file is damaged or was badly converted; get it again, or copy such tensors: convert --nonfinite keep-type"
 
 
 @dataclass(frozen=True, slots=True)
 class Nonfinite:
-    """How many weights are NaN or infinite, and the flat index in the tensor of the first of them."""
+    """The number of weights that are NaN or infinite, and the flat index in the tensor of the first."""
 
     count: int
     first: int
@@ -30,7 +31,7 @@ class Nonfinite:
 
 
 def find_nonfinite(data: Bytes, tensor: SourceTensor, first_row: int) -> Nonfinite | None:
-    """Those in `data`, whole rows of `tensor` from `first_row` on; None where all are finite, or no weights at all."""
+    """Find nonfinite weights in `data`, whole rows of `tensor` from `first_row` on; None where there are none."""
     found = None
     n = max(1, _WEIGHTS // max(1, tensor.n_per_row))
     for start in range(0, len(data) if tensor.format.can_decode and data.size else 0, n):
@@ -43,7 +44,7 @@ def find_nonfinite(data: Bytes, tensor: SourceTensor, first_row: int) -> Nonfini
 
 
 def scan_nonfinite(source: Readable, tensor: SourceTensor) -> Nonfinite | None:
-    """Those of the whole tensor."""
+    """Find the nonfinite weights of the whole tensor; None where there are none."""
     found, n = None, max(1, _PIECE // max(1, tensor.row_bytes))
     for first in range(0, tensor.n_rows, n):
         later = find_nonfinite(source.read_rows(tensor, first, min(n, tensor.n_rows - first)), tensor, first)
@@ -53,7 +54,7 @@ def scan_nonfinite(source: Readable, tensor: SourceTensor) -> Nonfinite | None:
 
 
 def nonfinite_fault(source: Readable, tensor: SourceTensor) -> NumericFault:
-    """The fault for a tensor in which one was found: where the first is, what it is, and how many there are."""
+    """Return the fault for a tensor with nonfinite weights: their number, and the place and value of the first."""
     path, what = source.files[tensor.file], f"tensor {quoted(tensor.name)} is not finite"
     found = scan_nonfinite(source, tensor)
     if found is None:
@@ -71,19 +72,15 @@ def nonfinite_fault(source: Readable, tensor: SourceTensor) -> NumericFault:
 def preserve_nonfinite(
     source: Source, *, threads: int | None = None, progress: Callable[[int], None] = lambda _: None
 ) -> list[str]:
-    """Read all of `source`, and have what is not finite in it stay as it is (`source.preserved`); a line for each tensor.
+    """Mark the tensors of `source` with nonfinite weights as preserved, and return a message for each.
 
-    Whatever is planned from then on copies these tensors, and converting lets the copies pass; a plan that encodes one
-    of them is a NumericFault as ever. `progress` is called with bytes read.
+    Reads all of `source`. Later plans copy these tensors (`source.preserved`), and a conversion accepts the copies; a
+    plan that encodes one still ends in a NumericFault. `progress` is called with the number of bytes read.
     """
-
-    def look(tensor: SourceTensor) -> Nonfinite | None:
-        return scan_nonfinite(source, tensor)
-
     codec.warm_up(
         sorted({t.format for t in source.tensors if t.format.can_decode}, key=lambda f: f.type_id), encode=False
     )
-    with contextlib.closing(in_order(look, source.tensors, n_threads(threads))) as results:
+    with contextlib.closing(in_order(partial(scan_nonfinite, source), source.tensors, n_threads(threads))) as results:
         for tensor, found in zip(source.tensors, results, strict=True):
             progress(tensor.n_bytes)
             if found is not None:

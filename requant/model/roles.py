@@ -1,7 +1,7 @@
-"""What a tensor's name says: its role and layer, whether it may be quantized, and to which types.
+"""Tensor roles: a tensor's role and layer by its name, whether it may be quantized, and to which types.
 
 Sources: tensor_allows_quantization, tensor_type_fallback and tensor_requires_imatrix in llama.cpp's
-src/llama-quant.cpp; the floors and the low-bit ban go beyond it and rest on published measurements.
+src/llama-quant.cpp; the floors and the low-bit ban go beyond it and are based on published measurements.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from requant.formats import FORMATS, format_of
 
 _IN_A_LAYER = re.compile(r"(?:(?P<tower>.+)\.)?blk\.(?P<layer>[0-9]+)\.(?P<part>.+)")
 
-# a matrix this small in itself and next to the model cannot save bytes worth a risk
+# a matrix below both bounds saves too few bytes for the risk
 TINY_WEIGHTS = 2**19  # 1 MiB in F16
-TINY_SHARE = 10_000  # parts of the model
+TINY_SHARE = 10_000  # one part in so many of the model's weights
 
 LOW_BIT_BPW = 2.1  # at or below it: IQ1_S, IQ1_M, IQ2_XXS, TQ1_0, TQ2_0, Q1_0
 # attn_qkv and attn_kv_b hold the K and V projections in fused form
@@ -33,8 +33,8 @@ _FALLBACK = {
     **{"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"},
 }
 
-# part of the name -> why it stays as it is
-_KEPT: dict[str, str] = {
+# part of the name -> why the tensor keeps its type
+_KEEP: dict[str, str] = {
     "_norm.weight": "normalisation weights are applied element by element",
     "ffn_gate_inp": "a router decides which experts run",
     "ffn_gate_tid2eid.weight": "a routing table holds indices",
@@ -60,11 +60,11 @@ _KEPT: dict[str, str] = {
         "the engine reads this multimodal tensor as it is",
     ),
 }
-_KEPT_EXACTLY = {
+_KEEP_EXACTLY = {
     "position_embd.weight": "a position table is added to the stream",
     "token_types.weight": "a token type table is added to the stream",
 }
-_KEPT_IN_ARCH: dict[str, tuple[str, ...]] = {
+_KEEP_IN_ARCH: dict[str, tuple[str, ...]] = {
     "glm5-next": (
         *("hc_", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj"),
         *("indexer_compressor_gate", "indexer_compressor_ape"),
@@ -86,10 +86,10 @@ _FLOORS_IN_ARCH = {
 
 
 def role_of(name: str) -> str:
-    """The tensor's part in the model: `attn_q`, `ffn_down_exps`, `token_embd`, `output`, `nextn.eh_proj`.
+    """Return the tensor's part in the model: `attn_q`, `ffn_down_exps`, `token_embd`, `output`, `nextn.eh_proj`.
 
-    Normalisations are all `norm`; what is no weight keeps its kind (`attn_q.bias`); a tensor of a second
-    tower keeps the tower (`v.attn_q`).
+    Normalisations are all `norm`; a tensor that is no weight keeps its suffix (`attn_q.bias`), and one of a second
+    tower its prefix (`v.attn_q`).
     """
     match = _IN_A_LAYER.fullmatch(name)
     part = name if match is None else match["part"]
@@ -100,38 +100,38 @@ def role_of(name: str) -> str:
 
 
 def layer_of(name: str) -> int | None:
-    """N of `blk.N.`, or None outside the layers."""
+    """Return N of `blk.N.`, or None outside the layers."""
     match = _IN_A_LAYER.fullmatch(name)
     return None if match is None else int(match["layer"])
 
 
 def n_dims(shape: Sequence[int]) -> int:
-    """Dimensions without the trailing ones, at least 1 (ggml_n_dims)."""
+    """Return the number of dimensions without trailing ones, at least 1 (ggml_n_dims)."""
     return max((i for i, n in enumerate(shape, start=1) if n != 1), default=1)
 
 
 def is_experts(name: str, shape: Sequence[int]) -> bool:
-    """Whether the third dimension counts experts: each has its own inputs, so its own slice of importance.
+    """Return whether the third dimension counts experts, each with its own inputs and slice of importance.
 
-    attn_k_b and attn_v_b are 3-D too, but theirs counts heads.
+    In attn_k_b and attn_v_b, which are 3-D too, it counts heads.
     """
     return n_dims(shape) == 3 and role_of(name).endswith(("_exps", "_chexps"))
 
 
 def n_matrices(shape: Sequence[int]) -> int:
-    """How many (n_rows, n_per_row) matrices a tensor stacks: the product of the dimensions after the second."""
+    """Return the number of (n_rows, n_per_row) matrices in a tensor: the product of the dimensions after the second."""
     return math.prod(shape[2:])
 
 
 def is_tied(names: Collection[str]) -> bool:
-    """Whether the token embedding is also the output matrix: the model has no `output.weight`."""
+    """Return whether the token embedding is also the output matrix: the model has no `output.weight`."""
     return "token_embd.weight" in names and "output.weight" not in names
 
 
 def is_lookup(name: str, *, tied: bool) -> bool:
-    """Whether only single rows are fetched: such a table stays in host memory and costs no VRAM.
+    """Return whether only single rows are read: such a table stays in host memory and takes no VRAM.
 
-    A tied token embedding is multiplied with too, and llama.cpp copies it to the device for that.
+    A tied token embedding is also the output matrix, and llama.cpp copies it to the device.
     """
     return name == "per_layer_token_embd.weight" or (name == "token_embd.weight" and not tied)
 
@@ -139,12 +139,12 @@ def is_lookup(name: str, *, tied: bool) -> bool:
 def never_quantize(
     arch: str, name: str, shape: Sequence[int], type_id: int, *, model_weights: int | None = None
 ) -> str | None:
-    """Why the tensor must keep its type, or None if it may be quantized.
+    """Return why the tensor must keep its type, or None if it may be quantized.
 
-    With `model_weights`, the number of weights in the whole model, matrices that are under both bounds of
-    "tiny" stay too: fewer than 512 Ki weights (1 MiB in F16) and less than 1/10000 of the model.
+    With `model_weights`, the number of weights in the whole model, tiny matrices keep theirs too: those with fewer
+    than 512 Ki weights (1 MiB in F16) and less than 1/10000 of the model.
     """
-    reason = _no_matrix(name, shape, type_id) or _kept_by_name(arch, name)
+    reason = _reason_by_shape(name, shape, type_id) or _reason_by_name(arch, name)
     if (
         reason is None
         and model_weights is not None
@@ -154,7 +154,7 @@ def never_quantize(
     return reason
 
 
-def _no_matrix(name: str, shape: Sequence[int], type_id: int) -> str | None:
+def _reason_by_shape(name: str, shape: Sequence[int], type_id: int) -> str | None:
     if math.prod(shape) == 0:
         return "it is empty"
     if type_id not in FORMATS or not FORMATS[type_id].can_decode:
@@ -164,18 +164,18 @@ def _no_matrix(name: str, shape: Sequence[int], type_id: int) -> str | None:
     return None if name.endswith("weight") else "it is no weight"
 
 
-def _kept_by_name(arch: str, name: str) -> str | None:
-    if name in _KEPT_EXACTLY:
-        return _KEPT_EXACTLY[name]
-    if any(part in name for part in _KEPT_IN_ARCH.get(arch, ())):
+def _reason_by_name(arch: str, name: str) -> str | None:
+    if name in _KEEP_EXACTLY:
+        return _KEEP_EXACTLY[name]
+    if any(part in name for part in _KEEP_IN_ARCH.get(arch, ())):
         return f"{arch} needs it as it is"
-    return next((reason for part, reason in _KEPT.items() if part in name), None)
+    return next((reason for part, reason in _KEEP.items() if part in name), None)
 
 
 def floor_type(arch: str, name: str) -> str | None:
-    """The smallest type worth giving to the tensor whatever the budget, or None.
+    """Return the smallest type that the tensor may get whatever the budget, or None.
 
-    A source below it is copied; the floor never asks for more bits than the source has.
+    A tensor whose source has fewer bits is copied.
     """
     role = role_of(name)
     if role.startswith("nextn.") or arch == "clip":
@@ -184,41 +184,42 @@ def floor_type(arch: str, name: str) -> str | None:
 
 
 def needs_importance(type_name: str, role: str) -> bool:
-    """Whether the type makes sense only with measured importance.
+    """Return whether the type requires measured importance.
 
-    As in llama-quantize, IQ3_XXS is open to the embedding and the output, which few imatrix files cover.
+    As in llama-quantize, IQ3_XXS does not for the embedding and the output, which few imatrix files cover.
     """
     return type_name in _NEED_IMPORTANCE and not (type_name == "IQ3_XXS" and role in ("token_embd", "output"))
 
 
 def is_below(type_name: str, floor: str) -> bool:
-    """Whether `type_name` has fewer bits per weight than `floor`; both are names in FORMATS."""
+    """Return whether `type_name` has fewer bits per weight than `floor`; both are names in FORMATS."""
     return format_of(type_name).bpw < format_of(floor).bpw
 
 
 def fallback_type(type_name: str, n_per_row: int) -> str | None:
-    """What llama-quantize takes instead of a type whose block does not divide the row; None where it refuses."""
+    """Return the type that llama-quantize takes where a block does not divide the row; None where it refuses."""
     alternative = _FALLBACK.get(type_name)
     if alternative is None:
         return "F16" if format_of(type_name).block_weights <= 32 else None
-    return alternative if n_per_row % format_of(alternative).block_weights == 0 else "F16"
+    return alternative if format_of(alternative).divides(n_per_row) else "F16"
 
 
 def usable_types(n_per_row: int, types: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """The types whose block divides a row of `n_per_row` weights, and why each other one does not do."""
+    """Return the types whose block divides a row of `n_per_row` weights, and for each other type the reason."""
     usable: list[str] = []
     skipped: dict[str, str] = {}
     for name in types:
-        if n_per_row % format_of(name).block_weights == 0:
+        fmt = format_of(name)
+        if fmt.divides(n_per_row):
             usable.append(name)
-            continue
-        skipped[name] = f"a row of {n_per_row} weights is no multiple of the block of {format_of(name).block_weights}"
+        else:
+            skipped[name] = f"a row of {n_per_row} weights is no multiple of the block of {fmt.block_weights}"
     return usable, skipped
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The types a tensor may get, in the order asked for, and why each other one is left out."""
+    """The types a tensor may get, in the order of the request, and why each other type is left out."""
 
     types: tuple[str, ...]
     skipped: Mapping[str, str]
@@ -233,24 +234,24 @@ def candidates(
     has_importance: bool,
     floor: str | None = None,
 ) -> Candidates:
-    """The `types` that suit the tensor: block, floor of its role, low-bit ban, importance.
+    """Return the `types` that suit the tensor: by block, floor of its role, low-bit ban and importance.
 
-    `floor` is a further smallest type (the guard rail of `stock.py`). Assumes never_quantize said None.
+    `floor` is a further smallest type. The tensor must be one that may be quantized (`never_quantize`).
     """
     usable, skipped = usable_types(shape[0], types)
     role = role_of(name)
     floors = [f for f in (floor, floor_type(arch, name)) if f is not None]
-    kept = []
+    suitable = []
     for type_name in usable:
-        reason = _unsuitable(arch, role, type_name, floors, has_importance)
+        reason = _reason_unsuitable(arch, role, type_name, floors, has_importance)
         if reason is None:
-            kept.append(type_name)
+            suitable.append(type_name)
         else:
             skipped[type_name] = reason
-    return Candidates(tuple(kept), skipped)
+    return Candidates(tuple(suitable), skipped)
 
 
-def _unsuitable(arch: str, role: str, type_name: str, floors: list[str], has_importance: bool) -> str | None:
+def _reason_unsuitable(arch: str, role: str, type_name: str, floors: list[str], has_importance: bool) -> str | None:
     for floor in floors:
         if is_below(type_name, floor):
             return f"{role} is never below {floor}"

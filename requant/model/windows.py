@@ -1,4 +1,4 @@
-"""Which layers attend to a sliding window only, architecture by architecture.
+"""The layers that attend to a sliding window only, by architecture.
 
 Source: load_swa_pattern and load_arch_hparams of each architecture in llama.cpp's src/models.
 """
@@ -14,8 +14,8 @@ class _Rule:
     """Every `period`-th layer is full: the last of each group, or the first with `dense_first`.
 
     `default`: the window without the key; `fixed`: the window whatever the key says, if it is above 0.
-    `optional`: no key, or 0, means no window at all; without it the key's absence is an error. `array`: the file must
-    say it layer by layer.
+    `optional`: no key, or 0, means no window at all; else the key is required. `array`: the file must list the layers
+    with a window.
     """
 
     period: int
@@ -45,12 +45,12 @@ _RULES = {
     "llama4": _Rule(4, default=8192, fixed=8192),
     **dict.fromkeys(("gemma4", "step35", "mimo2"), _Rule(1, array=True)),
 }
-_EXAONE4 = _Rule(4, default=4096)  # the 32B model only, which is told by its 64 layers
+_EXAONE4 = _Rule(4, default=4096)  # the 32B model only, recognised by its 64 layers
 
 
 @dataclass(frozen=True, slots=True)
 class SlidingWindows:
-    """`size` in tokens (0: no layer has one) and, per layer, whether it has it."""
+    """The size of the window in tokens (0: no layer has one) and, per layer, whether it has the window."""
 
     size: int
     layers: tuple[bool, ...]
@@ -59,7 +59,7 @@ class SlidingWindows:
 def windows_of(
     arch: str, n_layers: int, n_trunk: int, size: int | None, pattern: int | Sequence[bool] | None
 ) -> SlidingWindows | None:
-    """The windows of a model, or None where a key that the architecture requires is missing.
+    """Return the windows of a model, or None where a key that the architecture requires is missing.
 
     `size` and `pattern` are the keys attention.sliding_window and .sliding_window_pattern, None where absent;
     layers from `n_trunk` on (multi-token prediction) have none unless an array says so.
@@ -85,7 +85,7 @@ def windows_of(
 
 
 def _has_window(il: int, period: int, dense_first: bool) -> bool:
-    """set_swa_pattern in llama-hparams.cpp: a period of 0 gives every layer a window, 1 gives none."""
+    """Apply set_swa_pattern of llama-hparams.cpp: a period of 0 gives every layer a window, 1 gives none."""
     if period == 0:
         return True
     return il % period != 0 if dense_first else il % period < period - 1

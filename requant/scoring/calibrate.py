@@ -122,7 +122,7 @@ class _Collector:
 
 def _forward(model: RunnableModel, tokens: Tokens, first: int, statistics: Statistics, running: _Running) -> None:
     collector = _Collector(statistics, len(tokens), running.progress)
-    forward(model, tokens, watch=collector.watch, done=collector.done, threads=running.threads)
+    forward(model, tokens, hook=collector.watch, on_layer=collector.done, threads=running.threads)
 
 
 def _there_and_back(
@@ -131,10 +131,10 @@ def _there_and_back(
     threads = running.threads
     collector = _Collector(statistics, len(tokens), running.progress)
     with Checkpoints() as checkpoints:
-        x = forward(model, tokens, checkpoints=checkpoints, done=lambda _: running.progress(1), threads=threads)
-        output_gradient(model, x, first=first, watch=collector.watch, threads=threads)
+        x = forward(model, tokens, checkpoints=checkpoints, on_layer=lambda _: running.progress(1), threads=threads)
+        output_gradient(model, x, first=first, hook=collector.watch, threads=threads)
         collector.collect()
-        backward(model, x, checkpoints, watch=collector.watch, done=collector.done, threads=threads)
+        backward(model, x, checkpoints, hook=collector.watch, on_layer=collector.done, threads=threads)
     squares = embedding_gradient(model, tokens, x)[1].sum(axis=0, dtype=np.float64)
     statistics.add("", {(LOOKUP, None): SquareSums(tokens.size, gradients=squares)})
 

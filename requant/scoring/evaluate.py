@@ -105,7 +105,7 @@ def evaluate(
     if base is not None:
         check_base(model, base)
     check_tokens(model, tokens)
-    streams = [forward(m, tokens, threads=threads, done=lambda _: progress(1)) for m in (model, base) if m is not None]
+    streams = [forward(m, tokens, threads=threads, on_layer=lambda _: progress(1)) for m in (model, base) if m is not None]
     judged = judge(
         read_head(model), streams[0], tokens, None if base is None else (read_head(base), streams[1]), threads
     )
@@ -178,4 +178,4 @@ def _scored(x: Array, positions: NDArray[np.intp]) -> Array:
 
 
 def _log_probabilities(head: Head, x: Array) -> Array:
-    return log_probabilities(head.logits(head.normed(x)[0])[0])[0]
+    return log_probabilities(head.logits(head.normalize(x)[0])[0])[0]

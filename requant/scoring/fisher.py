@@ -92,9 +92,9 @@ def score_by_gradients(
     statistics = Statistics(tokens.size, tokens.shape[1])
     work = _Work(source, _wanted(surveyed), imatrix, weigh, effort, threads, cluster, statistics)
     with Checkpoints() as checkpoints:
-        x = forward(model, tokens, checkpoints=checkpoints, threads=threads, done=lambda _: progress(1))
+        x = forward(model, tokens, checkpoints=checkpoints, threads=threads, on_layer=lambda _: progress(1))
         samplers = [SquareSummer() for _ in tokens]
-        normed, log_sum = output_gradient(model, x, watch=lambda window: samplers[window], threads=threads)
+        normed, log_sum = output_gradient(model, x, hook=lambda window: samplers[window], threads=threads)
         output = _Output(model, normed.reshape(-1, x.shape[-1]), log_sum.reshape(-1, 1))
         for sampler in samplers:
             work.statistics.add("", sampler.sums)
@@ -108,7 +108,7 @@ def score_by_gradients(
             samplers[window] = SquareSummer(keep=True)
             return samplers[window]
 
-        backward(model, x, checkpoints, watch=watch, done=finish, threads=threads)
+        backward(model, x, checkpoints, hook=watch, on_layer=finish, threads=threads)
     _score_ends(work, model, output, embedding_gradient(model, tokens, x))
     unseen = work.statistics.n_unseen(source)
     if unseen:

@@ -38,7 +38,7 @@ def cache_losses(
     for k, v in CACHES:
         formats = format_of(k), format_of(v)
         if all(fmt.divides(n) for fmt in formats for n in sizes):
-            model = replace(base, cached=partial(_rounded, *formats))
+            model = replace(base, round_cache=partial(_rounded, *formats))
             stream = forward(model, tokens, threads=threads)
             kld = summary(judge(read_head(model), stream, tokens, reference, threads), tokens).mean_kld
             found[f"{k}/{v}"] = max(0.0, kld or 0.0)

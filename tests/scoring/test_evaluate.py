@@ -101,7 +101,7 @@ def test_the_figures_are_what_their_definitions_say(tmp_path):
 def scored(model, tokens):
     x = forward(model, tokens)[:, 8:-1]
     head = read_head(model)
-    logits = head.logits(head.normed(x.reshape(-1, x.shape[-1]))[0])[0].astype(np.float64)
+    logits = head.logits(head.normalize(x.reshape(-1, x.shape[-1]))[0])[0].astype(np.float64)
     return log_probabilities(logits)[0]
 
 

@@ -110,7 +110,7 @@ def test_a_loss_is_half_the_error_times_the_squared_gradient_of_each_window(smal
             for i in range(len(watches)):
                 watches[i] = Kept()
 
-        backward(model, x, checkpoints, watch=lambda i: watches[i], done=done)
+        backward(model, x, checkpoints, hook=lambda i: watches[i], on_layer=done)
     for name, value in expected.items():
         if found[name].reason is None:
             factor = n_matrices(small.tensor(name).shape) / len(seen[name])

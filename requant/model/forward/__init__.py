@@ -1,1 +1,1 @@
-"""The model run in NumPy, forward and backward, with one layer's weights in memory at a time."""
+"""The forward and backward pass in NumPy, with one layer's weights in memory at a time."""

@@ -1,7 +1,7 @@
-"""What the forward pass must know of a model: its family, and its keys as one record.
+"""The architecture of a model as the forward pass needs it: its family, and its keys as one record.
 
 A family is a pre-norm decoder with a gated feed-forward part; biases, norms of queries and keys, norms behind a block,
-fused projections and experts are there where their tensors are. To add one, add a line to FAMILIES.
+fused projections and experts are used where the file has their tensors. To add one, add a line to FAMILIES.
 Sources: the architectures' files in src/models, llama-model.cpp and llama-context.cpp of llama.cpp.
 """
 
@@ -22,12 +22,16 @@ STILL_WORKS = "an imatrix (--imatrix) and scores without data (--quick) still wo
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """halves: which dimensions rotate together (rope.py); scaled_embedding: rows times the root of their length."""
+    """A group of architectures that compute alike.
+
+    halves: which dimensions rotate together (rope.py); scaled_embedding: rows are multiplied by the root of their
+    length.
+    """
 
     halves: bool
     activation: str = "silu"
     scaled_embedding: bool = False
-    large: int = 0  # layers of the size whose attention is scaled by n_embd / n_head instead of the head's size
+    large: int = 0  # number of layers at which attention is scaled by n_embd / n_head instead of the head's size
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -40,7 +44,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma2": Family(halves=True, activation="gelu", scaled_embedding=True, large=46),
     "gemma3": Family(halves=True, activation="gelu", scaled_embedding=True, large=62),
 }
-# what a layer may hold; a tensor of another name would change what the layer computes
+# the tensors a layer may hold; one of another name would change the computation
 _MATRICES = (
     *("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "ffn_gate_inp"),
     *("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
@@ -59,7 +63,7 @@ _OUTSIDE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A model's shape as the forward pass uses it; tuples have one item per layer."""
+    """The hyperparameters and constants of the forward pass; tuples have one item per layer."""
 
     family: Family
     hp: Hyperparameters
@@ -74,18 +78,18 @@ class Architecture:
 
     @property
     def n_layers(self) -> int:
-        """Layers that are run: all but those that predict several tokens at once."""
+        """Layers that are run: all but those of multi-token prediction."""
         return self.hp.n_trunk
 
     def head_sizes(self, layer: int) -> tuple[int, int]:
-        """Of the layer: dimensions of a query or key, and of a value."""
+        """Return the dimensions of a query or key, and of a value, in the layer."""
         swa = self.windows[layer] > 0
         hp = self.hp
         return (hp.key_length_swa, hp.value_length_swa) if swa else (hp.key_length, hp.value_length)
 
 
 def read_architecture(source: Source) -> Architecture:
-    """The architecture of `source`; raises BadInput where it, or one of its parts, is not one that can be run."""
+    """Read the architecture of `source`; raise BadInput where it, or a part of it, cannot be run."""
     arch = require_model(source)
     if arch not in FAMILIES:
         known = ", ".join(FAMILIES)
@@ -144,7 +148,7 @@ def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
 
 
 def _check_tensors(source: Source, hp: Hyperparameters) -> None:
-    """Raise BadInput for a tensor that the layers here would not use, and for one that they need and miss."""
+    """Raise BadInput for a tensor that the forward pass would not use, and for a required one that is missing."""
     for tensor in source.tensors:
         prefix, _, rest = tensor.name.partition(".")
         layer, _, part = rest.partition(".")

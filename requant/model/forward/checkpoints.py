@@ -1,4 +1,4 @@
-"""Each layer's input, kept in a temporary file, so that memory does not grow with the number of layers."""
+"""Activation checkpoints: each layer's input in a temporary file, so that memory does not grow with the layers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from requant.model.forward.ops import Array
 
 
 class Checkpoints:
-    """Arrays of one shape and dtype by their index; the file, in TMPDIR, has no name and goes when it is closed."""
+    """Arrays of one shape and dtype by index, in an unnamed file in TMPDIR that is deleted when it is closed."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
 
     def put(self, index: int, x: Array) -> None:
-        """Keep `x` as the item of `index`. Raises InputOutputError where the disk is full."""
+        """Store `x` as item `index`. Raises InputOutputError where the disk is full."""
         try:
             self._file.seek(index * x.nbytes)
             self._file.write(np.ascontiguousarray(x).view(np.uint8).data)
@@ -28,7 +28,7 @@ class Checkpoints:
             raise InputOutputError(tempfile.gettempdir(), what, hint="set TMPDIR to a folder with space") from error
 
     def take(self, index: int, out: Array) -> None:
-        """Fill `out` with the item of `index`."""
+        """Read item `index` into `out`."""
         self._file.seek(index * out.nbytes)
         n_read = self._file.readinto(out.view(np.uint8).data)
         assert n_read == out.nbytes, (index, n_read)

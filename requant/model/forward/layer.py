@@ -1,4 +1,4 @@
-"""One decoder layer over one window, forward, and backward from the gradient at its output."""
+"""One decoder layer over one window of tokens: forward, and backward from the gradient at its output."""
 
 from __future__ import annotations
 
@@ -14,64 +14,67 @@ from requant.model.forward.rope import Rotation
 
 
 class Hook(Protocol):
-    """Who looks on at every matrix product; name: of the tensor in its layer, or in the model for the output."""
+    """An observer of every matrix product.
+
+    name: of the tensor within its layer, or within the model for the output; expert: its index, None for other
+    matrices.
+    """
 
     def inputs(self, name: str, expert: int | None, x: Array) -> None:
-        """x: (n_tokens, n_per_row), what the matrix is multiplied with."""
+        """Observe the inputs of a product, x: (n_tokens, n_per_row)."""
 
     def gradients(self, name: str, expert: int | None, x: Array, g: Array) -> None:
-        """X as for inputs, g: (n_tokens, n_rows), the gradient of the log-likelihood at the product."""
+        """Observe the gradient of the log-likelihood at the product, g: (n_tokens, n_rows), with the inputs x."""
 
 
 class NullHook:
-    """A Watch that does not look."""
+    """A hook that does nothing."""
 
     def inputs(self, name: str, expert: int | None, x: Array) -> None:
-        """Nothing."""
+        """Ignore the product."""
 
     def gradients(self, name: str, expert: int | None, x: Array, g: Array) -> None:
-        """Nothing."""
+        """Ignore the gradient."""
 
 
-CacheRounding = Callable[
-    [Array, Array], tuple[Array, Array]
-]  # keys and values (n_tokens, n_heads, size) as attention has them
+# keys and values (n_tokens, n_heads, size) -> the same as the cache holds them
+CacheRounding = Callable[[Array, Array], tuple[Array, Array]]
 
 
 def exact_cache(keys: Array, values: Array) -> tuple[Array, Array]:
-    """A cache that rounds nothing."""
+    """Return the keys and values as they are: a cache that rounds nothing."""
     return keys, values
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer's place, its weights, and what it is run with for windows of one length."""
+    """A layer with its weights and its rotation for windows of one length; it can run in several threads."""
 
     architecture: Architecture
     index: int
     weights: Mapping[str, Array]
     rotation: Rotation
-    cached: CacheRounding
+    round_cache: CacheRounding
 
-    def run(self, x: Array, watch: Hook) -> tuple[Array, Backward]:
-        """x: (n_tokens, n_embd), the residual stream of a window -> the same behind the layer; safe in threads."""
-        return _Run(self, watch).layer(x)
+    def run(self, x: Array, hook: Hook) -> tuple[Array, Backward]:
+        """Run one window: x (n_tokens, n_embd), the residual stream -> the stream behind the layer."""
+        return _Run(self, hook).run(x)
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A layer at work on one window."""
+    """The computation of a layer on one window."""
 
-    of: Layer
-    watch: Hook
+    layer: Layer
+    hook: Hook
 
-    def layer(self, x: Array) -> tuple[Array, Backward]:
+    def run(self, x: Array) -> tuple[Array, Backward]:
         y, back_norm = self._norm("attn_norm", x)
         mixed, back_mixer = self._attention(y)
         mixed, back_post = self._norm("post_attention_norm", mixed)
         middle = x + mixed
         z, back_ffn_norm = self._norm("ffn_norm", middle)
-        added, back_ffn = self._experts(z) if "ffn_gate_inp.weight" in self.of.weights else self._feed_forward(z)
+        added, back_ffn = self._experts(z) if "ffn_gate_inp.weight" in self.layer.weights else self._feed_forward(z)
         added, back_post_ffn = self._norm("post_ffw_norm", added)
 
         def back(g: Array) -> Array:
@@ -81,52 +84,52 @@ class _Run:
         return middle + added, back
 
     def _norm(self, name: str, x: Array) -> tuple[Array, Backward]:
-        """X behind the norm, or x itself where the layer does not have it."""
-        weight = self.of.weights.get(f"{name}.weight")
-        return (x, lambda g: g) if weight is None else rms_norm(x, weight, self.of.architecture.eps)
+        """Apply a norm, or return x itself where the layer does not have it."""
+        weight = self.layer.weights.get(f"{name}.weight")
+        return (x, lambda g: g) if weight is None else rms_norm(x, weight, self.layer.architecture.eps)
 
     def _product(self, part: str, x: Array, expert: int | None = None) -> tuple[Array, Backward]:
         name = f"{part}.weight"
-        weight = self.of.weights[name] if expert is None else self.of.weights[name][expert]
-        self.watch.inputs(name, expert, x)
+        weight = self.layer.weights[name] if expert is None else self.layer.weights[name][expert]
+        self.hook.inputs(name, expert, x)
         y = x @ weight.T
-        bias = self.of.weights.get(f"{part}.bias")
+        bias = self.layer.weights.get(f"{part}.bias")
         if bias is not None:
             y += bias if expert is None else bias[expert]
 
         def back(g: Array) -> Array:
-            self.watch.gradients(name, expert, x, g)
+            self.hook.gradients(name, expert, x, g)
             return g @ weight
 
         return y, back
 
     def _attention(self, x: Array) -> tuple[Array, Backward]:
-        n, il, hp = len(x), self.of.index, self.of.architecture.hp
-        d_k, d_v = self.of.architecture.head_sizes(il)
+        n, il, hp = len(x), self.layer.index, self.layer.architecture.hp
+        d_k, d_v = self.layer.architecture.head_sizes(il)
         (q, k, v), back_qkv = self._qkv(x, hp.n_head[il] * d_k, hp.n_head_kv[il] * d_k)
         q, back_q = self._norm("attn_q_norm", q.reshape(n, -1, d_k))
         k, back_k = self._norm("attn_k_norm", k.reshape(n, -1, d_k))
-        keys, values = self.of.cached(self.of.rotation.apply(k), v.reshape(n, -1, d_v))
+        keys, values = self.layer.round_cache(self.layer.rotation.apply(k), v.reshape(n, -1, d_v))
         mixed, back_mixed = attention(
-            self.of.rotation.apply(q),
+            self.layer.rotation.apply(q),
             keys,
             values,
-            scale=self.of.architecture.attention_scale,
-            cap=self.of.architecture.attention_cap,
-            window=self.of.architecture.windows[il],
+            scale=self.layer.architecture.attention_scale,
+            cap=self.layer.architecture.attention_cap,
+            window=self.layer.architecture.windows[il],
         )
         out, back_out = self._product("attn_output", mixed.reshape(n, -1))
 
         def back(g: Array) -> Array:
             g_q, g_k, g_v = back_mixed(back_out(g).reshape(mixed.shape))
-            g_q, g_k = back_q(self.of.rotation.back(g_q)), back_k(self.of.rotation.back(g_k))
+            g_q, g_k = back_q(self.layer.rotation.back(g_q)), back_k(self.layer.rotation.back(g_k))
             return back_qkv(g_q.reshape(n, -1), g_k.reshape(n, -1), g_v.reshape(n, -1))
 
         return out, back
 
     def _qkv(self, x: Array, n_q: int, n_k: int) -> tuple[tuple[Array, Array, Array], Callable[..., Array]]:
-        """Queries, keys and values side by side, from one fused matrix or three."""
-        if "attn_qkv.weight" in self.of.weights:
+        """Compute queries, keys and values, from one fused matrix or three."""
+        if "attn_qkv.weight" in self.layer.weights:
             y, back = self._product("attn_qkv", x)
             q, k, v = np.split(y, [n_q, n_q + n_k], axis=1)
             return (q, k, v), lambda *g: back(np.concatenate(g, axis=1))
@@ -138,13 +141,13 @@ class _Run:
         return (q, k, v), back_all
 
     def _feed_forward(self, x: Array, suffix: str = "", expert: int | None = None) -> tuple[Array, Backward]:
-        """Gate and up projection, from one fused matrix or two, and down."""
+        """Apply the gate and up projections, from one fused matrix or two, and the down projection."""
         up, back_up = self._product(f"ffn_up{suffix}", x, expert)
-        if fused := f"ffn_gate{suffix}.weight" not in self.of.weights:
+        if fused := f"ffn_gate{suffix}.weight" not in self.layer.weights:
             gate, up = np.split(up, 2, axis=1)
         else:
             gate, back_gate = self._product(f"ffn_gate{suffix}", x, expert)
-        inner, back_inner = gated_activation(gate, up, self.of.architecture.family.activation)
+        inner, back_inner = gated_activation(gate, up, self.layer.architecture.family.activation)
         out, back_down = self._product(f"ffn_down{suffix}", inner, expert)
 
         def back(g: Array) -> Array:
@@ -156,13 +159,13 @@ class _Run:
         return out, back
 
     def _experts(self, x: Array) -> tuple[Array, Backward]:
-        """The experts that the router likes best, weighted by its softmax over them."""
+        """Apply the experts that the router ranks highest, weighted by its softmax over them."""
         logits, back_router = self._product("ffn_gate_inp", x)
-        used = np.argsort(-logits, axis=1, kind="stable")[:, : self.of.architecture.hp.n_expert_used]
+        used = np.argsort(-logits, axis=1, kind="stable")[:, : self.layer.architecture.hp.n_expert_used]
         chosen = np.take_along_axis(logits, used, axis=1)
         shares = np.exp(chosen - chosen.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
-        scale = x.dtype.type(self.of.architecture.expert_scale)
+        scale = x.dtype.type(self.layer.architecture.expert_scale)
         out, parts = np.zeros_like(x), []
         for expert in range(logits.shape[1]):
             tokens, slots = np.nonzero(used == expert)

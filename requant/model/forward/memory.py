@@ -1,4 +1,4 @@
-"""What running a model takes of memory: the largest layer's weights, and activations in proportion to the tokens."""
+"""The memory that running a model takes: the largest layer's weights, and activations in proportion to the tokens."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections import defaultdict
 
 from requant.model.forward.passes import EMBEDDING, LOGITS, OUTPUT, RunnableModel
 
-_OWN = 200 * 2**20  # the interpreter, NumPy, Numba and their kernels
+_BASE = 200 * 2**20  # the interpreter, NumPy, Numba and the kernels
 _FLOAT = 4
 
 
 def batch_windows(model: RunnableModel, n_ctx: int, limit: int, threads: int, gradients: bool) -> tuple[int, int]:
-    """Windows that can be run together within `limit` bytes, and the bytes that one takes."""
+    """Return the windows that can be run together within `limit` bytes, and the bytes that one window takes."""
     fixed, per_window = memory_needs(model, n_ctx, threads, gradients)
     return (limit - fixed) // per_window, fixed + per_window
 
 
 def memory_needs(model: RunnableModel, n_ctx: int, threads: int, gradients: bool) -> tuple[int, int]:
-    """Bytes that do not grow with the number of windows, and those that each window adds.
+    """Return the fixed bytes and the bytes that each window adds.
 
     Fixed: the weights of the largest layer, or of the output matrix, as float32 while their bytes are being decoded,
     and per thread one window's activations of a layer or one part of the logits. Neither grows with the layers.
@@ -39,4 +39,4 @@ def memory_needs(model: RunnableModel, n_ctx: int, threads: int, gradients: bool
     logits = 4 * min(LOGITS, n_ctx * hp.n_vocab)
     active = threads * _FLOAT * max(n_ctx * per_token, logits)
     stream = n_ctx * hp.n_embd * _FLOAT
-    return _OWN + weights + active, stream * (5 if gradients else 2)
+    return _BASE + weights + active, stream * (5 if gradients else 2)

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Backward = Callable[[Array], Array]
 
-_QUERIES = 128  # whose scores are worked out together: most of those with later keys are never made
+_QUERIES = 128  # queries per block; the scores of a block with keys after its last query are never computed
 _GELU = math.sqrt(2 / math.pi)
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Backward]:
-    """X over its root mean square along the last axis, times weight (n,)."""
+    """Divide x by its root mean square along the last axis, and multiply by weight (n,)."""
     inverse = 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + x.dtype.type(eps))
     unit = x * inverse
 
@@ -35,7 +35,7 @@ def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Backward]:
 
 
 def silu(x: Array) -> tuple[Array, Backward]:
-    """X * sigmoid(x)."""
+    """Return x * sigmoid(x)."""
     with np.errstate(over="ignore"):
         sigmoid = 1 / (1 + np.exp(-x))
 
@@ -51,7 +51,7 @@ def silu(x: Array) -> tuple[Array, Backward]:
 
 
 def gelu(x: Array) -> tuple[Array, Backward]:
-    """The tanh approximation of x * Phi(x), as ggml has it."""
+    """Return the tanh approximation of x * Phi(x) that ggml uses."""
     square = x * x
     tanh = np.tanh(_GELU * x * (1 + 0.044715 * square))
 
@@ -67,13 +67,13 @@ ACTIVATIONS = {"silu": silu, "gelu": gelu}
 
 
 def gated_activation(gate: Array, up: Array, activation: str) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
-    """activation(gate) * up; back gives the gradients at gate and up."""
+    """Return activation(gate) * up; back: the gradients at gate and up."""
     active, back_active = ACTIVATIONS[activation](gate)
     return active * up, lambda g: (back_active(g * up), g * active)
 
 
 def soft_cap(x: Array, cap: float) -> tuple[Array, Backward]:
-    """Cap * tanh(x / cap); x itself where the cap is 0."""
+    """Return cap * tanh(x / cap), or x itself where the cap is 0."""
     if not cap:
         return x, lambda g: g
     tanh = np.tanh(x / cap)
@@ -81,7 +81,7 @@ def soft_cap(x: Array, cap: float) -> tuple[Array, Backward]:
 
 
 def softmax(x: Array) -> Array:
-    """Shares along the last axis; x is overwritten with them."""
+    """Replace x by its softmax along the last axis."""
     x -= x.max(axis=-1, keepdims=True)
     np.exp(x, out=x)
     x *= 1 / x.sum(axis=-1, keepdims=True)
@@ -91,10 +91,10 @@ def softmax(x: Array) -> Array:
 def attention(
     q: Array, k: Array, v: Array, *, scale: float, cap: float, window: int
 ) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
-    """Causal softmax attention within one window of tokens.
+    """Compute causal softmax attention within one window of tokens.
 
     q: (n_tokens, n_head, d), k: (n_tokens, n_head_kv, d), v: (n_tokens, n_head_kv, d_v) -> (n_tokens, n_head, d_v).
-    Queries of a group share their keys and values. window: tokens that each sees at most, 0 for all before it.
+    Queries of a group share their keys and values. window: the most tokens that a query attends to, 0 for all.
     """
     n, n_head, _ = q.shape
     queries, keys, values = (np.ascontiguousarray(x.swapaxes(0, 1)) for x in (q, k, v))  # (n_head, n_tokens, d)
@@ -103,7 +103,7 @@ def attention(
     for start in range(0, n, _QUERIES):
         rows = slice(start, min(start + _QUERIES, n))
         seen = slice(max(0, start - window + 1) if window else 0, rows.stop)  # by any of these queries
-        part = _grouped(queries[:, rows], len(keys))
+        part = _join_groups(queries[:, rows], len(keys))
         scores = part @ keys[:, seen].swapaxes(1, 2)
         scores *= scale
         scores, back_cap = soft_cap(scores, cap)
@@ -117,7 +117,7 @@ def attention(
         g = np.ascontiguousarray(g.swapaxes(0, 1))
         g_q, g_k, g_v = np.empty_like(queries), np.zeros_like(keys), np.zeros_like(values)
         for rows, seen, part, shares, back_cap in blocks:
-            g_part = _grouped(g[:, rows], len(keys))
+            g_part = _join_groups(g[:, rows], len(keys))
             g_v[:, seen] += shares.swapaxes(1, 2) @ g_part
             g_scores = g_part @ values[:, seen].swapaxes(1, 2)
             g_scores -= np.einsum("hij,hij->hi", g_scores, shares)[..., None]
@@ -131,13 +131,13 @@ def attention(
     return out.swapaxes(0, 1), back
 
 
-def _grouped(x: Array, n_kv: int) -> Array:
-    """(n_head, n, d) -> (n_kv, heads of the group * n, d)."""
+def _join_groups(x: Array, n_kv: int) -> Array:
+    """Join the heads of each group: (n_head, n, d) -> (n_kv, heads of the group * n, d)."""
     return np.ascontiguousarray(x).reshape(n_kv, -1, x.shape[2])
 
 
 def _mask(rows: slice, seen: slice, window: int, dtype: Any) -> Array:
-    """0 where a query of `rows` may look at a key of `seen`, -inf where not."""
+    """Return 0 where a query of `rows` may attend to a key of `seen`, -inf elsewhere."""
     distance = np.arange(rows.start, rows.stop)[:, None] - np.arange(seen.start, seen.stop)
     blocked = (distance < 0) | ((distance >= window) if window else False)
     mask: Array = np.where(blocked, dtype.type(-np.inf), dtype.type(0))

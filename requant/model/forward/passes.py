@@ -1,7 +1,6 @@
-"""The whole model over windows of tokens, forward and backward; one layer's weights are in memory at a time.
+"""The forward and backward pass of the whole model over windows of tokens, with one layer's weights in memory.
 
-The windows of a layer run in threads of their own, with BLAS in one each: results do not depend on their number.
-
+The windows of a layer run in parallel, with one BLAS thread each, so results do not depend on the number of threads.
 Arrays of all windows are (n_windows, n_ctx, n_embd). Each window starts at position 0 and sees no other.
 """
 
@@ -25,33 +24,33 @@ from requant.model.forward.weights import Weights
 Tokens = NDArray[np.int32]  # (n_windows, n_ctx)
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 NULL_HOOK: Hook = NullHook()
-WindowHooks = Callable[[int], Hook]  # who looks on at each window
-LOGITS = 2**24  # values of logits held at a time by a thread
-SEED = 1  # of the labels that are drawn
-_BLOCK = 512  # logits of which one sum is drawn from first
+WindowHooks = Callable[[int], Hook]  # the hook of each window
+LOGITS = 2**24  # logits that a thread holds at a time
+SEED = 1  # of the draws of labels
+_BLOCK = 512  # tokens in a block; a draw takes a block by its sum first, then a token in it
 
 
 @dataclass(frozen=True, slots=True)
 class RunnableModel:
-    """A model that can be run."""
+    """A model that can be run: its architecture, its weights, and the rounding of its cache."""
 
     architecture: Architecture
     weights: Weights
-    cached: CacheRounding = exact_cache
+    round_cache: CacheRounding = exact_cache
 
     @property
     def embedding_scale(self) -> float:
-        """What the rows of the embedding are multiplied by."""
+        """The factor on the rows of the embedding."""
         return float(self.architecture.hp.n_embd) ** 0.5 if self.architecture.family.scaled_embedding else 1.0
 
     @property
     def output_name(self) -> str:
-        """The matrix that gives the logits."""
+        """The name of the matrix that gives the logits."""
         return OUTPUT if OUTPUT in self.weights.source else EMBEDDING
 
 
 def read_model(weights: Weights) -> RunnableModel:
-    """The model of these weights; raises BadInput where it cannot be run."""
+    """Read the model of these weights; raise BadInput where it cannot be run."""
     return RunnableModel(read_architecture(weights.source), weights)
 
 
@@ -64,7 +63,7 @@ def check_tokens(model: RunnableModel, tokens: Tokens) -> None:
 
 
 def embed(model: RunnableModel, tokens: Tokens) -> Array:
-    """The stream that enters the first layer."""
+    """Return the stream that enters the first layer."""
     ids, place = np.unique(tokens, return_inverse=True)
     rows = model.weights.rows(EMBEDDING, ids) * model.weights.dtype(model.embedding_scale)
     stream: Array = rows[place.reshape(tokens.shape)]
@@ -72,28 +71,29 @@ def embed(model: RunnableModel, tokens: Tokens) -> Array:
 
 
 def layers(model: RunnableModel, n_ctx: int, order: Iterable[int]) -> Iterator[Layer]:
-    """The layers of `order` one after the other, ready to run windows of `n_ctx` tokens."""
+    """Yield the layers in `order`, ready to run windows of `n_ctx` tokens."""
     architecture, dtype = model.architecture, model.weights.dtype
     factors = _factors(model, n_ctx)
     full = rotation(architecture.rope, n_ctx, factors, dtype)
     swa = rotation(architecture.rope_swa, n_ctx, None, dtype)
     for index in order:
-        output_gradient = swa if architecture.windows[index] else full
-        yield Layer(architecture, index, model.weights.layer(index), output_gradient, model.cached)
+        own = swa if architecture.windows[index] else full
+        yield Layer(architecture, index, model.weights.layer(index), own, model.round_cache)
 
 
 def forward(
     model: RunnableModel,
     tokens: Tokens,
     *,
-    watch: WindowHooks = lambda _: NULL_HOOK,
+    hook: WindowHooks = lambda _: NULL_HOOK,
     checkpoints: Checkpoints | None = None,
-    done: Callable[[Layer], None] = lambda _: None,
+    on_layer: Callable[[Layer], None] = lambda _: None,
     threads: int | None = None,
 ) -> Array:
-    """The stream behind the last layer; `checkpoints` get every layer's input, `done` each layer after its windows.
+    """Return the stream behind the last layer.
 
-    Raises NumericFault, naming the layer, where the stream is no longer finite.
+    hook: returns the hook of a window; checkpoints: store every layer's input; on_layer: called with each layer after
+    all windows passed it. Raises NumericFault, naming the layer, where the stream is no longer finite.
     """
     x = embed(model, tokens)
     for layer in layers(model, tokens.shape[1], range(model.architecture.n_layers)):
@@ -101,11 +101,11 @@ def forward(
             checkpoints.put(layer.index, x)
 
         def run(window: int, layer: Layer = layer) -> None:
-            x[window] = layer.run(x[window], watch(window))[0]
+            x[window] = layer.run(x[window], hook(window))[0]
 
         for_each(run, len(x), threads)
         check_finite(model, x, layer.index)
-        done(layer)
+        on_layer(layer)
     return x
 
 
@@ -114,20 +114,20 @@ def backward(
     g: Array,
     checkpoints: Checkpoints,
     *,
-    watch: WindowHooks,
-    done: Callable[[Layer], None] = lambda _: None,
+    hook: WindowHooks,
+    on_layer: Callable[[Layer], None] = lambda _: None,
     threads: int | None = None,
 ) -> None:
-    """Turn `g`, the gradient behind the last layer, into that at the embedding; `done` gets each layer after it."""
+    """Replace `g`, the gradient behind the last layer, by the gradient at the embedding; see `forward`."""
     x = np.empty_like(g)
     for layer in layers(model, g.shape[1], reversed(range(model.architecture.n_layers))):
         checkpoints.take(layer.index, x)
 
         def run(window: int, layer: Layer = layer) -> None:
-            g[window] = layer.run(x[window], watch(window))[1](g[window].copy())  # who watches may keep it
+            g[window] = layer.run(x[window], hook(window))[1](g[window].copy())  # a hook may keep it
 
         for_each(run, len(x), threads)
-        done(layer)
+        on_layer(layer)
 
 
 def check_finite(model: RunnableModel, x: Array, layer: int) -> None:
@@ -139,7 +139,7 @@ def check_finite(model: RunnableModel, x: Array, layer: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """From the stream to the logits."""
+    """The output norm and matrix: from the stream to the logits."""
 
     model: RunnableModel
     norm: Array
@@ -147,16 +147,16 @@ class Head:
     bias: Array | None
 
     def parts(self, n: int) -> list[slice]:
-        """Of n tokens, those whose logits are worked out together."""
+        """Split n tokens into parts whose logits fit in memory together."""
         rows = max(16, LOGITS // len(self.matrix))
         return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
-    def normed(self, x: Array) -> tuple[Array, Backward]:
-        """x: (n, n_embd), the stream -> what the matrix is multiplied with."""
+    def normalize(self, x: Array) -> tuple[Array, Backward]:
+        """Apply the output norm: x (n, n_embd), the stream -> the inputs of the matrix."""
         return rms_norm(x, self.norm, self.model.architecture.eps)
 
     def logits(self, normed: Array) -> tuple[Array, Backward]:
-        """(n, n_vocab); back: their gradient -> that at the product with the matrix."""
+        """Return the logits (n, n_vocab); back: their gradient -> the gradient at the product with the matrix."""
         logits = normed @ self.matrix.T
         if self.bias is not None:
             logits += self.bias
@@ -164,7 +164,7 @@ class Head:
 
 
 def read_head(model: RunnableModel) -> Head:
-    """The head with its matrix decoded."""
+    """Read the head and decode its matrix."""
     norm, matrix = model.weights.get("output_norm.weight"), model.weights.get(model.output_name)
     assert norm is not None
     assert matrix is not None
@@ -172,7 +172,7 @@ def read_head(model: RunnableModel) -> Head:
 
 
 def log_probabilities(logits: Array) -> tuple[Array, Array]:
-    """Natural logarithms of the softmax, which overwrite the logits, and what was subtracted from these (n, 1)."""
+    """Replace the logits by the natural logarithms of their softmax; return them and log(sum(exp(logits))) (n, 1)."""
     largest = logits.max(axis=1, keepdims=True)
     logits -= largest
     log_sum = np.log(np.exp(logits).sum(axis=1, keepdims=True, dtype=np.float64)).astype(logits.dtype)
@@ -185,15 +185,15 @@ def output_gradient(
     x: Array,
     *,
     first: int = 0,
-    watch: WindowHooks = lambda _: NULL_HOOK,
+    hook: WindowHooks = lambda _: NULL_HOOK,
     threads: int | None = None,
 ) -> tuple[Array, Array]:
     """Replace x, the stream behind the last layer, by the gradient of the log-likelihood of labels there.
 
     The labels are drawn from the model's own distribution p, so that squared gradients have the true Fisher information
-    as their mean. At the logits that mean is known, p (1 - p), and `watch` is shown its root, which no draw blurs.
-    first: the index of the first window in the text, on which the draws depend. Yields the output matrix's inputs
-    (n_windows, n_ctx, n_embd) and the logarithm of each token's sum of exp(logits) (n_windows, n_ctx).
+    as their mean. At the logits that mean is known, p (1 - p): the hook gets its root as the gradient, without the
+    noise of a draw. first: the index of the first window in the text, on which the draws depend. Returns the output
+    matrix's inputs (n_windows, n_ctx, n_embd) and the logarithm of each token's sum of exp(logits) (n_windows, n_ctx).
     """
     head = read_head(model)
     normed, log_sum = np.empty_like(x), np.empty(x.shape[:2], x.dtype)
@@ -201,22 +201,22 @@ def output_gradient(
     def run(window: int) -> None:
         rng = np.random.default_rng((SEED, first + window))
         for part in head.parts(x.shape[1]):
-            found = _window_gradient(head, x[window, part], rng, watch(window))
+            found = _window_gradient(head, x[window, part], rng, hook(window))
             normed[window, part], log_sum[window, part] = found
 
     for_each(run, len(x), threads)
     return normed, log_sum
 
 
-def _window_gradient(head: Head, x: Array, rng: np.random.Generator, watch: Hook) -> tuple[Array, Array]:
-    normed, back_norm = head.normed(x)
+def _window_gradient(head: Head, x: Array, rng: np.random.Generator, hook: Hook) -> tuple[Array, Array]:
+    normed, back_norm = head.normalize(x)
     name = head.model.output_name
-    watch.inputs(name, None, normed)
+    hook.inputs(name, None, normed)
     logits, back_cap = head.logits(normed)
     logits, log_sum = log_probabilities(logits)
     p = np.exp(logits)
     labels = draw_tokens(p, rng)
-    watch.gradients(name, None, normed, back_cap(np.sqrt(p * (1 - p))))
+    hook.gradients(name, None, normed, back_cap(np.sqrt(p * (1 - p))))
     np.negative(p, out=p)
     p[np.arange(len(p)), labels] += 1
     x[...] = back_norm(back_cap(p) @ head.matrix)
@@ -224,7 +224,7 @@ def _window_gradient(head: Head, x: Array, rng: np.random.Generator, watch: Hook
 
 
 def embedding_gradient(model: RunnableModel, tokens: Tokens, g: Array) -> tuple[Tokens, Array]:
-    """The rows of the embedding that `tokens` use, and their gradients in each window, squared and summed.
+    """Return the rows of the embedding that `tokens` use, and their gradients, squared and summed over windows.
 
     g: the gradient at the stream that enters the first layer.
     """
@@ -239,7 +239,7 @@ def embedding_gradient(model: RunnableModel, tokens: Tokens, g: Array) -> tuple[
 
 
 def draw_tokens(p: Array, rng: np.random.Generator) -> NDArray[np.intp]:
-    """One index per row of p (n, n_vocab), drawn with its probabilities."""
+    """Draw one index per row of p (n, n_vocab) with its probabilities."""
     n, n_vocab = p.shape
     starts = np.arange(0, n_vocab, _BLOCK)
     ends = np.cumsum(np.add.reduceat(p, starts, axis=1, dtype=np.float64), axis=1)
@@ -255,7 +255,7 @@ def draw_tokens(p: Array, rng: np.random.Generator) -> NDArray[np.intp]:
 
 
 def _factors(model: RunnableModel, n_ctx: int) -> NDArray[np.float32] | None:
-    """What the angles' frequencies are divided by: the model's own, or those for contexts of this length."""
+    """Return the divisors of the rotary frequencies: the model's own, or those for contexts of this length."""
     architecture, source = model.architecture, model.weights.source
     long = n_ctx > architecture.rope.n_ctx_orig
     for name in ("rope_freqs", "rope_factors_long" if long else "rope_factors_short"):

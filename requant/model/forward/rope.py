@@ -1,4 +1,4 @@
-"""Rotary positions: the angles of every pair, and the rotation by them.
+"""Rotary position embedding: the angles of every pair of dimensions, and the rotation by them.
 
 Scaling: linear, yarn, and factors per frequency (llama3, longrope). Sources: ggml_rope_cache_init and rope_yarn in
 ggml/src/ggml-cpu/ops.cpp, llama-context.cpp and llama-model.cpp of llama.cpp.
@@ -18,11 +18,11 @@ from requant.model.forward.ops import Array
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """How positions become angles.
+    """The parameters that turn positions into angles.
 
-    pairs: dimension i rotates with i + n_dims/2 (`halves`) or with its neighbour. scale: of the angles, 1 without
-    scaling; yarn: whether low frequencies alone are scaled; n_ctx_orig: the context that the model was trained for.
-    attn_factor: the length of the rotated vectors over that before, beyond what yarn does.
+    halves: dimension i rotates with i + n_dims/2, else with its neighbour. scale: of the angles, 1 without scaling;
+    yarn: whether low frequencies alone are scaled; n_ctx_orig: the context that the model was trained for.
+    attn_factor: a factor on the length of the rotated vectors, beside that of yarn.
     """
 
     n_dims: int
@@ -38,21 +38,21 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """cos and sin, each (n_tokens, 1, n_dims/2), of a window's positions."""
+    """The cosines and sines, each (n_tokens, 1, n_dims/2), of a window's positions."""
 
     cos: Array
     sin: Array
     halves: bool
 
     def apply(self, x: Array) -> Array:
-        """X (n_tokens, n_head, d) with its first n_dims turned."""
-        return self._turned(x, self.sin)
+        """Rotate the first n_dims dimensions of x (n_tokens, n_head, d)."""
+        return self._rotate(x, self.sin)
 
     def back(self, g: Array) -> Array:
-        """The gradient before the turn from that after it."""
-        return self._turned(g, -self.sin)
+        """Return the gradient before the rotation from the gradient after it."""
+        return self._rotate(g, -self.sin)
 
-    def _turned(self, x: Array, sin: Array) -> Array:
+    def _rotate(self, x: Array, sin: Array) -> Array:
         n = self.cos.shape[-1]
         out = x.copy()
         first = np.s_[..., :n] if self.halves else np.s_[..., 0 : 2 * n : 2]
@@ -64,7 +64,7 @@ class Rotation:
 
 
 def rotation(rope: Rope, n_tokens: int, factors: NDArray[np.float32] | None, dtype: Any) -> Rotation:
-    """The rotation of positions 0 to n_tokens - 1; factors: (n_dims/2,), what divides each frequency, or None."""
+    """Return the rotation of positions 0 to n_tokens - 1; factors: (n_dims/2,) divisors of the frequencies."""
     i = np.arange(0, rope.n_dims, 2)
     frequencies = rope.base ** (-i / rope.n_dims)
     if factors is not None:
@@ -72,15 +72,15 @@ def rotation(rope: Rope, n_tokens: int, factors: NDArray[np.float32] | None, dty
     length = rope.attn_factor
     scaled = frequencies * rope.scale
     if rope.yarn:
-        kept = _unscaled_share(rope)
-        scaled = scaled * (1 - kept) + frequencies * kept
+        unscaled = _unscaled_share(rope)
+        scaled = scaled * (1 - unscaled) + frequencies * unscaled
         length *= 1 + 0.1 * math.log(1 / rope.scale)
     angles = np.arange(n_tokens)[:, None, None] * scaled
     return Rotation((np.cos(angles) * length).astype(dtype), (np.sin(angles) * length).astype(dtype), rope.halves)
 
 
 def _unscaled_share(rope: Rope) -> NDArray[np.float64]:
-    """1 for pairs that turn often within the original context, which yarn leaves alone, 0 for those that hardly do."""
+    """Return 1 for pairs that turn often in the original context and stay unscaled, 0 for those that hardly turn."""
 
     def pair_with(turns: float) -> float:
         return rope.n_dims * math.log(rope.n_ctx_orig / (turns * 2 * math.pi)) / (2 * math.log(rope.base))

@@ -1,4 +1,4 @@
-"""A model's weights as float arrays, decoded when they are asked for and not kept."""
+"""A model's weights as float arrays, decoded at each request and not stored."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Change = Callable[[SourceTensor, Floats], Floats]
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weights of `source` as `dtype`, times their companions.
+    """The weights of `source` as `dtype`, times their weight scales.
 
-    change: what becomes of a tensor's rows (n_rows, n_per_row) before they are used, to try other weights.
+    change: replaces a tensor's rows (n_rows, n_per_row) before they are used, to try other weights.
     """
 
     source: Source
@@ -31,30 +31,30 @@ class Weights:
     dtype: Any = np.float32
 
     def get(self, name: str) -> Array | None:
-        """The tensor with its last dimension first, as (n_rows, n_per_row) for a matrix; None where there is none."""
+        """Return a tensor with its last dimension first, (n_rows, n_per_row) for a matrix; None where it is missing."""
         if name not in self.source:
             return None
         tensor = self.source.tensor(name)
-        x = self._decoded(tensor, self.source.read_rows(tensor))
+        x = self._decode(tensor, self.source.read_rows(tensor))
         scales = read_weight_scales(self.source, tensor)
         if scales is not None:
             x *= np.repeat(scales, tensor.n_rows // scales.size)[:, None]
         return x.astype(self.dtype, copy=False).reshape(tensor.shape[::-1])
 
     def rows(self, name: str, indices: Array) -> Array:
-        """Rows of a matrix, (n, n_per_row)."""
+        """Return rows of a matrix, (n, n_per_row)."""
         tensor = self.source.tensor(name)
         data = np.concatenate([self.source.read_rows(tensor, int(i), 1) for i in indices])
-        return self._decoded(tensor, data).astype(self.dtype, copy=False)
+        return self._decode(tensor, data).astype(self.dtype, copy=False)
 
     def layer(self, index: int) -> dict[str, Array]:
-        """All tensors of layer `index` by their name in it: `attn_q.weight`."""
+        """Return the tensors of layer `index` by their name within it, such as `attn_q.weight`."""
         prefix = f"blk.{index}."
         names = [t.name for t in self.source.tensors if t.name.startswith(prefix)]
         found = {name.removeprefix(prefix): self.get(name) for name in names if not name.endswith(SCALE)}
         return {name: x for name, x in found.items() if x is not None}
 
-    def _decoded(self, tensor: SourceTensor, data: codec.Bytes) -> Floats:
+    def _decode(self, tensor: SourceTensor, data: codec.Bytes) -> Floats:
         x = codec.dequantize(data, tensor.format)
         if codec.first_nonfinite(x) is not None:
             raise nonfinite_fault(self.source, tensor)

@@ -31,7 +31,7 @@ def path(request, tmp_path):
 def log_p(model, tokens):
     x = forward(model, tokens)
     head = read_head(model)
-    return log_probabilities(head.logits(head.normed(x.reshape(-1, x.shape[-1]))[0])[0])[0]
+    return log_probabilities(head.logits(head.normalize(x.reshape(-1, x.shape[-1]))[0])[0])[0]
 
 
 def test_the_next_token_is_as_likely_as_llama_cpp_finds_it(path):
@@ -65,7 +65,7 @@ def likelihood_gradients(model, tokens, labels):
         x = forward(model, tokens, checkpoints=checkpoints)
         head = read_head(model)
         for window, own in zip(x, labels, strict=True):
-            normed, back_norm = head.normed(window)
+            normed, back_norm = head.normalize(window)
             logits, back_cap = head.logits(normed)
             p = np.exp(log_probabilities(logits)[0])
             g = -p
@@ -77,7 +77,7 @@ def likelihood_gradients(model, tokens, labels):
         def done(layer):
             watch.prefix = f"blk.{layer.index - 1}."
 
-        backward(model, x, checkpoints, watch=lambda _: watch, done=done, threads=1)
+        backward(model, x, checkpoints, hook=lambda _: watch, on_layer=done, threads=1)
     return watch.found, x
 
 

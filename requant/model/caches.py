@@ -11,7 +11,12 @@ from dataclasses import dataclass
 
 RECURRENT = frozenset("mamba mamba2 rwkv6 rwkv7 rwkv6qwen2 arwkv7".split())  # noqa: SIM905
 # hybrid architectures: which layers keep a state
-_INTERVAL = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "minimax-01": 8}  # every n-th attends, unless a key says
+_INTERVAL = {
+    "qwen3next": 4,
+    "qwen35": 4,
+    "qwen35moe": 4,
+    "minimax-01": 8,
+}  # every n-th attends, unless a key overrides it
 _NO_HEADS = frozenset("jamba granitehybrid plamo2 lfm2 lfm2moe kimi-linear bailingmoe3".split())  # noqa: SIM905
 _NEMOTRON = frozenset(["nemotron_h", "nemotron_h_moe"])
 _BOTH = frozenset(["falcon-h1"])

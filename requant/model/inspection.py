@@ -45,7 +45,7 @@ class Listed:
     shape: tuple[int, ...]
     type: str
     n_bytes: int
-    reason: str | None  # why it would not be quantized
+    reason: str | None  # why it is not quantized
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The types that llama-quantize's mixtures give each tensor.
+"""Mixtures of llama-quantize (`Q4_K_M`, ...): the type that each gives every tensor.
 
 Source: llama_tensor_get_type_impl and tensor_type_fallback in llama.cpp's src/llama-quant.cpp.
 """

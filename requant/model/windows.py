@@ -13,7 +13,7 @@ from dataclasses import dataclass
 class _Rule:
     """Every `period`-th layer is full: the last of each group, or the first with `dense_first`.
 
-    `default`: the window without the key; `fixed`: the window whatever the key says, if it is above 0.
+    `default`: the window without the key; `fixed`: the window whatever the key's value, if that is above 0.
     `optional`: no key, or 0, means no window at all; else the key is required. `array`: the file must list the layers
     with a window.
     """

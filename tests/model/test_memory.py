@@ -1,4 +1,4 @@
-"""Memory beside the weights, against what llama.cpp prints for real shapes."""
+"""Memory beside the weights, against the figures of llama.cpp for real shapes."""
 
 from dataclasses import replace
 
@@ -106,7 +106,7 @@ def test_an_unknown_cache_is_refused_and_the_way_out_named():
 
 
 @pytest.mark.parametrize("entry", ENTRIES[::7], ids=label)
-def test_what_is_assumed_of_an_unknown_architecture_is_an_upper_bound(entry):
+def test_the_assumption_for_an_unknown_architecture_is_an_upper_bound(entry):
     hp = hyperparameters(entry["model"])
     hp, settings = replace(hp, caches=replace(hp.caches, known=False)), replace(settings_of(entry), assume=True)
     assert kv_cache_bytes(hp, settings) >= entry["kv_bytes"]
@@ -181,7 +181,7 @@ SETTINGS = st.builds(
 
 
 def usable(hp, settings):
-    """Latent attention has one cache, of one type."""
+    """Return `settings` with one cache type where latent attention has one cache."""
     return replace(settings, cache_type_v=settings.cache_type_k) if hp.caches.latent else settings
 
 

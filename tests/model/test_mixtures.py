@@ -1,4 +1,4 @@
-"""What llama-quantize gives embedding and output, against its own dry runs."""
+"""The types of llama-quantize's mixtures, against its own dry runs."""
 
 import json
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def test_other_matrices_get_the_default_of_the_mixture_or_its_fallback():
 
 
 @pytest.mark.parametrize("n_per_row", [32, 2880, 40, 256])
-def test_stock_types_always_divide_the_row(n_per_row):
+def test_the_blocks_of_a_mixture_always_divide_the_row(n_per_row):
     for mixture in ("IQ1_S", "IQ2_M", "Q2_K", "Q3_K_M", "IQ4_XS", "Q4_0", "Q5_K_M", "Q6_K", "Q8_0"):
         for tied in (False, True):
             assert by_name(default_type(mixture, "token_embd.weight", n_per_row, tied=tied)).divides(n_per_row)
@@ -89,7 +89,7 @@ def test_every_tensor_gets_what_llama_quantize_gives(name):
     [("tiny-llama", lambda: real_models.TINY), ("smollm2-135m-dithered", real_models.smollm2)],
 )
 def test_mixtures_with_an_imatrix_have_the_size_of_llama_quantizes_files(model, path):
-    """The header, the same in all, is told by the first."""
+    """The rest of a file, its header, has the same size in all."""
     with open_source(path()) as source:
         hp = read_hyperparameters(source.metadata, source.tensors)
         headers = set()

@@ -88,7 +88,7 @@ def test_sensitive_tensors_are_never_quantized(name):
 @pytest.mark.parametrize(
     ("shape_", "type_id"), [((4096,), F16), ((4096, 1, 1), F16), ((), F16), ((0, 4), F16), ((4096, 4096), I32)]
 )
-def test_what_is_no_matrix_of_weights_is_never_quantized(shape_, type_id):
+def test_a_tensor_that_is_no_matrix_of_weights_is_never_quantized(shape_, type_id):
     assert never_quantize("llama", "blk.0.attn_q.weight", shape_, type_id)
 
 
@@ -209,7 +209,7 @@ def test_types_that_need_importance_are_offered_only_with_it():
     assert not needs_importance("IQ3_XXS", "output")
 
 
-def test_a_guard_is_a_further_floor():
+def test_a_given_floor_is_a_further_floor():
     types = chosen("llama", "output.weight", floor="Q6_K").types
     assert min(by_name(t).bpw for t in types) == by_name("Q6_K").bpw
 

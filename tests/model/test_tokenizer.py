@@ -1,4 +1,4 @@
-"""Texts to ids as llama.cpp makes them, by its own figures and by the engine itself for every way to split words."""
+"""Token ids against llama.cpp: its own figures, and the engine itself for every kind of pre-tokenizer."""
 
 import json
 import struct
@@ -77,7 +77,7 @@ def test_sentence_pieces_merge_by_score_and_fall_back_to_bytes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "said"),
+    ("file", "reason"),
     [
         (File(), "has no tokenizer"),
         (vocabulary(model="bert"), "a kind that is not known: 'bert'"),
@@ -90,8 +90,8 @@ def test_sentence_pieces_merge_by_score_and_fall_back_to_bytes(tmp_path):
         ),
     ],
 )
-def test_what_is_wrong_with_a_vocabulary_is_said(tmp_path, file, said):
-    with pytest.raises(BadInput, match=said):
+def test_a_bad_vocabulary_is_refused_with_the_reason(tmp_path, file, reason):
+    with pytest.raises(BadInput, match=reason):
         tokenizer_of(tmp_path, file)
 
 

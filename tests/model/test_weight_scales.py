@@ -1,4 +1,4 @@
-"""Which matrices the engine scales by a companion."""
+"""The matrices that the engine multiplies by a weight scale."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def test_an_output_has_a_scale_where_it_is_its_own_tensor_and_the_graph_passes_i
     assert not applies_weight_scale("qwen35", "output.weight", ())
 
 
-def test_a_feed_forward_matrix_with_a_bias_has_none():
+def test_a_feed_forward_matrix_with_a_bias_has_no_scale():
     assert not applies_weight_scale("llama", "blk.0.ffn_up.weight", ("blk.0.ffn_up.bias",))
     assert applies_weight_scale("llama", "blk.0.ffn_up.weight", ("blk.1.ffn_up.bias",))
     assert applies_weight_scale("llama", "blk.0.attn_q.weight", ("blk.0.attn_q.bias",))  # added after the scale

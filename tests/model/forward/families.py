@@ -1,4 +1,4 @@
-"""Small random models of every family, with all that a family can have: files that the engine loads too."""
+"""Small random models of every family, with all the parts that a family can have; the engine loads them too."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ CONTEXT = 512
 
 
 def byte_letters():
-    """The letter that stands for each byte in a gpt2 vocabulary."""
+    """Return the letter that stands for each byte in a gpt2 vocabulary."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     return [chr(b) if b in plain else chr(next(others)) for b in range(256)]
@@ -77,7 +77,7 @@ VOCABULARY = (
 
 
 def write(name, path, seed=0, *, vocabulary=VOCABULARY, n_tokens=257, more=(), n_layers=N_LAYERS, keys=()):
-    """The model of family `name` at `path`; vocabulary: the tokenizer's pairs, of `n_tokens` tokens; more: tensors."""
+    """Write a model of family `name`; vocabulary: the tokenizer's pairs, of `n_tokens` tokens; more: tensors."""
     family, rng = FAMILIES[name], default_rng(seed)
     keys = dict(keys) | {
         "block_count": n_layers,

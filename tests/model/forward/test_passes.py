@@ -45,7 +45,7 @@ def test_the_next_token_is_as_likely_as_llama_cpp_finds_it(path):
 
 
 class Gradients:
-    """A Watch that works out the gradient of each matrix."""
+    """A hook that computes the gradient of each matrix."""
 
     def __init__(self):
         self.prefix, self.found = "", {}
@@ -59,8 +59,8 @@ class Gradients:
 
 
 def likelihood_gradients(model, tokens, labels):
-    """The gradient of the log-likelihood of `labels`, one after each token, at every matrix."""
-    watch = Gradients()
+    """Return the gradient of the log-likelihood of `labels`, one after each token, at every matrix."""
+    hook = Gradients()
     with Checkpoints() as checkpoints:
         x = forward(model, tokens, checkpoints=checkpoints)
         head = read_head(model)
@@ -70,15 +70,15 @@ def likelihood_gradients(model, tokens, labels):
             p = np.exp(log_probabilities(logits)[0])
             g = -p
             g[np.arange(len(own)), own] += 1
-            watch.gradients(model.output_name, None, normed, back_cap(g))
+            hook.gradients(model.output_name, None, normed, back_cap(g))
             window[...] = back_norm(back_cap(g) @ head.matrix)
-        watch.prefix = f"blk.{model.architecture.n_layers - 1}."
+        hook.prefix = f"blk.{model.architecture.n_layers - 1}."
 
-        def done(layer):
-            watch.prefix = f"blk.{layer.index - 1}."
+        def on_layer(layer):
+            hook.prefix = f"blk.{layer.index - 1}."
 
-        backward(model, x, checkpoints, hook=lambda _: watch, on_layer=done, threads=1)
-    return watch.found, x
+        backward(model, x, checkpoints, hook=lambda _: hook, on_layer=on_layer, threads=1)
+    return hook.found, x
 
 
 def test_every_gradient_is_that_of_finite_differences(path):
@@ -100,7 +100,7 @@ def test_every_gradient_is_that_of_finite_differences(path):
 
 
 def embedding_part(model, tokens, labels, direction):
-    """What the embedding's rows add: the gradients at the tokens, times the direction's rows."""
+    """Return the part of the embedding's rows: the gradients at the tokens, times the direction's rows."""
     _, g = likelihood_gradients(model, tokens, labels)
     return float((g * model.embedding_scale * direction[tokens]).sum())
 

@@ -37,7 +37,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class TensorEntry:
     """A tensor of the file."""
 
     name: str
@@ -85,7 +85,7 @@ class Inspection:
     types: tuple[Share, ...]
     roles: tuple[Share, ...]
     needs: Needs | None
-    tensors: tuple[Listed, ...] = field(repr=False)
+    tensors: tuple[TensorEntry, ...] = field(repr=False)
     warnings: tuple[str, ...]
 
     def _repr_html_(self) -> str:
@@ -124,7 +124,7 @@ def inspect(source: Source, settings: Mapping[str, Any] = MappingProxyType({}), 
         types=_shares((t.format.name, t) for t in source.tensors),
         roles=_shares((role_of(t.name), t) for t in source.tensors),
         needs=needs,
-        tensors=tuple(_list_tensor(arch, t) for t in source.tensors),
+        tensors=tuple(_tensor_entry(arch, t) for t in source.tensors),
         warnings=tuple(warnings),
     )
 
@@ -171,9 +171,9 @@ def _may_quantize(arch: str, tensor: SourceTensor) -> bool:
     return never_quantize(arch, tensor.name, tensor.shape, tensor.type_id) is None
 
 
-def _list_tensor(arch: str, t: SourceTensor) -> Listed:
+def _tensor_entry(arch: str, t: SourceTensor) -> TensorEntry:
     reason = never_quantize(arch, t.name, t.shape, t.type_id)
-    return Listed(t.name, role_of(t.name), t.shape, t.format.name, t.n_bytes, reason)
+    return TensorEntry(t.name, role_of(t.name), t.shape, t.format.name, t.n_bytes, reason)
 
 
 def _shares(named: Iterable[tuple[str, SourceTensor]]) -> tuple[Share, ...]:

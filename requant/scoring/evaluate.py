@@ -105,7 +105,8 @@ def evaluate(
     if base is not None:
         check_base(model, base)
     check_tokens(model, tokens)
-    streams = [forward(m, tokens, threads=threads, on_layer=lambda _: progress(1)) for m in (model, base) if m is not None]
+    models = [m for m in (model, base) if m is not None]
+    streams = [forward(m, tokens, threads=threads, on_layer=lambda _: progress(1)) for m in models]
     judged = judge(
         read_head(model), streams[0], tokens, None if base is None else (read_head(base), streams[1]), threads
     )

@@ -89,7 +89,7 @@ PARTS = {  # dataclasses inside of others
         "requant.conversion.record.Anomalies",
     ],
     "requant.model.inspection.Inspection": [
-        f"requant.model.inspection.{name}" for name in ("Share", "Listed", "Needs")
+        f"requant.model.inspection.{name}" for name in ("Share", "TensorEntry", "Needs")
     ],
 }
 

@@ -1,7 +1,7 @@
 """The operations of a decoder layer, each with its derivative.
 
 An operation returns its result and a function from the gradient at the result to those at its inputs. All work in the
-dtype of their inputs; arrays are (n_tokens, n) unless said otherwise. Source: ggml/src/ggml-cpu/ops.cpp of llama.cpp.
+dtype of their inputs; arrays are (n_tokens, n) unless stated otherwise. Source: ggml/src/ggml-cpu/ops.cpp of llama.cpp.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class _Position:
 
     @property
     def favoured(self) -> bool:
-        """Whether it is in the first or last eighth, or every third between."""
+        """Return whether it is in the first or last eighth, or every third between."""
         return self.early or self.index >= 7 * self.n // 8 or (self.index - self.n // 8) % 3 == 2
 
 

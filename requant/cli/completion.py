@@ -1,4 +1,4 @@
-"""What a shell may complete the values of options with; docs/completion.md says how to switch it on."""
+"""What a shell may complete the values of options with; docs/install.md says how to switch it on."""
 
 from __future__ import annotations
 

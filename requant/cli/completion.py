@@ -1,4 +1,4 @@
-"""What a shell may complete the values of options with; docs/completion.md says how to switch it on."""
+"""Values that a shell completes for options; docs/install.md shows how to switch completion on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A model's layers in one line each, for tools that place layers on devices by more than their size.
 
 They stand in the plan's file and, as `requant.layer.*` arrays with one item per layer, in the output's metadata:
-docs/layers.md is the contract, LAYERS_SCHEMA its version.
+docs/engines.md is the contract, LAYERS_SCHEMA its version.
 """
 
 from __future__ import annotations

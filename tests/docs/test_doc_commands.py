@@ -90,8 +90,7 @@ FOREIGN = {
 def test_options_in_the_text_are_options_of_a_command_or_a_script(page):
     text = page.read_text(encoding="utf-8")
     known = options() | FOREIGN
-    scripts = [ROOT / s for s in re.findall(r"scripts/\w+\.(?:py|sh)", text) if (ROOT / s).exists()]
-    scripts += [s for s in (ROOT / "scripts").iterdir() if s.suffix in (".py", ".sh") and s.name in text]
+    scripts = [s for s in (ROOT / "scripts").rglob("*") if s.suffix in (".py", ".sh") and s.name in text]
     in_scripts = "\n".join(s.read_text(encoding="utf-8") for s in scripts)
     for option in sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text)) - known):
         assert f'"{option}"' in in_scripts or option in in_scripts, f"{page.name}: {option}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from requant.common.units import size_label
 from requant.formats import Effort
-from requant.planning.engines import GB
-from requant.planning.request import MAX_CONTEXT, PlanRequest
+from requant.planning.options import PLAN_OPTIONS
+from requant.planning.request import PlanRequest
 from requant.scoring.calibration_data import Calibration
 
 if TYPE_CHECKING:
@@ -18,59 +17,16 @@ if TYPE_CHECKING:
     from requant.container.imatrix import Imatrix
     from requant.planning.plan import Plan
 
-Shown = Callable[[Any], str]
-
-_LOSSES = "losses.json"  # the name of those that were given as data
+_LOSSES = "losses.json"  # the name of losses that were given as data
 
 
-def _number(value: float) -> str:
-    return f"{value:.12g}"
-
-
-def _rates(value: tuple[tuple[str, float], ...]) -> str:
-    return ",".join(f"{device}={_number(rate / GB)}" for device, rate in value)
-
-
-def _name(path: Path) -> str:
-    return path.name
-
-
-# field of Wishes or Calibration -> its option, and how a value of it is typed
-_WISHES: Mapping[str, tuple[str, Shown]] = {
-    "vram": ("--vram", size_label),
-    "ram": ("--ram", size_label),
-    "n_ctx": ("--ctx", lambda n: "max" if n == MAX_CONTEXT else str(n)),
-    "cache_type_k": ("--cache-type-k", str.lower),
-    "cache_type_v": ("--cache-type-v", str.lower),
-    "n_parallel": ("--parallel", str),
-    "n_ubatch": ("--ubatch", str),
-    "reserve": ("--reserve", size_label),
-    "draft": ("--draft", _name),
-    "mmproj": ("--mmproj", _name),
-    "mtp": ("--mtp", str),
-    "assume": ("--assume", str),
-    "min_speed": ("--min-speed", _number),
-    "bandwidth": ("--bandwidth", _rates),
-    "price": ("--time-price", _number),
-    "engine": ("--engine", str),
-    "prefer_within": ("--prefer-within", _number),
-    "max_loss": ("--max-loss", _number),
-    "size": ("--size", size_label),
-    "bpw": ("--bpw", _number),
-    "pins": ("--tensor-type", lambda rule: f"{rule.pattern}={rule.type}"),
-    "floors": ("--min-type", lambda rule: f"{rule.pattern}={rule.type}"),
-    "groups": ("--group", str),
-    "output_type": ("--output-tensor-type", str),
-    "embedding_type": ("--token-embedding-type", str),
-    "types": ("--types", str),
-}
-_CALIBRATION: Mapping[str, tuple[str, Shown]] = {
-    "text": ("--text", _name),
-    "tokens": ("--tokens", _name),
-    "n_windows": ("--windows", str),
-    "window": ("--window", str),
-    "quick": ("--quick", str),
-    "statistics": ("--statistics", _name),
+_CALIBRATION = {
+    "text": "--text",
+    "tokens": "--tokens",
+    "n_windows": "--windows",
+    "window": "--window",
+    "quick": "--quick",
+    "statistics": "--statistics",
 }
 
 
@@ -96,9 +52,9 @@ def _plan_words(job: Session, measure: int | None) -> tuple[str, ...]:
         "--measure": measure,
     }
     words = [f"{option}={value}" for option, value in given.items() if value is not None]
-    own = [] if job.losses is not None else _of(job.calibration, Calibration(), _CALIBRATION)
+    own = [] if job.losses is not None else _calibration_words(job.calibration)
     how = _how(job.imatrix, job.calibration, job.allow_requantize, job.effort)
-    return _split((*_of(job.request, PlanRequest(), _WISHES), *words, *own, *how))
+    return _split((*_request_words(job.request), *words, *own, *how))
 
 
 def score_options(
@@ -110,25 +66,32 @@ def score_options(
     effort: Effort | None,
 ) -> tuple[str, ...]:
     """Of `requant score`: all that decides the losses."""
-    own = _of(calibration, Calibration(), _CALIBRATION)
+    own = _calibration_words(calibration)
     how = _how(imatrix, calibration, allow_requantize, effort)
-    return _split((*_of(PlanRequest(types=types), PlanRequest(), _WISHES), *own, *how))
+    return _split((*_request_words(PlanRequest(types=types)), *own, *how))
 
 
-def _of(value: Any, default: Any, options: Mapping[str, tuple[str, Shown]]) -> Iterator[str]:
-    """`--option=value` for each field that is not as by default."""
-    for name, (option, shown) in options.items():
-        found = getattr(value, name)
-        if found is None or found == getattr(default, name):
+def _request_words(request: PlanRequest) -> Iterator[str]:
+    """`--option=value` for each field that is given, in the order of the fields."""
+    for field in fields(PlanRequest):
+        value = getattr(request, field.name)
+        if value is None or value is False or value == ():
             continue
-        if name == "types":
-            yield f"{option}={','.join(found)}"
-        elif found is True:
-            yield option
-        elif name in ("pins", "floors", "groups"):
-            yield from (f"{option}={shown(item)}" for item in found)
-        elif found is not False:
-            yield f"{option}={shown(found)}"
+        option = next(option for option in PLAN_OPTIONS if option.field == field.name)
+        if value is True:
+            yield option.flag
+        else:
+            yield from (
+                f"{option.flag}={option.kind.show(each)}" for each in (value if option.kind.multiple else [value])
+            )
+
+
+def _calibration_words(calibration: Calibration) -> Iterator[str]:
+    """`--option=value` for each field that differs from its default."""
+    for name, flag in _CALIBRATION.items():
+        value = getattr(calibration, name)
+        if value is not None and value != getattr(Calibration(), name):
+            yield flag if value is True else f"{flag}={value.name if isinstance(value, Path) else value}"
 
 
 def _how(

@@ -22,13 +22,10 @@ from requant.api.keywords import (
     Where,
     Words,
     check_known,
-    count_of,
     keywords,
     parse_calibration,
     parse_options,
     parse_request,
-    size_of,
-    types_of,
 )
 from requant.api.session import Session, connect_cluster, open_session
 from requant.common.files import identities
@@ -41,7 +38,8 @@ from requant.errors import UsageError
 from requant.model.inspection import Inspection, inspect
 from requant.planning.frontier import Curve
 from requant.planning.plan import Plan, read_plan
-from requant.planning.request import MAX_CONTEXT, PlanRequest, check_type_source
+from requant.planning.request import PlanRequest, check_type_source
+from requant.planning.rules import MAX_CONTEXT, parse_bytes, parse_count
 from requant.scoring.losses import Losses, read_losses
 
 if TYPE_CHECKING:
@@ -115,7 +113,7 @@ class Model:
         UsageError, NumericFault for weights that are not finite, OutputRefused, InputOutputError.
         """
         check_known(asked, Scoring, "score")
-        request = PlanRequest(types=() if types is None else types_of("--types", types))
+        request = parse_request({"types": types})
         with self._job(asked, request) as job:
             emitted = None if emit_imatrix is None else Path(emit_imatrix)
             return scoring.score_to_files(job, emitted=emitted, force=force)
@@ -173,7 +171,9 @@ class Model:
         check_known(asked, Planning, "convert")
         if nonfinite not in POLICIES:
             raise UsageError(f"--nonfinite must be {' or '.join(POLICIES)}")
-        parts = Splitting(keep_split, None if max_shard_size is None else size_of("--max-shard-size", max_shard_size))
+        parts = Splitting(
+            keep_split, None if max_shard_size is None else parse_bytes(max_shard_size, "--max-shard-size")
+        )
         with self._job(
             {**asked, "plan": plan, "type": type}, parse_request(asked), fresh=nonfinite == KEEP_TYPE
         ) as job:
@@ -181,7 +181,7 @@ class Model:
             check_type_source(job.request, *decided)
             apply_nonfinite_policy(job.source, nonfinite, job.monitor, threads=job.threads)
             how: dict[str, Any] = {"force": force, "restart": restart, "verified": not no_verify}
-            n = None if measure is None else count_of("--measure", measure, 1, 64)
+            n = None if measure is None else parse_count(measure, "--measure", 1, 64)
             return converting.make(job, Path(out), splitting=parts, measure=n, **how)
 
     def evaluate(
@@ -204,7 +204,7 @@ class Model:
         if (text is None) == (tokens is None):
             raise UsageError("say what to evaluate on: --text FILE or --tokens FILE")
         given = {"text": text, "tokens": tokens, "windows": windows, "window": window}
-        asked, n = parse_calibration(given), None if threads is None else count_of("--threads", threads, 1, 1024)
+        asked, n = parse_calibration(given), None if threads is None else parse_count(threads, "--threads", 1, 1024)
         with ExitStack() as stack:
             other = base.opened() if isinstance(base, Model) else None
             if base is not None and not isinstance(base, Model):
@@ -234,8 +234,8 @@ class Model:
         asked = parse_calibration({"text": text, "tokens": tokens, "windows": windows, "window": window})
         how: dict[str, Any] = {
             "no_gradients": no_gradients,
-            "max_memory": None if max_memory is None else size_of("--max-memory", max_memory),
-            "threads": None if threads is None else count_of("--threads", threads, 1, 1024),
+            "max_memory": None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
+            "threads": None if threads is None else parse_count(threads, "--threads", 1, 1024),
         }
         source = self.opened()
         inputs = source.identities | identities(asked.text, asked.tokens)
@@ -286,7 +286,7 @@ def verify(
     that is no exception. Raises BadInput for what is no GGUF file at all, InputOutputError.
     """
     wanted = plan if plan is None or isinstance(plan, Plan) else Path(plan)
-    n = None if threads is None else count_of("--threads", threads, 1, 1024)
+    n = None if threads is None else parse_count(threads, "--threads", 1, 1024)
     with ExitStack() as stack:
         origin = source.opened() if isinstance(source, Model) else None
         if source is not None and not isinstance(source, Model):

@@ -21,7 +21,8 @@ from requant.formats import Effort, by_name
 from requant.formats.jit import fingerprint
 from requant.planning.best_plan import check_feasible, fits_as_it_is, make_plan
 from requant.planning.plan import Plan
-from requant.planning.request import AUTO, PlanRequest
+from requant.planning.request import PlanRequest
+from requant.planning.rules import AUTO
 from requant.scoring.calibration_data import Calibration
 from requant.scoring.losses import Losses, read_losses
 

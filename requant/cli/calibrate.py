@@ -13,6 +13,7 @@ from requant.cli.command import Command
 from requant.common.files import identities
 from requant.container.source import open_source
 from requant.errors import UsageError
+from requant.planning.rules import parse_bytes
 from requant.report.text.evaluation import statistics_text
 from requant.scoring.calibration_data import Calibration, check_calibration
 
@@ -25,7 +26,12 @@ from requant.scoring.calibration_data import Calibration, check_calibration
 @options.window
 @options.result_file("statistics", is_text=False)
 @click.option("--no-gradients", is_flag=True, help="Only inputs: what --imatrix needs, in a third of the time.")
-@click.option("--max-memory", type=values.Size(), metavar="SIZE", help="Stay below this; more passes over the model.")
+@click.option(
+    "--max-memory",
+    callback=values.parsed_by(parse_bytes),
+    metavar="SIZE",
+    help="Stay below this; more passes over the model.",
+)
 @options.threads
 @options.force
 def command(*, model: Path, out: Path | None, text: Path | None, tokens: Path | None, force: bool, **how: Any) -> None:

@@ -18,7 +18,7 @@ import click
 from requant.cli import console as speech
 from requant.cli import messages
 from requant.cli.console import PROGRESS, QUIET, VERBOSE, settings
-from requant.cli.help_pages import ENVIRONMENT, EXIT_CODES, HEADINGS, OTHER, PAGES, Page
+from requant.cli.help_pages import ENVIRONMENT, EXIT_CODES, OTHER, PAGES, Page, full_headings
 from requant.common.units import format_size
 from requant.errors import UsageError, brief
 
@@ -117,19 +117,24 @@ class Command(click.Command):
         if self.page.files:
             with formatter.section("Files"):
                 formatter.write_dl(self.page.files)
-        write_options(self.get_params(ctx), ctx, formatter)
+        write_options(self.get_params(ctx), ctx, formatter, full_headings())
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Examples, exit codes, where to read on."""
         write_page(self.page, formatter)
 
 
-def write_options(params: Iterable[click.Parameter], ctx: click.Context, formatter: click.HelpFormatter) -> None:
-    """The options, each under its heading, in the order of the headings."""
+def write_options(
+    params: Iterable[click.Parameter],
+    ctx: click.Context,
+    formatter: click.HelpFormatter,
+    headings: Mapping[str, tuple[str, ...]],
+) -> None:
+    """Write the options, each under its heading, in the order of `headings`."""
     options = [p for p in params if isinstance(p, click.Option)]
     records = {o.opts[-1]: record for o in options if (record := o.get_help_record(ctx)) is not None}
-    named = {option for options in HEADINGS.values() for option in options}
-    sections = HEADINGS | {OTHER: tuple(o for o in records if o not in named)}
+    named = {option for options in headings.values() for option in options}
+    sections = {**headings, OTHER: tuple(o for o in records if o not in named)}
     for heading, names in sections.items():
         rows = [(records[name][0], _plain(records[name][1])) for name in names if name in records]
         if rows:

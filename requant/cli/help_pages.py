@@ -27,17 +27,12 @@ ENVIRONMENT = (
     ("_REQUANT_COMPLETE", "bash_source, zsh_source or fish_source: print the shell's completion."),
 )
 OTHER = "Options"
+_OF_A_PLAN = "..."  # in their place: the options of `planning.options` under the heading
 # heading -> options by their last name, in the order of the help
 HEADINGS = {
-    "Budget": ("--vram", "--ram", "--size", "--bpw", "--max-loss", "--min-speed"),
-    "Memory and engine": (
-        *("--ctx", "--cache-type-k", "--cache-type-v", "--parallel", "--ubatch", "--reserve", "--draft", "--mmproj"),
-        *("--mtp", "--assume", "--engine", "--prefer-within", "--bandwidth", "--time-price"),
-    ),
-    "Types": (
-        *("--type", "--preset", "--like", "--plan", "--types", "--tensor-type", "--tensor-type-file", "--min-type"),
-        *("--group", "--output-tensor-type", "--token-embedding-type", "--allow-requantize", "--nonfinite"),
-    ),
+    "Budget": (_OF_A_PLAN,),
+    "Memory and engine": (_OF_A_PLAN,),
+    "Types": ("--type", "--preset", "--like", "--plan", _OF_A_PLAN, "--allow-requantize", "--nonfinite"),
     "Data": ("--base", "--source", "--evaluation"),
     "Model card": (
         *("--base-model", "--license", "--license-name", "--license-link", "--language", "--tag", "--quantized-by"),
@@ -56,6 +51,17 @@ HEADINGS = {
         *("--verbose", "--debug", "--version", "--help"),
     ),
 }
+
+
+def full_headings() -> dict[str, tuple[str, ...]]:
+    """Return heading -> options with those of a plan, which take a while to import."""
+    from requant.planning.options import PLAN_OPTIONS
+
+    flags = {heading: [o.flag for o in PLAN_OPTIONS if o.heading == heading] for heading in HEADINGS}
+    return {
+        heading: tuple(flag for name in names for flag in (flags[heading] if name == _OF_A_PLAN else [name]))
+        for heading, names in HEADINGS.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import click
 from requant.cli import console as speech
 from requant.cli import messages
 from requant.cli.command import common, write_options, write_page
-from requant.cli.help_pages import MAIN, Page
+from requant.cli.help_pages import HEADINGS, MAIN, Page
 
 # command -> what it does, said here so that `requant --help` need not import it
 COMMANDS = {
@@ -57,7 +57,7 @@ class LazyGroup(click.Group):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands, then the options of them all."""
         self.format_commands(ctx, formatter)
-        write_options(self.get_params(ctx), ctx, formatter)
+        write_options(self.get_params(ctx), ctx, formatter, HEADINGS)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Examples, exit codes, environment."""

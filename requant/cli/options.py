@@ -12,16 +12,16 @@ import click
 
 from requant.cli import completion, values
 from requant.cli.command import Choice
-from requant.cli.values import Count, Size, Sizes
+from requant.cli.values import Count
 from requant.container.splitting import Splitting
 from requant.formats import Effort
-from requant.planning.request import PREFERENCE, PlanRequest
+from requant.planning.options import PLAN_OPTIONS
+from requant.planning.request import OPTIONS_BY_FIELD, build_request
+from requant.planning.rules import LARGEST, parse_bytes, parse_mixture, parse_written_type
 from requant.scoring.calibration_data import Calibration, check_calibration
 
 MIN_CTX = 16  # tokens of a window
 
-
-CONTEXT = Count(1, 2**31 - 1)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 FILE = values.FILE
 GGUF = completion.files(".gguf")
@@ -54,26 +54,18 @@ losses = click.option(
     help="Losses from `requant score`, instead of scoring now.",
 )
 force = click.option("--force", is_flag=True, help="Replace files that exist.")
-types = click.option(
-    "--types",
-    metavar="T,..",
-    callback=values.types_of,
-    shell_complete=completion.types,
-    show_default="Q4_0 to Q8_0, Q2_K to Q6_K, more with --engine",
-    help="The types to choose from.",
-)
 single_type = click.option(
     "--type",
     "type_name",
     metavar="T",
-    callback=values.written_type_of,
+    callback=values.parsed_by(parse_written_type),
     shell_complete=completion.types,
     help="One type for all that may be quantized.",
 )
 effort = click.option(
     "--effort",
     type=Choice([e.name.lower() for e in Effort]),
-    callback=values.effort_of,
+    callback=values.parse_effort,
     show_default=Effort.DEFAULT.name.lower(),
     help="How hard the encoders search for less error.",
 )
@@ -144,169 +136,50 @@ def result_file(what: str, *, is_text: bool = True) -> Decorator:
         "out",
         type=FILE,
         metavar="F",
-        callback=values.result_of if is_text else None,
+        callback=values.check_result_name if is_text else None,
         help=f"Write the {what} here.",
     )
 
 
-parallel = click.option(
-    "--parallel", "n_parallel", type=CONTEXT, metavar="N", show_default="1", help="Sequences at once."
-)
-_BUDGET = (
-    click.option(
-        "--vram", type=Sizes(), metavar="SIZE,..", help="VRAM for weights, KV cache, buffers and reserve, as in 12GiB."
-    ),
-    click.option("--ram", type=Size(), metavar="SIZE", help="RAM for what is not on the GPU."),
-    click.option(
-        "--ctx",
-        "n_ctx",
-        metavar="N|max",
-        callback=values.context_of,
-        show_default="the model's own, at most 4096",
-        help="Context in tokens, over all sequences (16k); 0: the model's own; max: the largest that keeps --max-loss.",
-    ),
-    click.option(
-        "--cache-type-k",
-        metavar="T|auto",
-        callback=values.cache_type_of,
-        shell_complete=completion.cache_types,
-        show_default="f16",
-        help="Type of the K cache; auto measures what smaller ones cost.",
-    ),
-    click.option(
-        "--cache-type-v",
-        metavar="T|auto",
-        callback=values.cache_type_of,
-        shell_complete=completion.cache_types,
-        show_default="f16",
-        help="Type of the V cache.",
-    ),
-    parallel,
-    click.option(
-        "--ubatch",
-        "n_ubatch",
-        type=CONTEXT,
-        metavar="N",
-        show_default="512 if they fit, else fewer",
-        help="Tokens computed at once.",
-    ),
-    click.option(
-        "--reserve",
-        type=Size(0),
-        metavar="SIZE",
-        show_default="1GiB, at most a tenth of --vram",
-        help="VRAM to leave free.",
-    ),
-    click.option(
-        "--draft",
-        type=FILE,
-        metavar="F",
-        shell_complete=GGUF,
-        help="A draft model or EAGLE-3 head that shares the VRAM.",
-    ),
-    click.option(
-        "--mmproj", type=FILE, metavar="F", shell_complete=GGUF, help="A vision projector that shares the VRAM."
-    ),
-    click.option("--mtp", is_flag=True, default=None, help="Layers of multi-token prediction are used."),
-    click.option("--assume", is_flag=True, default=None, help="Plan for an unknown architecture with an upper bound."),
-    click.option(
-        "--min-speed", type=float, metavar="X", help="Tokens per second of decoding, predicted from bandwidths."
-    ),
-    click.option(
-        "--bandwidth",
-        metavar="D=X,..",
-        callback=values.bandwidth_of,
-        show_default="the engine's, gpu=400,cpu=50,pcie=16 for most",
-        help="GB/s (powers of ten) of GPU, CPU and PCIe.",
-    ),
-    click.option(
-        "--time-price",
-        "price",
-        type=click.FloatRange(0),
-        metavar="X",
-        show_default="0.2",
-        help="Nats of loss that a second per token is worth, with --ram.",
-    ),
-    click.option(
-        "--engine",
-        metavar="E",
-        callback=values.engine_of,
-        shell_complete=completion.engines,
-        show_default="llama.cpp, types that any build reads",
-        help="What will run it: llama.cpp-cuda, ollama, ...",
-    ),
-    click.option(
-        "--prefer-within",
-        type=click.FloatRange(0, 10),
-        metavar="X",
-        show_default=str(PREFERENCE),
-        help="Share of the loss that the engine's own type (NVFP4) may cost.",
-    ),
-    click.option(
-        "--max-loss", type=float, metavar="X", help="Predicted loss in nats per token to keep, with the fewest bytes."
-    ),
-    click.option("--size", type=Size(), metavar="SIZE", help="Size of the whole file, header and all."),
-    click.option("--bpw", type=float, metavar="X", help="Bits per weight over all tensors."),
-    click.option(
-        "--tensor-type",
-        "pins",
-        multiple=True,
-        metavar="REGEX=TYPE",
-        callback=values.rules_of,
-        help="Give the tensors whose names match this type; may be repeated, the first match decides.",
-    ),
-    click.option("--tensor-type-file", "pins_file", type=FILE, metavar="F", help="A file of REGEX=TYPE lines."),
-    click.option(
-        "--min-type",
-        "floors",
-        multiple=True,
-        metavar="REGEX=TYPE",
-        callback=values.rules_of,
-        help="Nothing smaller for the tensors that match; may be repeated.",
-    ),
-    click.option(
-        "--group",
-        "groups",
-        multiple=True,
-        metavar="REGEX",
-        help="The tensors that match share a type; may be repeated.",
-    ),
-    click.option(
-        "--output-tensor-type",
-        "output_type",
-        metavar="T",
-        callback=values.type_of,
-        shell_complete=completion.types,
-        help="The type of output.weight.",
-    ),
-    click.option(
-        "--token-embedding-type",
-        "embedding_type",
-        metavar="T",
-        callback=values.type_of,
-        shell_complete=completion.types,
-        help="The type of token_embd.weight.",
-    ),
-    types,
-)
+COMPLETERS = {
+    "": None,
+    "types": completion.types,
+    "cache_types": completion.cache_types,
+    "engines": completion.engines,
+    "ggufs": GGUF,
+}
+
+
+def plan_option(flag: str, **changes: Any) -> Decorator:
+    """The option of a plan called `flag`, with `changes` to what click is given."""
+    option = next(option for option in PLAN_OPTIONS if option.flag == flag)
+    kind, how = option.kind, dict[str, Any]()
+    if kind.python_type is bool:
+        how = {"is_flag": True, "default": None}
+    elif kind.python_type is Path:
+        how = {"type": FILE}
+    elif kind.python_type is int:
+        how = {"type": Count(1, LARGEST)}
+    elif kind.python_type is float:
+        how = {"type": float if kind.low is None else click.FloatRange(kind.low, kind.high)}
+    else:
+        how = {"callback": values.parsed_by(kind.parse_text or kind.parse)}
+    how |= {"metavar": kind.metavar or None, "multiple": kind.multiple, "shell_complete": COMPLETERS[kind.complete]}
+    how |= {"show_default": option.show_default, "help": option.help}
+    return click.option(flag, **(how | changes))
 
 
 def budget(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of a budget, which reach the command as `request`; --vram, which may be several, as `vrams`."""
-    names = {f.name for f in fields(PlanRequest)}
+    """The options of a plan, which reach the command as `request`; --vram, which may be several sizes, as `vrams`."""
 
     @functools.wraps(command)
     def parsed(**given: Any) -> Any:
-        path = given.pop("pins_file")
-        asked = {name: given.pop(name) for name in names & given.keys()}
-        vrams = asked.pop("vram") or ()
-        if path is not None:
-            from requant.planning.recipe import read_tensor_types
+        asked = {option.keyword: given.pop(option.keyword) for option in PLAN_OPTIONS}
+        vrams = asked["vram"] or ()
+        asked["vram"] = vrams[0] if vrams else None
+        return command(request=build_request(asked), vrams=vrams, **given)
 
-            asked["pins"] += read_tensor_types(path)
-        return command(request=PlanRequest(**asked, vram=vrams[0] if vrams else None), vrams=vrams, **given)
-
-    return _together(*_BUDGET)(parsed)
+    return _together(*(plan_option(option.flag) for option in OPTIONS_BY_FIELD))(parsed)
 
 
 def _splitting(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -320,12 +193,17 @@ def _splitting(command: Callable[..., Any]) -> Callable[..., Any]:
 splitting = _together(
     _splitting,
     click.option("--keep-split", is_flag=True, help="Split the output as the model is: OUT-00001-of-0000N.gguf."),
-    click.option("--max-shard-size", type=Size(), metavar="SIZE", help="Split the output into files of at most SIZE."),
+    click.option(
+        "--max-shard-size",
+        callback=values.parsed_by(parse_bytes),
+        metavar="SIZE",
+        help="Split the output into files of at most SIZE.",
+    ),
 )
 preset = click.option(
     "--preset",
     metavar="M",
-    callback=values.preset_of,
+    callback=values.parsed_by(parse_mixture),
     shell_complete=completion.presets,
     help="The types of llama-quantize's mixture, Q4_K_M for one.",
 )

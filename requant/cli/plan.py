@@ -16,7 +16,8 @@ from requant.common.units import size_label
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.planning.plan import Plan
-from requant.planning.request import MAX_CONTEXT, PlanRequest, check_type_source
+from requant.planning.request import PlanRequest, check_type_source
+from requant.planning.rules import MAX_CONTEXT
 from requant.report.start_command import start_command
 from requant.report.text.table import plans_table
 from requant.scoring.calibration_data import Calibration

@@ -14,7 +14,7 @@ from requant.cli.command import Command
 from requant.common.atomic_write import check_writable, write_text
 from requant.container.source import open_source
 from requant.errors import UsageError
-from requant.planning.request import PlanRequest
+from requant.planning.request import build_request
 from requant.report.text.table import losses_table
 from requant.scoring.calibration_data import Calibration
 
@@ -31,7 +31,7 @@ from requant.scoring.calibration_data import Calibration
 )
 @options.imatrix
 @options.calibration
-@options.types
+@options.plan_option("--types")
 @options.threads
 @options.cluster
 @options.effort
@@ -44,7 +44,7 @@ def command(
     out: Path | None,
     emit: Path | None,
     calibration: Calibration,
-    types: tuple[str, ...],
+    types: tuple[str, ...] | None,
     cluster: str | None,
     force: bool,
     as_json: bool,
@@ -61,7 +61,7 @@ def command(
     with open_source(model) as source, connect_cluster(cluster, messages.info) as workers:
         messages.warn(*source.warnings)
         job = open_session(
-            source, PlanRequest(types=types), calibration, **how, cluster=workers, monitor=messages.MONITOR
+            source, build_request({"types": types}), calibration, **how, cluster=workers, monitor=messages.MONITOR
         )
         if out is not None:
             check_writable(out, force=force, inputs=job.inputs)

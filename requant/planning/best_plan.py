@@ -14,7 +14,8 @@ from requant.model.hyperparameters import read_hyperparameters
 from requant.planning.deployment import MIN_UBATCH, describe_batch, smaller_batches
 from requant.planning.plan import Plan
 from requant.planning.plan_once import _at_batch
-from requant.planning.request import AUTO, MAX_CONTEXT, MEMORY_OPTIONS, PlanRequest, check_request
+from requant.planning.request import MEMORY_OPTIONS, PlanRequest, check_request
+from requant.planning.rules import AUTO, MAX_CONTEXT
 from requant.planning.summaries import compare_mixtures
 from requant.scoring.losses import IN_NATS, Losses
 

@@ -16,11 +16,12 @@ from requant.errors import InfeasibleBudget
 from requant.model.memory import layer_caches
 from requant.planning.constraints import Constraints, bpw_limit, loss_limit, size_limit
 from requant.planning.deployment import Deployment, deployment_for
+from requant.planning.options import PREFERENCE
 from requant.planning.output_floor import with_output_floor
 from requant.planning.placement import REL_GAP as PLACEMENT_GAP
 from requant.planning.placement import SECONDS_EACH, best_placement
 from requant.planning.plan import Plan
-from requant.planning.request import PREFERENCE, PlanRequest
+from requant.planning.request import PlanRequest
 from requant.planning.solver.solve import REL_GAP, TIME_LIMIT, Solution, solve, solve_or_explain
 from requant.planning.summaries import reference_type, summarize_layers
 from requant.scoring.losses import Losses

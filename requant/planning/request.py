@@ -1,43 +1,31 @@
-"""What was asked for, as the options of the command line say it, and which of it can be meant."""
+"""A planning request: the options of a plan as the user gave them, and the checks that they make sense together."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from requant.errors import UsageError
+from requant.model.engine_settings import EngineSettings
 from requant.planning.constraints import Constraints, Rule
 from requant.planning.engines import ENGINES, Engine, engine_named
+from requant.planning.options import PLAN_OPTIONS
+from requant.planning.rules import MAX_CONTEXT
 from requant.planning.solver.problem import check_rules
 from requant.scoring.losses import Losses
 
-MODEL_OPTIONS = {
-    "n_ctx": "--ctx",
-    "n_ubatch": "--ubatch",
-    "cache_type_k": "--cache-type-k",
-    "cache_type_v": "--cache-type-v",
-}
-# options that say how memory is spent
-MEMORY_OPTIONS = MODEL_OPTIONS | {
-    "n_parallel": "--parallel",
-    "reserve": "--reserve",
-    "draft": "--draft",
-    "mmproj": "--mmproj",
-    "mtp": "--mtp",
-    "assume": "--assume",
-    "price": "--time-price",
-    "bandwidth": "--bandwidth",
-}
+MEMORY_OPTIONS = {option.field: option.flag for option in PLAN_OPTIONS if option.says_memory}
 LIMITS = ("--vram SIZE", "--ram SIZE", "--size SIZE", "--bpw X", "--max-loss X")
-MAX_CONTEXT = -1  # --ctx max
-AUTO = "AUTO"  # a cache type that is to be chosen
-PREFERENCE = 0.05  # of the predicted loss that an engine's own type may cost
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What was asked for, as the options of the command line say it; sizes in bytes, None and () where not given."""
+    """The options of a plan, parsed; sizes in bytes, None or () where not given.
+
+    Fields stand in the order in which a plan records its options; `planning.options` has a row for each.
+    """
 
     vram: int | None = None
     ram: int | None = None
@@ -51,45 +39,45 @@ class PlanRequest:
     mmproj: Path | None = None
     mtp: bool | None = None  # layers of multi-token prediction are used
     assume: bool | None = None
-    size: int | None = None
-    bpw: float | None = None
-    max_loss: float | None = None
     min_speed: float | None = None
-    price: float | None = None
     bandwidth: tuple[tuple[str, float], ...] | None = None
+    price: float | None = None
     engine: str | None = None
     prefer_within: float | None = None
+    max_loss: float | None = None
+    size: int | None = None
+    bpw: float | None = None
     pins: tuple[Rule, ...] = ()
     floors: tuple[Rule, ...] = ()
     groups: tuple[str, ...] = ()
-    types: tuple[str, ...] = ()
     output_type: str | None = None
     embedding_type: str | None = None
+    types: tuple[str, ...] = ()
 
     @property
     def has_budget(self) -> bool:
-        """Whether anything limits the bytes."""
+        """Whether an option limits the bytes."""
         return any(x is not None for x in (self.vram, self.ram, self.size, self.bpw, self.max_loss))
 
     @property
     def on_devices(self) -> bool:
-        """Whether anything asks where the tensors are."""
+        """Whether an option depends on the device of each tensor."""
         return any(x is not None for x in (self.vram, self.ram, self.min_speed))
 
     @property
     def profile(self) -> Engine:
-        """The engine, with the bandwidths given."""
+        """The engine, with the bandwidths of --bandwidth."""
         engine = engine_named(self.engine)
         return replace(engine, bandwidth={**engine.bandwidth, **dict(self.bandwidth or ())})
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the request says of the engine's settings, by the fields of `EngineSettings`."""
-        return {name: getattr(self, name) for name in (*MODEL_OPTIONS, "n_parallel", "assume")}
+        """The engine's settings that were given, by the fields of `model.engine_settings.EngineSettings`; None where not given."""
+        return {f.name: getattr(self, f.name) for f in fields(EngineSettings) if hasattr(self, f.name)}
 
     @property
     def constraints(self) -> Constraints:
-        """The request about types, without a limit."""
+        """The constraints on types, without a limit."""
         return Constraints(
             pins=self.pins,
             floors=self.floors,
@@ -100,31 +88,52 @@ class PlanRequest:
         )
 
     def try_rules(self, losses: Losses) -> None:
-        """What `budget.check_rules` does, with these request; to be called from the main thread."""
+        """Try the expressions as `check_rules` does; call it from the main thread, where Ctrl-C stops a slow one."""
         check_rules(losses, self.constraints)
 
     def types_to_score(self, default: tuple[str, ...]) -> tuple[str, ...]:
-        """--types, or the engine's candidates, or the `default`, and every type that a wish names."""
+        """Return --types, or the engine's candidates, or the `default`, and every type that another option names."""
         named = (*(r.type for r in self.pins + self.floors), self.output_type, self.embedding_type)
         usual = self.types or (default if self.engine is None else engine_named(self.engine).candidates)
         return tuple(dict.fromkeys((*usual, *(t for t in named if t is not None))))
 
 
+_FIELDS = [f.name for f in fields(PlanRequest)]
+OPTIONS_BY_FIELD = tuple(sorted(PLAN_OPTIONS, key=lambda option: _FIELDS.index(option.field)))  # fields' order
+
+
+def build_request(values: Mapping[str, Any]) -> PlanRequest:
+    """Return the request of parsed values by keyword; None where not given.
+
+    Rules of --tensor-type-file follow those of --tensor-type. Raises BadInput for that file.
+    """
+    given: dict[str, Any] = {}
+    for option in PLAN_OPTIONS:
+        value = values.get(option.keyword)
+        if value is not None and option.keyword == "tensor_type_file":
+            from requant.planning.recipe import read_tensor_types
+
+            value = given.get(option.field, ()) + read_tensor_types(value)
+        if value is not None:
+            given[option.field] = value
+    return PlanRequest(**given)
+
+
 def check_request(request: PlanRequest) -> None:
-    """Raise UsageError where there is no budget, or an option that says nothing without another."""
+    """Raise UsageError where there is no budget, or an option that has no meaning without another."""
     if not request.has_budget:
         raise UsageError(f"no budget given; say {', '.join(LIMITS[:-1])} or {LIMITS[-1]}")
     check_memory_options(request)
 
 
-def _is_unsaid(value: object) -> bool:
-    return value is None or value is False  # 0 is said
+def _is_given(value: object) -> bool:
+    return value is not None and value is not False  # 0 is given
 
 
 def check_memory_options(request: PlanRequest) -> None:
-    """Raise UsageError for options that say nothing without another, or that contradict each other."""
+    """Raise UsageError for options that have no meaning without another, or that contradict each other."""
     engine = engine_named(request.engine)
-    alone = [option for name, option in MEMORY_OPTIONS.items() if not _is_unsaid(getattr(request, name))]
+    alone = [option for name, option in MEMORY_OPTIONS.items() if _is_given(getattr(request, name))]
     if alone and not request.on_devices:
         raise UsageError(f"{alone[0]} says how memory is spent; give --vram SIZE or --ram SIZE with it")
     if not engine.has_gpu and request.vram is not None:
@@ -164,6 +173,6 @@ def check_type_source(
     if plan_file is not None and request != PlanRequest():
         raise UsageError("--plan decides every type; edit the plan, or plan again with these options")
     if preset is not None and request != PlanRequest():
-        raise UsageError("--preset decides every type; leave other request out")
+        raise UsageError("--preset decides every type; leave other wishes out")
     if type_name is not None and request.types:
         raise UsageError("--type and --types cannot be given together")

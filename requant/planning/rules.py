@@ -1,15 +1,137 @@
-"""Types and REGEX=TYPE rules parsed from the user's text."""
+"""Option values parsed from typed text or from Python: sizes, numbers, contexts, types, REGEX=TYPE rules."""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from requant.common.units import parse_size
 from requant.errors import UsageError, brief, suggest
 from requant.formats import FORMATS, by_name
+from requant.model.engine_settings import CACHE_TYPES, OWN_CONTEXT
 from requant.model.mixtures import mixture_names
 from requant.planning.constraints import Rule, compile_pattern
+from requant.planning.engines import engine_named, parse_bandwidth
+
+MAX_CONTEXT = -1  # --ctx max
+AUTO = "AUTO"  # a cache type that planning chooses
+LARGEST = 2**31 - 1  # of a whole number
 
 
-def parse_type(text: str, option: str) -> str:
-    """The ggml type called `text` in any case. Raises UsageError naming near ones."""
+def parse_text(value: object, option: str) -> str:
+    """Return the text. Raises UsageError for anything else."""
+    if not isinstance(value, str):
+        raise UsageError(f"{option} must be text (got {brief(repr(value))})")
+    return value
+
+
+def parse_path(value: str | os.PathLike[str], _: str) -> Path:
+    """Return the path."""
+    return Path(value)
+
+
+def parse_flag(value: object, _: str) -> bool | None:
+    """Return True, or None for a flag that is not set."""
+    return bool(value) or None
+
+
+def parse_bytes(value: int | str, option: str, least: int = 1) -> int:
+    """Return the bytes of a whole number or of text with a unit, at least `least`. Raises UsageError."""
+    try:
+        return parse_size(str(int(value)) if _is_whole(value) else value, least)  # type: ignore[arg-type]
+    except (UsageError, TypeError) as error:
+        raise UsageError(f"{option}: {error}") from error
+
+
+def parse_sizes(text: str, option: str) -> tuple[int, ...]:
+    """Return the bytes of each size in a comma-separated list. Raises UsageError."""
+    return tuple(parse_bytes(part, option) for part in text.split(","))
+
+
+def parse_count(value: Any, option: str, low: int = 1, high: int = LARGEST) -> int:
+    """Return a whole number from `low` to `high`. Raises UsageError."""
+    if not _is_whole(value) or not low <= value <= high:
+        raise UsageError(f"{option} must be a whole number from {low} to {high} (got {brief(repr(value))})")
+    return int(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)  # NumPy's numbers too
+
+
+def parse_number(value: Any, option: str, high: float = float("inf")) -> float:
+    """Return a number from 0 to `high`. Raises UsageError."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= high:
+        raise UsageError(f"{option} must be a number that is not negative, {high:g} at most (got {brief(repr(value))})")
+    return float(value)
+
+
+def parse_context(value: Any, option: str) -> int:
+    """Return tokens of a context, OWN_CONTEXT, or MAX_CONTEXT for `max`. Raises UsageError."""
+    return MAX_CONTEXT if value == "max" else parse_count(value, option, OWN_CONTEXT)
+
+
+def parse_context_text(text: str, option: str) -> int:
+    """Return tokens of a context as `parse_tokens` does, or MAX_CONTEXT for `max`. Raises UsageError."""
+    return MAX_CONTEXT if text.lower() == "max" else parse_tokens(text, option)
+
+
+def parse_tokens(text: str, option: str) -> int:
+    """Return tokens, `16k` being 16384, or OWN_CONTEXT. Raises UsageError."""
+    match = re.fullmatch(r"([0-9]{1,10})([kK]?)", text)
+    n = -1 if match is None else int(match[1]) * (1024 if match[2] else 1)
+    if not OWN_CONTEXT <= n <= LARGEST:
+        what = f"'{brief(text)}' is no number of tokens"
+        raise UsageError(f"{option}: {what}; write 16384, 16k, or 0 for the model's own")
+    return n
+
+
+def parse_any_cache_type(value: object, option: str) -> str:
+    """Return the name in capitals, or AUTO; the model's settings check whether the type exists."""
+    return parse_text(value, option).upper()
+
+
+def parse_cache_type(text: str, option: str) -> str:
+    """Return the type of a KV cache, or AUTO. Raises UsageError naming near ones."""
+    if text.upper() not in (AUTO, *CACHE_TYPES):
+        names = [AUTO.lower(), *(name.lower() for name in CACHE_TYPES)]
+        raise UsageError(f"{option}: '{brief(text)}' is no cache type; {suggest(text, names)}")
+    return text.upper()
+
+
+def parse_fixed_cache_type(text: str, option: str) -> str:
+    """Return the type of a KV cache. Raises UsageError for `auto`, too."""
+    found = parse_cache_type(text, option)
+    if found == AUTO:
+        raise UsageError(f"{option}: a plan chooses among types; name one")
+    return found
+
+
+def parse_rates(value: str | Mapping[str, float], _: str) -> tuple[tuple[str, float], ...]:
+    """Return (device, bytes per second) pairs from `gpu=448,cpu=60` or a mapping in GB/s. Raises UsageError."""
+    text = value if isinstance(value, str) else ",".join(f"{device}={rate}" for device, rate in value.items())
+    return tuple(parse_bandwidth(text).items())
+
+
+def parse_engine(value: object, option: str) -> str:
+    """Return the name of an engine. Raises UsageError naming near ones."""
+    return engine_named(parse_text(value, option)).name
+
+
+def parse_mixture(text: str, option: str) -> str:
+    """Return the name of a mixture of llama-quantize, as it was written. Raises UsageError naming near ones."""
+    if text.upper() not in mixture_names():
+        raise UsageError(f"{option}: '{brief(text)}' is no mixture known here; {suggest(text, mixture_names())}")
+    return text
+
+
+def parse_type(value: object, option: str) -> str:
+    """Return the ggml type called `value` in any case. Raises UsageError naming near ones."""
+    text = parse_text(value, option)
     fmt = by_name(text.strip())
     if fmt is None:
         names = [f.name for f in FORMATS.values()]
@@ -23,23 +145,35 @@ def parse_type(text: str, option: str) -> str:
     return fmt.name
 
 
-def parse_written_type(text: str, option: str) -> str:
-    """The ggml type called `text`, one that requant can write. Raises UsageError."""
-    name, written = parse_type(text, option), [f.name for f in FORMATS.values() if f.can_encode]
+def parse_written_type(value: object, option: str) -> str:
+    """Return the ggml type called `value`, one that requant can write. Raises UsageError."""
+    name, written = parse_type(value, option), [f.name for f in FORMATS.values() if f.can_encode]
     if name not in written:
         raise UsageError(f"{option}: {name} cannot be written; choose among {', '.join(written)}")
     return name
 
 
-def parse_types(text: str, option: str = "--types") -> tuple[str, ...]:
-    """The types in a list parted by commas. Raises UsageError."""
+def parse_types(value: str | Iterable[str], option: str = "--types") -> tuple[str, ...]:
+    """Return the types in a comma-separated list or in several. Raises UsageError."""
+    text = value if isinstance(value, str) else ",".join(value)
     return tuple(dict.fromkeys(parse_type(part, option) for part in text.split(",")))
 
 
 def parse_rule(text: str, option: str = "--tensor-type") -> Rule:
-    """REGEX=TYPE; the type follows the last `=`. Raises UsageError."""
+    """Return the rule REGEX=TYPE; the type follows the last `=`. Raises UsageError."""
     pattern, equals, type_name = text.rpartition("=")
     if not equals or not pattern:
         raise UsageError(f"{option}: '{brief(text)}' is not REGEX=TYPE")
     compile_pattern(pattern, option)
     return Rule(option, pattern, parse_type(type_name, option))
+
+
+def parse_rules(value: Mapping[str, str] | Iterable[str], option: str) -> tuple[Rule, ...]:
+    """Return the rules of {REGEX: TYPE}, or of texts REGEX=TYPE. Raises UsageError."""
+    texts = [f"{regex}={type_name}" for regex, type_name in value.items()] if isinstance(value, Mapping) else value
+    return tuple(parse_rule(text, option) for text in texts)
+
+
+def parse_patterns(value: str | Iterable[str], _: str) -> tuple[str, ...]:
+    """Return one regular expression, or several; they are compiled where the names of tensors are known."""
+    return (value,) if isinstance(value, str) else tuple(value)

@@ -26,7 +26,7 @@ import requant
 from requant import errors
 from requant.api.keywords import Planning, Scoring
 from requant.cli.command import common
-from requant.cli.help_pages import ENVIRONMENT, EXIT_CODES, HEADINGS, OTHER, Page
+from requant.cli.help_pages import ENVIRONMENT, EXIT_CODES, OTHER, Page, full_headings
 from requant.cli.help_pages import PAGES as MANUAL
 from requant.cli.main import COMMANDS, main
 from requant.formats import FORMATS, BlockFormat
@@ -138,8 +138,8 @@ def options_tables(command: click.Command, context: click.Context) -> Iterator[s
     left_out = set() if command is main else {"--help", *(p.opts[-1] for p in common())}
     options = [p for p in command.get_params(context) if isinstance(p, click.Option) and p.opts[-1] not in left_out]
     records = {p.opts[-1]: record for p in options if (record := p.get_help_record(context)) is not None}
-    placed = [name for names in HEADINGS.values() for name in names]
-    for heading, names in (*HEADINGS.items(), (OTHER, [n for n in records if n not in placed])):
+    placed = [name for names in full_headings().values() for name in names]
+    for heading, names in (*full_headings().items(), (OTHER, [n for n in records if n not in placed])):
         rows = [(f"`{records[n][0]}`".replace("|", "&#124;"), plain(records[n][1])) for n in names if n in records]
         if rows:
             yield table([heading, ""], rows)

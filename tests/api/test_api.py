@@ -20,7 +20,8 @@ import requant
 from requant.api.keywords import parse_request
 from requant.cli.main import COMMANDS
 from requant.errors import BadInput, InfeasibleBudget, OutputRefused, RequantError, RequantWarning, UsageError
-from requant.planning.request import AUTO, MAX_CONTEXT, PlanRequest
+from requant.planning.request import PlanRequest
+from requant.planning.rules import AUTO, MAX_CONTEXT
 
 ROOT = Path(__file__).parents[2]
 TINY, EVAL = ROOT / "fixtures" / "tiny-llama-f16.gguf", ROOT / "fixtures" / "eval.txt"

@@ -15,7 +15,8 @@ from requant.planning.output_layout import output_layouts
 from requant.planning.output_metadata import output_metadata
 from requant.planning.plan import Plan
 from requant.planning.recipe import preset_plan
-from requant.planning.request import AUTO, MAX_CONTEXT, PlanRequest, check_type_source
+from requant.planning.request import PlanRequest, check_type_source
+from requant.planning.rules import AUTO, MAX_CONTEXT
 from requant.report.start_command import start_command as llama_server
 from requant.scoring.candidates import survey
 from requant.scoring.losses import Losses

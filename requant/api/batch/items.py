@@ -17,6 +17,7 @@ from requant.api.batch.summary import Row, Summary
 from requant.container.splitting import Splitting
 from requant.errors import BadInput, OutputRefused, UsageError, printable
 from requant.formats import Effort
+from requant.planning.options import PLAN_OPTIONS
 from requant.planning.plan import Plan
 from requant.planning.request import PlanRequest
 from requant.scoring.calibration_data import Calibration
@@ -24,7 +25,7 @@ from requant.scoring.candidates import DEFAULT_TYPES
 
 _CALIBRATION = {f.name for f in fields(Calibration)}
 _SCORING = _CALIBRATION | {"imatrix", "effort", "allow_requantize"}
-_PLANNING = {"pins_file", "plan", "type_name", "preset", "like", "measure"} | {f.name for f in fields(PlanRequest)}
+_PLANNING = {"plan", "type_name", "preset", "like", "measure"} | {option.keyword for option in PLAN_OPTIONS}
 _IRRELEVANT = {"threads", "no_verify", "losses"}  # to the bytes of the output
 
 

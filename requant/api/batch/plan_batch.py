@@ -19,7 +19,7 @@ from requant.container.splitting import total_size
 from requant.planning.best_plan import check_feasible
 from requant.planning.output_layout import output_layouts
 from requant.planning.plan import Plan, read_plan
-from requant.planning.request import AUTO
+from requant.planning.rules import AUTO
 
 _SESSION = ("imatrix", "losses", "plan", "type_name", "preset", "like", "threads", "allow_requantize", "effort")
 

@@ -29,8 +29,8 @@ def quantize(
     array: real numbers, taken as float32; the last axis is a row, which must be whole blocks of the type. importance:
     (n_per_row,), or for a stack of matrices (n_matrices, n_per_row), finite, not negative, any scale; what is minimised
     is sum importance * (x - y)^2. effort: `fast`, `default` or `best`. threads: None for all cores; the bytes are the
-    same for any. NVFP4 gets no second-level scale here: divide by `requant.formats.codec.second_scale` first where an engine
-    multiplies by one.
+    same for any. NVFP4 gets no second-level scale here: divide by `requant.formats.codec.second_scale` first where an
+    engine multiplies by one.
 
     Raises UsageError for a type, shape, importance or effort that makes no sense, NumericFault for weights that are
     not finite, a row that does not survive in the type, or an error of all that is far beyond what is usual for it.

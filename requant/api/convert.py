@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from requant.api.kernels import prepare_kernels
-from requant.api.session import Session
+from requant.api.session import Importance, Planned, Session
 from requant.common.atomic_write import check_writable, write_text
 from requant.common.files import open_regular, read_into
 from requant.common.folders import check_space
@@ -28,6 +28,7 @@ from requant.container.splitting import WHOLE, Splitting
 from requant.conversion.record import OUTPUT_SCHEMA, Conversion, record_path
 from requant.errors import BadInput, OutputRefused
 from requant.planning.plan import Plan
+from requant.planning.request import plan_from_option
 from requant.scoring.losses import Losses
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ class Work:
         target = resolve_target(self.out)
         return target.with_name(f"{target.name}.part.imatrix")
 
-    def earlier(self, job: Session) -> tuple[Plan, Session] | None:
-        """The plan of an unfinished run of the same command, and the job with the importance measured for it.
+    def earlier(self, job: Session) -> Planned | None:
+        """The plan of an unfinished run of the same command, and the importance measured for it.
 
         Raises OutputRefused where what is unfinished is of another command.
         """
@@ -65,8 +66,8 @@ class Work:
         head = self.journal.past.head or {}
         plan = Plan.from_json(json.dumps(head.get("plan")), self.journal.path)
         if head.get("imatrix") is not None and job.imatrix is None:
-            job = replace(job, imatrix=self._read_measured(head["imatrix"]))
-        return plan, job
+            return Planned(plan, Importance(self._read_measured(head["imatrix"])))
+        return Planned(plan, Importance(job.imatrix))
 
     def _read_measured(self, sha256: object) -> Imatrix:
         from requant.scoring.statistics import read_measured
@@ -96,12 +97,13 @@ class Work:
         """Raise what would keep the output and its record from being written, before any long work."""
         with Part(self.out, 0, force=self.force, inputs=job.inputs):
             check_writable(record_path(self.out), force=self.force, inputs=job.inputs, own=OUTPUT_SCHEMA)
-        if job.scores:  # the size is known only when hours of scoring are over
+        if job.needs_scoring:  # the size is known only when hours of scoring are over
             parts = [self.out.with_name(f"{name}.part") for name in final_names(self.journal)]
             check_space(resolve_target(self.out).parent, job.least_bytes(), parts)
 
-    def convert(self, job: Session, plan: Plan) -> Conversion:
+    def convert(self, job: Session, planned: Planned) -> Conversion:
         """The output and its record."""
+        plan, importance = planned.plan, planned.importance
         from requant.conversion.convert import convert, formats_used, n_steps
         from requant.scoring.statistics import write_statistics
 
@@ -109,8 +111,8 @@ class Work:
             path = record_path(made.output)
             write_text(path, made.to_json(), force=self.force, inputs=job.inputs, own=OUTPUT_SCHEMA)
 
-        if job.statistics is not None:
-            statistics, text = job.statistics
+        if importance.statistics is not None:
+            statistics, text = importance.statistics
             write_statistics(self.measured, statistics, job.source, text, force=True, inputs=job.inputs)
         prepare_kernels(job.monitor, formats_used(plan))
         with (
@@ -121,9 +123,9 @@ class Work:
                 job.source,
                 plan,
                 self.out,
-                imatrix=job.imatrix,
+                imatrix=importance.imatrix,
                 losses=job.losses,
-                threads=job.threads,
+                threads=job.options.threads,
                 force=self.force,
                 splitting=self.splitting,
                 verified=self.verified,
@@ -131,7 +133,7 @@ class Work:
                 journal=self.journal,
                 asked=self.asked,
                 extras=(self.measured,),
-                keep=job.scores,
+                keep=job.needs_scoring,
                 record=record,
                 progress=advance,
                 tell=job.monitor.tell,
@@ -159,10 +161,9 @@ def make(
         found = work.earlier(job)
         if found is None:
             work.check(job)
-            found = job.planned(weigh=True, measure=measure)
-        plan, job = found
-        show(plan)
-        return work.convert(job, plan)
+            found = job.make_plan(weigh=True, measure=measure)
+        show(found.plan)
+        return work.convert(job, found)
 
 
 @contextlib.contextmanager
@@ -180,15 +181,12 @@ def _claimed(job: Session, out: Path, *, splitting: Splitting, measure: int | No
 def _asked(job: Session, splitting: Splitting, measure: int | None) -> dict[str, Any]:
     """All that was asked for and decides what the output becomes, as JSON; files by their content."""
     how = {
-        "plan": _digest(job.given_plan) or job.plan_file,
-        "type": job.type_name,
-        "preset": job.preset,
-        "like": job.like,
-        "losses": job.losses_file or _digest(job.losses),
+        **plan_from_option(job.plan_from),
+        "losses": job.options.losses,
         "imatrix": None if job.imatrix is None else job.imatrix.sha256,
-        "effort": job.effort,
+        "effort": job.options.effort,
         "measure": measure,
-        "allow_requantize": job.allow_requantize,
+        "allow_requantize": job.options.allow_requantize,
         "keep_split": splitting.keep,
         "max_shard_size": splitting.max_size,
     }
@@ -197,12 +195,9 @@ def _asked(job: Session, splitting: Splitting, measure: int | None) -> dict[str,
     return {name: _told(value) for name, value in said.items() if not (value is None or value is False or value == ())}
 
 
-def _digest(given: Plan | Losses | None) -> str | None:
-    """What was given as data, not in a file, by its content."""
-    return None if given is None else hashlib.sha256(given.to_json().encode()).hexdigest()
-
-
 def _told(value: Any) -> Any:
+    if isinstance(value, Plan | Losses):  # given as data
+        return hashlib.sha256(value.to_json().encode()).hexdigest()
     return _file(value) if isinstance(value, Path) else to_plain(value)
 
 

@@ -1,4 +1,4 @@
-"""The options that decided a plan or losses, as one would type them again: values as they were meant, no folders."""
+"""The options that decided a plan or losses, as one would type them again; files without their folders."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from requant.formats import Effort
 from requant.planning.options import PLAN_OPTIONS
-from requant.planning.request import PlanRequest
+from requant.planning.request import FromPlan, PlanRequest, plan_from_option
 from requant.scoring.calibration_data import Calibration
 
 if TYPE_CHECKING:
     from requant.api.session import Session
-    from requant.container.imatrix import Imatrix
     from requant.planning.plan import Plan
 
 _LOSSES = "losses.json"  # the name of losses that were given as data
@@ -30,45 +29,36 @@ _CALIBRATION = {
 }
 
 
-def record_options(plan: Plan, job: Session, measure: int | None = None) -> Plan:
-    """`plan` with the effort asked for, saying which options decided it, and those of its losses where they were given.
+def record_options(plan: Plan, session: Session, measure: int | None = None) -> Plan:
+    """Return the plan with the effort given, the options that decided it, and those of its losses if these were given.
 
-    One that was given says so already, as long as its effort stays what it was.
+    A plan that was given keeps its options as long as its effort stays the same.
     """
-    effort = plan.effort if job.effort is None else job.effort
-    if job.plan_file is not None or job.given_plan is not None:
+    given = session.options.effort
+    effort = plan.effort if given is None else given
+    if isinstance(session.plan_from, FromPlan):
         return plan if effort == plan.effort else replace(plan, effort=effort, options=())
-    scoring = () if job.losses is None else job.losses.options
-    return replace(plan, effort=effort, options=_plan_words(job, measure), scoring=scoring)
+    scoring = () if session.losses is None else session.losses.options
+    return replace(plan, effort=effort, options=plan_words(session, measure), scoring=scoring)
 
 
-def _plan_words(job: Session, measure: int | None) -> tuple[str, ...]:
-    """Of `requant plan` or `requant convert`: all that decides the plan of the job."""
-    given = {
-        "--type": job.type_name,
-        "--preset": job.preset,
-        "--like": None if job.like is None else job.like.name,
-        "--losses": None if job.losses is None else _LOSSES if job.losses_file is None else job.losses_file.name,
-        "--measure": measure,
-    }
-    words = [f"{option}={value}" for option, value in given.items() if value is not None]
-    own = [] if job.losses is not None else _calibration_words(job.calibration)
-    how = _how(job.imatrix, job.calibration, job.allow_requantize, job.effort)
-    return _split((*_request_words(job.request), *words, *own, *how))
+def plan_words(session: Session, measure: int | None = None) -> tuple[str, ...]:
+    """Return the options of `requant plan` or `requant convert` that decide the plan."""
+    given = dict[str, object](plan_from_option(session.plan_from))
+    if session.losses is not None:
+        file = session.options.losses
+        given["losses"] = file if isinstance(file, Path) else _LOSSES
+    if measure is not None:
+        given["measure"] = measure
+    words = [f"--{name}={value.name if isinstance(value, Path) else value}" for name, value in given.items()]
+    own = _calibration_words(session.calibration) if session.losses is None else ()
+    return _split((*_request_words(session.request), *words, *own, *_encoding_words(session)))
 
 
-def score_options(
-    types: tuple[str, ...],
-    imatrix: Imatrix | None,
-    calibration: Calibration,
-    *,
-    allow_requantize: bool,
-    effort: Effort | None,
-) -> tuple[str, ...]:
-    """Of `requant score`: all that decides the losses."""
-    own = _calibration_words(calibration)
-    how = _how(imatrix, calibration, allow_requantize, effort)
-    return _split((*_request_words(PlanRequest(types=types)), *own, *how))
+def score_words(session: Session) -> tuple[str, ...]:
+    """Return the options of `requant score` that decide the losses."""
+    types = PlanRequest(types=session.request.types)
+    return _split((*_request_words(types), *_calibration_words(session.calibration), *_encoding_words(session)))
 
 
 def _request_words(request: PlanRequest) -> Iterator[str]:
@@ -94,20 +84,19 @@ def _calibration_words(calibration: Calibration) -> Iterator[str]:
             yield flag if value is True else f"{flag}={value.name if isinstance(value, Path) else value}"
 
 
-def _how(
-    imatrix: Imatrix | None, calibration: Calibration, allow_requantize: bool, effort: Effort | None
-) -> Iterator[str]:
-    # --statistics is an imatrix too, where none is given
-    if imatrix is not None and (calibration.statistics is None or Path(imatrix.path) != calibration.statistics):
+def _encoding_words(session: Session) -> Iterator[str]:
+    """Imatrix, effort and --allow-requantize where they are given; --statistics is an imatrix, too."""
+    imatrix, effort = session.imatrix, session.options.effort
+    if imatrix is not None and Path(imatrix.path) != session.calibration.statistics:
         yield f"--imatrix={Path(imatrix.path).name}"
     if effort is not None and effort != Effort.DEFAULT:
         yield f"--effort={effort.name.lower()}"
-    if allow_requantize:
+    if session.options.allow_requantize:
         yield "--allow-requantize"
 
 
 def _split(words: tuple[str, ...]) -> tuple[str, ...]:
-    """`--option value` as two words; a value that begins with a dash stays with its option."""
+    """Split `--option=value` into two words, unless the value begins with a dash."""
     found: list[str] = []
     for word in words:
         option, equals, value = word.partition("=")

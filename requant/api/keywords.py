@@ -6,16 +6,24 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from requant.api.arrays import parse_effort
+from requant.api.session import SessionOptions
 from requant.common.monitor import Progress
 from requant.planning.options import PLAN_OPTIONS
-from requant.planning.request import OPTIONS_BY_FIELD, PlanRequest, build_request
-from requant.planning.rules import parse_count, parse_path, parse_text, parse_written_type
+from requant.planning.request import (
+    OPTIONS_BY_FIELD,
+    FromBudget,
+    PlanFrom,
+    PlanRequest,
+    build_request,
+    check_frontier,
+    choose_plan_from,
+)
+from requant.planning.rules import parse_count, parse_text, parse_written_type
 from requant.scoring.calibration_data import Calibration, check_calibration
 
 if TYPE_CHECKING:
@@ -161,23 +169,35 @@ def parse_calibration(given: Mapping[str, Any]) -> Calibration:
     return calibration
 
 
-def parse_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `session.open_session` that are in the keywords. Raises UsageError."""
-    found: dict[str, Any] = {"allow_requantize": bool(given.get("allow_requantize"))}
-    parsers: dict[str, Callable[[Any, str], Any]] = {
-        "imatrix": parse_path,
-        "like": parse_path,
-        "losses": _parse_data,
-        "plan": _parse_data,
-        "preset": parse_text,
-        "threads": partial(parse_count, high=1024),
-        "effort": lambda value, _: parse_effort(value),
-    }
-    found |= {name: parse(given[name], f"--{name}") for name, parse in parsers.items() if given.get(name) is not None}
-    if given.get("type") is not None:
-        found["type_name"] = parse_written_type(given["type"], "--type")
-    return found
+def parse_plan_from(request: PlanRequest, given: Mapping[str, Any]) -> PlanFrom:
+    """Return what decides the types. Raises UsageError unless exactly one keyword, or a budget, does."""
+    plan, type_name = given.get("plan"), given.get("type")
+    return choose_plan_from(
+        request,
+        plan=Path(plan) if isinstance(plan, str | os.PathLike) else plan,
+        type_name=None if type_name is None else parse_written_type(type_name, "--type"),
+        preset=None if given.get("preset") is None else parse_text(given["preset"], "--preset"),
+        like=_parse_like(given),
+    )
 
 
-def _parse_data(value: Any, _: str) -> Any:
-    return Path(value) if isinstance(value, str | os.PathLike) else value
+def parse_frontier_from(request: PlanRequest, given: Mapping[str, Any]) -> PlanFrom:
+    """Return what decides the types of a frontier: its budgets, and `like`. Raises UsageError."""
+    check_frontier(request)
+    return FromBudget(_parse_like(given))
+
+
+def _parse_like(given: Mapping[str, Any]) -> Path | None:
+    return None if given.get("like") is None else Path(given["like"])
+
+
+def parse_session_options(given: Mapping[str, Any]) -> SessionOptions:
+    """Return how losses are measured and weights are encoded. Raises UsageError."""
+    losses, effort = given.get("losses"), given.get("effort")
+    return SessionOptions(
+        imatrix=None if given.get("imatrix") is None else Path(given["imatrix"]),
+        losses=Path(losses) if isinstance(losses, str | os.PathLike) else losses,
+        threads=None if given.get("threads") is None else parse_count(given["threads"], "--threads", 1, 1024),
+        effort=None if effort is None else parse_effort(effort),
+        allow_requantize=bool(given.get("allow_requantize")),
+    )

@@ -24,8 +24,10 @@ from requant.api.keywords import (
     check_known,
     keywords,
     parse_calibration,
-    parse_options,
+    parse_frontier_from,
+    parse_plan_from,
     parse_request,
+    parse_session_options,
 )
 from requant.api.session import Session, connect_cluster, open_session
 from requant.common.files import identities
@@ -38,8 +40,8 @@ from requant.errors import UsageError
 from requant.model.inspection import Inspection, inspect
 from requant.planning.frontier import Curve
 from requant.planning.plan import Plan, read_plan
-from requant.planning.request import PlanRequest, check_type_source
-from requant.planning.rules import MAX_CONTEXT, parse_bytes, parse_count
+from requant.planning.request import FromBudget, PlanFrom, PlanRequest
+from requant.planning.rules import parse_bytes, parse_count
 from requant.scoring.losses import Losses, read_losses
 
 if TYPE_CHECKING:
@@ -114,9 +116,9 @@ class Model:
         """
         check_known(asked, Scoring, "score")
         request = parse_request({"types": types})
-        with self._job(asked, request) as job:
+        with self._open_session(asked, request, FromBudget()) as session:
             emitted = None if emit_imatrix is None else Path(emit_imatrix)
-            return scoring.score_to_files(job, emitted=emitted, force=force)
+            return scoring.score_to_files(session, emitted=emitted, force=force)
 
     @keywords(Planning)
     def plan(self, **asked: Unpack[Planning]) -> Plan:
@@ -126,9 +128,9 @@ class Model:
         where even the smallest plan is over the budget, BadInput, UsageError, and what scoring does.
         """
         check_known(asked, Planning, "plan")
-        with self._job(asked, parse_request(asked)) as job:
-            check_type_source(job.request, None, None, job.preset, job.like)
-            return job.planned()[0]
+        request = parse_request(asked)
+        with self._open_session(asked, request, parse_plan_from(request, asked)) as session:
+            return session.make_plan().plan
 
     @keywords(Planning)
     def frontier(self, **asked: Unpack[Planning]) -> Curve:
@@ -137,10 +139,9 @@ class Model:
         The keywords are those of `plan`; what limits bytes has no say but in the context. Raises as `plan` does.
         """
         check_known(asked, Planning, "frontier")
-        with self._job(asked, parse_request(asked)) as job:
-            if job.request.n_ctx == MAX_CONTEXT:
-                raise UsageError("--frontier is of one context; give --ctx a number")
-            points, losses = planning.compute_curve(job)
+        request = parse_request(asked)
+        with self._open_session(asked, request, parse_frontier_from(request, asked)) as session:
+            points, losses = planning.compute_curve(session)
         return Curve(losses.source, losses.method, tuple(points))
 
     @keywords(Planning)
@@ -174,15 +175,12 @@ class Model:
         parts = Splitting(
             keep_split, None if max_shard_size is None else parse_bytes(max_shard_size, "--max-shard-size")
         )
-        with self._job(
-            {**asked, "plan": plan, "type": type}, parse_request(asked), fresh=nonfinite == KEEP_TYPE
-        ) as job:
-            decided = plan, job.type_name, job.preset, job.like
-            check_type_source(job.request, *decided)
-            apply_nonfinite_policy(job.source, nonfinite, job.monitor, threads=job.threads)
+        request, n = parse_request(asked), None if measure is None else parse_count(measure, "--measure", 1, 64)
+        plan_from = parse_plan_from(request, {**asked, "plan": plan, "type": type})
+        with self._open_session(asked, request, plan_from, fresh=nonfinite == KEEP_TYPE) as session:
+            apply_nonfinite_policy(session.source, nonfinite, session.monitor, threads=session.options.threads)
             how: dict[str, Any] = {"force": force, "restart": restart, "verified": not no_verify}
-            n = None if measure is None else parse_count(measure, "--measure", 1, 64)
-            return converting.make(job, Path(out), splitting=parts, measure=n, **how)
+            return converting.make(session, Path(out), splitting=parts, measure=n, **how)
 
     def evaluate(
         self,
@@ -242,13 +240,16 @@ class Model:
         return measuring.calibrate(source, asked, Path(out), call_back(progress), force=force, inputs=inputs, **how)
 
     @contextmanager
-    def _job(self, asked: Mapping[str, Any], request: PlanRequest, *, fresh: bool = False) -> Iterator[Session]:
-        """What the keywords say, with their small files read; fresh: of a source that the job may change."""
-        calibration, how, monitor = parse_calibration(asked), parse_options(asked), call_back(asked.get("progress"))
+    def _open_session(
+        self, asked: Mapping[str, Any], request: PlanRequest, plan_from: PlanFrom, *, fresh: bool = False
+    ) -> Iterator[Session]:
+        """Open a session with the other keywords; fresh: of a source that it may change."""
+        calibration, options = parse_calibration(asked), parse_session_options(asked)
+        monitor = call_back(asked.get("progress"))
         with ExitStack() as stack:
             source = stack.enter_context(open_source(self.path)) if fresh else self.opened()
             workers = stack.enter_context(connect_cluster(asked.get("cluster"), monitor.tell))
-            yield open_session(source, request, calibration, **how, cluster=workers, monitor=monitor)
+            yield open_session(source, request, calibration, plan_from, options, cluster=workers, monitor=monitor)
 
     def opened(self) -> Source:
         """The source. Raises UsageError where the model is closed."""

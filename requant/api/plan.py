@@ -1,11 +1,11 @@
-"""What planning does besides one plan: several budgets, the frontier, explanations."""
+"""Planning beyond one plan: several budgets, the frontier, explanations."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from requant.api.invocation import record_options
 from requant.api.session import Session
@@ -20,42 +20,42 @@ if TYPE_CHECKING:
     from requant.planning.frontier import Point
 
 
-def make_plans(job: Session, vrams: Sequence[int]) -> list[Plan]:
-    """One plan per budget, all from the same losses."""
-    asked = [replace(job, request=replace(job.request, vram=vram)) for vram in vrams]
-    job, losses = replace(job, request=replace(job.request, vram=min(vrams))).scored()
+def make_plans(session: Session, vrams: Sequence[int]) -> list[Plan]:
+    """Return one plan per budget, all from the same losses."""
+    sessions = [replace(session, request=replace(session.request, vram=vram)) for vram in vrams]
+    losses, importance = sessions[vrams.index(min(vrams))].find_losses()
     found = []
-    with job.monitor.progress("solving", len(asked), " plans") as advance:
-        for one in asked:
-            plan = run_interruptible(make_plan, job.source, losses, one.request, imatrix=job.imatrix)
+    with session.monitor.progress("solving", len(sessions), " plans") as advance:
+        for one in sessions:
+            plan = run_interruptible(make_plan, one.source, losses, one.request, imatrix=importance.imatrix)
             found.append(record_options(plan, one))
             advance(1)
     return found
 
 
 def plans_to_json(found: Sequence[Plan]) -> str:
-    """The plans in one object."""
+    """Return the plans as one JSON object."""
     return dump({"schema": "requant.plans/1", "plans": [json.loads(plan.to_json()) for plan in found]})
 
 
-def compute_curve(job: Session) -> tuple[list[Point], Losses]:
-    """The curve of loss against bytes, and the losses that it was made from."""
-    from requant.planning import frontier as frontier_
+def compute_curve(session: Session) -> tuple[list[Point], Losses]:
+    """Compute the curve of loss against bytes; return it with the losses."""
+    from requant.planning.frontier import N_POINTS, compute_frontier
 
-    job, losses = job.scored()
-    with job.monitor.progress("solving", frontier_.N_POINTS, " plans") as advance:
-        found = run_interruptible(
-            frontier_.compute_frontier, job.source, losses, job.request, imatrix=job.imatrix, progress=advance
+    losses, importance = session.find_losses()
+    with session.monitor.progress("solving", N_POINTS, " plans") as advance:
+        points = run_interruptible(
+            compute_frontier, session.source, losses, session.request, imatrix=importance.imatrix, progress=advance
         )
-    return found, losses
+    return points, losses
 
 
-def explain_tensor(job: Session, plan: Plan, name: str) -> tuple[Explanation, tuple[Outlook, ...]]:
-    """Why the tensor has its type in `plan`, and what more would buy; the losses it was made from must be given."""
+def explain_tensor(session: Session, plan: Plan, name: str) -> tuple[Explanation, tuple[Outlook, ...]]:
+    """Explain the tensor's type in `plan`, and compute the outlook; the plan was made from losses that are given."""
     from requant.planning.explain import compute_outlook, explain_choice
 
-    job, losses = job.scored()
-    common: dict[str, Any] = {"imatrix": job.imatrix}
-    with job.monitor.working("solving"):
-        found = run_interruptible(explain_choice, job.source, losses, job.request, plan, name, **common)
-        return found, run_interruptible(compute_outlook, job.source, losses, job.request, plan, **common)
+    losses, importance = session.find_losses()
+    imatrix, what = importance.imatrix, (session.source, losses, session.request, plan)
+    with session.monitor.working("solving"):
+        found = run_interruptible(explain_choice, *what, name, imatrix=imatrix)
+        return found, run_interruptible(compute_outlook, *what, imatrix=imatrix)

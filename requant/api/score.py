@@ -1,52 +1,39 @@
-"""Losses for whoever asks for nothing else, and the importance measured on the way, written to a file."""
+"""Scoring as a command: losses, and the importance measured on the way, written to a file."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from requant.api.invocation import score_options
-from requant.api.measure import check_can_run, score
+from requant.api.invocation import score_words
+from requant.api.measure import check_can_run
 from requant.api.session import Session
 from requant.common.atomic_write import check_writable
 from requant.errors import UsageError
 from requant.scoring.losses import Losses
 
 
-def check_imatrix_output(job: Session, emitted: Path | None, *, force: bool) -> None:
-    """Raise what would keep importance from being measured and written to `emitted`, where that is asked for."""
+def check_imatrix_output(session: Session, emitted: Path | None, *, force: bool) -> None:
+    """Raise UsageError, BadInput or OutputRefused if importance cannot be measured or written to `emitted`."""
     if emitted is None:
         return
-    if job.imatrix is not None or job.calibration.quick:
+    if session.imatrix is not None or session.calibration.quick:
         raise UsageError("--emit-imatrix: nothing is measured with --imatrix, --statistics or --quick")
-    check_can_run(job.source)
-    check_writable(emitted, force=force, inputs=job.inputs)
+    check_can_run(session.source)
+    check_writable(emitted, force=force, inputs=session.inputs)
 
 
-def score_to_files(job: Session, *, emitted: Path | None = None, force: bool = False) -> Losses:
-    """The losses of the types that the job request for; the importance measured on the way goes to `emitted`.
+def score_to_files(session: Session, *, emitted: Path | None = None, force: bool = False) -> Losses:
+    """Return the losses of the types requested; write the importance measured on the way to `emitted`.
 
-    Raises what scoring does, and what `check_imatrix_output` and writing do.
+    Raises what scoring, `check_imatrix_output` and writing raise.
     """
-    check_imatrix_output(job, emitted, force=force)
-    scored = score(
-        job.source,
-        job.request.types,
-        job.imatrix,
-        job.calibration,
-        job.monitor,
-        threads=job.threads,
-        allow_requantize=job.allow_requantize,
-        effort=job.effort,
-        weigh=emitted is not None,
-        cluster=job.cluster,
-    )
+    check_imatrix_output(session, emitted, force=force)
+    scored = session.score(session.request.types, weigh=emitted is not None)
     if emitted is not None:
         from requant.scoring.statistics import write_statistics
 
         assert scored.measured is not None
         statistics, text = scored.measured
-        write_statistics(emitted, statistics, job.source, text, force=force, inputs=job.inputs)
-    how: dict[str, Any] = {"allow_requantize": job.allow_requantize, "effort": job.effort}
-    return replace(scored.losses, options=score_options(job.request.types, job.imatrix, job.calibration, **how))
+        write_statistics(emitted, statistics, session.source, text, force=force, inputs=session.inputs)
+    return replace(scored.losses, options=score_words(session))

@@ -1,4 +1,4 @@
-"""A model and all that was said of how to plan for it and to convert it, and the plan that comes of it."""
+"""A session: an open model with the options of planning, its small input files read; it makes the plan."""
 
 from __future__ import annotations
 
@@ -20,161 +20,202 @@ from requant.errors import UsageError
 from requant.formats import Effort, by_name
 from requant.planning.best_plan import check_feasible, fits_as_it_is, make_plan
 from requant.planning.plan import Plan
-from requant.planning.request import PlanRequest
+from requant.planning.request import (
+    FromBudget,
+    FromModel,
+    FromPlan,
+    FromPreset,
+    FromType,
+    PlanFrom,
+    PlanRequest,
+    plan_from_option,
+)
 from requant.planning.rules import AUTO
 from requant.scoring.calibration_data import Calibration
 from requant.scoring.losses import Losses, read_losses
 
 if TYPE_CHECKING:
     from requant.common.cluster import Cluster
-    from requant.formats.jit import fingerprint
     from requant.container.imatrix import Imatrix
     from requant.scoring.statistics import Statistics
 
 
 @dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How losses are measured and weights are encoded; losses: given as data or as a file, None to measure them.
+
+    effort: None for that of the losses or the plan. threads: None for one per processor.
+    """
+
+    imatrix: Path | None = None
+    losses: Losses | Path | None = None
+    threads: int | None = None
+    effort: Effort | None = None
+    allow_requantize: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    """The importance matrix that encoders use; statistics: what scoring measured it from, and the text's name."""
+
+    imatrix: Imatrix | None
+    statistics: tuple[Statistics, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan, and the importance to convert with."""
+
+    plan: Plan
+    importance: Importance
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
-    """A model and all that was said of how to plan for it and to convert it."""
+    """An open model with the options of planning; `losses` and `imatrix` were read, `inputs` are all files read."""
 
     source: Source
     request: PlanRequest
     calibration: Calibration
+    plan_from: PlanFrom
+    options: SessionOptions
     imatrix: Imatrix | None
     losses: Losses | None
-    losses_file: Path | None
     inputs: frozenset[Identity]
-    plan_file: Path | None
-    type_name: str | None
-    preset: str | None
-    like: Path | None
-    threads: int | None
-    allow_requantize: bool
-    effort: Effort | None
-    given_plan: Plan | None = None
-    statistics: tuple[Statistics, str] | None = None  # the importance matrix was measured, on that text
     cluster: Cluster | None = None
     monitor: Monitor = SILENT
 
     @property
-    def scores(self) -> bool:
-        """Whether a plan takes scoring, which may take hours."""
-        others = (self.plan_file, self.given_plan, self.type_name, self.preset, self.losses)
-        return self.request.has_budget and all(other is None for other in others)
+    def needs_scoring(self) -> bool:
+        """Whether a plan needs losses that are not given; scoring may take hours."""
+        return isinstance(self.plan_from, FromBudget) and self.losses is None
 
     def check_measure(self, n: int | None) -> None:
-        """Raise what is wrong with measuring `n` plans near the best, None where none is to be measured."""
+        """Raise UsageError or BadInput where `n` plans near the best cannot be measured; None: no plan is measured."""
         if n is None:
             return
         if not self.request.has_budget:
             raise UsageError("--measure chooses among plans for a budget; give --vram, --size or --bpw with it")
         check_can_run(self.source)
 
-    def planned(self, *, weigh: bool = False, measure: int | None = None) -> tuple[Plan, Session]:
-        """The plan of the file, for the one type, or for the budget, then scored if no losses are given.
+    def make_plan(self, *, weigh: bool = False, measure: int | None = None) -> Planned:
+        """Return the plan; for a budget the best one, scored first where no losses are given.
 
-        --effort, where it is given, replaces that of the plan or the losses. weigh: the job that comes with it converts
-        with importance measured by the scoring, where no imatrix was given. measure: of so many plans near the best,
-        the one of least measured divergence.
+        --effort, where it is given, replaces that of the plan or the losses. weigh: without an imatrix, take the
+        importance that scoring measures. measure: of so many plans near the best, the one of least measured divergence.
         """
-        plan, job = self._planned(weigh, measure)
-        return record_options(plan, self, measure), job
+        planned = self._make_plan(weigh, measure)
+        return replace(planned, plan=record_options(planned.plan, self, measure))
 
-    def _planned(self, weigh: bool, measure: int | None) -> tuple[Plan, Session]:
-        given = self.given_plan if self.plan_file is None else read_any_plan(self.plan_file)
-        if given is not None:
-            return given, self
-        if self.type_name is not None:
-            from requant.planning.recipe import uniform_plan
+    def _make_plan(self, weigh: bool, measure: int | None) -> Planned:
+        from requant.planning import recipe
 
-            constraints, again = self.request.constraints, self.allow_requantize
-            plan = uniform_plan(
-                self.source, self.type_name, imatrix=self.imatrix, constraints=constraints, allow_requantize=again
-            )
-            return plan, self
-        if self.preset is not None:
-            from requant.planning.recipe import preset_plan
+        given, again = Importance(self.imatrix), self.options.allow_requantize
+        match self.plan_from:
+            case FromPlan(plan):
+                return Planned(read_any_plan(plan) if isinstance(plan, Path) else plan, given)
+            case FromType(name):
+                constraints = self.request.constraints
+                plan = recipe.uniform_plan(
+                    self.source, name, imatrix=self.imatrix, constraints=constraints, allow_requantize=again
+                )
+                return Planned(plan, given)
+            case FromPreset(name):
+                return Planned(
+                    recipe.preset_plan(self.source, name, imatrix=self.imatrix, allow_requantize=again), given
+                )
+            case FromModel(path):
+                with open_source(path) as other:
+                    return Planned(recipe.clone_plan(self.source, other, allow_requantize=again), given)
+            case FromBudget():
+                losses, importance = self.find_losses(weigh=weigh)
+                if measure is not None:
+                    return Planned(self._measure_plans(losses, importance.imatrix, measure), importance)
+                with self.monitor.working("solving"):
+                    plan = run_interruptible(make_plan, self.source, losses, self.request, imatrix=importance.imatrix)
+                return Planned(plan, importance)
 
-            again = self.allow_requantize
-            return preset_plan(self.source, self.preset, imatrix=self.imatrix, allow_requantize=again), self
-        if self.like is not None and not self.request.has_budget:
-            from requant.planning.recipe import clone_plan
-
-            with open_source(self.like) as other:
-                return clone_plan(self.source, other, allow_requantize=self.allow_requantize), self
-        job, losses = self.scored(weigh=weigh)
-        if measure is not None:
-            return job._least(losses, measure), job
-        with self.monitor.working("solving"):
-            return run_interruptible(make_plan, self.source, losses, self.request, imatrix=job.imatrix), job
-
-    def as_it_is(self) -> Losses | None:
-        """Losses that leave every tensor as it is, where nothing that was asked for could ask for more."""
-        return None if self.like is not None else fits_as_it_is(self.source, self.request)
+    def losses_without_scoring(self) -> Losses | None:
+        """Return losses that leave every tensor as it is where the model fits the request as it is, else None."""
+        limited = isinstance(self.plan_from, FromBudget) and self.plan_from.like is not None
+        return None if limited else fits_as_it_is(self.source, self.request)
 
     def least_bytes(self) -> int:
-        """Bytes that no output of these types can be without: those of the smallest candidate of every tensor."""
-        from requant.scoring.candidates import DEFAULT_TYPES, survey
+        """Return the sum over all tensors of the bytes of the smallest candidate."""
+        from requant.scoring.candidates import survey
 
-        types = self.request.types_to_score(DEFAULT_TYPES)
-        tensors = survey(self.source, types=types, imatrix=self.imatrix, has_importance=True)
+        tensors = survey(self.source, types=self._types, imatrix=self.imatrix, has_importance=True)
         return sum(min(c.n_bytes for c in t.candidates) for t in tensors)
 
-    def scored(self, *, weigh: bool = False) -> tuple[Session, Losses]:
-        """The losses, given or measured now; the job to go on with, which has them and any importance measured."""
-        losses, job = self.losses, self
+    @property
+    def _types(self) -> tuple[str, ...]:
+        from requant.scoring.candidates import DEFAULT_TYPES
+
+        return self.request.types_to_score(DEFAULT_TYPES)
+
+    def find_losses(self, *, weigh: bool = False) -> tuple[Losses, Importance]:
+        """Return the losses, given or measured now, and the importance: with `weigh` that measured on the way."""
+        losses, importance = self.losses, Importance(self.imatrix)
         if losses is None:
-            scored = self._scored(weigh)
+            scored = self._score_candidates(weigh)
             losses = scored.losses
             if scored.measured is not None:
-                statistics, name = scored.measured
-                job = replace(self, imatrix=statistics.imatrix(self.source, name), statistics=scored.measured)
+                statistics, text = scored.measured
+                importance = Importance(statistics.imatrix(self.source, text), scored.measured)
         self.request.try_rules(losses)
-        if AUTO in (self.request.cache_type_k, self.request.cache_type_v) and not losses.caches:
-            losses = replace(losses, caches=self._cache_losses())
-            job = replace(job, losses=losses if job.losses is not None else None)
-        if self.like is not None:
-            from requant.planning.recipe import losses_like, types_like
+        return self._limit_types(self.add_cache_losses(losses)), importance
 
-            with open_source(self.like) as other:
-                types, notes = types_like(self.source, other)
-            limited = losses_like(losses, types)
-            return job, replace(limited, notes=(*limited.notes, *notes))
-        return job, losses
+    def add_cache_losses(self, losses: Losses) -> Losses:
+        """Return the losses; where cache types are to be chosen, with those of the KV cache, measured now."""
+        if AUTO not in (self.request.cache_type_k, self.request.cache_type_v) or losses.caches:
+            return losses
+        return replace(losses, caches=self._measure_caches())
 
-    def _cache_losses(self) -> dict[str, float]:
-        """What rounding the KV cache costs the model, by type."""
-        from requant.scoring import kv_cache_loss as trial
+    def _limit_types(self, losses: Losses) -> Losses:
+        """Return the losses; with --like, of no larger types than the other model has."""
+        if not isinstance(self.plan_from, FromBudget) or self.plan_from.like is None:
+            return losses
+        from requant.planning.recipe import losses_like, types_like
+
+        with open_source(self.plan_from.like) as other:
+            types, notes = types_like(self.source, other)
+        limited = losses_like(losses, types)
+        return replace(limited, notes=(*limited.notes, *notes))
+
+    def _measure_caches(self) -> dict[str, float]:
+        """Return the loss of each pair of KV cache types."""
+        from requant.scoring.kv_cache_loss import CACHES, cache_losses
 
         check_can_run(self.source)
         with self.monitor.working("reading text"):
             text = run_interruptible(self.calibration.windows, self.source)
-        prepare_kernels(self.monitor, {by_name(name) for pair in trial.CACHES for name in pair})
-        with self.monitor.progress("measuring caches", len(trial.CACHES) + 1, " models") as advance:
+        prepare_kernels(self.monitor, {by_name(name) for pair in CACHES for name in pair})
+        with self.monitor.progress("measuring caches", len(CACHES) + 1, " models") as advance:
             return run_interruptible(
-                trial.cache_losses, self.source, text.windows, threads=self.threads, progress=advance
+                cache_losses, self.source, text.windows, threads=self.options.threads, progress=advance
             )
 
-    def _least(self, losses: Losses, n: int) -> Plan:
-        """Of `n` plans near the best, the one of least divergence on text that was not scored with."""
-        from requant.planning import rerank as trial
+    def _measure_plans(self, losses: Losses, imatrix: Imatrix | None, n: int) -> Plan:
+        """Return, of `n` plans near the best, the one of least divergence on text that was not scored with."""
+        from requant.planning.rerank import measure_plans, perturbed_plans
 
         with self.monitor.working("reading text"):
             text = run_interruptible(self.calibration.windows, self.source, held_out=True)
-        effort = losses.effort if self.effort is None else self.effort
+        effort = losses.effort if self.options.effort is None else self.options.effort
 
         def solve(losses: Losses) -> Plan:
-            return replace(make_plan(self.source, losses, self.request, imatrix=self.imatrix), effort=effort)
+            return replace(make_plan(self.source, losses, self.request, imatrix=imatrix), effort=effort)
 
         with self.monitor.working("solving"):
-            plans = run_interruptible(trial.perturbed_plans, losses, solve, n)
+            plans = run_interruptible(perturbed_plans, losses, solve, n)
         with self.monitor.progress("measuring", len(plans) + 1, " models") as advance:
             found = run_interruptible(
-                trial.measure_plans,
+                measure_plans,
                 self.source,
                 plans,
                 text.windows,
-                imatrix=self.imatrix,
-                threads=self.threads,
+                imatrix=imatrix,
+                threads=self.options.threads,
                 progress=advance,
             )
         klds = [evaluation.mean_kld or 0.0 for evaluation in found]
@@ -184,26 +225,32 @@ class Session:
         )
         return replace(plans[best], measured_kld=klds[best], notes=(*plans[best].notes, note))
 
-    def _scored(self, weigh: bool) -> ScoringResult:
-        from requant.scoring.candidates import DEFAULT_TYPES
+    def _score_candidates(self, weigh: bool) -> ScoringResult:
+        """Score, unless no plan is feasible or the model fits as it is."""
         from requant.scoring.fisher import cannot_run
 
-        types, again = self.request.types_to_score(DEFAULT_TYPES), self.allow_requantize
-        measured = weigh and not self.calibration.quick and cannot_run(self.source) is None
         check_feasible(
-            self.source, self.request, types, imatrix=self.imatrix, allow_requantize=again, has_importance=measured
+            self.source,
+            self.request,
+            self._types,
+            imatrix=self.imatrix,
+            allow_requantize=self.options.allow_requantize,
+            has_importance=weigh and not self.calibration.quick and cannot_run(self.source) is None,
         )
-        if (whole := self.as_it_is()) is not None:
-            return ScoringResult(whole)
+        whole = self.losses_without_scoring()
+        return self.score(self._types, weigh=weigh) if whole is None else ScoringResult(whole)
+
+    def score(self, types: tuple[str, ...], *, weigh: bool) -> ScoringResult:
+        """Measure the losses of `types`, () for the usual ones; weigh: measure importance on the way."""
         return score(
             self.source,
             types,
             self.imatrix,
             self.calibration,
             self.monitor,
-            threads=self.threads,
-            allow_requantize=again,
-            effort=self.effort,
+            threads=self.options.threads,
+            allow_requantize=self.options.allow_requantize,
+            effort=self.options.effort,
             weigh=weigh,
             cluster=self.cluster,
         )
@@ -213,49 +260,36 @@ def open_session(
     source: Source,
     request: PlanRequest,
     calibration: Calibration,
+    plan_from: PlanFrom | None = None,
+    options: SessionOptions | None = None,
     *,
-    imatrix: Path | None = None,
-    losses: Path | Losses | None = None,
-    plan: Path | Plan | None = None,
-    type_name: str | None = None,
-    preset: str | None = None,
-    like: Path | None = None,
-    threads: int | None = None,
-    allow_requantize: bool = False,
-    effort: Effort | None = None,
     cluster: Cluster | None = None,
     monitor: Monitor = SILENT,
 ) -> Session:
-    """The job with its small files read."""
-    imatrix = imatrix if calibration.statistics is None or imatrix is not None else calibration.statistics
-    matrix = read_importance(imatrix, source)
-    losses_file, plan_file = (path if isinstance(path, Path) else None for path in (losses, plan))
-    found = read_losses(losses) if isinstance(losses, Path) else losses
-    paths = imatrix, losses_file, plan_file, like, calibration.text, calibration.tokens, calibration.statistics
-    inputs = source.identities | identities(*paths)
+    """Open a session: read the small input files. Raises BadInput, InputOutputError.
+
+    plan_from: by default the budget of the request; of a plan in a file only the path is taken.
+    """
+    plan_from, options = plan_from or FromBudget(), options or SessionOptions()
+    imatrix = options.imatrix or calibration.statistics
+    files = plan_from_option(plan_from).values()
+    paths = [imatrix, options.losses, *files, calibration.text, calibration.tokens, calibration.statistics]
     return Session(
         source=source,
         request=request,
         calibration=calibration,
-        imatrix=matrix,
-        losses=found,
-        losses_file=losses_file,
-        inputs=inputs,
-        plan_file=plan_file,
-        type_name=type_name,
-        preset=preset,
-        like=like,
-        threads=threads,
-        allow_requantize=allow_requantize,
-        effort=effort,
-        given_plan=None if isinstance(plan, Path) else plan,
+        plan_from=plan_from,
+        options=options,
+        imatrix=read_importance(imatrix, source),
+        losses=read_losses(options.losses) if isinstance(options.losses, Path) else options.losses,
+        inputs=source.identities | identities(*(path for path in paths if isinstance(path, Path))),
         cluster=cluster,
         monitor=monitor,
     )
 
 
 def connect_cluster(address: str | None, tell: Callable[[str], None]) -> AbstractContextManager[Cluster | None]:
-    """The cluster at `address`, None without one; `tell` takes its lines for the user. Raises as `Cluster` does."""
+    """Connect to the Dask cluster at `address`, None without one; `tell` takes its lines. Raises as `Cluster` does."""
     if address is None:
         return nullcontext()
     from requant.common.cluster import Cluster

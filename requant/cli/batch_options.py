@@ -14,7 +14,7 @@ from requant.api.batch.jobs import KeyOption
 from requant.api.batch.sources import OWN
 from requant.cli import convert, messages, options
 from requant.errors import UsageError
-from requant.planning.request import check_type_source
+from requant.planning.request import choose_plan_from
 
 COMMON = {"debug", "quiet", "verbose", "progress"}  # options that every command has
 _OWN = COMMON | {"dry_run", "force", "restart", "as_json", "reports"}  # decided by the batch itself
@@ -47,8 +47,9 @@ def _key_option(option: str, param: click.Option) -> KeyOption:
 @options.budget
 @options.calibration
 @options.splitting
+@options.session_options
 def collect_options(**how: Any) -> dict[str, Any]:
-    """Return the parameters of `requant convert`, those of budget, calibration and splitting as one value each."""
+    """Return the parameters of `requant convert`; those of budget, data, splitting and session are one value each."""
     return how
 
 
@@ -60,7 +61,7 @@ def parse_options(words: Sequence[str]) -> ConvertOptions:
     except click.ClickException as error:
         what = " ".join(error.format_message().split()).removesuffix(".")
         raise UsageError(f"{what[:1].lower()}{what[1:]}") from error
-    check_type_source(how["request"], how["plan"], how["type_name"], how["preset"], how["like"])
+    how["plan_from"] = choose_plan_from(how["request"], how["plan"], how["type_name"], how["preset"], how["like"])
     if len(how["vrams"]) > 1:
         raise UsageError("vram is one size; write an entry of budgets for each")
     if how["measure"] is not None and not how["request"].has_budget:

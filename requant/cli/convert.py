@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from requant.api.convert import apply_nonfinite_policy, make
-from requant.api.session import Session, connect_cluster, open_session
+from requant.api.convert import make
+from requant.api.session import Planned, Session
 from requant.cli import messages, options, terminal
 from requant.cli.command import Command
 from requant.cli.nonfinite import option as nonfinite_option
+from requant.cli.sessions import open_model_session
 from requant.common.units import format_size
-from requant.container.source import open_source
 from requant.container.splitting import WHOLE, Splitting, output_paths, total_size
+from requant.conversion.record import Conversion
 from requant.errors import UsageError, printable
-from requant.planning.plan import Plan
-from requant.planning.request import PlanRequest, check_type_source
+from requant.planning.request import choose_plan_from
 from requant.report import publish
 from requant.report.start_command import start_command
 from requant.report.text.result import conversion_text
-from requant.scoring.calibration_data import Calibration
+
+if TYPE_CHECKING:
+    from requant.report.text.bars import Drawing
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionOutput:
+    """The output of a conversion, and how it is written and shown; vrams: the sizes of --vram."""
+
+    out: Path
+    vrams: tuple[int, ...]
+    measure: int | None
+    splitting: Splitting
+    reports: tuple[Path, ...]
+    dry_run: bool
+    no_verify: bool
+    force: bool
+    restart: bool
+    as_json: bool
+
+    def check(self) -> None:
+        """Raise UsageError for options that cannot go together."""
+        if str(self.out) == "-":
+            raise UsageError("OUT: a model is not written to stdout; name a file")
+        if len(self.vrams) > 1:
+            raise UsageError("convert makes one file; give one --vram, or plan for all of them first")
+        if self.reports and self.dry_run:
+            raise UsageError("--dry-run writes nothing; leave --report out")
 
 
 @click.command("convert", cls=Command)
@@ -56,71 +85,57 @@ from requant.scoring.calibration_data import Calibration
 @options.force
 @click.option("--restart", is_flag=True, help="Discard what an earlier run left unfinished.")
 @options.json_output
-def command(
-    *,
-    model: Path,
-    out: Path,
-    request: PlanRequest,
-    vrams: tuple[int, ...],
-    calibration: Calibration,
-    measure: int | None,
-    dry_run: bool,
-    no_verify: bool,
-    nonfinite: str,
-    splitting: Splitting,
-    reports: tuple[Path, ...],
-    force: bool,
-    restart: bool,
-    as_json: bool,
-    cluster: str | None,
-    **given: Any,
-) -> None:
+@options.session_options
+@options.collected("how", ConversionOutput)
+def command(*, how: ConversionOutput, **given: Any) -> None:
     """Quantize a model to a budget (--vram, --ram, --size, ...), a --plan, a --preset, or one --type for all.
 
     With a budget all stages run in one go: score, plan, write, verify. The output appears under its name when it is
     complete and was read again. A run that was stopped goes on by the same command.
     """
-    check_type_source(request, given["plan"], given["type_name"], given["preset"], given["like"])
-    if str(out) == "-":
-        raise UsageError("OUT: a model is not written to stdout; name a file")
-    if len(vrams) > 1:
-        raise UsageError("convert makes one file; give one --vram, or plan for all of them first")
-    if reports and dry_run:
-        raise UsageError("--dry-run writes nothing; leave --report out")
-    with open_source(model) as source, connect_cluster(cluster, messages.info) as workers:
-        messages.warn(*source.warnings)
-        apply_nonfinite_policy(source, nonfinite, messages.MONITOR, threads=given["threads"])
-        job = open_session(source, request, calibration, **given, cluster=workers, monitor=messages.MONITOR)
-        if dry_run:
-            job.check_measure(measure)
-            plan, job = job.planned(weigh=True, measure=measure)
-            files = _files(job, plan, out, splitting)
-            messages.print_result(*([plan.to_json()] if as_json else [*terminal.plan_parts(plan), *files]))
+    decided = [given.pop(name) for name in ("plan", "type_name", "preset", "like")]
+    plan_from = choose_plan_from(given["request"], *decided)
+    how.check()
+    with open_model_session(**given, plan_from=plan_from) as session:
+        if how.dry_run:
+            messages.print_result(*_dry_run(session, how))
             return
-        publish.check_output_reports(reports, out, force=force, inputs=job.inputs)
-        made = make(
-            job,
-            out,
-            splitting=splitting,
-            measure=measure,
-            force=force,
-            restart=restart,
-            verified=not no_verify,
-            show=lambda plan: None if as_json else messages.print_result(*terminal.plan_parts(plan)),
-        )
+        made = _convert(session, how)
     messages.warn(*made.notes)
-    publish.write_output_reports(reports, made.output, model, force=force, monitor=messages.MONITOR)
-    text = f"\n{conversion_text(made, verified=not no_verify)}\n\n{start_command(made.plan, made.output)}"
-    messages.print_result(made.to_json() if as_json else text)
+    publish.write_output_reports(how.reports, made.output, given["model"], force=how.force, monitor=messages.MONITOR)
+    text = f"\n{conversion_text(made, verified=not how.no_verify)}\n\n{start_command(made.plan, made.output)}"
+    messages.print_result(made.to_json() if how.as_json else text)
 
 
-def _files(job: Session, plan: Plan, out: Path, splitting: Splitting) -> list[str]:
-    """A line that says which files the output would be, where it is to be split."""
-    if splitting == WHOLE:
+def _convert(session: Session, how: ConversionOutput) -> Conversion:
+    publish.check_output_reports(how.reports, how.out, force=how.force, inputs=session.inputs)
+    return make(
+        session,
+        how.out,
+        splitting=how.splitting,
+        measure=how.measure,
+        force=how.force,
+        restart=how.restart,
+        verified=not how.no_verify,
+        show=lambda plan: None if how.as_json else messages.print_result(*terminal.plan_parts(plan)),
+    )
+
+
+def _dry_run(session: Session, how: ConversionOutput) -> Sequence[str | Drawing]:
+    session.check_measure(how.measure)
+    planned = session.make_plan(weigh=True, measure=how.measure)
+    if how.as_json:
+        return [planned.plan.to_json()]
+    return [*terminal.plan_parts(planned.plan), *_list_files(session, planned, how)]
+
+
+def _list_files(session: Session, planned: Planned, how: ConversionOutput) -> list[str]:
+    """Return a line that names the files of an output that is split."""
+    if how.splitting == WHOLE:
         return []
     from requant.planning.output_layout import output_layouts
 
-    layouts = output_layouts(job.source, plan, job.imatrix, splitting)
-    paths = [printable(str(path)) for path in output_paths(out, layouts)]
+    layouts = output_layouts(session.source, planned.plan, planned.importance.imatrix, how.splitting)
+    paths = [printable(str(path)) for path in output_paths(how.out, layouts)]
     names = paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]}"
     return [f"{len(paths)} file{'s' * (len(paths) > 1)}, {format_size(total_size(layouts))} in all: {names}"]

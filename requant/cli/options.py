@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from requant.api.session import SessionOptions
 from requant.cli import completion, values
 from requant.cli.command import Choice
 from requant.cli.values import Count
@@ -99,20 +100,25 @@ def windows(default: int | None) -> Decorator:
     )
 
 
-def _calibration(command: Callable[..., Any]) -> Callable[..., Any]:
-    names = {f.name for f in fields(Calibration)}
+def collected(name: str, kind: type[Any], check: Callable[[Any], None] = lambda _: None) -> Decorator:
+    """Return a decorator that passes the parameters named like fields of `kind` as one checked value, `name`."""
+    names = {f.name for f in fields(kind)}
 
-    @functools.wraps(command)
-    def parsed(**given: Any) -> Any:
-        asked = Calibration(**{name: given.pop(name) for name in names & given.keys()})
-        check_calibration(asked)
-        return command(calibration=asked, **given)
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def collecting(**given: Any) -> Any:
+            value = kind(**{name: given.pop(name) for name in names & given.keys()})
+            check(value)
+            return command(**{name: value}, **given)
 
-    return parsed
+        return collecting
+
+    return decorate
 
 
+session_options = collected("session_options", SessionOptions)
 calibration = _together(
-    _calibration,
+    collected("calibration", Calibration, check_calibration),
     text,
     tokens,
     windows(8),
@@ -170,7 +176,7 @@ def plan_option(flag: str, **changes: Any) -> Decorator:
 
 
 def budget(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of a plan, which reach the command as `request`; --vram, which may be several sizes, as `vrams`."""
+    """Add the options of a plan, which reach the command as `request`; the sizes of --vram also as `vrams`."""
 
     @functools.wraps(command)
     def parsed(**given: Any) -> Any:
@@ -182,19 +188,14 @@ def budget(command: Callable[..., Any]) -> Callable[..., Any]:
     return _together(*(plan_option(option.flag) for option in OPTIONS_BY_FIELD))(parsed)
 
 
-def _splitting(command: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(command)
-    def parsed(*, keep_split: bool, max_shard_size: int | None, **given: Any) -> Any:
-        return command(splitting=Splitting(keep_split, max_shard_size), **given)
-
-    return parsed
-
-
 splitting = _together(
-    _splitting,
-    click.option("--keep-split", is_flag=True, help="Split the output as the model is: OUT-00001-of-0000N.gguf."),
+    collected("splitting", Splitting),
+    click.option(
+        "--keep-split", "keep", is_flag=True, help="Split the output as the model is: OUT-00001-of-0000N.gguf."
+    ),
     click.option(
         "--max-shard-size",
+        "max_size",
         callback=values.parsed_by(parse_bytes),
         metavar="SIZE",
         help="Split the output into files of at most SIZE.",

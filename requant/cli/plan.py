@@ -2,25 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from requant.api import plan as planning
-from requant.api.session import Session, connect_cluster, open_session
+from requant.api.session import Session
 from requant.cli import messages, options, terminal
 from requant.cli.command import Command
+from requant.cli.sessions import open_model_session
 from requant.common.atomic_write import check_writable, write_text
 from requant.common.units import size_label
-from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.planning.plan import Plan
-from requant.planning.request import PlanRequest, check_type_source
-from requant.planning.rules import MAX_CONTEXT
+from requant.planning.request import FromBudget, PlanRequest, check_frontier, choose_plan_from
 from requant.report.start_command import start_command
 from requant.report.text.table import plans_table
-from requant.scoring.calibration_data import Calibration
+
+if TYPE_CHECKING:
+    from requant.report.text.bars import Drawing
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOutputs:
+    """The plans that the command makes, and where and how they are shown; vrams: the sizes of --vram."""
+
+    vrams: tuple[int, ...]
+    out: Path | None
+    recipe: Path | None
+    explain: str | None
+    frontier: bool
+    force: bool
+    as_json: bool
+
+    def check_options(self, request: PlanRequest, *, has_losses: bool) -> None:
+        """Raise UsageError for options that need one plan."""
+        one = len(self.vrams) < 2 and not self.frontier
+        if self.explain is not None and not (one and request.has_budget):
+            raise UsageError("--explain is of one plan for a budget")
+        if self.explain is not None and not has_losses:
+            raise UsageError("--explain solves again and again; give it the losses of `requant score` with --losses")
+        if self.recipe is not None and not one:
+            raise UsageError("--emit-tensor-types is of one plan; give one --vram and no --frontier")
+
+    def check_paths(self, session: Session) -> None:
+        """Raise OutputRefused or InputOutputError for a file that cannot be written."""
+        for path in (*self.plan_paths(), self.recipe):
+            if path is not None:
+                check_writable(path, force=self.force, inputs=session.inputs)
+
+    def plan_paths(self) -> Sequence[Path | None]:
+        """Return the path of each plan; with several --vram the budget is part of the name."""
+        out = self.out
+        if len(self.vrams) < 2 or out is None:
+            return [out] * max(1, len(self.vrams))
+        return [out.with_name(f"{out.stem}-{size_label(size)}{out.suffix}") for size in self.vrams]
+
+    def write(self, session: Session, path: Path | None, text: str) -> None:
+        """Write a text, if there is a path for it."""
+        if path is not None:
+            write_text(path, text, force=self.force, inputs=session.inputs)
 
 
 @click.command("plan", cls=Command)
@@ -41,84 +85,59 @@ from requant.scoring.calibration_data import Calibration
 @options.allow_requantize
 @options.force
 @options.json_output
-def command(
-    *,
-    model: Path,
-    request: PlanRequest,
-    vrams: tuple[int, ...],
-    calibration: Calibration,
-    out: Path | None,
-    recipe: Path | None,
-    explain: str | None,
-    frontier: bool,
-    force: bool,
-    as_json: bool,
-    cluster: str | None,
-    **how: Any,
-) -> None:
+@options.session_options
+@options.collected("outputs", PlanOutputs)
+def command(*, outputs: PlanOutputs, preset: str | None, like: Path | None, **given: Any) -> None:
     """Choose a type, and a device, for each tensor within a budget.
 
     The choice is of least predicted loss among all that fit, with a proven gap. Without --losses the model is scored
     first. Nothing is converted: give the plan to `requant convert --plan`. Several --vram give several plans.
     """
-    if not frontier:
-        check_type_source(request, None, None, how["preset"], how["like"], others=())
-    elif request.n_ctx == MAX_CONTEXT:
-        raise UsageError("--frontier is of one context; give --ctx a number")
-    one = len(vrams) < 2 and not frontier
-    if explain is not None and not (one and request.has_budget):
-        raise UsageError("--explain is of one plan for a budget")
-    if explain is not None and how["losses"] is None:
-        raise UsageError("--explain solves again and again; give it the losses of `requant score` with --losses")
-    if recipe is not None and not one:
-        raise UsageError("--emit-tensor-types is of one plan; give one --vram and no --frontier")
-    targets = [out] if len(vrams) < 2 or out is None else [_for_budget(out, size) for size in vrams]
-    with open_source(model) as source, connect_cluster(cluster, messages.info) as workers:
-        messages.warn(*source.warnings)
-        job = open_session(source, request, calibration, **how, cluster=workers, monitor=messages.MONITOR)
-        for path in (*targets, recipe):
-            if path is not None:
-                check_writable(path, force=force, inputs=job.inputs)
-        if frontier:
-            _frontier(job, out, as_json=as_json, force=force)
-            return
-        plans = planning.make_plans(job, vrams) if len(vrams) > 1 else [job.planned()[0]]
-        for plan, path in zip(plans, targets, strict=False):
-            if path is not None:
-                write_text(path, plan.to_json(), force=force, inputs=job.inputs)
-        plan = plans[0]
-        if recipe is not None:
-            from requant.planning.recipe import tensor_type_file
-
-            write_text(recipe, tensor_type_file(plan), force=force, inputs=job.inputs)
-        if explain is not None:
-            messages.print_result(_explained(job, plan, explain, as_json=as_json))
-            return
-    if len(plans) > 1:
-        messages.print_result(planning.plans_to_json(plans) if as_json else plans_table(plans, vrams, terminal.width()))
-    elif as_json:
-        messages.print_result(plan.to_json())
-    else:
-        messages.print_result(*terminal.plan_parts(plan), start_command(plan, Path("OUT.gguf")))
+    request: PlanRequest = given["request"]
+    if outputs.frontier:
+        check_frontier(request)
+    plan_from = FromBudget(like) if outputs.frontier else choose_plan_from(request, None, None, preset, like, others=())
+    outputs.check_options(request, has_losses=given["session_options"].losses is not None)
+    with open_model_session(**given, plan_from=plan_from) as session:
+        outputs.check_paths(session)
+        make = _frontier if outputs.frontier else _several_plans if len(outputs.vrams) > 1 else _one_plan
+        parts = make(session, outputs)
+    messages.print_result(*parts)
 
 
-def _frontier(job: Session, out: Path | None, *, as_json: bool, force: bool) -> None:
-    from requant.planning import frontier
+def _frontier(session: Session, outputs: PlanOutputs) -> Sequence[str]:
+    from requant.planning.frontier import curve_to_csv, curve_to_json
 
-    points, losses = planning.compute_curve(job)
-    in_json = as_json or (out is not None and out.suffix == ".json")
-    text = frontier.curve_to_json(points, losses) if in_json else frontier.curve_to_csv(points)
-    if out is not None:
-        write_text(out, text, force=force, inputs=job.inputs)
-    messages.print_result(text.removesuffix("\n"))
+    points, losses = planning.compute_curve(session)
+    in_json = outputs.as_json or (outputs.out is not None and outputs.out.suffix == ".json")
+    text = curve_to_json(points, losses) if in_json else curve_to_csv(points)
+    outputs.write(session, outputs.out, text)
+    return [text.removesuffix("\n")]
 
 
-def _explained(job: Session, plan: Plan, name: str, *, as_json: bool) -> str:
+def _several_plans(session: Session, outputs: PlanOutputs) -> Sequence[str]:
+    plans, vrams = planning.make_plans(session, outputs.vrams), outputs.vrams
+    for plan, path in zip(plans, outputs.plan_paths(), strict=True):
+        outputs.write(session, path, plan.to_json())
+    return [planning.plans_to_json(plans) if outputs.as_json else plans_table(plans, vrams, terminal.width())]
+
+
+def _one_plan(session: Session, outputs: PlanOutputs) -> Sequence[str | Drawing]:
+    plan = session.make_plan().plan
+    outputs.write(session, outputs.out, plan.to_json())
+    if outputs.recipe is not None:
+        from requant.planning.recipe import tensor_type_file
+
+        outputs.write(session, outputs.recipe, tensor_type_file(plan))
+    if outputs.explain is not None:
+        return [_explanation(session, plan, outputs.explain, as_json=outputs.as_json)]
+    if outputs.as_json:
+        return [plan.to_json()]
+    return [*terminal.plan_parts(plan), start_command(plan, Path("OUT.gguf"))]
+
+
+def _explanation(session: Session, plan: Plan, name: str, *, as_json: bool) -> str:
     from requant.report.text.explain import explanation_json, explanation_text
 
-    found, more = planning.explain_tensor(job, plan, name)
+    found, more = planning.explain_tensor(session, plan, name)
     return explanation_json(found, plan, more) if as_json else explanation_text(found, plan, more)
-
-
-def _for_budget(out: Path, size: int) -> Path:
-    return out.with_name(f"{out.stem}-{size_label(size)}{out.suffix}")

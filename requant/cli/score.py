@@ -1,4 +1,4 @@
-"""`requant score`: what each type would cost each tensor, written to a file that plans are made from."""
+"""`requant score`: the loss of each tensor in each type, written to a file for plans."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Any
 import click
 
 from requant.api.score import score_to_files
-from requant.api.session import connect_cluster, open_session
 from requant.cli import messages, options, terminal
 from requant.cli.command import Command
+from requant.cli.sessions import open_model_session
 from requant.common.atomic_write import check_writable, write_text
-from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.planning.request import build_request
 from requant.report.text.table import losses_table
-from requant.scoring.calibration_data import Calibration
 
 
 @click.command("score", cls=Command)
@@ -38,17 +36,9 @@ from requant.scoring.calibration_data import Calibration
 @options.allow_requantize
 @options.force
 @options.json_output
+@options.session_options
 def command(
-    *,
-    model: Path,
-    out: Path | None,
-    emit: Path | None,
-    calibration: Calibration,
-    types: tuple[str, ...] | None,
-    cluster: str | None,
-    force: bool,
-    as_json: bool,
-    **how: Any,
+    *, out: Path | None, emit: Path | None, types: tuple[str, ...] | None, force: bool, as_json: bool, **given: Any
 ) -> None:
     """Measure what each type would cost each tensor.
 
@@ -58,14 +48,10 @@ def command(
     """
     if out is None and not as_json:
         raise UsageError("nowhere to put the losses; say -o LOSSES.json or --json")
-    with open_source(model) as source, connect_cluster(cluster, messages.info) as workers:
-        messages.warn(*source.warnings)
-        job = open_session(
-            source, build_request({"types": types}), calibration, **how, cluster=workers, monitor=messages.MONITOR
-        )
+    with open_model_session(request=build_request({"types": types}), **given) as session:
         if out is not None:
-            check_writable(out, force=force, inputs=job.inputs)
-        losses = score_to_files(job, emitted=emit, force=force)
+            check_writable(out, force=force, inputs=session.inputs)
+        losses = score_to_files(session, emitted=emit, force=force)
         if out is not None:
-            write_text(out, losses.to_json(), force=force, inputs=job.inputs)
+            write_text(out, losses.to_json(), force=force, inputs=session.inputs)
     messages.print_result(losses.to_json() if as_json else losses_table(losses, terminal.width()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from requant.errors import UsageError
 from requant.model.engine_settings import EngineSettings
@@ -15,6 +15,9 @@ from requant.planning.options import PLAN_OPTIONS
 from requant.planning.rules import MAX_CONTEXT
 from requant.planning.solver.problem import check_rules
 from requant.scoring.losses import Losses
+
+if TYPE_CHECKING:
+    from requant.planning.plan import Plan
 
 MEMORY_OPTIONS = {option.field: option.flag for option in PLAN_OPTIONS if option.says_memory}
 LIMITS = ("--vram SIZE", "--ram SIZE", "--size SIZE", "--bpw X", "--max-loss X")
@@ -145,34 +148,94 @@ def check_memory_options(request: PlanRequest) -> None:
         raise UsageError(f"--prefer-within is for an engine with a type of its own; give --engine {having}")
 
 
-def check_type_source(
+def check_frontier(request: PlanRequest) -> None:
+    """Raise UsageError where the curve of loss against bytes cannot be computed for the request."""
+    if request.n_ctx == MAX_CONTEXT:
+        raise UsageError("--frontier is of one context; give --ctx a number")
+
+
+@dataclass(frozen=True, slots=True)
+class FromPlan:
+    """Types of a plan, given as data or as a file (--plan)."""
+
+    plan: Plan | Path
+
+
+@dataclass(frozen=True, slots=True)
+class FromType:
+    """One type for all tensors that may be quantized (--type)."""
+
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class FromPreset:
+    """Types of a mixture of llama-quantize (--preset)."""
+
+    preset: str
+
+
+@dataclass(frozen=True, slots=True)
+class FromModel:
+    """Types of another GGUF (--like)."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class FromBudget:
+    """Types of least loss within a budget; `like`: a GGUF with the largest types allowed."""
+
+    like: Path | None = None
+
+
+PlanFrom = FromPlan | FromType | FromPreset | FromModel | FromBudget
+
+
+def choose_plan_from(
     request: PlanRequest,
-    plan_file: object,
-    type_name: object,
-    preset: object = None,
-    like: object = None,
+    plan: Plan | Path | None = None,
+    type_name: str | None = None,
+    preset: str | None = None,
+    like: Path | None = None,
     *,
     others: tuple[str, ...] = ("--plan FILE", "--type T"),
-) -> None:
-    """Raise UsageError unless exactly one of a budget, --plan, --type, --preset and --like decides the types.
+) -> PlanFrom:
+    """Return what decides the types: exactly one of a budget, --plan, --type, --preset and --like.
 
-    A budget may go with --like, which it then repairs. `others`: what the command has beside a budget and these two.
+    --like may go with a budget. `others`: what the command has beside a budget and the last two. Raises UsageError.
     """
-    given = [
-        *(["a budget (--vram, --ram, --size, --bpw, --max-loss)"] if request.has_budget else []),
-        *(["--plan"] if plan_file is not None else []),
-        *(["--type"] if type_name is not None else []),
-        *(["--preset"] if preset is not None else []),
-        *(["--like"] if like is not None and not request.has_budget else []),
-    ]
+    given: dict[str, PlanFrom] = {
+        **({"a budget (--vram, --ram, --size, --bpw, --max-loss)": FromBudget(like)} if request.has_budget else {}),
+        **({"--plan": FromPlan(plan)} if plan is not None else {}),
+        **({"--type": FromType(type_name)} if type_name is not None else {}),
+        **({"--preset": FromPreset(preset)} if preset is not None else {}),
+        **({"--like": FromModel(like)} if like is not None and not request.has_budget else {}),
+    }
     if not given:
         raise UsageError(f"nothing decides the types; give {', '.join((*LIMITS, *others))}, --preset M or --like F")
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} cannot be given together; each decides the types")
     check_memory_options(request)
-    if plan_file is not None and request != PlanRequest():
+    if plan is not None and request != PlanRequest():
         raise UsageError("--plan decides every type; edit the plan, or plan again with these options")
     if preset is not None and request != PlanRequest():
         raise UsageError("--preset decides every type; leave other wishes out")
     if type_name is not None and request.types:
         raise UsageError("--type and --types cannot be given together")
+    return next(iter(given.values()))
+
+
+def plan_from_option(plan_from: PlanFrom) -> dict[str, Plan | Path | str]:
+    """Return {option: value} of the option, by its name without dashes, that decides the types or limits them."""
+    match plan_from:
+        case FromPlan(plan):
+            return {"plan": plan}
+        case FromType(name):
+            return {"type": name}
+        case FromPreset(name):
+            return {"preset": name}
+        case FromModel(path):
+            return {"like": path}
+        case FromBudget(like):
+            return {} if like is None else {"like": like}

@@ -55,7 +55,7 @@ def test_a_killed_run_goes_on_with_the_plan_and_the_importance_it_had(capsys, tm
     assert names(folder) == ["out.gguf.part", *measured, "out.gguf.part.journal"]
     killed(10, "convert", TINY, out, *words)
     monkeypatch.setattr(job, "score", None)  # neither scored
-    monkeypatch.setattr(job.Session, "planned", None)  # nor planned again
+    monkeypatch.setattr(job.Session, "make_plan", None)  # nor planned again
     ran = run(capsys, "convert", TINY, out, *words)
     assert ran.code == 0 and "requant: resuming " in ran.err
     assert contents(folder) == whole

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from requant.api import invocation as words
-from requant.api.session import Session
+from requant.api.session import Session, SessionOptions
 from requant.cli import convert
 from requant.cli.batch_options import collect_options
 from requant.container.imatrix import Imatrix
 from requant.formats import Effort
 from requant.planning.constraints import Rule
-from requant.planning.request import PlanRequest
+from requant.planning.request import FromBudget, FromModel, FromPreset, FromType, PlanRequest
 from requant.planning.rules import MAX_CONTEXT
 from requant.scoring.calibration_data import Calibration
 from requant.scoring.losses import Losses
@@ -32,9 +32,10 @@ WISHES = PlanRequest(
 CALIBRATION = Calibration(text=Path("t.txt"), n_windows=3, window=128)
 
 
-def job(**changes):
-    given = {f.name: None for f in fields(Session)} | {"request": PlanRequest(), "calibration": Calibration()}
-    return Session(**(given | {"inputs": frozenset(), "allow_requantize": False} | changes))
+def session(request=None, calibration=None, **changes):
+    given = {"request": request or PlanRequest(), "calibration": calibration or Calibration(), "losses": None}
+    given |= {"plan_from": FromBudget(), "options": SessionOptions(), "imatrix": None, "inputs": frozenset()}
+    return Session(source=None, **(given | changes))
 
 
 def parsed(typed):
@@ -56,7 +57,7 @@ def test_every_option_has_a_value_here_that_is_not_its_default():
     ],
 )
 def test_typed_again_the_options_mean_the_same(asked):
-    typed = words._plan_words(job(request=asked, calibration=CALIBRATION), None)
+    typed = words.plan_words(session(asked, CALIBRATION))
     again = parsed(typed)
     assert (again["request"], again["calibration"]) == (asked, CALIBRATION)
 
@@ -71,30 +72,35 @@ def test_typed_again_the_options_mean_the_same(asked):
     ],
 )
 def test_only_what_is_not_by_default_is_said_and_no_folder(calibration, typed):
-    assert words._plan_words(job(calibration=calibration), None) == typed
-    assert words.score_options((), None, calibration, allow_requantize=False, effort=None) == typed
+    assert words.plan_words(session(calibration=calibration)) == typed
+    assert words.score_words(session(PlanRequest(bpw=4.5), calibration)) == typed
 
 
-def test_what_is_no_wish_is_said_too():
-    given = {"type_name": "Q4_K", "preset": "Q4_K_M", "like": Path("a/l.gguf"), "allow_requantize": True}
+@pytest.mark.parametrize(
+    ("plan_from", "name", "value"),
+    [
+        (FromType("Q4_K"), "type_name", "Q4_K"),
+        (FromPreset("Q4_K_M"), "preset", "Q4_K_M"),
+        (FromModel(Path("a/l.gguf")), "like", Path("l.gguf")),
+        (FromBudget(Path("a/l.gguf")), "like", Path("l.gguf")),
+    ],
+)
+def test_what_is_no_part_of_a_request_is_recorded_too(plan_from, name, value):
     imatrix = Imatrix(path="x/i.gguf", sha256="", entries={}, datasets=(), chunk_count=0, legacy=False)
-    typed = words._plan_words(job(**given, imatrix=imatrix, effort=Effort.BEST), 6)
+    options = SessionOptions(effort=Effort.BEST, allow_requantize=True)
+    typed = words.plan_words(session(plan_from=plan_from, options=options, imatrix=imatrix), 6)
     again = parsed(typed)
-    assert (again["type_name"], again["preset"], str(again["like"]), again["measure"]) == (
-        "Q4_K",
-        "Q4_K_M",
-        "l.gguf",
-        6,
-    )
-    assert (str(again["imatrix"]), again["effort"], again["allow_requantize"]) == ("i.gguf", Effort.BEST, True)
+    assert (again[name], again["measure"]) == (value, 6)
+    assert again["session_options"] == replace(options, imatrix=Path("i.gguf"))
 
 
 def test_losses_from_a_file_are_named_and_how_they_were_scored_is_not_said_of_the_plan():
     losses = Losses("m.gguf", "0" * 64, "llama", "fisher", None, None, ())
-    given = job(losses=losses, losses_file=Path("x/l.json"), calibration=CALIBRATION)
-    assert words._plan_words(given, None) == ("--losses", "l.json")
-    assert words._plan_words(replace(given, losses_file=None), None) == ("--losses", "losses.json")
+    for given, name in ((Path("x/l.json"), "l.json"), (losses, "losses.json")):
+        asked = session(calibration=CALIBRATION, options=SessionOptions(losses=given), losses=losses)
+        assert words.plan_words(asked) == ("--losses", name)
 
 
 def test_the_largest_context_is_asked_for_by_its_word():
-    assert words._plan_words(job(request=PlanRequest(n_ctx=MAX_CONTEXT)), None) == ("--ctx", "max")
+    assert words.plan_words(session(PlanRequest(n_ctx=MAX_CONTEXT))) == ("--ctx", "max")
+    assert words.plan_words(session(PlanRequest(n_ctx=0, reserve=0))) == ("--ctx", "0", "--reserve", "0GiB")

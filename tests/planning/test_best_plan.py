@@ -15,7 +15,7 @@ from requant.planning.output_layout import output_layouts
 from requant.planning.output_metadata import output_metadata
 from requant.planning.plan import Plan
 from requant.planning.recipe import preset_plan
-from requant.planning.request import PlanRequest, check_type_source
+from requant.planning.request import PlanRequest, choose_plan_from
 from requant.planning.rules import AUTO, MAX_CONTEXT
 from requant.report.start_command import start_command as llama_server
 from requant.scoring.candidates import survey
@@ -315,7 +315,7 @@ def test_what_is_wrong_is_known_without_scoring(source):
 
 
 @pytest.mark.parametrize(
-    ("request", "plan", "single"),
+    ("asked", "plan", "single"),
     [
         (PlanRequest(), None, None),
         (PlanRequest(bpw=4.0), "p", None),
@@ -326,9 +326,9 @@ def test_what_is_wrong_is_known_without_scoring(source):
         (PlanRequest(n_ctx=512), None, "Q4_K"),
     ],
 )
-def test_exactly_one_thing_decides_the_types(request, plan, single):
+def test_exactly_one_thing_decides_the_types(asked, plan, single):
     with pytest.raises(UsageError):
-        check_type_source(request, plan, single)
+        choose_plan_from(asked, plan, single)
 
 
 def test_types_named_in_a_wish_are_scored_too():

@@ -1,6 +1,7 @@
 """The table of options: a row for each field of a request, a keyword for each row, nothing listed twice."""
 
 from dataclasses import fields
+from pathlib import Path
 
 import click
 import pytest
@@ -10,7 +11,19 @@ from requant.cli import convert, options
 from requant.cli.help_pages import HEADINGS
 from requant.errors import UsageError
 from requant.planning.options import PLAN_OPTIONS
-from requant.planning.request import OPTIONS_BY_FIELD, PlanRequest, build_request, check_memory_options
+from requant.planning.request import (
+    OPTIONS_BY_FIELD,
+    FromBudget,
+    FromModel,
+    FromPlan,
+    FromPreset,
+    FromType,
+    PlanRequest,
+    build_request,
+    check_memory_options,
+    choose_plan_from,
+    plan_from_option,
+)
 from requant.planning.rules import Rule
 
 ELSEWHERE = ["preset", "like", "losses"]  # keywords of a plan that are no part of a request
@@ -59,3 +72,20 @@ def test_an_option_about_memory_needs_a_limit_on_memory():
     with pytest.raises(UsageError, match="--reserve says how memory is spent"):
         check_memory_options(PlanRequest(bpw=5, reserve=0))
     check_memory_options(PlanRequest(bpw=5, vram=1, n_parallel=2))
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "decided"),
+    [
+        (PlanRequest(bpw=5), {}, FromBudget()),
+        (PlanRequest(bpw=5), {"like": Path("l.gguf")}, FromBudget(Path("l.gguf"))),
+        (PlanRequest(), {"like": Path("l.gguf")}, FromModel(Path("l.gguf"))),
+        (PlanRequest(), {"plan": Path("p.json")}, FromPlan(Path("p.json"))),
+        (PlanRequest(groups=("a",)), {"type_name": "Q4_K"}, FromType("Q4_K")),
+        (PlanRequest(), {"preset": "Q4_K_M"}, FromPreset("Q4_K_M")),
+    ],
+)
+def test_what_decides_the_types_is_one_value(asked, given, decided):
+    found = choose_plan_from(asked, **given)
+    assert found == decided
+    assert plan_from_option(found) == {key.removesuffix("_name"): value for key, value in given.items()}

@@ -14,12 +14,12 @@ from requant.api.batch.names import UNKNOWN, budget_label, check_template, encod
 from requant.api.batch.sources import BatchSource, find_sources, read_source
 from requant.api.batch.state import content_key, hash_json
 from requant.api.batch.summary import Row, Summary
+from requant.api.session import SessionOptions
 from requant.container.splitting import Splitting
 from requant.errors import BadInput, OutputRefused, UsageError, printable
-from requant.formats import Effort
 from requant.planning.options import PLAN_OPTIONS
 from requant.planning.plan import Plan
-from requant.planning.request import PlanRequest
+from requant.planning.request import FromBudget, PlanFrom, PlanRequest
 from requant.scoring.calibration_data import Calibration
 from requant.scoring.candidates import DEFAULT_TYPES
 
@@ -36,16 +36,9 @@ class ConvertOptions:
     request: PlanRequest
     calibration: Calibration
     splitting: Splitting
-    imatrix: Path | None
-    losses: Path | None
-    plan: Path | None
-    type_name: str | None
-    preset: str | None
-    like: Path | None
+    plan_from: PlanFrom
+    session_options: SessionOptions
     measure: int | None
-    threads: int | None
-    effort: Effort | None
-    allow_requantize: bool
 
 
 ParseOptions = Callable[[Sequence[str]], ConvertOptions]  # of a command line; raises UsageError
@@ -67,9 +60,7 @@ class BatchItem:
     @property
     def is_scored(self) -> bool:
         """Whether the plan needs losses that are not given."""
-        how = self.options
-        given = any(x is not None for x in (how.losses, how.plan, how.type_name, how.preset))
-        return not given and how.request.has_budget
+        return isinstance(self.options.plan_from, FromBudget) and self.options.session_options.losses is None
 
     @property
     def types(self) -> tuple[str, ...]:

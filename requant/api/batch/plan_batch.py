@@ -19,9 +19,6 @@ from requant.container.splitting import total_size
 from requant.planning.best_plan import check_feasible
 from requant.planning.output_layout import output_layouts
 from requant.planning.plan import Plan, read_plan
-from requant.planning.rules import AUTO
-
-_SESSION = ("imatrix", "losses", "plan", "type_name", "preset", "like", "threads", "allow_requantize", "effort")
 
 
 def plan_batch(context: BatchContext, scores: ScoreCache) -> bool:
@@ -75,7 +72,7 @@ class _BatchPlanner:
                     check_feasible,
                     *(source, item.options.request, item.types),
                     imatrix=session.imatrix,
-                    allow_requantize=item.options.allow_requantize,
+                    allow_requantize=item.options.session_options.allow_requantize,
                     has_importance=measures_importance(item, source),
                 )
 
@@ -100,7 +97,7 @@ class _BatchPlanner:
         """Make the plan of `requant convert`; None where a dry run would have to score."""
         given, n = self._open_session(item, source), item.options.measure
         session = self._with_losses(item, source, given) if item.is_scored else given
-        return None if session is None else record_options(session.planned(weigh=True, measure=n)[0], given, n)
+        return None if session is None else record_options(session.make_plan(weigh=True, measure=n).plan, given, n)
 
     def _save_plan(self, item: BatchItem, plan: Plan) -> None:
         path = plan_file(self.context.folder, item)
@@ -110,13 +107,12 @@ class _BatchPlanner:
 
     def _open_session(self, item: BatchItem, source: Source) -> Session:
         """Open the session of `requant convert`, without its scoring."""
-        how = {name: getattr(item.options, name) for name in _SESSION}
-        monitor = self.context.monitor
-        return open_session(source, item.options.request, item.options.calibration, **how, monitor=monitor)
+        how, monitor = item.options, self.context.monitor
+        return open_session(source, how.request, how.calibration, how.plan_from, how.session_options, monitor=monitor)
 
     def _with_losses(self, item: BatchItem, source: Source, session: Session) -> Session | None:
         """Return the session with its losses and importance; None where a dry run would have to score."""
-        if (whole := session.as_it_is()) is not None:
+        if (whole := session.losses_without_scoring()) is not None:
             return replace(session, losses=whole)
         scores = self.scores.find_scores(item, source)
         if scores is None:
@@ -128,9 +124,8 @@ class _BatchPlanner:
     def _with_cache_losses(self, item: BatchItem, session: Session, scores: CachedScores) -> Session:
         """Return the session; where cache types are to be chosen, with their losses, which are cached too."""
         assert session.losses is not None
-        request = item.options.request
-        if AUTO not in (request.cache_type_k, request.cache_type_v) or session.losses.caches:
-            return session
-        _, losses = replace(session, like=None).scored()
-        self.scores.replace_losses(item, scores, losses)
+        session.request.try_rules(session.losses)
+        losses = session.add_cache_losses(session.losses)
+        if losses is not session.losses:
+            self.scores.replace_losses(item, scores, losses)
         return replace(session, losses=losses)

@@ -77,7 +77,7 @@ class _ConversionRunner:
         imatrix = self._find_importance(item)
         if imatrix is not None:
             words.append(f"--imatrix={imatrix}")
-        if item.options.threads is None and options.at_once > 1:
+        if item.options.session_options.threads is None and options.at_once > 1:
             words.append(f"--threads={max(1, (os.cpu_count() or 1) // options.at_once)}")
         words += [f"--{name}" for name in ("force", "restart") if getattr(options, name)]
         try:

@@ -69,7 +69,7 @@ class ScoreCache:
 
     def find_importance(self, item: BatchItem, source: Source) -> Path | None:
         """Return the file of the importance to convert with; None without one, or where a dry run would measure it."""
-        path = item.options.imatrix or item.options.calibration.statistics
+        path = item.options.session_options.imatrix or item.options.calibration.statistics
         encodes = item.plan is None or any(not c.copied for c in item.plan.choices)
         if path is None and item.is_scored and encodes:
             scores = self.find_scores(item, source)
@@ -82,8 +82,8 @@ class ScoreCache:
         self._last = None
         words = ["score", str(item.source.path), f"--output={folder / _LOSSES}", f"--types={','.join(item.types)}"]
         words += item.score_words()
-        if item.options.threads is not None:
-            words.append(f"--threads={item.options.threads}")
+        if item.options.session_options.threads is not None:
+            words.append(f"--threads={item.options.session_options.threads}")
         emitted = empty_folder(folder / _IMPORTANCE) / "measured"
         if measured:
             words.append(f"--emit-imatrix={emitted}")
@@ -116,5 +116,5 @@ class ScoreCache:
 def measures_importance(item: BatchItem, source: Source) -> bool:
     """Return whether scoring also measures the importance to convert with, as in `requant convert`."""
     calibration = item.options.calibration
-    given = item.options.imatrix is not None or calibration.statistics is not None
+    given = item.options.session_options.imatrix is not None or calibration.statistics is not None
     return not given and not calibration.quick and cannot_run(source) is None

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,11 @@ from requant.api.batch.items import ConvertOptions, read_batch
 from requant.api.batch.jobs import KeyOption
 from requant.api.batch.run_batch import run_batch
 from requant.api.batch.workers import WorkerExit, WorkerPool
+from requant.api.session import SessionOptions
 from requant.common.monitor import SILENT
 from requant.container.splitting import WHOLE
 from requant.errors import UsageError
-from requant.planning.request import PlanRequest
+from requant.planning.request import FromType, PlanRequest
 from requant.scoring.calibration_data import Calibration
 
 KEYS = {"type": KeyOption("--type", "type_name", "one")}
@@ -26,9 +26,9 @@ JOBS = '[[job]]\nsource = "m.gguf"\noutput = "{encoding}.gguf"\nbudgets = [{type
 
 def parse_options(words):
     (word,) = words
-    given = {f.name: None for f in fields(ConvertOptions)} | {"allow_requantize": False}
-    given |= {"request": PlanRequest(), "calibration": Calibration(), "splitting": WHOLE}
-    return ConvertOptions(**(given | {"type_name": word.partition("=")[2]}))
+    return ConvertOptions(
+        PlanRequest(), Calibration(), WHOLE, FromType(word.partition("=")[2]), SessionOptions(), measure=None
+    )
 
 
 def run_tasks(tasks, at_once, on_start, on_exit):

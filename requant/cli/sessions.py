@@ -1,0 +1,37 @@
+"""The session of a command: the model open, its warnings on stderr, the workers of --cluster connected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from requant.api.session import Session, SessionOptions, connect_cluster, open_session
+from requant.cli import messages
+from requant.container.source import open_source
+from requant.planning.request import PlanFrom, PlanRequest
+from requant.scoring.calibration_data import Calibration
+
+
+@contextmanager
+def open_model_session(
+    *,
+    model: Path,
+    request: PlanRequest,
+    calibration: Calibration,
+    session_options: SessionOptions,
+    plan_from: PlanFrom | None = None,
+    cluster: str | None = None,
+    nonfinite: str | None = None,
+) -> Iterator[Session]:
+    """Open a session on the model at `model`; nonfinite: the policy for NaN and infinity, applied to it first."""
+    monitor = messages.MONITOR
+    with open_source(model) as source, connect_cluster(cluster, messages.info) as workers:
+        messages.warn(*source.warnings)
+        if nonfinite is not None:
+            from requant.api.convert import apply_nonfinite_policy
+
+            apply_nonfinite_policy(source, nonfinite, monitor, threads=session_options.threads)
+        yield open_session(
+            *(source, request, calibration, plan_from, session_options), cluster=workers, monitor=monitor
+        )

@@ -58,10 +58,9 @@ __all__ = ["Model", "Progress", "open", "read_conversion", "read_losses", "read_
 class Model:
     """An open GGUF model, from `requant.open`; a context manager, or close it.
 
-    path: the file, of a split model any of its files. source: its header and tensors, as the library's rooms take
-    them. Every method stands for a command, its keywords for the command's options, and leaves the model as it was;
-    several may run at the same time, in threads. Ctrl-C raises KeyboardInterrupt and leaves no unfinished result, only
-    what the same call goes on with.
+    path: the file, of a split model any of its files. source: its header and tensors. Every method stands for a
+    command, its keywords for the command's options, and does not change the model; several may run at the same time, in
+    threads. Ctrl-C raises KeyboardInterrupt and leaves no unfinished result, only a state that the same call resumes.
     """
 
     path: Path
@@ -90,9 +89,9 @@ class Model:
         ubatch: int | None = None,
         reserve: Size | None = None,
     ) -> Inspection:
-        """What the model is made of and what it needs in VRAM at `ctx` tokens, 0 for its own; only the header is read.
+        """Return types, sizes and VRAM needs at `ctx` tokens, 0 for the model's own; only the header is read.
 
-        The keywords are those of `plan`. Raises BadInput for what is no model, UsageError.
+        The keywords are those of `plan`. Raises BadInput for a file that is no model, UsageError.
         """
         caches = {"cache_type_k": cache_type_k, "cache_type_v": cache_type_v}
         asked = {"ctx": ctx, "parallel": parallel, "ubatch": ubatch, "reserve": reserve, **caches}
@@ -108,7 +107,7 @@ class Model:
         force: bool = False,
         **asked: Unpack[Scoring],
     ) -> Losses:
-        """The predicted loss of every tensor at every one of `types`: nats per token, if from gradients.
+        """Return the predicted loss of every tensor in each of `types`: nats per token, if from gradients.
 
         types: ten usual ones by default. emit_imatrix: a file for the importance that was measured on the way; force
         replaces it. The other keywords are those of `keywords.Scoring`. Raises BadInput for files that do not fit,
@@ -122,7 +121,7 @@ class Model:
 
     @keywords(Planning)
     def plan(self, **asked: Unpack[Planning]) -> Plan:
-        """The best plan within a budget, a preset's, or another model's (`like`); scored first if no losses are given.
+        """Return the best plan within a budget, that of a preset, or of another model (`like`); scores where needed.
 
         The keywords are those of `keywords.Planning`: vram="12GiB", ctx=16384, losses=losses. Raises InfeasibleBudget
         where even the smallest plan is over the budget, BadInput, UsageError, and what scoring does.
@@ -134,9 +133,9 @@ class Model:
 
     @keywords(Planning)
     def frontier(self, **asked: Unpack[Planning]) -> Curve:
-        """The whole curve of loss against bytes, 40 plans from the smallest to the largest.
+        """Return the whole curve of loss against bytes, 40 plans from the smallest to the largest.
 
-        The keywords are those of `plan`; what limits bytes has no say but in the context. Raises as `plan` does.
+        The keywords are those of `plan`; budgets limit nothing here. Raises as `plan` does.
         """
         check_known(asked, Planning, "frontier")
         request = parse_request(asked)
@@ -160,7 +159,7 @@ class Model:
         restart: bool = False,
         **asked: Unpack[Planning],
     ) -> Conversion:
-        """What became of the model in the file `out`, by a plan, one type for all, a preset or a budget.
+        """Convert the model to the file `out`, by a plan, one type for all, a preset or a budget; return its record.
 
         The output is there only if all went well, its record OUT.requant.json beside it. A run that was stopped goes on
         when it is called in the same way again; restart begins anew. force: replace files that exist. no_verify: do not
@@ -193,7 +192,7 @@ class Model:
         threads: int | None = None,
         progress: Report | None = None,
     ) -> Evaluation:
-        """Perplexity on a text, or on tokens, and the divergence from `base`, in nats per token.
+        """Return the perplexity on a text or on tokens, and the divergence from `base` in nats per token.
 
         windows: how many of the text's are run, all by default; window: tokens of each, of which the second half is
         scored. Raises BadInput for a model that cannot be run, a base of another vocabulary or a text that is too
@@ -223,7 +222,7 @@ class Model:
         force: bool = False,
         progress: Report | None = None,
     ) -> Statistics:
-        """Statistics of the model on a text, written to `out`: an imatrix that llama-quantize reads too.
+        """Return statistics of the model on a text, and write them to `out`, an imatrix that llama-quantize reads too.
 
         no_gradients: only inputs, in a third of the time. max_memory: bytes that the run stays below. A run that was
         stopped goes on when it is called in the same way again. Raises BadInput for a model that cannot be run or a
@@ -252,16 +251,16 @@ class Model:
             yield open_session(source, request, calibration, plan_from, options, cluster=workers, monitor=monitor)
 
     def opened(self) -> Source:
-        """The source. Raises UsageError where the model is closed."""
+        """Return the source. Raises UsageError where the model is closed."""
         if self.source.is_closed:
             raise UsageError("the model is closed; open it again")
         return self.source
 
 
 def open(path: Where) -> Model:
-    """The model in the GGUF file at `path`; of a split one, any of its files. Only the header is read.
+    """Open the model in the GGUF file at `path`; of a split one, any of its files. Only the header is read.
 
-    What is odd about the file is a RequantWarning. Raises BadInput for what is no sound model, InputOutputError.
+    Anomalies of the file are RequantWarnings. Raises BadInput for a file that is no valid model, InputOutputError.
     """
     source = open_source(Path(path))
     try:
@@ -281,10 +280,10 @@ def verify(
     threads: int | None = None,
     progress: Report | None = None,
 ) -> Verification:
-    """What is wrong with the file `out`, every byte of it read and compared with its record, a plan and its source.
+    """Read every byte of the file `out`, and compare it with its record, a plan and its source.
 
     plan: a plan, or the file of one, or a record that is not beside `out`. The `findings` are empty where it is sound;
-    that is no exception. Raises BadInput for what is no GGUF file at all, InputOutputError.
+    that is no exception. Raises BadInput for a file that is no GGUF, InputOutputError.
     """
     wanted = plan if plan is None or isinstance(plan, Plan) else Path(plan)
     n = None if threads is None else parse_count(threads, "--threads", 1, 1024)

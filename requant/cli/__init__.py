@@ -6,11 +6,11 @@ from requant.cli import messages
 
 
 def run() -> None:
-    """The `requant` command: runs what sys.argv asks for and ends the process with its exit code."""
+    """Run the command in sys.argv and end the process with its exit code."""
     messages.prepare()
 
     def command() -> None:
-        from requant.cli.main import main  # after prepare, so that a signal during the import is one line too
+        from requant.cli.main import main  # after prepare, which handles a signal during the import
 
         main.main(prog_name="requant", standalone_mode=False)
 

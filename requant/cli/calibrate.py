@@ -1,4 +1,4 @@
-"""`requant calibrate`: run a model on a text and write what its matrices saw, as a GGUF importance matrix."""
+"""`requant calibrate`: run a model on a text and write statistics of its activations, as a GGUF importance matrix."""
 
 from __future__ import annotations
 

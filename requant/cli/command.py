@@ -1,7 +1,6 @@
-"""A command as `requant` has them: options under headings, examples, exit codes, and -q, -v and --progress for all.
+"""The class of every command: options under headings, examples, exit codes, and the options -q, -v and --progress.
 
-`@click.command(cls=Command)` is all that a command needs; what its help says beside its docstring and its options is in
-`requant.cli.help_pages`, and reachable as `command.page`.
+A command needs only `@click.command(cls=Command)`; the rest of its help is in `requant.cli.help_pages`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from requant.cli.help_pages import ENVIRONMENT, EXIT_CODES, OTHER, PAGES, Page, 
 from requant.common.units import format_size
 from requant.errors import UsageError, brief
 
-_WRITTEN = frozenset(["out", "recipe", "emit", "state", "targets", "reports"])  # parameters that name what is written
+_WRITTEN = frozenset(["out", "recipe", "emit", "state", "targets", "reports"])  # parameters that are paths of outputs
 
 
 def _level(level: int) -> Callable[[click.Context, click.Parameter, bool], None]:
@@ -38,11 +37,11 @@ def _progress(_: click.Context, __: click.Parameter, value: str | None) -> None:
         settings.progress = value
 
 
-class Choice(click.Choice):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.2 on
-    """One of some words; a wrong one is answered with the nearest."""
+class WordChoice(click.Choice):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.2 on
+    """A choice among words; the error for another word names the nearest."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The word, or a UsageError that names the option."""
+        """Return the word. Raises UsageError naming the option."""
         from requant.errors import suggest
 
         words = [str(word) for word in self.choices]
@@ -53,11 +52,11 @@ class Choice(click.Choice):  # type: ignore[type-arg,unused-ignore]  # generic f
 
 
 def common() -> list[click.Option]:
-    """The options that every command has, before its name and after it."""
+    """Return the options of every command, which may stand before and after its name."""
     return [
         click.Option(
             ["--progress"],
-            type=Choice(PROGRESS),
+            type=WordChoice(PROGRESS),
             metavar="HOW",
             expose_value=False,
             callback=_progress,
@@ -90,7 +89,7 @@ def common() -> list[click.Option]:
 
 
 class Command(click.Command):
-    """A command with the common options; in a batch and in a group alike."""
+    """A command with the common options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -98,29 +97,29 @@ class Command(click.Command):
 
     @property
     def page(self) -> Page:
-        """What the help says beside docstring and options."""
+        """The files, examples and exit codes of the help."""
         return PAGES.get(self.name or "", Page())
 
     def invoke(self, ctx: click.Context) -> Any:
-        """What the command returns; at the verbose level, with what it reads and how long it takes."""
+        """Run the command; at the verbose level log its files and its time."""
         if settings.level < VERBOSE:
             return super().invoke(ctx)
-        begun = time.monotonic()
-        for line in _told(ctx.params):
+        start = time.monotonic()
+        for line in _describe_params(ctx.params):
             messages.debug(line)
-        found = super().invoke(ctx)
-        messages.debug(f"{ctx.info_name} took {time.monotonic() - begun:.2f} s")
-        return found
+        result = super().invoke(ctx)
+        messages.debug(f"{ctx.info_name} took {time.monotonic() - start:.2f} s")
+        return result
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Files, then the options under their headings."""
+        """Write the files, then the options under their headings."""
         if self.page.files:
             with formatter.section("Files"):
                 formatter.write_dl(self.page.files)
         write_options(self.get_params(ctx), ctx, formatter, full_headings())
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Examples, exit codes, where to read on."""
+        """Write examples, exit codes and related commands."""
         write_page(self.page, formatter)
 
 
@@ -143,12 +142,12 @@ def write_options(
 
 
 def _plain(text: str) -> str:
-    """Without the brackets that click puts around a default that is said in words."""
+    """Return the text without the brackets that click puts around a default in words."""
     return re.sub(r"\[default: \(([^()]*)\)", r"[default: \1", text)
 
 
 def write_page(page: Page, formatter: click.HelpFormatter) -> None:
-    """Examples, exit codes and related commands."""
+    """Write examples, exit codes, environment variables and related commands."""
     if page.examples:
         with formatter.section("Examples"):
             for i, example in enumerate(page.examples):
@@ -167,8 +166,8 @@ def write_page(page: Page, formatter: click.HelpFormatter) -> None:
             formatter.write_text(", ".join(f"requant {name}" for name in page.see))
 
 
-def _told(params: Mapping[str, Any]) -> Iterable[str]:
-    """The files and threads among the parameters."""
+def _describe_params(params: Mapping[str, Any]) -> Iterable[str]:
+    """Return a line for each file among the parameters, and one for the threads."""
     paths = [
         (name, each) for name, value in params.items() for each in (value if isinstance(value, tuple) else [value])
     ]

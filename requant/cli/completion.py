@@ -1,4 +1,4 @@
-"""Values that a shell completes for options; docs/install.md shows how to switch completion on."""
+"""Shell completion of the values of options; docs/completion.md shows how to switch it on."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
 
-_PLAIN = re.compile(r"[\w./+@-]+")  # what no shell needs quotes for
+_PLAIN = re.compile(r"[\w./+@-]+")  # names that need no quotes in any shell
 _MOST = 10000  # entries of a folder
 
 
 def types(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    """The ggml types that can be written; the last of several that commas part."""
+    """Complete ggml types that can be written; in a comma-separated list, the last one."""
     from requant.formats import FORMATS
 
     before, comma, last = incomplete.rpartition(",")
@@ -28,28 +28,28 @@ def types(_: click.Context, __: click.Parameter, incomplete: str) -> list[Comple
 
 
 def cache_types(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    """The types of a KV cache, in small letters as llama.cpp takes them."""
+    """Complete types of a KV cache, in lower case as llama.cpp takes them."""
     from requant.model.engine_settings import CACHE_TYPES
 
     return _items(["auto", *(name.lower() for name in CACHE_TYPES)], incomplete)
 
 
 def presets(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    """The mixtures of llama-quantize."""
+    """Complete mixtures of llama-quantize."""
     from requant.model.mixtures import mixture_names
 
     return _items(mixture_names(), incomplete)
 
 
 def engines(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    """The engines with a profile."""
+    """Complete engines that have a profile."""
     from requant.planning.engines import ENGINES
 
     return _items(ENGINES, incomplete)
 
 
 def files(*endings: str) -> Completer:
-    """Files that end so; where folders or odd names are in the way, whatever the shell has."""
+    """Return a completion of files with these suffixes; folders and names that need quotes are left to the shell."""
 
     def complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         from click.shell_completion import CompletionItem
@@ -63,7 +63,7 @@ def files(*endings: str) -> Completer:
 
 
 def _matching(incomplete: str, endings: tuple[str, ...]) -> list[str]:
-    """Paths as the shell would write them; none where a folder begins so too."""
+    """Return the matching paths as the shell writes them; none where a folder matches."""
     folder, slash, start = incomplete.rpartition("/")
     found = []
     try:

@@ -1,4 +1,4 @@
-"""`requant convert`: all the stages in one go, from a model to a smaller one, its record beside it, verified."""
+"""`requant convert`: score, plan, write and verify in one run, with a record beside the output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`requant diff`: how two plans or two models differ."""
+"""`requant diff`: the differences between two plans or two models."""
 
 from __future__ import annotations
 

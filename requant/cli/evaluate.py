@@ -1,4 +1,4 @@
-"""`requant evaluate`: perplexity on a text, and how far a model is from the one it was made from."""
+"""`requant evaluate`: perplexity on a text, and the divergence from the source."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ from requant.report.text.evaluation import evaluation_text
 from requant.scoring.calibration_data import Calibration
 
 
+def _check_data(calibration: Calibration) -> None:
+    """Raise UsageError unless exactly one of --text and --tokens is given."""
+    if calibration.text is not None and calibration.tokens is not None:
+        raise UsageError("--text and --tokens cannot be given together")
+    if calibration.text is None and calibration.tokens is None:
+        raise UsageError("say what to evaluate on: --text FILE or --tokens FILE")
+
+
 @click.command("evaluate", cls=Command)
 @options.model
 @click.option(
@@ -32,30 +40,16 @@ from requant.scoring.calibration_data import Calibration
 @options.window
 @options.threads
 @options.json_output
-def command(
-    *,
-    model: Path,
-    base: Path | None,
-    text: Path | None,
-    tokens: Path | None,
-    n_windows: int | None,
-    window: int,
-    threads: int | None,
-    as_json: bool,
-) -> None:
+@options.collected("calibration", Calibration, _check_data)
+def command(*, model: Path, base: Path | None, calibration: Calibration, threads: int | None, as_json: bool) -> None:
     """Measure perplexity, and the divergence from another model.
 
     As llama-perplexity does it: the second half of every window is scored. Activations are F32 here; llama.cpp rounds
     them to 8 bits, which adds about 0.0004 nats to a quantized model's divergence.
     """
-    if text is not None and tokens is not None:
-        raise UsageError("--text and --tokens cannot be given together")
-    if text is None and tokens is None:
-        raise UsageError("say what to evaluate on: --text FILE or --tokens FILE")
-    asked = Calibration(text=text, tokens=tokens, n_windows=n_windows, window=window)
     with ExitStack() as opened:
         source = opened.enter_context(open_source(model))
         reference = None if base is None else opened.enter_context(open_source(base))
-        messages.warn(*source.warnings, *context_warnings(source.metadata, window))
-        found = measuring.evaluate(source, reference, asked, messages.MONITOR, threads=threads)
+        messages.warn(*source.warnings, *context_warnings(source.metadata, calibration.window))
+        found = measuring.evaluate(source, reference, calibration, messages.MONITOR, threads=threads)
     messages.print_result(found.to_json() if as_json else evaluation_text(found, model, base))

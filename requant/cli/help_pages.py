@@ -1,4 +1,4 @@
-"""What the help of each command says beside its docstring and options: files, examples, exit codes, related commands.
+"""The help of each command beside its docstring and options: files, examples, exit codes, related commands.
 
 Data, so that the examples can be run by a test and the reference be made from it.
 """
@@ -66,7 +66,7 @@ def full_headings() -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A command line as one would type it, and what it is for."""
+    """A command line as one types it, and its purpose."""
 
     command: str
     what: str
@@ -74,7 +74,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a command's help says beside docstring and options; `files`: what it reads and writes, by metavar."""
+    """The parts of a command's help beside docstring and options; `files`: those read and written, by metavar."""
 
     files: tuple[tuple[str, str], ...] = ()
     examples: tuple[Example, ...] = ()

@@ -1,4 +1,4 @@
-"""`requant inspect`: what a model is made of; reads nothing but the header."""
+"""`requant inspect`: types, sizes and memory needs of a model, from its header alone."""
 
 from __future__ import annotations
 

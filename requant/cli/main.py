@@ -1,4 +1,4 @@
-"""The `requant` group; a command's module is imported when the command is used."""
+"""The `requant` group, which imports the module of a command when the command is used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from requant.cli import messages
 from requant.cli.command import common, write_options, write_page
 from requant.cli.help_pages import HEADINGS, MAIN, Page
 
-# command -> what it does, said here so that `requant --help` need not import it
+# command -> first line of its help, here so that `requant --help` imports no command
 COMMANDS = {
     "inspect": "Show what a model is made of and what it needs in VRAM.",
     "calibrate": "Run a model on a text and keep statistics of it.",
@@ -33,38 +33,38 @@ class LazyGroup(click.Group):
     page: Page = MAIN
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order one meets them."""
+        """Return the names, in the order of a workflow."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, imported now."""
+        """Import and return the command."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"requant.cli.{cmd_name}").command
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Begin with settings of nobody else, and know `help`."""
+        """Reset the settings of the console, and turn `help NAME` into `NAME --help`."""
         if not ctx.resilient_parsing:
             speech.reset()
         return super().parse_args(ctx, [*args[1:2], "--help"] if args[:1] == ["help"] else args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands, without importing them."""
+        """Write the list of commands, without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([*COMMANDS.items(), ("help", "Show the help of a command: requant help plan.")])
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The commands, then the options of them all."""
+        """Write the commands, then the options of all commands."""
         self.format_commands(ctx, formatter)
         write_options(self.get_params(ctx), ctx, formatter, HEADINGS)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Examples, exit codes, environment."""
+        """Write examples, exit codes and environment variables."""
         write_page(self.page, formatter)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
-        """The commands that begin so, without importing them; options as ever."""
+        """Return the commands that begin with `incomplete`, without importing them, and the options."""
         from click.shell_completion import CompletionItem
 
         words = COMMANDS | {"help": "Show the help of a command."}
@@ -74,7 +74,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command, or a usage error that names the nearest one."""
+        """Return the command. Raises click.UsageError naming the nearest one."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             from requant.errors import nearest
 

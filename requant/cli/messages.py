@@ -1,4 +1,4 @@
-"""What the command line says: results on stdout; errors, warnings and progress on stderr, a line each; the exit code.
+"""Messages of the command line: results on stdout; errors, warnings and progress on stderr, a line each; exit codes.
 
 Exit codes are those of `requant.errors`, with 2 for click's own usage errors, 6 for the system's and 128 + n for
 signal n. A failure that is none of them is a bug: Python's hook prints it, in one line, and the code is 1.
@@ -43,7 +43,7 @@ _state: dict[str, Any] = {
 
 
 class Stopped(BaseException):
-    """A signal asked the process to end; no Exception, so that nothing but cleaning up stands in its way."""
+    """A signal asked the process to end; a BaseException, so that only cleanup handles it."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -51,7 +51,7 @@ class Stopped(BaseException):
 
 
 def prepare() -> None:
-    """Signals, warnings and bugs in one line each; a stdout that any name can be written to."""
+    """Make signals, warnings and bugs a line each, and stdout accept any name."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
@@ -65,7 +65,7 @@ def prepare() -> None:
 
 
 def exit_code_of(command: Callable[[], object]) -> int:
-    """Run `command`; its failure becomes a line on stderr and the code."""
+    """Run `command` and return its exit code; a failure is a line on stderr."""
     import click
 
     try:
@@ -80,7 +80,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and str(error) != _NO_THREAD:
             raise
-        return _failed(_exhausted(error), InputOutputError.exit_code)
+        return _failed(_describe_exhaustion(error), InputOutputError.exit_code)
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         return _failed(f"{where}{error.strerror or error}", InputOutputError.exit_code)
@@ -90,20 +90,20 @@ def exit_code_of(command: Callable[[], object]) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process. After a signal at once: threads that are still at work would be waited for."""
+    """End the process; after a signal without waiting for threads."""
     if _state["stopped"]:
         os._exit(code)
-    _state["stopped"] = True  # a signal that comes now changes nothing any more
+    _state["stopped"] = True  # ignore signals from here on
     sys.exit(code)
 
 
 def set_debug(_: click.Context, __: click.Parameter, value: bool) -> None:
-    """Click's callback of --debug."""
+    """Take --debug, as a callback of click."""
     settings.debug = settings.debug or value
 
 
 def print_result(*parts: str | Drawing) -> None:
-    """The parts on stdout, a blank line between them, all of their text printable; colours are added after that.
+    """Write the parts to stdout, a blank line between them, with unprintable text escaped and colours added.
 
     A reader that has gone is no failure; InputOutputError for a full disk.
     """
@@ -131,17 +131,17 @@ def _coloured(span: Span) -> str:
 
 
 def info(text: str) -> None:
-    """A line on stderr, unless quiet."""
+    """Write a line to stderr, unless quiet."""
     log(text)
 
 
 def debug(text: str) -> None:
-    """A line on stderr for those who want to know more."""
+    """Write a line to stderr at the verbose level."""
     log(text, VERBOSE)
 
 
 def warn(*texts: str) -> None:
-    """A line on stderr for each of `texts`, unless quiet."""
+    """Write a warning to stderr for each of `texts`, unless quiet."""
     for text in texts:
         log(f"warning: {text}")
 
@@ -155,8 +155,8 @@ def _failed(message: str, code: int) -> int:
     return code
 
 
-def _exhausted(error: MemoryError | RuntimeError) -> str:
-    """What there is no more of: threads, or memory, with what was needed, where NumPy says it, and any limit."""
+def _describe_exhaustion(error: MemoryError | RuntimeError) -> str:
+    """Describe which resource is exhausted: threads, or memory with the size asked for and any limit."""
     import resource
 
     if not isinstance(error, MemoryError):
@@ -168,7 +168,7 @@ def _exhausted(error: MemoryError | RuntimeError) -> str:
 
 
 def _usage(error: click.ClickException) -> str:
-    """Click's message in the form of ours."""
+    """Return a message of click in the form of requant's."""
     import click
 
     from requant.errors import nearest
@@ -189,7 +189,7 @@ def _stop(number: int, _: object) -> None:
 
 
 def _watch_signals() -> None:
-    """End the process soon after a signal even where the main thread does not hear it, or waits; at once at a second.
+    """End the process soon after a signal even where the main thread is blocked; at once after a second signal.
 
     What is on disk is as good as after a clean end: an unfinished output can be killed at any moment.
     """
@@ -209,7 +209,7 @@ def _watch_signals() -> None:
 
 
 def _stopped(number: int) -> int:
-    """Say once that a signal ends the process; its exit code."""
+    """Log once that a signal ends the process, and return its exit code."""
     if not _state["said"]:
         _state["said"] = True
         _failed(f"stopped by {signal.Signals(number).name}; {_state['then']}", 128 + number)
@@ -218,14 +218,14 @@ def _stopped(number: int) -> int:
 
 @contextlib.contextmanager
 def resumable() -> Iterator[None]:
-    """While what is done can be gone on with by another run, a signal's message says so."""
+    """Let the message of a signal state, in the meantime, that the same command resumes the work."""
     before, _state["then"] = _state["then"], "run the same command again to resume"
     yield
     _state["then"] = before  # not after a failure: the message of a signal comes later
 
 
 def _silence_stdout() -> None:
-    """What is still buffered, and what follows, goes nowhere."""
+    """Discard the buffered output of stdout and all that follows."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -245,4 +245,4 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
     log(f"error: internal error, please report it: {what}; --debug shows where", QUIET)
 
 
-MONITOR = Monitor(progress, warn, info, resumable)  # what the stages say, on this terminal
+MONITOR = Monitor(progress, warn, info, resumable)  # of the library's work, on this terminal

@@ -1,15 +1,15 @@
-"""`--nonfinite`: what `requant convert` does with tensors that hold weights which are no numbers."""
+"""`--nonfinite`: the policy of `requant convert` for tensors that hold NaN or infinity."""
 
 from __future__ import annotations
 
 import click
 
 from requant.api.convert import POLICIES
-from requant.cli.command import Choice
+from requant.cli.command import WordChoice
 
 option = click.option(
     "--nonfinite",
-    type=Choice(POLICIES),
+    type=WordChoice(POLICIES),
     default=POLICIES[0],
     show_default=True,
     help="What to do with tensors that hold NaN or infinity: stop, or copy them.",

@@ -1,4 +1,4 @@
-"""Options that several commands share, as decorators; each is parsed into its value before anything is done."""
+"""Options that several commands share, as decorators; values are parsed before a command begins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 from requant.api.session import SessionOptions
 from requant.cli import completion, values
-from requant.cli.command import Choice
+from requant.cli.command import WordChoice
 from requant.cli.values import Count
 from requant.container.splitting import Splitting
 from requant.formats import Effort
@@ -65,7 +65,7 @@ single_type = click.option(
 )
 effort = click.option(
     "--effort",
-    type=Choice([e.name.lower() for e in Effort]),
+    type=WordChoice([e.name.lower() for e in Effort]),
     callback=values.parse_effort,
     show_default=Effort.DEFAULT.name.lower(),
     help="How hard the encoders search for less error.",
@@ -88,7 +88,7 @@ window = click.option(
 
 
 def windows(default: int | None) -> Decorator:
-    """--windows: how many windows of the text are run."""
+    """Add --windows, the number of windows of the text to run."""
     return click.option(
         "--windows",
         "n_windows",
@@ -135,7 +135,7 @@ calibration = _together(
 
 
 def result_file(what: str, *, is_text: bool = True) -> Decorator:
-    """-o: where the command's result goes; a text is not written under the name of a model."""
+    """Add -o, the file of the result; a text is not written under the name of a model."""
     return click.option(
         "-o",
         "--output",
@@ -157,7 +157,7 @@ COMPLETERS = {
 
 
 def plan_option(flag: str, **changes: Any) -> Decorator:
-    """The option of a plan called `flag`, with `changes` to what click is given."""
+    """Add the option of a plan called `flag`, with `changes` to the arguments of click."""
     option = next(option for option in PLAN_OPTIONS if option.flag == flag)
     kind, how = option.kind, dict[str, Any]()
     if kind.python_type is bool:
@@ -217,8 +217,8 @@ like = click.option(
 )
 
 
-def report_files(_: click.Context, __: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The names of reports, each of a kind that there is."""
+def check_report_names(_: click.Context, __: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Return the paths of reports. Raises UsageError for a suffix that no report has."""
     from requant.report.publish import check_kind
 
     for path in paths:
@@ -231,7 +231,7 @@ report = click.option(
     "reports",
     type=FILE,
     multiple=True,
-    callback=report_files,
+    callback=check_report_names,
     metavar="F",
     help="Report on the output too: .html a page, .md a model card, .png or .svg a picture.",
 )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PlanOutputs:
-    """The plans that the command makes, and where and how they are shown; vrams: the sizes of --vram."""
+    """The number of plans, and how they are written and shown; vrams: the sizes of --vram."""
 
     vrams: tuple[int, ...]
     out: Path | None

@@ -17,6 +17,8 @@ from requant.errors import UsageError, printable
 from requant.report import publish
 from requant.report.card.origin import REPOSITORY, CardOverrides
 
+Paths = tuple[Path, ...]
+
 
 def _check_repositories(
     _: click.Context, param: click.Parameter, value: str | tuple[str, ...] | None
@@ -44,7 +46,7 @@ def _check_repositories(
     type=options.FILE,
     multiple=True,
     required=True,
-    callback=options.report_files,
+    callback=options.check_report_names,
     metavar="F",
     help="Write it here: .html a page, .md a model card, .png or .svg a picture. Several: the card shows the others.",
 )
@@ -86,15 +88,7 @@ def _check_repositories(
     help="Where the files will be: for links.",
 )
 @options.force
-def command(
-    *,
-    inputs: tuple[Path, ...],
-    targets: tuple[Path, ...],
-    evaluations: tuple[Path, ...],
-    sources: tuple[Path, ...],
-    force: bool,
-    **given: Any,
-) -> None:
+def command(*, inputs: Paths, targets: Paths, evaluations: Paths, sources: Paths, force: bool, **given: Any) -> None:
     """Show what was made: a page to look at, a model card to publish, a picture for it.
 
     INPUT is a record (OUT.gguf.requant.json) or the output beside it, a folder of records, the JOBS.toml of a batch,
@@ -116,7 +110,7 @@ def parse_overrides(given: Mapping[str, Any]) -> CardOverrides:
     return CardOverrides(**{f.name: given[f.name] for f in fields(CardOverrides)})
 
 
-def _check_kinds(targets: tuple[Path, ...], overrides: CardOverrides, read: tuple[Path, ...]) -> None:
+def _check_kinds(targets: Paths, overrides: CardOverrides, read: Paths) -> None:
     """Raise UsageError for options that none of the reports can show."""
     kinds = {path.suffix.lower() for path in targets}
     if publish.CARD not in kinds and overrides != CardOverrides():

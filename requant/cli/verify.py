@@ -1,4 +1,4 @@
-"""`requant verify`: whether a converted model is what its record, plan and source say."""
+"""`requant verify`: a comparison of a converted model with its record, plan and source."""
 
 from __future__ import annotations
 

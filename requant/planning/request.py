@@ -75,7 +75,7 @@ class PlanRequest:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The engine's settings that were given, by the fields of `model.engine_settings.EngineSettings`; None where not given."""
+        """The fields of `model.engine_settings.EngineSettings` that are options; None where not given."""
         return {f.name: getattr(self, f.name) for f in fields(EngineSettings) if hasattr(self, f.name)}
 
     @property

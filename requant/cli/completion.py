@@ -1,4 +1,4 @@
-"""Shell completion of the values of options; docs/completion.md shows how to switch it on."""
+"""Shell completion of the values of options; docs/install.md shows how to switch it on."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from requant.common.units import size_label
 from requant.formats import Effort
 from requant.planning.engines import GB
 from requant.planning.request import MAX_CONTEXT, PlanRequest
-from requant.scoring.calibration_data import Calibration
+from requant.scoring.calibration_data import CalibrationOptions
 
 if TYPE_CHECKING:
     from requant.api.session import Session
@@ -35,7 +35,7 @@ def _name(path: Path) -> str:
     return path.name
 
 
-# field of Wishes or Calibration -> its option, and how a value of it is typed
+# field of PlanRequest or CalibrationOptions -> its option, and how a value of it is typed
 _WISHES: Mapping[str, tuple[str, Shown]] = {
     "vram": ("--vram", size_label),
     "ram": ("--ram", size_label),
@@ -96,7 +96,7 @@ def _plan_words(job: Session, measure: int | None) -> tuple[str, ...]:
         "--measure": measure,
     }
     words = [f"{option}={value}" for option, value in given.items() if value is not None]
-    own = [] if job.losses is not None else _of(job.calibration, Calibration(), _CALIBRATION)
+    own = [] if job.losses is not None else _of(job.calibration, CalibrationOptions(), _CALIBRATION)
     how = _how(job.imatrix, job.calibration, job.allow_requantize, job.effort)
     return _split((*_of(job.request, PlanRequest(), _WISHES), *words, *own, *how))
 
@@ -104,13 +104,13 @@ def _plan_words(job: Session, measure: int | None) -> tuple[str, ...]:
 def score_options(
     types: tuple[str, ...],
     imatrix: Imatrix | None,
-    calibration: Calibration,
+    calibration: CalibrationOptions,
     *,
     allow_requantize: bool,
     effort: Effort | None,
 ) -> tuple[str, ...]:
     """Of `requant score`: all that decides the losses."""
-    own = _of(calibration, Calibration(), _CALIBRATION)
+    own = _of(calibration, CalibrationOptions(), _CALIBRATION)
     how = _how(imatrix, calibration, allow_requantize, effort)
     return _split((*_of(PlanRequest(types=types), PlanRequest(), _WISHES), *own, *how))
 
@@ -132,7 +132,7 @@ def _of(value: Any, default: Any, options: Mapping[str, tuple[str, Shown]]) -> I
 
 
 def _how(
-    imatrix: Imatrix | None, calibration: Calibration, allow_requantize: bool, effort: Effort | None
+    imatrix: Imatrix | None, calibration: CalibrationOptions, allow_requantize: bool, effort: Effort | None
 ) -> Iterator[str]:
     # --statistics is an imatrix too, where none is given
     if imatrix is not None and (calibration.statistics is None or Path(imatrix.path) != calibration.statistics):

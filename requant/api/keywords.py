@@ -19,7 +19,7 @@ from requant.model.engine_settings import OWN_CONTEXT
 from requant.planning.engines import engine_named, parse_bandwidth
 from requant.planning.request import MAX_CONTEXT, PlanRequest
 from requant.planning.rules import parse_rule, parse_type, parse_types, parse_written_type
-from requant.scoring.calibration_data import Calibration, check_calibration
+from requant.scoring.calibration_data import CalibrationOptions, check_calibration
 
 if TYPE_CHECKING:
     from requant.planning.constraints import Rule
@@ -242,11 +242,11 @@ def parse_request(given: Mapping[str, Any]) -> PlanRequest:
     return PlanRequest(**found)
 
 
-def parse_calibration(given: Mapping[str, Any], n_windows: int | None = _DEFAULTS["windows"]) -> Calibration:
+def parse_calibration(given: Mapping[str, Any], n_windows: int | None = _DEFAULTS["windows"]) -> CalibrationOptions:
     """What the model is to be run on. Raises UsageError."""
     files = {name: None if given.get(name) is None else Path(given[name]) for name in ("text", "tokens", "statistics")}
     n = given.get("windows", n_windows)
-    asked = Calibration(
+    asked = CalibrationOptions(
         **files,
         n_windows=None if n is None else count_of("--windows", n),
         window=count_of("--window", given.get("window", _DEFAULTS["window"]), 16, 2**17),

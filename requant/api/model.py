@@ -43,6 +43,7 @@ from requant.planning.frontier import Curve
 from requant.planning.plan import Plan, read_plan
 from requant.planning.request import MAX_CONTEXT, PlanRequest, check_type_source
 from requant.scoring.losses import Losses, read_losses
+from requant.scoring.options import StatisticsOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -232,14 +233,14 @@ class Model:
         text that is too short, UsageError, NumericFault, OutputRefused, InputOutputError.
         """
         asked = parse_calibration({"text": text, "tokens": tokens, "windows": windows, "window": window})
-        how: dict[str, Any] = {
-            "no_gradients": no_gradients,
-            "max_memory": None if max_memory is None else size_of("--max-memory", max_memory),
-            "threads": None if threads is None else count_of("--threads", threads, 1, 1024),
-        }
+        options = StatisticsOptions(
+            gradients=not no_gradients,
+            max_memory=None if max_memory is None else size_of("--max-memory", max_memory),
+            threads=None if threads is None else count_of("--threads", threads, 1, 1024),
+        )
         source = self.opened()
         inputs = source.identities | identities(asked.text, asked.tokens)
-        return measuring.calibrate(source, asked, Path(out), call_back(progress), force=force, inputs=inputs, **how)
+        return measuring.calibrate(source, asked, options, Path(out), call_back(progress), force=force, inputs=inputs)
 
     @contextmanager
     def _job(self, asked: Mapping[str, Any], request: PlanRequest, *, fresh: bool = False) -> Iterator[Session]:

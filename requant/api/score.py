@@ -1,4 +1,4 @@
-"""Losses for whoever asks for nothing else, and the importance measured on the way, written to a file."""
+"""Scoring as a command of its own: losses, and the importance measured on the way, written to a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from requant.scoring.losses import Losses
 
 
 def check_imatrix_output(job: Session, emitted: Path | None, *, force: bool) -> None:
-    """Raise what would keep importance from being measured and written to `emitted`, where that is asked for."""
+    """Raise UsageError, BadInput or OutputRefused if importance cannot be measured or written to `emitted`."""
     if emitted is None:
         return
     if job.imatrix is not None or job.calibration.quick:
@@ -25,28 +25,19 @@ def check_imatrix_output(job: Session, emitted: Path | None, *, force: bool) -> 
 
 
 def score_to_files(job: Session, *, emitted: Path | None = None, force: bool = False) -> Losses:
-    """The losses of the types that the job request for; the importance measured on the way goes to `emitted`.
+    """Return the losses of the types requested; write the importance measured on the way to `emitted`.
 
-    Raises what scoring does, and what `check_imatrix_output` and writing do.
+    Raises what `score`, `check_imatrix_output` and `write_statistics` raise.
     """
     check_imatrix_output(job, emitted, force=force)
-    scored = score(
-        job.source,
-        job.request.types,
-        job.imatrix,
-        job.calibration,
-        job.monitor,
-        threads=job.threads,
-        allow_requantize=job.allow_requantize,
-        effort=job.effort,
-        weigh=emitted is not None,
-        cluster=job.cluster,
-    )
+    options = job.scoring_options(job.request.types, weigh=emitted is not None)
+    scored = score(job.source, job.calibration, options, job.monitor)
     if emitted is not None:
         from requant.scoring.statistics import write_statistics
 
-        assert scored.measured is not None
-        statistics, text = scored.measured
+        statistics, text = scored.statistics, scored.losses.calibration_text
+        assert statistics is not None
+        assert text is not None
         write_statistics(emitted, statistics, job.source, text, force=force, inputs=job.inputs)
     how: dict[str, Any] = {"allow_requantize": job.allow_requantize, "effort": job.effort}
     return replace(scored.losses, options=score_options(job.request.types, job.imatrix, job.calibration, **how))

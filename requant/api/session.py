@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from requant.api.invocation import record_options
 from requant.api.kernels import prepare_kernels
-from requant.api.measure import ScoringResult, check_can_run, read_importance, score
+from requant.api.measure import check_can_run, read_importance, score
 from requant.common.files import Identity, identities
 from requant.common.interrupt import run_interruptible
 from requant.common.monitor import SILENT, Monitor
@@ -22,8 +22,9 @@ from requant.formats.jit import fingerprint
 from requant.planning.best_plan import check_feasible, fits_as_it_is, make_plan
 from requant.planning.plan import Plan
 from requant.planning.request import AUTO, PlanRequest
-from requant.scoring.calibration_data import Calibration
-from requant.scoring.losses import Losses, read_losses
+from requant.scoring.calibration_data import CalibrationOptions
+from requant.scoring.losses import Losses, ScoringResult, read_losses
+from requant.scoring.options import DEFAULT_TYPES, ScoringOptions
 
 if TYPE_CHECKING:
     from requant.common.cluster import Cluster
@@ -37,7 +38,7 @@ class Session:
 
     source: Source
     request: PlanRequest
-    calibration: Calibration
+    calibration: CalibrationOptions
     imatrix: Imatrix | None
     losses: Losses | None
     losses_file: Path | None
@@ -112,7 +113,7 @@ class Session:
 
     def least_bytes(self) -> int:
         """Bytes that no output of these types can be without: those of the smallest candidate of every tensor."""
-        from requant.scoring.candidates import DEFAULT_TYPES, survey
+        from requant.scoring.candidates import survey
 
         types = self.request.types_to_score(DEFAULT_TYPES)
         tensors = survey(self.source, types=types, imatrix=self.imatrix, has_importance=True)
@@ -124,9 +125,9 @@ class Session:
         if losses is None:
             scored = self._scored(weigh)
             losses = scored.losses
-            if scored.measured is not None:
-                statistics, name = scored.measured
-                job = replace(self, imatrix=statistics.imatrix(self.source, name), statistics=scored.measured)
+            statistics, text = scored.statistics, losses.calibration_text
+            if statistics is not None and text is not None:
+                job = replace(self, imatrix=statistics.imatrix(self.source, text), statistics=(statistics, text))
         self.request.try_rules(losses)
         if AUTO in (self.request.cache_type_k, self.request.cache_type_v) and not losses.caches:
             losses = replace(losses, caches=self._cache_losses())
@@ -184,7 +185,6 @@ class Session:
         return replace(plans[best], measured_kld=klds[best], notes=(*plans[best].notes, note))
 
     def _scored(self, weigh: bool) -> ScoringResult:
-        from requant.scoring.candidates import DEFAULT_TYPES
         from requant.scoring.fisher import cannot_run
 
         types, again = self.request.types_to_score(DEFAULT_TYPES), self.allow_requantize
@@ -194,16 +194,17 @@ class Session:
         )
         if (whole := self.as_it_is()) is not None:
             return ScoringResult(whole)
-        return score(
-            self.source,
-            types,
-            self.imatrix,
-            self.calibration,
-            self.monitor,
-            threads=self.threads,
-            allow_requantize=again,
-            effort=self.effort,
+        return score(self.source, self.calibration, self.scoring_options(types, weigh=weigh), self.monitor)
+
+    def scoring_options(self, types: tuple[str, ...], *, weigh: bool) -> ScoringOptions:
+        """Return the options of scoring these types, by default the usual ones."""
+        return ScoringOptions(
+            types=types or DEFAULT_TYPES,
+            imatrix=self.imatrix,
+            effort=Effort.DEFAULT if self.effort is None else self.effort,
+            allow_requantize=self.allow_requantize,
             weigh=weigh,
+            threads=self.threads,
             cluster=self.cluster,
         )
 
@@ -211,7 +212,7 @@ class Session:
 def open_session(
     source: Source,
     request: PlanRequest,
-    calibration: Calibration,
+    calibration: CalibrationOptions,
     *,
     imatrix: Path | None = None,
     losses: Path | Losses | None = None,

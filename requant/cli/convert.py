@@ -21,7 +21,7 @@ from requant.planning.request import PlanRequest, check_type_source
 from requant.report import publish
 from requant.report.start_command import start_command
 from requant.report.text.result import conversion_text
-from requant.scoring.calibration_data import Calibration
+from requant.scoring.calibration_data import CalibrationOptions
 
 
 @click.command("convert", cls=Command)
@@ -62,7 +62,7 @@ def command(
     out: Path,
     request: PlanRequest,
     vrams: tuple[int, ...],
-    calibration: Calibration,
+    calibration: CalibrationOptions,
     measure: int | None,
     dry_run: bool,
     no_verify: bool,

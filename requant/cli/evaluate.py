@@ -14,7 +14,7 @@ from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.model.hyperparameters import context_warnings
 from requant.report.text.evaluation import evaluation_text
-from requant.scoring.calibration_data import Calibration
+from requant.scoring.calibration_data import CalibrationOptions
 
 
 @click.command("evaluate", cls=Command)
@@ -52,7 +52,7 @@ def command(
         raise UsageError("--text and --tokens cannot be given together")
     if text is None and tokens is None:
         raise UsageError("say what to evaluate on: --text FILE or --tokens FILE")
-    asked = Calibration(text=text, tokens=tokens, n_windows=n_windows, window=window)
+    asked = CalibrationOptions(text=text, tokens=tokens, n_windows=n_windows, window=window)
     with ExitStack() as opened:
         source = opened.enter_context(open_source(model))
         reference = None if base is None else opened.enter_context(open_source(base))

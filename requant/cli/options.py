@@ -16,7 +16,7 @@ from requant.cli.values import Count, Size, Sizes
 from requant.container.splitting import Splitting
 from requant.formats import Effort
 from requant.planning.request import PREFERENCE, PlanRequest
-from requant.scoring.calibration_data import Calibration, check_calibration
+from requant.scoring.calibration_data import CalibrationOptions, check_calibration
 
 MIN_CTX = 16  # tokens of a window
 
@@ -108,11 +108,11 @@ def windows(default: int | None) -> Decorator:
 
 
 def _calibration(command: Callable[..., Any]) -> Callable[..., Any]:
-    names = {f.name for f in fields(Calibration)}
+    names = {f.name for f in fields(CalibrationOptions)}
 
     @functools.wraps(command)
     def parsed(**given: Any) -> Any:
-        asked = Calibration(**{name: given.pop(name) for name in names & given.keys()})
+        asked = CalibrationOptions(**{name: given.pop(name) for name in names & given.keys()})
         check_calibration(asked)
         return command(calibration=asked, **given)
 

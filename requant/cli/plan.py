@@ -19,7 +19,7 @@ from requant.planning.plan import Plan
 from requant.planning.request import MAX_CONTEXT, PlanRequest, check_type_source
 from requant.report.start_command import start_command
 from requant.report.text.table import plans_table
-from requant.scoring.calibration_data import Calibration
+from requant.scoring.calibration_data import CalibrationOptions
 
 
 @click.command("plan", cls=Command)
@@ -45,7 +45,7 @@ def command(
     model: Path,
     request: PlanRequest,
     vrams: tuple[int, ...],
-    calibration: Calibration,
+    calibration: CalibrationOptions,
     out: Path | None,
     recipe: Path | None,
     explain: str | None,

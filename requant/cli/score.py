@@ -16,7 +16,7 @@ from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.planning.request import PlanRequest
 from requant.report.text.table import losses_table
-from requant.scoring.calibration_data import Calibration
+from requant.scoring.calibration_data import CalibrationOptions
 
 
 @click.command("score", cls=Command)
@@ -43,7 +43,7 @@ def command(
     model: Path,
     out: Path | None,
     emit: Path | None,
-    calibration: Calibration,
+    calibration: CalibrationOptions,
     types: tuple[str, ...],
     cluster: str | None,
     force: bool,

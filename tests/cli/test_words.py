@@ -13,7 +13,7 @@ from requant.container.imatrix import Imatrix
 from requant.formats import Effort
 from requant.planning.constraints import Rule
 from requant.planning.request import MAX_CONTEXT, PlanRequest
-from requant.scoring.calibration_data import Calibration
+from requant.scoring.calibration_data import CalibrationOptions
 from requant.scoring.losses import Losses
 
 WISHES = PlanRequest(
@@ -28,11 +28,11 @@ WISHES = PlanRequest(
     output_type="Q8_0",
     embedding_type="Q6_K",
 )
-CALIBRATION = Calibration(text=Path("t.txt"), n_windows=3, window=128)
+CALIBRATION = CalibrationOptions(text=Path("t.txt"), n_windows=3, window=128)
 
 
 def job(**changes):
-    given = {f.name: None for f in fields(Session)} | {"request": PlanRequest(), "calibration": Calibration()}
+    given = {f.name: None for f in fields(Session)} | {"request": PlanRequest(), "calibration": CalibrationOptions()}
     return Session(**(given | {"inputs": frozenset(), "allow_requantize": False} | changes))
 
 
@@ -43,7 +43,7 @@ def parsed(typed):
 
 def test_every_wish_has_its_option():
     assert set(words._WISHES) == {f.name for f in fields(PlanRequest)}
-    assert set(words._CALIBRATION) == {f.name for f in fields(Calibration)}
+    assert set(words._CALIBRATION) == {f.name for f in fields(CalibrationOptions)}
     assert all(getattr(WISHES, f.name) != getattr(PlanRequest(), f.name) for f in fields(PlanRequest))
 
 
@@ -64,10 +64,10 @@ def test_typed_again_the_options_mean_the_same(request):
 @pytest.mark.parametrize(
     ("calibration", "typed"),
     [
-        (Calibration(), ()),
-        (Calibration(quick=True), ("--quick",)),
-        (Calibration(tokens=Path("a/b.txt"), n_windows=None), ("--tokens", "b.txt")),
-        (Calibration(statistics=Path("s.gguf")), ("--statistics", "s.gguf")),
+        (CalibrationOptions(), ()),
+        (CalibrationOptions(quick=True), ("--quick",)),
+        (CalibrationOptions(tokens=Path("a/b.txt"), n_windows=None), ("--tokens", "b.txt")),
+        (CalibrationOptions(statistics=Path("s.gguf")), ("--statistics", "s.gguf")),
     ],
 )
 def test_only_what_is_not_by_default_is_said_and_no_folder(calibration, typed):

@@ -19,10 +19,10 @@ from requant.errors import BadInput, OutputRefused, UsageError, printable
 from requant.formats import Effort
 from requant.planning.plan import Plan
 from requant.planning.request import PlanRequest
-from requant.scoring.calibration_data import Calibration
-from requant.scoring.candidates import DEFAULT_TYPES
+from requant.scoring.calibration_data import CalibrationOptions
+from requant.scoring.options import DEFAULT_TYPES
 
-_CALIBRATION = {f.name for f in fields(Calibration)}
+_CALIBRATION = {f.name for f in fields(CalibrationOptions)}
 _SCORING = _CALIBRATION | {"imatrix", "effort", "allow_requantize"}
 _PLANNING = {"pins_file", "plan", "type_name", "preset", "like", "measure"} | {f.name for f in fields(PlanRequest)}
 _IRRELEVANT = {"threads", "no_verify", "losses"}  # to the bytes of the output
@@ -33,7 +33,7 @@ class ConvertOptions:
     """The options of one conversion, parsed."""
 
     request: PlanRequest
-    calibration: Calibration
+    calibration: CalibrationOptions
     splitting: Splitting
     imatrix: Path | None
     losses: Path | None

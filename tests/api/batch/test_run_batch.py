@@ -18,7 +18,7 @@ from requant.common.monitor import SILENT
 from requant.container.splitting import WHOLE
 from requant.errors import UsageError
 from requant.planning.request import PlanRequest
-from requant.scoring.calibration_data import Calibration
+from requant.scoring.calibration_data import CalibrationOptions
 
 KEYS = {"type": KeyOption("--type", "type_name", "one")}
 JOBS = '[[job]]\nsource = "m.gguf"\noutput = "{encoding}.gguf"\nbudgets = [{type = "Q8_0"}, {type = "Q4_0"}]\n'
@@ -27,7 +27,7 @@ JOBS = '[[job]]\nsource = "m.gguf"\noutput = "{encoding}.gguf"\nbudgets = [{type
 def parse_options(words):
     (word,) = words
     given = {f.name: None for f in fields(ConvertOptions)} | {"allow_requantize": False}
-    given |= {"request": PlanRequest(), "calibration": Calibration(), "splitting": WHOLE}
+    given |= {"request": PlanRequest(), "calibration": CalibrationOptions(), "splitting": WHOLE}
     return ConvertOptions(**(given | {"type_name": word.partition("=")[2]}))
 
 

@@ -132,11 +132,11 @@ def judge(
     """Return the figures of the scored tokens of `x`, the stream behind the last layer; base: its head and stream."""
     n_ctx = tokens.shape[1]
     positions = np.arange(n_ctx // 2, n_ctx - 1)
-    flat, targets = _scored(x, positions), tokens[:, positions + 1].reshape(-1)
+    flat, targets = _select(x, positions), tokens[:, positions + 1].reshape(-1)
     parts = head.parts(len(flat))
     n = len(flat)
     likelihood, base_likelihood, kld, same = np.empty(n), np.empty(n), np.empty(n), np.empty(n, bool)
-    others = None if base is None else (base[0], _scored(base[1], positions))
+    others = None if base is None else (base[0], _select(base[1], positions))
 
     def work(index: int) -> None:
         part = parts[index]
@@ -174,7 +174,7 @@ def summary(judged: TokenFigures, tokens: Tokens) -> Evaluation:
     )
 
 
-def _scored(x: Array, positions: NDArray[np.intp]) -> Array:
+def _select(x: Array, positions: NDArray[np.intp]) -> Array:
     return np.ascontiguousarray(x[:, positions]).reshape(-1, x.shape[-1])
 
 

@@ -89,7 +89,7 @@ class GradientRun:
         return [_Summer(keep) for _ in self.tokens]
 
     def _collect(self, summers: Sequence[_Summer], layer: Layer | None = None) -> Products:
-        """Add the sums of all windows to the statistics, and return what the summers kept; both are theirs no more."""
+        """Add the sums of all windows to the statistics, return the products that were kept, and empty the summers."""
         prefix = "" if layer is None else f"blk.{layer.index}."
         products: dict[str, dict[int, list[tuple[Array, Array]]]] = {}
         for summer in summers:
@@ -103,7 +103,7 @@ class GradientRun:
 
 @dataclass(frozen=True, slots=True)
 class _Summer:
-    """A hook that sums the squares of one window; with `keep`, it keeps the inputs and gradients too."""
+    """A hook that sums the squares of one window, and with `keep` holds the inputs and gradients themselves."""
 
     keep: bool
     sums: dict[tuple[str, int | None], SquareSums] = field(default_factory=dict)

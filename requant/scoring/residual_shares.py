@@ -22,8 +22,8 @@ from dataclasses import replace
 from requant.model.roles import layer_of, role_of
 from requant.scoring.losses import TensorLosses
 
-# true loss of a role over its share: geometric means over tiny-llama, SmolLM2-135M and Gemma 3
-# 270M of measured KL divergence over prediction, one role at a time in Q4_0, with attn_output as 1
+# true loss of a role over its share: geometric means over tiny-llama, SmolLM2-135M and Gemma 3 270M of measured KL
+# divergence over prediction, one role at a time in Q4_0, with attn_output as 1
 GAINS = {
     **{"token_embd": 0.7, "output": 8.9, "attn_q": 0.6, "attn_k": 0.7, "attn_v": 2.9, "attn_output": 1.0},
     **{"ffn_gate": 0.85, "ffn_up": 1.1, "ffn_down": 1.9},
@@ -43,7 +43,7 @@ def scale_by_residual(
     mean = sum(shares.values()) / len(shares) if shares else 1.0  # for a block without a known share
 
     def factor(tensor: TensorLosses) -> float:
-        share = 1.0 if tensor.layer is None else shares.get((tensor.layer, _block(tensor.role)), mean)
+        share = 1.0 if tensor.layer is None else shares.get((tensor.layer, _block_of(tensor.role)), mean)
         energy = energies[tensor.name]
         return share * _gain(tensor.role) / energy if energy > 0 else 0.0
 
@@ -54,7 +54,7 @@ def _shares(added: Mapping[str, float]) -> dict[tuple[int | None, str], float]:
     """Return the energy of each block over the stream's: the geometric mean of that behind it and at the end."""
     energies: dict[tuple[int | None, str], float] = defaultdict(float)
     for name, energy in added.items():
-        energies[layer_of(name), _block(role_of(name))] += energy
+        energies[layer_of(name), _block_of(role_of(name))] += energy
     shares: dict[tuple[int | None, str], float] = {}
     total, so_far = sum(energies.values()), 0.0
     for block in sorted(energies, key=lambda block: (block[0] or 0, block[1] != "mixer")):
@@ -68,7 +68,7 @@ def writes_residual(role: str) -> bool:
     return role in _OUT_OF
 
 
-def _block(role: str) -> str:
+def _block_of(role: str) -> str:
     """Return the block of a layer that the role belongs to; each block adds once to the stream."""
     if not role.startswith("ffn"):
         return "mixer"

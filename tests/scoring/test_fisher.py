@@ -143,6 +143,7 @@ def test_the_losses_do_not_depend_on_threads(small):
     text = drawn_windows(small, WindowSpec(16, 3))
     one, three = (scored(small, text, "Q8_0", "Q4_0", threads=n) for n in (1, 3))
     assert one.losses == three.losses
+    assert one.losses.calibration_text == text.name
 
 
 def test_encoders_weigh_by_what_the_pass_measured_where_they_are_told_to(small):

@@ -42,7 +42,7 @@ class _Matrix:
 
 
 @dataclass(frozen=True, slots=True)
-class _Contents:
+class _CheckpointHead:
     """The head of a checkpoint: the run, its tokens so far, and the matrices in the order of the arrays."""
 
     identity: str
@@ -53,7 +53,7 @@ class _Contents:
 def save_checkpoint(path: Path, identity: str, statistics: Statistics) -> None:
     """Write the sums so far of the run called `identity`, in one step. Raise InputOutputError."""
     keys = tuple(_Matrix(name, expert, sums.count) for (name, expert), sums in statistics.matrices.items())
-    head = dump({"schema": SCHEMA} | to_plain(_Contents(identity, statistics.n_tokens, keys)))
+    head = dump({"schema": SCHEMA} | to_plain(_CheckpointHead(identity, statistics.n_tokens, keys)))
     arrays = {
         f"{what}{i}": np.asarray(getattr(sums, what), np.float64)
         for i, sums in enumerate(statistics.matrices.values())
@@ -90,12 +90,12 @@ def load_checkpoint(path: Path, identity: str, source: Source, n_ctx: int) -> St
     return None
 
 
-def _read_head(archive: zipfile.ZipFile, path: Path) -> _Contents:
+def _read_head(archive: zipfile.ZipFile, path: Path) -> _CheckpointHead:
     data = _read_member(archive, _HEAD, _MAX_HEAD)
     start = len(_header("|u1", (len(data),)))
     if not data.startswith(_header("|u1", (len(data) - start,))):
         raise ValueError("the head is no text")
-    head: _Contents = parse_record(_Contents, parse(data[start:].decode(), SCHEMA, path), "", path)
+    head: _CheckpointHead = parse_record(_CheckpointHead, parse(data[start:].decode(), SCHEMA, path), "", path)
     return head
 
 

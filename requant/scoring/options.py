@@ -35,7 +35,7 @@ class ScoringOptions:
 
 @dataclass(frozen=True, slots=True)
 class StatisticsOptions:
-    """Whether to sum gradients, and the limits of the run; max_memory: bytes; threads: None for one per processor."""
+    """Options of a calibration; gradients: sum them too; max_memory: bytes; threads: None for one per processor."""
 
     gradients: bool = True
     max_memory: int | None = None

@@ -14,30 +14,32 @@ from requant.errors import UsageError
 from requant.scoring.losses import Losses
 
 
-def check_imatrix_output(job: Session, emitted: Path | None, *, force: bool) -> None:
+def check_imatrix_output(session: Session, emitted: Path | None, *, force: bool) -> None:
     """Raise UsageError, BadInput or OutputRefused if importance cannot be measured or written to `emitted`."""
     if emitted is None:
         return
-    if job.imatrix is not None or job.calibration.quick:
+    if session.imatrix is not None or session.calibration.quick:
         raise UsageError("--emit-imatrix: nothing is measured with --imatrix, --statistics or --quick")
-    check_can_run(job.source)
-    check_writable(emitted, force=force, inputs=job.inputs)
+    check_can_run(session.source)
+    check_writable(emitted, force=force, inputs=session.inputs)
 
 
-def score_to_files(job: Session, *, emitted: Path | None = None, force: bool = False) -> Losses:
+def score_to_files(session: Session, *, emitted: Path | None = None, force: bool = False) -> Losses:
     """Return the losses of the types requested; write the importance measured on the way to `emitted`.
 
     Raises what `score`, `check_imatrix_output` and `write_statistics` raise.
     """
-    check_imatrix_output(job, emitted, force=force)
-    options = job.scoring_options(job.request.types, weigh=emitted is not None)
-    scored = score(job.source, job.calibration, options, job.monitor)
+    check_imatrix_output(session, emitted, force=force)
+    options = session.scoring_options(session.request.types, weigh=emitted is not None)
+    scored = score(session.source, session.calibration, options, session.monitor)
     if emitted is not None:
         from requant.scoring.statistics import write_statistics
 
         statistics, text = scored.statistics, scored.losses.calibration_text
         assert statistics is not None
         assert text is not None
-        write_statistics(emitted, statistics, job.source, text, force=force, inputs=job.inputs)
-    how: dict[str, Any] = {"allow_requantize": job.allow_requantize, "effort": job.effort}
-    return replace(scored.losses, options=score_options(job.request.types, job.imatrix, job.calibration, **how))
+        write_statistics(emitted, statistics, session.source, text, force=force, inputs=session.inputs)
+    how: dict[str, Any] = {"allow_requantize": session.allow_requantize, "effort": session.effort}
+    return replace(
+        scored.losses, options=score_options(session.request.types, session.imatrix, session.calibration, **how)
+    )

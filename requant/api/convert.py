@@ -70,11 +70,11 @@ class Work:
         return Planned(plan, Importance(job.imatrix))
 
     def _read_measured(self, sha256: object) -> Imatrix:
-        from requant.scoring.statistics import read_measured
+        from requant.scoring.statistics import read_statistics
 
         hint = "--restart begins again"
         try:
-            found = read_measured(self.measured)
+            found = read_statistics(self.measured)
         except BadInput as error:
             what = f"what was measured for the unfinished output cannot be read: {error.what}"
             raise OutputRefused(self.measured, what, hint=hint) from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from requant.formats import Effort
 from requant.planning.options import PLAN_OPTIONS
 from requant.planning.request import FromPlan, PlanRequest, plan_from_option
-from requant.scoring.calibration_data import Calibration
+from requant.scoring.calibration_data import CalibrationOptions
 
 if TYPE_CHECKING:
     from requant.api.session import Session
@@ -76,11 +76,11 @@ def _request_words(request: PlanRequest) -> Iterator[str]:
             )
 
 
-def _calibration_words(calibration: Calibration) -> Iterator[str]:
+def _calibration_words(calibration: CalibrationOptions) -> Iterator[str]:
     """`--option=value` for each field that differs from its default."""
     for name, flag in _CALIBRATION.items():
         value = getattr(calibration, name)
-        if value is not None and value != getattr(Calibration(), name):
+        if value is not None and value != getattr(CalibrationOptions(), name):
             yield flag if value is True else f"{flag}={value.name if isinstance(value, Path) else value}"
 
 

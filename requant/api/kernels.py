@@ -1,4 +1,4 @@
-"""The kernels that a stage needs, compiled before its work begins."""
+"""Preparation of kernels: what a command needs is compiled before its work begins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def prepare_kernels(monitor: Monitor, formats: Iterable[BlockFormat | None], *, encode: bool = True) -> None:
-    """Load the kernels of `formats`, saying so where they must be compiled; without `encode` those that read."""
+    """Load the kernels of `formats`, without `encode` those that decode, and log it if they must be compiled."""
     from numba.core.event import Event, Listener, install_listener
 
     from requant.formats.codec import warm_up
@@ -23,12 +23,12 @@ def prepare_kernels(monitor: Monitor, formats: Iterable[BlockFormat | None], *, 
     compiling = False
 
     def warm(progress: Advance) -> None:
-        class Announcer(Listener):  # Numba asks for the class; its cache hits are no compile events
+        class Announcer(Listener):  # Numba needs a class; loading from its cache is no compile event
             def on_start(self, event: Event) -> None:
                 nonlocal compiling
                 if not compiling:
                     compiling = True
-                    with suppress(Abandoned):  # it may be another's thread that compiles
+                    with suppress(Abandoned):  # a thread of another caller may be compiling
                         progress(0)
 
             def on_end(self, event: Event) -> None:

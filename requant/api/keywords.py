@@ -24,7 +24,7 @@ from requant.planning.request import (
     choose_plan_from,
 )
 from requant.planning.rules import parse_count, parse_text, parse_written_type
-from requant.scoring.calibration_data import Calibration, check_calibration
+from requant.scoring.calibration_data import CalibrationOptions, check_calibration
 
 if TYPE_CHECKING:
     from requant.scoring.losses import Losses
@@ -155,11 +155,11 @@ def parse_request(given: Mapping[str, Any]) -> PlanRequest:
     )
 
 
-def parse_calibration(given: Mapping[str, Any]) -> Calibration:
+def parse_calibration(given: Mapping[str, Any]) -> CalibrationOptions:
     """Return the data to run the model on. Raises UsageError."""
     files = {name: None if given.get(name) is None else Path(given[name]) for name in ("text", "tokens", "statistics")}
     n, window = (given.get(name, default) for name, default in _DEFAULTS.items())
-    calibration = Calibration(
+    calibration = CalibrationOptions(
         **files,
         n_windows=None if n is None else parse_count(n, "--windows"),
         window=parse_count(window, "--window", 16, 2**17),

@@ -43,6 +43,7 @@ from requant.planning.plan import Plan, read_plan
 from requant.planning.request import FromBudget, PlanFrom, PlanRequest
 from requant.planning.rules import parse_bytes, parse_count
 from requant.scoring.losses import Losses, read_losses
+from requant.scoring.options import StatisticsOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -229,14 +230,14 @@ class Model:
         text that is too short, UsageError, NumericFault, OutputRefused, InputOutputError.
         """
         asked = parse_calibration({"text": text, "tokens": tokens, "windows": windows, "window": window})
-        how: dict[str, Any] = {
-            "no_gradients": no_gradients,
-            "max_memory": None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
-            "threads": None if threads is None else parse_count(threads, "--threads", 1, 1024),
-        }
+        options = StatisticsOptions(
+            gradients=not no_gradients,
+            max_memory=None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
+            threads=None if threads is None else parse_count(threads, "--threads", 1, 1024),
+        )
         source = self.opened()
         inputs = source.identities | identities(asked.text, asked.tokens)
-        return measuring.calibrate(source, asked, Path(out), call_back(progress), force=force, inputs=inputs, **how)
+        return measuring.calibrate(source, asked, options, Path(out), call_back(progress), force=force, inputs=inputs)
 
     @contextmanager
     def _open_session(

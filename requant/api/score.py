@@ -33,7 +33,8 @@ def score_to_files(session: Session, *, emitted: Path | None = None, force: bool
     if emitted is not None:
         from requant.scoring.statistics import write_statistics
 
-        assert scored.measured is not None
-        statistics, text = scored.measured
+        statistics, text = scored.statistics, scored.losses.calibration_text
+        assert statistics is not None
+        assert text is not None
         write_statistics(emitted, statistics, session.source, text, force=force, inputs=session.inputs)
     return replace(scored.losses, options=score_words(session))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from requant.api.invocation import record_options
 from requant.api.kernels import prepare_kernels
-from requant.api.measure import ScoringResult, check_can_run, read_importance, score
+from requant.api.measure import check_can_run, read_importance, score
 from requant.common.files import Identity, identities
 from requant.common.interrupt import run_interruptible
 from requant.common.monitor import SILENT, Monitor
@@ -31,8 +31,9 @@ from requant.planning.request import (
     plan_from_option,
 )
 from requant.planning.rules import AUTO
-from requant.scoring.calibration_data import Calibration
-from requant.scoring.losses import Losses, read_losses
+from requant.scoring.calibration_data import CalibrationOptions
+from requant.scoring.losses import Losses, ScoringResult, read_losses
+from requant.scoring.options import DEFAULT_TYPES, ScoringOptions
 
 if TYPE_CHECKING:
     from requant.common.cluster import Cluster
@@ -76,7 +77,7 @@ class Session:
 
     source: Source
     request: PlanRequest
-    calibration: Calibration
+    calibration: CalibrationOptions
     plan_from: PlanFrom
     options: SessionOptions
     imatrix: Imatrix | None
@@ -149,8 +150,6 @@ class Session:
 
     @property
     def _types(self) -> tuple[str, ...]:
-        from requant.scoring.candidates import DEFAULT_TYPES
-
         return self.request.types_to_score(DEFAULT_TYPES)
 
     def find_losses(self, *, weigh: bool = False) -> tuple[Losses, Importance]:
@@ -159,9 +158,9 @@ class Session:
         if losses is None:
             scored = self._score_candidates(weigh)
             losses = scored.losses
-            if scored.measured is not None:
-                statistics, text = scored.measured
-                importance = Importance(statistics.imatrix(self.source, text), scored.measured)
+            statistics, text = scored.statistics, losses.calibration_text
+            if statistics is not None and text is not None:
+                importance = Importance(statistics.imatrix(self.source, text), (statistics, text))
         self.request.try_rules(losses)
         return self._limit_types(self.add_cache_losses(losses)), importance
 
@@ -242,24 +241,22 @@ class Session:
 
     def score(self, types: tuple[str, ...], *, weigh: bool) -> ScoringResult:
         """Measure the losses of `types`, () for the usual ones; weigh: measure importance on the way."""
-        return score(
-            self.source,
-            types,
-            self.imatrix,
-            self.calibration,
-            self.monitor,
-            threads=self.options.threads,
+        options = ScoringOptions(
+            types=types or DEFAULT_TYPES,
+            imatrix=self.imatrix,
+            effort=Effort.DEFAULT if self.options.effort is None else self.options.effort,
             allow_requantize=self.options.allow_requantize,
-            effort=self.options.effort,
             weigh=weigh,
+            threads=self.options.threads,
             cluster=self.cluster,
         )
+        return score(self.source, self.calibration, options, self.monitor)
 
 
 def open_session(
     source: Source,
     request: PlanRequest,
-    calibration: Calibration,
+    calibration: CalibrationOptions,
     plan_from: PlanFrom | None = None,
     options: SessionOptions | None = None,
     *,

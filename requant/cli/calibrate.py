@@ -15,7 +15,8 @@ from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.planning.rules import parse_bytes
 from requant.report.text.evaluation import statistics_text
-from requant.scoring.calibration_data import Calibration, check_calibration
+from requant.scoring.calibration_data import CalibrationOptions, check_calibration
+from requant.scoring.options import StatisticsOptions
 
 
 @click.command("calibrate", cls=Command)
@@ -42,10 +43,11 @@ def command(*, model: Path, out: Path | None, text: Path | None, tokens: Path | 
     """
     if out is None:
         raise UsageError("nowhere to put the statistics; say -o STATS.gguf")
-    asked = Calibration(text=text, tokens=tokens, n_windows=how.pop("n_windows"), window=how.pop("window"))
+    asked = CalibrationOptions(text=text, tokens=tokens, n_windows=how.pop("n_windows"), window=how.pop("window"))
     check_calibration(asked)
+    run = StatisticsOptions(gradients=not how.pop("no_gradients"), **how)
     with open_source(model) as source:
         messages.warn(*source.warnings)
         inputs = source.identities | identities(text, tokens)
-        found = measuring.calibrate(source, asked, out, messages.MONITOR, force=force, inputs=inputs, **how)
+        found = measuring.calibrate(source, asked, run, out, messages.MONITOR, force=force, inputs=inputs)
     messages.print_result(statistics_text(found, source, out))

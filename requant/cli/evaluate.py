@@ -14,10 +14,10 @@ from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.model.hyperparameters import context_warnings
 from requant.report.text.evaluation import evaluation_text
-from requant.scoring.calibration_data import Calibration
+from requant.scoring.calibration_data import CalibrationOptions
 
 
-def _check_data(calibration: Calibration) -> None:
+def _check_data(calibration: CalibrationOptions) -> None:
     """Raise UsageError unless exactly one of --text and --tokens is given."""
     if calibration.text is not None and calibration.tokens is not None:
         raise UsageError("--text and --tokens cannot be given together")
@@ -40,8 +40,10 @@ def _check_data(calibration: Calibration) -> None:
 @options.window
 @options.threads
 @options.json_output
-@options.collected("calibration", Calibration, _check_data)
-def command(*, model: Path, base: Path | None, calibration: Calibration, threads: int | None, as_json: bool) -> None:
+@options.collected("calibration", CalibrationOptions, _check_data)
+def command(
+    *, model: Path, base: Path | None, calibration: CalibrationOptions, threads: int | None, as_json: bool
+) -> None:
     """Measure perplexity, and the divergence from another model.
 
     As llama-perplexity does it: the second half of every window is scored. Activations are F32 here; llama.cpp rounds

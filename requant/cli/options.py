@@ -19,7 +19,7 @@ from requant.formats import Effort
 from requant.planning.options import PLAN_OPTIONS
 from requant.planning.request import OPTIONS_BY_FIELD, build_request
 from requant.planning.rules import LARGEST, parse_bytes, parse_mixture, parse_written_type
-from requant.scoring.calibration_data import Calibration, check_calibration
+from requant.scoring.calibration_data import CalibrationOptions, check_calibration
 
 MIN_CTX = 16  # tokens of a window
 
@@ -118,7 +118,7 @@ def collected(name: str, kind: type[Any], check: Callable[[Any], None] = lambda 
 
 session_options = collected("session_options", SessionOptions)
 calibration = _together(
-    collected("calibration", Calibration, check_calibration),
+    collected("calibration", CalibrationOptions, check_calibration),
     text,
     tokens,
     windows(8),

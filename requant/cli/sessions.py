@@ -10,7 +10,7 @@ from requant.api.session import Session, SessionOptions, connect_cluster, open_s
 from requant.cli import messages
 from requant.container.source import open_source
 from requant.planning.request import PlanFrom, PlanRequest
-from requant.scoring.calibration_data import Calibration
+from requant.scoring.calibration_data import CalibrationOptions
 
 
 @contextmanager
@@ -18,7 +18,7 @@ def open_model_session(
     *,
     model: Path,
     request: PlanRequest,
-    calibration: Calibration,
+    calibration: CalibrationOptions,
     session_options: SessionOptions,
     plan_from: PlanFrom | None = None,
     cluster: str | None = None,

@@ -38,22 +38,19 @@ def check_feasible(
 
     That is what `make_plan` raises, and BadInput for a source that must not be quantized again.
     """
-    from requant.scoring.candidates import check_requantization, survey
+    from requant.scoring.candidates import build_losses, check_requantization, survey
 
     tensors = survey(source, types=types, imatrix=imatrix, has_importance=has_importance)
     check_requantization(source, tensors, allow_requantize)
-    arch = require_model(source)
     pair = [("F16" if x == AUTO else x) for x in (request.cache_type_k, request.cache_type_v)]
     n_ctx = CELL_PADDING if request.n_ctx == MAX_CONTEXT else request.n_ctx
     request = replace(request, cache_type_k=pair[0], cache_type_v=pair[1], n_ctx=n_ctx)
-    make_plan(
-        source, Losses(source.name, source.header_sha256, arch, "", None, None, tensors), request, imatrix=imatrix
-    )
+    make_plan(source, build_losses(source, tensors, ""), request, imatrix=imatrix)
 
 
 def fits_as_it_is(source: Source, request: PlanRequest) -> Losses | None:
     """Losses that leave every tensor as it is, where that is within all that was asked; then nothing can be better."""
-    from requant.scoring.candidates import survey
+    from requant.scoring.candidates import build_losses, survey
 
     whole = request
     if request.vram is not None:  # no smaller batch for it
@@ -67,8 +64,7 @@ def fits_as_it_is(source: Source, request: PlanRequest) -> Losses | None:
         for t in survey(source, types=())
     )
     note = "the model fits as it is, so nothing was scored: every tensor is copied"
-    arch = require_model(source)
-    losses = Losses(source.name, source.header_sha256, arch, IN_NATS[0], None, None, tensors, (note,))
+    losses = build_losses(source, tensors, IN_NATS[0], notes=(note,))
     try:
         make_plan(source, losses, whole)
     except InfeasibleBudget:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 
 from requant.errors import UsageError, brief, suggest
 from requant.formats import FORMATS
+from requant.scoring.options import DEFAULT_TYPES
 
 GB = 1e9
-_PLAIN = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 _IQ = ("IQ4_XS", "IQ4_NL", "IQ3_S", "IQ3_XXS", "IQ2_S")
 _ALL = frozenset(f.name for f in FORMATS.values())
 _NEW = frozenset(["NVFP4", "MXFP4", "Q1_0", "Q2_0"])
@@ -34,7 +34,7 @@ class Engine:
 
     name: str
     family: str  # whose command line it takes
-    candidates: tuple[str, ...] = _PLAIN
+    candidates: tuple[str, ...] = DEFAULT_TYPES
     cannot: Mapping[str, frozenset[str]] = field(default_factory=dict)
     order: str = "last"
     experts: bool = True
@@ -49,7 +49,7 @@ _TERNARY = frozenset(["TQ1_0", "TQ2_0"])
 _CUDA = Engine(
     "llama.cpp-cuda",
     "llama.cpp",
-    candidates=(*_PLAIN, *_IQ),
+    candidates=(*DEFAULT_TYPES, *_IQ),
     cannot={"gpu": _TERNARY},
     bandwidth=_CARD,
     slower=_SLOW_ON_GPU | {"NVFP4": 1.3},
@@ -59,7 +59,7 @@ _KNOWN = (
     replace(
         _CUDA,
         name="llama.cpp-blackwell",
-        candidates=(*_PLAIN, *_IQ, "MXFP4", "NVFP4"),
+        candidates=(*DEFAULT_TYPES, *_IQ, "MXFP4", "NVFP4"),
         bandwidth=_CARD | {"gpu": 800 * GB, "pcie": 32 * GB},
         slower=_SLOW_ON_GPU,
         preferred="NVFP4",
@@ -78,7 +78,7 @@ _KNOWN = (
     Engine(
         "sharpinference",
         "sharpinference",
-        cannot=dict.fromkeys(("gpu", "cpu"), _ALL - {*_PLAIN, "F32", "F16", "BF16"}),
+        cannot=dict.fromkeys(("gpu", "cpu"), _ALL - {*DEFAULT_TYPES, "F32", "F16", "BF16"}),
         order="first",
         experts=False,
         bandwidth=_CARD,
@@ -86,7 +86,7 @@ _KNOWN = (
 )
 ENGINES = {engine.name: engine for engine in _KNOWN}
 # without --engine: every type runs wherever it is, and candidates are what any build reads
-GENERIC = replace(_CUDA, name="", candidates=_PLAIN, cannot={})
+GENERIC = replace(_CUDA, name="", candidates=DEFAULT_TYPES, cannot={})
 
 
 def engine_named(name: str | None) -> Engine:

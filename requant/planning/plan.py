@@ -20,7 +20,7 @@ from requant.errors import BadInput, InfeasibleBudget, brief
 from requant.formats import Effort, parse_type_name
 from requant.planning.constraints import Limit, Timing, Use
 from requant.planning.engines import ENGINES
-from requant.scoring.losses import Candidate, _check_unique, _n_bytes
+from requant.scoring.losses import Candidate, bytes_of_type, check_unique
 
 PLAN_SCHEMA = "requant.plan/2"
 DEVICES = ("gpu", "cpu", "none")  # none: not loaded, as layers of multi-token prediction that are not asked for
@@ -188,7 +188,7 @@ class Plan:
         """
         raw = parse(text, PLAN_SCHEMA, path)
         plan = _plan_record(raw, raw.pop("sha256", None), path)
-        _check_unique((c.name for c in plan.choices), path)
+        check_unique((c.name for c in plan.choices), path)
         return plan
 
 
@@ -219,7 +219,7 @@ def _plan_record(raw: dict[str, Any], recorded: object, path: object) -> Plan:
     if plan.timing is not None and min(plan.timing.gpu, plan.timing.cpu) < 1:
         raise BadInput(path, "the bandwidths of timing must be at least 1 byte per second")
     choices = tuple(
-        replace(c, n_bytes=_n_bytes(c.type, c.shape, f"choices[{i}]", path)) for i, c in enumerate(plan.choices)
+        replace(c, n_bytes=bytes_of_type(c.type, c.shape, f"choices[{i}]", path)) for i, c in enumerate(plan.choices)
     )
     if recorded is not None and recorded != plan.sha256():
         notes = (*plan.notes, *(() if EDITED in plan.notes else (EDITED,)))

@@ -23,7 +23,7 @@ from requant.planning.constraints import Constraints, Rule
 from requant.planning.plan import Choice, Plan
 from requant.planning.rules import parse_rule
 from requant.planning.solver.solve import solve
-from requant.scoring.candidates import check_requantization, survey
+from requant.scoring.candidates import build_losses, check_requantization, survey
 from requant.scoring.losses import Losses, TensorLosses
 
 if TYPE_CHECKING:
@@ -122,17 +122,7 @@ def uniform_plan(
         replace(t, candidates=tuple(replace(c, loss=preference.get(c.type, float(len(wanted)))) for c in t.candidates))
         for t in surveyed
     ]
-    losses = Losses(
-        source=source.name,
-        header_sha256=source.header_sha256,
-        arch=require_model(source),
-        method=f"uniform {type_name}",
-        imatrix=None if imatrix is None else Path(imatrix.path).name,
-        imatrix_sha256=None if imatrix is None else imatrix.sha256,
-        tensors=tuple(ranked),
-        notes=tuple(notes),
-        effort=effort,
-    )
+    losses = build_losses(source, ranked, f"uniform {type_name}", imatrix, notes=notes, effort=effort)
     plan = solve(losses, constraints)
     unknown = tuple(replace(c, loss=0.0) for c in plan.choices)
     how = "one type wherever it can be used"

@@ -1,12 +1,10 @@
-"""Tokens to run a model on: windows of a text, of ids in a file, of the text that ships with requant, or drawn ones."""
+"""Calibration data: windows of token ids from a text, a file of ids, the shipped text, or drawn at random."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,21 +14,19 @@ from requant.container.source import Source
 from requant.errors import BadInput, InputOutputError, UsageError, missing
 from requant.model.tokenizer import read_tokenizer
 
-if TYPE_CHECKING:
-    from requant.container.source import Source
-
 Ids = NDArray[np.int32]
 
 SHIPPED = "calibration.txt"
+SHIPPED_NAME, DRAWN_NAME = f"requant's {SHIPPED}", "random token ids"  # of the windows without --text or --tokens
 _SEED = 1
-_DRAWN = 8  # windows of drawn ids where no number was asked for
+_DRAWN = 8  # windows of drawn ids by default
 
 
 @dataclass(frozen=True, slots=True)
 class WindowSpec:
-    """`n` windows spread over a text, or None for all that it has, of `n_ctx` tokens.
+    """`n` windows of `n_ctx` tokens, spread over a text; None: all that it has.
 
-    held_out: those that lie between the ones that would be taken without it.
+    held_out: windows that lie between those that are taken without it.
     """
 
     n_ctx: int = 512
@@ -39,17 +35,16 @@ class WindowSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """Windows (n_windows, n_ctx) of token ids; name: what they came from; notes: lines for the user."""
+class TokenWindows:
+    """Windows (n_windows, n_ctx) of token ids; name: of their text; notes: lines for the user."""
 
     name: str
-    sha256: str  # of the windows
     windows: Ids
     notes: tuple[str, ...] = ()
 
 
-def read_text_windows(path: Path, source: Source, size: WindowSpec) -> Text:
-    """Windows of the UTF-8 text at `path`, as `size` says.
+def read_text_windows(path: Path, source: Source, size: WindowSpec) -> TokenWindows:
+    """Return windows of the UTF-8 text at `path`.
 
     Raises BadInput for a text that is no UTF-8, is too short, or is mostly unknown to the vocabulary.
     """
@@ -58,33 +53,33 @@ def read_text_windows(path: Path, source: Source, size: WindowSpec) -> Text:
     except UnicodeDecodeError as error:
         raise BadInput(path, "is no UTF-8 text", got=f"byte {error.object[error.start]} at {error.start}") from error
     except (OSError, ValueError) as error:
-        raise _cannot_read(path, error) from error
-    return _of_text(path, text, Path(path).name, source, size)
+        raise _read_error(path, error) from error
+    return _cut_text(path, text, Path(path).name, source, size)
 
 
-def shipped_windows(source: Source, size: WindowSpec) -> Text:
-    """Windows of the text that ships with requant: prose, code, mathematics, chat, many languages."""
+def shipped_windows(source: Source, size: WindowSpec) -> TokenWindows:
+    """Return windows of the text that ships with requant: prose, code, mathematics, chat, many languages."""
     text = files("requant.scoring").joinpath(SHIPPED).read_text(encoding="utf-8")
-    found = _of_text(source.path, text, f"requant's {SHIPPED}", source, size)
-    return replace(found, notes=())  # it has as many windows as it has
+    found = _cut_text(source.path, text, SHIPPED_NAME, source, size)
+    return replace(found, notes=())  # nobody can give a longer one
 
 
-def read_token_windows(path: Path, source: Source, size: WindowSpec) -> Text:
-    """Windows of the ids in the file at `path`, whole numbers with white space or commas between them."""
+def read_token_windows(path: Path, source: Source, size: WindowSpec) -> TokenWindows:
+    """Return windows of the ids in the file at `path`: whole numbers with white space or commas between them."""
     try:
         words = Path(path).read_text(encoding="ascii").replace(",", " ").split()
         ids = np.array([int(word) for word in words], np.int64)
     except OSError as error:
-        raise _cannot_read(path, error) from error
+        raise _read_error(path, error) from error
     except ValueError as error:
         raise BadInput(path, "is no list of token ids", hint="give whole numbers with spaces between") from error
     n_vocab = source.tensor("token_embd.weight").n_rows
     if ids.size and not 0 <= ids.min() <= ids.max() < n_vocab:
         raise BadInput(path, "has an id that is no token of the model", got=int(ids.max()), limit=f"0 to {n_vocab - 1}")
-    return _windows(path, ids.astype(np.int32), Path(path).name, size, None)
+    return _cut_windows(path, ids.astype(np.int32), Path(path).name, size, None)
 
 
-def _cannot_read(path: Path, error: OSError | ValueError) -> BadInput:
+def _read_error(path: Path, error: OSError | ValueError) -> BadInput:
     if isinstance(error, MISSING):
         return missing(Path(path))
     reason = getattr(error, "strerror", None) or str(error)
@@ -93,16 +88,16 @@ def _cannot_read(path: Path, error: OSError | ValueError) -> BadInput:
     )
 
 
-def drawn_windows(source: Source, size: WindowSpec) -> Text:
-    """Windows of ids drawn evenly from the vocabulary, the same every time."""
+def drawn_windows(source: Source, size: WindowSpec) -> TokenWindows:
+    """Return windows of ids drawn evenly from the vocabulary, the same every time."""
     n_vocab = source.tensor("token_embd.weight").n_rows
     rng = np.random.default_rng(_SEED + size.held_out)
     ids = rng.integers(0, n_vocab, (size.n or _DRAWN, size.n_ctx), np.int32)
-    return Text("random token ids", _digest(ids), ids)
+    return TokenWindows(DRAWN_NAME, ids)
 
 
-def default_windows(source: Source, size: WindowSpec) -> Text:
-    """The shipped text where the file's vocabulary can be read, random ids, with a note that says why, where not."""
+def default_windows(source: Source, size: WindowSpec) -> TokenWindows:
+    """Return windows of the shipped text, or of random ids, with a note on why, where the vocabulary cannot be read."""
     try:
         return shipped_windows(source, size)
     except (BadInput, UsageError) as error:
@@ -112,18 +107,18 @@ def default_windows(source: Source, size: WindowSpec) -> Text:
         )
 
 
-def _of_text(path: Path, text: str, name: str, source: Source, size: WindowSpec) -> Text:
+def _cut_text(path: Path, text: str, name: str, source: Source, size: WindowSpec) -> TokenWindows:
     tokenizer = read_tokenizer(source.metadata)
     ids = tokenizer.encode(text)
     unknown = 0 if tokenizer.unknown is None else int((ids == tokenizer.unknown).sum())
     if 3 * unknown > len(ids):
         what = "is in a script that the model's vocabulary does not have"
         raise BadInput(path, what, got=f"{unknown} of {len(ids)} tokens unknown", hint="give another --text")
-    return _windows(path, ids, name, size, tokenizer.bos)
+    return _cut_windows(path, ids, name, size, tokenizer.bos)
 
 
-def _windows(path: Path, ids: Ids, name: str, size: WindowSpec, bos: int | None) -> Text:
-    """Cut into windows; those that are taken begin with BOS where every text does."""
+def _cut_windows(path: Path, ids: Ids, name: str, size: WindowSpec, bos: int | None) -> TokenWindows:
+    """Cut ids into windows and take those of `size`; they begin with BOS where every text does."""
     n_ctx = size.n_ctx
     n = len(ids) // n_ctx
     if n == 0:
@@ -145,15 +140,11 @@ def _windows(path: Path, ids: Ids, name: str, size: WindowSpec, bos: int | None)
     notes: tuple[str, ...] = ()
     if size.n is not None and n < size.n:
         notes = (f"{name} has {n} windows of {n_ctx} tokens, fewer than {size.n}: figures are less certain",)
-    return Text(name, _digest(windows), windows, notes)
-
-
-def _digest(ids: Ids) -> str:
-    return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()
+    return TokenWindows(name, windows, notes)
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class CalibrationOptions:
     """The options --text, --tokens, --windows, --window, --quick and --statistics."""
 
     text: Path | None = None
@@ -163,8 +154,8 @@ class Calibration:
     quick: bool = False
     statistics: Path | None = None
 
-    def windows(self, source: Source, *, held_out: bool = False) -> Text:
-        """The windows to run `source` on: of what was given, or else of the text that ships with requant.
+    def windows(self, source: Source, *, held_out: bool = False) -> TokenWindows:
+        """Return windows of the given text or ids, or else of the shipped text, to run `source` on.
 
         held_out: other windows of the same.
         """
@@ -176,8 +167,8 @@ class Calibration:
         return default_windows(source, size)
 
 
-def check_calibration(asked: Calibration) -> None:
-    """Raise UsageError where what was said of the tokens contradicts itself."""
+def check_calibration(asked: CalibrationOptions) -> None:
+    """Raise UsageError for options that contradict each other."""
     if asked.text is not None and asked.tokens is not None:
         raise UsageError("--text and --tokens cannot be given together")
     if asked.quick and (asked.text or asked.tokens or asked.statistics):

@@ -1,7 +1,8 @@
-"""Weighing: blocks of rows encoded as every candidate, their errors weighed by F, by threads or by a cluster's workers.
+"""Errors of candidates: blocks of rows encoded in every candidate type, their errors weighted by F.
 
-A block's F goes with it: made here, it is at most 2 MiB, or two vectors where it is their product. Weights are read by
-whoever encodes them. The losses are the same wherever they are measured, to the last bit on machines of one kind.
+Blocks are encoded by threads, or by the workers of a cluster; a block takes its F along, at most 2 MiB, or vectors
+where F has factors, and the weights are read where it is encoded. The losses are the same wherever they are measured,
+to the last bit on machines of one kind.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from requant.errors import quoted
 from requant.formats import BlockFormat, Effort, codec
 from requant.formats.codec import Floats
 
-Tried = tuple[NDArray[np.float64], list[codec.Errors]]  # by format: the weighed error, and codec.row_errors
+BlockErrors = tuple[NDArray[np.float64], list[codec.Errors]]  # by format: the weighted error, and codec.row_errors
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class WeightRows:
     """`n` rows of a matrix from the tensor's row `first` on; the model multiplies their weights by `factor`."""
 
     source: Source
@@ -40,21 +41,21 @@ class Rows:
         return self.n, self.tensor.n_per_row
 
     def weights(self) -> Floats:
-        """Their weights as the model sees them, read now."""
+        """Read the weights, as the model sees them."""
         x: Floats = codec.dequantize(self.source.read_rows(self.tensor, self.first, self.n), self.tensor.format)
         return x * self.factor
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
-    """F as the product of a vector over rows and one over columns, plus one that is the same in every row."""
+class FisherFactors:
+    """F in factors: the product of a vector over rows and one over columns, plus a vector added to every row."""
 
     rows: Floats | None
     columns: Floats | None
     every: Floats | None
 
-    def whole(self, shape: tuple[int, int]) -> Floats:
-        """F itself, (n_rows, n_per_row)."""
+    def expand(self, shape: tuple[int, int]) -> Floats:
+        """Return F itself, (n_rows, n_per_row)."""
         found = np.zeros(shape, np.float32)
         if self.rows is not None and self.columns is not None:
             found += np.outer(self.rows, self.columns)
@@ -65,7 +66,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class RowBlock:
-    """Rows to be encoded in `formats`, each after division by its level; f: their F; importance: (n_per_row,) or None.
+    """Rows to encode in `formats`, each after division by its level; f: their F; importance: (n_per_row,) or None.
 
     factor: what the model multiplies the weights by.
     """
@@ -73,7 +74,7 @@ class RowBlock:
     tensor: SourceTensor
     first: int
     n: int
-    f: Floats | Product
+    f: Floats | FisherFactors
     factor: float
     importance: Floats | None
     formats: tuple[BlockFormat, ...]
@@ -83,39 +84,39 @@ class RowBlock:
 
 def measure_errors(
     source: Source,
-    make: Callable[[int], RowBlock],
+    make_block: Callable[[int], RowBlock],
     n: int,
     threads: int | None,
-    there: tuple[Cluster, RemoteSource] | None,
-) -> list[Tried]:
-    """What comes of blocks 0 to n - 1 of a tensor, which `make` makes, in threads of this process.
+    remote: tuple[Cluster, RemoteSource] | None,
+) -> list[BlockErrors]:
+    """Return the errors of a tensor's blocks 0 to n - 1, encoded in threads of this process.
 
-    there: they are encoded by a cluster instead, whose workers read the file of the tensor.
+    remote: a cluster that encodes them instead, and the tensor's file as its workers read it.
     """
-    if there is None:
-        with closing(run_indexed(lambda i: _tried(source, make(i)), n, threads)) as results:
+    if remote is None:
+        with closing(run_indexed(lambda i: _measure_block(source, make_block(i)), n, threads)) as results:
             return list(results)
-    cluster, origin = there
-    with closing(run_indexed(make, n, threads)) as blocks:
-        items = ((origin, block) for block in blocks)
-        with closing(cluster.in_order(_tried_there, items, _name)) as results:
+    cluster, file = remote
+    with closing(run_indexed(make_block, n, threads)) as blocks:
+        items = ((file, block) for block in blocks)
+        with closing(cluster.in_order(_measure_on_worker, items, _describe)) as results:
             return list(results)
 
 
-def _name(item: tuple[RemoteSource, RowBlock]) -> str:
+def _describe(item: tuple[RemoteSource, RowBlock]) -> str:
     return f"tensor {quoted(item[1].tensor.name)}"
 
 
-def _tried_there(item: tuple[RemoteSource, RowBlock]) -> Tried:
-    """On a worker."""
-    origin, block = item
-    with Reader(origin) as source, np.errstate(over="ignore", invalid="ignore"):
-        return _tried(source, block)
+def _measure_on_worker(item: tuple[RemoteSource, RowBlock]) -> BlockErrors:
+    """Measure a block in a worker's process."""
+    file, block = item
+    with Reader(file) as source, np.errstate(over="ignore", invalid="ignore"):
+        return _measure_block(source, block)
 
 
-def _tried(source: Source | Reader, block: RowBlock) -> Tried:
+def _measure_block(source: Source | Reader, block: RowBlock) -> BlockErrors:
     x = codec.dequantize(source.read_rows(block.tensor, block.first, block.n), block.tensor.format)
-    f = block.f.whole((block.n, block.tensor.n_per_row)) if isinstance(block.f, Product) else block.f
+    f = block.f.expand((block.n, block.tensor.n_per_row)) if isinstance(block.f, FisherFactors) else block.f
     losses, errors = np.zeros(len(block.formats)), []
     for i, (fmt, level) in enumerate(zip(block.formats, block.levels, strict=True)):
         y = codec.reconstruct(x, fmt, block.importance, block.effort, level)

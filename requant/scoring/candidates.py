@@ -1,24 +1,35 @@
-"""Candidates: the types that each tensor may get, before their losses are measured."""
+"""Candidates: the types that each tensor of a source may have, before and after their losses are measured."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from requant.container.imatrix import Imatrix, importance_for
 from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput, UsageError
-from requant.formats import FORMATS, BlockFormat, by_name
+from requant.formats import FORMATS, BlockFormat, Effort, by_name
 from requant.model.hyperparameters import Hyperparameters, check_counts, read_hyperparameters
 from requant.model.memory import on_device
 from requant.model.roles import candidates, is_below, is_lookup, is_tied, layer_of, never_quantize, role_of
-from requant.scoring.losses import Candidate, TensorLosses
+from requant.scoring.losses import Candidate, Losses, TensorLosses
+from requant.scoring.options import DEFAULT_TYPES, ScoringOptions
 
-# the others by --types: FP4 depends on the engine, IQ and ternary types cost compile time and speed on the CPU
-DEFAULT_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-
-
-# as in llama-quantize: what was already rounded to fewer bits loses more than its size shows
+# as in llama-quantize: weights that were already rounded to fewer bits lose more than their size shows
 _REQUANTIZABLE = ("F32", "F16", "BF16", "Q8_0")
+
+
+def survey_to_score(
+    source: Source, options: ScoringOptions, *, has_importance: bool = False
+) -> tuple[tuple[TensorLosses, ...], list[str]]:
+    """Return the survey of `source` for these options, and notes on the source.
+
+    Raises what `survey` and `check_requantization` raise, UsageError for a type that cannot be written.
+    """
+    surveyed = survey(source, types=options.types, imatrix=options.imatrix, has_importance=has_importance)
+    notes = check_requantization(source, surveyed, options.allow_requantize)
+    for name in options.types:
+        encoded_format(name)
+    return surveyed, notes
 
 
 def survey(
@@ -28,10 +39,11 @@ def survey(
     imatrix: Imatrix | None = None,
     has_importance: bool = False,
 ) -> tuple[TensorLosses, ...]:
-    """Every tensor with its role, why it must stay as it is or the types it may get; the losses are 0, not measured.
+    """Return every tensor with its role and its candidates, or the reason why it keeps its type; all losses are 0.
 
-    Types of more bits than the tensor has are left out: they would waste bytes and repair nothing. has_importance: all
-    tensors will have measured importance, whether an imatrix covers them or not. Raises BadInput for what is no model.
+    Types of more bits than the tensor has are no candidates: they would waste bytes and repair nothing. has_importance:
+    all tensors will have measured importance, whether an imatrix covers them or not. Raises BadInput for a file that
+    is no model.
     """
     arch = require_model(source)
     check_counts(source.metadata)
@@ -39,13 +51,13 @@ def survey(
     tied, hp = is_tied(names), _hyperparameters(source)
     weights = sum(t.n_weights for t in source.tensors)
     return tuple(
-        _surveyed(
+        _survey_tensor(
             arch,
             t,
             types,
             preserved=source.preserved.get(t.name),
             model_weights=weights,
-            on_gpu=_on_gpu(hp, t.name, tied),
+            on_gpu=_is_on_gpu(hp, t.name, tied),
             has_importance=has_importance
             or (imatrix is not None and importance_for(imatrix, t.name, t.shape) is not None),
         )
@@ -54,18 +66,18 @@ def survey(
 
 
 def _hyperparameters(source: Source) -> Hyperparameters | None:
-    """None where the architecture's keys cannot be read: a budget in file size needs none of them."""
+    """Return None where the architecture's keys cannot be read: a budget in file size needs none of them."""
     try:
         return read_hyperparameters(source.metadata, source.tensors)
     except BadInput:
         return None
 
 
-def _on_gpu(hp: Hyperparameters | None, name: str, tied: bool) -> bool:
+def _is_on_gpu(hp: Hyperparameters | None, name: str, tied: bool) -> bool:
     return not is_lookup(name, tied=tied) if hp is None else on_device(hp, name, tied=tied)
 
 
-def _surveyed(
+def _survey_tensor(
     arch: str,
     tensor: SourceTensor,
     types: Sequence[str],
@@ -99,8 +111,33 @@ def _surveyed(
     )
 
 
+def build_losses(
+    source: Source,
+    tensors: Iterable[TensorLosses],
+    method: str,
+    imatrix: Imatrix | None = None,
+    *,
+    notes: Iterable[str] = (),
+    effort: Effort = Effort.DEFAULT,
+    calibration_text: str | None = None,
+) -> Losses:
+    """Return the losses of the tensors of `source`, under its name and header, whose encoders weighted by `imatrix`."""
+    return Losses(
+        source=source.name,
+        header_sha256=source.header_sha256,
+        arch=require_model(source),
+        method=method,
+        imatrix=None if imatrix is None else imatrix.name,
+        imatrix_sha256=None if imatrix is None else imatrix.sha256,
+        tensors=tuple(tensors),
+        notes=tuple(notes),
+        effort=effort,
+        calibration_text=calibration_text,
+    )
+
+
 def encoded_format(name: str) -> BlockFormat:
-    """The format called `name`; raises UsageError where it cannot be written."""
+    """Return the format called `name`. Raise UsageError where it cannot be written."""
     fmt = by_name(name)
     if fmt is None or not fmt.can_encode:
         written = ", ".join(f.name for f in FORMATS.values() if f.can_encode and f.block_weights > 1)
@@ -109,13 +146,13 @@ def encoded_format(name: str) -> BlockFormat:
 
 
 def formats_involved(source: Source, types: Sequence[str]) -> list[BlockFormat]:
-    """The formats whose kernels scoring will call, once each."""
+    """Return the formats whose kernels scoring will call, each once."""
     decoded = {t.format for t in source.tensors if t.format.can_decode}
     return sorted(decoded | {encoded_format(t) for t in types}, key=lambda f: f.type_id)
 
 
 def check_requantization(source: Source, tensors: Sequence[TensorLosses], allowed: bool) -> list[str]:
-    """Notes that warn of a source whose matrices were already rounded to less than Q8_0; BadInput unless `allowed`."""
+    """Return notes on a source with matrices already rounded below Q8_0. Raise BadInput for it unless `allowed`."""
     rounded = [t for t in tensors if t.reason is None and t.source_type not in _REQUANTIZABLE]
     if not rounded:
         return []

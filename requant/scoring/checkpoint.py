@@ -1,7 +1,7 @@
-"""Sums of a calibration that was stopped, kept in an archive of NumPy's kind and read like a stranger's file.
+"""Checkpoint: the sums of a stopped calibration in an archive of NumPy's kind, read as a stranger's file.
 
-Nothing in it is believed: its members must be uncompressed and exactly as long as the model's matrices make them, and
-their headers are compared with the right ones, not parsed. What does not fit is as good as nothing.
+Its members must be uncompressed and exactly as long as the model's matrices make them, and their headers are compared
+with the right ones, not parsed. A checkpoint that does not fit is ignored.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from requant.scoring.statistics import SquareSums, Statistics
 SCHEMA = "requant.kept/1"
 _HEAD = "head"
 _MAX_HEAD = 1 << 26  # bytes; 100,000 matrices have about 10 MiB
-# what zipfile raises for a broken archive; RuntimeError where it is encrypted, or of a method that is not known
+# raised by zipfile for a broken archive; RuntimeError for an encrypted one, or one of an unknown method
 _BROKEN = (OSError, ValueError, LookupError, RuntimeError, EOFError, OverflowError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True, slots=True)
-class _Key:
-    """The matrix that the arrays of an index are of, and the tokens behind them."""
+class _Matrix:
+    """The matrix to which the arrays of an index belong, and the number of tokens that it saw."""
 
     name: str
     expert: int | None
@@ -42,16 +42,18 @@ class _Key:
 
 
 @dataclass(frozen=True, slots=True)
-class _Head:
+class _CheckpointHead:
+    """The head of a checkpoint: the run, its tokens so far, and the matrices in the order of the arrays."""
+
     identity: str
     n_tokens: int
-    keys: tuple[_Key, ...]
+    keys: tuple[_Matrix, ...]
 
 
 def save_checkpoint(path: Path, identity: str, statistics: Statistics) -> None:
-    """Write the sums so far, of the run called `identity`, in one step. Raises InputOutputError."""
-    keys = tuple(_Key(name, expert, sums.count) for (name, expert), sums in statistics.matrices.items())
-    head = dump({"schema": SCHEMA} | to_plain(_Head(identity, statistics.n_tokens, keys)))
+    """Write the sums so far of the run called `identity`, in one step. Raise InputOutputError."""
+    keys = tuple(_Matrix(name, expert, sums.count) for (name, expert), sums in statistics.matrices.items())
+    head = dump({"schema": SCHEMA} | to_plain(_CheckpointHead(identity, statistics.n_tokens, keys)))
     arrays = {
         f"{what}{i}": np.asarray(getattr(sums, what), np.float64)
         for i, sums in enumerate(statistics.matrices.values())
@@ -70,35 +72,35 @@ def save_checkpoint(path: Path, identity: str, statistics: Statistics) -> None:
 
 
 def load_checkpoint(path: Path, identity: str, source: Source, n_ctx: int) -> Statistics | None:
-    """What `save_checkpoint` wrote for the run called `identity` on windows of `n_ctx` tokens; None for anything else."""
+    """Return the sums saved for the run `identity` on windows of `n_ctx` tokens; None for any other file."""
     with (
         suppress(RequantError, *_BROKEN),
         os.fdopen(open_regular(path), "rb") as file,
         zipfile.ZipFile(file) as archive,
     ):
-        head = _head(archive, path)
+        head = _read_head(archive, path)
         if head.identity != identity or head.n_tokens % n_ctx:
             return None
         found = Statistics(head.n_tokens, n_ctx)
         for i, key in enumerate(head.keys):
             columns, rows = _lengths(source, key)
-            sums = _sums(archive, f"inputs{i}", columns), _sums(archive, f"gradients{i}", rows)
+            sums = _read_sums(archive, f"inputs{i}", columns), _read_sums(archive, f"gradients{i}", rows)
             found.matrices[key.name, key.expert] = SquareSums(key.count, *sums)
         return found
     return None
 
 
-def _head(archive: zipfile.ZipFile, path: Path) -> _Head:
-    data = _member(archive, _HEAD, _MAX_HEAD)
+def _read_head(archive: zipfile.ZipFile, path: Path) -> _CheckpointHead:
+    data = _read_member(archive, _HEAD, _MAX_HEAD)
     start = len(_header("|u1", (len(data),)))
     if not data.startswith(_header("|u1", (len(data) - start,))):
         raise ValueError("the head is no text")
-    head: _Head = parse_record(_Head, parse(data[start:].decode(), SCHEMA, path), "", path)
+    head: _CheckpointHead = parse_record(_CheckpointHead, parse(data[start:].decode(), SCHEMA, path), "", path)
     return head
 
 
-def _lengths(source: Source, key: _Key) -> tuple[int, int]:
-    """Columns and rows of the matrix; raises LookupError where the model has no such matrix."""
+def _lengths(source: Source, key: _Matrix) -> tuple[int, int]:
+    """Return columns and rows of the matrix. Raise LookupError where the model has no such matrix."""
     if key.name == LOOKUP:
         return 1, source.tensor("token_embd.weight").n_per_row
     if key.name not in source:
@@ -111,9 +113,9 @@ def _lengths(source: Source, key: _Key) -> tuple[int, int]:
     return tensor.n_per_row, tensor.shape[1]
 
 
-def _sums(archive: zipfile.ZipFile, name: str, length: int) -> NDArray[np.float64]:
-    """(length,) sums, or the () 0 that stands for sums of nothing; raises ValueError for what is no sum of squares."""
-    data = _member(archive, name, len(_header("<f8", (length,))) + 8 * length)
+def _read_sums(archive: zipfile.ZipFile, name: str, length: int) -> NDArray[np.float64]:
+    """Return (length,) sums, or the () 0 of a matrix without any. Raise ValueError for other arrays."""
+    data = _read_member(archive, name, len(_header("<f8", (length,))) + 8 * length)
     for shape in ((length,), ()):
         header = _header("<f8", shape)
         if data.startswith(header) and len(data) == len(header) + 8 * math.prod(shape):
@@ -123,8 +125,8 @@ def _sums(archive: zipfile.ZipFile, name: str, length: int) -> NDArray[np.float6
     raise ValueError(f"{name} are not {length} sums of squares")
 
 
-def _member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """A member's bytes; raises ValueError for more than `most`, or fewer in the archive, LookupError without it."""
+def _read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """Return a member's bytes. Raise ValueError if compressed or longer than `most`, LookupError without it."""
     info = archive.getinfo(f"{name}.npy")
     if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
         raise ValueError(f"{name} is compressed or too large")
@@ -132,7 +134,7 @@ def _member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
 
 def _header(kind: str, shape: tuple[int, ...]) -> bytes:
-    """What NumPy writes before an array of that kind and shape."""
+    """Return what NumPy writes before an array of this dtype and shape."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
     return file.getvalue()

@@ -1,7 +1,7 @@
-"""Perplexity of a model, and the KL divergence of its next-token distribution from that of the model it was made from.
+"""Evaluation: perplexity of a model, and the KL divergence of its next-token distribution from a base model's.
 
-As llama-perplexity does it: the text in windows that see nothing of each other, of each the second half is scored, the
-first token replaced by BOS where the tokenizer adds one. Activations are F32 here; llama.cpp rounds them to 8 bits in
+As in llama-perplexity, windows of the text see nothing of each other, the second half of each is scored, and the first
+token is replaced by BOS where the tokenizer adds one. Activations are F32 here; llama.cpp rounds them to 8 bits in
 front of every quantized matrix, which adds about 0.0004 nats to its divergences. Both models are run layer by layer.
 """
 
@@ -64,24 +64,24 @@ class Evaluation:
         return html(self)
 
     def to_json(self) -> str:
-        """One object, the figures by their names."""
+        """Return one JSON object, the figures by their names."""
         return dump({"schema": EVALUATION_SCHEMA} | to_plain(self))
 
     @classmethod
     def from_json(cls, text: str, path: object = "evaluation.json") -> Evaluation:
-        """The evaluation in `text`; `path` is what BadInput names."""
+        """Return the evaluation in `text`. Raise BadInput that names `path`."""
         found: Evaluation = parse_record(cls, parse(text, EVALUATION_SCHEMA, path), "", path)
         return found
 
 
 def read_evaluation(path: Path | str) -> Evaluation:
-    """The evaluation in the file at `path`. Raises BadInput, InputOutputError."""
+    """Return the evaluation in the file at `path`. Raise BadInput, InputOutputError."""
     return Evaluation.from_json(read_text(path), path)
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """Per scored token: log-likelihood of what came; with a base also its own, the divergence, whether tops agree."""
+class TokenFigures:
+    """Per scored token: its log-likelihood; with a base also the base's, the divergence, and whether tops agree."""
 
     log_likelihood: Floats64
     base_log_likelihood: Floats64 | None = None
@@ -97,10 +97,10 @@ def evaluate(
     threads: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """The figures of `model` on windows of `tokens` (n_windows, n_ctx), and how far it is from `base`.
+    """Return the figures of `model` on windows of `tokens` (n_windows, n_ctx), and its divergence from `base`.
 
-    `progress` is called with layers done, the heads counted as one. Raises BadInput where base and model have another
-    vocabulary, NumericFault for what is not finite.
+    `progress` is called with layers done, the heads counted as one. Raises BadInput where base and model have different
+    vocabularies, NumericFault for activations that are not finite.
     """
     if base is not None:
         check_base(model, base)
@@ -128,15 +128,15 @@ def check_base(model: RunnableModel, base: RunnableModel) -> None:
 
 def judge(
     head: Head, x: Array, tokens: Tokens, base: tuple[Head, Array] | None = None, threads: int | None = None
-) -> Judged:
-    """The scored tokens of `x`, the stream behind the last layer; base: another model's head and stream."""
+) -> TokenFigures:
+    """Return the figures of the scored tokens of `x`, the stream behind the last layer; base: its head and stream."""
     n_ctx = tokens.shape[1]
     positions = np.arange(n_ctx // 2, n_ctx - 1)
-    flat, targets = _scored(x, positions), tokens[:, positions + 1].reshape(-1)
+    flat, targets = _select(x, positions), tokens[:, positions + 1].reshape(-1)
     parts = head.parts(len(flat))
     n = len(flat)
     likelihood, base_likelihood, kld, same = np.empty(n), np.empty(n), np.empty(n), np.empty(n, bool)
-    others = None if base is None else (base[0], _scored(base[1], positions))
+    others = None if base is None else (base[0], _select(base[1], positions))
 
     def work(index: int) -> None:
         part = parts[index]
@@ -151,20 +151,20 @@ def judge(
             kld[part] = np.einsum("ij,ij->i", np.exp(p, out=p), q, dtype=np.float64)
 
     for_each(work, len(parts), threads)
-    return Judged(likelihood) if base is None else Judged(likelihood, base_likelihood, kld, same)
+    return TokenFigures(likelihood) if base is None else TokenFigures(likelihood, base_likelihood, kld, same)
 
 
-def summary(judged: Judged, tokens: Tokens) -> Evaluation:
-    """The figures over the scored tokens."""
+def summary(judged: TokenFigures, tokens: Tokens) -> Evaluation:
+    """Return the figures over all scored tokens."""
     n = len(judged.log_likelihood)
     ppl = float(np.exp(-judged.log_likelihood.mean()))
     error = ppl * float(judged.log_likelihood.std(ddof=1)) / n**0.5
-    to_plain = Evaluation(tokens.shape[0], tokens.shape[1], n, ppl, error)
+    plain = Evaluation(tokens.shape[0], tokens.shape[1], n, ppl, error)
     if judged.kld is None or judged.base_log_likelihood is None or judged.same_top is None:
-        return to_plain
+        return plain
     p99, p999 = np.quantile(judged.kld, [0.99, 0.999])
     return Evaluation(
-        *(to_plain.n_windows, to_plain.n_ctx, n, ppl, error),
+        *(plain.n_windows, plain.n_ctx, n, ppl, error),
         base_ppl=float(np.exp(-judged.base_log_likelihood.mean())),
         mean_kld=float(judged.kld.mean()),
         kld_error=float(judged.kld.std(ddof=1)) / n**0.5,
@@ -174,7 +174,7 @@ def summary(judged: Judged, tokens: Tokens) -> Evaluation:
     )
 
 
-def _scored(x: Array, positions: NDArray[np.intp]) -> Array:
+def _select(x: Array, positions: NDArray[np.intp]) -> Array:
     return np.ascontiguousarray(x[:, positions]).reshape(-1, x.shape[-1])
 
 

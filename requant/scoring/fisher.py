@@ -6,9 +6,9 @@ log-likelihood of labels, drawn from the model itself, at all tokens. The sum ov
 error of a weight meets all tokens with the same sign: with E[g_tr^2 x_tc^2] in its place, a value projection's losses
 were too small by up to five times (SmolLM2-135M).
 
-F of a layer is only ever there in blocks of rows, in which all candidates are encoded and their errors weighed; nothing
-of it is stored. For an output matrix, whose labels touch one token only, g^2 has a known mean, p (1 - p); an
-embedding's rows have the gradients at their tokens. All rows are encoded.
+F of a layer exists in blocks of rows only: all candidates are encoded in a block, their errors weighted by its F, and F
+is dropped. An output matrix's labels touch one token each, so g^2 has a known mean, p (1 - p); an embedding's rows have
+the gradients at their tokens. All rows are encoded.
 """
 
 from __future__ import annotations
@@ -18,137 +18,85 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from requant.common.cluster import Cluster
 from requant.container.imatrix import Imatrix, entry_of, importance_for
 from requant.container.remote import remote_sources
 from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput, brief
-from requant.formats import BlockFormat, Effort, codec
+from requant.formats import BlockFormat, codec
 from requant.formats.codec import Floats
 from requant.model.forward.architecture import read_architecture
 from requant.model.forward.checkpoints import Checkpoints
-from requant.model.forward.layer import Layer
 from requant.model.forward.ops import Array, soft_cap
-from requant.model.forward.passes import (
-    EMBEDDING,
-    RunnableModel,
-    Tokens,
-    backward,
-    check_tokens,
-    embedding_gradient,
-    forward,
-    output_gradient,
-    read_model,
-)
+from requant.model.forward.passes import EMBEDDING, RunnableModel, check_tokens, embedding_gradient, read_model
 from requant.model.forward.weights import Weights
 from requant.model.roles import n_matrices
 from requant.model.weight_scales import SCALED_TYPE, read_weight_scales, takes_weight_scale
-from requant.scoring.candidate_errors import Product, RowBlock, Rows, measure_errors
-from requant.scoring.candidates import DEFAULT_TYPES, check_requantization, encoded_format, formats_involved, survey
-from requant.scoring.losses import IN_NATS, Losses, TensorLosses
-from requant.scoring.statistics import SquareSummer, Statistics
+from requant.scoring import gradient_run
+from requant.scoring.calibration_data import TokenWindows
+from requant.scoring.candidate_errors import FisherFactors, RowBlock, WeightRows, measure_errors
+from requant.scoring.candidates import build_losses, encoded_format, survey_to_score
+from requant.scoring.gradient_run import GradientRun, Products
+from requant.scoring.losses import GRADIENTS, KFAC, Losses, ScoringResult, TensorLosses
+from requant.scoring.options import ScoringOptions
+from requant.scoring.statistics import Statistics
 
-METHOD, KFAC = IN_NATS
-BLOCK_WEIGHTS = 2**19  # of a matrix whose F is there at a time in a thread
+BLOCK_WEIGHTS = 2**19  # of a matrix whose F is in memory at a time in a thread
 
 # F of rows of a matrix: (matrix, which of its rows, where they are) -> (n_rows, n_per_row)
-Information = Callable[[int, slice, Rows], Floats | Product]
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """Losses of all candidates, and the statistics of the model that were seen on the way."""
-
-    losses: Losses
-    statistics: Statistics
+Information = Callable[[int, slice, WeightRows], Floats | FisherFactors]
 
 
 def score_by_gradients(
-    source: Source,
-    tokens: Tokens,
-    *,
-    text: str = "",
-    types: Sequence[str] = DEFAULT_TYPES,
-    imatrix: Imatrix | None = None,
-    weigh: bool = False,
-    threads: int | None = None,
-    cluster: Cluster | None = None,
-    allow_requantize: bool = False,
-    effort: Effort = Effort.DEFAULT,
-    progress: Callable[[int], None] = lambda _: None,
-) -> Scored:
-    """The predicted KL divergence, in nats per token, of every candidate of every tensor of `source`.
+    source: Source, text: TokenWindows, options: ScoringOptions, progress: Callable[[int], None] = lambda _: None
+) -> ScoringResult:
+    """Return the predicted KL divergence, in nats per token, of every candidate of every tensor of `source`.
 
-    tokens: (n_windows, n_ctx) ids; text: what they are from. The encoders weigh columns by `imatrix`, or else, with
-    `weigh`, by the mean squares of the inputs seen here. `progress` is called with layers done, `n_steps` of them.
-    cluster: its workers encode; the model is run here. Raises what `survey` and `read_model` raise, NumericFault for
-    weights or activations that are not finite.
+    The encoders weight columns by `options.imatrix`, or else, with `options.weigh`, by the mean squares of the inputs
+    seen here. `progress` is called with layers done, `n_steps` of them. Raises what `survey_to_score` and `read_model`
+    raise, NumericFault for weights or activations that are not finite.
     """
-    surveyed = survey(source, types=types, imatrix=imatrix, has_importance=weigh)
-    notes = check_requantization(source, surveyed, allow_requantize)
-    codec.warm_up(formats_involved(source, types))
-    model = read_model(Weights(source))
+    surveyed, notes = survey_to_score(source, options, has_importance=options.weigh)
+    model, tokens = read_model(Weights(source)), text.windows
     check_tokens(model, tokens)
     statistics = Statistics(tokens.size, tokens.shape[1])
-    work = _Work(source, _wanted(surveyed), imatrix, weigh, effort, threads, cluster, statistics)
+    scorer = _Scorer(source, {t.name: t for t in surveyed}, options, statistics)
+    run = GradientRun(model, tokens, statistics, options.threads, progress)
     with Checkpoints() as checkpoints:
-        x = forward(model, tokens, checkpoints=checkpoints, threads=threads, on_layer=lambda _: progress(1))
-        samplers = [SquareSummer() for _ in tokens]
-        normed, log_sum = output_gradient(model, x, hook=lambda window: samplers[window], threads=threads)
-        output = _Output(model, normed.reshape(-1, x.shape[-1]), log_sum.reshape(-1, 1))
-        for sampler in samplers:
-            work.statistics.add("", sampler.sums)
-        progress(1)
-
-        def finish(layer: Layer) -> None:
-            _score_layer(work, layer.index, samplers)
-            progress(1)
-
-        def watch(window: int) -> SquareSummer:
-            samplers[window] = SquareSummer(keep=True)
-            return samplers[window]
-
-        backward(model, x, checkpoints, hook=watch, on_layer=finish, threads=threads)
-    _score_ends(work, model, output, embedding_gradient(model, tokens, x))
-    unseen = work.statistics.n_unseen(source)
+        x = run.forward(checkpoints)
+        normed, log_sum = run.output_gradient(x)
+        output = _OutputMatrix(model, normed.reshape(-1, x.shape[-1]), log_sum.reshape(-1, 1))
+        run.backward(x, checkpoints, scorer.score_layer)
+    _score_ends(scorer, model, output, embedding_gradient(model, tokens, x))
+    unseen = statistics.n_unseen(source)
     if unseen:
         notes.append(f"{unseen} experts saw no token and count as the others of their tensor; more --windows help")
-    notes.append(f"gradients over {len(tokens)} windows of {tokens.shape[1]} tokens" + (f" of {text}" if text else ""))
-    used = work.statistics.imatrix(source, text) if weigh and imatrix is None else imatrix
-    return Scored(_losses(work, surveyed, METHOD, used, notes), work.statistics)
+    notes.append(f"gradients over {len(tokens)} windows of {tokens.shape[1]} tokens of {text.name}")
+    measured = statistics.imatrix(source, text.name) if options.weigh and options.imatrix is None else options.imatrix
+    return ScoringResult(scorer.losses(GRADIENTS, measured, notes, text.name), statistics)
 
 
 def score_by_statistics(
-    source: Source,
-    statistics: Imatrix,
-    *,
-    types: Sequence[str] = DEFAULT_TYPES,
-    imatrix: Imatrix | None = None,
-    threads: int | None = None,
-    cluster: Cluster | None = None,
-    allow_requantize: bool = False,
-    effort: Effort = Effort.DEFAULT,
-    progress: Callable[[int], None] = lambda _: None,
+    source: Source, statistics: Imatrix, options: ScoringOptions, progress: Callable[[int], None] = lambda _: None
 ) -> Losses:
-    """As `score_by_gradients`, with F_rc = E[g_r^2] E[x_c^2] from a file of `requant calibrate` (the K-FAC form).
+    """Return losses as `score_by_gradients` does, with F_rc = E[g_r^2] E[x_c^2] from `statistics` (the K-FAC form).
 
-    The encoders weigh columns by `imatrix`, or else by the statistics. `progress` is called with tensors done. Raises
-    BadInput where the statistics hold no gradients for a tensor that may be quantized.
+    statistics: read from a file of `requant calibrate`. The encoders weight columns by `options.imatrix`, or else by
+    the statistics. `progress` is called with tensors done. Raises BadInput where the statistics hold no gradients for a
+    tensor that may be quantized.
     """
-    imatrix = imatrix or statistics
-    surveyed = survey(source, types=types, imatrix=imatrix)
-    notes = check_requantization(source, surveyed, allow_requantize)
-    codec.warm_up(formats_involved(source, types))
-    seen = Statistics(statistics.n_tokens, 1)
-    work = _Work(source, _wanted(surveyed), imatrix, False, effort, threads, cluster, seen)
-    for name in work.wanted:
-        work.score(name, _product(statistics, source.tensor(name)))
-        progress(1)
-    return _losses(work, surveyed, KFAC, imatrix, notes)
+    imatrix = options.imatrix or statistics
+    options = replace(options, imatrix=imatrix, weigh=False)
+    surveyed, notes = survey_to_score(source, options)
+    scorer = _Scorer(source, {t.name: t for t in surveyed}, options, Statistics(statistics.n_tokens, 1))
+    for tensor in surveyed:
+        if tensor.reason is None:
+            scorer.score(tensor.name, _factored_information(statistics, source.tensor(tensor.name)))
+            progress(1)
+    return scorer.losses(KFAC, imatrix, notes)
 
 
-def _product(statistics: Imatrix, tensor: SourceTensor) -> Information:
-    """F of a tensor as a product, summed over the tokens of the statistics."""
+def _factored_information(statistics: Imatrix, tensor: SourceTensor) -> Information:
+    """Return F of a tensor in factors, summed over the tokens of the statistics."""
     entry = statistics.entries.get(tensor.name)
     lookup = statistics.lookup if tensor.name == EMBEDDING else None
     gradients = lookup if tensor.name == EMBEDDING else None if entry is None else entry.gradients
@@ -156,18 +104,18 @@ def _product(statistics: Imatrix, tensor: SourceTensor) -> Information:
         what = f"holds no gradients for tensor '{brief(tensor.name)}'"
         raise BadInput(statistics.path, what, hint="make it with `requant calibrate`, or pass it with --imatrix")
 
-    def information(matrix: int, rows: slice, _: Rows) -> Product:
+    def information(matrix: int, rows: slice, _: WeightRows) -> FisherFactors:
         fetched = None if lookup is None else lookup * np.float32(statistics.n_tokens / tensor.n_rows)  # any row may be
         if entry is None or entry.gradients is None:
-            return Product(None, None, fetched)
+            return FisherFactors(None, None, fetched)
         columns = entry.importance[matrix] * entry.counts[matrix]
-        return Product(entry.gradients[matrix, rows], columns, fetched)
+        return FisherFactors(entry.gradients[matrix, rows], columns, fetched)
 
     return information
 
 
 def cannot_run(source: Source) -> BadInput | None:
-    """Why the model cannot be run, and so has no gradients, or None."""
+    """Return why the model cannot be run, and so has no gradients, or None."""
     require_model(source)
     for name, why in source.preserved.items():
         return BadInput(source.path, f"tensor '{brief(name)}' is no good to compute with: {why}")
@@ -179,72 +127,62 @@ def cannot_run(source: Source) -> BadInput | None:
 
 
 def n_steps(source: Source) -> int:
-    """What `progress` of `score_by_gradients` is called with in all: every layer twice, and the head."""
-    return 2 * read_architecture(source).n_layers + 1
+    """Return the steps that `score_by_gradients` counts in all: every layer twice, and the head."""
+    return gradient_run.n_steps(read_architecture(source).n_layers)
 
 
-def _wanted(surveyed: Sequence[TensorLosses]) -> dict[str, TensorLosses]:
-    return {t.name: t for t in surveyed if t.reason is None}
+@dataclass(frozen=True, slots=True)
+class _Scorer:
+    """The candidates of a source whose losses are measured tensor by tensor, and the losses so far.
+
+    statistics: the number of tokens over which F is summed, and with `options.weigh` the importance for the encoders.
+    """
+
+    source: Source
+    surveyed: Mapping[str, TensorLosses]  # by name, in file order
+    options: ScoringOptions
+    statistics: Statistics
+    scored: dict[str, TensorLosses] = field(default_factory=dict)
+
+    def score_layer(self, products: Products) -> None:
+        """Score the tensors of a layer that every window has passed on its way back."""
+        for name, matrices in products.items():
+            self.score(name, _information(matrices), len(matrices))
+
+    def score(self, name: str, information: Information, n_seen: int | None = None) -> None:
+        """Measure all candidates of the tensor, if it may be quantized; information: F, summed over tokens.
+
+        n_seen: how many of its experts saw tokens; the others are taken to lose as much on average.
+        """
+        surveyed = self.surveyed.get(name)
+        if surveyed is not None and surveyed.reason is None:
+            factor = 1 if n_seen is None else n_matrices(surveyed.shape) / n_seen
+            self.scored[name] = _measure_tensor(self, surveyed, information, factor)
+
+    def importance(self, tensor: SourceTensor) -> Floats | None:
+        """Return the importance for the encoders, (n_matrices, n_per_row), or None."""
+        if self.options.imatrix is not None:
+            return importance_for(self.options.imatrix, tensor.name, tensor.shape)
+        found = self.statistics.arrays(tensor.name, tensor.shape) if self.options.weigh else None
+        return None if found is None else entry_of(found[0], found[1]).importance
+
+    def losses(self, method: str, imatrix: Imatrix | None, notes: Sequence[str], text: str | None = None) -> Losses:
+        """Return the losses of all tensors. Raise SourceChanged where the source is no longer what was read."""
+        self.source.check_unchanged()
+        tensors = (self.scored.get(name) or _without_candidates(t) for name, t in self.surveyed.items())
+        effort = self.options.effort
+        return build_losses(self.source, tensors, method, imatrix, notes=notes, effort=effort, calibration_text=text)
 
 
-def _losses(
-    work: _Work, surveyed: Sequence[TensorLosses], method: str, imatrix: Imatrix | None, notes: Sequence[str]
-) -> Losses:
-    work.source.check_unchanged()
-    return Losses(
-        source=work.source.name,
-        header_sha256=work.source.header_sha256,
-        arch=require_model(work.source),
-        method=method,
-        imatrix=None if imatrix is None else imatrix.name,
-        imatrix_sha256=None if imatrix is None else imatrix.sha256,
-        tensors=tuple(work.scored.get(t.name) or _as_it_is(t) for t in surveyed),
-        notes=tuple(notes),
-        effort=work.effort,
-    )
-
-
-def _as_it_is(tensor: TensorLosses) -> TensorLosses:
-    """A tensor of which the pass saw nothing (a layer that predicts several tokens ahead) without any other type."""
+def _without_candidates(tensor: TensorLosses) -> TensorLosses:
+    """Return a tensor that the run did not use (of a multi-token prediction layer) with its own type only."""
     own, *others = tensor.candidates
     skipped = dict.fromkeys((c.type for c in others), "the model was run without the tensor, its loss is not known")
     return replace(tensor, candidates=(own,), skipped={**tensor.skipped, **skipped})
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
-    """What is scored and how, and what has been found so far."""
-
-    source: Source
-    wanted: Mapping[str, TensorLosses]
-    imatrix: Imatrix | None
-    weigh: bool
-    effort: Effort
-    threads: int | None
-    cluster: Cluster | None
-    statistics: Statistics
-    scored: dict[str, TensorLosses] = field(default_factory=dict)
-
-    def importance(self, tensor: SourceTensor) -> Floats | None:
-        """(n_matrices, n_per_row) for the encoders, or None."""
-        if self.imatrix is not None:
-            return importance_for(self.imatrix, tensor.name, tensor.shape)
-        found = self.statistics.arrays(tensor.name, tensor.shape) if self.weigh else None
-        return None if found is None else entry_of(found[0], found[1]).importance
-
-    def score(self, name: str, information: Information, n_seen: int | None = None) -> None:
-        """Measure all candidates of the tensor; information: F, summed over tokens.
-
-        n_seen: of its experts, those that saw tokens; the others are taken to lose as much on average.
-        """
-        if name in self.wanted:
-            tensor = self.source.tensor(name)
-            factor = 1 if n_seen is None else n_matrices(tensor.shape) / n_seen
-            self.scored[name] = _scored(self, tensor, information, factor)
-
-
-@dataclass(frozen=True, slots=True)
-class _Output:
+class _OutputMatrix:
     """The output matrix's inputs (n_tokens, n_embd), and each token's logarithm of the sum of exp(logits), (.., 1)."""
 
     model: RunnableModel
@@ -252,7 +190,7 @@ class _Output:
     log_sum: Array
 
     def information(self, rows: slice, weights: Floats) -> Floats:
-        """F of rows of the output matrix: p (1 - p) times x^2, summed over tokens."""
+        """Return F of rows of the output matrix: p (1 - p) times x^2, summed over tokens."""
         bias = self.model.weights.get("output.bias")
         logits = self.x @ weights.T
         if bias is not None:
@@ -264,24 +202,10 @@ class _Output:
         return found
 
 
-def _score_layer(work: _Work, index: int, samplers: Sequence[SquareSummer]) -> None:
-    """Score the tensors of a layer whose windows have all been run."""
-    prefix = f"blk.{index}."
-    kept: dict[str, dict[int, list[tuple[Array, Array]]]] = {}
-    for sampler in samplers:
-        work.statistics.add(prefix, sampler.sums)
-        for (name, expert), pair in sampler.kept.items():
-            kept.setdefault(prefix + name, {}).setdefault(expert or 0, []).append(pair)
-    for name, matrices in kept.items():
-        work.score(name, _information(matrices), len(matrices))
-    for sampler in samplers:
-        sampler.kept.clear()
-
-
 def _information(matrices: Mapping[int, Sequence[tuple[Array, Array]]]) -> Information:
-    """F of matrices from the inputs and gradients of each window, by expert."""
+    """Return F of matrices from the inputs and gradients of each window, by expert."""
 
-    def information(matrix: int, rows: slice, at: Rows) -> Floats:
+    def information(matrix: int, rows: slice, at: WeightRows) -> Floats:
         found = np.zeros(at.shape, np.float32)
         for x, g in matrices.get(matrix, ()):
             gradient = g[:, rows].T @ x
@@ -292,46 +216,47 @@ def _information(matrices: Mapping[int, Sequence[tuple[Array, Array]]]) -> Infor
     return information
 
 
-def _score_ends(work: _Work, model: RunnableModel, output: _Output, gradients: tuple[Array, Array]) -> None:
+def _score_ends(scorer: _Scorer, model: RunnableModel, output: _OutputMatrix, gradients: tuple[Array, Array]) -> None:
     """Score the embedding and the output, which may be one matrix."""
     ids, squares = gradients
     tied = model.output_name == EMBEDDING
 
-    def information(matrix: int, rows: slice, at: Rows) -> Floats:
+    def information(matrix: int, rows: slice, at: WeightRows) -> Floats:
         found = output.information(rows, at.weights()) if tied else np.zeros(at.shape, np.float32)
         own = np.flatnonzero((ids >= rows.start) & (ids < rows.stop))
         found[ids[own] - rows.start] += squares[own]
         return found
 
-    work.score(EMBEDDING, information)
+    scorer.score(EMBEDDING, information)
     if not tied:
-        work.score(model.output_name, lambda matrix, rows, at: output.information(rows, at.weights()))
+        scorer.score(model.output_name, lambda matrix, rows, at: output.information(rows, at.weights()))
 
 
-def _scored(work: _Work, tensor: SourceTensor, information: Information, factor: float) -> TensorLosses:
-    """The tensor with the loss, times `factor`, and relative error of each candidate that can represent its weights."""
-    surveyed = work.wanted[tensor.name]
-    formats = [encoded_format(candidate.type) for candidate in surveyed.candidates[1:]]
+def _measure_tensor(scorer: _Scorer, surveyed: TensorLosses, information: Information, factor: float) -> TensorLosses:
+    """Return the tensor with the loss, times `factor`, and the relative error of each candidate that can hold it."""
+    source, options = scorer.source, scorer.options
+    tensor = source.tensor(surveyed.name)
+    formats = tuple(encoded_format(candidate.type) for candidate in surveyed.candidates[1:])
     matrices = n_matrices(tensor.shape)
-    scales = read_weight_scales(work.source, tensor)
+    scales = read_weight_scales(source, tensor)
     factors = np.ones(matrices, np.float32) if scales is None else np.broadcast_to(scales, matrices)
-    importance = work.importance(tensor)
-    levels = _second_scales(work, tensor, matrices) if takes_weight_scale(work.source, tensor) else None
+    importance = scorer.importance(tensor)
+    levels = _second_scales(source, tensor, matrices) if takes_weight_scale(source, tensor) else None
     n = tensor.n_rows // matrices
     step = max(1, BLOCK_WEIGHTS // tensor.n_per_row)
     blocks = [(m, slice(a, min(a + step, n))) for m in range(matrices) for a in range(0, n, step)]
 
-    def make(index: int) -> RowBlock:
+    def make_block(index: int) -> RowBlock:
         m, rows = blocks[index]
-        at = Rows(work.source, tensor, m * n + rows.start, rows.stop - rows.start, factors[m])
+        at = WeightRows(source, tensor, m * n + rows.start, rows.stop - rows.start, factors[m])
         own = None if importance is None else importance[m if len(importance) > 1 else 0]
-        level = [levels[m] if levels is not None and fmt.name == SCALED_TYPE else 1.0 for fmt in formats]
+        level = tuple(levels[m] if levels is not None and fmt.name == SCALED_TYPE else 1.0 for fmt in formats)
         f, factor = information(m, rows, at), float(factors[m])
-        return RowBlock(tensor, at.first, at.n, f, factor, own, tuple(formats), tuple(level), work.effort)
+        return RowBlock(tensor, at.first, at.n, f, factor, own, formats, level, options.effort)
 
-    there = None if work.cluster is None else (work.cluster, remote_sources(work.source)[tensor.file])
-    found = measure_errors(work.source, make, len(blocks), work.threads, there)
-    totals = np.array([losses for losses, _ in found]).sum(axis=0) * factor / (2 * work.statistics.n_tokens)
+    remote = None if options.cluster is None else (options.cluster, remote_sources(source)[tensor.file])
+    found = measure_errors(source, make_block, len(blocks), options.threads, remote)
+    totals = np.array([losses for losses, _ in found]).sum(axis=0) * factor / (2 * scorer.statistics.n_tokens)
     errors = [np.concatenate(of_format) for of_format in zip(*(errors for _, errors in found), strict=True)]
     return _with_losses(surveyed, formats, totals, errors)
 
@@ -349,11 +274,11 @@ def _with_losses(
     return replace(surveyed, candidates=tuple(found), skipped=skipped)
 
 
-def _rows(source: Source, tensor: SourceTensor, first: int, n: int) -> Floats:
-    return codec.dequantize(source.read_rows(tensor, first, n), tensor.format)
-
-
-def _second_scales(work: _Work, tensor: SourceTensor, matrices: int) -> list[float]:
+def _second_scales(source: Source, tensor: SourceTensor, matrices: int) -> list[float]:
+    """Return the second level of scales of each matrix, from its largest weight."""
     n = tensor.n_rows // matrices
-    peaks = [float(np.abs(_rows(work.source, tensor, m * n, n)).max(initial=0)) for m in range(matrices)]
+    peaks = []
+    for m in range(matrices):
+        x = codec.dequantize(source.read_rows(tensor, m * n, n), tensor.format)
+        peaks.append(float(np.abs(x).max(initial=0)))
     return [float(codec.second_scale(peak)) for peak in peaks]

@@ -1,8 +1,8 @@
-"""E[x^2], the mean square of every input column of a matrix: measured (an imatrix), or read off the weights.
+"""Input moments: E[x^2] of every input column of a matrix, from an imatrix or from the weights alone.
 
 Without data, a matrix behind a normalisation sees inputs of mean square gamma^2, and any other is taken to see inputs
-of mean square 1. Carrying the variances on through attention and the gated feed-forward was tried: it knows better
-which columns are loud, but made worse plans for the tiny model.
+of mean square 1. Carrying the variances on through attention and the gated feed-forward was tried: it predicts large
+columns better, but made worse plans for the tiny model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from requant.model.roles import layer_of, role_of
 
 Moments = NDArray[np.float32]  # (n_matrices or 1, n_per_row)
 
-# role -> the norms whose output it reads, the first that the layer has
+# role -> the norms whose output it may read; the layer's first of them counts
 _BEHIND = {
     **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_gate", "ssm_in"), ("attn_norm",)),
     **dict.fromkeys(
@@ -29,20 +29,20 @@ _BEHIND = {
     ),
     "output": ("output_norm",),
 }
-# sandwich norms: what the block adds to the stream is normalised once more
+# sandwich norms, which normalise a block's output before it is added to the stream
 _AFTER = {"attn_output": "post_attention_norm", "ffn_down": "post_ffw_norm"}
 
 
 @dataclass(frozen=True, slots=True)
 class InputMoments:
-    """Mean squares of a tensor's inputs and where they come from: imatrix, norm, flat."""
+    """Mean squares of a tensor's inputs, and their origin: imatrix, norm, flat."""
 
     moments: Moments
     origin: str
 
 
 def read_moments(source: Source, tensor: SourceTensor, imatrix: Imatrix | None) -> InputMoments:
-    """E[x^2] per column of `tensor`: the imatrix's where it has the tensor, else data-free."""
+    """Return E[x^2] of every column of `tensor`: the imatrix's where it has the tensor, else from the weights."""
     if imatrix is not None:
         measured = importance_for(imatrix, tensor.name, tensor.shape)
         if measured is not None and measured.any():
@@ -55,7 +55,7 @@ def read_moments(source: Source, tensor: SourceTensor, imatrix: Imatrix | None) 
 
 
 def residual_energy(source: Source, name: str, energy: float) -> float:
-    """What a matrix whose output has `energy` adds to the stream: the same, unless a sandwich norm comes in between."""
+    """Return the energy that a matrix adds to the stream: that of its output, unless a sandwich norm comes between."""
     role, layer = role_of(name), layer_of(name)
     if role not in _AFTER or f"blk.{layer}.ffn_norm.weight" not in source:
         return energy  # without ffn_norm, post_attention_norm is the feed-forward's own
@@ -64,7 +64,7 @@ def residual_energy(source: Source, name: str, energy: float) -> float:
 
 
 def _gamma(source: Source, layer: int | None, names: tuple[str, ...]) -> Moments | None:
-    """The weights of the first of the norms that is there, (n,); None where they are kept, and so not finite."""
+    """Return the weights of the layer's first of these norms, (n,); None where they are preserved, so not finite."""
     prefix = "" if layer is None else f"blk.{layer}."
     for name in names:
         if f"{prefix}{name}.weight" in source:

@@ -1,11 +1,11 @@
-"""Losses: what each type would cost each tensor, from the real error of the real encoders.
+"""Losses without gradients: the error that each type makes at a matrix's output, by the encoders themselves.
 
-Without gradients the loss of a matrix starts from the energy of the error it makes at its output, relative to the
-energy of that output: sum_r sum_c E[x_c^2] e_rc^2 over sum_r sum_c E[x_c^2] w_rc^2. E[x^2] comes from an imatrix
-(method `cfix`) or from the weights alone (`dfix`). stream.py makes losses of it that can be added up and compared
-between tensors: they count what reaches the residual stream.
+The loss of a matrix starts from the energy of the error at its output, relative to the energy of that output: sum_r
+sum_c E[x_c^2] e_rc^2 over sum_r sum_c E[x_c^2] w_rc^2. E[x^2] comes from an imatrix (method `cfix`) or from the weights
+alone (`dfix`). `residual_shares` scales these energies to losses that can be added up and compared between tensors:
+they count what reaches the residual stream.
 
-Errors are measured on rows evenly spread over the tensor; the standard error of each loss is stated with it.
+Errors are measured on rows evenly spread over the tensor; each loss has its standard error beside it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from requant.common.cluster import Cluster, Step
+from requant.common.cluster import Step
 from requant.common.threads import in_order, n_threads
-from requant.container.imatrix import Imatrix
-from requant.container.source import Source, SourceTensor, require_model
+from requant.container.source import Source, SourceTensor
 from requant.errors import quoted
 from requant.formats import Effort, codec
 from requant.formats.codec import Floats
@@ -31,13 +30,14 @@ from requant.model.roles import (
     role_of,
 )
 from requant.model.weight_scales import SCALED_TYPE, read_weight_scales, takes_weight_scale
-from requant.scoring.candidates import DEFAULT_TYPES, check_requantization, encoded_format, formats_involved, survey
+from requant.scoring.candidates import build_losses, encoded_format, survey_to_score
 from requant.scoring.input_moments import InputMoments, read_moments, residual_energy
 from requant.scoring.losses import Losses, TensorLosses
+from requant.scoring.options import ScoringOptions
 from requant.scoring.residual_shares import scale_by_residual, writes_residual
 
 SAMPLE_WEIGHTS = 2**18  # weights of a tensor that are encoded for each candidate
-SAMPLE_ROWS = 64  # rows at least, where it has them
+SAMPLE_ROWS = 64  # at least, of a tensor that has them
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,43 +60,29 @@ class _Trial:
     effort: Effort
 
 
-Prepared = tuple[SourceTensor, TensorLosses]
+ScoredTensor = tuple[TensorLosses, str, float]  # its losses, the origin of its moments, the energy of its output
 
 
-def score(
-    source: Source,
-    *,
-    types: Sequence[str] = DEFAULT_TYPES,
-    imatrix: Imatrix | None = None,
-    threads: int | None = None,
-    cluster: Cluster | None = None,
-    allow_requantize: bool = False,
-    effort: Effort = Effort.DEFAULT,
-    progress: Callable[[int], None] | None = None,
-) -> Losses:
-    """The loss of every candidate of every tensor of `source`; `progress` is called with source bytes done.
+def score(source: Source, options: ScoringOptions, progress: Callable[[int], None] = lambda _: None) -> Losses:
+    """Return the loss of every candidate of every tensor of `source`; `progress` is called with source bytes done.
 
-    cluster: its workers encode what is read here.
-
-    Raises UsageError for a type that cannot be written or a source that is already below Q8_0 without
-    `allow_requantize`, NumericFault for weights that are not finite, BadInput for an imatrix of another model,
+    Raises UsageError for a type that cannot be written, BadInput for a source below Q8_0 without
+    `options.allow_requantize` or an imatrix of another model, NumericFault for weights that are not finite,
     SourceChanged.
     """
-    surveyed = survey(source, types=types, imatrix=imatrix)
-    notes = check_requantization(source, surveyed, allow_requantize)
-    codec.warm_up(formats_involved(source, types))
-    free = [(source.tensor(t.name), t) for t in surveyed if t.reason is None]
+    surveyed, notes = survey_to_score(source, options)
+    imatrix = options.imatrix
+    free = [t for t in surveyed if t.reason is None]
 
-    def prepare(job: Prepared) -> tuple[_Trial, str]:
-        inputs = read_moments(source, job[0], imatrix)
-        return _trial(source, *job, inputs, effort), inputs.origin
+    def prepare(tensor: TensorLosses) -> tuple[_Trial, str]:
+        inputs = read_moments(source, source.tensor(tensor.name), imatrix)
+        return _make_trial(source, tensor, inputs, options.effort), inputs.origin
 
     results = []
-    with contextlib.closing(_tried_in_order(prepare, free, threads, cluster)) as found:
-        for (tensor, _), result in zip(free, found, strict=True):
+    with contextlib.closing(_measure_in_order(prepare, free, options)) as found:
+        for tensor, result in zip(free, found, strict=True):
             results.append(result)
-            if progress is not None:
-                progress(tensor.n_bytes)
+            progress(tensor.n_bytes)
     energies = {s.name: energy for s, _, energy in results}
     added = {
         name: residual_energy(source, name, energy)
@@ -110,52 +96,42 @@ def score(
         notes.append(
             f"the imatrix does not cover {missing} of {len(origins)} tensors; theirs is worked out from the weights"
         )
-    return Losses(
-        source=source.name,
-        header_sha256=source.header_sha256,
-        arch=require_model(source),
-        method="dfix" if imatrix is None else "cfix",
-        imatrix=None if imatrix is None else imatrix.name,
-        imatrix_sha256=None if imatrix is None else imatrix.sha256,
-        tensors=tuple(scored.get(t.name, t) for t in surveyed),
-        notes=tuple(notes),
-        effort=effort,
-    )
+    method = "dfix" if imatrix is None else "cfix"
+    tensors = (scored.get(t.name, t) for t in surveyed)
+    return build_losses(source, tensors, method, imatrix, notes=notes, effort=options.effort)
 
 
-def _tried_in_order(
-    prepare: Callable[[Prepared], tuple[_Trial, str]],
-    free: Sequence[Prepared],
-    threads: int | None,
-    cluster: Cluster | None,
-) -> Generator[tuple[TensorLosses, str, float], None, None]:
-    """Of each tensor its losses, where its moments are from, and the energy of its output."""
-    n = n_threads(threads)
+def _measure_in_order(
+    prepare: Callable[[TensorLosses], tuple[_Trial, str]], free: Sequence[TensorLosses], options: ScoringOptions
+) -> Generator[ScoredTensor, None, None]:
+    """Yield each tensor scored, measured in threads or by the workers of a cluster."""
+    n, cluster = n_threads(options.threads), options.cluster
     if cluster is None:
-        with contextlib.closing(in_order(lambda job: _with_origin(*prepare(job)), free, n)) as results:
+        with contextlib.closing(in_order(lambda tensor: _with_origin(*prepare(tensor)), free, n)) as results:
             yield from results
         return
     with contextlib.closing(in_order(prepare, free, n)) as trials:
-        named = (Step(_tried, trial, f"tensor {quoted(trial.surveyed.name)}", about=origin) for trial, origin in trials)
+        named = (
+            Step(_measure, trial, f"tensor {quoted(trial.surveyed.name)}", about=origin) for trial, origin in trials
+        )
         with contextlib.closing(cluster.run(named)) as steps:
             for step in steps:
                 scored, energy = step.result
                 yield scored, step.about, energy
 
 
-def _with_origin(trial: _Trial, origin: str) -> tuple[TensorLosses, str, float]:
-    scored, energy = _tried(trial)
+def _with_origin(trial: _Trial, origin: str) -> ScoredTensor:
+    scored, energy = _measure(trial)
     return scored, origin, energy
 
 
-def _trial(
-    source: Source, tensor: SourceTensor, surveyed: TensorLosses, inputs: InputMoments, effort: Effort
-) -> _Trial:
-    return _Trial(_sampled(source, tensor, inputs), surveyed, takes_weight_scale(source, tensor), effort)
+def _make_trial(source: Source, surveyed: TensorLosses, inputs: InputMoments, effort: Effort) -> _Trial:
+    tensor = source.tensor(surveyed.name)
+    return _Trial(_sample_rows(source, tensor, inputs), surveyed, takes_weight_scale(source, tensor), effort)
 
 
-def _tried(trial: _Trial) -> tuple[TensorLosses, float]:
-    """The tensor with the energy of each candidate's error at its output, and the energy of that output."""
+def _measure(trial: _Trial) -> tuple[TensorLosses, float]:
+    """Return the tensor with the energy of each candidate's error at its output, and the energy of that output."""
     sample, surveyed = trial.sample, trial.surveyed
     energy, _ = _estimate(sample, sample.x * 0)
     found = [surveyed.candidates[0]]
@@ -182,8 +158,8 @@ def _tried(trial: _Trial) -> tuple[TensorLosses, float]:
     return replace(surveyed, candidates=tuple(found), skipped=skipped), energy
 
 
-def _sampled(source: Source, tensor: SourceTensor, inputs: InputMoments) -> _Sample:
-    """Rows evenly spread over the tensor, all of them where it is small. Raises NumericFault."""
+def _sample_rows(source: Source, tensor: SourceTensor, inputs: InputMoments) -> _Sample:
+    """Return rows evenly spread over the tensor, all of them where it is small. Raise NumericFault."""
     n_sampled = min(tensor.n_rows, max(SAMPLE_ROWS, SAMPLE_WEIGHTS // tensor.n_per_row))
     rows = (np.arange(n_sampled) * tensor.n_rows + tensor.n_rows // 2) // n_sampled
     if n_sampled == tensor.n_rows:
@@ -199,7 +175,7 @@ def _sampled(source: Source, tensor: SourceTensor, inputs: InputMoments) -> _Sam
 def _parts(
     tensor: SourceTensor, rows: NDArray[np.intp], inputs: InputMoments, shares: Floats
 ) -> tuple[tuple[int, int, Floats | None, Floats, float], ...]:
-    """The sampled rows of each matrix, which share its importance; a measured one also weights the encoder."""
+    """Return the sampled rows of each matrix, which share its importance; a measured one also weights the encoder."""
     matrices = n_matrices(tensor.shape)
     owner = rows // (tensor.n_rows // matrices)
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
@@ -214,7 +190,7 @@ def _parts(
 
 
 def _output_shares(source: Source, tensor: SourceTensor) -> Floats:
-    """What each matrix's output counts: the share of the experts used per token times its scale squared."""
+    """Return the weight of each matrix's output: the share of the experts used per token times its scale squared."""
     matrices = n_matrices(tensor.shape)
     share = 1.0
     if is_experts(tensor.name, tensor.shape):
@@ -226,7 +202,7 @@ def _output_shares(source: Source, tensor: SourceTensor) -> Floats:
 
 
 def _estimate(sample: _Sample, y: Floats) -> tuple[float, float]:
-    """Loss of the whole tensor if its rows became `y`, and its standard error."""
+    """Return the loss of the whole tensor if its rows became `y`, and its standard error."""
     per_row = np.concatenate(
         [codec.row_errors(sample.x[a:b], y[a:b], moments)[:, 3] * share for a, b, _, moments, share in sample.parts]
     )

@@ -1,4 +1,4 @@
-"""Losses: the predicted harm of every candidate type of every tensor, as data and as JSON that a person can edit."""
+"""Losses: the predicted harm of every candidate of every tensor, as data and as JSON that a person can edit."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from requant.common.notebook import html
 from requant.common.serialization import dump, parse, parse_record, read_text, to_plain
 from requant.errors import BadInput, brief
 from requant.formats import Effort, format_of, parse_type_name
 
+if TYPE_CHECKING:
+    from requant.scoring.statistics import Statistics
+
 LOSSES_SCHEMA = "requant.losses/1"
-
-
-IN_NATS = ("fisher", "kfac")  # methods whose losses are predicted KL divergence, in nats per token
+IN_NATS = GRADIENTS, KFAC = "fisher", "kfac"  # methods whose losses are predicted KL divergence, in nats per token
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A type that a tensor could have: its size and the predicted harm."""
+    """A type that a tensor could have, its size and its loss."""
 
     type: str = field(metadata={"parse": parse_type_name})
     n_bytes: int
@@ -41,7 +43,7 @@ class TensorLosses:
     source_type: str = field(metadata={"parse": parse_type_name})
     n_bytes: int  # in the source
     on_gpu: bool  # counts against VRAM
-    reason: str | None  # why it must stay as it is, or None
+    reason: str | None  # why it must keep its type, or None
     candidates: tuple[Candidate, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)  # type -> why it is not a candidate
 
@@ -66,31 +68,40 @@ class Losses:
     effort: Effort = Effort.DEFAULT  # of the encoders whose errors were measured
     caches: Mapping[str, float] = field(default_factory=dict)  # "K type/V type" -> measured loss of such a KV cache
     options: tuple[str, ...] = ()  # of `requant score`, as one types them; files without folders; (): not known
+    calibration_text: str | None = None  # name of the text that gradients were taken on; None: the model was not run
 
     def _repr_html_(self) -> str:
         return html(self)
 
     def to_json(self) -> str:
-        """The file's text: ASCII, one candidate a line, the same for the same losses."""
+        """Return the file's text: ASCII, one candidate a line, the same for the same losses."""
         return dump({"schema": LOSSES_SCHEMA} | to_plain(self))
 
     @classmethod
     def from_json(cls, text: str, path: object = "losses.json") -> Losses:
-        """The losses in `text`; `path` is what BadInput names."""
+        """Return the losses in `text`. Raise BadInput that names `path`."""
         losses: Losses = parse_record(cls, parse(text, LOSSES_SCHEMA, path), "", path)
-        _check_unique((t.name for t in losses.tensors), path)
+        check_unique((t.name for t in losses.tensors), path)
         for index, tensor in enumerate(losses.tensors):
             _check_tensor(tensor, f"tensors[{index}]", path)
         return losses
 
 
+@dataclass(frozen=True, slots=True)
+class ScoringResult:
+    """The losses of a source, and the statistics of its matrices' inputs and gradients, None where it was not run."""
+
+    losses: Losses
+    statistics: Statistics | None = None
+
+
 def read_losses(path: Path | str) -> Losses:
-    """The losses in the file at `path`. Raises BadInput, InputOutputError."""
+    """Return the losses in the file at `path`. Raise BadInput, InputOutputError."""
     return Losses.from_json(read_text(path), path)
 
 
-def _n_bytes(type_name: str, shape: tuple[int, ...], where: str, path: object) -> int:
-    """Bytes of a tensor; BadInput where its rows are not whole blocks."""
+def bytes_of_type(type_name: str, shape: tuple[int, ...], where: str, path: object) -> int:
+    """Return the bytes of a tensor. Raise BadInput where its rows are not whole blocks."""
     fmt = format_of(type_name)
     if not fmt.divides(shape[0] if shape else 1):
         raise BadInput(
@@ -102,14 +113,15 @@ def _n_bytes(type_name: str, shape: tuple[int, ...], where: str, path: object) -
     return fmt.n_bytes(math.prod(shape))
 
 
-def _check_unique(names: Iterable[str], path: object) -> None:
+def check_unique(names: Iterable[str], path: object) -> None:
+    """Raise BadInput where a tensor's name appears twice."""
     name, count = max(Counter(names).items(), key=lambda item: item[1], default=("", 0))
     if count > 1:
         raise BadInput(path, f"tensor '{brief(name)}' appears twice")
 
 
 def _check_tensor(tensor: TensorLosses, where: str, path: object) -> None:
-    """The types are unique, the source's own is among them, and the sizes are right."""
+    """Raise BadInput unless the types are unique, the source's own is among them, and the sizes are right."""
     types = [c.type for c in tensor.candidates]
     if len(set(types)) < len(types) or tensor.source_type not in types:
         what = f"{where}.candidates must name {tensor.source_type} (the source's own type) and no type twice"
@@ -118,6 +130,6 @@ def _check_tensor(tensor: TensorLosses, where: str, path: object) -> None:
     if tensor.n_bytes != sizes[tensor.source_type]:
         raise BadInput(path, f"{where}.n_bytes is not that of {tensor.source_type}", got=tensor.n_bytes)
     for type_name, n_bytes in sizes.items():
-        true = _n_bytes(type_name, tensor.shape, where, path)
+        true = bytes_of_type(type_name, tensor.shape, where, path)
         if n_bytes != true:
             raise BadInput(path, f"{where}: n_bytes of {type_name} is wrong", got=n_bytes, limit=true)

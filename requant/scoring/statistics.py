@@ -1,4 +1,4 @@
-"""Statistics of a running model: sums of squared inputs and gradients of every matrix, with the tokens behind them."""
+"""Statistics of a model: sums of squared inputs and gradients of every matrix, with the tokens behind them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from requant.container.part import Part
 from requant.container.source import Source
 from requant.errors import printable
 from requant.formats.codec import Floats
-from requant.model.forward.ops import Array
 from requant.model.roles import is_experts, n_matrices
 
 Sums = NDArray[np.float64]
@@ -27,7 +26,7 @@ Sums = NDArray[np.float64]
 
 @dataclass(slots=True)
 class SquareSums:
-    """Of one matrix: sums over `count` tokens of squared inputs (n_per_row,) and gradients (n_rows,), 0 without."""
+    """Sums of one matrix over `count` tokens: squared inputs (n_per_row,) and gradients (n_rows,), 0.0 without."""
 
     count: int = 0
     inputs: Sums | float = 0.0
@@ -41,35 +40,8 @@ class SquareSums:
 
 
 @dataclass(slots=True)
-class SquareSummer:
-    """A Watch of one window that sums squares.
-
-    kept: the inputs and gradients themselves, where `keep`, for whoever needs more than their sums.
-    """
-
-    keep: bool = False
-    sums: dict[tuple[str, int | None], SquareSums] = field(default_factory=dict)
-    kept: dict[tuple[str, int | None], tuple[Array, Array]] = field(default_factory=dict)
-
-    def inputs(self, name: str, expert: int | None, x: Array) -> None:
-        """Sum x^2."""
-        self.sums.setdefault((name, expert), SquareSums()).add(SquareSums(len(x), _squares(x)))
-
-    def gradients(self, name: str, expert: int | None, x: Array, g: Array) -> None:
-        """Sum g^2."""
-        self.sums[name, expert].add(SquareSums(gradients=_squares(g)))
-        if self.keep:
-            self.kept[name, expert] = x, g
-
-
-def _squares(x: Array) -> Sums:
-    total: Sums = np.einsum("ij,ij->j", x, x).astype(np.float64)
-    return total
-
-
-@dataclass(slots=True)
 class Statistics:
-    """Sums by matrix, (tensor name, expert or None), over `n_tokens` tokens in windows of `n_ctx`."""
+    """Sums over `n_tokens` tokens in windows of `n_ctx`, by matrix: (tensor name, expert or None)."""
 
     n_tokens: int
     n_ctx: int
@@ -79,12 +51,12 @@ class Statistics:
         return html(self)
 
     def add(self, prefix: str, sums: Mapping[tuple[str, int | None], SquareSums]) -> None:
-        """Add sums over some tokens, of tensors whose names follow on `prefix`."""
+        """Add sums over some tokens; `prefix` goes before the tensors' names."""
         for (name, expert), found in sums.items():
             self.matrices.setdefault((prefix + name, expert), SquareSums()).add(found)
 
     def n_unseen(self, source: Source) -> int:
-        """Experts of which some tensor saw no token."""
+        """Return the number of experts of which some tensor saw no token."""
         names = {name for name, expert in self.matrices if expert is not None}
         return sum(
             self.matrices.get((t.name, m), SquareSums()).count == 0
@@ -94,7 +66,7 @@ class Statistics:
         )
 
     def imatrix(self, source: Source, name: str) -> Imatrix:
-        """The same as an importance matrix called `name`, of what of `source` was seen."""
+        """Return the statistics as an importance matrix called `name`, of the tensors of `source` that were seen."""
         entries = {}
         for tensor in source.tensors:
             arrays = self.arrays(tensor.name, tensor.shape)
@@ -114,9 +86,9 @@ class Statistics:
         )
 
     def arrays(self, name: str, shape: Sequence[int]) -> tuple[Floats, Floats, Floats | None] | None:
-        """Sums of squared inputs (n_matrices, n_per_row), counts (n_matrices,), and sums of squared gradients.
+        """Return sums of squared inputs (n_matrices, n_per_row), counts (n_matrices,), and sums of squared gradients.
 
-        The last (n_matrices, n_rows), or None where none were seen; None for a tensor of which nothing was seen.
+        The last are (n_matrices, n_rows), or None where no gradients were seen. None for a tensor that was not seen.
         """
         experts = is_experts(name, shape)
         n = n_matrices(shape) if experts else 1
@@ -139,8 +111,8 @@ def _digest(entries: Mapping[str, Entry]) -> str:
     return digest.hexdigest()
 
 
-def read_measured(path: Path) -> Imatrix:
-    """What `Statistics.imatrix` gave for the statistics in the file at `path`. Raises as `read_imatrix`."""
+def read_statistics(path: Path) -> Imatrix:
+    """Return what `Statistics.imatrix` gave for the statistics in the file. Raise what `read_imatrix` raises."""
     found = read_imatrix(path)
     return replace(found, path=found.datasets[0] if found.datasets else "", sha256=_digest(found.entries))
 
@@ -148,9 +120,9 @@ def read_measured(path: Path) -> Imatrix:
 def write_statistics(
     path: Path, statistics: Statistics, source: Source, text: str, *, force: bool, inputs: frozenset[Identity]
 ) -> None:
-    """`statistics` as a GGUF importance matrix at `path`, gradients in extra tensors `W.g_sum2` that others ignore.
+    """Write `statistics` to `path` as a GGUF importance matrix, gradients in tensors `W.g_sum2` that others ignore.
 
-    text: what the tokens came from. Raises OutputRefused, InputOutputError.
+    text: name of the text that the tokens are from. Raises OutputRefused, InputOutputError.
     """
     arrays: dict[str, Floats] = {}
     for tensor in source.tensors:

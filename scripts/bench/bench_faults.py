@@ -2,8 +2,8 @@
 
     python scripts/bench/bench_faults.py
 
-The input and the verdicts are those of tests/helpers/faults.py. Ruined: it validates (ggml_validate_row_data), but its error is
-at least three times the one the type has on these weights as they were, or half of their size.
+The input and the verdicts are those of tests/helpers/faults.py. Ruined: it validates (ggml_validate_row_data), but its
+error is at least three times the one the type has on these weights as they were, or half of their size.
 """
 
 import sys

@@ -1,10 +1,12 @@
 """Predicted against measured divergence, one matrix at a time in one type: a JSON line per matrix, then a summary.
 
-    python scripts/bench/bench_losses.py [--models tiny,smollm2,gemma3] [--type Q4_0] [--step 9] [--windows 4] [--markdown]
+    python scripts/bench/bench_losses.py [--models tiny,smollm2,gemma3] [--type Q4_0] [--step 9] [--windows 4]
+        [--markdown]
 
 Every `step`-th matrix. Predicted by the losses from gradients over 8 windows of fixtures/calibration.txt, with the sum
 over the tokens of a window inside the square ("per window", what requant does) and with every token on its own ("per
-token"); measured by `requant.scoring.evaluate` on windows of fixtures/eval.txt. The real models are dithered off their grid.
+token"); measured by `requant.scoring.evaluate` on windows of fixtures/eval.txt. The real models are dithered off their
+grid.
 """
 
 import argparse
@@ -27,7 +29,9 @@ from requant.model.forward.passes import forward, read_head, read_model
 from requant.model.forward.weights import Weights
 from requant.scoring import fisher
 from requant.scoring.calibration_data import WindowSpec, read_text_windows
+from requant.scoring.candidates import formats_involved
 from requant.scoring.evaluate import judge, summary
+from requant.scoring.options import ScoringOptions
 
 
 def per_token(matrices):
@@ -40,8 +44,9 @@ def per_token(matrices):
 
 
 def predicted(source: Source, type_name: str) -> dict[str, float]:
-    text = read_text_windows(real_models.FIXTURES / "calibration.txt", source, WindowSpec(n=8)).windows
-    losses = fisher.score_by_gradients(source, text, types=(type_name,)).losses
+    text = read_text_windows(real_models.FIXTURES / "calibration.txt", source, WindowSpec(n=8))
+    codec.warm_up(formats_involved(source, (type_name,)))
+    losses = fisher.score_by_gradients(source, text, ScoringOptions((type_name,))).losses
     return {t.name: t.candidates[-1].loss for t in losses.tensors if len(t.candidates) > 1}
 
 

@@ -35,6 +35,7 @@ from requant.model.forward.weights import Weights
 from requant.scoring.calibrate import calibrate
 from requant.scoring.calibration_data import WindowSpec, read_text_windows
 from requant.scoring.evaluate import judge
+from requant.scoring.options import StatisticsOptions
 
 TYPES = "Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,Q4_0,Q4_1,Q5_0,Q5_1,IQ4_NL,IQ4_XS,IQ3_S,IQ3_XXS,IQ2_S,IQ2_XS,IQ2_XXS,IQ1_M,IQ1_S"
 WINDOW = 256  # tokens
@@ -104,7 +105,7 @@ def measure(name: str, types: list[str], n_windows: int, folder: Path) -> Iterat
     path = real_models.TINY if name == "tiny" else in_f16(real_models.smollm2(), folder / "f16.gguf")
     with open_source(path) as source:
         text = read_text_windows(real_models.FIXTURES / "calibration.txt", source, WindowSpec(WINDOW))
-        measured = None if name == "tiny" else calibrate(source, text.windows, gradients=False)
+        measured = None if name == "tiny" else calibrate(source, text.windows, StatisticsOptions(gradients=False))
         imatrix = read_imatrix(real_models.IMATRIX) if measured is None else measured.imatrix(source, text.name)
         tokens = read_text_windows(real_models.FIXTURES / "eval.txt", source, WindowSpec(WINDOW)).windows[:n_windows]
         base = read_model(Weights(source))

@@ -25,8 +25,8 @@ from requant.planning.deployment import DEFAULT_PRICE, Deployment
 from requant.planning.engines import GENERIC
 from requant.planning.placement import REL_GAP, SECONDS_EACH, best_placement
 from requant.planning.solver.solve import solve_or_explain
-from requant.scoring.candidates import DEFAULT_TYPES
 from requant.scoring.losses import Candidate, Losses, TensorLosses
+from requant.scoring.options import DEFAULT_TYPES
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "fixtures" / "memory_golden.json").read_text())["models"]
 GIB = 2**30

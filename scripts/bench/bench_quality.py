@@ -5,7 +5,7 @@
 For each mixture, at its size: kld_a the mixture with ggml's encoders; kld_b the mixture with ours; kld_c our plan
 without data; kld_d with an imatrix; kld_e from gradients on text; kld_r from gradients on random tokens; kld_f random
 allocations (the best and the mean of the seeds). All but c are encoded with the same imatrix, made by `calibrate` from
-fixtures/calibration.txt; the divergence from the F16 model is that of `requant.scoring.evaluate` on fixtures/eval.txt, over
+fixtures/calibration.txt; `requant.scoring.evaluate` gives the divergence from the F16 model on fixtures/eval.txt, over
 as many windows of 512 as the golden figures of llama-perplexity have (45, 16 and 8). SmolLM2 and Gemma 3 come
 quantized; they are dithered by one step of their grid first, or the old grid would win every comparison.
 """
@@ -41,10 +41,11 @@ from requant.planning.rerank import planned_weights
 from requant.planning.solver.solve import solve
 from requant.scoring.calibrate import calibrate
 from requant.scoring.calibration_data import WindowSpec, drawn_windows, read_text_windows
-from requant.scoring.candidates import DEFAULT_TYPES
+from requant.scoring.candidates import formats_involved
 from requant.scoring.evaluate import judge, summary
 from requant.scoring.fisher import score_by_gradients
 from requant.scoring.layerwise import score
+from requant.scoring.options import DEFAULT_TYPES, ScoringOptions, StatisticsOptions
 
 MODELS = {
     "tiny": (lambda: real_models.TINY, 45),
@@ -81,21 +82,24 @@ class Bench:
         self.tokens = read_text_windows(FIXTURES / "eval.txt", source, WindowSpec()).windows[:n_windows]
         base = read_model(Weights(source))
         self.reference = read_head(base), forward(base, self.tokens)
-        text = read_text_windows(FIXTURES / "calibration.txt", source, WindowSpec(n=8)).windows
+        text = read_text_windows(FIXTURES / "calibration.txt", source, WindowSpec(n=8))
+        options = ScoringOptions(types, self.imatrix)
+        codec.warm_up(formats_involved(source, (*types, *DEFAULT_TYPES)))
         begun = time.perf_counter()
-        on_text = score_by_gradients(source, text, types=types, imatrix=self.imatrix).losses
+        on_text = score_by_gradients(source, text, options).losses
         self.seconds = time.perf_counter() - begun
-        random = drawn_windows(source, WindowSpec(n=8)).windows
+        random = drawn_windows(source, WindowSpec(n=8))
         self.losses = {
-            "c": score(source, types=DEFAULT_TYPES),
-            "d": score(source, types=types, imatrix=self.imatrix),
+            "c": score(source, ScoringOptions()),
+            "d": score(source, options),
             "e": on_text,
-            "r": score_by_gradients(source, random, types=types, imatrix=self.imatrix).losses,
+            "r": score_by_gradients(source, random, options).losses,
         }
 
     def _imatrix(self):
         windows = read_text_windows(FIXTURES / "calibration.txt", self.source, WindowSpec()).windows
-        return calibrate(self.source, windows, gradients=False).imatrix(self.source, "calibration.txt")
+        statistics = calibrate(self.source, windows, StatisticsOptions(gradients=False))
+        return statistics.imatrix(self.source, "calibration.txt")
 
     def kld(self, weights):
         model = read_model(weights)

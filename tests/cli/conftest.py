@@ -9,6 +9,7 @@ from requant.container.source import open_source
 from requant.formats import FORMATS
 from requant.formats.codec import warm_up
 from requant.scoring.layerwise import score
+from requant.scoring.options import ScoringOptions
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,5 +29,5 @@ def losses(tmp_path_factory):
     """A losses file of the tiny model."""
     path = tmp_path_factory.mktemp("losses") / "losses.json"
     with open_source(TINY) as source:
-        path.write_text(score(source, imatrix=read_imatrix(IMATRIX)).to_json())
+        path.write_text(score(source, ScoringOptions(imatrix=read_imatrix(IMATRIX))).to_json())
     return path

@@ -12,15 +12,16 @@ from requant.api.session import open_session
 from requant.common.units import format_size
 from requant.container.source import open_source
 from requant.planning.request import PlanRequest
-from requant.scoring.calibration_data import Calibration
+from requant.scoring.calibration_data import CalibrationOptions
 from requant.scoring.layerwise import score
+from requant.scoring.options import ScoringOptions
 
 
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory):
     path = tmp_path_factory.mktemp("losses") / "l.json"
     with open_source(TINY) as source:
-        path.write_text(score(source).to_json())
+        path.write_text(score(source, ScoringOptions()).to_json())
     return path
 
 
@@ -123,7 +124,7 @@ def test_a_disk_too_small_for_any_plan_is_told_before_scoring(capsys, monkeypatc
     assert_failed(ran, 6, "MiB free but has 4.00 KiB; free some space on /")
     assert names(tmp_path) == []
     with open_source(TINY) as source:
-        least = open_session(source, PlanRequest(size=2**22), Calibration()).least_bytes()
+        least = open_session(source, PlanRequest(size=2**22), CalibrationOptions()).least_bytes()
     assert 2**21 < least < 2**22
 
 

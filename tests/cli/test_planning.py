@@ -11,6 +11,7 @@ from requant.model.hyperparameters import read_hyperparameters
 from requant.model.mixtures import mixture_types
 from requant.planning.plan import read_plan
 from requant.scoring.kv_cache_loss import cache_losses
+from requant.scoring.options import ScoringOptions
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def losses(tmp_path_factory):
     from requant.scoring.layerwise import score
 
     with open_source(TINY) as source:
-        path.write_text(score(source).to_json())
+        path.write_text(score(source, ScoringOptions()).to_json())
     return path
 
 

@@ -14,7 +14,7 @@ from requant.formats import Effort
 from requant.planning.constraints import Rule
 from requant.planning.request import FromBudget, FromModel, FromPreset, FromType, PlanRequest
 from requant.planning.rules import MAX_CONTEXT
-from requant.scoring.calibration_data import Calibration
+from requant.scoring.calibration_data import CalibrationOptions
 from requant.scoring.losses import Losses
 
 WISHES = PlanRequest(
@@ -29,11 +29,11 @@ WISHES = PlanRequest(
     output_type="Q8_0",
     embedding_type="Q6_K",
 )
-CALIBRATION = Calibration(text=Path("t.txt"), n_windows=3, window=128)
+CALIBRATION = CalibrationOptions(text=Path("t.txt"), n_windows=3, window=128)
 
 
 def session(request=None, calibration=None, **changes):
-    given = {"request": request or PlanRequest(), "calibration": calibration or Calibration(), "losses": None}
+    given = {"request": request or PlanRequest(), "calibration": calibration or CalibrationOptions(), "losses": None}
     given |= {"plan_from": FromBudget(), "options": SessionOptions(), "imatrix": None, "inputs": frozenset()}
     return Session(source=None, **(given | changes))
 
@@ -44,7 +44,7 @@ def parsed(typed):
 
 
 def test_every_option_has_a_value_here_that_is_not_its_default():
-    assert set(words._CALIBRATION) == {f.name for f in fields(Calibration)}
+    assert set(words._CALIBRATION) == {f.name for f in fields(CalibrationOptions)}
     assert all(getattr(WISHES, f.name) != getattr(PlanRequest(), f.name) for f in fields(PlanRequest))
 
 
@@ -65,10 +65,10 @@ def test_typed_again_the_options_mean_the_same(asked):
 @pytest.mark.parametrize(
     ("calibration", "typed"),
     [
-        (Calibration(), ()),
-        (Calibration(quick=True), ("--quick",)),
-        (Calibration(tokens=Path("a/b.txt"), n_windows=None), ("--tokens", "b.txt")),
-        (Calibration(statistics=Path("s.gguf")), ("--statistics", "s.gguf")),
+        (CalibrationOptions(), ()),
+        (CalibrationOptions(quick=True), ("--quick",)),
+        (CalibrationOptions(tokens=Path("a/b.txt"), n_windows=None), ("--tokens", "b.txt")),
+        (CalibrationOptions(statistics=Path("s.gguf")), ("--statistics", "s.gguf")),
     ],
 )
 def test_only_what_is_not_by_default_is_said_and_no_folder(calibration, typed):

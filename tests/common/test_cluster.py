@@ -25,9 +25,10 @@ from requant.errors import InputOutputError, NumericFault, SourceChanged, UsageE
 from requant.formats import by_name
 from requant.formats.codec import warm_up
 from requant.formats.jit import fingerprint
-from requant.scoring import fisher
-from requant.scoring import layerwise as sensitivity
+from requant.scoring import fisher, layerwise
 from requant.scoring.calibrate import calibrate
+from requant.scoring.calibration_data import TokenWindows
+from requant.scoring.options import ScoringOptions, StatisticsOptions
 
 pytest.importorskip("distributed", reason="Dask is not installed")
 from clusters import Machines, until
@@ -301,17 +302,19 @@ def test_without_dask_it_is_said_what_to_install(monkeypatch):
         Cluster("tcp://127.0.0.1:1", fingerprint)
 
 
-HOW = {"types": ("Q4_0", "Q2_K", "NVFP4")}
 TOKENS = np.arange(128, dtype=np.int32).reshape(2, 64) % 250
 
 
 def test_scores_are_the_same_to_the_last_bit(tmp_path, cluster):
     with open_source(TINY) as source:
-        assert sensitivity.score(source, cluster=cluster, **HOW) == sensitivity.score(source, **HOW)
-        found = [fisher.score_by_gradients(source, TOKENS, weigh=True, cluster=c, **HOW) for c in (None, cluster)]
+        alone = ScoringOptions(("Q4_0", "Q2_K", "NVFP4"), weigh=True)
+        both = alone, replace(alone, cluster=cluster)
+        scores = [layerwise.score(source, options) for options in both]
+        assert scores[0] == scores[1]
+        found = [fisher.score_by_gradients(source, TokenWindows("text", TOKENS), options) for options in both]
         assert found[0].losses == found[1].losses
-        statistics = calibrate(source, TOKENS).imatrix(source, "text")
-        scores = [fisher.score_by_statistics(source, statistics, cluster=c, **HOW) for c in (None, cluster)]
+        statistics = calibrate(source, TOKENS, StatisticsOptions()).imatrix(source, "text")
+        scores = [fisher.score_by_statistics(source, statistics, options) for options in both]
         assert scores[0] == scores[1]
 
 

@@ -19,6 +19,7 @@ from requant.planning.best_plan import make_plan
 from requant.planning.output_layout import output_layouts
 from requant.planning.request import PlanRequest
 from requant.scoring.layerwise import score
+from requant.scoring.options import ScoringOptions
 
 Q, UP, EXPERTS = "blk.0.attn_q.weight", "blk.0.ffn_up.weight", "blk.0.ffn_up_exps.weight"
 Q_SCALE, EXPERTS_SCALE = "blk.0.attn_q.scale", "blk.0.ffn_up_exps.scale"
@@ -128,7 +129,7 @@ def test_a_scale_of_the_source_counts_in_the_losses(tmp_path):
     losses = []
     for tensors in (matrices, (*matrices, scale)):
         with open_source(small_model(*tensors).write(tmp_path / "source.gguf")) as source:
-            found = score(source, types=("Q4_K",)).tensors
+            found = score(source, ScoringOptions(("Q4_K",))).tensors
         losses.append({t.name: t.candidates[-1].loss for t in found if t.name in names})
     assert losses[1][names[0]] < 0.02 * losses[0][names[0]]
     assert losses[1][names[1]] > losses[0][names[1]]
@@ -137,7 +138,7 @@ def test_a_scale_of_the_source_counts_in_the_losses(tmp_path):
 def test_scoring_counts_the_second_level(tmp_path):
     values = normal((1024, 1024), scale=1e-5)
     with open_source(small_model(single(Q, (1024, 1024), values)).write(tmp_path / "source.gguf")) as source:
-        (scored,) = (t for t in score(source, types=("NVFP4",)).tensors if t.name == Q)
+        (scored,) = (t for t in score(source, ScoringOptions(("NVFP4",))).tensors if t.name == Q)
     assert scored.candidates[-1].type == "NVFP4" and scored.candidates[-1].rmse < 0.085
 
 
@@ -147,7 +148,7 @@ def test_a_size_counts_the_scales(tmp_path, size):
     with open_source(small_model(*matrices).write(tmp_path / "source.gguf")) as source:
         choices = [choice(t, "NVFP4" if t.shape[1:] else "F32") for t in source.tensors]
         n_bytes = total_size(output_layouts(source, plan_of(source, choices)))
-        losses = score(source, types=("NVFP4", "Q3_K", "Q8_0"))
+        losses = score(source, ScoringOptions(("NVFP4", "Q3_K", "Q8_0")))
         plan = make_plan(source, losses, PlanRequest(size=max(size, n_bytes)))
         assert total_size(output_layouts(source, plan)) <= max(size, n_bytes)
 

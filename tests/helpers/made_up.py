@@ -8,6 +8,7 @@ from requant.formats import by_name
 from requant.planning.constraints import Limit
 from requant.planning.plan import Choice, Mixture, Plan
 
+TEXT = "requant's calibration.txt"
 TYPES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 DENSE = {
     **{"attn_q": (256, 256), "attn_k": (256, 64), "attn_v": (256, 64), "attn_output": (256, 256)},
@@ -65,7 +66,7 @@ def plan(n_layers=3, roles=None, *, vram=True, **changes):
         "limits": limits if vram else limits[1:],
         "memory": memory if vram else {},
         "runtime": {"n_gpu_layers": n_layers + 1, "all_layers": True, "experts_on_cpu": [], "reference_type": "Q4_K"},
-        "notes": ("gradients over 8 windows of 512 tokens of the text",),
+        "notes": (f"gradients over 8 windows of 512 tokens of {TEXT}",),
         "solver": "HiGHS",
         "options": ("--vram", "12GiB", "--ctx", "8192"),
     }
@@ -82,7 +83,7 @@ def record(of=None, name="Invented-Q4.gguf", **changes):
     """The record of an output that `of` gave."""
     of = of or plan()
     tensors = tuple(Converted(c.name, c.source_type, c.type, c.n_bytes, 0.05, 0.05, "a" * 64) for c in of.choices)
-    told = {"size": of.n_bytes + 4096, "header_sha256": "b" * 64, "version": "0.1.0", "imatrix": "the text"}
+    told = {"size": of.n_bytes + 4096, "header_sha256": "b" * 64, "version": "0.1.0", "imatrix": TEXT}
     return Conversion(
         **(told | {"output": Path(name), "imatrix_sha256": "c" * 64, "plan": of, "tensors": tensors} | changes)
     )

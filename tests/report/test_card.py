@@ -246,11 +246,25 @@ def test_one_run_is_one_command():
          ["plan SOURCE -o plan.json --bpw 4 --losses l.json", "convert SOURCE OUT --plan plan.json --imatrix i.gguf"]),
         (("--preset", "Q4_K_M"), (), None, ["convert SOURCE OUT --preset Q4_K_M"]),
         ((), (), None, ["convert SOURCE OUT --plan OUT.requant.json"]),
+        (("--bpw", "4"), (), "random token ids", ["convert SOURCE OUT --bpw 4"]),
+        (("--bpw", "4", "--text", "t.txt"), (), "t.txt", ["convert SOURCE OUT --bpw 4 --text t.txt"]),
+        (("--bpw", "4", "--text=-t.txt"), (), "-t.txt", ["convert SOURCE OUT --bpw 4 --text=-t.txt"]),
+        (("--bpw", "4", "--text", "t.txt"), (), "random token ids",
+         ["plan SOURCE -o plan.json --bpw 4 --text t.txt",
+          "convert SOURCE OUT --plan plan.json --imatrix 'random token ids'"]),
     ],
 )  # fmt: skip
 def test_the_commands_are_those_that_give_the_same_bytes(options, scoring, imatrix, wanted):
     made = record(plan(source="SOURCE", options=options, scoring=scoring), "OUT", imatrix=imatrix)
     assert reproduction_commands(made) == [f"requant {line}" for line in wanted]
+
+
+def test_a_plan_of_which_nothing_was_scored_is_one_command():
+    copied = plan(source="SOURCE", options=("--vram", "12GiB"))
+    candidates = {c.name: {c.source_type: 0.0} for c in copied.choices}
+    assert commands(record(replace(copied, candidates=candidates), "OUT", imatrix=None)) == [
+        "requant convert SOURCE OUT --vram 12GiB"
+    ]
 
 
 def test_a_command_is_one_that_a_shell_takes_as_it_is():

@@ -15,14 +15,19 @@ from requant.scoring import calibrate as module
 from requant.scoring.calibrate import calibrate
 from requant.scoring.calibration_data import WindowSpec, drawn_windows, read_text_windows
 from requant.scoring.checkpoint import load_checkpoint, save_checkpoint
+from requant.scoring.options import StatisticsOptions
 from requant.scoring.statistics import write_statistics
+
+
+def calibrated(source, tokens, checkpoint=None, progress=lambda _: None, **options):
+    return calibrate(source, tokens, StatisticsOptions(**options), checkpoint=checkpoint, progress=progress)
 
 
 def test_the_inputs_are_those_that_llama_imatrix_saw():
     theirs = read_imatrix(real_models.IMATRIX)
     with open_source(real_models.TINY) as source:
         text = read_text_windows(real_models.FIXTURES / "calibration.txt", source, WindowSpec())
-        ours = calibrate(source, text.windows, gradients=False).imatrix(source, text.name)
+        ours = calibrated(source, text.windows, gradients=False).imatrix(source, text.name)
     assert theirs.entries.keys() <= ours.entries.keys()
     assert (ours.chunk_count, ours.chunk_size) == (theirs.chunk_count, theirs.chunk_size) == (28, 512)
     for name, entry in theirs.entries.items():
@@ -50,7 +55,7 @@ def equal(one, other):
 
 
 def test_every_matrix_has_the_sums_of_its_tokens(source, tokens):
-    found = calibrate(source, tokens).imatrix(source, "text")
+    found = calibrated(source, tokens).imatrix(source, "text")
     for name, entry in found.entries.items():
         assert entry.gradients.shape[1] == source.tensor(name).shape[1], name
         routed = name.endswith("_exps.weight")
@@ -63,10 +68,10 @@ def test_every_matrix_has_the_sums_of_its_tokens(source, tokens):
 
 
 def test_threads_and_batches_change_nothing(source, tokens, monkeypatch):
-    one = calibrate(source, tokens, threads=1)
-    equal(one, calibrate(source, tokens, threads=3))
+    one = calibrated(source, tokens, threads=1)
+    equal(one, calibrated(source, tokens, threads=3))
     monkeypatch.setattr(module, "BATCH", 3)
-    three = calibrate(source, tokens)
+    three = calibrated(source, tokens)
     for key, sums in one.matrices.items():  # sums of floats in another order
         np.testing.assert_allclose(three.matrices[key].inputs, sums.inputs, rtol=1e-6)
         np.testing.assert_allclose(three.matrices[key].gradients, sums.gradients, rtol=1e-5, atol=1e-12)
@@ -75,7 +80,7 @@ def test_threads_and_batches_change_nothing(source, tokens, monkeypatch):
 @pytest.mark.parametrize("gradients", [True, False])
 def test_a_run_that_was_stopped_goes_on_where_it_was(source, tokens, tmp_path, gradients):
     kept = tmp_path / "kept.npz"
-    steps = module.n_steps(source, 1, gradients=gradients)
+    steps = module.n_steps(source, tokens[:1], StatisticsOptions(gradients))
 
     class Stop(BaseException):
         pass
@@ -91,26 +96,26 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(source, tokens, tmp_path, g
         return progress
 
     with pytest.raises(Stop):
-        calibrate(source, tokens, kept=kept, gradients=gradients, progress=stop_after(2 * steps + 1))
+        calibrated(source, tokens, checkpoint=kept, gradients=gradients, progress=stop_after(2 * steps + 1))
     assert kept.exists()
     counted = []
-    resumed = calibrate(source, tokens, kept=kept, gradients=gradients, progress=counted.append)
+    resumed = calibrated(source, tokens, checkpoint=kept, gradients=gradients, progress=counted.append)
     assert counted[0] == 2 * steps and sum(counted) == 3 * steps  # two of three batches were there
-    equal(resumed, calibrate(source, tokens, gradients=gradients))
+    equal(resumed, calibrated(source, tokens, gradients=gradients))
     assert not kept.exists()
 
 
 def test_what_was_kept_of_other_tokens_is_not_taken_up(source, tokens, tmp_path):
     kept = tmp_path / "kept.npz"
     kept.write_bytes(b"no archive at all")
-    equal(calibrate(source, tokens, kept=kept), calibrate(source, tokens))
-    other = calibrate(source, tokens[::-1].copy())
+    equal(calibrated(source, tokens, checkpoint=kept), calibrated(source, tokens))
+    other = calibrated(source, tokens[::-1].copy())
     save_checkpoint(kept, module._identity(source, tokens[::-1].copy(), True), other)
-    equal(calibrate(source, tokens, kept=kept), calibrate(source, tokens))
+    equal(calibrated(source, tokens, checkpoint=kept), calibrated(source, tokens))
 
 
 def test_what_was_kept_and_then_damaged_is_not_taken_up(source, tokens, tmp_path):
-    kept, sums = tmp_path / "kept.npz", calibrate(source, tokens)
+    kept, sums = tmp_path / "kept.npz", calibrated(source, tokens)
     save_checkpoint(kept, "it", sums)
     equal(load_checkpoint(kept, "it", source, tokens.shape[1]), sums)
     whole, lost = kept.read_bytes(), 0
@@ -127,7 +132,7 @@ def test_what_was_kept_and_then_damaged_is_not_taken_up(source, tokens, tmp_path
 def test_the_file_reads_back_and_others_can_read_it(source, tokens, tmp_path):
     import gguf
 
-    found, out = calibrate(source, tokens), tmp_path / "statistics.gguf"
+    found, out = calibrated(source, tokens), tmp_path / "statistics.gguf"
     write_statistics(out, found, source, "drawn", force=False, inputs=frozenset())
     back, memory = read_imatrix(out), found.imatrix(source, "drawn")
     assert (back.datasets, back.n_tokens) == (("drawn",), tokens.size)
@@ -146,10 +151,11 @@ def test_the_file_reads_back_and_others_can_read_it(source, tokens, tmp_path):
 def test_a_limit_of_memory_makes_smaller_batches_or_is_refused(source, tokens):
     fixed, per_window = memory_needs(read_model(Weights(source)), 16, 1, True)
     roomy, tight = fixed + 100 * per_window, fixed + 3 * per_window
-    assert module.n_batches(source, tokens, gradients=True, max_memory=roomy, threads=1) == 1
-    assert module.n_batches(source, tokens, gradients=True, max_memory=tight, threads=1) == 7
+    per_batch = module.n_steps(source, tokens[:1], StatisticsOptions())
+    assert module.n_steps(source, tokens, StatisticsOptions(max_memory=roomy, threads=1)) == per_batch
+    assert module.n_steps(source, tokens, StatisticsOptions(max_memory=tight, threads=1)) == 7 * per_batch
     with pytest.raises(UsageError, match="too little for one window"):
-        calibrate(source, tokens, max_memory=fixed, threads=1)
+        calibrated(source, tokens, max_memory=fixed, threads=1)
 
 
 def test_memory_does_not_grow_with_layers_or_windows_of_a_batch(tmp_path):
@@ -162,4 +168,4 @@ def test_memory_does_not_grow_with_layers_or_windows_of_a_batch(tmp_path):
 
 def test_ids_that_are_no_tokens_are_refused(source):
     with pytest.raises(BadInput, match="no such token"):
-        calibrate(source, np.full((1, 16), 9999, np.int32))
+        calibrated(source, np.full((1, 16), 9999, np.int32))

@@ -1,4 +1,4 @@
-"""Sums kept of a calibration that was stopped: taken up only where they are what `save_checkpoint` wrote for the same run."""
+"""The checkpoint of a calibration: taken up only where it is what `save_checkpoint` wrote for the same run."""
 
 import io
 import os

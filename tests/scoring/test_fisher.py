@@ -15,11 +15,16 @@ from requant.model.forward.passes import backward, embedding_gradient, forward, 
 from requant.model.forward.weights import Weights
 from requant.model.roles import n_matrices
 from requant.scoring.calibrate import calibrate
-from requant.scoring.calibration_data import WindowSpec, drawn_windows, read_text_windows
+from requant.scoring.calibration_data import TokenWindows, WindowSpec, drawn_windows, read_text_windows
 from requant.scoring.evaluate import judge, summary
 from requant.scoring.fisher import cannot_run, score_by_gradients, score_by_statistics
+from requant.scoring.options import ScoringOptions, StatisticsOptions
 
 CALIBRATION, EVAL = (real_models.FIXTURES / name for name in ("calibration.txt", "eval.txt"))
+
+
+def scored(source, text, *types, **options):
+    return score_by_gradients(source, text, ScoringOptions(types, **options))
 
 
 def agreement(path, type_name, step, windows, same=False):
@@ -29,9 +34,9 @@ def agreement(path, type_name, step, windows, same=False):
     """
     fmt = by_name(type_name)
     with open_source(path) as source:
-        tokens = read_text_windows(EVAL, source, WindowSpec(n=windows)).windows
-        text = tokens if same else read_text_windows(CALIBRATION, source, WindowSpec(n=8)).windows
-        losses = score_by_gradients(source, text, types=(type_name,), allow_requantize=True).losses
+        evaluated = read_text_windows(EVAL, source, WindowSpec(n=windows))
+        text, tokens = read_text_windows(CALIBRATION, source, WindowSpec(n=8)), evaluated.windows
+        losses = scored(source, evaluated if same else text, type_name, allow_requantize=True).losses
         predicted = {t.name: t.candidates[-1].loss for t in losses.tensors if len(t.candidates) > 1}
         base = read_model(Weights(source))
         reference = read_head(base), forward(base, tokens)
@@ -75,7 +80,7 @@ def small(request, tmp_path):
 
 
 class Kept:
-    """A Watch that keeps what it sees of a window."""
+    """A hook that keeps what it sees of a window."""
 
     def __init__(self):
         self.pairs = {}
@@ -89,8 +94,8 @@ class Kept:
 
 def test_a_loss_is_half_the_error_times_the_squared_gradient_of_each_window(small):
     """Written down again from its definition, with F whole and all errors in float64."""
-    tokens = drawn_windows(small, WindowSpec(24, 3)).windows
-    found = {t.name: t for t in score_by_gradients(small, tokens, types=("Q8_0",)).losses.tensors}
+    text = drawn_windows(small, WindowSpec(24, 3))
+    found, tokens = {t.name: t for t in scored(small, text, "Q8_0").losses.tensors}, text.windows
     model = read_model(Weights(small))
     expected, seen = {}, {}
     with Checkpoints() as checkpoints:
@@ -135,16 +140,17 @@ def loss_of(source, name, expert, gradient):
 
 
 def test_the_losses_do_not_depend_on_threads(small):
-    tokens = drawn_windows(small, WindowSpec(16, 3)).windows
-    one, three = (score_by_gradients(small, tokens, types=("Q8_0", "Q4_0"), threads=n) for n in (1, 3))
+    text = drawn_windows(small, WindowSpec(16, 3))
+    one, three = (scored(small, text, "Q8_0", "Q4_0", threads=n) for n in (1, 3))
     assert one.losses == three.losses
+    assert one.losses.calibration_text == text.name
 
 
 def test_encoders_weigh_by_what_the_pass_measured_where_they_are_told_to(small):
-    tokens = drawn_windows(small, WindowSpec(32, 4)).windows
-    plain, weighed = (score_by_gradients(small, tokens, types=("Q4_0",), weigh=w) for w in (False, True))
+    text = drawn_windows(small, WindowSpec(32, 4))
+    plain, weighed = (scored(small, text, "Q4_0", weigh=w) for w in (False, True))
     measured = weighed.statistics.imatrix(small, "text")
-    given = score_by_gradients(small, tokens, types=("Q4_0",), imatrix=measured)
+    given = scored(small, text, "Q4_0", imatrix=measured)
     assert weighed.losses.imatrix_sha256 == measured.sha256 == given.losses.imatrix_sha256
     assert weighed.losses.tensors == given.losses.tensors
     assert plain.losses.imatrix is None and plain.losses.tensors != weighed.losses.tensors
@@ -153,10 +159,10 @@ def test_encoders_weigh_by_what_the_pass_measured_where_they_are_told_to(small):
 def test_statistics_give_losses_of_the_same_order(tmp_path):
     """The product of both means, for a model whose inputs and gradients are little correlated."""
     with open_source(families.write("qwen3", tmp_path / "model.gguf")) as source:
-        tokens = drawn_windows(source, WindowSpec(32, 16)).windows
-        statistics = calibrate(source, tokens).imatrix(source, "text")
-        product = score_by_statistics(source, statistics, types=("Q4_0",)).tensors
-        exact = score_by_gradients(source, tokens, types=("Q4_0",), imatrix=statistics).losses.tensors
+        text = drawn_windows(source, WindowSpec(32, 16))
+        statistics = calibrate(source, text.windows, StatisticsOptions()).imatrix(source, text.name)
+        product = score_by_statistics(source, statistics, ScoringOptions(("Q4_0",))).tensors
+        exact = scored(source, text, "Q4_0", imatrix=statistics).losses.tensors
     both = [(p, e) for p, e in zip(product, exact, strict=True) if len(p.candidates) > 1]
     pairs = [(p.candidates[-1].loss, e.candidates[-1].loss) for p, e in both]
     ratios = np.array([p / e for p, e in pairs])
@@ -165,15 +171,15 @@ def test_statistics_give_losses_of_the_same_order(tmp_path):
 
 def test_statistics_without_gradients_are_refused(small):
     tokens = drawn_windows(small, WindowSpec(16, 2)).windows
-    inputs_only = calibrate(small, tokens, gradients=False).imatrix(small, "text")
+    inputs_only = calibrate(small, tokens, StatisticsOptions(gradients=False)).imatrix(small, "text")
     with pytest.raises(BadInput, match="no gradients for tensor"):
-        score_by_statistics(small, inputs_only, types=("Q8_0",))
+        score_by_statistics(small, inputs_only, ScoringOptions(("Q8_0",)))
 
 
 def test_a_layer_that_is_not_run_keeps_its_types(tmp_path):
     path = families.write("qwen3", tmp_path / "model.gguf", keys={"nextn_predict_layers": 1})
     with open_source(path) as source:
-        losses = score_by_gradients(source, drawn_windows(source, WindowSpec(16, 2)).windows, types=("Q4_0",)).losses
+        losses = scored(source, drawn_windows(source, WindowSpec(16, 2)), "Q4_0").losses
     by_layer = {
         layer: {c.type for t in losses.tensors if t.layer == layer and t.role == "attn_q" for c in t.candidates}
         for layer in range(families.N_LAYERS)
@@ -186,7 +192,7 @@ def test_a_layer_that_is_not_run_keeps_its_types(tmp_path):
 def test_experts_that_saw_no_token_count_as_the_others(tmp_path):
     with open_source(families.write("mixtral", tmp_path / "model.gguf")) as source:
         tokens = np.full((1, 16), 7, np.int32)  # one token: hardly more than two of four experts
-        found = score_by_gradients(source, tokens, types=("Q8_0",))
+        found = scored(source, TokenWindows("one token", tokens), "Q8_0")
         unseen = found.statistics.n_unseen(source)
         assert unseen > 0 and any(note.startswith(f"{unseen} experts saw no token") for note in found.losses.notes)
         losses = {t.name: t.candidates[-1].loss for t in found.losses.tensors if t.role == "ffn_up_exps"}

@@ -9,6 +9,7 @@ from requant.container.imatrix import Entry, Imatrix
 from requant.container.source import open_source
 from requant.scoring.input_moments import read_moments, residual_energy
 from requant.scoring.layerwise import score
+from requant.scoring.options import ScoringOptions
 
 N, ROWS = 256, 8
 
@@ -149,7 +150,7 @@ def test_what_is_normalised_again_loses_the_same_at_any_size(tmp_path, role):
     losses = []
     for scale in (0.02, 0.32):
         with opened(tmp_path, *gemma_like(scale, role)) as source:
-            losses.append(score(source, types=("Q4_K", "Q8_0")))
+            losses.append(score(source, ScoringOptions(("Q4_K", "Q8_0"))))
     for small, large in zip(*(x.tensors for x in losses), strict=True):
         for a, b in zip(small.candidates, large.candidates, strict=True):
             assert b.loss == pytest.approx(a.loss, rel=1e-2), (small.name, a.type)

@@ -16,9 +16,10 @@ from requant.model.nonfinite import preserve_nonfinite
 from requant.planning.constraints import Constraints, bpw_limit
 from requant.planning.recipe import uniform_plan
 from requant.planning.solver.solve import solve
-from requant.scoring.candidates import DEFAULT_TYPES, check_requantization, survey
+from requant.scoring.candidates import check_requantization, survey
 from requant.scoring.layerwise import score
 from requant.scoring.losses import Losses
+from requant.scoring.options import DEFAULT_TYPES, ScoringOptions
 from requant.scoring.residual_shares import GAINS
 
 Q, DOWN, EMBEDDING = "blk.0.attn_q.weight", "blk.0.ffn_down.weight", "token_embd.weight"
@@ -35,14 +36,14 @@ def imatrix():
 def losses(imatrix):
     """The tiny model with its imatrix, all types."""
     with open_source(TINY) as source:
-        return score(source, imatrix=imatrix, threads=2)
+        return score(source, ScoringOptions(imatrix=imatrix, threads=2))
 
 
 @pytest.fixture(scope="module")
 def data_free():
     """The tiny model without one."""
     with open_source(TINY) as source:
-        return score(source, types=("Q2_K", "Q4_K"), threads=2)
+        return score(source, ScoringOptions(("Q2_K", "Q4_K"), threads=2))
 
 
 def weights_of(source, name):
@@ -69,9 +70,9 @@ def by_type(losses, name):
     return {c.type: c for c in tensor_of(losses, name).candidates}
 
 
-def scored(tmp_path, file, **options):
+def scored(tmp_path, file, progress=lambda _: None, **options):
     with open_source(file.write(tmp_path / "model.gguf")) as source:
-        return score(source, **options)
+        return score(source, ScoringOptions(**options), progress)
 
 
 def imatrix_of(tmp_path, entries):
@@ -169,7 +170,7 @@ def test_each_expert_counts_with_its_own_inputs_and_its_share_of_the_tokens(tmp_
     file = small_model(half(name, (256, 8, n_experts)), pairs=(pair("llama.expert_used_count", U32, used),))
     path = file.write(tmp_path / "model.gguf")
     with open_source(path) as source:
-        found = by_type(score(source, types=("Q4_K",), imatrix=imatrix_of(tmp_path, {name: values})), name)
+        found = by_type(score(source, ScoringOptions(("Q4_K",), imatrix_of(tmp_path, {name: values}))), name)
         x = weights_of(source, name).reshape(n_experts, 8, 256)
     errors = sum(error_energy(x[e], "Q4_K", values[e], values[e]) for e in range(n_experts))
     relative = errors / sum(energy(x[e], values[e]) for e in range(n_experts))  # experts share alike
@@ -184,7 +185,9 @@ def test_experts_are_sampled_in_proportion(tmp_path):
     values = np.ones((n_experts, 256), np.float32) * np.arange(8, 0, -1)[:, None]
     path = file.write(tmp_path / "model.gguf")
     with open_source(path) as source:
-        candidate = by_type(score(source, types=("Q4_K",), imatrix=imatrix_of(tmp_path, {name: values})), name)["Q4_K"]
+        candidate = by_type(score(source, ScoringOptions(("Q4_K",), imatrix_of(tmp_path, {name: values}))), name)[
+            "Q4_K"
+        ]
     parts = x.reshape(n_experts, 400, 256)
     whole = sum(error_energy(parts[e], "Q4_K", values[e]) for e in range(n_experts))
     whole *= GAINS["ffn_up"] / sum(energy(parts[e], values[e]) for e in range(n_experts))
@@ -198,7 +201,7 @@ def test_any_number_of_threads_finds_the_same(losses, imatrix):
     with open_source(TINY) as source:
         for threads in (1, 3):
             types = ("Q2_K", "Q6_K")
-            again = score(source, types=types, imatrix=imatrix, threads=threads)
+            again = score(source, ScoringOptions(types, imatrix, threads=threads))
             for tensor, other in zip(losses.tensors, again.tensors, strict=True):
                 few = tuple(c for c in tensor.candidates if c.type in (*types, tensor.source_type))
                 skipped = {t: why for t, why in tensor.skipped.items() if t in types}
@@ -285,6 +288,12 @@ def test_weights_that_are_not_finite_are_a_fault_that_names_the_first(tmp_path, 
     assert f"{count} of {x.size} weights, the first at weight {index}" in fault.value.what
 
 
+def test_losses_of_a_file_without_the_name_of_a_text_read_back(data_free):
+    text = data_free.to_json()
+    assert text.endswith(',\n  "calibration_text": null\n}\n')
+    assert Losses.from_json(text.replace(',\n  "calibration_text": null', "")) == data_free == Losses.from_json(text)
+
+
 def test_a_type_that_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"I8 cannot be written; choose among Q4_0, "):
         scored(tmp_path, small_model(), types=("I8",))
@@ -312,7 +321,7 @@ def test_tensors_that_are_kept_for_what_they_hold_get_no_other_type(tmp_path, qu
     path = small_model(half(Q, (256, 8), x), half(DOWN, (256, 8)), norm).write(tmp_path / "model.gguf")
     with open_source(path) as source:
         assert len(preserve_nonfinite(source)) == 2
-        found = score(source, types=("Q8_0",)).tensors if quick else survey(source, types=("Q8_0",))
+        found = score(source, ScoringOptions(("Q8_0",))).tensors if quick else survey(source, types=("Q8_0",))
         kept = {t.name: t.reason for t in found if [c.type for c in t.candidates] == [t.source_type]}
         assert kept[Q] == "1 weights are not finite, the first at weight 773"
         assert kept["blk.0.attn_norm.weight"] == "256 weights are not finite, the first at weight 0"

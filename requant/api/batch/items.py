@@ -20,10 +20,10 @@ from requant.errors import BadInput, OutputRefused, UsageError, printable
 from requant.planning.options import PLAN_OPTIONS
 from requant.planning.plan import Plan
 from requant.planning.request import FromBudget, PlanFrom, PlanRequest
-from requant.scoring.calibration_data import Calibration
-from requant.scoring.candidates import DEFAULT_TYPES
+from requant.scoring.calibration_data import CalibrationOptions
+from requant.scoring.options import DEFAULT_TYPES
 
-_CALIBRATION = {f.name for f in fields(Calibration)}
+_CALIBRATION = {f.name for f in fields(CalibrationOptions)}
 _SCORING = _CALIBRATION | {"imatrix", "effort", "allow_requantize"}
 _PLANNING = {"plan", "type_name", "preset", "like", "measure"} | {option.keyword for option in PLAN_OPTIONS}
 _IRRELEVANT = {"threads", "no_verify", "losses"}  # to the bytes of the output
@@ -34,7 +34,7 @@ class ConvertOptions:
     """The options of one conversion, parsed."""
 
     request: PlanRequest
-    calibration: Calibration
+    calibration: CalibrationOptions
     splitting: Splitting
     plan_from: PlanFrom
     session_options: SessionOptions

@@ -7,6 +7,8 @@ from itertools import pairwise
 
 from requant.conversion.record import Conversion, record_path
 from requant.report import shell
+from requant.scoring.calibration_data import DRAWN_NAME, SHIPPED_NAME
+from requant.scoring.losses import GRADIENTS
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _INLINE = (
@@ -35,7 +37,7 @@ def reproduction_commands(made: Conversion) -> list[str]:
     first = note + [
         shell.join_words(["requant", "score", source, "-o", losses, *plan.scoring]) for losses in _losses_files(made)
     ]
-    if made.imatrix == _default_importance(made):
+    if _is_one_run(made):
         return [*first, shell.join_words([*convert, *plan.options])]
     planned = ["requant", "plan", source, "-o", "plan.json", *plan.options]
     return [*first, shell.join_words(planned), shell.join_words([*convert, "--plan", "plan.json", *imatrix])]
@@ -57,21 +59,23 @@ def _imatrix_option(made: Conversion) -> list[str]:
     return [] if made.imatrix is None else ["--imatrix", shell.file_argument(made.imatrix)]
 
 
-def _default_importance(made: Conversion) -> str | None:
-    """Return the name of the importance that planning and converting in one run would use, None for none."""
+def _is_one_run(made: Conversion) -> bool:
+    """Return whether `requant convert` with the plan's options weights columns as this output's were.
+
+    Without --imatrix and with losses from gradients, it weights them by what the gradients' run measured, under the
+    name of its text.
+    """
+    plan = made.plan
     if given := _option_values(made, "--imatrix", "--statistics"):
-        return given[-1] if made.imatrix is not None else None
-    if any(option in _INLINE for option in made.plan.options):
-        return None
-    return next((name for note in made.plan.notes if (name := calibration_text(note))), None)
+        return made.imatrix in (None, given[-1])
+    scored = any(plan.candidates.get(c.name, {}).keys() - {c.source_type} for c in plan.choices)
+    if plan.method != GRADIENTS or not scored or any(option in _INLINE for option in plan.options):
+        return made.imatrix is None
+    return made.imatrix in (_option_values(made, "--text", "--tokens") or (SHIPPED_NAME, DRAWN_NAME))
 
 
 def _option_values(made: Conversion, *wanted: str) -> list[str]:
     """Return the values of the plan's options of these names."""
-    return [value for option, value in pairwise(made.plan.options) if option in wanted]
-
-
-def calibration_text(note: str) -> str | None:
-    """Return the calibration text of a plan's note on gradients, None for another note."""
-    head, _, name = note.partition(" tokens of ")
-    return name if name and head.startswith("gradients over ") else None
+    words = made.plan.options
+    joined = (word.partition("=")[::2] for word in words)  # as values that begin with a dash are written
+    return [value for option, value in (*pairwise(words), *joined) if option in wanted and value]

@@ -18,7 +18,7 @@ from requant.common.monitor import SILENT
 from requant.container.splitting import WHOLE
 from requant.errors import UsageError
 from requant.planning.request import FromType, PlanRequest
-from requant.scoring.calibration_data import Calibration
+from requant.scoring.calibration_data import CalibrationOptions
 
 KEYS = {"type": KeyOption("--type", "type_name", "one")}
 JOBS = '[[job]]\nsource = "m.gguf"\noutput = "{encoding}.gguf"\nbudgets = [{type = "Q8_0"}, {type = "Q4_0"}]\n'
@@ -27,7 +27,7 @@ JOBS = '[[job]]\nsource = "m.gguf"\noutput = "{encoding}.gguf"\nbudgets = [{type
 def parse_options(words):
     (word,) = words
     return ConvertOptions(
-        PlanRequest(), Calibration(), WHOLE, FromType(word.partition("=")[2]), SessionOptions(), measure=None
+        PlanRequest(), CalibrationOptions(), WHOLE, FromType(word.partition("=")[2]), SessionOptions(), measure=None
     )
 
 

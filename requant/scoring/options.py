@@ -1,0 +1,42 @@
+"""Options of scoring and of calibration, and the types that are scored by default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from requant.formats import Effort
+
+if TYPE_CHECKING:
+    from requant.common.cluster import Cluster
+    from requant.container.imatrix import Imatrix
+
+# the others by --types: FP4 depends on the engine, IQ and ternary types cost compile time and speed on the CPU
+DEFAULT_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringOptions:
+    """The types to score and how their errors are measured.
+
+    imatrix: the importance by which the encoders weight columns. weigh: without an imatrix, they weight them by the
+    mean squares that the model's inputs have in the same run. threads: None for one per processor. cluster: its
+    workers encode; the model is run in this process.
+    """
+
+    types: tuple[str, ...] = DEFAULT_TYPES
+    imatrix: Imatrix | None = None
+    effort: Effort = Effort.DEFAULT
+    allow_requantize: bool = False
+    weigh: bool = False
+    threads: int | None = None
+    cluster: Cluster | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticsOptions:
+    """Options of a calibration; gradients: sum them too; max_memory: bytes; threads: None for one per processor."""
+
+    gradients: bool = True
+    max_memory: int | None = None
+    threads: int | None = None

@@ -1,7 +1,7 @@
 """Messages of the command line: results on stdout; errors, warnings and progress on stderr, a line each; exit codes.
 
 Exit codes are those of `requant.errors`, with 2 for click's own usage errors, 6 for the system's and 128 + n for
-signal n. A failure that is none of them is a bug: Python's hook prints it, in one line, and the code is 1.
+signal n. Any other exception is a bug: Python's hook prints it in one line, and the code is 1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from requant.cli.console import QUIET, VERBOSE, log, settings
-from requant.cli.progress import progress as _progress
+from requant.cli.progress import progress
 from requant.common.monitor import Monitor
 from requant.common.units import format_size
 from requant.errors import InputOutputError, RequantError, UsageError, printable
@@ -28,12 +28,9 @@ if TYPE_CHECKING:
 
     from requant.report.text.bars import Drawing, Span
 
-progress = _progress
-
-
 _SPARE = "close other programs, or give fewer --threads"
-_NO_THREAD = "can't start new thread"  # a RuntimeError of Python's, where the system has no more of them
-_GRACE = 1.0  # seconds from a signal to the end of the process, whatever is still at work
+_NO_THREAD = "can't start new thread"  # Python's RuntimeError where the system has no more threads
+_GRACE = 1.0  # seconds from a signal to the end of the process
 _state: dict[str, Any] = {
     "signal": 0,
     "stopped": False,
@@ -84,7 +81,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         return _failed(f"{where}{error.strerror or error}", InputOutputError.exit_code)
-    except SystemExit:  # click, when the reader of its help has gone
+    except SystemExit:  # click, where the reader of its help has closed the pipe
         _silence_stdout()
     return 0
 
@@ -105,7 +102,7 @@ def set_debug(_: click.Context, __: click.Parameter, value: bool) -> None:
 def print_result(*parts: str | Drawing) -> None:
     """Write the parts to stdout, a blank line between them, with unprintable text escaped and colours added.
 
-    A reader that has gone is no failure; InputOutputError for a full disk.
+    A closed pipe is no failure. Raises InputOutputError for a full disk.
     """
     if sys.stdout is None:
         return
@@ -191,7 +188,7 @@ def _stop(number: int, _: object) -> None:
 def _watch_signals() -> None:
     """End the process soon after a signal even where the main thread is blocked; at once after a second signal.
 
-    What is on disk is as good as after a clean end: an unfinished output can be killed at any moment.
+    Files need no cleanup: an unfinished output can be killed at any moment.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -204,7 +201,7 @@ def _watch_signals() -> None:
             _stopped(number)
         os._exit(128 + number)
 
-    with contextlib.suppress(RuntimeError):  # no thread to be had: the main thread alone hears signals
+    with contextlib.suppress(RuntimeError):  # no thread can be started: only the main thread handles signals
         threading.Thread(target=watch, daemon=True).start()
 
 
@@ -237,7 +234,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if _state["signal"]:  # it came before or after the command, or the import of C code made something else of Stopped
+    if _state["signal"]:  # Stopped outside the command, or turned into another error by an import
         os._exit(_stopped(_state["signal"]))
     if settings.debug:
         sys.__excepthook__(kind, error, trace)

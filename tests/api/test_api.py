@@ -199,7 +199,7 @@ def test_results_are_short_in_a_terminal(model, losses):
         assert len(repr(result)) < 5000, repr(result)
 
 
-def test_keywords_become_wishes():
+def test_keywords_become_a_request():
     found = parse_request(
         {
             "vram": "12GiB",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from requant.api import invocation as words
+from requant.api import invocation
 from requant.api.session import Session, SessionOptions
 from requant.cli import convert
 from requant.cli.batch_options import collect_options
@@ -17,7 +17,7 @@ from requant.planning.rules import MAX_CONTEXT
 from requant.scoring.calibration_data import CalibrationOptions
 from requant.scoring.losses import Losses
 
-WISHES = PlanRequest(
+REQUEST = PlanRequest(
     **{"vram": 12 * 2**30, "ram": 1234567, "n_ctx": 16384, "cache_type_k": "Q8_0", "cache_type_v": "AUTO"},
     **{"n_parallel": 2, "n_ubatch": 256, "reserve": 2**20, "draft": Path("d.gguf"), "mmproj": Path("p.gguf")},
     **{"mtp": True, "assume": True, "size": 6 * 10**9, "bpw": 4.5, "max_loss": 0.02, "min_speed": 12.25, "price": 0.1},
@@ -44,20 +44,20 @@ def parsed(typed):
 
 
 def test_every_option_has_a_value_here_that_is_not_its_default():
-    assert set(words._CALIBRATION) == {f.name for f in fields(CalibrationOptions)}
-    assert all(getattr(WISHES, f.name) != getattr(PlanRequest(), f.name) for f in fields(PlanRequest))
+    assert set(invocation._CALIBRATION) == {f.name for f in fields(CalibrationOptions)}
+    assert all(getattr(REQUEST, f.name) != getattr(PlanRequest(), f.name) for f in fields(PlanRequest))
 
 
 @pytest.mark.parametrize(
     "asked",
     [
-        WISHES,
+        REQUEST,
         PlanRequest(),
-        *(replace(PlanRequest(), **{f.name: getattr(WISHES, f.name)}) for f in fields(PlanRequest)),
+        *(replace(PlanRequest(), **{f.name: getattr(REQUEST, f.name)}) for f in fields(PlanRequest)),
     ],
 )
 def test_typed_again_the_options_mean_the_same(asked):
-    typed = words.plan_words(session(asked, CALIBRATION))
+    typed = invocation.plan_words(session(asked, CALIBRATION))
     again = parsed(typed)
     assert (again["request"], again["calibration"]) == (asked, CALIBRATION)
 
@@ -72,8 +72,8 @@ def test_typed_again_the_options_mean_the_same(asked):
     ],
 )
 def test_only_what_is_not_by_default_is_said_and_no_folder(calibration, typed):
-    assert words.plan_words(session(calibration=calibration)) == typed
-    assert words.score_words(session(PlanRequest(bpw=4.5), calibration)) == typed
+    assert invocation.plan_words(session(calibration=calibration)) == typed
+    assert invocation.score_words(session(PlanRequest(bpw=4.5), calibration)) == typed
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_only_what_is_not_by_default_is_said_and_no_folder(calibration, typed):
 def test_what_is_no_part_of_a_request_is_recorded_too(plan_from, name, value):
     imatrix = Imatrix(path="x/i.gguf", sha256="", entries={}, datasets=(), chunk_count=0, legacy=False)
     options = SessionOptions(effort=Effort.BEST, allow_requantize=True)
-    typed = words.plan_words(session(plan_from=plan_from, options=options, imatrix=imatrix), 6)
+    typed = invocation.plan_words(session(plan_from=plan_from, options=options, imatrix=imatrix), 6)
     again = parsed(typed)
     assert (again[name], again["measure"]) == (value, 6)
     assert again["session_options"] == replace(options, imatrix=Path("i.gguf"))
@@ -98,9 +98,9 @@ def test_losses_from_a_file_are_named_and_how_they_were_scored_is_not_said_of_th
     losses = Losses("m.gguf", "0" * 64, "llama", "fisher", None, None, ())
     for given, name in ((Path("x/l.json"), "l.json"), (losses, "losses.json")):
         asked = session(calibration=CALIBRATION, options=SessionOptions(losses=given), losses=losses)
-        assert words.plan_words(asked) == ("--losses", name)
+        assert invocation.plan_words(asked) == ("--losses", name)
 
 
 def test_the_largest_context_is_asked_for_by_its_word():
-    assert words.plan_words(session(PlanRequest(n_ctx=MAX_CONTEXT))) == ("--ctx", "max")
-    assert words.plan_words(session(PlanRequest(n_ctx=0, reserve=0))) == ("--ctx", "0", "--reserve", "0GiB")
+    assert invocation.plan_words(session(PlanRequest(n_ctx=MAX_CONTEXT))) == ("--ctx", "max")
+    assert invocation.plan_words(session(PlanRequest(n_ctx=0, reserve=0))) == ("--ctx", "0", "--reserve", "0GiB")

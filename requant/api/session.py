@@ -19,8 +19,9 @@ from requant.conversion.record import read_any_plan
 from requant.errors import UsageError
 from requant.formats import Effort, by_name
 from requant.formats.jit import fingerprint
-from requant.planning.best_plan import check_feasible, fits_as_it_is, make_plan
 from requant.planning.plan import Plan
+from requant.planning.planner import Planner
+from requant.planning.precheck import check_feasible, losses_without_scoring
 from requant.planning.request import AUTO, PlanRequest
 from requant.scoring.calibration_data import CalibrationOptions
 from requant.scoring.losses import Losses, ScoringResult, read_losses
@@ -105,11 +106,11 @@ class Session:
         if measure is not None:
             return job._least(losses, measure), job
         with self.monitor.working("solving"):
-            return run_interruptible(make_plan, self.source, losses, self.request, imatrix=job.imatrix), job
+            return run_interruptible(Planner(self.source, losses, job.imatrix).best, self.request), job
 
     def as_it_is(self) -> Losses | None:
         """Losses that leave every tensor as it is, where nothing that was asked for could ask for more."""
-        return None if self.like is not None else fits_as_it_is(self.source, self.request)
+        return None if self.like is not None else losses_without_scoring(self.source, self.request)
 
     def least_bytes(self) -> int:
         """Bytes that no output of these types can be without: those of the smallest candidate of every tensor."""
@@ -163,7 +164,7 @@ class Session:
         effort = losses.effort if self.effort is None else self.effort
 
         def solve(losses: Losses) -> Plan:
-            return replace(make_plan(self.source, losses, self.request, imatrix=self.imatrix), effort=effort)
+            return replace(Planner(self.source, losses, self.imatrix).best(self.request), effort=effort)
 
         with self.monitor.working("solving"):
             plans = run_interruptible(trial.perturbed_plans, losses, solve, n)

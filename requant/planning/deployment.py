@@ -188,7 +188,7 @@ def _note_assumptions(deployment: Deployment, *, given: bool) -> tuple[str, ...]
 
 
 def _row_padding(losses: Losses) -> int:
-    """Bytes at most by which CUDA's padding of last rows, and companions, exceed the aligned sizes of a limit."""
+    """Bytes at most by which CUDA's padding of last rows, and weight scales, exceed the aligned sizes of a limit."""
     total = 0
     for tensor in losses.tensors:
         if tensor.on_gpu and tensor.shape:

@@ -25,9 +25,9 @@ def output_layouts(
     origins: list[int] = []
     for tensor, choice in zip(source.tensors, _ordered_choices(source, plan), strict=True):
         tensors.append((tensor.name, tensor.shape, format_of(choice.type).type_id))
-        companion = scaled.get(tensor.name)
-        if companion is not None and companion not in source:
-            tensors.append((companion, weight_scale_shape(tensor.name, tensor.shape), format_of("F32").type_id))
+        scale = scaled.get(tensor.name)
+        if scale is not None and scale not in source:
+            tensors.append((scale, weight_scale_shape(tensor.name, tensor.shape), format_of("F32").type_id))
         origins += [tensor.file] * (len(tensors) - len(origins))
     return lay_out_files(output_metadata(source, plan, imatrix), tensors, origins, source.path, splitting)
 

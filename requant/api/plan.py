@@ -11,8 +11,8 @@ from requant.api.invocation import record_options
 from requant.api.session import Session
 from requant.common.interrupt import run_interruptible
 from requant.common.serialization import dump
-from requant.planning.best_plan import make_plan
 from requant.planning.plan import Plan
+from requant.planning.planner import Planner
 from requant.scoring.losses import Losses
 
 if TYPE_CHECKING:
@@ -24,11 +24,10 @@ def make_plans(session: Session, vrams: Sequence[int]) -> list[Plan]:
     """Return one plan per budget, all from the same losses."""
     sessions = [replace(session, request=replace(session.request, vram=vram)) for vram in vrams]
     losses, importance = sessions[vrams.index(min(vrams))].find_losses()
-    found = []
+    planner, found = Planner(session.source, losses, importance.imatrix), []
     with session.monitor.progress("solving", len(sessions), " plans") as advance:
         for one in sessions:
-            plan = run_interruptible(make_plan, one.source, losses, one.request, imatrix=importance.imatrix)
-            found.append(record_options(plan, one))
+            found.append(record_options(run_interruptible(planner.best, one.request), one))
             advance(1)
     return found
 
@@ -43,11 +42,9 @@ def compute_curve(session: Session) -> tuple[list[Point], Losses]:
     from requant.planning.frontier import N_POINTS, compute_frontier
 
     losses, importance = session.find_losses()
+    planner = Planner(session.source, losses, importance.imatrix)
     with session.monitor.progress("solving", N_POINTS, " plans") as advance:
-        points = run_interruptible(
-            compute_frontier, session.source, losses, session.request, imatrix=importance.imatrix, progress=advance
-        )
-    return points, losses
+        return run_interruptible(compute_frontier, planner, session.request, progress=advance), losses
 
 
 def explain_tensor(session: Session, plan: Plan, name: str) -> tuple[Explanation, tuple[Outlook, ...]]:
@@ -55,7 +52,7 @@ def explain_tensor(session: Session, plan: Plan, name: str) -> tuple[Explanation
     from requant.planning.explain import compute_outlook, explain_choice
 
     losses, importance = session.find_losses()
-    imatrix, what = importance.imatrix, (session.source, losses, session.request, plan)
+    planner = Planner(session.source, losses, importance.imatrix)
     with session.monitor.working("solving"):
-        found = run_interruptible(explain_choice, *what, name, imatrix=imatrix)
-        return found, run_interruptible(compute_outlook, *what, imatrix=imatrix)
+        found = run_interruptible(explain_choice, planner, session.request, plan, name)
+        return found, run_interruptible(compute_outlook, planner, session.request, plan)

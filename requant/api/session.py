@@ -18,8 +18,9 @@ from requant.container.source import Source, open_source
 from requant.conversion.record import read_any_plan
 from requant.errors import UsageError
 from requant.formats import Effort, by_name
-from requant.planning.best_plan import check_feasible, fits_as_it_is, make_plan
 from requant.planning.plan import Plan
+from requant.planning.planner import Planner
+from requant.planning.precheck import check_feasible, losses_without_scoring
 from requant.planning.request import (
     FromBudget,
     FromModel,
@@ -133,13 +134,13 @@ class Session:
                 if measure is not None:
                     return Planned(self._measure_plans(losses, importance.imatrix, measure), importance)
                 with self.monitor.working("solving"):
-                    plan = run_interruptible(make_plan, self.source, losses, self.request, imatrix=importance.imatrix)
+                    plan = run_interruptible(Planner(self.source, losses, importance.imatrix).best, self.request)
                 return Planned(plan, importance)
 
     def losses_without_scoring(self) -> Losses | None:
         """Return losses that leave every tensor as it is where the model fits the request as it is, else None."""
         limited = isinstance(self.plan_from, FromBudget) and self.plan_from.like is not None
-        return None if limited else fits_as_it_is(self.source, self.request)
+        return None if limited else losses_without_scoring(self.source, self.request)
 
     def least_bytes(self) -> int:
         """Return the sum over all tensors of the bytes of the smallest candidate."""
@@ -203,7 +204,7 @@ class Session:
         effort = losses.effort if self.options.effort is None else self.options.effort
 
         def solve(losses: Losses) -> Plan:
-            return replace(make_plan(self.source, losses, self.request, imatrix=imatrix), effort=effort)
+            return replace(Planner(self.source, losses, imatrix).best(self.request), effort=effort)
 
         with self.monitor.working("solving"):
             plans = run_interruptible(perturbed_plans, losses, solve, n)

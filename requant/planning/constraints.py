@@ -1,4 +1,4 @@
-"""Limits on a plan, and what a tensor takes of them: bytes, time per token, predicted loss."""
+"""Constraints on a plan: limits on bytes, time per token and predicted loss, and rules for the types of tensors."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from requant.common.units import format_size
 from requant.errors import UsageError, brief
 from requant.formats.base import DEVICE_ALIGNMENT, HOST_ALIGNMENT
-from requant.scoring.losses import Losses, TensorLosses
+
+if TYPE_CHECKING:
+    from requant.planning.plan import Choice
+    from requant.scoring.losses import Candidate, Losses, TensorLosses
 
 LOSS_UNIT = 1e-12  # nats; a limit on the loss counts in them
+_HELD_BY_HOST = ("token_embd", "per_layer_token_embd")  # roles that are always in RAM
+_FILTERS = threading.Lock()  # warning filters belong to the whole process
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a tensor of some type takes where it is: bytes, time per token, predicted loss."""
+    """Memory, time per token and predicted loss of tensors with given types on given devices."""
 
     n_bytes: int
     device: str
@@ -32,9 +37,9 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long a token takes: what is read of each device over its bandwidth, and `fixed_ns` for all the rest.
+    """Time per token: the bytes read on each device over its bandwidth, and `fixed_ns` for everything else.
 
-    Bandwidths in bytes per second. `slower`: how many times longer than its bytes alone a type takes. `hop_ns`: to the
+    Bandwidths in bytes per second. `slower`: factor by which a type takes longer than its bytes alone. `hop_ns`: to the
     CPU and back, for the experts of a layer that are there; a third of it counts for each of their three matrices.
     """
 
@@ -53,13 +58,21 @@ class Timing:
         return math.ceil(1e9 * n_bytes * share * self.slower.get(type_name, 1.0) / rate) + hop
 
 
+def use_of(candidate: Candidate | Choice, device: str, role: str, share: float, timing: Timing | None) -> Use:
+    """Memory, time and loss of a tensor that has the candidate's type and is on the device."""
+    n_bytes, loss = candidate.n_bytes, candidate.loss
+    ns = 0 if timing is None else timing.ns(n_bytes, candidate.type, device, share)
+    in_ram = device == "cpu" or (device != "none" and role in _HELD_BY_HOST)
+    return Use(n_bytes, device, in_ram, ns, loss)
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
     """A bound: sum of the tensors' costs + `other` <= `budget`, in `unit`s: bytes, ns per token, or LOSS_UNIT nats."""
 
     option: str  # as the user knows it: --vram, --ram, --size, --bpw, --min-speed, --max-loss
     budget: int
-    other: int = 0  # inside the budget, but no tensor: KV cache and buffers, or the header
+    other: int = 0  # of the budget, used by no tensor: KV cache and buffers, or the header
     device: str = ""  # count only what is held there: gpu, cpu (that is RAM), or all
     alignment: int = 1  # bytes to which every tensor is rounded up
     n_weights: int = 0  # for --bpw: the weights it is over
@@ -70,8 +83,13 @@ class Limit:
         """The budget in bits per weight, where the limit is over weights."""
         return round(8 * self.budget / max(self.n_weights, 1), 4)
 
+    @property
+    def room(self) -> int:
+        """What is left of the budget for tensors, in the limit's unit."""
+        return self.budget - self.other
+
     def cost(self, use: Use) -> int:
-        """What a tensor takes of the budget, in the limit's unit."""
+        """The part of the budget that a tensor takes, in the limit's unit."""
         if self.unit == "ns":
             return use.ns
         if self.unit == "loss":
@@ -80,17 +98,23 @@ class Limit:
         return -(-use.n_bytes // self.alignment) * self.alignment if held else 0
 
     def show(self, amount: int) -> str:
-        """`amount` of its unit, for reading."""
+        """`amount` of the limit's unit as text."""
         if self.unit == "ns":
             return f"{1e9 / max(amount, 1):.2f} tokens/s"
         return f"{amount * LOSS_UNIT:.4g} nats" if self.unit == "loss" else format_size(amount)
+
+    def given(self) -> float:
+        """The budget as the user gave it: bits per weight, tokens per second, nats or bytes."""
+        if self.n_weights:
+            return self.bpw
+        return {"ns": 1e9 / max(self.budget, 1), "loss": self.budget * LOSS_UNIT}.get(self.unit, self.budget)
 
 
 PART_NAMES = {"kv_cache": "KV cache", "compute": "compute buffer"}  # parts of a limit -> in words
 
 
 def name_part(part: str, limit: Limit) -> str:
-    """What fills a part of a limit, in words: `KV cache` for `kv_cache`."""
+    """The name of a part of a limit for the user: `KV cache` for `kv_cache`."""
     other = {"--size": "header", "--ram": "KV cache and compute buffer"}.get(limit.option, part)
     return (PART_NAMES | {"other": other}).get(part, part)
 
@@ -103,6 +127,19 @@ def vram_limit(budget: int, weights_limit: int) -> Limit:
 def ram_limit(budget: int, other: int) -> Limit:
     """--ram: `other` bytes of it are no weights: caches and buffers of what runs on the CPU."""
     return Limit("--ram", budget, other, device="cpu", alignment=HOST_ALIGNMENT)
+
+
+def size_limit(budget: int, overhead: int, alignment: int = HOST_ALIGNMENT) -> Limit:
+    """--size: bytes of the output file; `overhead` is its header up to the data, `alignment` the file's own."""
+    return Limit("--size", budget, overhead, alignment=alignment)
+
+
+def bpw_limit(bpw: float, losses: Losses) -> Limit:
+    """--bpw: bits per weight over all tensors of the file. Raises UsageError unless 0 < bpw <= 64."""
+    if not 0 < bpw <= 64:
+        raise UsageError(f"--bpw must be above 0 and at most 64 (got {bpw:g})")
+    n_weights = sum(t.n_weights for t in losses.tensors)
+    return Limit("--bpw", math.floor(Fraction(str(bpw)) * n_weights / 8), n_weights=n_weights)
 
 
 def speed_limit(tokens_per_second: float, timing: Timing) -> Limit:
@@ -119,22 +156,32 @@ def loss_limit(loss: float) -> Limit:
     return Limit("--max-loss", math.floor(loss / LOSS_UNIT), unit="loss")
 
 
-def size_limit(budget: int, overhead: int, alignment: int = HOST_ALIGNMENT) -> Limit:
-    """--size: bytes of the output file; `overhead` is its header up to the data, `alignment` the file's own."""
-    return Limit("--size", budget, overhead, alignment=alignment)
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """REGEX=TYPE and the option that gave it."""
+
+    option: str
+    pattern: str
+    type: str
+
+    def __str__(self) -> str:
+        return f"{self.option} '{brief(self.pattern)}={self.type}'"
 
 
-def bpw_limit(bpw: float, losses: Losses) -> Limit:
-    """--bpw: bits per weight over all tensors of the file. Raises UsageError unless 0 < bpw <= 64."""
-    if not 0 < bpw <= 64:
-        raise UsageError(f"--bpw must be above 0 and at most 64 (got {bpw:g})")
-    n_weights = sum(t.n_weights for t in losses.tensors)
-    return Limit("--bpw", math.floor(Fraction(str(bpw)) * n_weights / 8), n_weights=n_weights)
+def compile_pattern(pattern: str, option: str) -> re.Pattern[str]:
+    """Compile the regular expression that an option gives. Raises UsageError."""
+    try:
+        with _FILTERS, warnings.catch_warnings():
+            # Python warns where it reads a set in another way than other engines, as in [[:digit:]]
+            warnings.simplefilter("error", FutureWarning)
+            return re.compile(pattern)
+    except (re.error, FutureWarning, OverflowError, RecursionError) as error:
+        raise UsageError(f"{option}: '{brief(pattern)}' is not a regular expression: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """A budget and the request that go with it."""
+    """Limits on a plan, rules for its types, devices for its tensors, and the objective."""
 
     limits: tuple[Limit, ...] = ()
     memory: Mapping[str, int] = field(default_factory=dict)  # component -> bytes in VRAM beside the weights
@@ -145,19 +192,47 @@ class Constraints:
     output_type: str | None = None
     embedding_type: str | None = None
     devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # tensor -> where it may be; else as scored
-    units: Mapping[str, str] = field(default_factory=dict)  # tensor -> what it is placed with, if it may be anywhere
+    units: Mapping[str, str] = field(default_factory=dict)  # tensor -> group that shares its device, where it may vary
     shares: Mapping[str, float] = field(default_factory=dict)  # tensor -> the share read for each token, else 1
     unusable: Mapping[str, frozenset[str]] = field(default_factory=dict)  # device -> types that do not run there
     largest_on_cpu: int | None = None  # bytes; no tensor there is larger
     timing: Timing | None = None
     price: float = 0.0  # loss that a second per token is worth
-    objective: str = "loss"  # what is least: loss (with the price of time), bytes, or weights not of `preferred`
+    objective: str = "loss"  # minimize loss (with the price of time), bytes, or weights not of type `preferred`
     preferred: str = ""
 
+    def allowed_devices(self, tensor: TensorLosses) -> tuple[str, ...]:
+        """The devices where the tensor may be."""
+        return self.devices.get(tensor.name, ("gpu",) if tensor.on_gpu else ("cpu",))
+
+    def share(self, tensor: TensorLosses) -> float:
+        """The share of the tensor that is read for each token."""
+        return self.shares.get(tensor.name, 1.0)
+
+    def can_run(self, tensor: TensorLosses, type_name: str, device: str) -> bool:
+        """Whether the engine runs the tensor on the device in that type; it runs what stays as it is anywhere."""
+        return tensor.reason is not None or type_name not in self.unusable.get(device, ())
+
+    def use(self, tensor: TensorLosses, candidate: Candidate, device: str) -> Use:
+        """Memory, time and loss of the tensor as `candidate` on the device."""
+        return use_of(candidate, device, tensor.role, self.share(tensor), self.timing)
+
+    def value(self, use: Use) -> float:
+        """The contribution of tensors to what is minimized: bytes, or loss and the price of their time."""
+        return float(use.n_bytes) if self.objective == "bytes" else use.loss + self._time_cost(use.ns)
+
+    @property
+    def fixed_cost(self) -> float:
+        """The price of the time per token that no choice of types changes."""
+        return 0.0 if self.timing is None else self._time_cost(self.timing.fixed_ns)
+
+    def _time_cost(self, ns: int) -> float:
+        return self.price * 1e-9 * ns
+
     def describe(self) -> dict[str, Any]:
-        """What was asked for, for the plan's file; only what was given."""
-        asked = {
-            **{x.option.removeprefix("--").replace("-", "_"): _asked(x) for x in self.limits},
+        """The request in the user's words for the plan's file; only what was given."""
+        given = {
+            **{x.option.removeprefix("--").replace("-", "_"): x.given() for x in self.limits},
             "tensor_type": [f"{r.pattern}={r.type}" for r in self.pins],
             "min_type": [f"{r.pattern}={r.type}" for r in self.floors],
             "group": list(self.groups),
@@ -165,41 +240,4 @@ class Constraints:
             "output_tensor_type": self.output_type,
             "token_embedding_type": self.embedding_type,
         }
-        return {key: value for key, value in asked.items() if value}
-
-
-def allowed_devices(tensor: TensorLosses, constraints: Constraints) -> tuple[str, ...]:
-    """Where the tensor may be."""
-    return constraints.devices.get(tensor.name, ("gpu",) if tensor.on_gpu else ("cpu",))
-
-
-def _asked(limit: Limit) -> float:
-    """The figure of a limit as the user gave it."""
-    if limit.n_weights:
-        return limit.bpw
-    return {"ns": 1e9 / max(limit.budget, 1), "loss": limit.budget * LOSS_UNIT}.get(limit.unit, limit.budget)
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """REGEX=TYPE of the option that said so."""
-
-    option: str
-    pattern: str
-    type: str
-
-    def __str__(self) -> str:
-        return f"{self.option} '{brief(self.pattern)}={self.type}'"
-
-
-_FILTERS = threading.Lock()  # of warnings, which are the process's
-
-
-def compile_pattern(pattern: str, option: str) -> re.Pattern[str]:
-    try:
-        with _FILTERS, warnings.catch_warnings():
-            # Python warns where it reads a set in another way than other engines, as in [[:digit:]]
-            warnings.simplefilter("error", FutureWarning)
-            return re.compile(pattern)
-    except (re.error, FutureWarning, OverflowError, RecursionError) as error:
-        raise UsageError(f"{option}: '{brief(pattern)}' is not a regular expression: {error}") from error
+        return {key: value for key, value in given.items() if value}

@@ -1,8 +1,8 @@
-"""The engines that will load the file: which types run where, how fast, how layers are placed, how they are started.
+"""Profiles of the engines that load the file: types that run on each device, bandwidths, order of layers, options.
 
 Sources: the supports_op functions of ggml-cuda.cu, ggml-metal-device.m and ggml-vulkan.cpp in llama.cpp; placement in
-src/llama-model.cpp (get_layer_buft_list); options in common/arg.cpp. Bandwidths are what a middling machine has, and
-`slower` what the types' decoders are usually seen to cost; both are estimates, and --bandwidth replaces the former.
+src/llama-model.cpp (get_layer_buft_list); options in common/arg.cpp. Bandwidths are those of a medium machine, and
+`slower` the usual cost of the types' decoders; both are estimates, and --bandwidth replaces the former.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GB = 1e9
 _IQ = ("IQ4_XS", "IQ4_NL", "IQ3_S", "IQ3_XXS", "IQ2_S")
 _ALL = frozenset(f.name for f in FORMATS.values())
 _NEW = frozenset(["NVFP4", "MXFP4", "Q1_0", "Q2_0"])
-_GRIDS = frozenset("IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S".split())  # noqa: SIM905
+_GRIDS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")  # a tuple: plans list them in order
 _SLOW_ON_CPU = {**dict.fromkeys(_GRIDS, 2.0), "IQ4_XS": 1.2, "IQ4_NL": 1.1, "NVFP4": 1.5, "MXFP4": 1.2}
 _SLOW_ON_GPU = dict.fromkeys(_GRIDS, 1.2)
 
@@ -27,13 +27,13 @@ _SLOW_ON_GPU = dict.fromkeys(_GRIDS, 1.2)
 class Engine:
     """One engine on one kind of machine.
 
-    `candidates`: types worth choosing there; `cannot`: device -> types that do not run there. `order`: which layers go
-    to the GPU first, the last or the first. `experts`: whether those of single layers can be left on the CPU.
-    `bandwidth`: bytes per second of gpu, cpu and the way between them. `preferred`: a type it computes with natively.
+    `candidates`: types worth choosing; `cannot`: device -> types that do not run there. `order`: the layers that go to
+    the GPU first, last or first. `experts`: whether the experts of single layers can stay on the CPU. `bandwidth`: in
+    bytes per second, of gpu, cpu and pcie (between them). `preferred`: a type that it computes with natively.
     """
 
     name: str
-    family: str  # whose command line it takes
+    family: str  # engines of a family share a command line
     candidates: tuple[str, ...] = DEFAULT_TYPES
     cannot: Mapping[str, frozenset[str]] = field(default_factory=dict)
     order: str = "last"
@@ -85,12 +85,12 @@ _KNOWN = (
     ),
 )
 ENGINES = {engine.name: engine for engine in _KNOWN}
-# without --engine: every type runs wherever it is, and candidates are what any build reads
+# without --engine: every type runs on every device, and candidates are types that any build reads
 GENERIC = replace(_CUDA, name="", candidates=DEFAULT_TYPES, cannot={})
 
 
 def engine_named(name: str | None) -> Engine:
-    """The profile called `name`. Raises UsageError naming near ones."""
+    """Return the profile called `name`. Raises UsageError naming near ones."""
     if name is None:
         return GENERIC
     if name.lower() not in ENGINES:
@@ -99,7 +99,7 @@ def engine_named(name: str | None) -> Engine:
 
 
 def parse_bandwidth(text: str) -> dict[str, float]:
-    """`gpu=448,cpu=60,pcie=16` in GB/s (powers of ten), as bytes per second. Raises UsageError."""
+    """Parse `gpu=448,cpu=60,pcie=16` in GB/s (powers of ten); return bytes per second. Raises UsageError."""
     found: dict[str, float] = {}
     for part in text.split(","):
         device, _, figure = part.partition("=")
@@ -114,10 +114,10 @@ def parse_bandwidth(text: str) -> dict[str, float]:
 
 
 def expert_patterns(layers: Sequence[int]) -> str:
-    """A regular expression for the experts of `layers`, without commas, which part rules on the command line."""
+    """Return a regular expression for the experts of `layers`, without commas, which separate rules in the option."""
     return rf"blk\.({'|'.join(map(str, layers))})\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 
 
 def is_prefix(layers: Sequence[int]) -> bool:
-    """Whether `layers` are the first ones, which has an option of its own."""
+    """Whether `layers` are the first ones, for which engines have an option of its own."""
     return list(layers) == list(range(len(layers)))

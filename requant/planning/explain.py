@@ -1,4 +1,4 @@
-"""Why a tensor has its type, what another would cost, what limits a plan and what more memory would buy.
+"""Explanation of a plan: the cost of every other type of a tensor, and the gain from more of each limit.
 
 Every figure is the optimum of a problem that was solved again with one thing changed, not an extrapolation.
 """
@@ -6,25 +6,23 @@ Every figure is the optimum of a problem that was solved again with one thing ch
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import TYPE_CHECKING
 
-from requant.container.imatrix import Imatrix
-from requant.container.source import Source
 from requant.errors import InfeasibleBudget, UsageError, brief, suggest
-from requant.planning.best_plan import best_plan
 from requant.planning.constraints import Rule
-from requant.planning.plan import Choice, Plan
-from requant.planning.request import PlanRequest
-from requant.scoring.losses import Losses, TensorLosses
 
-MORE = 100 * 2**20  # bytes that one is offered
+if TYPE_CHECKING:
+    from requant.planning.plan import Choice, Plan
+    from requant.planning.planner import Planner
+    from requant.planning.request import PlanRequest
+
+MORE = 100 * 2**20  # bytes more of a limit, for the outlook
 
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """A candidate of a tensor; `plan_loss`: predicted for the best plan in which the tensor has it, None if none."""
+    """A candidate of a tensor; `plan_loss`: predicted for the best plan with it, None where no plan has it."""
 
     type: str
     n_bytes: int
@@ -43,7 +41,7 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """A limit, what of it is left, and the predicted loss (or bytes, where bytes are least) with `more` of it."""
+    """A limit, the bytes of it that are free, and the predicted loss of the best plan with `more` bytes of it."""
 
     option: str
     free: int
@@ -51,50 +49,30 @@ class Outlook:
     value: float | None
 
 
-def explain_choice(
-    source: Source, losses: Losses, request: PlanRequest, plan: Plan, name: str, *, imatrix: Imatrix | None = None
-) -> Explanation:
-    """Why the tensor called `name` has its type in `plan`. Raises UsageError where there is no such tensor."""
-    tensor = next((t for t in losses.tensors if t.name == name), None)
-    if tensor is None:
-        raise UsageError(f"--explain: no tensor '{brief(name)}'; {suggest(name, [t.name for t in losses.tensors])}")
-    choice = next(c for c in plan.choices if c.name == name)
-    request = _as_planned(request, plan)
+def explain_choice(planner: Planner, request: PlanRequest, plan: Plan, name: str) -> Explanation:
+    """Explain the type that the tensor called `name` has in `plan`. Raises UsageError where there is no such tensor."""
+    tensors = {t.name: t for t in planner.losses.tensors}
+    if name not in tensors:
+        raise UsageError(f"--explain: no tensor '{brief(name)}'; {suggest(name, list(tensors))}")
+    tensor, choice = tensors[name], next(c for c in plan.choices if c.name == name)
+    request = _with_batch_of(plan, request)
     if tensor.reason is not None:
         return Explanation(choice, ())
 
     def best_with(type_name: str) -> float | None:
         if type_name == choice.type:
             return plan.predicted_loss
-        pinned = replace(request, pins=(_pin(tensor, type_name), *request.pins))
-        return _loss(lambda: best_plan(source, losses, pinned, imatrix=imatrix))
+        pin = Rule("--explain", f"^{re.escape(name)}$", type_name)
+        return _predict_loss(planner, replace(request, pins=(pin, *request.pins)))
 
     found = sorted(tensor.candidates, key=lambda c: (c.n_bytes, c.type))
     alternatives = (Alternative(c.type, c.n_bytes, c.loss, c.type == choice.type, best_with(c.type)) for c in found)
     return Explanation(choice, tuple(alternatives))
 
 
-def _as_planned(request: PlanRequest, plan: Plan) -> PlanRequest:
-    """`request` with the batch that the plan is for: another one would change the loss for no reason of the types."""
-    return replace(request, n_ubatch=plan.budget.get("ubatch"))
-
-
-def _pin(tensor: TensorLosses, type_name: str) -> Rule:
-    return Rule("--explain", f"^{re.escape(tensor.name)}$", type_name)
-
-
-def _loss(make: Callable[[], Plan]) -> float | None:
-    try:
-        return make().predicted_loss
-    except (InfeasibleBudget, UsageError):  # it does not fit, or the types cannot be had together
-        return None
-
-
-def compute_outlook(
-    source: Source, losses: Losses, request: PlanRequest, plan: Plan, *, imatrix: Imatrix | None = None
-) -> tuple[Outlook, ...]:
-    """For each limit in bytes, what 100 MiB more of it would buy (a tenth of it where that is less)."""
-    found, request = [], _as_planned(request, plan)
+def compute_outlook(planner: Planner, request: PlanRequest, plan: Plan) -> tuple[Outlook, ...]:
+    """Solve again with 100 MiB more of each limit in bytes (a tenth of it where that is less)."""
+    found, request = [], _with_batch_of(plan, request)
     for limit in plan.limits:
         more = min(MORE, limit.budget // 10)
         wider = {
@@ -103,6 +81,19 @@ def compute_outlook(
             "--size": replace(request, size=limit.budget + more),
         }.get(limit.option)
         if wider is not None:
-            value = _loss(partial(best_plan, source, losses, wider, imatrix=imatrix))
+            value = _predict_loss(planner, wider)
             found.append(Outlook(limit.option, limit.budget - plan.used(limit), more, value))
     return tuple(found)
+
+
+def _with_batch_of(plan: Plan, request: PlanRequest) -> PlanRequest:
+    """Return the request with the plan's batch, so that only types change the loss."""
+    return replace(request, n_ubatch=plan.budget.get("ubatch"))
+
+
+def _predict_loss(planner: Planner, request: PlanRequest) -> float | None:
+    """The predicted loss of the best plan; None where the request cannot be met."""
+    try:
+        return planner.solve(request).predicted_loss
+    except (InfeasibleBudget, UsageError):  # it does not fit, or no tensor or group can have these types together
+        return None

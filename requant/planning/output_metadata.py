@@ -1,4 +1,4 @@
-"""The output's metadata: the source's, byte for byte, but for the few keys that say how the file was made.
+"""Metadata of the output: the source's, byte for byte, except for the few keys that describe the conversion.
 
 Keys: gguf-py/gguf/constants.py; quantize.imatrix.* as tools/quantize/quantize.cpp of llama.cpp writes them.
 """
@@ -23,8 +23,8 @@ from requant.planning.summaries import LAYERS_SCHEMA
 Changes = dict[str, tuple[str, Any] | None]
 
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
-# llama_ftype in llama.h: a label for the whole file. It has no value for mixtures, so ours is the commonest mixture
-# (M) around the type that most bytes have
+# llama_ftype in llama.h: a label for the whole file. Plans have no value of their own there, so the label is that of
+# the most common mixture (M) around the type that most bytes have
 _FTYPES = {
     **{"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12},
     **{"Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23, "IQ1_S": 24, "IQ4_NL": 25},
@@ -48,7 +48,7 @@ def may_differ(key: str) -> bool:
 
 
 def imatrix_used(plan: Plan, imatrix: Imatrix | None) -> Imatrix | None:
-    """`imatrix`, if any tensor that the plan quantizes has importance in it."""
+    """Return `imatrix` if it has importance for any tensor that the plan quantizes, else None."""
     if imatrix is None:
         return None
     weighted = (c for c in plan.choices if not c.copied and format_of(c.type).block_weights > 1)
@@ -56,15 +56,15 @@ def imatrix_used(plan: Plan, imatrix: Imatrix | None) -> Imatrix | None:
 
 
 def output_metadata(source: Source, plan: Plan, imatrix: Imatrix | None) -> Metadata:
-    """The metadata of what `plan` makes of `source`, whose shards are merged.
+    """Return the metadata of the output of `plan` for `source`, whose shards are merged.
 
-    Where every tensor is copied, file type and imatrix keys stay what they are; where any is not, they describe this
-    run: an imatrix behind the source is not behind its re-quantized weights.
+    Where every tensor is copied, file type and imatrix keys stay as they are. Otherwise they describe this conversion:
+    the source's imatrix was not used for weights that are quantized again.
     """
     changes: Changes = dict.fromkeys(_SPLIT_KEYS)
     changes |= dict.fromkeys(key for key in source.metadata if key.startswith(_OWN))
     if any(not c.copied for c in plan.choices):
-        changes |= _labels(plan) | dict.fromkeys(_IMATRIX_KEYS) | _pruned_extra(source, plan)
+        changes |= _labels(plan) | dict.fromkeys(_IMATRIX_KEYS) | _prune_extra(source, plan)
         used = imatrix_used(plan, imatrix)
         if used is not None:
             changes |= _imatrix_values(used)
@@ -82,38 +82,38 @@ def _labels(plan: Plan) -> Changes:
     return labels
 
 
-def _pruned_extra(source: Source, plan: Plan) -> Changes:
-    """What is said of 4-bit activations, without the tensors that are NVFP4 no more; {} where that changes nothing."""
+def _prune_extra(source: Source, plan: Plan) -> Changes:
+    """The keys on 4-bit activations, without tensors that are no longer NVFP4; {} where nothing changes."""
     names, allowed = (source.metadata.get_list(key, []) or [] for key in _EXTRA_KEYS)
     types = plan.types()
     left = [(n, a) for n, a in zip(names, allowed, strict=False) if types.get(n) == SCALED_TYPE]
-    if len(left) == len(names) or len(names) != len(allowed):  # the engine refuses unequal lengths: not ours to mend
+    if len(left) == len(names) or len(names) != len(allowed):  # the engine refuses unequal lengths; the keys stay
         return {}
     values = ([n for n, _ in left], "arr_str"), ([a for _, a in left], "arr_bool")
     return {key: (kind, value) if value else None for key, (value, kind) in zip(_EXTRA_KEYS, values, strict=True)}
 
 
 def _imatrix_values(imatrix: Imatrix) -> Mapping[str, tuple[str, Any] | None]:
-    """The keys for an imatrix; its name without the folder, which is nobody's business."""
+    """The keys for an imatrix; its name without the folder, which is private."""
     file, dataset, entries, chunks = _IMATRIX_KEYS
     values: Changes = {
-        file: ("str", _cut(Path(imatrix.path).name)),
+        file: ("str", _truncate(Path(imatrix.path).name)),
         entries: ("u32", len(imatrix.entries)),
     }
     if imatrix.datasets:
-        values[dataset] = ("str", _cut(imatrix.datasets[0]))
+        values[dataset] = ("str", _truncate(imatrix.datasets[0]))
     if imatrix.chunk_count:
         values[chunks] = ("u32", imatrix.chunk_count)
     return values
 
 
-def _cut(text: str) -> str:
-    """At most 127 bytes of `text`, whole characters, any bytes that are not UTF-8 escaped."""
+def _truncate(text: str) -> str:
+    """Return at most 127 bytes of `text` in whole characters, with bytes that are not UTF-8 escaped."""
     return printable(text[:_MAX_TEXT]).encode()[:_MAX_TEXT].decode(errors="ignore")
 
 
 def _own_values(source: Source, plan: Plan) -> Changes:
-    """What lets a file tell where it came from. No clock and no host: the same input gives the same bytes."""
+    """The keys on the origin of the file. No clock and no host: the same input gives the same bytes."""
     return {
         "requant.version": ("str", __version__),
         "requant.kernels": ("u32", KERNELS),
@@ -126,7 +126,7 @@ def _own_values(source: Source, plan: Plan) -> Changes:
 
 
 def _layer_values(plan: Plan) -> Changes:
-    """The layers' summaries as arrays with one item per layer; requant/planning/summaries.py says what they mean."""
+    """The layers' summaries as arrays with one item per layer; requant/planning/summaries.py defines them."""
     layers = {s.layer: s for s in plan.layers if s.layer is not None}
     n = 1 + max(layers, default=-1)
     if not 0 < n <= len(plan.choices):  # a name like blk.4294967295 must not make an array of that length

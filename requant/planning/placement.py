@@ -1,43 +1,47 @@
-"""Where every tensor goes: the best number of layers on the GPU, and of the rest the best plan.
+"""Placement: the number of layers on the GPU, and the device of every tensor, that give the best plan.
 
 An engine takes whole layers, from one end of the model, and some leave the experts of single layers on the CPU. So a
-placement is a number k of layers and, within them, a device for the experts of each layer, which the programme of the
-types chooses along with them. Some k, spread over all, are solved, then those around the best: what a unit of each
-limit is worth in one solution bounds the value at every other k (any prices do), so most of them are never solved.
+placement is a number k of layers and, within them, a device for the experts of each layer, which the solver chooses
+along with the types. Some k, spread over all, are solved, then those around the best. The prices of the limits in one
+solution bound the value at every other k (any prices do), so most k are never solved.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from requant.errors import InfeasibleBudget
 from requant.model.roles import is_tied
-from requant.planning.constraints import Constraints, Use
-from requant.planning.deployment import Deployment
-from requant.planning.plan import use_of
+from requant.planning.output_floor import solve_with_floor
 from requant.planning.solver.problem import allowed_candidates
 from requant.planning.solver.solve import Solution, solve_or_explain
-from requant.scoring.losses import Losses, TensorLosses
+
+if TYPE_CHECKING:
+    from requant.planning.constraints import Constraints
+    from requant.planning.deployment import Deployment
+    from requant.scoring.losses import Losses, TensorLosses
 
 TOLERANCE = 1e-4  # of the value; a placement that cannot be better by more is not tried
 SECONDS = 7.0  # for all placements; after that the best found, and its gap
 SECONDS_EACH = 2.0
-REL_GAP = 2e-4  # of one placement's programme
+REL_GAP = 2e-4  # of one placement's solution
 _COARSE = 8  # numbers of layers that are tried first
 _REFINED = 6  # sizes of the largest tensor on the CPU that are tried once the number of layers is settled
+_CODES: dict[tuple[str, ...], int] = {("gpu",): 0, ("cpu",): 1, ("none",): 2, ("gpu", "cpu"): 3}
+_FREE = _CODES["gpu", "cpu"]
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The best plan, the number of places on the GPU, what is proven of it, and how many numbers were solved."""
+    """The best plan, the number of places on the GPU, its proven gap, and how many numbers were solved."""
 
     solution: Solution
     k: int
@@ -45,19 +49,17 @@ class Placement:
     tried: int
 
 
-def best_placement(
-    losses: Losses, request: Constraints, deployment: Deployment, solve: Callable[[Losses, Constraints], Solution]
-) -> Placement:
-    """The plan of least value over every number of layers on the GPU.
+def best_placement(losses: Losses, base: Constraints, deployment: Deployment) -> Placement:
+    """Return the plan of least value over every number of layers on the GPU. `base`: constraints without devices.
 
-    Raises InfeasibleBudget where none fits, in the words of the placement that came nearest.
+    Raises InfeasibleBudget where none fits, with the message of the placement that came nearest.
     """
     deadline = time.monotonic() + SECONDS
-    bounds = _Bounds(losses, request, deployment)
-    left = [k for k in range(deployment.n_places + 1) if (deployment.engine.has_gpu or k == 0) and bounds.feasible[k]]
+    bounds = _Bounds(losses, base, deployment)
+    left = [k for k in range(deployment.n_places + 1) if (deployment.engine.has_gpu or k == 0) and bounds.short[k] <= 0]
     # spread over all of them, then around the best; where experts can stay behind, all layers are the likeliest
     first = left[:: max(1, math.ceil(len(left) / _COARSE))]
-    if any(3 in row for row in bounds.codes):
+    if (bounds.codes == _FREE).any():
         first = [*left[-1:], *(k for k in first if k != left[-1])]
     best: tuple[Solution, int] | None = None
     faults: list[InfeasibleBudget] = []
@@ -70,7 +72,7 @@ def best_placement(
             unsolved.append(k)
             continue
         try:
-            solution = _with_copies(bounds, k, solve)
+            solution = _solve_at(bounds, k)
         except InfeasibleBudget as fault:
             faults.append(fault)
             unsolved += [] if fault.proven else [k]
@@ -79,42 +81,39 @@ def best_placement(
             best = solution, k
     if best is None:
         nearest = max(range(deployment.n_places + 1), key=lambda k: (-bounds.short[k], k))
-        solve_or_explain(
-            losses, bounds.requests[nearest], time_limit=SECONDS_EACH, rel_gap=REL_GAP
-        )  # which says what is short
+        # raises the error that names what is short
+        solve_or_explain(losses, bounds.constraints[nearest], time_limit=SECONDS_EACH, rel_gap=REL_GAP)
         raise faults[0]
     solution, k = best
     if time.monotonic() < deadline:
-        solution = _refined(bounds, k, solution, solve)
+        solution = _refine_copies(bounds, k, solution)
     proven = min(*bounds.solved, *(bounds.least[j] for j in (*left, *unsolved)), solution.bound)
     gap = max(0.0, (solution.value - proven) / solution.value) if solution.value > 0 else 0.0
     return Placement(solution, k, gap, len(bounds.solved))
 
 
-def _with_copies(bounds: _Bounds, k: int, solve: Callable[[Losses, Constraints], Solution]) -> Solution:
-    """The plan at `k`. Of what the GPU multiplies with in big batches but does not hold, the largest is copied there.
+def _solve_at(bounds: _Bounds, k: int) -> Solution:
+    """Solve at `k`. Tensors on the CPU that the GPU multiplies with in large batches are copied there one by one.
 
-    First that is taken to be as small as it can be, which bounds the value; then as large as it came out.
+    The room for a copy is first the least that it can be, which bounds the value; then that of the largest tensor.
     """
-    first = solve(bounds.losses, replace(bounds.requests[k], largest_on_cpu=None))
+    first = _solve_quickly(bounds.losses, replace(bounds.constraints[k], largest_on_cpu=None))
     bounds.add(k, first)
     largest = max((c.n_bytes for c in first.plan.choices if c.device == "cpu" and c.share > 0), default=0)
     if k == 0 or largest <= bounds.smallest_copy[k]:
         return first
-    again = solve(bounds.losses, bounds.deployment.constraints(bounds.losses, bounds.request, k, largest))
-    return replace(again, bound=first.bound)
+    return replace(_solve_quickly(bounds.losses, bounds.constraints_at(k, largest)), bound=first.bound)
 
 
-def _refined(bounds: _Bounds, k: int, known: Solution, solve: Callable[[Losses, Constraints], Solution]) -> Solution:
-    """The best at `k` over every size that the largest tensor on the CPU could have below what it has in `known`."""
-    losses, deployment = bounds.losses, bounds.deployment
+def _refine_copies(bounds: _Bounds, k: int, known: Solution) -> Solution:
+    """Return the best at `k` over all sizes of the largest tensor on the CPU below its size in `known`."""
     least, most = bounds.smallest_copy[k], known.plan.memory.get("copies", 0)
     on_cpu = {c.name for c in known.plan.choices if c.device == "cpu" and c.share > 0}
     sizes = {c.n_bytes for name in on_cpu for c in bounds.allowed[name] if least <= c.n_bytes < most}
     best = known
     for size in sorted(sizes, reverse=True)[:_REFINED]:
         try:
-            found = solve(losses, deployment.constraints(losses, bounds.request, k, size))
+            found = _solve_quickly(bounds.losses, bounds.constraints_at(k, size))
         except InfeasibleBudget:
             break
         if found.value < best.value:
@@ -122,45 +121,51 @@ def _refined(bounds: _Bounds, k: int, known: Solution, solve: Callable[[Losses, 
     return best
 
 
-class _Bounds:
-    """A lower bound of the value at every k, from the prices of the solutions so far.
+def _solve_quickly(losses: Losses, constraints: Constraints) -> Solution:
+    return solve_with_floor(losses, constraints, time_limit=SECONDS_EACH, rel_gap=REL_GAP, why=False)
 
-    `feasible` and `short`: whether the smallest types are within each limit at k, and by what part of a limit not.
+
+class _Bounds:
+    """Constraints and a lower bound of the value at every k; the prices of every solution raise the bounds.
+
+    codes: (n_places + 1, n_tensors) the column of a table for the devices of each tensor. constraints: at each k, with
+    the smallest copy. short: at each k, the largest part of a limit by which the smallest types are over it, 0 or less
+    where they fit.
     """
 
-    def __init__(self, losses: Losses, request: Constraints, deployment: Deployment) -> None:
-        self.losses, self.request, self.deployment = losses, request, deployment
+    def __init__(self, losses: Losses, base: Constraints, deployment: Deployment) -> None:
+        self.losses, self.base, self.deployment = losses, base, deployment
         self.tied = is_tied({t.name for t in losses.tensors})
-        allowed = allowed_candidates(losses, request)
+        allowed = allowed_candidates(losses, base)
         self.allowed = {t.name: found for t, found in zip(losses.tensors, allowed, strict=True)}
         places = range(deployment.n_places + 1)
-        codes = [[_CODES[deployment.devices(t, k, tied=self.tied)] for t in losses.tensors] for k in places]
-        self.codes = np.array(codes)  # (n_places + 1, n_tensors) columns of a table by device
-        self.smallest_copy = [self._copy(k) for k in places]
-        # with the smallest copy
-        self.requests = [deployment.constraints(losses, request, k, self.smallest_copy[k]) for k in places]
+        self.codes = np.array(
+            [[_CODES[deployment.devices(t, k, tied=self.tied)] for t in losses.tensors] for k in places]
+        )
+        self.smallest_copy = [self._find_copy(k) for k in places]
+        self.constraints = [self.constraints_at(k, self.smallest_copy[k]) for k in places]
         self.least = [-math.inf] * len(places)
-        self.solved: list[float] = []
-        self.short = self._shortages()
-        self.feasible = [short <= 0 for short in self.short]
+        self.solved: list[float] = []  # the proven bound of every solution
+        self.short = self._find_shortages()
 
-    def _copy(self, k: int) -> int:
-        """Bytes of the largest tensor that must be on the CPU at `k` though it is multiplied with, at its smallest."""
-        forced = (t for t, code in zip(self.losses.tensors, self.codes[k], strict=True) if code == 1)
+    def constraints_at(self, k: int, copied: int) -> Constraints:
+        return self.deployment.constraints(self.losses, self.base, k, copied)
+
+    def _find_copy(self, k: int) -> int:
+        """Bytes of the largest tensor that is multiplied but must be on the CPU at `k`, in its smallest type."""
+        forced = (t for t, code in zip(self.losses.tensors, self.codes[k], strict=True) if code == _CODES["cpu",])
         multiplied = (t for t in forced if self.deployment.share(t, tied=self.tied) > 0)
         return max((min(c.n_bytes for c in self.allowed[t.name]) for t in multiplied), default=0)
 
-    def _shortages(self) -> list[float]:
-        """At every k, the largest part of a limit by which the smallest types are over it; 0 or less where none is."""
+    def _find_shortages(self) -> list[float]:
         tables: dict[str, Floats] = {}
         found = []
-        for k, constraints in enumerate(self.requests):
+        for k, constraints in enumerate(self.constraints):
             worst = -math.inf
             for j, limit in enumerate(constraints.limits):
                 if limit.option not in tables:
-                    tables[limit.option] = self._table(
-                        constraints, [float(i == j) for i in range(len(constraints.limits))], 0.0
-                    )
+                    prices = [float(i == j) for i in range(len(constraints.limits))]
+                    tables[limit.option] = self._table(constraints, prices, 0.0)
                 least = limit.other + float(self._sum(tables[limit.option], k))
                 worst = max(worst, (least - limit.budget) / max(limit.budget, 1))
             found.append(worst)
@@ -169,16 +174,16 @@ class _Bounds:
     def add(self, k: int, solution: Solution) -> None:
         """Raise the bounds of every other k by the prices of `solution`, which is the best at `k`."""
         self.solved.append(solution.bound)
-        prices = dict(zip((x.option for x in self.requests[k].limits), solution.prices, strict=True))
+        prices = dict(zip((x.option for x in self.constraints[k].limits), solution.prices, strict=True))
         tables: dict[tuple[str, ...], Floats] = {}
-        for other, constraints in enumerate(self.requests):
+        for other, constraints in enumerate(self.constraints):
             vector = [prices.get(limit.option, 0.0) for limit in constraints.limits]
             key = tuple(limit.option for limit in constraints.limits)
             if key not in tables:
                 tables[key] = self._table(constraints, vector, 1.0)
-            rooms = sum(p * (x.budget - x.other) for p, x in zip(vector, constraints.limits, strict=True))
-            fixed = 0.0 if constraints.timing is None else constraints.price * 1e-9 * constraints.timing.fixed_ns
-            self.least[other] = max(self.least[other], float(self._sum(tables[key], other)) - rooms + fixed)
+            rooms = sum(p * limit.room for p, limit in zip(vector, constraints.limits, strict=True))
+            bound = float(self._sum(tables[key], other)) - rooms + constraints.fixed_cost
+            self.least[other] = max(self.least[other], bound)
 
     def _sum(self, table: Floats, k: int) -> np.float64:
         total: np.float64 = table[np.arange(len(table)), self.codes[k]].sum()
@@ -190,29 +195,20 @@ class _Bounds:
         Its value counts `weight` times.
         """
         rows = [
-            [self._priced(t, device, constraints, prices, weight) for device in ("gpu", "cpu", "none")]
+            [self._least_cost(t, device, constraints, prices, weight) for device in ("gpu", "cpu", "none")]
             for t in self.losses.tensors
         ]
         table = np.array(rows)
         return np.column_stack([table, table[:, :2].min(axis=1)])
 
-    def _priced(
+    def _least_cost(
         self, tensor: TensorLosses, device: str, constraints: Constraints, prices: list[float], weight: float
     ) -> float:
-        least, share = math.inf, constraints.shares[tensor.name]
+        """The least of the tensor's weighted value and priced costs over its candidates that run on the device."""
+        least = math.inf
         for c in self.allowed[tensor.name]:
-            if tensor.reason is None and c.type in constraints.unusable.get(device, ()):
-                continue
-            use = use_of(c, device, tensor.role, share, constraints.timing)
-            value = weight * _value(use, constraints)
-            least = min(
-                least, value + sum(p * x.cost(use) for p, x in zip(prices, constraints.limits, strict=True) if p)
-            )
+            if constraints.can_run(tensor, c.type, device):
+                use = constraints.use(tensor, c, device)
+                costs = sum(p * limit.cost(use) for p, limit in zip(prices, constraints.limits, strict=True) if p)
+                least = min(least, weight * constraints.value(use) + costs)
         return least
-
-
-def _value(use: Use, constraints: Constraints) -> float:
-    return float(use.n_bytes) if constraints.objective == "bytes" else use.loss + constraints.price * 1e-9 * use.ns
-
-
-_CODES: dict[tuple[str, ...], int] = {("gpu",): 0, ("cpu",): 1, ("none",): 2, ("gpu", "cpu"): 3}

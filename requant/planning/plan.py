@@ -1,7 +1,8 @@
-"""Losses and Plan: what scoring found and what was chosen, as data and as JSON that a person can edit.
+"""Plan: the type and device of every tensor, with its limits and predictions, as data and as JSON to edit by hand.
 
-Reading is strict: an unknown key, a wrong type, a figure that is not finite or an n_bytes that its type and shape do
-not give is a BadInput which names the place. Sizes are bytes, losses nats (predicted KL) unless the method says other.
+Reading is strict: an unknown key, a wrong type, a figure that is not finite or an n_bytes that does not follow from
+type and shape raises a BadInput that names the place. Sizes are bytes; losses are nats (predicted KL divergence) where
+the method is one of IN_NATS.
 """
 
 from __future__ import annotations
@@ -18,27 +19,26 @@ from requant.common.notebook import html
 from requant.common.serialization import dump, parse, parse_record, parse_value, read_text, to_plain
 from requant.errors import BadInput, InfeasibleBudget, brief
 from requant.formats import Effort, parse_type_name
-from requant.planning.constraints import Limit, Timing, Use
+from requant.planning.constraints import Limit, Timing, Use, use_of
 from requant.planning.engines import ENGINES
-from requant.scoring.losses import Candidate, bytes_of_type, check_unique
+from requant.scoring.losses import bytes_of_type, check_unique
 
 PLAN_SCHEMA = "requant.plan/2"
+EDITED = "the plan was edited after solving: how far it is from the best is not known"
 DEVICES = ("gpu", "cpu", "none")  # none: not loaded, as layers of multi-token prediction that are not asked for
-_HELD_BY_HOST = ("token_embd", "per_layer_token_embd")  # roles that are in RAM whatever else
-# what is read of `budget` and `runtime` when it is said how to start the engine; the rest is only kept
-_STARTED: dict[str, dict[str, Any]] = {
+# types of the keys in `budget` and `runtime` that become the start command; all other keys are free
+_START_KEYS: dict[str, dict[str, Any]] = {
     "budget": {"ctx": int, "parallel": int, "ubatch": int, "cache_type_k": str, "cache_type_v": str},
     "runtime": {
         **{"engine": str, "n_gpu_layers": int, "all_layers": bool, "experts_on_cpu": tuple[int, ...]},
         **{"draft": str, "draft_arch": str, "mmproj": str, "mtp": bool, "reference_type": str},
     },
 }
-EDITED = "the plan was edited after solving: how far it is from the best is not known"
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The type one tensor gets."""
+    """The type and device of one tensor."""
 
     name: str
     role: str
@@ -51,8 +51,8 @@ class Choice:
     rmse: float
     device: str  # gpu, cpu, none
     reason: str | None = None  # why it stays as it is, or None
-    notes: tuple[str, ...] = ()  # types that were out of the question, and why
-    share: float = 1.0  # of the tensor that is read for each token: an expert's is n_used / n_expert, a lookup's 0
+    notes: tuple[str, ...] = ()  # types that could not be used, and why
+    share: float = 1.0  # the part of the tensor read for each token: n_used / n_expert of experts, 0 of a lookup
 
     @property
     def n_weights(self) -> int:
@@ -61,20 +61,20 @@ class Choice:
 
     @property
     def copied(self) -> bool:
-        """Whether the source's bytes are taken over."""
+        """Whether the source's bytes are copied."""
         return self.type == self.source_type
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSummary:
-    """A layer for whoever places layers on devices; `layer` is None for all that is in no layer.
+    """One layer in figures, for tools that place layers on devices; `layer` is None for tensors outside all layers.
 
-    `sensitivity`: predicted loss if its matrices all had the `reference` type of the plan's runtime, nats per token,
-    None where that was not scored. `loss`: predicted for the types it has. `kv_bytes` at the planned context.
+    `sensitivity`: predicted loss if all its matrices had the `reference_type` of the plan's runtime, in nats per token;
+    None where that was not scored. `loss`: predicted for the chosen types. `kv_bytes`: at the planned context.
     """
 
     layer: int | None
-    device: str  # gpu, cpu, none; `gpu+cpu` where its experts are apart from the rest
+    device: str  # gpu, cpu, none; `gpu+cpu` where its experts are on the CPU and the rest is not
     n_bytes: int
     kv_bytes: int
     loss: float
@@ -83,23 +83,23 @@ class LayerSummary:
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """What one of llama-quantize's mixtures would be of the same model: bytes of all tensors, predicted loss."""
+    """One of llama-quantize's mixtures of the same model: bytes of all tensors, predicted loss."""
 
     name: str
     n_bytes: int
-    gpu_bytes: int  # of them in VRAM with all layers there
+    gpu_bytes: int  # of them in VRAM with all layers on the GPU
     loss: float
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A type for every tensor of one source. Over its own limits it cannot be made: InfeasibleBudget."""
+    """A type for every tensor of one source. Raises InfeasibleBudget where it is over its own limits."""
 
     source: str
     header_sha256: str
     arch: str
     method: str
-    budget: Mapping[str, Any]  # what was asked for, in the user's words
+    budget: Mapping[str, Any]  # the request in the user's words
     limits: tuple[Limit, ...]
     memory: Mapping[str, int]  # component -> bytes in VRAM beside the weights
     choices: tuple[Choice, ...] = field(repr=False)  # in file order
@@ -107,16 +107,16 @@ class Plan:
     gap: float | None  # (loss - proven bound) / loss; None: not known
     solver: str = ""
     notes: tuple[str, ...] = ()
-    effort: Effort = Effort.DEFAULT  # that the encoders are to spend
+    effort: Effort = Effort.DEFAULT  # of the encoders
     measured_kld: float | None = None  # nats per token, on held-out text; None: not measured
-    timing: Timing | None = None  # None: speed was no matter
-    runtime: Mapping[str, Any] = field(default_factory=dict)  # how the engine must be started for the figures to hold
+    timing: Timing | None = None  # None: time was not considered
+    runtime: Mapping[str, Any] = field(default_factory=dict)  # settings of the engine under which the figures hold
     layers: tuple[LayerSummary, ...] = field(default=(), repr=False)
     # tensor -> type it could have -> loss
     candidates: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
     mixtures: tuple[Mixture, ...] = field(default=(), repr=False)  # those whose every type was scored, for comparison
-    options: tuple[str, ...] = ()  # of `requant plan` that decided it, as one types them; (): not known
-    scoring: tuple[str, ...] = ()  # those of `requant score`, where the losses came from a file
+    options: tuple[str, ...] = ()  # of `requant plan`, as typed on the command line; (): not known
+    scoring: tuple[str, ...] = ()  # of `requant score`, where the losses came from a file
 
     def __post_init__(self) -> None:
         for limit in self.limits:
@@ -138,15 +138,15 @@ class Plan:
 
     @property
     def bpw(self) -> float:
-        """Bits per weight over all tensors of the file, those that stay as they are included."""
+        """Bits per weight over all tensors of the file, copied ones included."""
         return 8 * self.n_bytes / max(self.n_weights, 1)
 
     def used(self, limit: Limit) -> int:
-        """What the plan takes of the limit's budget, what is no tensor included."""
+        """The part of the limit's budget that the plan takes, headers and buffers included."""
         return limit.other + sum(limit.cost(self.use(c)) for c in self.choices)
 
     def parts(self, limit: Limit) -> dict[str, int]:
-        """What fills a limit in bytes: the weights, then what is in memory beside them, then the rest."""
+        """The components that fill a limit in bytes: the weights, then the other memory, then the rest."""
         used = self.used(limit)
         found = {"weights": used - limit.other}
         if limit.device == "gpu" and self.memory:
@@ -156,7 +156,7 @@ class Plan:
         return found
 
     def use(self, c: Choice) -> Use:
-        """What a choice takes."""
+        """Memory, time and loss of a choice."""
         return use_of(c, c.device, c.role, c.share, self.timing)
 
     @property
@@ -169,7 +169,7 @@ class Plan:
         return {c.name: c.type for c in self.choices}
 
     def sha256(self) -> str:
-        """Hash of what decides the output's bytes: the source's header, each tensor's type and the effort."""
+        """Hash of all that determines the output's bytes: the source's header, each tensor's type and the effort."""
         decides = {"header_sha256": self.header_sha256, "types": self.types(), "effort": to_plain(self.effort)}
         return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -182,38 +182,30 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str, path: object = "plan.json") -> Plan:
-        """The plan in `text`. A type changed by hand gets its true n_bytes, and the plan loses its prediction.
+        """Read the plan in `text`. A type changed by hand gets its true n_bytes, and the plan loses its prediction.
 
-        Raises BadInput naming `path`, and InfeasibleBudget when the edited plan is over its limits.
+        Raises BadInput naming `path`, and InfeasibleBudget where the edited plan is over its limits.
         """
         raw = parse(text, PLAN_SCHEMA, path)
-        plan = _plan_record(raw, raw.pop("sha256", None), path)
+        plan = _build_plan(raw, raw.pop("sha256", None), path)
         check_unique((c.name for c in plan.choices), path)
         return plan
 
 
-def use_of(candidate: Candidate | Choice, device: str, role: str, share: float, timing: Timing | None) -> Use:
-    """What a tensor takes of memory, time and loss when it has the candidate's type and is on the device."""
-    n_bytes, loss = candidate.n_bytes, candidate.loss
-    ns = 0 if timing is None else timing.ns(n_bytes, candidate.type, device, share)
-    in_ram = device == "cpu" or (device != "none" and role in _HELD_BY_HOST)
-    return Use(n_bytes, device, in_ram, ns, loss)
-
-
 def read_plan(path: Path | str) -> Plan:
-    """The plan in the file at `path`. Raises BadInput, InputOutputError, InfeasibleBudget."""
+    """Read the plan in the file at `path`. Raises BadInput, InputOutputError, InfeasibleBudget."""
     return Plan.from_json(read_text(path), path)
 
 
-def _plan_record(raw: dict[str, Any], recorded: object, path: object) -> Plan:
-    """A Plan; the limits are applied last, when hand-edited choices have their true sizes."""
+def _build_plan(raw: dict[str, Any], recorded: object, path: object) -> Plan:
+    """Build a Plan; the limits are applied last, when hand-edited choices have their true sizes."""
     limits = parse_value(tuple[Limit, ...], raw.get("limits"), "limits", path)
     if any(limit.alignment < 1 for limit in limits):
         raise BadInput(path, "alignment in limits must be 1 or above", got=0)
     plan: Plan = parse_record(Plan, raw | {"limits": []}, "", path)
     if any(c.device not in DEVICES for c in plan.choices):
         raise BadInput(path, f"device must be one of {', '.join(DEVICES)}")
-    _check_started(plan, path)
+    _check_start_keys(plan, path)
     for type_name in {name for losses in plan.candidates.values() for name in losses}:
         parse_type_name(type_name, "candidates", path)
     if plan.timing is not None and min(plan.timing.gpu, plan.timing.cpu) < 1:
@@ -223,7 +215,7 @@ def _plan_record(raw: dict[str, Any], recorded: object, path: object) -> Plan:
     )
     if recorded is not None and recorded != plan.sha256():
         notes = (*plan.notes, *(() if EDITED in plan.notes else (EDITED,)))
-        choices = tuple(_repriced(c, plan.candidates.get(c.name, {})) for c in choices)
+        choices = tuple(_reprice(c, plan.candidates.get(c.name, {})) for c in choices)
         known = all(c.reason is not None or c.type in plan.candidates.get(c.name, {}) for c in choices)
         loss = math.fsum(c.loss for c in choices) if known else None
         plan = replace(plan, predicted_loss=loss, gap=None, measured_kld=None, notes=notes, layers=(), options=())
@@ -233,17 +225,17 @@ def _plan_record(raw: dict[str, Any], recorded: object, path: object) -> Plan:
     return replace(plan, choices=choices, limits=limits)
 
 
-def _repriced(choice: Choice, losses: Mapping[str, float]) -> Choice:
-    """The choice with the loss of its type, and where that is another than it was solved for, no predicted error."""
+def _reprice(choice: Choice, losses: Mapping[str, float]) -> Choice:
+    """Return the choice with the loss of its type, and without a predicted error where the type was changed."""
     loss = losses.get(choice.type)
     if loss is None or math.isclose(loss, choice.loss, rel_tol=1e-5):
         return choice
     return replace(choice, loss=loss, rmse=0.0)
 
 
-def _check_started(plan: Plan, path: object) -> None:
-    """Raise BadInput for what would come out of `start_command` as something else than it is meant for."""
-    for part, kinds in _STARTED.items():
+def _check_start_keys(plan: Plan, path: object) -> None:
+    """Raise BadInput for a setting that would change the meaning of the start command."""
+    for part, kinds in _START_KEYS.items():
         for key, raw in getattr(plan, part).items():
             if key in kinds:
                 parse_value(kinds[key], raw, f"{part}.{key}", path)

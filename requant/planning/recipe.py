@@ -1,7 +1,8 @@
-"""Plans from and to recipes: one type for all; tensor-type files, one REGEX=TYPE a line as in llama-quantize.
+"""Recipes: plans from one type, a mixture, another file or a tensor-type file, and tensor-type files from plans.
 
-llama-quantize splits such a file at white space, knows no comments, lower-cases each expression and takes the first
-that it finds in the name. What is written here keeps to that; what is read may hold `#` comments besides.
+llama-quantize splits a tensor-type file (one REGEX=TYPE a line) at white space, knows no comments, lower-cases each
+expression and takes the first that it finds in the name. Files written here keep to that; files read here may also hold
+`#` comments.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ _SPECIAL = frozenset("\\^$.|?*+()[]{}")
 
 
 def tensor_type_file(plan: Plan) -> str:
-    """The plan as lines like `^blk\\.0\\.attn_q\\.weight$=q4_k`, for the tensors that may be quantized.
+    """Return the plan as lines like `^blk\\.0\\.attn_q\\.weight$=q4_k`, for the tensors that may be quantized.
 
-    Raises UsageError when two names cannot be told apart by expressions that llama-quantize would accept.
+    Raises UsageError where no expression that llama-quantize accepts distinguishes two names.
     """
     free = [c for c in plan.choices if c.reason is None]
     patterns = [_pattern(c.name) for c in free]
@@ -50,7 +51,7 @@ def tensor_type_file(plan: Plan) -> str:
 
 
 def read_tensor_types(path: Path) -> tuple[Rule, ...]:
-    """The rules of a tensor-type file, in order. Raises BadInput naming the line, InputOutputError."""
+    """Read the rules of a tensor-type file, in order. Raises BadInput naming the line, InputOutputError."""
     option = "--tensor-type-file"
     rules = []
     for number, word in _words(read_text(path)):
@@ -64,7 +65,7 @@ def read_tensor_types(path: Path) -> tuple[Rule, ...]:
 
 
 def _words(text: str) -> Iterator[tuple[int, str]]:
-    """Line number and word, without what follows a word that begins with #."""
+    """Yield line number and word, up to a word of the line that begins with #."""
     for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
         for word in line.split():
             if word.startswith("#"):
@@ -73,7 +74,7 @@ def _words(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _is_exact(c: str) -> bool:
-    """Whether the character can stand in an expression for itself: upper case would be lowered, = and space part it."""
+    """Whether an expression can spell the character: upper case is lowered, = and space separate."""
     return "!" <= c <= "~" and c != "=" and not c.isupper()
 
 
@@ -82,15 +83,15 @@ def _is_loose(name: str) -> bool:
 
 
 def _pattern(name: str) -> str:
-    """An expression for this name, with wildcards for what it cannot spell.
+    """An expression for this name, with wildcards for characters that it cannot spell.
 
-    A run of characters beyond printable ASCII is one wildcard: its bytes are not counted the same by every engine,
-    and two wildcards in a row would take exponential time.
+    A run of characters beyond printable ASCII is one wildcard: engines count its bytes differently, and two wildcards
+    in a row would take exponential time.
     """
-    return f"^{_BEYOND.sub(_ANY_BEYOND, ''.join(_spelled(c) for c in name))}$"
+    return f"^{_BEYOND.sub(_ANY_BEYOND, ''.join(_spell(c) for c in name))}$"
 
 
-def _spelled(c: str) -> str:
+def _spell(c: str) -> str:
     if _is_exact(c):
         return f"\\{c}" if c in _SPECIAL else c
     return "." if "!" <= c <= "~" else c
@@ -105,7 +106,7 @@ def uniform_plan(
     allow_requantize: bool = False,
     effort: Effort = Effort.DEFAULT,
 ) -> Plan:
-    """`type_name` for every tensor that may have it, else the fallback llama-quantize would take, else as it is.
+    """Return the plan with `type_name` for every tensor that may have it, else llama-quantize's fallback, else a copy.
 
     Pins, groups and limits of the `constraints` hold. Nothing is measured: the plan predicts no loss.
     Raises BadInput for a source below Q8_0 without `allow_requantize`, and what `survey` and `solve` raise.
@@ -137,17 +138,17 @@ def preset_plan(
     allow_requantize: bool = False,
     effort: Effort = Effort.DEFAULT,
 ) -> Plan:
-    """Every tensor's type as llama-quantize gives it in a `mixture` such as Q4_K_M; nothing is measured.
+    """Return the plan with llama-quantize's types in a `mixture` such as Q4_K_M; nothing is measured.
 
     Raises UsageError for a mixture that is not known, BadInput for a source below Q8_0 without `allow_requantize`.
     """
     hp = read_hyperparameters(source.metadata, source.tensors)
     types = mixture_types(mixture.upper(), source.tensors, hp, has_imatrix=imatrix is not None)
-    return _typed(source, types, f"preset {mixture.upper()}", allow_requantize, effort)
+    return _plan_with_types(source, types, f"preset {mixture.upper()}", allow_requantize, effort)
 
 
 def types_like(source: Source, other: Source) -> tuple[dict[str, str], list[str]]:
-    """The types that the tensors of `other` have, for those of `source` that can have them; and notes on the rest.
+    """Return the types of the tensors of `other` for those of `source` that can have them, and notes on the rest.
 
     Raises BadInput where `other` is of another architecture, or under half of the tensors are in both.
     """
@@ -175,14 +176,14 @@ def types_like(source: Source, other: Source) -> tuple[dict[str, str], list[str]
 def clone_plan(
     source: Source, other: Source, *, allow_requantize: bool = False, effort: Effort = Effort.DEFAULT
 ) -> Plan:
-    """The types of `other` for every tensor that can have them; the others stay as they are."""
+    """Return the plan with the types of `other` for every tensor that can have them; the others stay as they are."""
     types, notes = types_like(source, other)
-    plan = _typed(source, types, f"like {brief(other.name)}", allow_requantize, effort)
+    plan = _plan_with_types(source, types, f"like {brief(other.name)}", allow_requantize, effort)
     return replace(plan, notes=(*plan.notes, *notes))
 
 
 def losses_like(losses: Losses, types: Mapping[str, str]) -> Losses:
-    """`losses` without candidates larger than the type that `types` give the tensor: what a repair may choose from."""
+    """Return `losses` without candidates larger than the type that `types` give the tensor, for a repair of a plan."""
 
     def limited(tensor: TensorLosses) -> TensorLosses:
         wanted = next((c for c in tensor.candidates if c.type == types.get(tensor.name)), None)
@@ -193,8 +194,10 @@ def losses_like(losses: Losses, types: Mapping[str, str]) -> Losses:
     return replace(losses, tensors=tuple(limited(t) for t in losses.tensors))
 
 
-def _typed(source: Source, types: Mapping[str, str], method: str, allow_requantize: bool, effort: Effort) -> Plan:
-    """A plan that gives tensors these types; a type of more bits than the tensor's own leaves it as it is."""
+def _plan_with_types(
+    source: Source, types: Mapping[str, str], method: str, allow_requantize: bool, effort: Effort
+) -> Plan:
+    """Build a plan that gives tensors these types; a type of more bits than the tensor's own leaves it as it is."""
     surveyed = survey(source, types=())
     notes = check_requantization(source, surveyed, allow_requantize)
     choices = []
@@ -224,7 +227,7 @@ def _typed(source: Source, types: Mapping[str, str], method: str, allow_requanti
 
 
 def _fallbacks(source: Source, type_name: str) -> list[str]:
-    """What rows that the type's block does not divide get instead, as in llama-quantize."""
+    """The types for rows that are no whole blocks of `type_name`, as in llama-quantize."""
     rows = dict.fromkeys(t.n_per_row for t in source.tensors)
     found = [fallback_type(type_name, n) for n in rows if usable_types(n, [type_name])[1]]
     return [name for name in dict.fromkeys(found) if name is not None and _can_be_written(name)]

@@ -1,4 +1,4 @@
-"""A plan tried out without writing a file, and the choice among several by what they measure."""
+"""Reranking: plans near the best, each measured on text without writing a file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from requant.planning.plan import Plan
 from requant.scoring.evaluate import Evaluation, judge, summary
 from requant.scoring.losses import Losses
 
-SPREAD = 0.3  # standard deviation of the logarithm of what losses are multiplied by, to come by other good plans
+SPREAD = 0.3  # standard deviation of the logarithm of the random factors of losses, which give other good plans
 _SEED = 1
 
 
 def planned_weights(source: Source, plan: Plan, imatrix: Imatrix | None = None, threads: int | None = None) -> Weights:
-    """The weights that `convert` would write, as they read back; encoded anew whenever they are asked for."""
+    """Return the weights that `convert` would write, as they decode; encoded again at each read."""
     types = plan.types()
 
     def change(tensor: SourceTensor, x: Floats) -> Floats:
@@ -35,29 +35,29 @@ def planned_weights(source: Source, plan: Plan, imatrix: Imatrix | None = None, 
         importance = None if imatrix is None else importance_for(imatrix, tensor.name, tensor.shape)
         fmt = format_of(types[tensor.name])
         two_level = fmt.name == SCALED_TYPE and takes_weight_scale(source, tensor)
-        return _reconstructed(x, tensor, _Encoding(fmt, importance, plan.effort, two_level), n_threads(threads))
+        return _reconstruct(x, tensor, _Encoding(fmt, importance, plan.effort, two_level), n_threads(threads))
 
     return Weights(source, change)
 
 
 @dataclass(frozen=True, slots=True)
 class _Encoding:
-    """How a tensor is encoded; importance: (n_matrices or 1, n_per_row) or None."""
+    """The encoding of a tensor; importance: (n_matrices or 1, n_per_row) or None."""
 
     format: BlockFormat
     importance: Floats | None
     effort: Effort
     two_level: bool
 
-    def of(self, matrix: int, x: Floats, peak: float) -> Floats:
-        """Rows of a matrix, whose largest weight is `peak`, as they read back."""
+    def reconstruct(self, matrix: int, x: Floats, peak: float) -> Floats:
+        """Encode and decode rows of a matrix whose largest weight is `peak`."""
         own = None if self.importance is None else self.importance[matrix if len(self.importance) > 1 else 0]
         scale = float(codec.second_scale(peak)) if self.two_level else 1.0
         return codec.reconstruct(x, self.format, own, self.effort, scale)
 
 
-def _reconstructed(x: Floats, tensor: SourceTensor, encoding: _Encoding, threads: int) -> Floats:
-    """Rows of `tensor` as they read back from `fmt`: all of them, or some of a tensor that is one matrix."""
+def _reconstruct(x: Floats, tensor: SourceTensor, encoding: _Encoding, threads: int) -> Floats:
+    """Encode and decode rows of `tensor`: all of them, or some of a tensor that is one matrix."""
     matrices = n_matrices(tensor.shape) if len(x) == tensor.n_rows else 1
     n = len(x) // matrices
     step = max(1, CHUNK_WEIGHTS // tensor.n_per_row)
@@ -66,7 +66,7 @@ def _reconstructed(x: Floats, tensor: SourceTensor, encoding: _Encoding, threads
 
     def work(place: tuple[int, int, int]) -> None:
         matrix, start, stop = place
-        out[start:stop] = encoding.of(matrix, x[start:stop], 0 if peaks is None else peaks[matrix])
+        out[start:stop] = encoding.reconstruct(matrix, x[start:stop], 0 if peaks is None else peaks[matrix])
 
     places = [(m, a, min(a + step, (m + 1) * n)) for m in range(matrices) for a in range(m * n, (m + 1) * n, step)]
     for _ in in_order(work, places, threads):
@@ -75,21 +75,21 @@ def _reconstructed(x: Floats, tensor: SourceTensor, encoding: _Encoding, threads
 
 
 def perturbed_plans(losses: Losses, solve: Callable[[Losses], Plan], n: int) -> list[Plan]:
-    """Up to `n` different plans: the best for `losses`, and the best for losses that are a little off.
+    """Return up to `n` different plans: the best for `losses`, and the best for randomly perturbed losses.
 
-    Each draw multiplies the losses of every tensor by one factor; the plans carry the losses as they were.
+    Each draw multiplies the losses of every tensor by one factor; the plans carry the unperturbed losses.
     """
     plans = {tuple(plan.types().values()): plan for plan in [solve(losses)]}
     rng = np.random.default_rng(_SEED)
     for _ in range(4 * n):
         if len(plans) >= n:
             break
-        plan = solve(_shaken(losses, np.exp(SPREAD * rng.standard_normal(len(losses.tensors)))))
-        plans.setdefault(tuple(plan.types().values()), _priced(plan, losses))
+        plan = solve(_scale_losses(losses, np.exp(SPREAD * rng.standard_normal(len(losses.tensors)))))
+        plans.setdefault(tuple(plan.types().values()), _restore_losses(plan, losses))
     return list(plans.values())
 
 
-def _shaken(losses: Losses, factors: NDArray[np.float64]) -> Losses:
+def _scale_losses(losses: Losses, factors: NDArray[np.float64]) -> Losses:
     tensors = tuple(
         replace(t, candidates=tuple(replace(c, loss=c.loss * f) for c in t.candidates))
         for t, f in zip(losses.tensors, factors, strict=True)
@@ -97,8 +97,8 @@ def _shaken(losses: Losses, factors: NDArray[np.float64]) -> Losses:
     return replace(losses, tensors=tensors)
 
 
-def _priced(plan: Plan, losses: Losses) -> Plan:
-    """The plan with the true losses; how far it is from the best is not proven then."""
+def _restore_losses(plan: Plan, losses: Losses) -> Plan:
+    """Return the plan with the unperturbed losses; its gap is then not known."""
     known: Mapping[tuple[str, str], float] = {(t.name, c.type): c.loss for t in losses.tensors for c in t.candidates}
     choices = tuple(replace(c, loss=known[c.name, c.type]) for c in plan.choices)
     return replace(plan, choices=choices, predicted_loss=sum(c.loss for c in choices), gap=None)
@@ -113,7 +113,7 @@ def measure_plans(
     threads: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Evaluation]:
-    """How far each of `plans` is from `source` on `tokens`; `progress` is called with models that were run."""
+    """Measure the divergence of each plan from `source` on `tokens`; `progress` takes the number of models run."""
     base = read_model(Weights(source))
     reference = read_head(base), forward(base, tokens, threads=threads)
     progress(1)

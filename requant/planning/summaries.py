@@ -1,28 +1,31 @@
-"""A model's layers in one line each, for tools that place layers on devices by more than their size.
+"""Summaries of a plan: its layers with their sensitivity, and llama-quantize's mixtures for comparison.
 
-They stand in the plan's file and, as `requant.layer.*` arrays with one item per layer, in the output's metadata:
-docs/engines.md is the contract, LAYERS_SCHEMA its version.
+The layers are for tools that place them on devices. They are part of the plan's file and, as `requant.layer.*` arrays
+with one item per layer, of the output's metadata: docs/engines.md is the contract, LAYERS_SCHEMA its version.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from requant.container.source import Source
 from requant.errors import BadInput
 from requant.formats import by_name
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.mixtures import mixture_names, mixture_types
 from requant.planning.plan import Choice, LayerSummary, Mixture, Plan
-from requant.scoring.losses import Losses, TensorLosses
+
+if TYPE_CHECKING:
+    from requant.container.source import Source
+    from requant.scoring.losses import Losses
 
 LAYERS_SCHEMA = "requant.layers/1"
-REFERENCE_BPW = 4.5  # sensitivities are losses at about so many bits
+REFERENCE_BPW = 4.5  # sensitivities are losses at about so many bits per weight
 
 
 def reference_type(losses: Losses) -> str:
-    """The scored type whose bits per weight are nearest to 4.5, Q4_K of equals: what sensitivities are measured at."""
+    """The type of all sensitivities: the scored one whose bits per weight are nearest to 4.5, Q4_K of equals."""
     scored = {c.type for t in losses.tensors if t.reason is None for c in t.candidates}
     return min(scored, key=lambda name: (abs(_bpw(name) - REFERENCE_BPW), name != "Q4_K", name), default="")
 
@@ -33,10 +36,17 @@ def nearest_type(types: Iterable[str], reference: str) -> str:
 
 
 def summarize_layers(plan: Plan, losses: Losses, caches: Sequence[int]) -> tuple[LayerSummary, ...]:
-    """One summary per layer, then one for what is in no layer. `caches`: bytes of each layer's KV cache, () unknown."""
+    """One summary per layer, then one for tensors outside all layers.
+
+    `caches`: bytes of each layer's KV cache, () where they are not known.
+    """
     reference = reference_type(losses)
     measured = losses.method != "" and plan.predicted_loss is not None
-    tensors = {t.name: t for t in losses.tensors}
+    sensitivities = {}
+    for tensor in losses.tensors:
+        if tensor.reason is None:
+            by_type = {c.type: c.loss for c in tensor.candidates}
+            sensitivities[tensor.name] = by_type[nearest_type(by_type, reference)]
     groups: dict[int | None, list[Choice]] = {}
     for choice in plan.choices:
         groups.setdefault(choice.layer, []).append(choice)
@@ -48,20 +58,10 @@ def summarize_layers(plan: Plan, losses: Losses, caches: Sequence[int]) -> tuple
             n_bytes=sum(c.n_bytes for c in groups[layer]),
             kv_bytes=caches[layer] if layer is not None and layer < len(caches) else 0,
             loss=math.fsum(c.loss for c in groups[layer]),
-            sensitivity=_sensitivity([tensors[c.name] for c in groups[layer]], reference) if measured else None,
+            sensitivity=math.fsum(sensitivities.get(c.name, 0.0) for c in groups[layer]) if measured else None,
         )
         for layer in (*layers, *([None] if None in groups else []))
     )
-
-
-def _sensitivity(tensors: Sequence[TensorLosses], reference: str) -> float:
-    """The loss if every matrix had the reference type, or its candidate of the nearest size."""
-    total = []
-    for tensor in tensors:
-        if tensor.reason is None:
-            losses = {c.type: c.loss for c in tensor.candidates}
-            total.append(losses[nearest_type(losses, reference)])
-    return math.fsum(total)
 
 
 def _bpw(name: str) -> float:
@@ -70,9 +70,9 @@ def _bpw(name: str) -> float:
 
 
 def compare_mixtures(source: Source, losses: Losses, *, has_imatrix: bool) -> tuple[Mixture, ...]:
-    """Every mixture whose types were all scored, by rising size; () where the model's shape cannot be read.
+    """Return every mixture whose types were all scored, by rising size; () where the model's shape cannot be read.
 
-    Tensors that stay as they are in a plan do so here.
+    Tensors that stay as they are in a plan stay so in a mixture.
     """
     try:
         hp = read_hyperparameters(source.metadata, source.tensors)

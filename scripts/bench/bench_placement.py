@@ -74,7 +74,7 @@ def run(name: str, n_layers: int | None, vram: int, ram: int, speed: float | Non
         return solve_or_explain(losses, constraints, time_limit=SECONDS_EACH, rel_gap=REL_GAP, why=False)
 
     start = time.perf_counter()
-    found = best_placement(losses, Constraints(), where, solve)
+    found = best_placement(losses, Constraints(), where)
     seconds = time.perf_counter() - start
     peer = usual(losses, where, solve)
     label = name.removesuffix(" F16") + (f", {n_layers} layers" if n_layers else "")

@@ -58,7 +58,10 @@ FILES = {
     ),
     "requant.plans": ("`requant plan --vram A,B --json`: `plans`, a list of them", None),
     "requant.output": ("`OUT.gguf.requant.json`, the record of an output", "requant.conversion.record.Conversion"),
-    "requant.layers": ("[the layers](../engines.md#layers-for-tools-that-place-them), in a plan and in the metadata of an output", None),
+    "requant.layers": (
+        "[the layers](../engines.md#layers-for-tools-that-place-them), in a plan and in the metadata of an output",
+        None,
+    ),
     "requant.frontier": (
         "`requant plan --frontier --json`: `points`, a list of them",
         "requant.planning.frontier.Point",

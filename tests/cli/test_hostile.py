@@ -293,11 +293,11 @@ def test_an_expression_that_takes_for_ever_can_be_stopped(tmp_path, found, folde
     (tmp_path / "recipe.txt").write_text("(.|.)*[.]x=Q8_0")
     told = """
 import requant.planning.solver.problem as module
-matching = module._matching
+matching = module.match_tensors
 def telling(*words):
     print("trying", file=sys.stderr, flush=True)
     return matching(*words)
-module._matching = telling
+module.match_tensors = telling
 """
     words = ["plan", folder / ODD, "--losses", folder / "l.json", "--bpw", "7"]
     process = start(*words, "--tensor-type-file", tmp_path / "recipe.txt", before=told)

@@ -21,7 +21,7 @@ writing.write_chunk = slow
 DEAF = """
 import ctypes
 import requant.api.session as job
-job.make_plan = lambda *_, **__: ctypes.CDLL(None).sleep(20)
+job.Planner.best = lambda *_, **__: ctypes.CDLL(None).sleep(20)
 print("ready", flush=True)
 """
 

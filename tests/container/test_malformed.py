@@ -194,7 +194,9 @@ print("done")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="address space is limited and measured as on Linux")
 def test_the_corpus_is_gone_through_with_64_mib_more_than_the_start(tmp_path):
     list(_written(tmp_path))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")])
+    }
     words = [sys.executable, "-c", WITH_LITTLE_MEMORY, tmp_path]
     ran = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert ran.stdout == "done\n", ran.stderr

@@ -15,8 +15,8 @@ from requant.conversion.record import record_path
 from requant.conversion.verify import verify
 from requant.formats import by_name, codec
 from requant.model.weight_scales import read_weight_scales
-from requant.planning.best_plan import make_plan
 from requant.planning.output_layout import output_layouts
+from requant.planning.planner import Planner
 from requant.planning.request import PlanRequest
 from requant.scoring.layerwise import score
 from requant.scoring.options import ScoringOptions
@@ -149,7 +149,7 @@ def test_a_size_counts_the_scales(tmp_path, size):
         choices = [choice(t, "NVFP4" if t.shape[1:] else "F32") for t in source.tensors]
         n_bytes = total_size(output_layouts(source, plan_of(source, choices)))
         losses = score(source, ScoringOptions(("NVFP4", "Q3_K", "Q8_0")))
-        plan = make_plan(source, losses, PlanRequest(size=max(size, n_bytes)))
+        plan = Planner(source, losses).best(PlanRequest(size=max(size, n_bytes)))
         assert total_size(output_layouts(source, plan)) <= max(size, n_bytes)
 
 

@@ -15,10 +15,10 @@ from requant.model.engine_settings import EngineSettings
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.inspection import inspect
 from requant.model.tokenizer import read_tokenizer
-from requant.planning.best_plan import check_feasible
 from requant.planning.constraints import Constraints
 from requant.planning.output_metadata import output_metadata
 from requant.planning.plan import read_plan
+from requant.planning.precheck import check_feasible
 from requant.planning.recipe import preset_plan, read_tensor_types, tensor_type_file, uniform_plan
 from requant.planning.request import PlanRequest
 from requant.planning.solver.solve import solve

@@ -20,8 +20,7 @@ from requant.planning.constraints import Constraints
 from requant.planning.deployment import Deployment
 from requant.planning.engines import ENGINES, GENERIC, engine_named, parse_bandwidth
 from requant.planning.placement import best_placement
-from requant.planning.plan import Plan, use_of
-from requant.planning.solver.solve import solve_or_explain
+from requant.planning.plan import Plan
 from requant.report.start_command import start_command
 from requant.scoring.losses import Losses
 
@@ -89,10 +88,7 @@ def least_of_all(losses, where):
 
 def value_of(losses, constraints, devices, picked, *, with_copy):
     shares = [constraints.shares[t.name] for t in losses.tensors]
-    uses = [
-        use_of(c, d, t.role, s, constraints.timing)
-        for t, c, d, s in zip(losses.tensors, picked, devices, shares, strict=True)
-    ]
+    uses = [constraints.use(t, c, d) for t, c, d in zip(losses.tensors, picked, devices, strict=True)]
     copied = max((u.n_bytes for u, d, s in zip(uses, devices, shares, strict=True) if d == "cpu" and s > 0), default=0)
     for limit in constraints.limits:
         more = copied if limit.option == "--vram" and with_copy else 0
@@ -120,9 +116,9 @@ def check_against_all(losses, where):
     best = least_of_all(losses, where)
     if best == math.inf:
         with pytest.raises(InfeasibleBudget):
-            best_placement(losses, Constraints(), where, solve_or_explain)
+            best_placement(losses, Constraints(), where)
         return
-    found = best_placement(losses, Constraints(), where, solve_or_explain)
+    found = best_placement(losses, Constraints(), where)
     assert found.solution.value * (1 - found.gap) <= best * (1 + 1e-9)  # what is proven holds
     assert best * (1 - 1e-9) <= found.solution.value <= best * 1.001
     for limit in found.solution.plan.limits:
@@ -156,6 +152,12 @@ def test_engines_are_named_and_bandwidths_read():
     for wrong in ("gpu", "tpu=3", "gpu=0", "gpu=x", "cpu=-1", "gpu=inf", "gpu=nan"):
         with pytest.raises(UsageError, match="--bandwidth"):
             parse_bandwidth(wrong)
+
+
+def test_the_figures_of_an_engine_are_in_one_order_so_that_plans_have_the_same_bytes():
+    slow = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
+    assert list(ENGINES["llama.cpp-cuda"].slower) == [*slow, "NVFP4"]
+    assert list(ENGINES["llama.cpp-cpu"].slower)[:7] == slow
 
 
 def test_types_that_do_not_run_somewhere_are_not_put_there():

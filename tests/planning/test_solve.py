@@ -19,7 +19,7 @@ from requant.planning.plan import Plan
 from requant.planning.rules import parse_rule
 from requant.planning.solver import highs, knapsack
 from requant.planning.solver.problem import constrain
-from requant.planning.solver.solve import REL_GAP, _rounded_up, solve
+from requant.planning.solver.solve import REL_GAP, _round_up, solve
 
 
 def brute_force(problem):
@@ -227,8 +227,8 @@ def test_a_time_limit_gives_a_plan_that_fits_and_an_honest_gap():
 
 
 def test_a_solver_that_fails_leaves_the_bounded_plan(monkeypatch):
-    failed = highs.Found(None, np.zeros(1), -math.inf, "failed")
-    monkeypatch.setattr(highs, "choice", lambda *_: failed)
+    failed = highs.HighsResult(None, np.zeros(1), -math.inf, "failed")
+    monkeypatch.setattr(highs, "solve_choice", lambda *_: failed)
     drawn = random_model(40, 6)
     plan = solve(drawn, request_of(drawn, [0.25]))
     assert 0 < plan.gap < 0.1 and "HiGHS failed" in plan.solver
@@ -236,9 +236,9 @@ def test_a_solver_that_fails_leaves_the_bounded_plan(monkeypatch):
 
 def test_a_solver_that_overruns_the_budget_is_repaired(monkeypatch):
     def over(values, *_):  # the best of every item, which cannot fit
-        return highs.Found((values == 0).astype(float), np.zeros(1), 0.0, "optimal")
+        return highs.HighsResult((values == 0).astype(float), np.zeros(1), 0.0, "optimal")
 
-    monkeypatch.setattr(highs, "choice", over)
+    monkeypatch.setattr(highs, "solve_choice", over)
     drawn = random_model(40, 6)
     constraints = request_of(drawn, [0.25])
     plan = solve(drawn, constraints)
@@ -271,6 +271,6 @@ def test_reasons_for_missing_types_reach_the_choice():
 
 @given(st.integers(1, 2**45))
 def test_a_size_to_raise_a_budget_to_has_the_unit_of_the_figure_and_suffices(n_bytes):
-    asked = _rounded_up(n_bytes)
+    asked = _round_up(n_bytes)
     assert asked.lstrip("0123456789.") == format_size(n_bytes).split()[1]
     assert n_bytes <= parse_size(asked) <= 1.01 * n_bytes

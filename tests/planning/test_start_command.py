@@ -12,8 +12,8 @@ from requant.container.source import open_source
 from requant.conversion.convert import convert
 from requant.errors import BadInput
 from requant.formats import FORMATS
-from requant.planning.best_plan import make_plan
 from requant.planning.constraints import Constraints, bpw_limit
+from requant.planning.planner import Planner
 from requant.planning.recipe import uniform_plan
 from requant.planning.request import PlanRequest
 from requant.planning.rules import parse_rule
@@ -78,8 +78,8 @@ def divergences(before, after):
 def plan_of(source, type_name, imatrix):
     """The type for all that can have it."""
     if type_name in FOR_MODELS_TRAINED_SO:
-        request = Constraints(pins=(parse_rule(f"^blk.5.ffn_up={type_name}"),))
-        return uniform_plan(source, "F16", request=request)
+        constraints = Constraints(pins=(parse_rule(f"^blk.5.ffn_up={type_name}"),))
+        return uniform_plan(source, "F16", constraints=constraints)
     if type_name.startswith("IQ"):
         return uniform_plan(source, type_name, imatrix=imatrix)
     return plan_for(source, type_name)
@@ -174,7 +174,7 @@ def test_gemma3_in_fewer_bits_loads_and_speaks(tmp_path):
 def test_a_plan_for_gemma3_is_no_worse_than_one_type_of_its_size(tmp_path):
     def planned(source):
         losses = score(source, ScoringOptions(allow_requantize=True))
-        return make_plan(source, losses, PlanRequest(bpw=gemma_in_four_bits(source).bpw))
+        return Planner(source, losses).best(PlanRequest(bpw=gemma_in_four_bits(source).bpw))
 
     assert gemma_speaks(tmp_path, planned) <= 1.1 * gemma_speaks(tmp_path, gemma_in_four_bits)
 

@@ -16,9 +16,9 @@ from requant.common.interrupt import run_interruptible
 from requant.container.imatrix import Imatrix, read_imatrix
 from requant.container.source import Source, open_source
 from requant.container.splitting import total_size
-from requant.planning.best_plan import check_feasible
 from requant.planning.output_layout import output_layouts
 from requant.planning.plan import Plan, read_plan
+from requant.planning.precheck import check_feasible
 
 
 def plan_batch(context: BatchContext, scores: ScoreCache) -> bool:

@@ -1,4 +1,4 @@
-"""HiGHS: a multiple-choice knapsack, or its linear relaxation, put to the solver and its answer read back."""
+"""HiGHS: a multiple-choice knapsack, or its linear relaxation, as a model of that solver, and its answer."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 _FEASIBLE = 2  # kSolutionStatusFeasible in HConst.h
-_stdout = threading.Lock()
+_STDOUT = threading.Lock()
 
 Ended = Literal["optimal", "infeasible", "time", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What HiGHS says.
+class HighsResult:
+    """The answer of HiGHS.
 
     taken: (n,) how much of each option, None where it found no choice. duals: (n_limits,) of a relaxation's limits, 0
-    where it has none. bound: what is proven of the least value of whole options. ended: how the search did.
+    where it has none. bound: a proven lower bound of the least value of whole options. ended: how the search ended.
     """
 
     taken: Floats | None
@@ -38,21 +38,24 @@ class Found:
     ended: Ended
 
 
-def relaxation(values: Floats, costs: Floats, room: Floats, item: Ints) -> Found:
-    """The least sum of values (n,): parts of options, one in all per item (n,), costs (n_limits, n) within the room."""
-    return _run(_problem(values, costs, room, item), len(room), {})
+def solve_relaxation(values: Floats, costs: Floats, room: Floats, item: Ints) -> HighsResult:
+    """Minimize the sum of values (n,) over parts of options that add up to one per item (n,).
+
+    Their costs (n_limits, n) stay within the room (n_limits,).
+    """
+    return _run(_build_model(values, costs, room, item), len(room), {})
 
 
-def choice(values: Floats, costs: Floats, room: Floats, item: Ints, stop: tuple[float, float]) -> Found:
-    """The same over whole options, until `stop`, seconds or gap."""
-    problem = _problem(values, costs, room, item)
+def solve_choice(values: Floats, costs: Floats, room: Floats, item: Ints, stop: tuple[float, float]) -> HighsResult:
+    """Minimize the same sum over whole options; end the search at `stop`, seconds or relative gap."""
+    problem = _build_model(values, costs, room, item)
     problem.integrality_ = [highspy.HighsVarType.kInteger] * len(values)
     problem.col_upper_ = np.ones(len(values))
     return _run(problem, len(room), {"time_limit": stop[0], "mip_rel_gap": stop[1]})
 
 
-def _problem(values: Floats, costs: Floats, room: Floats, item: Ints) -> highspy.HighsLp:
-    """A column per option: its costs, then a one in its item's row."""
+def _build_model(values: Floats, costs: Floats, room: Floats, item: Ints) -> highspy.HighsLp:
+    """Build the model: a column per option, with its costs and then a one in its item's row."""
     n, n_limits, n_items = len(values), len(room), int(item[-1]) + 1
     problem = highspy.HighsLp()
     problem.num_col_, problem.num_row_ = n, n_limits + n_items
@@ -69,8 +72,8 @@ def _problem(values: Floats, costs: Floats, room: Floats, item: Ints) -> highspy
     return problem
 
 
-def _run(problem: highspy.HighsLp, n_limits: int, options: dict[str, float]) -> Found:
-    with _quiet():
+def _run(problem: highspy.HighsLp, n_limits: int, options: dict[str, float]) -> HighsResult:
+    with _silence_stdout():
         solver = highspy.Highs()  # type: ignore[no-untyped-call]
         solver.setOptionValue("output_flag", False)
         solver.setOptionValue("parallel", "off")  # the same on any number of cores
@@ -78,9 +81,9 @@ def _run(problem: highspy.HighsLp, n_limits: int, options: dict[str, float]) -> 
             solver.setOptionValue(name, value)
         solver.passModel(problem)
         solver.run()
-    info, found, ended = solver.getInfo(), solver.getSolution(), _ended(solver.getModelStatus())
+    info, found, ended = solver.getInfo(), solver.getSolution(), _read_status(solver.getModelStatus())
     dual = ended == "optimal" and not problem.integrality_
-    return Found(
+    return HighsResult(
         taken=np.asarray(found.col_value) if info.primal_solution_status == _FEASIBLE else None,
         duals=np.asarray(found.row_dual)[:n_limits] if dual else np.zeros(n_limits),
         bound=info.mip_dual_bound,
@@ -88,7 +91,7 @@ def _run(problem: highspy.HighsLp, n_limits: int, options: dict[str, float]) -> 
     )
 
 
-def _ended(status: highspy.HighsModelStatus) -> Ended:
+def _read_status(status: highspy.HighsModelStatus) -> Ended:
     of = highspy.HighsModelStatus
     if status in (of.kInfeasible, of.kUnboundedOrInfeasible):  # values of choices are never unbounded
         return "infeasible"
@@ -96,14 +99,14 @@ def _ended(status: highspy.HighsModelStatus) -> Ended:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing reaches the process's stdout inside, where one thread is at a time.
+def _silence_stdout() -> Iterator[None]:
+    """Keep the process's stdout silent inside, where one thread is at a time.
 
     With its output off HiGHS 1.12 prints `transformNewIntegerFeasibleSolution tmpSolver.run();` (HiGHS.jl issue 312)
     and 1.16 its banner, from C, amid the JSON that is the command's result.
     """
     c_library = ctypes.CDLL("ucrtbase" if os.name == "nt" else None)
-    with _stdout:
+    with _STDOUT:
         try:
             c_library.fflush(None)
             kept = os.dup(1)
@@ -115,6 +118,6 @@ def _quiet() -> Iterator[None]:
                 os.dup2(nowhere.fileno(), 1)
                 yield
         finally:
-            c_library.fflush(None)  # what C holds back goes nowhere too
+            c_library.fflush(None)  # what C still buffers is dropped too
             os.dup2(kept, 1)
             os.close(kept)

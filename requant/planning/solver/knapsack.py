@@ -21,7 +21,7 @@ from requant.planning.solver.highs import Floats, Ints
 
 _SCALE = 1e4  # the loss above every item's least in HiGHS: far above its absolute tolerances of 1e-6, far below 1e15
 _ROW_SCALE = 1e3  # the room of a limit in HiGHS: its 1e-6 is then a part in 1e9; 1e6 and 1 measure slower
-_SAFETY = 1e-9  # relative; what sums of 20000 float64 terms may err, amply
+_SAFETY = 1e-9  # relative; well above the rounding error of a sum of 20000 float64 terms
 _LEAST_STEP = 1e-12  # of a limit's room; a repair that gains less would not end
 _ROUNDS = 3  # of pricing and leaving out; the third seldom finds anything
 
@@ -41,7 +41,7 @@ class Table:
         return np.flatnonzero(np.diff(self.item, prepend=-1))
 
     def where(self, keep: npt.NDArray[np.bool_]) -> Table:
-        """The options under `keep`, which leaves every item one."""
+        """The options where `keep` is true; every item has one left."""
         return Table(self.item[keep], self.loss[keep], self.costs[:, keep], self.index[keep])
 
 
@@ -55,7 +55,7 @@ class Answer:
     picked: tuple[int, ...] | None  # None: no choice found
     bound: float
     how: str
-    prices: tuple[float, ...] = ()  # what a unit of each limit's room is worth, by the last relaxation
+    prices: tuple[float, ...] = ()  # value of a unit of each limit's room, by the last relaxation
 
 
 def choose(
@@ -65,18 +65,18 @@ def choose(
     time_limit: float,
     rel_gap: float,
 ) -> Answer:
-    """The best option of each item.
+    """Choose the best option of each item.
 
     losses[i][j] and costs[i][j][k]: of option j of item i, the latter in bytes of limit k; room[k] bytes.
-    After `time_limit` seconds, or within `rel_gap` of the loss above every item's least, the answer is the best found,
-    and the bound what was proven.
+    The search ends after `time_limit` seconds, or within `rel_gap` of the loss above every item's least; the answer is
+    then the best choice found and the bound that was proven.
     """
     deadline = time.monotonic() + time_limit
     table = _table(losses, costs, len(room))
     limits = np.array(room, np.int64)
     best, lower, upper, prices = None, -math.inf, math.inf, np.zeros(len(room))
     for _ in range(_ROUNDS):
-        relaxed = _relaxed(table, limits, upper)
+        relaxed = _relax(table, limits, upper)
         if relaxed is None:
             return Answer(None, math.inf, "the linear relaxation has no solution")
         if relaxed.bound > lower:
@@ -125,9 +125,11 @@ def _units(table: Table, limits: Ints) -> Floats:
 
 
 @dataclass(frozen=True, slots=True)
-class _Relaxed:
-    """A linear relaxation: what each option costs above its item's best at the prices (n,), the bound that they prove,
-    the prices of a unit of each limit, and how much of each option is taken (n,).
+class _Relaxation:
+    """A solved linear relaxation.
+
+    priced: (n,) cost of each option above its item's best at the prices. bound: proven by the prices. prices: of a unit
+    of each limit. taken: (n,) how much of each option is taken.
     """
 
     priced: Floats
@@ -136,21 +138,21 @@ class _Relaxed:
     taken: Floats
 
 
-def _relaxed(table: Table, limits: Ints, upper: float) -> _Relaxed | None:
-    """The relaxation, None where it has no solution.
+def _relax(table: Table, limits: Ints, upper: float) -> _Relaxation | None:
+    """Solve the relaxation; None where it has no solution.
 
-    Any prices give a bound, so what HiGHS's tolerances do to the duals makes it weaker, never wrong.
+    Any prices give a bound, so the tolerances of HiGHS can make it weaker, never wrong.
     """
     excess, base = _excess(table)
     scale = _scale(excess, upper - base)
     costs, room = _rows(table, limits)
-    found = highs.relaxation(excess * scale, costs, room, table.item)
+    found = highs.solve_relaxation(excess * scale, costs, room, table.item)
     if found.ended == "infeasible":
         return None
     prices = np.maximum(-found.duals, 0.0) / scale
     priced = excess + prices @ costs
     least = np.minimum.reduceat(priced, table.starts)
-    return _Relaxed(
+    return _Relaxation(
         priced - least[table.item],
         math.fsum([base, *least, *(-prices * room)]),
         prices / _units(table, limits),
@@ -158,9 +160,10 @@ def _relaxed(table: Table, limits: Ints, upper: float) -> _Relaxed | None:
     )
 
 
-def _starts(table: Table, relaxed: _Relaxed, limits: Ints) -> Iterator[Ints]:
-    """Choices to start from: the best at the prices; what the relaxation takes most of; of what it divides, the part
-    that takes least of the limits.
+def _starts(table: Table, relaxed: _Relaxation, limits: Ints) -> Iterator[Ints]:
+    """Yield choices to start from.
+
+    The best at the prices; the options that the relaxation takes most of; of those it takes a part of, the cheapest.
     """
     yield _first_least(table, relaxed.priced)
     yield _first_least(table, -relaxed.taken)
@@ -181,9 +184,9 @@ def _first_least(table: Table, values: Floats) -> Ints:
 
 
 def _repair(table: Table, picked: Ints, limits: Ints) -> Ints | None:
-    """`picked` moved step by step into the limits, None where that leads nowhere.
+    """Change `picked` step by step until it is within the limits; None where that fails.
 
-    Every step brings the excess over all limits down, each in shares of its room, at the least loss for that.
+    Every step lowers the excess over all limits, each as a share of its room, at the least loss per share.
     """
     picked = picked.copy()
     room = (_units(table, limits) * _ROW_SCALE)[:, None]
@@ -204,7 +207,7 @@ def _repair(table: Table, picked: Ints, limits: Ints) -> Ints | None:
 
 
 def _improve(table: Table, picked: Ints | None, limits: Ints) -> Ints | None:
-    """`picked` with every single change made that lowers the loss and fits, the largest gain first."""
+    """Make every single change to `picked` that lowers the loss and fits, the largest gain first."""
     if picked is None:
         return None
     picked = picked.copy()
@@ -220,18 +223,18 @@ def _improve(table: Table, picked: Ints | None, limits: Ints) -> Ints | None:
 
 
 def _finish(table: Table, limits: Ints, known: Answer, upper: float, stop: tuple[float, float]) -> Answer:
-    """The rest by branch and cut until `stop`, seconds or gap; `known` has the loss `upper`."""
+    """Solve the rest by branch and cut until `stop`, seconds or gap; `known` has the loss `upper`."""
     best, lower = known.picked, known.bound
     excess, base = _excess(table)
     scale = _scale(excess, upper - base)
     costs, room = _rows(table, limits)
-    end = highs.choice(excess * scale, costs, room, table.item, (max(stop[0], 0.01), stop[1]))
+    end = highs.solve_choice(excess * scale, costs, room, table.item, (max(stop[0], 0.01), stop[1]))
     if end.taken is not None:
         found = _improve(table, _repair(table, _first_least(table, -np.round(end.taken, 3)), limits), limits)
         if found is not None and (total := math.fsum(table.loss[found])) < upper:
             best, upper = tuple(table.index[found].tolist()), total
     if math.isfinite(end.bound):
-        # what was left out costs more than the upper bound of then, so the bound of the rest counts up to it
+        # options left out cost more than the upper bound at that time, so the bound of the rest holds up to it
         lower = max(lower, min(base + end.bound / scale, upper))
     if end.ended == "infeasible" and best is None:
         return Answer(None, math.inf, "infeasible")

@@ -1,0 +1,101 @@
+"""Planner: a source and its losses, and the best plan for any request."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from requant.container.infos import padded
+from requant.container.metadata import read_alignment
+from requant.container.source import Source, require_model
+from requant.container.splitting import total_size
+from requant.errors import BadInput, brief
+from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
+from requant.planning.constraints import size_limit
+from requant.planning.output_layout import output_layouts
+from requant.planning.request import PlanRequest, check_request
+from requant.planning.rules import AUTO, MAX_CONTEXT
+from requant.planning.searches import search_batch, search_cache_types, search_context
+from requant.planning.settled import SettledRequest, leaves_batch_open
+from requant.planning.summaries import compare_mixtures
+from requant.scoring.losses import Losses
+
+if TYPE_CHECKING:
+    from requant.container.imatrix import Imatrix
+    from requant.planning.plan import Plan
+
+
+class Planner:
+    """A source, its losses, and the imatrix that converting will use.
+
+    Losses may be those of a sibling, a file with the same tensors. Raises BadInput for losses of another model.
+    """
+
+    def __init__(self, source: Source, losses: Losses, imatrix: Imatrix | None = None) -> None:
+        self.source, self.losses, self.imatrix = source, _adopt_losses(losses, source), imatrix
+
+    def best(self, request: PlanRequest) -> Plan:
+        """Return the best plan for the request, with llama-quantize's mixtures for comparison.
+
+        Raises UsageError for an invalid request, BadInput where memory needs are not known, InfeasibleBudget.
+        """
+        plan = self.solve(request)
+        return replace(plan, mixtures=compare_mixtures(self.source, self.losses, has_imatrix=self.imatrix is not None))
+
+    def solve(self, request: PlanRequest) -> Plan:
+        """Return the plan of `best` without the mixtures: for callers that solve again and again."""
+        check_request(request)
+        if request.n_ctx == MAX_CONTEXT:
+            return search_context(self.solve, request, self._hyperparameters())
+        if AUTO in (request.cache_type_k, request.cache_type_v):
+            return search_cache_types(self.solve, request, self._hyperparameters(), self.losses.caches)
+        if leaves_batch_open(request):
+            return search_batch(self._solve_settled, request, self._hyperparameters())
+        return self._solve_settled(request)
+
+    def _solve_settled(self, request: PlanRequest) -> Plan:
+        settled = SettledRequest.settle(self.source, self.losses, request)
+        return settled.solve() if request.size is None else self._fit_file(settled, request.size)
+
+    def _fit_file(self, settled: SettledRequest, size: int) -> Plan:
+        """Return the best plan whose file, header and padding included, has at most `size` bytes.
+
+        The header describes the plan, so its size is known only afterwards: it is taken from the last solution until
+        it no longer grows.
+        """
+        alignment, overhead = read_alignment(self.source.metadata), 0
+        plan = settled.solve()
+        while (found := self._overhead(plan, alignment)) > overhead:
+            overhead = found
+            plan = settled.solve(size_limit(size, overhead, alignment))
+        return plan
+
+    def _overhead(self, plan: Plan, alignment: int) -> int:
+        """Bytes of the file that are in no tensor of the plan: the header, and scales that it adds."""
+        layouts = output_layouts(self.source, plan, self.imatrix)
+        return total_size(layouts) - sum(padded(c.n_bytes, alignment) for c in plan.choices)
+
+    def _hyperparameters(self) -> Hyperparameters:
+        return read_hyperparameters(self.source.metadata, self.source.tensors)
+
+
+def _adopt_losses(losses: Losses, source: Source) -> Losses:
+    """Return `losses` as those of `source`, where they are its own or a sibling's: the same shapes and types."""
+    if losses.header_sha256 == source.header_sha256:
+        return losses
+    hint = "score this file first, or leave --losses out"
+    ours = [(t.name, t.shape, t.format.name) for t in source.tensors]
+    theirs = [(t.name, t.shape, t.source_type) for t in losses.tensors]
+    if losses.arch != require_model(source) or sorted(ours) != sorted(theirs):
+        other = next((a for a in sorted(ours) if a not in set(theirs)), None)
+        what = "the losses are of another model" + ("" if other is None else f": tensor {brief(other[0])} differs")
+        raise BadInput(source.path, what, got=losses.source, expected=source.name, hint=hint)
+    tensors = {t.name: t for t in losses.tensors}
+    note = f"the losses are those of a sibling, {brief(losses.source)}: same tensors, other weights"
+    return replace(
+        losses,
+        source=source.name,
+        header_sha256=source.header_sha256,
+        tensors=tuple(tensors[t.name] for t in source.tensors),
+        notes=(*losses.notes, note),
+    )

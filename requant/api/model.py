@@ -32,9 +32,10 @@ from requant.api.keywords import (
 )
 from requant.api.session import Session, connect_cluster, open_session
 from requant.common.files import identities
-from requant.common.monitor import SILENT, Progress, call_back
+from requant.common.monitor import SILENT, Progress, report_to
 from requant.container.source import Source, open_source, require_model
 from requant.container.splitting import Splitting
+from requant.conversion.options import ConversionOptions
 from requant.conversion.record import read_conversion
 from requant.conversion.verify import Verification
 from requant.errors import UsageError
@@ -181,9 +182,9 @@ class Model:
             decided = plan, job.type_name, job.preset, job.like
             check_type_source(job.request, *decided)
             apply_nonfinite_policy(job.source, nonfinite, job.monitor, threads=job.threads)
-            how: dict[str, Any] = {"force": force, "restart": restart, "verified": not no_verify}
+            options = ConversionOptions(parts, force=force, verify=not no_verify)
             n = None if measure is None else count_of("--measure", measure, 1, 64)
-            return converting.make(job, Path(out), splitting=parts, measure=n, **how)
+            return converting.convert_to_file(job, Path(out), options=options, measure=n, restart=restart)
 
     def evaluate(
         self,
@@ -210,7 +211,7 @@ class Model:
             other = base.opened() if isinstance(base, Model) else None
             if base is not None and not isinstance(base, Model):
                 other = stack.enter_context(open_source(Path(base)))
-            return measuring.evaluate(self.opened(), other, asked, call_back(progress), threads=n)
+            return measuring.evaluate(self.opened(), other, asked, report_to(progress), threads=n)
 
     def calibrate(
         self,
@@ -240,15 +241,15 @@ class Model:
         )
         source = self.opened()
         inputs = source.identities | identities(asked.text, asked.tokens)
-        return measuring.calibrate(source, asked, options, Path(out), call_back(progress), force=force, inputs=inputs)
+        return measuring.calibrate(source, asked, options, Path(out), report_to(progress), force=force, inputs=inputs)
 
     @contextmanager
     def _job(self, asked: Mapping[str, Any], request: PlanRequest, *, fresh: bool = False) -> Iterator[Session]:
         """What the keywords say, with their small files read; fresh: of a source that the job may change."""
-        calibration, how, monitor = parse_calibration(asked), parse_options(asked), call_back(asked.get("progress"))
+        calibration, how, monitor = parse_calibration(asked), parse_options(asked), report_to(asked.get("progress"))
         with ExitStack() as stack:
             source = stack.enter_context(open_source(self.path)) if fresh else self.opened()
-            workers = stack.enter_context(connect_cluster(asked.get("cluster"), monitor.tell))
+            workers = stack.enter_context(connect_cluster(asked.get("cluster"), monitor.info))
             yield open_session(source, request, calibration, **how, cluster=workers, monitor=monitor)
 
     def opened(self) -> Source:
@@ -292,4 +293,4 @@ def verify(
         origin = source.opened() if isinstance(source, Model) else None
         if source is not None and not isinstance(source, Model):
             origin = stack.enter_context(open_source(Path(source)))
-        return verifying.verify(Path(out), origin, wanted, call_back(progress), threads=n)
+        return verifying.verify(Path(out), origin, wanted, report_to(progress), threads=n)

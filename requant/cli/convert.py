@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from requant.api.convert import apply_nonfinite_policy, make
+from requant.api.convert import apply_nonfinite_policy, convert_to_file
 from requant.api.session import Session, connect_cluster, open_session
 from requant.cli import messages, options, terminal
 from requant.cli.command import Command
@@ -15,6 +15,7 @@ from requant.cli.nonfinite import option as nonfinite_option
 from requant.common.units import format_size
 from requant.container.source import open_source
 from requant.container.splitting import WHOLE, Splitting, output_paths, total_size
+from requant.conversion.options import ConversionOptions
 from requant.errors import UsageError, printable
 from requant.planning.plan import Plan
 from requant.planning.request import PlanRequest, check_type_source
@@ -98,14 +99,12 @@ def command(
             messages.print_result(*([plan.to_json()] if as_json else [*terminal.plan_parts(plan), *files]))
             return
         publish.check_output_reports(reports, out, force=force, inputs=job.inputs)
-        made = make(
+        made = convert_to_file(
             job,
             out,
-            splitting=splitting,
+            options=ConversionOptions(splitting, force=force, verify=not no_verify),
             measure=measure,
-            force=force,
             restart=restart,
-            verified=not no_verify,
             show=lambda plan: None if as_json else messages.print_result(*terminal.plan_parts(plan)),
         )
     messages.warn(*made.notes)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from requant.container.infos import padded
+from requant.container.infos import round_up
 from requant.container.metadata import read_alignment
 from requant.container.source import Source, open_source, require_model
 from requant.container.splitting import total_size
@@ -188,4 +188,4 @@ def _within_size(
 
 def _overhead(layouts: Sequence[Layout], plan: Plan, alignment: int) -> int:
     """Bytes of the file that are in no tensor of the plan: the header, and scales that it adds."""
-    return total_size(layouts) - sum(padded(c.n_bytes, alignment) for c in plan.choices)
+    return total_size(layouts) - sum(round_up(c.n_bytes, alignment) for c in plan.choices)

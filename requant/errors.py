@@ -1,7 +1,7 @@
-"""Every failure a user can cause, one class per exit code; and how strings from files may be shown.
+"""Errors, one class per exit code, and the escaping of strings from files.
 
-A message says what is wrong, with the figure found and the limit, and what to do next; strings that come
-from a file are escaped with `printable`, or `brief` in tables and messages, before they enter one.
+A message names the fault, the figure found and the limit, and what to do next; strings that come from a file are
+escaped with `printable`, or `brief` in tables and messages, before they enter one.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-# characters of it in a table or a message: of a name, of the name of a file, of a remark in a plan or in losses
+# characters shown in a table or a message: of a name, of a file's name, of a note in a plan or in losses
 SHOWN, FILE_NAME, REMARK = 80, 255, 1000
-# letters, marks and symbols that Python calls printable, but of which nothing is seen: the fillers of Hangul, the
-# blank of Braille, and what Unicode lists as Default_Ignorable_Code_Point
+# characters that Python calls printable but that are invisible: the fillers of Hangul, the blank of Braille, and
+# those that Unicode lists as Default_Ignorable_Code_Point
 _INVISIBLE = frozenset(
     map(
         chr,
@@ -29,58 +29,58 @@ _INVISIBLE = frozenset(
     )
 )
 _SPACES = re.compile("^ | (?= )| $")
-_MARKS = ("Mn", "Me")  # categories of what is drawn over the character before it
-_LEFTWARD = ("R", "AL", "AN")  # bidirectional classes that move what stands beside them
+_MARKS = ("Mn", "Me")  # categories of marks that are drawn over the character before them
+_LEFTWARD = ("R", "AL", "AN")  # bidirectional classes that move their neighbours
 _MOST_MARKS = 2  # on one character
 
 
 def printable(text: str) -> str:
-    """`text` with all that a terminal could act on (controls, bidi, surrogates) or not show as backslash escapes."""
+    """Escape with backslashes all that a terminal could act on (controls, bidi, surrogates) or not show."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c.isprintable() and c not in _INVISIBLE else _escaped(c) for c in text)
+    return "".join(c if c.isprintable() and c not in _INVISIBLE else _escape(c) for c in text)
 
 
 def brief(text: str, most: int = SHOWN) -> str:
-    """`text` from a file as it may stand in a table or a message: printable, `most` characters of it, in its place.
+    """Shorten `text` from a file to `most` characters, and escape it for a table or a message.
 
-    What would look like the gap between two columns, move its neighbours or draw over them is escaped: spaces in a
-    row or at an end, right-to-left characters, marks without a base or piled up.
+    Besides the escapes of `printable`: spaces in a row or at an end, which look like the gap between two columns,
+    right-to-left characters, and marks without a base or piled up.
     """
     cut = text if len(text) <= most else text[:most] + "..."
     if not cut.isascii():
-        cut = _in_place(cut)
+        cut = _escape_movers(cut)
     return _SPACES.sub(lambda _: "\\x20", printable(cut))
 
 
-def _in_place(text: str) -> str:
+def _escape_movers(text: str) -> str:
     shown, marks = [], _MOST_MARKS
     for c in text:
         marks = marks + 1 if unicodedata.category(c) in _MARKS else 0 if c != " " else _MOST_MARKS
         safe = marks <= _MOST_MARKS and unicodedata.bidirectional(c) not in _LEFTWARD
-        shown.append(c if safe else _escaped(c))
+        shown.append(c if safe else _escape(c))
     return "".join(shown)
 
 
-def _escaped(c: str) -> str:
+def _escape(c: str) -> str:
     return c.encode("unicode_escape").decode("ascii")
 
 
 class RequantError(Exception):
-    """Base of all of them; `exit_code` is what the command line returns."""
+    """Base of all errors; `exit_code` is that of the command line."""
 
     exit_code = 1
 
     def __str__(self) -> str:
-        """The message, on one line and printable whatever it was made of."""
+        """The message on one line, with everything that is not printable escaped."""
         return printable(super().__str__())
 
     def __reduce__(self) -> Any:
-        """By message and data, as it was made: an error may come from another machine."""
-        return _made_again, (type(self), self.args, self.__dict__)
+        """Pickle the message and the data: an error may come from another machine."""
+        return _rebuild_error, (type(self), self.args, self.__dict__)
 
 
-def _made_again(kind: type[RequantError], args: tuple[Any, ...], data: dict[str, Any]) -> RequantError:
+def _rebuild_error(kind: type[RequantError], args: tuple[Any, ...], data: dict[str, Any]) -> RequantError:
     error = kind.__new__(kind)
     error.args = args
     error.__dict__.update(data)
@@ -94,9 +94,9 @@ class UsageError(RequantError):
 
 
 class BadInput(RequantError):
-    """A file is not what it should be.
+    """A file is not valid or does not fit.
 
-    `path` is the file, `what` the finding; `got`, `limit` or `expected`, and `hint` complete the line where they help.
+    `path` is the file, `what` the fault; `got`, `limit` or `expected`, and `hint` complete the line where they help.
     """
 
     exit_code = 3
@@ -120,7 +120,7 @@ class BadInput(RequantError):
 
 
 class InfeasibleBudget(RequantError):
-    """Even the smallest candidate of every tensor does not fit; `proven`: or none was found in time."""
+    """Even the smallest candidate of every tensor does not fit, or, if not `proven`, no plan was found in time."""
 
     exit_code = 4
 
@@ -136,7 +136,7 @@ class OutputRefused(BadInput):
 
 
 class InputOutputError(BadInput):
-    """The operating system failed to read or write; `what` ends in its own words."""
+    """The operating system failed to read or write; `what` ends in its own message."""
 
     exit_code = 6
 
@@ -154,55 +154,51 @@ class NumericFault(BadInput):
 
 
 class RequantWarning(UserWarning):
-    """Something that is odd and was gone on with; the command line says it on stderr."""
+    """Something unusual that does not stop the run; the command line prints it on stderr."""
 
 
-_LOOKED_AT = 1000  # files of a folder among which one is sought that may have been meant
+_LOOKED_AT = 1000  # files of a folder among which to look for a similar name
+_WORD = 300  # characters of a word to compare with others
+_SUGGESTED = 50  # words to list; ggml has fewer types
 
 
-_WORD = 300  # characters of a word that others are compared with
-
-
-_SUGGESTED = 50  # more words than ggml has types
-
-
-def nearest(word: str, known: Iterable[str], n: int = 3) -> list[str]:
-    """Up to `n` of the `known` words that are like `word`, the likest first, in whatever case; nothing is escaped."""
+def find_similar(word: str, known: Iterable[str], n: int = 3) -> list[str]:
+    """Find up to `n` of the `known` words that are similar to `word` in any case, the best first; none is escaped."""
     by_case = {name.casefold(): name for name in known}
     return [by_case[key] for key in get_close_matches(word[:_WORD].casefold(), by_case, n=n, cutoff=0.6)]
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """`did you mean A or B?`, or the known words, the first of many, when nothing is near."""
+    """Return `did you mean A or B?`, or a list of known words where none is similar."""
     known = [brief(name) for name in known]
-    near = nearest(word, known)
+    near = find_similar(word, known)
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"known are {', '.join(known[:_SUGGESTED])}" + ", ..." * (len(known) > _SUGGESTED)
 
 
-def missing(path: Path) -> BadInput:
-    """That the file at `path`, which was named, is not there, with the one that may have been meant."""
+def missing_file(path: Path) -> BadInput:
+    """The error for a file at `path` that does not exist; its hint suggests another one."""
     if path.is_symlink():
         return BadInput(path, "links to a file that is not there")
-    return BadInput(path, "no such file", hint=_beside(path))
+    return BadInput(path, "no such file", hint=_suggest_beside(path))
 
 
-def _beside(path: Path) -> str | None:
-    """Which file in the folder of `path` may have been meant, of those that end alike where there are some."""
+def _suggest_beside(path: Path) -> str | None:
+    """Suggest a file in the folder of `path`, one with the same suffix if there is any."""
     try:
         with os.scandir(path.parent) as entries:
             names = sorted(entry.name for entry in islice(entries, _LOOKED_AT) if entry.is_file())
     except (OSError, ValueError):
         return "there is no such folder"
     alike = [name for name in names if Path(name).suffix.lower() == path.suffix.lower()]
-    near = nearest(path.name, alike, 1) or nearest(path.name, names, 1)
+    near = find_similar(path.name, alike, 1) or find_similar(path.name, names, 1)
     if near:
         return f"did you mean {brief(str(path.with_name(near[0])), FILE_NAME)}?"
     ggufs = [brief(name, FILE_NAME) for name in alike if name.lower().endswith(".gguf")]
     return f"there is {', '.join(ggufs[:3])}" if ggufs else None
 
 
-def quoted(text: str) -> str:
-    """`text` from a file as it may stand in a message: escaped, in quotes, the beginning of it."""
+def quote(text: str) -> str:
+    """Quote the beginning of `text` from a file, escaped, for a message."""
     return f"'{brief(text)}'"

@@ -1,4 +1,4 @@
-"""What converting does beside planning: the claim on the output, what an earlier run left, the work itself."""
+"""Conversion as one call: the claim on the output, the plan or the unfinished run of an earlier call, the writing."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 from requant.api.kernels import prepare_kernels
 from requant.api.session import Importance, Planned, Session
 from requant.common.atomic_write import check_writable, write_text
-from requant.common.files import open_regular, read_into
+from requant.common.files import identify_content, open_regular
 from requant.common.folders import check_space
 from requant.common.interrupt import run_interruptible
 from requant.common.monitor import Monitor
 from requant.common.serialization import to_plain
-from requant.container.journal import Journal
-from requant.container.output import can_resume, claim, discard, final_names
-from requant.container.part import Part, resolve_target
+from requant.container.output import can_resume, claim_output, discard_unfinished, final_names
+from requant.container.part import PartFile, resolve_target
 from requant.container.source import Source
-from requant.container.splitting import WHOLE, Splitting
+from requant.container.splitting import Splitting
+from requant.conversion.options import DEFAULTS, Claim, ConversionOptions
 from requant.conversion.record import OUTPUT_SCHEMA, Conversion, record_path
-from requant.errors import BadInput, OutputRefused
+from requant.errors import BadInput, InputOutputError, OutputRefused
 from requant.planning.plan import Plan
 from requant.planning.request import plan_from_option
 from requant.scoring.losses import Losses
@@ -34,194 +34,196 @@ from requant.scoring.losses import Losses
 if TYPE_CHECKING:
     from requant.container.imatrix import Imatrix
 
-_HASHED = 2**26  # bytes of a file that is told from another by its content, not by its time
+_MAX_HASHED = 2**26  # bytes; a larger file is identified by size and time, not by its content
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """An output that this run has claimed, and how it is to be made."""
+class ConversionRun:
+    """A conversion to the file `out`, which this run has claimed."""
 
     out: Path
-    journal: Journal
-    asked: dict[str, Any]
-    splitting: Splitting
-    force: bool = False
-    verified: bool = True
+    claim: Claim
+    options: ConversionOptions
 
     @property
-    def measured(self) -> Path:
-        """Where the importance that was measured while planning is kept until the output is finished."""
-        target = resolve_target(self.out)
-        return target.with_name(f"{target.name}.part.imatrix")
+    def importance_path(self) -> Path:
+        """The file in which importance that was measured while planning is kept until the output is finished."""
+        return _importance_path(self.out)
 
-    def earlier(self, job: Session) -> Planned | None:
-        """The plan of an unfinished run of the same command, and the importance measured for it.
+    def resume(self, session: Session) -> Planned | None:
+        """Return the plan of an unfinished run of the same command, and the importance that it measured.
 
-        Raises OutputRefused where what is unfinished is of another command.
+        Raises OutputRefused where the unfinished output is of another command.
         """
         from requant.conversion.convert import binding
 
-        if not can_resume(self.journal, binding(job.source, self.asked), self.out):
+        journal = self.claim.journal
+        if not can_resume(journal, binding(session.source, self.claim.request), self.out):
             return None
-        head = self.journal.past.head or {}
-        plan = Plan.from_json(json.dumps(head.get("plan")), self.journal.path)
-        if head.get("imatrix") is not None and job.imatrix is None:
-            return Planned(plan, Importance(self._read_measured(head["imatrix"])))
-        return Planned(plan, Importance(job.imatrix))
+        head = journal.past.head or {}
+        plan = Plan.from_json(json.dumps(head.get("plan")), journal.path)
+        if head.get("imatrix") is not None and session.imatrix is None:
+            return Planned(plan, Importance(self._read_importance(head["imatrix"])))
+        return Planned(plan, Importance(session.imatrix))
 
-    def _read_measured(self, sha256: object) -> Imatrix:
+    def _read_importance(self, sha256: object) -> Imatrix:
         from requant.scoring.statistics import read_statistics
 
-        hint = "--restart begins again"
+        path, hint = self.importance_path, "--restart begins again"
         try:
-            found = read_statistics(self.measured)
+            found = read_statistics(path)
         except BadInput as error:
             what = f"what was measured for the unfinished output cannot be read: {error.what}"
-            raise OutputRefused(self.measured, what, hint=hint) from error
+            raise OutputRefused(path, what, hint=hint) from error
         if found.sha256 != sha256:
-            raise OutputRefused(self.measured, "is not as it was written", hint=hint)
+            raise OutputRefused(path, "is not as it was written", hint=hint)
         return found
 
-    def sweep(self) -> None:
-        """Remove what killed runs left and none goes on with; nobody else is writing it, as the claim is ours."""
-        stale = [self.measured.with_name(f"{self.measured.name}.part")]
-        if self.journal.past.head is None:
-            stale.append(self.measured)
-        for name in {self.out.name, *final_names(self.journal)[:1]}:  # the record of a split output is beside its first
+    def remove_leftovers(self) -> None:
+        """Remove the files of killed runs that none resumes; no other run writes them, as the output is claimed."""
+        journal, path = self.claim.journal, self.importance_path
+        stale = [path.with_name(f"{path.name}.part")]
+        if journal.past.head is None:
+            stale.append(path)
+        for name in {self.out.name, *final_names(journal)[:1]}:  # the record of a split output is beside its first file
             record = record_path(self.out.with_name(name))
             stale += record.parent.glob(f"{glob.escape(record.name)}.{'[0-9a-f]' * 8}.part")
-        for path in stale:
-            path.unlink(missing_ok=True)
+        for found in stale:
+            found.unlink(missing_ok=True)
 
-    def check(self, job: Session) -> None:
-        """Raise what would keep the output and its record from being written, before any long work."""
-        with Part(self.out, 0, force=self.force, inputs=job.inputs):
-            check_writable(record_path(self.out), force=self.force, inputs=job.inputs, own=OUTPUT_SCHEMA)
-        if job.needs_scoring:  # the size is known only when hours of scoring are over
-            parts = [self.out.with_name(f"{name}.part") for name in final_names(self.journal)]
-            check_space(resolve_target(self.out).parent, job.least_bytes(), parts)
+    def check_output(self, session: Session) -> None:
+        """Raise, before any long work, what would keep the output and its record from being written."""
+        force = self.options.force
+        with PartFile(self.out, 0, force=force, inputs=session.inputs):
+            check_writable(record_path(self.out), force=force, inputs=session.inputs, own=OUTPUT_SCHEMA)
+        if session.needs_scoring:  # the exact size is known only after hours of scoring
+            parts = [self.out.with_name(f"{name}.part") for name in final_names(self.claim.journal)]
+            check_space(resolve_target(self.out).parent, session.least_bytes(), parts)
 
-    def convert(self, job: Session, planned: Planned) -> Conversion:
-        """The output and its record."""
-        plan, importance = planned.plan, planned.importance
-        from requant.conversion.convert import convert, formats_used, n_steps
+    def convert(self, session: Session, planned: Planned) -> Conversion:
+        """Write the output and its record."""
+        from requant.conversion.convert import convert
+        from requant.conversion.prepare import formats_used
         from requant.scoring.statistics import write_statistics
 
-        def record(made: Conversion) -> None:
-            path = record_path(made.output)
-            write_text(path, made.to_json(), force=self.force, inputs=job.inputs, own=OUTPUT_SCHEMA)
-
+        plan, importance = planned.plan, planned.importance
         if importance.statistics is not None:
             statistics, text = importance.statistics
-            write_statistics(self.measured, statistics, job.source, text, force=True, inputs=job.inputs)
-        prepare_kernels(job.monitor, formats_used(plan))
-        with (
-            job.monitor.resumable(),
-            job.monitor.progress("converting", n_steps(job.source, plan, verified=self.verified)) as advance,
-        ):
-            return convert(
-                job.source,
-                plan,
-                self.out,
-                imatrix=importance.imatrix,
-                losses=job.losses,
-                threads=job.options.threads,
-                force=self.force,
-                splitting=self.splitting,
-                verified=self.verified,
-                cluster=job.cluster,
-                journal=self.journal,
-                asked=self.asked,
-                extras=(self.measured,),
-                keep=job.needs_scoring,
-                record=record,
-                progress=advance,
-                tell=job.monitor.tell,
-            )
+            write_statistics(self.importance_path, statistics, session.source, text, force=True, inputs=session.inputs)
+        prepare_kernels(session.monitor, formats_used(plan))
+        return convert(
+            session.source,
+            plan,
+            self.out,
+            imatrix=importance.imatrix,
+            losses=session.losses,
+            options=self.options,
+            claim=self.claim,
+            monitor=session.monitor,
+        )
 
 
-def make(
-    job: Session,
+def convert_to_file(
+    session: Session,
     out: Path,
     *,
-    splitting: Splitting = WHOLE,
+    options: ConversionOptions = DEFAULTS,
     measure: int | None = None,
-    force: bool = False,
     restart: bool = False,
-    verified: bool = True,
     show: Callable[[Plan], None] = lambda _: None,
 ) -> Conversion:
-    """All the stages to the file `out`, its record beside it; `show` is called with the plan before it is converted.
+    """Plan and convert to the file `out`, its record beside it; `show` is called with the plan before it is converted.
 
-    Raises what the stages raise, and OutputRefused for an output that is there or that another run is at.
+    Threads and cluster are those of the session. Raises what planning and converting raise, and OutputRefused for an
+    output that exists or that another run writes.
     """
-    job.check_measure(measure)
-    with _claimed(job, out, splitting=splitting, measure=measure, restart=restart) as claim:
-        work = replace(claim, force=force, verified=verified)
-        found = work.earlier(job)
-        if found is None:
-            work.check(job)
-            found = job.make_plan(weigh=True, measure=measure)
-        show(found.plan)
-        return work.convert(job, found)
+    session.check_measure(measure)
+    options = replace(options, threads=session.options.threads, cluster=session.cluster)
+    with _claim(session, out, options, measure=measure, restart=restart) as run:
+        planned = run.resume(session)
+        if planned is None:
+            run.check_output(session)
+            planned = session.make_plan(weigh=True, measure=measure)
+        show(planned.plan)
+        return run.convert(session, planned)
 
 
 @contextlib.contextmanager
-def _claimed(job: Session, out: Path, *, splitting: Splitting, measure: int | None, restart: bool) -> Iterator[Work]:
-    """The output for this run alone; what an earlier run left is discarded with `restart`."""
-    with claim(out) as journal:
-        job.monitor.warn(*journal.warnings)
+def _claim(
+    session: Session, out: Path, options: ConversionOptions, *, measure: int | None, restart: bool
+) -> Iterator[ConversionRun]:
+    """Claim the output for this run alone; with `restart` discard what an earlier run left."""
+
+    def write_record(made: Conversion) -> None:
+        path = record_path(made.output)
+        write_text(path, made.to_json(), force=options.force, inputs=session.inputs, own=OUTPUT_SCHEMA)
+
+    with claim_output(out) as journal:
+        session.monitor.warn(*journal.warnings)
         if restart:
-            discard(journal, out, job.inputs)
-        work = Work(out, journal, _asked(job, splitting, measure), splitting)
-        work.sweep()
-        yield work
+            discard_unfinished(journal, out, session.inputs)
+        claim = Claim(
+            journal,
+            _describe_request(session, options.splitting, measure),
+            extras=(_importance_path(out),),
+            keep=session.needs_scoring,
+            record=write_record,
+        )
+        run = ConversionRun(out, claim, options)
+        run.remove_leftovers()
+        yield run
 
 
-def _asked(job: Session, splitting: Splitting, measure: int | None) -> dict[str, Any]:
-    """All that was asked for and decides what the output becomes, as JSON; files by their content."""
-    how = {
-        **plan_from_option(job.plan_from),
-        "losses": job.options.losses,
-        "imatrix": None if job.imatrix is None else job.imatrix.sha256,
-        "effort": job.options.effort,
+def _importance_path(out: Path) -> Path:
+    target = resolve_target(out)
+    return target.with_name(f"{target.name}.part.imatrix")
+
+
+def _describe_request(session: Session, splitting: Splitting, measure: int | None) -> dict[str, Any]:
+    """Return all options that decide what the output becomes, as JSON; files by their content."""
+    own = {
+        **plan_from_option(session.plan_from),
+        "losses": session.options.losses,
+        "imatrix": None if session.imatrix is None else session.imatrix.sha256,
+        "effort": session.options.effort,
         "measure": measure,
-        "allow_requantize": job.options.allow_requantize,
+        "allow_requantize": session.options.allow_requantize,
         "keep_split": splitting.keep,
         "max_shard_size": splitting.max_size,
     }
-    groups = [{f.name: getattr(group, f.name) for f in fields(group)} for group in (job.request, job.calibration)]
-    said = {**groups[0], **groups[1], **how}
-    return {name: _told(value) for name, value in said.items() if not (value is None or value is False or value == ())}
+    groups = [
+        {f.name: getattr(group, f.name) for f in fields(group)} for group in (session.request, session.calibration)
+    ]
+    given = {**groups[0], **groups[1], **own}
+    return {
+        name: _identify(value) for name, value in given.items() if not (value is None or value is False or value == ())
+    }
 
 
-def _told(value: Any) -> Any:
-    if isinstance(value, Plan | Losses):  # given as data
+def _identify(value: Any) -> Any:
+    """Return `value` as JSON: data by its hash, a file by its content."""
+    if isinstance(value, Plan | Losses):
         return hashlib.sha256(value.to_json().encode()).hexdigest()
-    return _file(value) if isinstance(value, Path) else to_plain(value)
+    return _identify_file(value) if isinstance(value, Path) else to_plain(value)
 
 
-def _file(path: Path) -> dict[str, Any]:
-    descriptor = open_regular(path)
+def _identify_file(path: Path) -> dict[str, Any]:
+    os.close(open_regular(path))  # raises for what is no readable file
     try:
-        status = os.fstat(descriptor)
-        if status.st_size > _HASHED:
-            return {"file": path.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
-        data = bytearray(status.st_size)
-        read_into(path, descriptor, memoryview(data), 0)
-        return {"file": path.name, "sha256": hashlib.sha256(data).hexdigest()}
-    finally:
-        os.close(descriptor)
+        found = identify_content(path, _MAX_HASHED)
+    except OSError as error:
+        raise InputOutputError(path, f"cannot be read: {error.strerror}") from error
+    if isinstance(found, str):
+        return {"file": path.name, "sha256": found}
+    return {"file": path.name, "size": found[0], "mtime_ns": found[1]}
 
 
 KEEP_TYPE = "keep-type"
-
-
 POLICIES = ("error", KEEP_TYPE)
 
 
 def apply_nonfinite_policy(source: Source, nonfinite: str, monitor: Monitor, *, threads: int | None) -> None:
-    """With `keep-type`, read all of the model, and have the tensors that are not finite stay as they are."""
+    """With `keep-type`, read all of the model, and preserve the tensors that hold NaN or infinity."""
     from requant.model.nonfinite import preserve_nonfinite
 
     if nonfinite != KEEP_TYPE:

@@ -46,7 +46,7 @@ def prepare_kernels(monitor: Monitor, formats: Iterable[BlockFormat | None], *, 
             nonlocal ready
             ready += n
             if compiling and not advance:
-                monitor.tell("compiling the block kernels, once; this takes up to half a minute")
+                monitor.info("compiling the block kernels, once; this takes up to half a minute")
                 advance.append(stack.enter_context(monitor.progress("compiling", len(wanted), " types")))
                 advance[0](ready)
             elif advance:

@@ -63,11 +63,11 @@ def calibrate(
     inputs: frozenset[Identity],
 ) -> Statistics:
     """Write the statistics of the model on the text to `out`, and return them; a stopped run leaves a checkpoint."""
-    from requant.container.part import Part
+    from requant.container.part import PartFile
     from requant.scoring import calibrate as calibrate_
     from requant.scoring.statistics import write_statistics
 
-    with Part(out, 0, force=force, inputs=inputs):
+    with PartFile(out, 0, force=force, inputs=inputs):
         pass
     with monitor.working("reading text"):
         text = run_interruptible(calibration.windows, source)

@@ -31,9 +31,10 @@ from requant.api.keywords import (
 )
 from requant.api.session import Session, connect_cluster, open_session
 from requant.common.files import identities
-from requant.common.monitor import SILENT, Progress, call_back
+from requant.common.monitor import SILENT, Progress, report_to
 from requant.container.source import Source, open_source, require_model
 from requant.container.splitting import Splitting
+from requant.conversion.options import ConversionOptions
 from requant.conversion.record import read_conversion
 from requant.conversion.verify import Verification
 from requant.errors import UsageError
@@ -175,12 +176,12 @@ class Model:
         parts = Splitting(
             keep_split, None if max_shard_size is None else parse_bytes(max_shard_size, "--max-shard-size")
         )
+        options = ConversionOptions(parts, force=force, verify=not no_verify)
         request, n = parse_request(asked), None if measure is None else parse_count(measure, "--measure", 1, 64)
         plan_from = parse_plan_from(request, {**asked, "plan": plan, "type": type})
         with self._open_session(asked, request, plan_from, fresh=nonfinite == KEEP_TYPE) as session:
             apply_nonfinite_policy(session.source, nonfinite, session.monitor, threads=session.options.threads)
-            how: dict[str, Any] = {"force": force, "restart": restart, "verified": not no_verify}
-            return converting.make(session, Path(out), splitting=parts, measure=n, **how)
+            return converting.convert_to_file(session, Path(out), options=options, measure=n, restart=restart)
 
     def evaluate(
         self,
@@ -207,7 +208,7 @@ class Model:
             other = base.opened() if isinstance(base, Model) else None
             if base is not None and not isinstance(base, Model):
                 other = stack.enter_context(open_source(Path(base)))
-            return measuring.evaluate(self.opened(), other, asked, call_back(progress), threads=n)
+            return measuring.evaluate(self.opened(), other, asked, report_to(progress), threads=n)
 
     def calibrate(
         self,
@@ -237,7 +238,7 @@ class Model:
         )
         source = self.opened()
         inputs = source.identities | identities(asked.text, asked.tokens)
-        return measuring.calibrate(source, asked, options, Path(out), call_back(progress), force=force, inputs=inputs)
+        return measuring.calibrate(source, asked, options, Path(out), report_to(progress), force=force, inputs=inputs)
 
     @contextmanager
     def _open_session(
@@ -245,10 +246,10 @@ class Model:
     ) -> Iterator[Session]:
         """Open a session with the other keywords; fresh: of a source that it may change."""
         calibration, options = parse_calibration(asked), parse_session_options(asked)
-        monitor = call_back(asked.get("progress"))
+        monitor = report_to(asked.get("progress"))
         with ExitStack() as stack:
             source = stack.enter_context(open_source(self.path)) if fresh else self.opened()
-            workers = stack.enter_context(connect_cluster(asked.get("cluster"), monitor.tell))
+            workers = stack.enter_context(connect_cluster(asked.get("cluster"), monitor.info))
             yield open_session(source, request, calibration, plan_from, options, cluster=workers, monitor=monitor)
 
     def opened(self) -> Source:
@@ -292,4 +293,4 @@ def verify(
         origin = source.opened() if isinstance(source, Model) else None
         if source is not None and not isinstance(source, Model):
             origin = stack.enter_context(open_source(Path(source)))
-        return verifying.verify(Path(out), origin, wanted, call_back(progress), threads=n)
+        return verifying.verify(Path(out), origin, wanted, report_to(progress), threads=n)

@@ -1,4 +1,4 @@
-"""A finished output read again and compared with its record, a plan and its source."""
+"""Verification as one call: of a finished output against its record, a plan and its source."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 def verify(
     out: Path, source: Source | None, wanted: Plan | Path | None, monitor: Monitor, *, threads: int | None
 ) -> Verification:
-    """What is wrong with `out`; `wanted` is a plan, or the record where it is not beside `out`."""
-    from requant.conversion.verify import formats_read
+    """Verify `out`; `wanted` is a plan, the file of one, or the record where it is not beside `out`."""
+    from requant.conversion.verify import formats_to_decode
     from requant.conversion.verify import verify as verify_
 
     plan, record = (wanted, None) if isinstance(wanted, Plan) else (None, wanted)
     if record is not None and has_schema(record, PLAN_SCHEMA):
         plan, record = read_plan(record), None
     with open_source(out) as target:
-        prepare_kernels(monitor, formats_read(target, source), encode=False)
+        prepare_kernels(monitor, formats_to_decode(target, source), encode=False)
         total = sum(t.n_bytes for t in target.tensors)
         differences = () if plan is None else tuple(compare_with_plan(target, plan))
     with monitor.progress("verifying", total) as advance:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from requant.api.convert import make
+from requant.api.convert import convert_to_file
 from requant.api.session import Planned, Session
 from requant.cli import messages, options, terminal
 from requant.cli.command import Command
@@ -17,6 +17,7 @@ from requant.cli.nonfinite import option as nonfinite_option
 from requant.cli.sessions import open_model_session
 from requant.common.units import format_size
 from requant.container.splitting import WHOLE, Splitting, output_paths, total_size
+from requant.conversion.options import ConversionOptions
 from requant.conversion.record import Conversion
 from requant.errors import UsageError, printable
 from requant.planning.request import choose_plan_from
@@ -109,14 +110,12 @@ def command(*, how: ConversionOutput, **given: Any) -> None:
 
 def _convert(session: Session, how: ConversionOutput) -> Conversion:
     publish.check_output_reports(how.reports, how.out, force=how.force, inputs=session.inputs)
-    return make(
+    return convert_to_file(
         session,
         how.out,
-        splitting=how.splitting,
+        options=ConversionOptions(how.splitting, force=how.force, verify=not how.no_verify),
         measure=how.measure,
-        force=how.force,
         restart=how.restart,
-        verified=not how.no_verify,
         show=lambda plan: None if how.as_json else messages.print_result(*terminal.plan_parts(plan)),
     )
 

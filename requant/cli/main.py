@@ -76,9 +76,9 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command. Raises click.UsageError naming the nearest one."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
-            from requant.errors import nearest
+            from requant.errors import find_similar
 
-            near = nearest(args[0], [*COMMANDS, "help"], 1)
+            near = find_similar(args[0], [*COMMANDS, "help"], 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
             raise click.UsageError(f"no command '{args[0]}'; {hint}", ctx)
         return super().resolve_command(ctx, args)

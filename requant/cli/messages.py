@@ -168,11 +168,11 @@ def _usage(error: click.ClickException) -> str:
     """Return a message of click in the form of requant's."""
     import click
 
-    from requant.errors import nearest
+    from requant.errors import find_similar
 
     message = " ".join(error.format_message().split()).removesuffix(".")
     if isinstance(error, click.NoSuchOption):
-        near = nearest(error.option_name, error.possibilities or (), 1)
+        near = find_similar(error.option_name, error.possibilities or (), 1)
         message = f"no option '{error.option_name}'{f'; did you mean {near[0]}?' if near else ''}"
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "requant"

@@ -1,1 +1,1 @@
-"""Common deployment: units, files, JSON records, threads, signals, the cluster and progress; none of it knows a model."""
+"""Common ground: units, files, JSON records, threads, signals, the cluster and progress; nothing here knows a model."""

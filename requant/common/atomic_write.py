@@ -1,4 +1,4 @@
-"""Small results put in place in one step: the path holds the old content or all of the new, nothing between."""
+"""Atomic writes of small files: the path holds either the old content or all of the new."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ import os
 import secrets
 from pathlib import Path
 
-from requant.common.files import Identity, identity, irregular, no_folder
+from requant.common.files import Identity, identity, irregular_kind, missing_folder
 from requant.errors import InputOutputError, OutputRefused
 
-_HEAD = 200  # bytes of a file in which its schema stands
+_HEAD = 200  # bytes of a file that contain its schema
 
 
 def check_writable(path: Path, *, force: bool, inputs: frozenset[Identity], own: str | None = None) -> None:
-    """Raise what `write_text` would, before any long work.
+    """Raise what `write_text` would raise, before any long work.
 
-    An existing file is refused unless `force`, or it is one of requant's with the schema `own`; one of `inputs`
-    always is. Raises OutputRefused, or InputOutputError for a folder that cannot be written.
+    An existing file is refused unless `force` is set or it is a record with the schema `own`; one of `inputs` is always
+    refused. Raises OutputRefused, or InputOutputError for a folder that cannot be written.
     """
-    target = _target(path)
+    target = _resolve_target(path)
     _check_target(path, target, force, inputs, own)
-    _make(target, b"").unlink()
+    _write_part(target, b"").unlink()
 
 
 def write_text(path: Path, text: str, *, force: bool, inputs: frozenset[Identity], own: str | None = None) -> None:
-    """`text` as UTF-8 at `path`; what is refused is as in `check_writable`."""
+    """Write `text` as UTF-8 to `path`. Raises as `check_writable` does."""
     write_bytes(path, text.encode(), force=force, inputs=inputs, own=own)
 
 
 def write_bytes(path: Path, data: bytes, *, force: bool, inputs: frozenset[Identity], own: str | None = None) -> None:
-    """`data` at `path`; what is refused is as in `check_writable`."""
-    target = _target(path)
+    """Write `data` to `path`. Raises as `check_writable` does."""
+    target = _resolve_target(path)
     _check_target(path, target, force, inputs, own)
-    part = _make(target, data)
+    part = _write_part(target, data)
     try:
         _check_target(path, target, force, inputs, own)
         part.replace(target)
@@ -44,16 +44,16 @@ def write_bytes(path: Path, data: bytes, *, force: bool, inputs: frozenset[Ident
 
 
 def has_schema(path: Path, schema: str) -> bool:
-    """Whether the file at `path` can be read and is one of requant's, of that schema."""
+    """Whether the file at `path` can be read and is a record of that schema."""
     try:
-        with path.open("rb") as file:  # which may be a model of any size
+        with path.open("rb") as file:  # it may be a model of any size
             return f'"schema": "{schema}"'.encode() in file.read(_HEAD)
     except (OSError, ValueError):
         return False
 
 
-def _target(path: Path) -> Path:
-    """The file that `path` stands for: a symbolic link's target is replaced, not the link."""
+def _resolve_target(path: Path) -> Path:
+    """Resolve `path`: of a symbolic link the target is replaced, not the link."""
     try:
         return Path(os.path.realpath(path))
     except ValueError as error:  # a NUL byte
@@ -67,7 +67,7 @@ def _check_target(path: Path, target: Path, force: bool, inputs: frozenset[Ident
         return
     except OSError as error:
         raise InputOutputError(path, f"cannot be written: {error.strerror}") from error
-    kind = irregular(status)
+    kind = irregular_kind(status)
     if kind is not None:
         raise OutputRefused(path, f"is {kind}, not a regular file", hint="choose another output")
     if identity(status) in inputs:
@@ -76,14 +76,14 @@ def _check_target(path: Path, target: Path, force: bool, inputs: frozenset[Ident
         raise OutputRefused(path, "already exists", hint="--force replaces it")
 
 
-def _make(target: Path, data: bytes) -> Path:
-    """A file beside `target` with `data`, on disk; its name is new, also where a killed run of the same id left one."""
+def _write_part(target: Path, data: bytes) -> Path:
+    """Write `data` to a new file beside `target`, on disk; its name is new even where a killed run left one."""
     part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
         descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if not target.parent.exists():
-            raise no_folder(target.parent) from error
+            raise missing_folder(target.parent) from error
         raise InputOutputError(target, f"cannot be written: {error.strerror}") from error
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123, the descriptor is the lock

@@ -1,10 +1,11 @@
-"""Regular files opened, read and written: anything else is refused before it is opened, and every failure is ours."""
+"""Regular files: identity, opening, locks, reads and writes at an offset; every failure is a RequantError."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import stat
 from contextlib import suppress
@@ -18,13 +19,13 @@ from requant.errors import (
     OutputRefused,
     SourceChanged,
     brief,
-    missing,
+    missing_file,
     printable,
 )
 
 NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOLCK}  # by the file system
 
-Identity = tuple[int, int]  # (st_dev, st_ino): what makes two paths the same file
+Identity = tuple[int, int]  # (st_dev, st_ino), the same for all paths of a file
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -41,35 +42,46 @@ def identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino
 
 
-def irregular(status: os.stat_result) -> str | None:
-    """What the thing is when it is no regular file ("a FIFO"), else None."""
+def identify_content(path: Path, max_hashed: int) -> str | tuple[int, int]:
+    """Return what tells whether a file has the same content as before: the SHA-256 of its bytes, in hex.
+
+    For a file of more than `max_hashed` bytes it is (size, mtime in ns). Raises OSError, ValueError.
+    """
+    status = path.stat()
+    if status.st_size > max_hashed:
+        return status.st_size, status.st_mtime_ns
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def irregular_kind(status: os.stat_result) -> str | None:
+    """Name what is no regular file ("a FIFO"); None for a regular file."""
     kind = stat.S_IFMT(status.st_mode)
     return None if kind == stat.S_IFREG else _KINDS.get(kind, "not a regular file")
 
 
 def open_regular(path: Path) -> int:
-    """A descriptor for reading `path`, which the caller closes.
+    """Open `path` for reading; the caller closes the descriptor.
 
-    Raises BadInput for a missing path, a dangling link and anything but a regular file; InputOutputError for
-    the rest, such as missing permission.
+    Raises BadInput for a missing path, a dangling link and anything but a regular file; InputOutputError for other
+    failures, such as missing permission.
     """
     try:
-        kind = irregular(path.stat())
+        kind = irregular_kind(path.stat())
         if kind is not None:
-            raise BadInput(path, f"is {kind}, not a regular file", hint=_inside(path))
-        # without O_NONBLOCK a FIFO put there since the stat would block the open for ever
+            raise BadInput(path, f"is {kind}, not a regular file", hint=_suggest_inside(path))
+        # without O_NONBLOCK a FIFO that appeared since the stat would block the open for ever
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:
-        raise _cannot_open(path, error) from error
-    kind = irregular(os.fstat(descriptor))
+        raise _open_error(path, error) from error
+    kind = irregular_kind(os.fstat(descriptor))
     if kind is not None:
         os.close(descriptor)
         raise BadInput(path, f"is {kind}, not a regular file")
     return descriptor
 
 
-def _inside(folder: Path) -> str | None:
-    """What to do instead of opening a folder as a model."""
+def _suggest_inside(folder: Path) -> str | None:
+    """Suggest what to do where a folder is given as a model."""
     with contextlib.suppress(OSError):
         names = sorted(entry.name for entry in os.scandir(folder))
         ggufs = [name for name in names if name.lower().endswith(".gguf")]
@@ -80,11 +92,11 @@ def _inside(folder: Path) -> str | None:
     return None
 
 
-def _cannot_open(path: Path, error: OSError | ValueError) -> BadInput:
+def _open_error(path: Path, error: OSError | ValueError) -> BadInput:
     if isinstance(error, ValueError):  # Python's own check: a NUL byte in the path
         return BadInput(path, "is not a usable path")
     if isinstance(error, MISSING):
-        return missing(path)
+        return missing_file(path)
     if error.errno == errno.ELOOP:
         return BadInput(path, "is a loop of symbolic links")
     return InputOutputError(path, f"cannot be opened: {error.strerror}")
@@ -124,7 +136,7 @@ def write_from(path: Path, descriptor: int, data: memoryview, offset: int) -> No
 
 
 def room_hint(error: OSError, path: Path) -> str | None:
-    """What to do about an `error` in writing `path` that more room would cure, or None."""
+    """Suggest how to make room after an `error` in writing `path`; None for other errors."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return f"free some space in {printable(str(path.parent))} and run it again to resume"
     if error.errno == errno.EFBIG:
@@ -133,34 +145,37 @@ def room_hint(error: OSError, path: Path) -> str | None:
 
 
 def open_or_make(path: Path, what: str, inputs: frozenset[Identity] = frozenset()) -> int:
-    """A descriptor for reading and writing the regular file at `path`, made if need be, which is `what` (a noun).
+    """Open the regular file at `path` for reading and writing, made if missing; `what` is a noun for it.
 
-    Raises OutputRefused where anything else stands there or one of `inputs` does, InputOutputError.
+    Raises OutputRefused where anything else or one of `inputs` is there, InputOutputError.
     """
     try:
         status = path.lstat() if os.path.lexists(path) else None
-        kind = None if status is None else irregular(status)
+        kind = None if status is None else irregular_kind(status)
         if status is not None and (kind is not None or identity(status) in inputs):
             is_not = f"is {kind}, not {what}" if kind else f"is one of the inputs, not {what}"
             raise OutputRefused(path, is_not, hint="it stands where the unfinished output goes; move it away")
-        # the umask applies: other users may read the model as they may any file made here
+        # the umask decides whether other users may read the model
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         return os.open(path, flags | (os.O_EXCL if status is None else 0), 0o666)
     except FileExistsError as error:
         raise OutputRefused(path, "has just been made by another run") from error
     except OSError as error:
         if not path.parent.exists():
-            raise no_folder(path.parent) from error
+            raise missing_folder(path.parent) from error
         raise InputOutputError(path, f"cannot be created: {error.strerror}") from error
 
 
-def no_folder(folder: Path) -> InputOutputError:
-    """That an output's folder is not there."""
+def missing_folder(folder: Path) -> InputOutputError:
+    """The error for an output's folder that does not exist."""
     return InputOutputError(folder, "there is no such folder", hint="make it first: mkdir -p")
 
 
-def lock(path: Path, descriptor: int, warnings: list[str]) -> bool:
-    """Whether the file is ours alone from now on; True, with a warning, where the file system has no locks."""
+def lock_file(path: Path, descriptor: int, warnings: list[str]) -> bool:
+    """Lock an open file, and return whether that succeeded; True, with a warning, where there are no locks.
+
+    Raises InputOutputError for failures other than another run's lock.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -173,7 +188,7 @@ def lock(path: Path, descriptor: int, warnings: list[str]) -> bool:
 
 
 def identities(*paths: Path | None) -> frozenset[Identity]:
-    """Of the files that are there: no output may be one of them."""
+    """The identities of those of `paths` that exist: no output may be one of them."""
     found = set()
     for path in paths:
         with suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Folders of outputs: whether there is room in them, and when their names are on disk."""
+"""Folders of outputs: free space, and the flush of file names to disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from requant.errors import InputOutputError, printable
 
 
 def sync_folder(path: Path) -> bool:
-    """Wait until the names in the folder are on disk; whether that could be done. Raises InputOutputError."""
+    """Wait until the names in the folder are on disk; return whether that is possible. Raises InputOutputError."""
     try:
         folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
     except OSError as error:
@@ -32,13 +32,13 @@ def sync_folder(path: Path) -> bool:
 
 
 def check_space(folder: Path, need: int, parts: list[Path]) -> None:
-    """Raise InputOutputError where `folder` has less than `need` bytes free, those of `parts` counted in."""
+    """Raise InputOutputError where `folder` has less than `need` bytes free; those of `parts` count as free."""
     try:
         status = os.statvfs(folder)
     except OSError as error:
         raise InputOutputError(folder, f"cannot be written to: {error.strerror}") from error
     if not status.f_blocks:
-        return  # some network file systems do not say
+        return  # some network file systems do not report it
     have = status.f_bavail * status.f_frsize
     for part in parts:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Work in a thread of its own, so that whoever waits for it hears signals (Ctrl-C) even inside long C code."""
+"""Interruptible work: run in another thread, so that the caller's hears signals (Ctrl-C) even during long C code."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_TICK = 0.1  # seconds after which the waiting thread looks for signals again
+_TICK = 0.1  # seconds between two checks of the waiting thread for signals
 
 
 class Abandoned(BaseException):
-    """Nobody waits for this work any more."""
+    """Raised in work that nobody waits for any more."""
 
 
 def run_interruptible(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `work` returns or raises, done in another thread.
+    """Run `work` in another thread, and return or raise what it does.
 
-    Only for work that leaves nothing behind: after a signal it is not waited for. A `progress` among its arguments is
-    called in the thread that waits; work that has one ends when it next calls it.
+    Only for work without side effects: after a signal it is not waited for. A `progress` among its arguments is called
+    in the waiting thread; abandoned work ends at its next call of it.
     """
     future: Future[T] = Future()
     steps: SimpleQueue[int | None] = SimpleQueue()
@@ -46,7 +46,7 @@ def run_interruptible(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        while (n := _next(steps)) is not None:
+        while (n := _wait_for_step(steps)) is not None:
             progress(n)
     except BaseException:
         abandoned.set()
@@ -54,7 +54,7 @@ def run_interruptible(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
     return future.result()
 
 
-def _next(steps: SimpleQueue[int | None]) -> int | None:
+def _wait_for_step(steps: SimpleQueue[int | None]) -> int | None:
     while True:
         try:
             return steps.get(timeout=_TICK)

@@ -1,4 +1,4 @@
-"""Who is told how far work is: nobody, a function of the caller's, or the command line's terminal."""
+"""Monitor of a command: takes progress, warnings and lines for the user; silent, a callback, or the terminal."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Protocol
 
 from requant.errors import RequantWarning
 
-Advance = Callable[[int], None]  # takes units done since the last call
+Advance = Callable[[int], None]  # called with the units done since the last call
 
 
-class Progressing(Protocol):
-    """What shows how far a piece of work is: entered when it begins, left when it ends."""
+class ShowProgress(Protocol):
+    """A function whose context manager shows the progress of a piece of work while it is entered."""
 
     def __call__(self, what: str, total: int | None, unit: str = "B") -> AbstractContextManager[Advance]:
-        """what: the work in a word; total: units in all, if known; unit: `B` for bytes, else with its space."""
+        """Show the work called `what`; total: units in all, if known; unit: `B` for bytes, else with a space."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a piece of work is: `done` of `total` units (None: not known), "B" for bytes, else " layers" and such."""
+    """Progress of work: `done` of `total` units (None: not known), "B" for bytes, else " layers" and such."""
 
     what: str
     done: int
@@ -42,39 +42,39 @@ def _warn(*texts: str) -> None:
 
 
 def _log(text: str) -> None:
-    import logging  # which most commands do without
+    import logging  # here: most commands do without
 
     logging.getLogger("requant").info("%s", text)
 
 
 @contextmanager
-def _silent(what: str, total: int | None, unit: str = "B") -> Iterator[Advance]:
+def _show_nothing(what: str, total: int | None, unit: str = "B") -> Iterator[Advance]:
     yield lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
 class Monitor:
-    """Where the stages say what they are at; by default warnings are Python's, what is told is logged as `requant`.
+    """Outlets of a command for its progress, warnings and lines; by default Python's warnings and its log `requant`.
 
-    progress: entered in the thread that called the stage, where its steps are counted too. resumable: entered while
-    what is done can be gone on with by another run.
+    progress: entered, and advanced, in the thread that called the command. info: takes a line for the user. resumable:
+    entered while another run can resume the work.
     """
 
-    progress: Progressing = _silent
+    progress: ShowProgress = _show_nothing
     warn: Callable[..., None] = _warn
-    tell: Callable[[str], None] = _log
+    info: Callable[[str], None] = _log
     resumable: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def working(self, what: str) -> AbstractContextManager[Advance]:
-        """While something is at work that may take long and does not say how far it is."""
+        """Show work that may take long and reports no progress."""
         return self.progress(what, None, "")
 
 
 SILENT = Monitor()
 
 
-def call_back(callback: Callable[[Progress], object] | None) -> Monitor:
-    """A monitor whose progress is given to `callback`: once when work begins, then as it goes on."""
+def report_to(callback: Callable[[Progress], object] | None) -> Monitor:
+    """Return a monitor that calls `callback` with the progress: when work begins, and after each step."""
     if callback is None:
         return SILENT
 

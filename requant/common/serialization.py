@@ -1,6 +1,6 @@
 """Frozen dataclasses as JSON that a person can edit, read back strictly.
 
-An unknown key, a missing one, a wrong type, a figure that is not finite or is negative: each is a BadInput that names
+An unknown key, a missing one, a wrong type, a number that is not finite or is negative: each is a BadInput that names
 its place in the file. A field may name a parser of its value, `field(metadata={"parse": f})`, which is called with the
 value, its place and the path. An IntEnum is its member's name in small letters.
 """
@@ -18,24 +18,24 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from requant.common.units import format_size
-from requant.errors import REMARK, BadInput, InputOutputError, brief, missing
+from requant.errors import REMARK, BadInput, InputOutputError, brief, missing_file
 
 _LINE = 160  # characters of a JSON value that is kept on one line
 _BLOCK = 1 << 18  # bytes read at once
 _MAX_FLOAT = 1e100
 _MAX_FILE = 1 << 28  # bytes; 1000 tensors x 30 types are about 4 MiB
-MISSING = FileNotFoundError, NotADirectoryError  # what a path that leads to no file raises
+MISSING = FileNotFoundError, NotADirectoryError  # errors of a path that leads to no file
 
 
 def read_text(path: Path | str) -> str:
-    """The text of the file at `path`. Raises BadInput where it is missing, huge or no UTF-8, InputOutputError."""
+    """Read the text file at `path`. Raises BadInput where it is missing, huge or no UTF-8, InputOutputError."""
     try:
         with Path(path).open("rb") as file:
             data = bytearray()
-            while len(data) <= _MAX_FILE and (part := file.read(_BLOCK)):  # asked for all, it takes that much memory
+            while len(data) <= _MAX_FILE and (part := file.read(_BLOCK)):  # read(_MAX_FILE) would allocate all of it
                 data += part
     except MISSING as error:
-        raise missing(Path(path)) from error
+        raise missing_file(Path(path)) from error
     except OSError as error:
         raise InputOutputError(path, f"cannot be read: {error.strerror}") from error
     if len(data) > _MAX_FILE:
@@ -48,7 +48,7 @@ def read_text(path: Path | str) -> str:
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses as dicts in field order, tuples as lists, members of an IntEnum as their names."""
+    """Convert dataclasses to dicts in field order, tuples to lists, members of an IntEnum to their names."""
     if is_dataclass(value):
         return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, IntEnum):
@@ -59,7 +59,7 @@ def to_plain(value: Any) -> Any:
 
 
 def dump(value: Any, indent: str = "") -> str:
-    """JSON in which whatever fits on one line is on one line; ends in a newline at the top level."""
+    """Format `value` as JSON, every part that fits on one line; the whole ends in a newline."""
     line = json.dumps(value, allow_nan=False)
     inner = indent + "  "
     if isinstance(value, dict) and (not indent or len(line) > _LINE):
@@ -73,7 +73,7 @@ def dump(value: Any, indent: str = "") -> str:
 
 
 def parse(text: str, schema: str, path: object) -> dict[str, Any]:
-    """The object in `text`, without its `schema`, which must be the one given. Raises BadInput."""
+    """Parse the JSON object in `text`, and return it without its `schema`. Raises BadInput for another schema."""
     try:
         raw = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
     except (ValueError, RecursionError) as error:
@@ -101,9 +101,9 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def parse_record(kind: Any, raw: Any, where: str, path: object) -> Any:
-    """A dataclass `kind` from a JSON object that has its fields and no other."""
+    """Parse a JSON object with exactly the fields of the dataclass `kind`. Raises BadInput."""
     if not isinstance(raw, dict):
-        raise _wrong(where, "an object", raw, path)
+        raise _type_error(where, "an object", raw, path)
     hints, prefix = _hints(kind), where and f"{where}."
     if unknown := [key for key in raw if key not in hints]:
         raise BadInput(path, f"{prefix}{brief(unknown[0])} is not a key of this file")
@@ -119,7 +119,7 @@ def parse_record(kind: Any, raw: Any, where: str, path: object) -> Any:
 
 
 def parse_value(kind: Any, raw: Any, where: str, path: object) -> Any:
-    """`raw` as the type hint `kind`: scalar, IntEnum, `X | None`, tuple[X, ...], Mapping[str, X] or dataclass."""
+    """Parse `raw` by the type hint `kind`: scalar, IntEnum, `X | None`, tuple[X, ...], Mapping[str, X] or dataclass."""
     if is_dataclass(kind):
         return parse_record(kind, raw, where, path)
     origin, args = get_origin(kind), get_args(kind)
@@ -128,19 +128,19 @@ def parse_value(kind: Any, raw: Any, where: str, path: object) -> Any:
         return None if raw is None else parse_value(other, raw, where, path)
     if origin is tuple:
         if not isinstance(raw, list):
-            raise _wrong(where, "a list", raw, path)
+            raise _type_error(where, "a list", raw, path)
         return tuple(parse_value(args[0], item, f"{where}[{i}]", path) for i, item in enumerate(raw))
     if origin is Mapping:
         if not isinstance(raw, dict):
-            raise _wrong(where, "an object", raw, path)
+            raise _type_error(where, "an object", raw, path)
         return {key: parse_value(args[1], item, f"{where}.{brief(key)}", path) for key, item in raw.items()}
     if isinstance(kind, type) and issubclass(kind, IntEnum):
         names = {member.name.lower(): member for member in kind}
         if not isinstance(raw, str) or raw not in names:
-            raise _wrong(where, f"one of {', '.join(names)}", raw, path)
+            raise _type_error(where, f"one of {', '.join(names)}", raw, path)
         return names[raw]
     if kind is not Any and not _SCALARS[kind][1](raw):
-        raise _wrong(where, _SCALARS[kind][0], raw, path)
+        raise _type_error(where, _SCALARS[kind][0], raw, path)
     return float(raw) if kind is float else raw
 
 
@@ -153,11 +153,11 @@ _SCALARS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def _wrong(where: str, wanted: str, raw: Any, path: object) -> BadInput:
+def _type_error(where: str, wanted: str, raw: Any, path: object) -> BadInput:
     return BadInput(path, f"{where or 'the file'} must be {wanted}", got=show_json(raw))
 
 
 def show_json(raw: Any) -> str:
-    """A short printable form of any JSON value."""
+    """Format a JSON value in at most 60 printable characters."""
     text = json.dumps(raw)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,4 +1,4 @@
-"""Work on a pool of threads, with the results in the order of the items and few of them held at a time."""
+"""A pool of threads that returns results in the order of the items, and holds only a few of them at a time."""
 
 from __future__ import annotations
 
@@ -17,50 +17,50 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_AHEAD = 2  # items beyond one per thread that may be queued or done, so that nobody waits for a slow neighbour
-_TICK = 0.1  # seconds after which the main thread looks for signals again
+_AHEAD = 2  # items beyond one per thread that may be queued or done, so that no thread waits for a slow one
+_TICK = 0.1  # seconds between two checks of the main thread for signals
 
 
-def n_threads(asked: int | None) -> int:
-    """The number of threads for `asked`; None means one per processor."""
-    return max(1, asked or os.cpu_count() or 1)
+def n_threads(threads: int | None) -> int:
+    """The number of threads; for None one per processor."""
+    return max(1, threads or os.cpu_count() or 1)
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result, None, None]:
-    """`work` of every item, in their order; the first error in that order is raised, whichever came first in time.
+    """Yield `work` of every item, in their order; raise the first error in that order, whichever came first in time.
 
-    Close the generator (contextlib.closing) where it may be left early: nothing more is begun then, and what runs is
-    waited for.
+    Close the generator (contextlib.closing) where it may be left early: then no more items are begun, and running ones
+    are waited for.
     """
     pool = ThreadPoolExecutor(threads)
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
             if len(waiting) >= threads + _AHEAD:
-                yield _awaited(waiting.popleft())
+                yield _wait_for(waiting.popleft())
             waiting.append(pool.submit(work, item))
         while waiting:
-            yield _awaited(waiting.popleft())
+            yield _wait_for(waiting.popleft())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _awaited(future: Future[Result]) -> Result:
+def _wait_for(future: Future[Result]) -> Result:
     while not wait([future], timeout=_TICK).done:
         pass
     return future.result()
 
 
 @cache
-def _blas() -> ThreadpoolController:
-    """The BLAS that NumPy uses; looking for it takes milliseconds."""
+def _find_blas() -> ThreadpoolController:
+    """Find the BLAS that NumPy uses, which takes milliseconds."""
     from threadpoolctl import ThreadpoolController  # here: most commands need no BLAS
 
     return ThreadpoolController().select(user_api="blas")
 
 
-class _Held:
-    """How many runs hold BLAS at one thread; the last to leave gives it back what it had."""
+class _BlasLimit:
+    """The number of callers that limit BLAS to one thread; the last to leave restores its own limit."""
 
     lock = threading.Lock()
     n = 0
@@ -68,35 +68,34 @@ class _Held:
 
 
 @contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    with _Held.lock:
-        if not _Held.n:
-            _Held.limiter = _blas().limit(limits=1)
-        _Held.n += 1
+def _limit_blas() -> Iterator[None]:
+    with _BlasLimit.lock:
+        if not _BlasLimit.n:
+            _BlasLimit.limiter = _find_blas().limit(limits=1)
+        _BlasLimit.n += 1
     try:
         yield
     finally:
-        with _Held.lock:
-            _Held.n -= 1
-            if not _Held.n:
-                _Held.limiter.restore_original_limits()
+        with _BlasLimit.lock:
+            _BlasLimit.n -= 1
+            if not _BlasLimit.n:
+                _BlasLimit.limiter.restore_original_limits()
 
 
 def for_each(work: Callable[[int], None], n: int, threads: int | None) -> None:
-    """`work` of 0 to n - 1 in threads, as by `run_indexed`."""
+    """Run `work` for 0 to n - 1 in threads, as `run_indexed` does."""
     with closing(run_indexed(work, n, threads)) as results:
         for _ in results:
             pass
 
 
 def run_indexed(work: Callable[[int], Result], n: int, threads: int | None) -> Generator[Result, None, None]:
-    """`work` of 0 to n - 1 in threads, with BLAS in one each; what overflows is found by who looks at the results."""
-
+    """Yield `work` of 0 to n - 1, in threads with one BLAS thread each; overflow is left to the caller to check."""
     import numpy as np
 
     def quiet(index: int) -> Result:
         with np.errstate(over="ignore", invalid="ignore"):
             return work(index)
 
-    with _one_blas_thread(), closing(in_order(quiet, range(n), n_threads(threads))) as results:
+    with _limit_blas(), closing(in_order(quiet, range(n), n_threads(threads))) as results:
         yield from results

@@ -1,4 +1,4 @@
-"""Sizes: bytes inside, KiB/MiB/GiB (or KB/MB/GB as powers of ten) at the edges."""
+"""Sizes and durations as text: KiB, MiB, GiB and, as powers of ten, KB, MB, GB; bytes and seconds inside."""
 
 import re
 from fractions import Fraction
@@ -15,14 +15,14 @@ _LIKE_A_SIZE = re.compile(r"\s*(\d{1,99}(?:[.,]\d{1,99})?)\s*([KMGTkmgt])")
 
 
 def parse_size(text: str, least: int = 1) -> int:
-    """Bytes meant by `text`, at least `least`: `12GiB`, `800MB`, `1.5 GiB`, `4096`.
+    """Parse `text` as bytes, at least `least`: `12GiB`, `800MB`, `1.5 GiB`, `4096`.
 
-    Raises UsageError on anything else; a bare `12G` is refused because it does not say which giga.
+    Raises UsageError for anything else, also for `12G`, which may be 10^9 or 2^30.
     """
     match = _SIZE.fullmatch(text)
     if match is None or match[2].upper() not in _UNITS:
         raise UsageError(
-            f"'{text}' is not a size; {_meant(text)}write a number with KiB, MiB, GiB or KB, MB, GB (12GiB)"
+            f"'{text}' is not a size; {_suggest_sizes(text)}write a number with KiB, MiB, GiB or KB, MB, GB (12GiB)"
         )
     n_bytes = int(Fraction(match[1]) * _UNITS[match[2].upper()])
     if not least <= n_bytes < 2**62:
@@ -30,8 +30,8 @@ def parse_size(text: str, least: int = 1) -> int:
     return n_bytes
 
 
-def _meant(text: str) -> str:
-    """Which sizes `text` may stand for: `did you mean 12GiB or 12GB? `."""
+def _suggest_sizes(text: str) -> str:
+    """Suggest sizes for `text`: `did you mean 12GiB or 12GB? `."""
     match = _LIKE_A_SIZE.match(text)
     if match is None:
         return ""
@@ -40,7 +40,7 @@ def _meant(text: str) -> str:
 
 
 def size_label(n_bytes: int) -> str:
-    """`n_bytes` as one would type it, exactly: `12GiB`, `1536MiB`, `1000B`."""
+    """Format `n_bytes` exactly, as an option takes it: `12GiB`, `1536MiB`, `1000B`."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if n_bytes % unit == 0:
             return f"{n_bytes // unit}{name}"
@@ -48,7 +48,7 @@ def size_label(n_bytes: int) -> str:
 
 
 def format_size(n_bytes: float) -> str:
-    """`n_bytes` in the largest binary unit that leaves at least 1, two decimals: `1.50 GiB`."""
+    """Format `n_bytes` in the largest binary unit that leaves at least 1, two decimals: `1.50 GiB`."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         scale = _UNITS[unit.upper()]
         if abs(n_bytes) >= scale:
@@ -57,7 +57,7 @@ def format_size(n_bytes: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """`seconds` as one says it: `8 s`, `2 min 5 s`, `3 h 20 min`."""
+    """Format `seconds`: `8 s`, `2 min 5 s`, `3 h 20 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""A bounds-checked walk over the first bytes of a file, which are read in growing blocks as they are needed."""
+"""Cursor: a bounds-checked walk over the header of a file, read in growing blocks as they are needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _U32, _I32, _U64 = struct.Struct("<I"), struct.Struct("<i"), struct.Struct("<Q")
 
 @dataclass(slots=True)
 class Cursor:
-    """Where the walk is: `position` is in bytes from the start of the file, `buffer` all bytes read so far."""
+    """A position in an open file, in bytes from its start; `buffer` holds all bytes read so far."""
 
     path: str
     descriptor: int
@@ -30,7 +30,7 @@ class Cursor:
         return self.file_size - self.position
 
     def require(self, n_bytes: int, what: str) -> None:
-        """Have the next `n_bytes` in the buffer; raises BadInput, before reading, where the file has fewer."""
+        """Read the next `n_bytes` into the buffer. Raises BadInput, before reading, where the file has fewer."""
         if n_bytes > self.remaining:
             raise self.past_end(what, self.position, n_bytes)
         end = self.position + n_bytes
@@ -40,7 +40,7 @@ class Cursor:
             self._read_up_to(min(self.file_size, MAX_HEADER, max(end, 2 * len(self.buffer), _FIRST_BLOCK)))
 
     def past_end(self, what: str, position: int, n_bytes: int) -> BadInput:
-        """The error for a `what` of `n_bytes` at `position` that the file has no room for."""
+        """The error for a `what` of `n_bytes` at `position` that runs past the end of the file."""
         return BadInput(
             self.path,
             f"{what} at offset {position} runs past the end of the file",
@@ -55,7 +55,7 @@ class Cursor:
             read_into(self.path, self.descriptor, view[have:], have)
 
     def skip(self, n_bytes: int, what: str) -> None:
-        """Move on by `n_bytes`."""
+        """Move forward by `n_bytes`."""
         self.require(n_bytes, what)
         self.position += n_bytes
 
@@ -74,19 +74,19 @@ class Cursor:
         return int(form.unpack_from(self.buffer, self.position - form.size)[0])
 
     def u32(self, what: str) -> int:
-        """The next four bytes, unsigned."""
+        """Read the next four bytes, unsigned."""
         return self._number(_U32, what)
 
     def i32(self, what: str) -> int:
-        """The next four bytes, signed."""
+        """Read the next four bytes, signed."""
         return self._number(_I32, what)
 
     def u64(self, what: str) -> int:
-        """The next eight bytes, unsigned."""
+        """Read the next eight bytes, unsigned."""
         return self._number(_U64, what)
 
     def string(self, what: str, limit: int) -> bytes:
-        """The next length and that many bytes; raises BadInput for more than `limit` of them."""
+        """Read the next length and that many bytes. Raises BadInput for more than `limit` bytes."""
         at = self.position
         length = self.u64(f"{what} length")
         if length > self.remaining:
@@ -98,7 +98,7 @@ class Cursor:
         return self.since(start)
 
     def skip_strings(self, count: int, what: str) -> None:
-        """Move past `count` strings; they are most of a header (262,144 tokens), hence the bare inner loop."""
+        """Skip `count` strings; they are most of a header (262,144 tokens), hence the plain inner loop."""
         if count > self.remaining // 8:
             raise self.past_end(f"{what} of {count} strings", self.position, 8 * count)
         unpack, done, length = _U64.unpack_from, 0, 0

@@ -14,7 +14,7 @@ _BLOCK = 1 << 22  # bytes read at once
 
 @dataclass(frozen=True, slots=True)
 class FileHash:
-    """A file that was read to its end: its name without a folder, bytes and SHA-256 in hex."""
+    """The hash of a whole file: its name without a folder, bytes and SHA-256 in hex."""
 
     name: str
     size: int
@@ -22,7 +22,7 @@ class FileHash:
 
 
 def hash_files(source: Source, progress: Callable[[int], None] = lambda _: None) -> tuple[FileHash, ...]:
-    """Every file of `source`, in order; `progress` is called with the bytes of each block.
+    """Hash every file of `source`, in order; `progress` is called with the bytes of each block.
 
     Raises SourceChanged, InputOutputError.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from requant.common.files import open_regular
 from requant.container.cursor import Cursor
-from requant.container.infos import TensorInfo, padded, read_infos, text_of
+from requant.container.infos import TensorInfo, decode_text, read_infos, round_up
 from requant.container.metadata import (
     ARRAY,
     BOOL,
@@ -24,8 +24,8 @@ from requant.container.metadata import (
     Value,
     read_alignment,
 )
-from requant.container.signature import not_gguf, unsupported_version
-from requant.errors import BadInput, quoted
+from requant.container.signature import not_gguf_error, version_error
+from requant.errors import BadInput, quote
 
 __all__ = ["Header", "TensorInfo", "parse_header", "read_header"]
 
@@ -55,7 +55,7 @@ class Header:
 
 
 def parse_header(path: Path) -> Header:
-    """The header of the GGUF file at `path`.
+    """Parse the header of the GGUF file at `path`.
 
     Raises BadInput for anything that is no complete little-endian GGUF of version 2 or 3, InputOutputError where
     the system fails to read it.
@@ -68,7 +68,7 @@ def parse_header(path: Path) -> Header:
 
 
 def read_header(path: Path, descriptor: int) -> Header:
-    """As `parse_header`, from an open descriptor."""
+    """Parse the header of an open file as `parse_header` does."""
     cursor = Cursor(str(path), descriptor, os.fstat(descriptor).st_size)
     warnings: list[str] = []
     version, n_tensors, n_pairs = _read_fixed(cursor)
@@ -94,15 +94,15 @@ def read_header(path: Path, descriptor: int) -> Header:
 
 
 def _read_fixed(cursor: Cursor) -> tuple[int, int, int]:
-    """Version, number of tensors and number of pairs."""
+    """Read the version, the number of tensors and the number of pairs."""
     first = min(_FIXED, cursor.file_size)
     cursor.require(first, "the header")
     if first < _FIXED or cursor.buffer[:4] != b"GGUF":
-        raise not_gguf(cursor.path, bytes(cursor.buffer[:64]), cursor.file_size)
+        raise not_gguf_error(cursor.path, bytes(cursor.buffer[:64]), cursor.file_size)
     cursor.position = 4
     version = cursor.u32("the version")
     if version not in (2, 3):
-        raise unsupported_version(cursor.path, version)
+        raise version_error(cursor.path, version)
     n_tensors, n_pairs = cursor.u64("the number of tensors"), cursor.u64("the number of keys")
     for what, n, least, most in (
         ("tensors", n_tensors, _MIN_TENSOR, MAX_TENSORS),
@@ -118,15 +118,15 @@ def _read_pairs(cursor: Cursor, n_pairs: int, warnings: list[str]) -> dict[str, 
     pairs: dict[str, Value] = {}
     for i in range(n_pairs):
         encoded = cursor.string(f"key {i}", MAX_KEY)
-        key = text_of(cursor, encoded, f"key {i}")
+        key = decode_text(cursor, encoded, f"key {i}")
         if not key or "\0" in key:
             raise BadInput(cursor.path, f"key {i} {'contains a NUL' if key else 'is empty'}")
         if key in pairs:
             first = list(pairs).index(key)
-            raise BadInput(cursor.path, f"key {quoted(key)} appears twice, as key {first} and key {i}")
-        pairs[key] = value = _read_value(cursor, f"key {quoted(key)}")
-        if _odd_bool(value):
-            warnings.append(f"key {quoted(key)} holds a bool that is neither 0 nor 1; its bytes are kept")
+            raise BadInput(cursor.path, f"key {quote(key)} appears twice, as key {first} and key {i}")
+        pairs[key] = value = _read_value(cursor, f"key {quote(key)}")
+        if _has_odd_bool(value):
+            warnings.append(f"key {quote(key)} holds a bool that is neither 0 nor 1; its bytes are kept")
     return pairs
 
 
@@ -159,21 +159,21 @@ def _check_type(cursor: Cursor, type_id: int, what: str) -> None:
         raise BadInput(cursor.path, f"{what} has an unknown value type", got=type_id, limit=max(TYPE_NAMES))
 
 
-def _odd_bool(value: Value) -> bool:
+def _has_odd_bool(value: Value) -> bool:
     if value.type_id == BOOL:
         return value.raw[0] > 1
     return value.type_name == "arr_bool" and bool(value.raw[12:].translate(None, b"\0\1"))
 
 
 def _check_data(cursor: Cursor, tensors: tuple[TensorInfo, ...], alignment: int) -> int:
-    """The padded bytes of all tensors; raises BadInput where the file ends before the last one does."""
+    """Return the padded bytes of all tensors. Raises BadInput where the file ends before the last one does."""
     if not tensors:
         return 0
     last = tensors[-1]
     missing = last.offset + last.n_bytes - cursor.remaining
     if missing > 0:
         whole = [t for t in tensors if t.offset + t.n_bytes <= cursor.remaining]
-        until = f"the last whole tensor is {quoted(whole[-1].name)}" if whole else "no tensor is whole"
+        until = f"the last whole tensor is {quote(whole[-1].name)}" if whole else "no tensor is whole"
         raise BadInput(
             cursor.path,
             f"is truncated: {missing} bytes of tensor data are missing, {until}",
@@ -181,4 +181,4 @@ def _check_data(cursor: Cursor, tensors: tuple[TensorInfo, ...], alignment: int)
             limit=f"{cursor.file_size + missing} bytes",
             hint="an interrupted download or copy; fetch it again",
         )
-    return last.offset + padded(last.n_bytes, alignment)
+    return last.offset + round_up(last.n_bytes, alignment)

@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 _F32 = 0  # ggml type id
 SUMS, COUNTS = ".in_sum2", ".counts"
 GRADIENTS = ".g_sum2"  # requant's own: (n_rows, n_matrices) sums of squared gradients at the outputs
-LOOKUP = "token_embd.lookup"  # requant's own, with GRADIENTS: those at the rows of the embedding that are looked up
+LOOKUP = "token_embd.lookup"  # requant's own, with GRADIENTS: those at the rows of the embedding
 _MAX_NAME = 1024  # bytes of a legacy entry's name; a GGUF tensor name has at most 63
 _MIN_ENTRY = 17  # bytes of a legacy entry: three integers, a letter, a value
 _HASH_CHUNK = 2**20
@@ -58,7 +58,7 @@ class Entry:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no matrix saw a token, or none but zeros: such an entry says nothing."""
+        """Whether no matrix saw a token, or all importance is zero: such an entry is ignored."""
         return self.n_uncovered == len(self.counts) or not self.importance.any()
 
 
@@ -73,11 +73,11 @@ class Imatrix:
     chunk_count: int | None
     legacy: bool
     chunk_size: int | None = None
-    lookup: Floats | None = None  # (n_embd,), the mean squared gradient at what is looked up, from `requant calibrate`
+    lookup: Floats | None = None  # (n_embd,), mean squared gradient at the embedding's rows, from `requant calibrate`
 
     @property
     def n_tokens(self) -> int:
-        """Tokens behind the file; 0 where it does not say."""
+        """Number of tokens behind the file; 0 where it is not known."""
         return (self.chunk_count or 0) * (self.chunk_size or 0)
 
     @property
@@ -88,7 +88,7 @@ class Imatrix:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Which tensors have importance, the weights in each part, and the experts without a token per tensor."""
+    """Names of tensors with and without importance, their weights, and per tensor the experts without a token."""
 
     covered: tuple[str, ...]
     missing: tuple[str, ...]
@@ -98,7 +98,7 @@ class Coverage:
 
 
 def read_imatrix(path: Path) -> Imatrix:
-    """The importance matrix in the GGUF or legacy file at `path`.
+    """Read the importance matrix in the GGUF or legacy file at `path`.
 
     Raises BadInput, naming the entry and what was expected, for anything malformed, not finite or negative.
     """
@@ -115,17 +115,17 @@ def read_imatrix(path: Path) -> Imatrix:
 
 
 def importance_for(imatrix: Imatrix, name: str, shape: Sequence[int]) -> Floats | None:
-    """(n_matrices, n_per_row) float32 for a tensor of `shape`, or None where the file says nothing about it.
+    """Importance (n_matrices, n_per_row) float32 of a tensor of `shape`, or None where the file has none.
 
-    The values are as measured; scaling them is the caller's business. Raises BadInput where the entry's size is
+    The values are as measured, not scaled. Raises BadInput where the entry's size is
     not the tensor's.
     """
-    found = _matching(imatrix, name, shape)
+    found = _find_entry(imatrix, name, shape)
     return None if found is None else found.importance
 
 
 def coverage(imatrix: Imatrix, tensors: Iterable[SourceTensor]) -> Coverage:
-    """What of the `tensors`, those that may be quantized, the file covers.
+    """Compute the coverage of `tensors`, those that may be quantized, by the file.
 
     Raises BadInput where it covers none of them, or an entry has another size than its tensor.
     """
@@ -134,7 +134,7 @@ def coverage(imatrix: Imatrix, tensors: Iterable[SourceTensor]) -> Coverage:
     weights = [0, 0]
     uncovered: dict[str, int] = {}
     for tensor in tensors:
-        found = _matching(imatrix, tensor.name, tensor.shape)
+        found = _find_entry(imatrix, tensor.name, tensor.shape)
         (missing if found is None else covered).append(tensor.name)
         weights[found is None] += math.prod(tensor.shape)
         if found is not None and found.n_uncovered:
@@ -148,8 +148,8 @@ def coverage(imatrix: Imatrix, tensors: Iterable[SourceTensor]) -> Coverage:
     return Coverage(tuple(covered), tuple(missing), weights[0], weights[1], uncovered)
 
 
-def _matching(imatrix: Imatrix, name: str, shape: Sequence[int]) -> Entry | None:
-    """The entry in the tensor's own shape; None if there is none, or it is empty."""
+def _find_entry(imatrix: Imatrix, name: str, shape: Sequence[int]) -> Entry | None:
+    """Find the entry of a tensor, in the tensor's shape; None where there is none, or it is empty."""
     entry = imatrix.entries.get(name)
     if entry is None or not shape:
         return None
@@ -163,14 +163,14 @@ def _matching(imatrix: Imatrix, name: str, shape: Sequence[int]) -> Entry | None
             limit=f"exactly {n_per_row} x {n_matrices}",
         )
     if imatrix.legacy and n_matrices > 1:
-        # one count for all experts: those that saw no token are the ones that are zero throughout
+        # one count for all experts: those whose importance is all zero saw no token
         split = entry.importance.reshape(n_matrices, n_per_row)
-        entry = _with_gaps_filled(split, np.where(split.any(axis=1), entry.counts[0], 0).astype(np.float32))
+        entry = _fill_gaps(split, np.where(split.any(axis=1), entry.counts[0], 0).astype(np.float32))
     return None if entry.is_empty else entry
 
 
-def _with_gaps_filled(importance: Floats, counts: Floats) -> Entry:
-    """An entry where matrices with a count of 0 hold the mean of the others (llama-quantize takes 1.0)."""
+def _fill_gaps(importance: Floats, counts: Floats) -> Entry:
+    """Return an entry where matrices with a count of 0 hold the mean of the others (llama-quantize takes 1.0)."""
     seen = counts > 0
     if seen.any() and not seen.all():
         importance = importance.copy()
@@ -178,8 +178,8 @@ def _with_gaps_filled(importance: Floats, counts: Floats) -> Entry:
     return Entry(importance, counts)
 
 
-def _checked(path: Path, what: str, values: Floats) -> Floats:
-    """`values`, if all are finite and none negative; raises BadInput with the first that is not."""
+def _check_values(path: Path, what: str, values: Floats) -> Floats:
+    """Return `values`, all finite and none negative. Raises BadInput with the first that is not."""
     bad = ~(np.isfinite(values) & (values >= 0))
     if bad.any():
         flat = int(np.argmax(bad))
@@ -188,7 +188,7 @@ def _checked(path: Path, what: str, values: Floats) -> Floats:
     return values
 
 
-def _sha256(path: Path, descriptor: int, size: int) -> str:
+def _hash_file(path: Path, descriptor: int, size: int) -> str:
     digest, chunk = hashlib.sha256(), bytearray(min(size, _HASH_CHUNK))
     for start in range(0, size, _HASH_CHUNK):
         part = memoryview(chunk)[: min(_HASH_CHUNK, size - start)]
@@ -212,19 +212,19 @@ def _read_gguf(path: Path, descriptor: int, n_bytes: int) -> Imatrix:
     lone = next((t for t in tensors if t.endswith(COUNTS) and t.removesuffix(COUNTS) + SUMS not in tensors), None)
     if lone is not None:
         raise BadInput(path, f"entry '{brief(lone.removesuffix(COUNTS))}' has counts, but no sums")
-    entries = {name: _gguf_entry(path, descriptor, header, tensors, name) for name in names}
+    entries = {name: _read_gguf_entry(path, descriptor, header, tensors, name) for name in names}
     if not any(entry.counts.any() for entry in entries.values()):
         raise BadInput(path, "holds no importance: no token is behind any entry", got=f"{len(entries)} entries")
     datasets = header.metadata.get("imatrix.datasets")
-    chunks, size = (_u32(header.metadata.get(f"imatrix.chunk_{what}")) for what in ("count", "size"))
+    chunks, size = (_parse_count(header.metadata.get(f"imatrix.chunk_{what}")) for what in ("count", "size"))
     lookup = None
     if LOOKUP + GRADIENTS in tensors and chunks and size:
         info = tensors[LOOKUP + GRADIENTS]
-        sums = _checked(path, f"tensor '{LOOKUP + GRADIENTS}'", _read_floats(path, descriptor, header, info))
+        sums = _check_values(path, f"tensor '{LOOKUP + GRADIENTS}'", _read_floats(path, descriptor, header, info))
         lookup = sums / np.float32(chunks * size)
     return Imatrix(
         path=str(path),
-        sha256=_sha256(path, descriptor, n_bytes),
+        sha256=_hash_file(path, descriptor, n_bytes),
         entries=entries,
         datasets=tuple(str(d) for d in datasets) if isinstance(datasets, list) else (),
         chunk_count=chunks,
@@ -234,12 +234,14 @@ def _read_gguf(path: Path, descriptor: int, n_bytes: int) -> Imatrix:
     )
 
 
-def _u32(value: object) -> int | None:
-    """A count that llama-imatrix could have written; None for anything else."""
+def _parse_count(value: object) -> int | None:
+    """Return a count that llama-imatrix could have written; None for anything else."""
     return value if type(value) is int and 0 <= value < 2**32 else None
 
 
-def _gguf_entry(path: Path, descriptor: int, header: Header, tensors: Mapping[str, TensorInfo], name: str) -> Entry:
+def _read_gguf_entry(
+    path: Path, descriptor: int, header: Header, tensors: Mapping[str, TensorInfo], name: str
+) -> Entry:
     what = f"entry '{brief(name)}'"
     if name + COUNTS not in tensors:
         raise BadInput(path, f"{what} has sums, but no counts")
@@ -249,18 +251,18 @@ def _gguf_entry(path: Path, descriptor: int, header: Header, tensors: Mapping[st
         raise BadInput(path, f"{what} has no sums", got=0)
     if counts.n_weights not in (1, n_matrices) or counts.n_weights == 0:
         raise BadInput(path, f"{what} has the wrong number of counts", got=counts.n_weights, limit=f"{n_matrices} or 1")
-    n_tokens = _checked(path, f"{what}, counts", _read_floats(path, descriptor, header, counts))
-    total = _checked(path, what, _read_floats(path, descriptor, header, sums)).reshape(n_matrices, sums.n_per_row)
+    n_tokens = _check_values(path, f"{what}, counts", _read_floats(path, descriptor, header, counts))
+    total = _check_values(path, what, _read_floats(path, descriptor, header, sums)).reshape(n_matrices, sums.n_per_row)
     n_tokens = np.broadcast_to(n_tokens, n_matrices).astype(np.float32)
     gradients = None
     if name + GRADIENTS in tensors:
         info = tensors[name + GRADIENTS]
         if info.n_rows != n_matrices or not info.n_weights:
             raise BadInput(path, f"tensor '{brief(info.name)}' has the wrong shape", got=list(info.shape))
-        gradients = _checked(path, f"{what}, gradients", _read_floats(path, descriptor, header, info))
+        gradients = _check_values(path, f"{what}, gradients", _read_floats(path, descriptor, header, info))
         gradients = gradients.reshape(n_matrices, info.n_per_row)
     entry = entry_of(total, n_tokens, gradients)
-    _checked(path, f"{what}, divided by its counts", entry.importance)
+    _check_values(path, f"{what}, divided by its counts", entry.importance)
     return entry
 
 
@@ -268,7 +270,7 @@ def entry_of(sums: Floats, counts: Floats, gradients: Floats | None = None) -> E
     """The entry of sums of squares (n_matrices, n_per_row) over `counts` (n_matrices,) tokens; gradients: likewise."""
     with np.errstate(over="ignore"):
         divisor = np.where(counts > 0, counts, 1)[:, None].astype(np.float64)
-        entry = _with_gaps_filled((sums / divisor).astype(np.float32), counts)
+        entry = _fill_gaps((sums / divisor).astype(np.float32), counts)
         return entry if gradients is None else replace(entry, gradients=(gradients / divisor).astype(np.float32))
 
 
@@ -276,7 +278,7 @@ def _read_floats(path: Path, descriptor: int, header: Header, info: TensorInfo) 
     if info.type_id != _F32:
         what = f"tensor '{brief(info.name)}' has the wrong type"
         raise BadInput(path, what, got=info.format.name, expected="F32")
-    values = np.empty(info.n_weights, dtype="<f4")  # the header's check: the file is that long
+    values = np.empty(info.n_weights, dtype="<f4")  # the header was checked: the file is that long
     read_into(path, descriptor, values.data.cast("B"), header.data_start + info.offset)
     return values
 
@@ -285,8 +287,8 @@ def _read_floats(path: Path, descriptor: int, header: Header, info: TensorInfo) 
 
 
 @dataclass(slots=True)
-class _Walk:
-    """A position in a legacy file, whose every length is checked against `size` before it is believed."""
+class _LegacyCursor:
+    """A position in a legacy file; every length is checked against `size` before it is used."""
 
     path: Path
     descriptor: int
@@ -322,14 +324,14 @@ class _Walk:
 
 
 def _read_legacy(path: Path, descriptor: int, size: int) -> Imatrix:
-    walk = _Walk(path, descriptor, size)
+    walk = _LegacyCursor(path, descriptor, size)
     n_entries = walk.integer("the number of entries", 1, max(0, size - 4) // _MIN_ENTRY)
     entries: dict[str, Entry] = {}
     for i in range(n_entries):
         name = walk.text(f"entry {i}, name", low=1)
         if name in entries:
             walk.fail(f"entry '{brief(name)}' appears twice")
-        entries[name] = _legacy_entry(walk, f"entry '{brief(name)}'")
+        entries[name] = _read_legacy_entry(walk, f"entry '{brief(name)}'")
     chunk_count, dataset = None, ""
     if walk.position < size:
         chunk_count = walk.integer("the chunk count", 0, 2**31 - 1)
@@ -338,13 +340,13 @@ def _read_legacy(path: Path, descriptor: int, size: int) -> Imatrix:
     if walk.position < size:
         walk.fail(f"{size - walk.position} bytes are left over at offset {walk.position}")
     return Imatrix(
-        str(path), _sha256(path, descriptor, size), entries, (dataset,) if dataset else (), chunk_count, legacy=True
+        str(path), _hash_file(path, descriptor, size), entries, (dataset,) if dataset else (), chunk_count, legacy=True
     )
 
 
-def _legacy_entry(walk: _Walk, what: str) -> Entry:
+def _read_legacy_entry(walk: _LegacyCursor, what: str) -> Entry:
     n_calls = walk.integer(f"{what}, number of calls", 0, 2**31 - 1)
     n_values = walk.integer(f"{what}, number of values", 1, (walk.size - walk.position) // 4)
     values = np.frombuffer(walk.take(4 * n_values, what), dtype="<f4")
-    mean = _checked(walk.path, what, values) / np.float32(max(n_calls, 1))
+    mean = _check_values(walk.path, what, values) / np.float32(max(n_calls, 1))
     return Entry(mean.astype(np.float32)[None, :], np.array([max(n_calls, 1)], dtype=np.float32))

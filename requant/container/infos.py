@@ -7,14 +7,14 @@ import unicodedata
 from dataclasses import dataclass
 
 from requant.container.cursor import Cursor
-from requant.errors import BadInput, printable, quoted
+from requant.errors import BadInput, printable, quote
 from requant.formats import FORMATS
 from requant.formats.base import BlockFormat
 
 MAX_NAME = 63  # bytes; GGML_MAX_NAME without the NUL
 MAX_DIMS = 4
 _MAX_INT64 = 2**63 - 1
-# types that ggml knows or knew, but not in files
+# types that ggml has or had, but not in files
 _NOT_IN_FILES = {
     4: "Q4_2, removed from ggml",
     5: "Q4_3, removed from ggml",
@@ -69,21 +69,24 @@ class TensorInfo:
         return self.format.n_bytes(self.n_weights)
 
 
-def padded(n_bytes: int, alignment: int) -> int:
-    """`n_bytes` rounded up to a multiple of `alignment`."""
+def round_up(n_bytes: int, alignment: int) -> int:
+    """Round `n_bytes` up to a multiple of `alignment`."""
     return n_bytes + -n_bytes % alignment
 
 
 def read_infos(cursor: Cursor, n_tensors: int, alignment: int, warnings: list[str]) -> tuple[TensorInfo, ...]:
-    """The `n_tensors` infos at the position; raises BadInput, appends to `warnings` what is odd but harmless."""
+    """Read the `n_tensors` infos at the position; append a line to `warnings` for each harmless anomaly.
+
+    Raises BadInput for anything that ggml would not read.
+    """
     tensors: dict[str, TensorInfo] = {}
     expected = 0
     for i in range(n_tensors):
         name = _read_name(cursor, f"tensor {i}", warnings)
         if name in tensors:
             first = list(tensors).index(name)
-            raise BadInput(cursor.path, f"tensor {quoted(name)} appears twice, as tensor {first} and tensor {i}")
-        what = f"tensor {quoted(name)}"
+            raise BadInput(cursor.path, f"tensor {quote(name)} appears twice, as tensor {first} and tensor {i}")
+        what = f"tensor {quote(name)}"
         shape = _read_shape(cursor, what)
         if math.prod(shape) == 0 or not shape:
             warnings.append(f"{what} has {'no elements' if shape else 'no dimensions'}; it is copied as it is")
@@ -94,18 +97,18 @@ def read_infos(cursor: Cursor, n_tensors: int, alignment: int, warnings: list[st
         tensors[name] = info = TensorInfo(name, shape, type_id, offset)
         if info.n_bytes > _MAX_INT64 - alignment - expected:
             raise BadInput(cursor.path, f"{what} is too large to address", got=f"{info.n_bytes} bytes")
-        expected += padded(info.n_bytes, alignment)
+        expected += round_up(info.n_bytes, alignment)
     return tuple(tensors.values())
 
 
 def _read_name(cursor: Cursor, what: str, warnings: list[str]) -> str:
-    name = text_of(cursor, cursor.string(f"{what}, name", MAX_NAME), f"{what}, name")
+    name = decode_text(cursor, cursor.string(f"{what}, name", MAX_NAME), f"{what}, name")
     if not name:
         raise BadInput(cursor.path, f"{what} has an empty name")
     if any(unicodedata.category(c) == "Cc" for c in name):
-        raise BadInput(cursor.path, f"{what}, name {quoted(name)} contains control characters")
+        raise BadInput(cursor.path, f"{what}, name {quote(name)} contains control characters")
     if printable(name) != name:
-        warnings.append(f"{what}, name {quoted(name)} contains invisible characters")
+        warnings.append(f"{what}, name {quote(name)} contains invisible characters")
     return name
 
 
@@ -116,7 +119,7 @@ def _read_shape(cursor: Cursor, what: str) -> tuple[int, ...]:
     shape = tuple(cursor.u64(f"{what}, dimension {i}") for i in range(n_dims))
     n_weights = 1
     for length in shape:
-        # ggml skips the zeros in this product but not what stands before them
+        # ggml skips the zeros in this product but not the factors before them
         n_weights *= length
         if max(length, n_weights) > _MAX_INT64:
             raise BadInput(cursor.path, f"{what} has too many elements", got=" x ".join(map(str, shape)))
@@ -139,8 +142,8 @@ def _read_type(cursor: Cursor, what: str, shape: tuple[int, ...]) -> int:
     return type_id
 
 
-def text_of(cursor: Cursor, encoded: bytes, what: str) -> str:
-    """The UTF-8 text of `encoded`; raises BadInput."""
+def decode_text(cursor: Cursor, encoded: bytes, what: str) -> str:
+    """Decode UTF-8 text. Raises BadInput."""
     try:
         return encoded.decode()
     except UnicodeDecodeError as error:

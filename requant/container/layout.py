@@ -1,4 +1,4 @@
-"""Layout: the output's complete header and the place of every tensor, known before a byte is written."""
+"""Layout of an output file: its complete header and the place of every tensor, before a byte is written."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from requant.container.infos import MAX_DIMS, MAX_NAME, padded
+from requant.container.infos import MAX_DIMS, MAX_NAME, round_up
 from requant.container.metadata import Metadata, read_alignment
-from requant.errors import BadInput, quoted
+from requant.errors import BadInput, quote
 from requant.formats import FORMATS
 
 VERSION = 3
@@ -19,7 +19,7 @@ FIXED_BYTES = 24  # magic, version and the two counts
 
 @dataclass(frozen=True, slots=True)
 class PlacedTensor:
-    """A tensor of the output: `offset` from the start of the file and `n_bytes` without padding."""
+    """A tensor of the output: its offset from the start of the file, and its bytes without padding."""
 
     name: str
     shape: tuple[int, ...]
@@ -30,7 +30,7 @@ class PlacedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`header` is complete and padded up to `data_start`, `size` the file's bytes with the last tensor's padding."""
+    """A file's header, padded up to `data_start`, its tensors, and its size with the last tensor's padding."""
 
     header: bytes
     data_start: int
@@ -39,12 +39,12 @@ class Layout:
 
     @property
     def sha256(self) -> str:
-        """The header's digest in hex: what `Header.sha256` of the finished file is."""
+        """The header's digest in hex: the `Header.sha256` of the finished file."""
         return hashlib.sha256(self.header).hexdigest()
 
 
 def lay_out(metadata: Metadata, tensors: Iterable[tuple[str, tuple[int, ...], int]], path: object) -> Layout:
-    """Where each tensor (name, shape in ggml's order, ggml type id) goes in a GGUF of version 3.
+    """Lay out tensors (name, shape in ggml's order, ggml type id) in a GGUF of version 3.
 
     The offset is the running sum of the sizes padded to general.alignment, as every loader demands. Raises BadInput,
     naming `path` (the output), for a tensor that no reader would take.
@@ -58,17 +58,17 @@ def lay_out(metadata: Metadata, tensors: Iterable[tuple[str, tuple[int, ...], in
         n_bytes = _n_bytes(path, name, shape, type_id, seen)
         infos.append(_encode_info(name, shape, type_id, offset))
         placed.append(PlacedTensor(name, shape, type_id, offset, n_bytes))
-        offset += padded(n_bytes, alignment)
+        offset += round_up(n_bytes, alignment)
     fixed = b"GGUF" + struct.pack("<IQQ", VERSION, len(infos), len(metadata))
     header = b"".join([fixed, metadata.encode(), *infos])
-    header = header.ljust(padded(len(header), alignment), b"\0")
+    header = header.ljust(round_up(len(header), alignment), b"\0")
     start = len(header)
     moved = tuple(PlacedTensor(t.name, t.shape, t.type_id, start + t.offset, t.n_bytes) for t in placed)
     return Layout(header, start, moved, start + offset)
 
 
 def _n_bytes(path: object, name: str, shape: tuple[int, ...], type_id: int, seen: set[str]) -> int:
-    what = f"tensor {quoted(name)}"
+    what = f"tensor {quote(name)}"
     n_name = len(name.encode())
     if not 0 < n_name <= MAX_NAME:
         raise BadInput(path, f"{what} has a name of the wrong length", got=f"{n_name} bytes", limit=MAX_NAME)
@@ -86,7 +86,7 @@ def _n_bytes(path: object, name: str, shape: tuple[int, ...], type_id: int, seen
 
 
 def info_bytes(name: str, shape: tuple[int, ...]) -> int:
-    """Bytes that a tensor takes in the header."""
+    """Bytes of a tensor's info in the header."""
     return len(_encode_info(name, shape, 0, 0))
 
 

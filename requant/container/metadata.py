@@ -1,6 +1,6 @@
-"""Metadata: the header's key-value pairs as raw bytes, decoded when somebody asks and edited key by key.
+"""Metadata: the header's key-value pairs as raw bytes, decoded on demand and edited key by key.
 
-A value nobody edits keeps its exact bytes, so empty strings, array types and invalid UTF-8 survive a rewrite.
+A value that is not edited keeps its exact bytes, so empty strings, array types and invalid UTF-8 survive a rewrite.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from requant.errors import BadInput, UsageError, printable, quoted
+from requant.errors import BadInput, UsageError, printable, quote
 
 # GGUF's value types: name -> (id, struct character); the ids are gguf_type in ggml's gguf.h
 SCALARS = {
@@ -38,21 +38,21 @@ MAX_KEY = 65_535  # bytes; the specification's limit
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One value: GGUF's type id and the bytes after it, verbatim (an array's include its item type and count)."""
+    """A value: GGUF's type id and the bytes after it, verbatim (an array's include its item type and count)."""
 
     type_id: int
     raw: bytes
 
     @property
     def type_name(self) -> str:
-        """As `with_values` takes it: `u32`, `str`, `arr_f32`."""
+        """The name of the type, as `with_values` takes it: `u32`, `str`, `arr_f32`."""
         if self.type_id != ARRAY:
             return TYPE_NAMES[self.type_id]
         return f"arr_{TYPE_NAMES[struct.unpack_from('<I', self.raw)[0]]}"
 
     @property
     def array_length(self) -> int | None:
-        """Number of items of an array, read without decoding them; None for anything else."""
+        """Number of items of an array, without decoding them; None for anything else."""
         return int(struct.unpack_from("<Q", self.raw, 4)[0]) if self.type_id == ARRAY else None
 
 
@@ -81,7 +81,7 @@ class Metadata:
 
         Bytes of a string that are not UTF-8 become surrogate escapes, which `with_values` turns back.
         """
-        return decode(self.values[key]) if key in self.values else default
+        return decode_value(self.values[key]) if key in self.values else default
 
     def get_int(self, key: str, default: int | None = None) -> int | None:
         """The integer, or `default` where the key is missing; raises BadInput for another type."""
@@ -123,10 +123,10 @@ class Metadata:
         return self.values[key].array_length if key in self.values else None
 
     def _wrong_type(self, key: str, wanted: str) -> BadInput:
-        return BadInput(self.path, f"key {quoted(key)} must be {wanted}", got=self.values[key].type_name)
+        return BadInput(self.path, f"key {quote(key)} must be {wanted}", got=self.values[key].type_name)
 
     def with_values(self, changes: Mapping[str, tuple[str, Any] | None]) -> Metadata:
-        """A copy where each (type name, value) of `changes` is set in place or appended, and None removes the key.
+        """Return a copy where each (type name, value) of `changes` is set or appended, and None removes the key.
 
         Type names are those of SCALARS, `str`, and `arr_` with one of these. All other pairs keep bytes and order.
         Raises UsageError for a key or value that cannot be written.
@@ -141,7 +141,7 @@ class Metadata:
         return Metadata(self.path, edited)
 
     def encode(self) -> bytes:
-        """The whole key-value section of a header."""
+        """Encode the whole key-value section of a header."""
         parts = []
         for key, value in self.values.items():
             parts += [_encode_string(key), struct.pack("<I", value.type_id), value.raw]
@@ -149,13 +149,13 @@ class Metadata:
 
 
 def read_alignment(metadata: Metadata) -> int:
-    """Bytes the tensors are aligned to; raises BadInput unless the key is an u32 and a power of two up to 1 MiB."""
+    """The alignment of tensors in bytes. Raises BadInput unless its key is a u32 and a power of two up to 1 MiB."""
     value = metadata.values.get("general.alignment")
     if value is None:
         return DEFAULT_ALIGNMENT
     if value.type_name != "u32":
         raise BadInput(metadata.path, "key 'general.alignment' has the wrong type", got=value.type_name, limit="u32")
-    alignment = int(decode(value))
+    alignment = int(decode_value(value))
     if alignment == 0 or alignment & (alignment - 1):
         raise BadInput(metadata.path, "key 'general.alignment' must be a power of two", got=alignment)
     if alignment > MAX_ALIGNMENT:
@@ -163,8 +163,8 @@ def read_alignment(metadata: Metadata) -> int:
     return alignment
 
 
-def decode(value: Value) -> Any:
-    """The Python value of checked bytes: int, float, bool, str or a list of them."""
+def decode_value(value: Value) -> Any:
+    """Decode checked bytes to int, float, bool, str or a list of them."""
     if value.type_id == STRING:
         return value.raw[8:].decode("utf-8", "surrogateescape")
     if value.type_id != ARRAY:
@@ -190,7 +190,7 @@ def _decode_strings(raw: bytes, position: int, count: int) -> list[str]:
 
 
 def encode_value(key: str, type_name: str, value: Any) -> Value:
-    """`value` as GGUF bytes of the type called `type_name`; raises UsageError, naming `key`, where it does not fit."""
+    """Encode `value` as the type called `type_name`. Raises UsageError, naming `key`, where it does not fit."""
     try:
         if type_name.startswith("arr_"):
             item_name, items = type_name[4:], list(value)
@@ -201,9 +201,9 @@ def encode_value(key: str, type_name: str, value: Any) -> Value:
         return Value(type_id, _encode_item(type_name, value))
     except (struct.error, OverflowError, TypeError, AttributeError, UnicodeEncodeError) as error:
         shown = printable(f"{value!r:.60}")
-        raise UsageError(f"metadata key {quoted(key)} cannot hold {shown} as {type_name}: {error}") from error
+        raise UsageError(f"metadata key {quote(key)} cannot hold {shown} as {type_name}: {error}") from error
     except KeyError as error:
-        raise UsageError(f"metadata key {quoted(key)}: no such value type as {quoted(type_name)}") from error
+        raise UsageError(f"metadata key {quote(key)}: no such value type as {quote(type_name)}") from error
 
 
 def _encode_item(type_name: str, item: Any) -> bytes:

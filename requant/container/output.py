@@ -1,7 +1,8 @@
-"""Output: the files of one conversion, filled with a journal beside them and put in place together when all are whole.
+"""Output: the files of one conversion, filled with a journal beside them and published together when all are complete.
 
-OUT.part.journal says what is on disk, so that the same command goes on where an earlier run stopped. Data is flushed
-before its record. The headers come last, then the names, that of the first file, which loaders open, last of all.
+OUT.part.journal records the pieces that are on disk, so that the same command resumes where an earlier run stopped.
+Data is flushed before its record. The headers come last, then the names; the first file, which loaders open, gets its
+name last of all.
 """
 
 from __future__ import annotations
@@ -18,30 +19,34 @@ from requant.common.folders import check_space, sync_folder
 from requant.container.header import parse_header
 from requant.container.journal import Journal, Line
 from requant.container.layout import Layout
-from requant.container.part import Part, PublishedFile, resolve_target
+from requant.container.part import PartFile, PublishedFile, resolve_target
 from requant.errors import BadInput, InputOutputError, OutputRefused, RequantError, SourceChanged
 
 if TYPE_CHECKING:
     import numpy as np
 
-COMMIT_BYTES, COMMIT_SECONDS = 2**30, 30.0  # at most so much is written again after a crash
+COMMIT_BYTES, COMMIT_SECONDS = 2**30, 30.0  # at most this much is written again after a crash
 _SEALED, _INVALID = "sealed", "invalid"
 
 
-def claim(path: Path) -> Journal:
-    """The journal of the output at `path`, new where there is none; no other run can have it at the same time."""
+def claim_output(path: Path) -> Journal:
+    """Open the journal of the output at `path`, new where there is none; no other run can have it at the same time.
+
+    Raises as `Journal` does.
+    """
     target = resolve_target(path)
     return Journal(target.with_name(f"{target.name}.part.journal"), Path(path))
 
 
 class Output:
-    """The files `layouts` at `paths` of the output that `journal` is of; `head` says what it is made of, and how.
+    """The files of an output at `paths`, with their `layouts` and `journal`; head: what the journal is bound to.
 
-    Use as a context manager: leaving it unpublished keeps what is on disk and recorded, or removes everything where
-    that is nothing; with `keep` the journal, whose head took long to find, stays even then. Opening raises what `Part`
-    raises, and OutputRefused where the journal has another head. `records` are those of earlier runs; `is_published`
-    says that there is nothing left to do but `finish`. `extras` are files that live as long as the journal. `warnings`
-    are the guarantees that the file system cannot give.
+    Use as a context manager: leaving it unpublished keeps the recorded pieces, or removes everything where there are
+    none; `keep` keeps the journal even then, because its plan took long to make. records: of earlier runs.
+    is_published: only `finish` is left to do. extras: files that are removed with the journal. warnings: guarantees
+    that the file system cannot give.
+
+    Opening raises what `PartFile` raises, and OutputRefused where the journal has another head.
     """
 
     def __init__(
@@ -61,8 +66,8 @@ class Output:
         self.notes: list[str] = []
         self._head = head | {"files": [[p.name, x.size, x.sha256] for p, x in zip(paths, layouts, strict=True)]}
         self._force, self._inputs, self._extras = force, inputs, extras
-        self._parts: list[Part] = []
-        self._placed: list[PublishedFile] = []
+        self._parts: list[PartFile] = []
+        self._published: list[PublishedFile] = []
         self._pending: list[Line] = []
         self._unflushed, self._last_flush, self._failed = 0, time.monotonic(), False
         self._keep, self._has_records = keep, bool(journal.past.records)
@@ -70,11 +75,11 @@ class Output:
             self.is_published = can_resume(journal, self._head, self.paths[0]) and self._is_in_place()
             if self.is_published:
                 self.records = journal.past.records
-                self._placed += [PublishedFile(resolve_target(path)) for path in self.paths]
+                self._published += [PublishedFile(resolve_target(path)) for path in self.paths]
             else:
                 self._open()
         except BaseException:
-            self._leave()
+            self._close()
             raise
 
     @property
@@ -101,37 +106,37 @@ class Output:
             if isinstance(error, SourceChanged):
                 self.journal.append([{_INVALID: error.what}])
                 for part in self._parts:
-                    part.blank()  # sealed, it would not be taken for an unfinished output
+                    part.blank()  # sealed, it would not be recognized as an unfinished output
             elif not self.is_published:
                 self.flush()
-        self._leave()
+        self._close()
 
     def write_at(self, file: int, offset: int, data: bytes | memoryview | np.ndarray) -> None:
-        """Write `data` at `offset` of a file, as `Part.write_at` does."""
-        if self._placed:  # an earlier run has published it, and what is there now is something else
+        """Write `data` at `offset` of a file, as `PartFile.write_at` does."""
+        if self._published:  # an earlier run has published it, and it was changed since
             hint = "--restart and --force make it again"
             raise InputOutputError(self.paths[file], "is not as it was written", hint=hint)
         self._parts[file].write_at(offset, data)
 
     def read_at(self, file: int, offset: int, target: memoryview) -> None:
-        """Fill `target` with what is in a file from `offset` on, as `Part.read_at` does."""
-        (self._placed or self._parts)[file].read_at(offset, target)
+        """Fill `target` with what is in a file from `offset` on, as `PartFile.read_at` does."""
+        (self._published or self._parts)[file].read_at(offset, target)
 
     def record(self, line: Line, n_bytes: int) -> None:
-        """Have `line` in the journal when the `n_bytes` it speaks of are on disk: in the end, or at the next flush."""
+        """Add `line` to the journal once its `n_bytes` are on disk: at the next flush."""
         self._pending.append(line)
         self._unflushed += n_bytes
         if self._unflushed >= COMMIT_BYTES or time.monotonic() - self._last_flush >= COMMIT_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Wait until all data is on disk, then until its records are. After a failure never again."""
+        """Wait until all data is on disk, then until its records are; do nothing after a failure."""
         if not self._pending or self._failed:
             return
         self._failed = True
         for part in self._parts:
             part.sync()
-        before, self._has_records = self._has_records, True  # a signal from here on may come after the records
+        before, self._has_records = self._has_records, True  # from here on a signal may come after the records
         try:
             self.journal.append(self._pending)
         except InputOutputError:
@@ -155,35 +160,35 @@ class Output:
         self.is_published = True
 
     def finish(self) -> None:
-        """Remove the journal, once whatever else belongs to the published output is there too, and on disk."""
-        sync_folder(self.journal.path.parent)  # the names of what else there is before the end of the journal
-        with contextlib.suppress(InputOutputError):  # the output is there; no failure of the journal's undoes that
-            self.journal.forget()  # nobody may go on with it once the extras are going
+        """Remove the journal; call it when all other files of the published output are written."""
+        sync_folder(self.journal.path.parent)  # the names of all other files before the end of the journal
+        with contextlib.suppress(InputOutputError):  # the output is complete, whatever fails here
+            self.journal.clear()  # no run may resume once the extras are removed
         for path in self._extras:
             path.unlink(missing_ok=True)
         self.journal.remove()
-        with contextlib.suppress(InputOutputError):  # a journal that comes back is removed by the next run
+        with contextlib.suppress(InputOutputError):  # the next run removes a journal that reappears
             sync_folder(self.journal.path.parent)
 
     def _is_in_place(self) -> bool:
-        """Whether an earlier run has put every file in place; where only some, they are unfinished again."""
+        """Whether an earlier run has put every file in place; where only some are, make them unfinished again."""
         if not any(_SEALED in record for record in self.journal.past.records):
             return False
         targets = [resolve_target(path) for path in self.paths]
         files = [target.with_name(target.name + ".part") for target in targets]
-        placed = [self._is_placed(i, target, files[i]) for i, target in enumerate(targets)]
+        placed = [self._is_published(i, target, files[i]) for i, target in enumerate(targets)]
         for target, file, there in zip(targets, files, placed, strict=True):
             if there and all(placed):
-                file.unlink(missing_ok=True)  # stopped between the link to the new name and the end of the old one
+                file.unlink(missing_ok=True)  # stopped between the link to the new name and the removal of the old one
             elif there and file.exists():
                 target.unlink()  # the same, but other files are not in place yet
             elif there:
                 target.rename(file)
         if not all(placed):
-            sync_folder(targets[0].parent)  # before the headers go: no name may stand for half a file
+            sync_folder(targets[0].parent)  # before the headers go: no name may be that of half a file
         return all(placed)
 
-    def _is_placed(self, i: int, target: Path, part: Path) -> bool:
+    def _is_published(self, i: int, target: Path, part: Path) -> bool:
         if not target.exists() or (part.exists() and not part.samefile(target)):
             return False
         try:
@@ -194,10 +199,10 @@ class Output:
     def _open(self) -> None:
         sizes = [layout.size for layout in self.layouts]
         for path, size in zip(self.paths, sizes, strict=True):
-            self._parts.append(Part(path, size, force=self._force, inputs=self._inputs, keep=True))
+            self._parts.append(PartFile(path, size, force=self._force, inputs=self._inputs, keep=True))
         if can_resume(self.journal, self._head, self.paths[0]):
             check_space(self._parts[0].target.parent, sum(sizes), self.part_files)
-            self._go_on()
+            self._resume()
             return
         past = self.journal.past
         if past.n_dropped and past.head is None:
@@ -211,8 +216,8 @@ class Output:
         for part, layout in zip(self._parts, self.layouts, strict=True):
             part.begin(layout.header)
 
-    def _go_on(self) -> None:
-        """Take over what earlier runs have recorded, but for parts that are not there any more."""
+    def _resume(self) -> None:
+        """Take over the records of earlier runs, except those of part files that are gone."""
         past = self.journal.past
         lost = {i for i, part in enumerate(self._parts) if not part.found}
         for i, part in enumerate(self._parts):
@@ -223,14 +228,14 @@ class Output:
         if past.n_dropped:
             self.notes.append(f"{past.n_dropped} damaged lines of the journal were dropped")
 
-    def _leave(self) -> None:
-        """Close everything; where nothing is worth keeping, remove it."""
+    def _close(self) -> None:
+        """Close everything; remove it where nothing is worth keeping."""
         for part in self._parts:
             if self._has_records:
                 part.close()
             else:
                 part.abandon()
-        for placed in self._placed:
+        for placed in self._published:
             placed.close()
         if not self._has_records and not (self._keep and self.journal.has_head):
             for path in self._extras:
@@ -240,10 +245,9 @@ class Output:
 
 
 def can_resume(journal: Journal, head: Line, path: Path) -> bool:
-    """Whether there is something in the journal to go on with, and it is bound to all that `head` says.
+    """Whether the journal can be resumed: it has a head with all values of `head`.
 
-    Raises OutputRefused, naming `path`, where it is bound to something else of which there are records: another
-    command's work would be lost.
+    Raises OutputRefused, naming `path`, where it has records of another head: another command's work would be lost.
     """
     past = journal.past
     if past.head is None or any(_INVALID in record for record in past.records):
@@ -257,19 +261,19 @@ def can_resume(journal: Journal, head: Line, path: Path) -> bool:
     return True
 
 
-def discard(journal: Journal, path: Path, inputs: frozenset[Identity]) -> None:
-    """Remove what is unfinished of the output at `path`, whatever it holds. Raises OutputRefused, InputOutputError."""
+def discard_unfinished(journal: Journal, path: Path, inputs: frozenset[Identity]) -> None:
+    """Remove the unfinished output at `path` and clear its journal. Raises OutputRefused, InputOutputError."""
     for target in {
         resolve_target(path),
         *(resolve_target(Path(path).with_name(name)) for name in final_names(journal)),
     }:
         if target.with_name(f"{target.name}.part").exists():
-            Part(target, 0, force=True, inputs=inputs, keep=True).remove()
-    journal.forget()
+            PartFile(target, 0, force=True, inputs=inputs, keep=True).remove()
+    journal.clear()
 
 
 def final_names(journal: Journal) -> list[str]:
-    """The names of the files that the unfinished output of `journal` is to have, the first one first."""
+    """The names that the files of the unfinished output of `journal` will get, in order."""
     files = [] if journal.past.head is None else journal.past.head.get("files")
     listed = [file[0] for file in files if isinstance(file, list) and file] if isinstance(files, list) else []
     return [name for name in listed if isinstance(name, str) and name == Path(name).name not in ("", "..")]

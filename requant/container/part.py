@@ -1,4 +1,4 @@
-"""Part: OUT.part, one file of an output, filled by positional writes from any thread and put in place when it is whole.
+"""OUT.part: one file of an output, filled by positional writes from any thread and put in place when it is whole.
 
 Its first bytes stay zero until it is sealed, so that nothing takes an unfinished file for a model, and a lock on it
 keeps a second run away.
@@ -17,8 +17,8 @@ from requant.common.files import (
     NOT_SUPPORTED,
     Identity,
     identity,
-    irregular,
-    lock,
+    irregular_kind,
+    lock_file,
     open_or_make,
     open_regular,
     read_into,
@@ -37,13 +37,13 @@ BLANK = bytes(24)  # the fixed part of a GGUF header
 
 
 def resolve_target(path: Path) -> Path:
-    """The file that an output at `path` becomes: a symbolic link's target.
+    """Resolve the path of an output: of a symbolic link its target.
 
     Raises OutputRefused for what is no regular file, before anything is made beside it.
     """
     try:
         target = Path(os.path.realpath(path))
-        kind = irregular(target.stat())
+        kind = irregular_kind(target.stat())
     except ValueError as error:  # a NUL byte
         raise OutputRefused(path, "is not a usable path") from error
     except OSError:
@@ -53,16 +53,16 @@ def resolve_target(path: Path) -> Path:
     return target
 
 
-class Part:
-    """A file of `size` bytes that is to be at `path`. Use as a context manager: leaving it unpublished removes it.
+class PartFile:
+    """A file of `size` bytes that will be at `path`. Use as a context manager: leaving it unpublished removes it.
 
     Opening checks everything before a byte is written: raises OutputRefused where `path` is taken (`force` allows
     replacing a regular file), is one of `inputs` (which nothing allows) or is being written by another run, and
     InputOutputError where there is no room or no permission. A symbolic link is followed to its target.
     `warnings` are the guarantees that the file system cannot give.
 
-    keep: what an earlier run left in the part file stays until `begin`, `found` says whether there is any of the right
-    size; leaving does not remove the file, `abandon` does if it is of this run, `remove` always.
+    keep: the contents that an earlier run left in the part file stay until `begin`, `found` tells whether they have the
+    right size; leaving does not remove the file, `abandon` does if it is of this run, `remove` always.
     """
 
     def __init__(self, path: Path, size: int, *, force: bool, inputs: frozenset[Identity], keep: bool = False) -> None:
@@ -83,7 +83,7 @@ class Part:
             self.abandon()
             raise
 
-    def __enter__(self) -> Part:
+    def __enter__(self) -> PartFile:
         return self
 
     def __exit__(
@@ -95,17 +95,17 @@ class Part:
             self.abandon()
 
     def begin(self, header: bytes = b"") -> None:
-        """Have an empty file with room for the whole size, in place of what was found.
+        """Replace the file found by an empty one with room for the whole size.
 
-        header: what it will be sealed with, and may have been by a run whose journal is lost. Raises OutputRefused
-        where what was found is not an unfinished output, InputOutputError where there is no room.
+        header: the one it will be sealed with, and may have been by a run whose journal is lost. Raises OutputRefused
+        where the file found is not an unfinished output, InputOutputError where there is no room.
         """
         if os.fstat(self._descriptor).st_size:
             if not self._is_ours(header):
                 hint = "it stands where the unfinished output goes; move it away"
                 hint += ", or --restart discards it" if self._keep else ""
                 raise OutputRefused(self.file, "is not an unfinished output of this command", hint=hint)
-            # not truncated but removed: its name may be a second link to a file that somebody wants
+            # removed, not truncated: its name may be a second link to a file that somebody wants
             self.file.unlink()
             old, self._descriptor = self._descriptor, self._acquire()
             os.close(old)
@@ -113,14 +113,14 @@ class Part:
         self._reserve()
 
     def abandon(self) -> None:
-        """Let go of the lock, and remove the file if `begin` made it."""
+        """Release the lock, and remove the file if `begin` made it."""
         if self._is_new:
             self.remove()
         else:
             self.close()
 
     def remove(self) -> None:
-        """Remove the file, if it is still the one that was opened, and let go of the lock."""
+        """Remove the file, if it is still the one that was opened, and release the lock."""
         if self._descriptor >= 0:
             with contextlib.suppress(OSError):
                 if self._is_part(self._descriptor):
@@ -138,13 +138,13 @@ class Part:
         write_from(self.file, self._descriptor, view, offset)
 
     def read_at(self, offset: int, target: memoryview) -> None:
-        """Fill `target` with what was written from `offset` on; safe from any thread. Raises as `read_into`."""
+        """Fill `target` with the bytes from `offset` on; safe from any thread. Raises as `read_into`."""
         read_into(self.file, self._descriptor, target, offset)
 
     def sync(self) -> None:
-        """Wait until the data is on disk. Raises InputOutputError; never tried again by the caller.
+        """Wait until the data is on disk. Raises InputOutputError; the caller must not try again.
 
-        After a failure the kernel may have dropped the pages and call the next attempt good.
+        After a failure the kernel may have dropped the pages and report success for the next attempt.
         """
         try:
             os.fdatasync(self._descriptor)
@@ -152,16 +152,16 @@ class Part:
             raise InputOutputError(self.file, f"flushing to disk failed: {error.strerror}") from error
 
     def blank(self) -> None:
-        """Take the header away, which an earlier run may have written, and the name, if it was given that too."""
+        """Remove the header that an earlier run may have written, and the final name, if it has that too."""
         if self._is_target():
             self.target.unlink()
-            sync_folder(self.target.parent)  # before the header goes: no name may stand for half a file
+            sync_folder(self.target.parent)  # before the header goes: no name may be that of half a file
         self.write_at(0, BLANK)
 
     def seal(self, header: bytes) -> None:
         """Write the header, last of all, and read it back strictly.
 
-        Raises InputOutputError where the system fails or reads back something else than was written.
+        Raises InputOutputError where the system fails or the header does not read back as it was written.
         """
         self.sync()  # no header on disk before the data it vouches for
         self.write_at(0, header)
@@ -201,7 +201,7 @@ class Part:
             return
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
-        kind = irregular(status)
+        kind = irregular_kind(status)
         if kind is not None:
             raise OutputRefused(self.path, f"is {kind}, not a regular file", hint="choose another output")
         if identity(status) in self._inputs:
@@ -221,11 +221,11 @@ class Part:
         return OutputRefused(self.path, "already exists", hint="--force replaces it")
 
     def _acquire(self) -> int:
-        """A locked descriptor of the part file, a new one where there was none; OutputRefused where it is not ours."""
+        """Open and lock the part file, made if missing. Raises OutputRefused where another run has it."""
         descriptor = open_or_make(self.file, "an unfinished output", self._inputs)
         try:
-            # the name is looked at again: its last owner may have published, and a new one begun, before the lock
-            if lock(self.file, descriptor, self.warnings) and self._is_part(descriptor):
+            # check the name again: its last owner may have published, and a new one begun, before the lock
+            if lock_file(self.file, descriptor, self.warnings) and self._is_part(descriptor):
                 return descriptor
             raise OutputRefused(self.path, f"another run is writing it, in {printable(self.file.name)}")
         except BaseException:
@@ -233,14 +233,14 @@ class Part:
             raise
 
     def _is_part(self, descriptor: int) -> bool:
-        """Whether the part file's name still stands for the open file; true to the end where its lock is held."""
+        """Whether the part file's name is still that of the open file, as it must be while the lock is held."""
         try:
             return identity(self.file.lstat()) == identity(os.fstat(descriptor))
         except FileNotFoundError:
             return False
 
     def _is_target(self) -> bool:
-        """Whether the file already has its name: stopped between the link to the new one and the end of the old."""
+        """Whether the file already has its final name: stopped between the link to that and the removal of the old."""
         return self.file.exists() and self.target.exists() and self.file.samefile(self.target)
 
     def _is_ours(self, header: bytes) -> bool:
@@ -251,7 +251,7 @@ class Part:
         return found == header or not any(found[: len(BLANK)])
 
     def _reserve(self) -> None:
-        """Allocate the whole size, so that a full disk shows now and not after hours."""
+        """Allocate the whole size, so that a full disk fails now and not after hours."""
         try:
             if self.size:
                 os.posix_fallocate(self._descriptor, 0, self.size)
@@ -295,21 +295,21 @@ class Part:
         self.file.unlink()
 
     def close(self) -> None:
-        """Let go of the lock, and leave the file; more than once does no harm."""
+        """Release the lock, and leave the file; may be called more than once."""
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
 
 
 class PublishedFile:
-    """A file of `size` bytes that an earlier run has put in place at `path`, to be read as a Part is."""
+    """A file that an earlier run has published at `path`, to be read as a PartFile is."""
 
     def __init__(self, path: Path) -> None:
         self.file, self.warnings = path, list[str]()
         self._descriptor = open_regular(path)
 
     def read_at(self, offset: int, target: memoryview) -> None:
-        """Fill `target` with what is in the file from `offset` on. Raises as `read_into`."""
+        """Fill `target` with the bytes from `offset` on. Raises as `read_into`."""
         read_into(self.file, self._descriptor, target, offset)
 
     def close(self) -> None:

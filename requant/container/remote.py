@@ -1,7 +1,7 @@
-"""Files on storage that several machines share, named so that each can open them and see that they are the right ones.
+"""Remote files: sources and outputs on shared storage that each machine opens by path and checks for identity.
 
-Paths must be the same everywhere. Devices are numbered by each machine for itself and say nothing; a source is known by
-its size, its time and its header, an unfinished output by its size, its inode and the zeros where its header will be.
+Paths must be the same everywhere. Device numbers differ between machines; a source is identified by its size, time and
+header, an unfinished output by its size, its inode and the zeros where its header will be.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from requant.common.files import irregular, open_regular, read_into, write_from
+from requant.common.files import irregular_kind, open_regular, read_into, write_from
 from requant.container.part import BLANK
 from requant.container.source import Source, SourceTensor
 from requant.errors import BadInput, InputOutputError, SourceChanged
@@ -27,7 +27,7 @@ _HINT = "source and output must be on storage that driver and workers share, und
 
 
 class Readable(Protocol):
-    """What rows are read from: a Source, or one file of it on another machine."""
+    """A source of rows: a Source, or one file of it on another machine."""
 
     @property
     def path(self) -> Path:
@@ -39,15 +39,15 @@ class Readable(Protocol):
 
     @property
     def preserved(self) -> Container[str]:
-        """Tensors that stay as they are whatever they hold."""
+        """Tensors that are copied even where they are not finite."""
 
     def read_rows(self, tensor: SourceTensor, first_row: int, n_rows: int) -> np.ndarray:
-        """As `Source.read_rows`."""
+        """Read rows as `Source.read_rows` does."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteSource:
-    """A file of a source, which is the `index`-th of them, as the driver opened it."""
+    """The `index`-th file of a source, as the driver opened it."""
 
     path: Path
     index: int
@@ -60,7 +60,7 @@ class RemoteSource:
 
 @dataclass(frozen=True, slots=True)
 class RemoteOutput:
-    """A file of an output that is being filled, the `index`-th of them, as the driver made it."""
+    """The `index`-th file of an unfinished output, as the driver made it."""
 
     path: Path
     index: int
@@ -69,7 +69,7 @@ class RemoteOutput:
 
 
 def remote_sources(source: Source) -> tuple[RemoteSource, ...]:
-    """The files of `source`, for others."""
+    """Describe the files of `source` for other machines."""
     return tuple(
         RemoteSource(
             path=f.path.absolute(),
@@ -84,14 +84,14 @@ def remote_sources(source: Source) -> tuple[RemoteSource, ...]:
     )
 
 
-def remote_outputs(index: int, path: Path) -> RemoteOutput:
-    """The file of an output at `path`, for others."""
+def remote_output(index: int, path: Path) -> RemoteOutput:
+    """Describe the file of an output at `path` for other machines."""
     status = path.stat()
     return RemoteOutput(path.absolute(), index, status.st_size, status.st_ino)
 
 
-class Reader:
-    """A file of a source opened on another machine, for rows of its tensors. Use as a context manager."""
+class RemoteReader:
+    """A file of a source opened on another machine to read rows of its tensors. Use as a context manager."""
 
     def __init__(self, origin: RemoteSource) -> None:
         self.path, self._origin = origin.path, origin
@@ -99,26 +99,26 @@ class Reader:
         self.preserved = origin.preserved
         try:
             self._descriptor = open_regular(origin.path)
-        except BadInput as error:  # no fault of the file's: this machine sees another storage
+        except BadInput as error:  # the file is sound, but this machine sees another storage
             raise InputOutputError(error.path, f"on {platform.node()}: {error.what}", hint=_HINT) from error
         try:
             self.check_unchanged()
             status = os.fstat(self._descriptor)
-            found = _digest(origin.path, origin.data_start, status.st_ino, status.st_size, status.st_mtime_ns)
+            found = _hash_header(origin.path, origin.data_start, status.st_ino, status.st_size, status.st_mtime_ns)
             if found != origin.header_sha256:
                 raise SourceChanged(origin.path, f"has another header on {platform.node()}", hint=_HINT)
         except BaseException:
             os.close(self._descriptor)
             raise
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> RemoteReader:
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
 
     def read_rows(self, tensor: SourceTensor, first_row: int = 0, n_rows: int | None = None) -> np.ndarray:
-        """As `Source.read_rows`."""
+        """Read rows as `Source.read_rows` does."""
         import numpy as np
 
         assert tensor.file == self._origin.index
@@ -142,11 +142,11 @@ class Reader:
                 raise SourceChanged(self.path, what)
 
 
-class Writer:
-    """A file of an unfinished output opened on another machine, never made. Use as a context manager.
+class RemoteWriter:
+    """An existing file of an unfinished output opened on another machine. Use as a context manager.
 
-    What is written, one range from its start on, is kept until `sync` writes it in one go. With O_DSYNC an NFS client
-    sends just these bytes; else it may send whole pages, and with them what it remembers of other machines' bytes.
+    The data, one range from its start on, is kept until `sync` writes it at once. With O_DSYNC an NFS client sends just
+    these bytes; otherwise it may send whole pages, and with them stale copies of other machines' bytes.
     """
 
     def __init__(self, target: RemoteOutput) -> None:
@@ -159,39 +159,39 @@ class Writer:
             what = f"cannot be opened on {platform.node()}: {error.strerror}"
             raise InputOutputError(target.path, what, hint=_HINT) from error
         status = os.fstat(self._descriptor)
-        same = irregular(status) is None and (status.st_size, status.st_ino) == (target.size, target.inode)
+        same = irregular_kind(status) is None and (status.st_size, status.st_ino) == (target.size, target.inode)
         if not same or os.pread(self._descriptor, len(BLANK), 0) != BLANK:
             os.close(self._descriptor)
             raise InputOutputError(target.path, f"is not the unfinished output on {platform.node()}", hint=_HINT)
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> RemoteWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
 
     def write_at(self, file: int, offset: int, data: np.ndarray) -> None:
-        """Have `data` at `offset`, where the last ended, when `sync` has returned."""
+        """Keep `data` for `sync` to write at `offset`, where the last data ended."""
         if not self._data:
             self._offset = offset
         assert (file, offset) == (self._target.index, self._offset + len(self._data))
         self._data += data.reshape(-1).data
 
     def read_at(self, file: int, offset: int, target: memoryview) -> None:
-        """As `Output.read_at`."""
+        """Fill `target` as `Output.read_at` does."""
         assert file == self._target.index
         read_into(self.path, self._descriptor, target, offset)
 
     def sync(self) -> None:
-        """Write what was given, and wait until it is on disk. Raises InputOutputError."""
+        """Write the kept data, and wait until it is on disk. Raises InputOutputError."""
         assert len(BLANK) <= self._offset <= self._offset + len(self._data) <= self._target.size
         with memoryview(self._data) as data:
             write_from(self.path, self._descriptor, data, self._offset)
         self._data = bytearray()
 
 
-@functools.lru_cache(maxsize=1024)  # shards; once a worker is enough, a header has up to 24 MiB
-def _digest(path: Path, n_bytes: int, *_: int) -> str:
+@functools.lru_cache(maxsize=1024)  # shards; a header has up to 24 MiB, so each worker hashes it once
+def _hash_header(path: Path, n_bytes: int, *_: int) -> str:
     descriptor = open_regular(path)
     try:
         data = bytearray(n_bytes)

@@ -1,4 +1,4 @@
-"""What a file that is no readable GGUF most likely is, told from its first bytes."""
+"""Signatures of files that are no readable GGUF: errors that name what such a file most likely is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SIGNATURES = (
 )
 
 
-def not_gguf(path: object, first: bytes, file_size: int) -> BadInput:
+def not_gguf_error(path: object, first: bytes, file_size: int) -> BadInput:
     """The error for a file of `file_size` bytes that starts with `first` (up to 64 bytes of it)."""
     if file_size == 0:
         return BadInput(path, "is empty", got="0 bytes", expected="a GGUF file")
@@ -25,10 +25,10 @@ def not_gguf(path: object, first: bytes, file_size: int) -> BadInput:
     if file_size < 24:
         what = f"is too short for a GGUF header, it starts with '{magic}'"
         return BadInput(path, what, got=f"{file_size} bytes", limit="24 bytes")
-    return BadInput(path, "is not a GGUF file", got=f"'{magic}', {file_size} bytes", hint=_guess(first))
+    return BadInput(path, "is not a GGUF file", got=f"'{magic}', {file_size} bytes", hint=_guess_kind(first))
 
 
-def _guess(first: bytes) -> str | None:
+def _guess_kind(first: bytes) -> str | None:
     for signature, hint in _SIGNATURES:
         if first.startswith(signature):
             return hint
@@ -39,7 +39,7 @@ def _guess(first: bytes) -> str | None:
     return None
 
 
-def unsupported_version(path: object, version: int) -> BadInput:
+def version_error(path: object, version: int) -> BadInput:
     """The error for a GGUF `version` other than 2 or 3."""
     swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
     if version & 0xFFFF == 0 and swapped:

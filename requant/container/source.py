@@ -14,22 +14,22 @@ from requant.common.files import Identity, identity, open_regular, read_into
 from requant.container.header import Header, read_header
 from requant.container.infos import TensorInfo
 from requant.container.metadata import Metadata
-from requant.container.shards import check_shard, check_whole, shard_paths
-from requant.container.splitting import combined_sha256
-from requant.errors import BadInput, InputOutputError, SourceChanged, printable, quoted
+from requant.container.shards import check_shard, check_shards, shard_paths
+from requant.container.splitting import combine_sha256
+from requant.errors import BadInput, InputOutputError, SourceChanged, printable, quote
 from requant.formats.base import BlockFormat
 
 if TYPE_CHECKING:
     import numpy as np
 
-_WARNED = 20  # lines of a file's header; it may have a million odd tensors
+_WARNED = 20  # warnings to show of a file; it may have a million unusual tensors
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """A tensor of a source: what the header says of it, and the index of the file that holds it."""
+    """A tensor of a source: its info in the header, and the index of the file that holds it."""
 
     info: TensorInfo
     file: int
@@ -82,7 +82,7 @@ class SourceTensor:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One open file: its path, descriptor, header and what `stat` said when it was opened."""
+    """An open file: its path, descriptor, header, and its `stat` result when it was opened."""
 
     path: Path
     descriptor: int
@@ -94,9 +94,9 @@ class SourceFile:
 class Source:
     """An open model. Use as a context manager: leaving it closes the files.
 
-    `path` is the file, or its first shard; `metadata` is that file's, split.* keys included; `tensors` are in
-    file order; `header_sha256` identifies all the headers; `warnings` are lines for the user; `preserved` says of tensors
-    that must stay as they are, not finite as they may be, why (finite.keep_nonfinite).
+    path: the file, or its first shard. metadata: of that file, split.* keys included. tensors: in file order.
+    header_sha256: identifies all headers. warnings: lines for the user. preserved: tensor -> reason, of the tensors
+    that are copied although they are not finite (`preserve_nonfinite`).
     """
 
     path: Path
@@ -138,13 +138,13 @@ class Source:
         return name in self._by_name
 
     def tensor(self, name: str) -> SourceTensor:
-        """The tensor called `name`; raises BadInput where there is none."""
+        """The tensor called `name`. Raises BadInput where there is none."""
         if name not in self._by_name:
-            raise BadInput(self.path, f"has no tensor {quoted(name)}")
+            raise BadInput(self.path, f"has no tensor {quote(name)}")
         return self._by_name[name]
 
     def read_rows(self, tensor: SourceTensor, first_row: int = 0, n_rows: int | None = None) -> np.ndarray:
-        """Rows from `first_row` on (all that follow by default) as uint8 (n_rows, row_bytes); safe from any thread.
+        """Read rows from `first_row` on (by default all) as uint8 (n_rows, row_bytes); safe from any thread.
 
         Raises SourceChanged where the file has become shorter, InputOutputError where the system fails to read.
         """
@@ -153,7 +153,8 @@ class Source:
         n = tensor.n_rows - first_row if n_rows is None else n_rows
         assert 0 <= first_row <= first_row + n <= tensor.n_rows, (tensor.name, first_row, n_rows)
         assert not self._closed
-        rows = np.empty((n, tensor.row_bytes if tensor.n_rows else 0), np.uint8)  # of no rows, one may be of any length
+        # without rows, row_bytes may be any number
+        rows = np.empty((n, tensor.row_bytes if tensor.n_rows else 0), np.uint8)
         if rows.size:
             file = self.opened[tensor.file]
             offset = file.header.data_start + tensor.info.offset + first_row * tensor.row_bytes
@@ -161,7 +162,7 @@ class Source:
         return rows
 
     def check_unchanged(self) -> None:
-        """Raise SourceChanged, naming the field before and after, if any file is not as it was when opened."""
+        """Raise SourceChanged, with the old and new value, if any file has changed since it was opened."""
         for file in self.opened:
             try:
                 now = file.path.stat()
@@ -182,7 +183,7 @@ class Source:
         return self._closed
 
     def close(self) -> None:
-        """Close the files; more than once does no harm."""
+        """Close the files; may be called more than once."""
         if not self._closed:
             self._closed = True
             _close(self.opened)
@@ -197,9 +198,9 @@ class Source:
 
 
 def open_source(path: Path) -> Source:
-    """The source at `path`, which may be any shard of a split model: its siblings are opened with it.
+    """Open the source at `path`, which may be any shard of a split model: its siblings are opened with it.
 
-    Raises BadInput for a path, header or set of shards that is not sound, InputOutputError where the system fails.
+    Raises BadInput for a path, header or set of shards that is not valid, InputOutputError where the system fails.
     """
     opened: list[SourceFile] = []
     try:
@@ -217,7 +218,7 @@ def open_source(path: Path) -> Source:
 
 
 def open_files(paths: Sequence[Path]) -> Source:
-    """The source whose files, in their order, are at `paths`, whatever their names. Raises as `open_source`."""
+    """Open the source whose files, in their order, are at `paths`, whatever their names. Raises as `open_source`."""
     opened: list[SourceFile] = []
     try:
         for path in paths:
@@ -248,19 +249,21 @@ def _assemble(opened: tuple[SourceFile, ...]) -> Source:
         for info in file.header.tensors:
             if info.name in by_name:
                 other = opened[by_name[info.name].file].path.name
-                what = f"tensor {quoted(info.name)} is also in {quoted(other)}"
+                what = f"tensor {quote(info.name)} is also in {quote(other)}"
                 raise BadInput(file.path, what)
             by_name[info.name] = SourceTensor(info, i)
     first = opened[0]
     if len(opened) > 1:
-        check_whole(first.path, [f.header.metadata for f in opened], len(by_name))
+        check_shards(first.path, [f.header.metadata for f in opened], len(by_name))
     digests = [f.header.sha256 for f in opened]
-    digest = combined_sha256(digests)
+    digest = combine_sha256(digests)
     metadata = first.header.metadata
-    return Source(first.path, metadata, tuple(by_name.values()), digest, tuple(_warnings(opened)), opened, by_name)
+    return Source(
+        first.path, metadata, tuple(by_name.values()), digest, tuple(_collect_warnings(opened)), opened, by_name
+    )
 
 
-def _warnings(opened: tuple[SourceFile, ...]) -> list[str]:
+def _collect_warnings(opened: tuple[SourceFile, ...]) -> list[str]:
     lines: list[str] = []
     for file in opened:
         odd = file.header.warnings
@@ -282,7 +285,7 @@ def _warnings(opened: tuple[SourceFile, ...]) -> list[str]:
 
 
 def require_model(source: Source) -> str:
-    """The architecture's name; raises BadInput for an adapter, an imatrix and anything else that is no model."""
+    """Return the architecture's name. Raises BadInput for an adapter, an imatrix and anything else that is no model."""
     kind = source.metadata.get_str("general.type", "model")
     if kind in {"adapter", "imatrix"}:
         hint = "pass it with --imatrix" if kind == "imatrix" else "merge it into its model first"

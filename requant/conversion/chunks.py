@@ -1,7 +1,7 @@
-"""A tensor's way from source to output in chunks of whole rows: read, checked, encoded, read back, measured, written.
+"""Chunks of whole rows on their way from source to output: read, checked, encoded, read back, measured, written.
 
 Where the chunks begin depends on the tensor alone, so any number of threads writes the same bytes and measures the
-same errors. No chunk crosses from one expert to the next, as each has its own importance.
+same errors. No chunk crosses from one expert to the next, because each has its own importance.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from numpy.typing import NDArray
 from requant.container.remote import Readable
 from requant.container.source import SourceTensor
 from requant.conversion.record import Anomalies
-from requant.errors import InputOutputError, NumericFault, quoted
+from requant.errors import InputOutputError, NumericFault, quote
 from requant.formats import BlockFormat, Effort, codec
 from requant.formats.codec import CHUNK_WEIGHTS, Bytes, Floats
 from requant.model.nonfinite import find_nonfinite, nonfinite_fault
 from requant.planning.plan import Choice
 
-# the slowest encoder does 2^20 weights in well under half a second, after which signals are looked at
 COPY_BYTES = 2**22
-PIECE_BYTES = 2**26  # of the output: what the journal has a record of, and what a worker of a cluster does at a time
+PIECE_BYTES = 2**26  # of the output: a record of the journal, and a task of a cluster's worker
 
 
 class Writable(Protocol):
-    """What is written to: an Output, or one file of it on another machine."""
+    """The target of chunks: an Output, or one file of it on another machine."""
 
     def write_at(self, file: int, offset: int, data: Bytes) -> None:
-        """As `Output.write_at`."""
+        """Write `data` as `Output.write_at` does."""
 
     def read_at(self, file: int, offset: int, target: memoryview) -> None:
-        """As `Output.read_at`."""
+        """Fill `target` as `Output.read_at` does."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorJob:
-    """One tensor to write at `offset` of a file of the output as `format`; importance: (n_matrices, n_per_row) or None.
+    """A tensor to write as `format` at `offset` of a file of the output.
 
-    scales: (1,) or (n_matrices,), what the weights are divided by before they are encoded, or None.
+    importance: (n_matrices, n_per_row) or None. scales: (1,) or (n_matrices,), by which the weights are divided before
+    they are encoded, or None.
     """
 
     tensor: SourceTensor
@@ -63,43 +63,43 @@ class TensorJob:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Rows of a job's tensor."""
+    """Rows of a job's tensor, all of one matrix; the unit of work of a thread."""
 
     job: TensorJob
     first_row: int
     n_rows: int
 
-    def own(self, per_matrix: Floats) -> Floats:
-        """What of `per_matrix` (n_matrices or 1, ...) belongs to the matrix that the rows are of."""
+    def select_matrix(self, per_matrix: Floats) -> Floats:
+        """Return the item of `per_matrix` (n_matrices or 1, ...) for the matrix of these rows."""
         found: Floats = per_matrix[self.first_row * len(per_matrix) // self.job.tensor.n_rows]
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedChunk:
-    """A chunk's bytes as written; errors: (4,) float64, sums as codec.row_errors has them, None for a copy."""
+    """A chunk's bytes as written; errors: (4,) float64, the sums of codec.row_errors over its rows, None for a copy."""
 
     chunk: Chunk
     data: Bytes
     errors: NDArray[np.float64] | None
-    odd: Anomalies
+    anomalies: Anomalies
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Chunks of a tensor, one after the other, that are recorded together; `number` counts the tensor's pieces."""
+    """Consecutive chunks of a tensor that the journal records together; `number` counts the tensor's pieces."""
 
     number: int
     chunks: tuple[Chunk, ...]
 
     @property
     def job(self) -> TensorJob:
-        """The tensor's."""
+        """The job of its tensor."""
         return self.chunks[0].job
 
     @property
     def name(self) -> str:
-        """The tensor's."""
+        """The name of its tensor."""
         return self.job.tensor.name
 
     @property
@@ -109,23 +109,23 @@ class Piece:
 
     @property
     def is_last(self) -> bool:
-        """Whether the tensor ends with it."""
+        """Whether it is the last of its tensor."""
         last = self.chunks[-1]
         return last.first_row + last.n_rows >= self.job.tensor.n_rows
 
     @property
     def place(self) -> dict[str, int | str]:
-        """Where in the output it is, and of what."""
+        """Its tensor, number, file, offset and bytes in the output: the key of its record in the journal."""
         offset = self.job.offset + self.chunks[0].first_row * self.job.row_bytes
         where = {"file": self.job.file, "offset": offset, "bytes": self.n_bytes}
         return {"tensor": self.name, "piece": self.number, **where}
 
 
-def pieces_of(job: TensorJob) -> Iterator[Piece]:
-    """The job's chunks in pieces, whose ends depend on the job alone, as those of the chunks do."""
+def split_into_pieces(job: TensorJob) -> Iterator[Piece]:
+    """The job's chunks in pieces; where a piece ends depends on the job alone."""
     chunks: list[Chunk] = []
     number = n_bytes = 0
-    for chunk in chunks_of(job):
+    for chunk in split_into_chunks(job):
         chunks.append(chunk)
         n_bytes += chunk.n_rows * job.row_bytes
         if n_bytes >= PIECE_BYTES:
@@ -135,12 +135,12 @@ def pieces_of(job: TensorJob) -> Iterator[Piece]:
         yield Piece(number, tuple(chunks))
 
 
-def chunks_of(job: TensorJob) -> Iterator[Chunk]:
-    """The job's chunks in the order of the rows; at least one, be it empty."""
+def split_into_chunks(job: TensorJob) -> Iterator[Chunk]:
+    """The job's chunks in the order of the rows; at least one, which may be empty."""
     tensor, n_matrices = job.tensor, 1
     most = copy_rows(tensor) if job.choice.copied else max(1, CHUNK_WEIGHTS // max(1, tensor.n_per_row))
     if not job.choice.copied:
-        n_matrices = max([len(own) for own in (job.importance, job.scales) if own is not None], default=1)
+        n_matrices = max([len(values) for values in (job.importance, job.scales) if values is not None], default=1)
     n = max(1, tensor.n_rows // n_matrices)
     for start in range(0, max(1, tensor.n_rows), n):
         for first in range(start, start + n, most):
@@ -148,43 +148,43 @@ def chunks_of(job: TensorJob) -> Iterator[Chunk]:
 
 
 def copy_rows(tensor: SourceTensor) -> int:
-    """Rows of a piece that is only copied or looked at."""
+    """Number of rows to copy or read at a time."""
     return max(1, COPY_BYTES // max(1, tensor.row_bytes))
 
 
 def write_chunk(source: Readable, output: Writable, chunk: Chunk) -> EncodedChunk:
-    """Carry the chunk over. Raises NumericFault for weights that do not survive in the format, or are not finite.
+    """Read, encode and write the chunk. Raises NumericFault for weights that are not finite or are lost in the format.
 
-    Copies of tensors that the source is to keep may be so.
+    Copies of tensors in `source.preserved` may hold weights that are not finite.
     """
     job = chunk.job
     data = source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)
-    errors, odd = None, Anomalies()
+    errors, anomalies = None, Anomalies()
     if job.choice.copied:
         found = find_nonfinite(data, job.tensor, chunk.first_row)
         if found is not None and job.tensor.name not in source.preserved:
             raise nonfinite_fault(source, job.tensor)
-        odd = odd if found is None else Anomalies(found.count, found.first)
+        anomalies = anomalies if found is None else Anomalies(found.count, found.first)
     else:
-        data, errors, odd = _encoded(source, data, chunk)
+        data, errors, anomalies = _encode(source, data, chunk)
     start = job.offset + chunk.first_row * data.shape[1]
-    with naming_tensor(job):
+    with name_tensor_in_errors(job):
         output.write_at(job.file, start, data)
-    return EncodedChunk(chunk, data, errors, odd)
+    return EncodedChunk(chunk, data, errors, anomalies)
 
 
 @contextlib.contextmanager
-def naming_tensor(job: TensorJob) -> Iterator[None]:
-    """A failure to write names the tensor."""
+def name_tensor_in_errors(job: TensorJob) -> Iterator[None]:
+    """Add the tensor's name to the message of an InputOutputError."""
     try:
         yield
     except InputOutputError as error:
-        what = f"tensor {quoted(job.tensor.name)}: {error.what}"
+        what = f"tensor {quote(job.tensor.name)}: {error.what}"
         raise InputOutputError(error.path, what, hint=error.hint) from error
 
 
 def read_chunk(output: Writable, chunk: Chunk) -> EncodedChunk:
-    """The chunk as an earlier run wrote it."""
+    """Read the chunk as an earlier run wrote it."""
     job = chunk.job
     data = np.empty((chunk.n_rows, job.row_bytes if job.tensor.n_rows else 0), np.uint8)
     if data.size:
@@ -192,15 +192,15 @@ def read_chunk(output: Writable, chunk: Chunk) -> EncodedChunk:
     return EncodedChunk(chunk, data, None, Anomalies())
 
 
-def _encoded(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray[np.float64], Anomalies]:
+def _encode(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray[np.float64], Anomalies]:
     job = chunk.job
     x = codec.dequantize(data, job.tensor.format)
     if codec.first_nonfinite(x) is not None:
         raise nonfinite_fault(source, job.tensor)
-    importance = None if job.importance is None else chunk.own(job.importance)
+    importance = None if job.importance is None else chunk.select_matrix(job.importance)
     scale = 1.0
     if job.scales is not None:
-        scale = float(chunk.own(job.scales))
+        scale = float(chunk.select_matrix(job.scales))
         x /= np.float32(scale)
     encoded = codec.quantize(x, job.format, importance, job.effort)
     errors = codec.row_errors(x, codec.dequantize(encoded, job.format), importance)
@@ -209,20 +209,20 @@ def _encoded(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArra
     lost = codec.lost_row(errors, limit)
     if lost is not None:
         path, what = source.files[job.tensor.file], f"row {chunk.first_row + lost} is lost: relative error"
-        raise gate_fault(job, what, codec.relative_error(errors[lost : lost + 1, [0, 1, 0, 1]]), limit, path)
+        raise loss_fault(job, what, codec.relative_error(errors[lost : lost + 1, [0, 1, 0, 1]]), limit, path)
     blocks = 0 if importance is None else np.count_nonzero(codec.unweighted(x, job.format, importance))
     return encoded, errors.sum(axis=0), Anomalies(unweighted=int(blocks), vanished=codec.vanished_rows(errors))
 
 
 def find_peak(source: Readable, chunk: Chunk) -> float:
-    """The largest magnitude among the chunk's weights."""
+    """Return the largest magnitude among the chunk's weights."""
     job = chunk.job
     data = source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)
     return float(np.abs(codec.dequantize(data, job.tensor.format)).max(initial=0))
 
 
-def gate_fault(job: TensorJob, what: str, error: float, limit: float, path: Path) -> NumericFault:
+def loss_fault(job: TensorJob, what: str, error: float, limit: float, path: Path) -> NumericFault:
     """The fault for a tensor that does not survive in the chosen format."""
-    what = f"tensor {quoted(job.tensor.name)} as {job.format.name}, {what}"
+    what = f"tensor {quote(job.tensor.name)} as {job.format.name}, {what}"
     hint = f"--tensor-type '{job.tensor.name}={job.tensor.format.name.lower()}' keeps it, with --restart"
     return NumericFault(path, what, got=f"{error:.3g}", limit=f"{limit:.3g}", hint=hint)

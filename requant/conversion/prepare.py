@@ -1,46 +1,70 @@
-"""Outline: what a conversion will write, known before a byte is: every file's header, and a job for every tensor."""
+"""Preparation of an output: the header of every file and a job for every tensor, before a byte is written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from requant.container.imatrix import Imatrix, importance_for
 from requant.container.layout import Layout
 from requant.container.source import Source
+from requant.container.splitting import Splitting
 from requant.conversion.chunks import TensorJob
-from requant.errors import BadInput, quoted
+from requant.errors import BadInput, quote
 from requant.formats import BlockFormat, format_of
 from requant.formats.codec import Floats
 from requant.model.roles import needs_importance
-from requant.planning.output_layout import weight_scale_names
+from requant.planning.output_layout import output_layouts, weight_scale_names
 from requant.planning.plan import Plan
 from requant.scoring.losses import Losses
 
 
-def tensor_jobs(
-    source: Source, plan: Plan, layouts: Sequence[Layout], importance: Mapping[str, Floats]
-) -> list[TensorJob]:
-    """A job for every tensor that is carried over from `source`, in the order of the output."""
-    written = set(weight_scale_names(source, plan).values())
+@dataclass(frozen=True, slots=True)
+class PreparedOutput:
+    """The files and tensors that a conversion will write.
+
+    layouts: of every file. jobs: one for every tensor carried over from the source, in the order of the output, without
+    second-level scales. scaled: matrix -> the F32 tensor of its second-level scales. notes: lines for the user.
+    """
+
+    layouts: tuple[Layout, ...]
+    jobs: tuple[TensorJob, ...]
+    scaled: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def prepare_output(
+    source: Source, plan: Plan, imatrix: Imatrix | None, losses: Losses | None, splitting: Splitting
+) -> PreparedOutput:
+    """Return what `plan` makes of `source`. Raises BadInput where plan, imatrix or losses do not fit the source."""
+    layouts = output_layouts(source, plan, imatrix, splitting)
+    importance = find_importance(source, plan, imatrix)
+    notes = compatibility_notes(source, plan, imatrix, losses, importance)
+    scaled = weight_scale_names(source, plan)
+    written = set(scaled.values())
     choices = {c.name: c for c in plan.choices if c.name not in written}
-    return [
+    jobs = tuple(
         TensorJob(
             source.tensor(t.name), choice, format_of(choice.type), i, t.offset, importance.get(t.name), plan.effort
         )
         for i, layout in enumerate(layouts)
         for t in layout.tensors
         if (choice := choices.get(t.name)) is not None
-    ]
+    )
+    return PreparedOutput(layouts, jobs, scaled, tuple(notes))
 
 
 def formats_used(plan: Plan) -> list[BlockFormat]:
-    """The formats whose kernels a conversion calls, once each."""
+    """The formats whose kernels a conversion calls, once each, by type id."""
     used = {format_of(name) for choice in plan.choices for name in (choice.source_type, choice.type)}
     return sorted((fmt for fmt in used if fmt.can_decode), key=lambda fmt: fmt.type_id)
 
 
 def find_importance(source: Source, plan: Plan, imatrix: Imatrix | None) -> dict[str, Floats]:
-    """(n_matrices, n_per_row) for each tensor to be encoded that the imatrix covers."""
+    """Importance (n_matrices, n_per_row) of each tensor to be encoded that the imatrix covers.
+
+    Raises BadInput where a type needs importance and there is none.
+    """
     found: dict[str, Floats] = {}
     missing: list[str] = []
     for choice in plan.choices:
@@ -48,7 +72,7 @@ def find_importance(source: Source, plan: Plan, imatrix: Imatrix | None) -> dict
         if importance is not None:
             found[choice.name] = importance
         elif not choice.copied and needs_importance(choice.type, choice.role):
-            missing.append(quoted(choice.name))
+            missing.append(quote(choice.name))
     if missing:
         names = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
         what = f"{len(missing)} tensors have a type that needs an importance matrix, and none covers them: {names}"
@@ -59,7 +83,7 @@ def find_importance(source: Source, plan: Plan, imatrix: Imatrix | None) -> dict
 def compatibility_notes(
     source: Source, plan: Plan, imatrix: Imatrix | None, losses: Losses | None, importance: Mapping[str, Floats]
 ) -> list[str]:
-    """What does not quite fit together, a line each; raises BadInput for losses of another model."""
+    """Lines on what does not quite fit together. Raises BadInput for losses of another model."""
     notes = []
     if losses is not None:
         scored = sorted((t.name, t.shape) for t in losses.tensors)

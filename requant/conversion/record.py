@@ -1,4 +1,4 @@
-"""Conversion: what a run made, as data and as the JSON record OUT.requant.json that stays beside the output."""
+"""The record of a conversion: its data, and the JSON file OUT.requant.json beside the output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import get_type_hints
 from requant.common.atomic_write import has_schema
 from requant.common.notebook import html
 from requant.common.serialization import dump, parse, parse_value, read_text, to_plain
-from requant.errors import BadInput, brief, quoted
+from requant.errors import BadInput, brief, quote
 from requant.formats import parse_type_name
 from requant.planning.plan import Plan, read_plan
 
@@ -19,11 +19,10 @@ OUTPUT_SCHEMA = "requant.output/1"
 
 @dataclass(frozen=True, slots=True)
 class Anomalies:
-    """What of the numbers of a tensor, or of a part of it, the run went on with though it is not as it should be.
+    """Counts of the numeric anomalies that the run tolerated in a tensor or a part of it.
 
-    nonfinite: weights of a copy that are NaN or infinite, the first of them at flat index first_nonfinite. unweighted:
-    blocks that had no usable importance, and whose columns were weighed alike. vanished: rows that became zero, being
-    negligible.
+    nonfinite: weights of a copy that are NaN or infinite, the first at flat index first_nonfinite. unweighted: blocks
+    without usable importance, whose columns were weighted alike. vanished: rows so small that they became zero.
     """
 
     nonfinite: int = 0
@@ -37,8 +36,8 @@ class Anomalies:
         return Anomalies(self.nonfinite + later.nonfinite, first, unweighted, vanished)
 
     def notes(self, name: str) -> list[str]:
-        """A line for each thing that is odd about the tensor called `name`."""
-        tensor = f"tensor {quoted(name)}"
+        """Lines on the anomalies of the tensor called `name`, one for each kind."""
+        tensor = f"tensor {quote(name)}"
         lines = []
         if self.nonfinite:
             at = f"the first at weight {self.first_nonfinite}"
@@ -55,8 +54,8 @@ class Converted:
     """One tensor as it was written.
 
     rmse: relative error over the whole tensor, measured, weighted by importance if there was any; 0 for a copy.
-    rmse_unweighted: the same with all columns alike. sha256: of its bytes in the output, in hex. odd: None where
-    there is nothing odd about its numbers.
+    rmse_unweighted: the same with all columns alike. sha256: of its bytes in the output, in hex. odd: its numeric
+    anomalies, None without any.
     """
 
     name: str
@@ -71,7 +70,7 @@ class Converted:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """An output of `size` bytes: its plan, and in file order what became of each tensor. Names, no folders, in JSON."""
+    """An output of `size` bytes: its plan, and its tensors in file order. Its JSON holds names of files, no folders."""
 
     output: Path
     size: int
@@ -82,13 +81,13 @@ class Conversion:
     plan: Plan
     tensors: tuple[Converted, ...] = field(repr=False)
     notes: tuple[str, ...] = ()
-    kernels: int | None = None  # version of the encoders; records of old do not say
+    kernels: int | None = None  # version of the encoders; None in old records
 
     def _repr_html_(self) -> str:
         return html(self)
 
     def to_json(self) -> str:
-        """The record's text: ASCII, one tensor a line, the same for the same source, plan and version."""
+        """Return the record's text: ASCII, one tensor a line, the same for the same source, plan and version."""
         figures = {name: to_plain(getattr(self, name)) for name in _hints() if name not in ("output", "plan")}
         plan = json.loads(self.plan.to_json())
         head = {"schema": OUTPUT_SCHEMA, "output": self.output.name}
@@ -96,7 +95,7 @@ class Conversion:
 
     @classmethod
     def from_json(cls, text: str, path: object = "OUT.requant.json") -> Conversion:
-        """The conversion in `text`, its `output` a name without a folder; `path` is what BadInput names."""
+        """Read the conversion in `text`, whose `output` is a name without a folder; BadInput names `path`."""
         raw = parse(text, OUTPUT_SCHEMA, path)
         plan = Plan.from_json(json.dumps(raw.pop("plan", None)), path)
         output = parse_value(str, raw.pop("output", None), "output", path)
@@ -114,16 +113,16 @@ def _hints() -> dict[str, object]:
 
 
 def record_path(out: Path) -> Path:
-    """Where the record of the output at `out` is kept: OUT.requant.json beside it."""
+    """The path of the record of the output at `out`: OUT.requant.json beside it."""
     out = Path(out)
     return out.with_name(f"{out.name}.requant.json")
 
 
 def read_conversion(path: Path | str) -> Conversion:
-    """The record in the file at `path`. Raises BadInput, InputOutputError, InfeasibleBudget."""
+    """Read the record in the file at `path`. Raises BadInput, InputOutputError, InfeasibleBudget."""
     return Conversion.from_json(read_text(path), path)
 
 
 def read_any_plan(path: Path) -> Plan:
-    """The plan in the file at `path`, or in the record there. Raises BadInput, InputOutputError, InfeasibleBudget."""
+    """Read the plan or the plan of the record at `path`. Raises BadInput, InputOutputError, InfeasibleBudget."""
     return read_conversion(path).plan if has_schema(path, OUTPUT_SCHEMA) else read_plan(path)

@@ -1,4 +1,4 @@
-"""Writing: the tensors of a conversion, piece by piece, with what earlier runs have written taken over.
+"""Writer of a conversion's tensors, piece by piece in threads; it takes over what earlier runs wrote.
 
 A recorded piece is read again; where its bytes are not those recorded, it is made again. Either way the output and
 all figures are those of a run that was never stopped.
@@ -25,34 +25,34 @@ from requant.conversion.chunks import (
     EncodedChunk,
     Piece,
     TensorJob,
-    gate_fault,
-    pieces_of,
+    loss_fault,
     read_chunk,
+    split_into_pieces,
     write_chunk,
 )
 from requant.conversion.record import Anomalies, Converted
-from requant.errors import BadInput, NumericFault, quoted
+from requant.errors import BadInput, NumericFault, quote
 from requant.formats import codec
 
-_CHECK_EVERY = 64  # chunks between two looks at whether the source was replaced
+_CHECK_EVERY = 64  # chunks between two checks of the source for changes
 _HEX = 64  # digits of a SHA-256
 NOT_AS_RECORDED = "tensor {} is not as it was recorded; it is made again"
 
-Sums = NDArray[np.float64]  # (4,), as codec.row_errors has them
-Tell = Callable[[str], None]
+Sums = NDArray[np.float64]  # (4,), sums over rows of the columns of codec.row_errors
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenPiece:
-    """A piece as it stands in the output: the digest of its bytes in hex, its errors, None for a copy, what is odd.
+    """A piece as it stands in the output.
 
-    tensor_sha256: with the last piece of a tensor, the digest of all its bytes. is_new: not from an earlier run.
+    sha256: of its bytes, in hex. errors: None for a copy. tensor_sha256: with the last piece of a tensor, the digest of
+    all bytes of the tensor. is_new: not from an earlier run.
     """
 
     piece: Piece
     sha256: str
     errors: Sums | None
-    odd: Anomalies
+    anomalies: Anomalies
     tensor_sha256: str | None = None
     is_new: bool = True
 
@@ -60,30 +60,30 @@ class WrittenPiece:
     def line(self) -> Line:
         """Its record in the journal."""
         errors = None if self.errors is None else [float(e) for e in self.errors]
-        return {**self.piece.place, "sha256": self.sha256, "errors": errors, "odd": to_plain(self.odd)}
+        return {**self.piece.place, "sha256": self.sha256, "errors": errors, "odd": to_plain(self.anomalies)}
 
 
-def read_recorded(piece: Piece, lines: Mapping[tuple[str, int], Line]) -> WrittenPiece | None:
-    """The piece as it is recorded in `lines`; None where it is not, or the record holds anything odd."""
+def find_recorded(piece: Piece, lines: Mapping[tuple[str, int], Line]) -> WrittenPiece | None:
+    """The piece as it is recorded in `lines`; None where it is not, or where its record is not valid."""
     line = lines.get((piece.name, piece.number), {})
     if any(line.get(key) != value for key, value in piece.place.items()):
         return None
     digest, errors = line.get("sha256"), line.get("errors")
     try:
-        odd = parse_record(Anomalies, line.get("odd"), "odd", "")
+        anomalies = parse_record(Anomalies, line.get("odd"), "odd", "")
     except BadInput:
         return None
     if not isinstance(digest, str) or len(digest) != _HEX or (errors is None) != piece.job.choice.copied:
         return None
     if errors is None:
-        return WrittenPiece(piece, digest, None, odd, is_new=False)
+        return WrittenPiece(piece, digest, None, anomalies, is_new=False)
     if not isinstance(errors, list) or len(errors) != 4 or not all(type(e) is float and e >= 0 for e in errors):
         return None
-    return WrittenPiece(piece, digest, np.array(errors), odd, is_new=False)
+    return WrittenPiece(piece, digest, np.array(errors), anomalies, is_new=False)
 
 
-def group_lines(records: Iterable[Line]) -> dict[tuple[str, int], Line]:
-    """The records of pieces, by tensor and number."""
+def index_records(records: Iterable[Line]) -> dict[tuple[str, int], Line]:
+    """The records of pieces by tensor and number."""
     found = {}
     for line in records:
         tensor, number = line.get("tensor"), line.get("piece")
@@ -99,75 +99,76 @@ def write_pieces(
     *,
     threads: int,
     progress: Callable[[int], None],
-    tell: Tell,
+    info: Callable[[str], None],
 ) -> Generator[WrittenPiece, None, None]:
-    """The pieces of `jobs`, in order, written by threads of this process, or read again as earlier runs left them.
+    """Write the pieces of `jobs`, in order, in threads of this process, or read them again as earlier runs left them.
 
-    `progress` is called with the source bytes of each chunk, `tell` with what must be made again. A fault in the
-    numbers of a source that was changed meanwhile is SourceChanged.
+    `progress` is called with the source bytes of each chunk, `info` with a line on what must be made again. Raises
+    SourceChanged instead of NumericFault where the source has changed meanwhile.
     """
-    lines = group_lines(output.records)
-    pieces = ((piece, read_recorded(piece, lines)) for job in jobs for piece in pieces_of(job))
+    lines = index_records(output.records)
+    pieces = ((piece, find_recorded(piece, lines)) for job in jobs for piece in split_into_pieces(job))
     steps = ((piece, before, chunk) for piece, before in pieces for chunk in piece.chunks)
 
-    def carry(step: tuple[Piece, WrittenPiece | None, Chunk]) -> tuple[Piece, WrittenPiece | None, EncodedChunk]:
+    def carry_over(step: tuple[Piece, WrittenPiece | None, Chunk]) -> tuple[Piece, WrittenPiece | None, EncodedChunk]:
         piece, before, chunk = step
         return piece, before, write_chunk(source, output, chunk) if before is None else read_chunk(output, chunk)
 
-    running = PieceBuilder()
-    with contextlib.closing(in_order(carry, steps, threads)) as results:
+    builder = PieceBuilder()
+    with contextlib.closing(in_order(carry_over, steps, threads)) as results:
         try:
-            for piece, before, done in _watched(results, source, progress):
-                running.add(piece, done)
+            for piece, before, done in _check_source(results, source, progress):
+                builder.add(piece, done)
                 if done.chunk is not piece.chunks[-1]:
                     continue
-                if before is not None and running.sha256 != before.sha256:
-                    tell(NOT_AS_RECORDED.format(quoted(piece.name)))
+                if before is not None and builder.sha256 != before.sha256:
+                    info(NOT_AS_RECORDED.format(quote(piece.name)))
                     for chunk in piece.chunks:
-                        running.add(piece, write_chunk(source, output, chunk))
-                    yield running.written(piece, None)
+                        builder.add(piece, write_chunk(source, output, chunk))
+                    yield builder.build(piece, None)
                 else:
-                    yield running.written(piece, before)
+                    yield builder.build(piece, before)
         except NumericFault:
             source.check_unchanged()
             raise
 
 
 class PieceBuilder:
-    """The digest of a tensor, and the digest and errors of the piece of it that is being put together."""
+    """The running digest of a tensor, and the digest and errors of its current piece."""
 
     def __init__(self) -> None:
         self._before = self._whole = self._piece = hashlib.sha256()
-        self._errors, self._odd = np.zeros(4), Anomalies()
+        self._errors, self._anomalies = np.zeros(4), Anomalies()
 
     @property
     def sha256(self) -> str:
-        """The piece's digest, in hex."""
+        """The digest of the piece, in hex."""
         return self._piece.hexdigest()
 
     def add(self, piece: Piece, done: EncodedChunk) -> None:
-        """Go on with a chunk; with the first of a piece, begin the piece, perhaps once more."""
+        """Add a chunk; the first of a piece begins the piece, also where it is made again."""
         if done.chunk is piece.chunks[0]:
-            self._piece, self._errors, self._odd = hashlib.sha256(), np.zeros(4), Anomalies()
+            self._piece, self._errors, self._anomalies = hashlib.sha256(), np.zeros(4), Anomalies()
             self._whole = self._before.copy() if piece.number else self._piece  # one digest serves both
         data = done.data.reshape(-1).data
         self._piece.update(data)
         if self._whole is not self._piece:
             self._whole.update(data)
-        self._odd += done.odd
+        self._anomalies += done.anomalies
         if done.errors is not None:
             self._errors += done.errors
 
-    def written(self, piece: Piece, before: WrittenPiece | None) -> WrittenPiece:
-        """The piece, whole now; its errors are those of the run that encoded it."""
+    def build(self, piece: Piece, before: WrittenPiece | None) -> WrittenPiece:
+        """Return the piece, now complete; its errors are those of the run that encoded it."""
         self._before = self._whole
         tensor = self._whole.hexdigest() if piece.is_last else None
         if before is not None:
             return replace(before, tensor_sha256=tensor)
-        return WrittenPiece(piece, self.sha256, None if piece.job.choice.copied else self._errors, self._odd, tensor)
+        errors = None if piece.job.choice.copied else self._errors
+        return WrittenPiece(piece, self.sha256, errors, self._anomalies, tensor)
 
 
-def _watched(
+def _check_source(
     results: Iterator[tuple[Piece, WrittenPiece | None, EncodedChunk]], source: Source, progress: Callable[[int], None]
 ) -> Iterator[tuple[Piece, WrittenPiece | None, EncodedChunk]]:
     for i, found in enumerate(results, start=1):
@@ -178,28 +179,29 @@ def _watched(
         yield found
 
 
-def describe_tensor(source: Source, output: Output, pieces: Iterable[WrittenPiece]) -> Iterator[Converted]:
-    """The tensors that `pieces` make up, those that are new recorded in the journal of `output`.
+def collect_tensors(source: Source, output: Output, pieces: Iterable[WrittenPiece]) -> Iterator[Converted]:
+    """Put the tensors together from `pieces`, and record each new piece in the journal of `output`.
 
-    Raises NumericFault where the error of a tensor is beyond its format's ceiling.
+    Raises NumericFault where the error of a tensor is above the ceiling of its format.
     """
-    total, odd = np.zeros(4), Anomalies()
+    total, anomalies = np.zeros(4), Anomalies()
     for written in pieces:
         piece = written.piece
         if written.is_new:
             output.record(written.line, piece.n_bytes)
         if piece.number == 0:
-            total, odd = np.zeros(4), Anomalies()
-        total, odd = total if written.errors is None else total + written.errors, odd + written.odd
+            total, anomalies = np.zeros(4), Anomalies()
+        total = total if written.errors is None else total + written.errors
+        anomalies += written.anomalies
         if written.tensor_sha256 is not None:
-            yield _measured(source, piece.job, total, odd, written.tensor_sha256)
+            yield _describe_tensor(source, piece.job, total, anomalies, written.tensor_sha256)
 
 
-def _measured(source: Source, job: TensorJob, total: Sums, odd: Anomalies, sha256: str) -> Converted:
+def _describe_tensor(source: Source, job: TensorJob, total: Sums, anomalies: Anomalies, sha256: str) -> Converted:
     error = codec.relative_error(total[None, :])
     limit = codec.ceiling(total[0], job.tensor.n_weights, job.format)
     if not job.choice.copied and not error <= limit:
-        raise gate_fault(job, "relative error", error, limit, source.files[job.tensor.file])
+        raise loss_fault(job, "relative error", error, limit, source.files[job.tensor.file])
     return Converted(
         name=job.tensor.name,
         source_type=job.tensor.format.name,
@@ -208,5 +210,5 @@ def _measured(source: Source, job: TensorJob, total: Sums, odd: Anomalies, sha25
         rmse=error,
         rmse_unweighted=math.sqrt(total[1] / total[0]) if total[0] > 0 else 0.0,
         sha256=sha256,
-        odd=None if odd == Anomalies() else odd,
+        odd=None if anomalies == Anomalies() else anomalies,
     )

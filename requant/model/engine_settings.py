@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from requant.container.infos import padded as round_up
+from requant.container.infos import round_up
 from requant.errors import UsageError, brief, suggest
 from requant.formats import format_of
 from requant.model.hyperparameters import Hyperparameters

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from requant.container.infos import padded as round_up
+from requant.container.infos import round_up
 from requant.errors import BadInput, UsageError, brief
 from requant.formats import format_of
 from requant.formats.base import DEVICE_ALIGNMENT, BlockFormat

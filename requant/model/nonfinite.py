@@ -10,7 +10,7 @@ from functools import partial
 from requant.common.threads import in_order, n_threads
 from requant.container.remote import Readable
 from requant.container.source import Source, SourceTensor
-from requant.errors import NumericFault, quoted
+from requant.errors import NumericFault, quote
 from requant.formats import codec
 from requant.formats.codec import Bytes
 
@@ -55,7 +55,7 @@ def scan_nonfinite(source: Readable, tensor: SourceTensor) -> Nonfinite | None:
 
 def nonfinite_fault(source: Readable, tensor: SourceTensor) -> NumericFault:
     """Return the fault for a tensor with nonfinite weights: their number, and the place and value of the first."""
-    path, what = source.files[tensor.file], f"tensor {quoted(tensor.name)} is not finite"
+    path, what = source.files[tensor.file], f"tensor {quote(tensor.name)} is not finite"
     found = scan_nonfinite(source, tensor)
     if found is None:
         return NumericFault(path, f"{what}, but was when read again", hint="check the disk and the memory")
@@ -77,12 +77,9 @@ def preserve_nonfinite(
     Reads all of `source`. Later plans copy these tensors (`source.preserved`), and a conversion accepts the copies; a
     plan that encodes one still ends in a NumericFault. `progress` is called with the number of bytes read.
     """
-    codec.warm_up(
-        sorted({t.format for t in source.tensors if t.format.can_decode}, key=lambda f: f.type_id), encode=False
-    )
     with contextlib.closing(in_order(partial(scan_nonfinite, source), source.tensors, n_threads(threads))) as results:
         for tensor, found in zip(source.tensors, results, strict=True):
             progress(tensor.n_bytes)
             if found is not None:
                 source.preserved[tensor.name] = str(found)
-    return [f"tensor {quoted(name)} stays as it is: {why}" for name, why in source.preserved.items()]
+    return [f"tensor {quote(name)} stays as it is: {why}" for name, why in source.preserved.items()]

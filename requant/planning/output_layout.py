@@ -6,7 +6,7 @@ from requant.container.imatrix import Imatrix
 from requant.container.layout import Layout
 from requant.container.source import Source, SourceTensor
 from requant.container.splitting import WHOLE, Splitting, Tensor, lay_out_files
-from requant.errors import BadInput, quoted
+from requant.errors import BadInput, quote
 from requant.formats import BlockFormat, format_of
 from requant.model.weight_scales import SCALED_TYPE, takes_weight_scale, weight_scale_name, weight_scale_shape
 from requant.planning.output_metadata import output_metadata
@@ -43,7 +43,7 @@ def _ordered_choices(source: Source, plan: Plan) -> list[Choice]:
     for tensor in source.tensors:
         wrong = _choice_fault(tensor, planned.get(tensor.name))
         if wrong is not None:
-            raise BadInput(source.path, f"tensor {quoted(tensor.name)} {wrong}")
+            raise BadInput(source.path, f"tensor {quote(tensor.name)} {wrong}")
     return [planned[t.name] for t in source.tensors]
 
 

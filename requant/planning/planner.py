@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from requant.container.infos import padded
+from requant.container.infos import round_up
 from requant.container.metadata import read_alignment
 from requant.container.source import Source, require_model
 from requant.container.splitting import total_size
@@ -73,7 +73,7 @@ class Planner:
     def _overhead(self, plan: Plan, alignment: int) -> int:
         """Bytes of the file that are in no tensor of the plan: the header, and scales that it adds."""
         layouts = output_layouts(self.source, plan, self.imatrix)
-        return total_size(layouts) - sum(padded(c.n_bytes, alignment) for c in plan.choices)
+        return total_size(layouts) - sum(round_up(c.n_bytes, alignment) for c in plan.choices)
 
     def _hyperparameters(self) -> Hyperparameters:
         return read_hyperparameters(self.source.metadata, self.source.tensors)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from requant.common.serialization import MISSING
 from requant.container.source import Source
-from requant.errors import BadInput, InputOutputError, UsageError, missing
+from requant.errors import BadInput, InputOutputError, UsageError, missing_file
 from requant.model.tokenizer import read_tokenizer
 
 Ids = NDArray[np.int32]
@@ -81,7 +81,7 @@ def read_token_windows(path: Path, source: Source, size: WindowSpec) -> TokenWin
 
 def _read_error(path: Path, error: OSError | ValueError) -> BadInput:
     if isinstance(error, MISSING):
-        return missing(Path(path))
+        return missing_file(Path(path))
     reason = getattr(error, "strerror", None) or str(error)
     return (BadInput if isinstance(error, IsADirectoryError | ValueError) else InputOutputError)(
         path, f"cannot be read: {reason}"

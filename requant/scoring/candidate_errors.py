@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from requant.common.cluster import Cluster
 from requant.common.threads import run_indexed
-from requant.container.remote import Reader, RemoteSource
+from requant.container.remote import RemoteReader, RemoteSource
 from requant.container.source import Source, SourceTensor
-from requant.errors import quoted
+from requant.errors import quote
 from requant.formats import BlockFormat, Effort, codec
 from requant.formats.codec import Floats
 
@@ -104,17 +104,17 @@ def measure_errors(
 
 
 def _describe(item: tuple[RemoteSource, RowBlock]) -> str:
-    return f"tensor {quoted(item[1].tensor.name)}"
+    return f"tensor {quote(item[1].tensor.name)}"
 
 
 def _measure_on_worker(item: tuple[RemoteSource, RowBlock]) -> BlockErrors:
     """Measure a block in a worker's process."""
     file, block = item
-    with Reader(file) as source, np.errstate(over="ignore", invalid="ignore"):
+    with RemoteReader(file) as source, np.errstate(over="ignore", invalid="ignore"):
         return _measure_block(source, block)
 
 
-def _measure_block(source: Source | Reader, block: RowBlock) -> BlockErrors:
+def _measure_block(source: Source | RemoteReader, block: RowBlock) -> BlockErrors:
     x = codec.dequantize(source.read_rows(block.tensor, block.first, block.n), block.tensor.format)
     f = block.f.expand((block.n, block.tensor.n_per_row)) if isinstance(block.f, FisherFactors) else block.f
     losses, errors = np.zeros(len(block.formats)), []

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from requant.common.cluster import Step
 from requant.common.threads import in_order, n_threads
 from requant.container.source import Source, SourceTensor
-from requant.errors import quoted
+from requant.errors import quote
 from requant.formats import Effort, codec
 from requant.formats.codec import Floats
 from requant.model.nonfinite import nonfinite_fault
@@ -112,7 +112,7 @@ def _measure_in_order(
         return
     with contextlib.closing(in_order(prepare, free, n)) as trials:
         named = (
-            Step(_measure, trial, f"tensor {quoted(trial.surveyed.name)}", about=origin) for trial, origin in trials
+            Step(_measure, trial, f"tensor {quote(trial.surveyed.name)}", about=origin) for trial, origin in trials
         )
         with contextlib.closing(cluster.run(named)) as steps:
             for step in steps:

@@ -15,7 +15,7 @@ from requant.common.notebook import html
 from requant.container.imatrix import COUNTS, GRADIENTS, LOOKUP, SUMS, Entry, Imatrix, entry_of, read_imatrix
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
-from requant.container.part import Part
+from requant.container.part import PartFile
 from requant.container.source import Source
 from requant.errors import printable
 from requant.formats.codec import Floats
@@ -144,7 +144,7 @@ def write_statistics(
         }
     )
     layout = lay_out(metadata, [(name, x.shape[::-1], 0) for name, x in arrays.items()], path)
-    with Part(path, layout.size, force=force, inputs=inputs) as part:
+    with PartFile(path, layout.size, force=force, inputs=inputs) as part:
         for placed in layout.tensors:
             part.write_at(placed.offset, arrays[placed.name].reshape(-1).view(np.uint8))
         part.publish(layout.header)

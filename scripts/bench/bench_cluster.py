@@ -29,7 +29,9 @@ from clusters import Machines
 from requant.common.cluster import Cluster
 from requant.container.source import open_source
 from requant.conversion.chunks import PIECE_BYTES
-from requant.conversion.convert import convert, formats_used
+from requant.conversion.convert import convert
+from requant.conversion.options import ConversionOptions
+from requant.conversion.prepare import formats_used
 from requant.formats import codec
 from requant.formats.jit import fingerprint
 
@@ -46,11 +48,11 @@ def once(source: Path, out: Path, types: list[str], threads: int, address: str |
         codec.warm_up(formats_used(plan))
         if address is None:
             start, cpu = time.perf_counter(), time.process_time()
-            convert(model, plan, out, threads=threads, force=True)
+            convert(model, plan, out, options=ConversionOptions(threads=threads, force=True))
         else:
             with Cluster(address, fingerprint) as cluster:
                 start, cpu = time.perf_counter(), time.process_time()
-                convert(model, plan, out, threads=threads, force=True, cluster=cluster)
+                convert(model, plan, out, options=ConversionOptions(threads=threads, force=True, cluster=cluster))
         taken = time.perf_counter() - start, time.process_time() - cpu
     return *taken, hashlib.sha256(out.read_bytes()).hexdigest()
 

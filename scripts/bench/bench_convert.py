@@ -33,11 +33,14 @@ from requant.common.threads import in_order
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
 from requant.container.source import Source, open_source, require_model
-from requant.conversion.chunks import Chunk, TensorJob, chunks_of
-from requant.conversion.convert import convert, formats_used, output_layouts
+from requant.conversion.chunks import Chunk, TensorJob, split_into_chunks
+from requant.conversion.convert import convert
+from requant.conversion.options import ConversionOptions
+from requant.conversion.prepare import formats_used
 from requant.formats import Effort, by_name, codec
 from requant.formats.codec import CHUNK_WEIGHTS
 from requant.model.roles import layer_of, never_quantize, role_of
+from requant.planning.output_layout import output_layouts
 from requant.planning.plan import Choice, Plan
 
 WIDTH, FEED_FORWARD, VOCABULARY = 2048, 8192, 32768
@@ -98,7 +101,7 @@ def once(model: Path, out: Path, types: list[str], threads: int, *, peer: bool) 
         if peer:
             convert_by_ggml(source, plan, out, threads)
         else:
-            convert(source, plan, out, threads=threads, force=True)
+            convert(source, plan, out, options=ConversionOptions(threads=threads, force=True))
         print(json.dumps({"seconds": time.perf_counter() - start}))
 
 
@@ -120,7 +123,7 @@ def convert_by_ggml(source: Source, plan: Plan, out: Path, threads: int) -> None
         TensorJob(tensor, choice, by_name(choice.type), 0, placed.offset, None, Effort.DEFAULT)
         for tensor, choice, placed in zip(source.tensors, plan.choices, layout.tensors, strict=True)
     ]
-    for _ in in_order(write, (chunk for job in jobs for chunk in chunks_of(job)), threads):
+    for _ in in_order(write, (chunk for job in jobs for chunk in split_into_chunks(job)), threads):
         pass
     os.close(descriptor)
 

@@ -23,10 +23,12 @@ import real_models
 GGUF_PY = "import sys, gguf; gguf.GGUFReader(sys.argv[1])"
 FIRST_BYTE = """
 import os, sys, time
+from contextlib import nullcontext
 from pathlib import Path
+from requant.common.monitor import Monitor
 from requant.container.source import open_source
-from requant.convert import convert
-from requant.recipe import uniform_plan
+from requant.conversion.convert import convert
+from requant.planning.recipe import uniform_plan
 
 def first(n_bytes):
     print(time.time() - float(sys.argv[1]))
@@ -34,13 +36,14 @@ def first(n_bytes):
     os._exit(0)
 
 with open_source(Path(sys.argv[2])) as source:
-    convert(source, uniform_plan(source, "Q4_K"), Path(sys.argv[3]) / "out.gguf", progress=first)
+    monitor = Monitor(progress=lambda *_: nullcontext(first))
+    convert(source, uniform_plan(source, "Q4_K"), Path(sys.argv[3]) / "out.gguf", monitor=monitor)
 """
 SCORE = """
 import sys
 from pathlib import Path
 from requant.container.source import open_source
-from requant.sensitivity import score
+from requant.scoring.layerwise import score
 
 with open_source(Path(sys.argv[1])) as source:
     score(source)

@@ -150,7 +150,7 @@ def test_a_failed_run_that_got_nowhere_leaves_nothing(capsys, tmp_path, monkeypa
     def fail(self):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(output_module.Part, "_reserve", fail)
+    monkeypatch.setattr(output_module.PartFile, "_reserve", fail)
     model = small_model(half("blk.0.attn_q.weight", (256, 8))).write(tmp_path / "model.gguf")
     assert run(capsys, "convert", model, tmp_path / "out.gguf", "--type", "Q4_K").code == 6
     assert names(tmp_path) == ["model.gguf"]

@@ -1,4 +1,4 @@
-"""A cluster: a real scheduler and workers in processes of their own do what this process would, whoever dies."""
+"""A cluster of a real scheduler and workers in their own processes: the same results as here, also when workers die."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conversions import half, plan_for, single, small_model
+from conversions import convert, half, plan_for, single, small_model
 from gguf_files import STR, File, Tensor, pair
 
 from requant.common.cluster import Cluster
@@ -20,7 +20,6 @@ from requant.container.imatrix import read_imatrix
 from requant.container.source import open_source
 from requant.container.splitting import Splitting
 from requant.conversion import chunks
-from requant.conversion.convert import convert
 from requant.errors import InputOutputError, NumericFault, SourceChanged, UsageError
 from requant.formats import by_name
 from requant.formats.codec import warm_up
@@ -91,7 +90,7 @@ def made(source, folder, **options):
 
 
 class Stop(BaseException):
-    """A stop that only cleaning up sees."""
+    """A stop that only cleanup code handles."""
 
 
 def stopped(source, folder, after, **options):
@@ -146,13 +145,13 @@ def test_a_run_goes_on_where_it_was_begun_elsewhere(tmp_path, source, cluster, b
     content = bytearray(part.read_bytes())
     content[_recorded(folder)] ^= 1
     part.write_bytes(content)
-    assert made(source, folder, cluster=None if begun_there else cluster, tell=told.append) == here
+    assert made(source, folder, cluster=None if begun_there else cluster, info=told.append) == here
     assert re.fullmatch(r"resuming \d+/\d+ tensors", told[0])
     assert sum("is not as it was recorded; it is made again" in line for line in told) == 1
 
 
 def _recorded(folder):
-    """The place of some byte that the journal speaks of."""
+    """The offset of a byte of a recorded piece."""
     return int(re.search(rb'"offset": (\d+)', (folder / "o.gguf.part.journal").read_bytes())[1]) + 3
 
 
@@ -185,8 +184,8 @@ def test_an_output_on_a_storage_of_its_own_is_refused(tmp_path, source, cluster,
     from requant.conversion import write_on_cluster as workers
 
     other = tmp_path / "other.part"
-    real = workers.remote_outputs
-    monkeypatch.setattr(workers, "remote_outputs", lambda i, path: replace(real(i, path), path=other))
+    real = workers.remote_output
+    monkeypatch.setattr(workers, "remote_output", lambda i, path: replace(real(i, path), path=other))
     with pytest.raises(InputOutputError, match=r"other.part: cannot be opened on .*share, under the same path"):
         made(source, tmp_path / "there", cluster=cluster)
     other.write_bytes(bytes(100))
@@ -219,7 +218,7 @@ def test_work_that_every_worker_dies_at_ends_in_an_error(tmp_path, source):
             made(source, tmp_path / "there", cluster=cluster)
         said = []
         (folder / "die").unlink()
-        with Cluster(machines.address, fingerprint, tell=lambda line: said.append(line) or machines.worker()) as again:
+        with Cluster(machines.address, fingerprint, info=lambda line: said.append(line) or machines.worker()) as again:
             assert made(source, tmp_path / "there", cluster=again) == made(source, tmp_path / "here")
         assert said == [f"{machines.address} has no workers yet; waiting for some"]
 
@@ -230,7 +229,7 @@ def command(source, out, machines):
 
 
 def resumed_here(source, out, capsys):
-    """What the same command makes of what was left, without the cluster."""
+    """The output of the same command, resumed without the cluster."""
     before = [p.name for p in out.parent.iterdir()]
     assert sorted(before) == ["o.gguf.part", "o.gguf.part.journal"]
     process = start("convert", source.path, out, "--type", "Q4_K", before=SMALL)

@@ -1,4 +1,4 @@
-"""Work in a thread of its own: results, errors, progress, and its end when nobody waits any more."""
+"""Interruptible work: results, errors, progress, and its end when nobody waits any more; the monitor."""
 
 import logging
 import threading
@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from requant.common.interrupt import Abandoned, run_interruptible
-from requant.common.monitor import SILENT, Progress, call_back
+from requant.common.monitor import SILENT, Progress, report_to
 from requant.errors import BadInput, RequantWarning
 
 
@@ -57,19 +57,19 @@ def test_work_that_nobody_waits_for_ends_at_its_next_step():
 
 def test_a_callback_hears_of_the_beginning_and_of_every_step():
     seen = []
-    with call_back(seen.append).progress("scoring", 3, " layers") as advance:
+    with report_to(seen.append).progress("scoring", 3, " layers") as advance:
         advance(1)
         advance(2)
     assert seen == [Progress("scoring", n, 3, " layers") for n in (0, 1, 3)]
-    assert call_back(None) is SILENT
+    assert report_to(None) is SILENT
 
 
-def test_without_a_teller_warnings_are_pythons_and_the_rest_is_logged(caplog):
+def test_without_a_monitor_warnings_are_pythons_and_the_rest_is_logged(caplog):
     with pytest.warns(RequantWarning) as caught:
         SILENT.warn("one", "two")
     assert [str(w.message) for w in caught] == ["one", "two"]
     with caplog.at_level(logging.INFO, logger="requant"):
-        SILENT.tell("compiling %s")
+        SILENT.info("compiling %s")
     assert [r.getMessage() for r in caplog.records] == ["compiling %s"]
     with warnings.catch_warnings(), SILENT.progress("a", 1) as advance, SILENT.resumable():
         warnings.simplefilter("error")

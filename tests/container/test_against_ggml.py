@@ -1,4 +1,4 @@
-"""The differential tests: what ggml's own reader refuses we refuse, hence all we accept opens there; and of values."""
+"""Differential tests against ggml's own reader: we refuse what it refuses, so all that we accept opens there."""
 
 import ctypes
 import math

@@ -1,4 +1,4 @@
-"""The header parser on sound files: what it reads is what gguf-py reads, and it is quick about it."""
+"""The header parser on sound files: it reads the same as gguf-py, and fast."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""The journal: what is in it when it is opened again is what was on disk, and nothing that was torn or damaged."""
+"""The journal: an opened one holds what was on disk, without torn or damaged lines."""
 
 import errno
 import fcntl
@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 import pytest
 
 from requant.container import journal as journal_module
-from requant.container.journal import Journal, Past
+from requant.container.journal import Journal, JournalContents
 from requant.errors import InputOutputError, OutputRefused
 
 HEAD = {"plan": {"types": ["Q4_K", "Q8_0"]}, "source": [{"size": 5}]}
@@ -59,7 +59,7 @@ def test_a_line_is_its_checksum_and_its_json(path):
 
 def test_a_new_journal_holds_nothing_and_goes_when_it_is_closed(path):
     with opened(path) as journal:
-        assert journal.past == Past() and not journal.has_head and journal.warnings == []
+        assert journal.past == JournalContents() and not journal.has_head and journal.warnings == []
         assert b'"owner"' in path.read_bytes()
         journal.append([RECORDS[0]])
     assert not path.exists()
@@ -114,7 +114,7 @@ def test_beginning_forgets_what_there_was(path):
     kept(path)
     with opened(path) as journal:
         journal.begin({"other": 1})
-        assert journal.past == Past() and journal.has_head
+        assert journal.past == JournalContents() and journal.has_head
     past = past_of(path)
     assert (past.head, past.records) == ({"other": 1}, ())
 
@@ -122,8 +122,8 @@ def test_beginning_forgets_what_there_was(path):
 def test_a_forgotten_journal_holds_nothing_that_binds(path):
     kept(path)
     with opened(path) as journal:
-        journal.forget()
-        assert journal.past == Past() and not journal.has_head
+        journal.clear()
+        assert journal.past == JournalContents() and not journal.has_head
         lines = path.read_bytes().splitlines()
         assert len(lines) == 1 and b'"owner"' in lines[0]
     assert not path.exists()
@@ -218,7 +218,7 @@ def test_a_journal_that_is_removed_lets_go_of_the_lock(path):
     journal.remove()
     assert not path.exists()
     with opened(path) as other:
-        assert other.past == Past()
+        assert other.past == JournalContents()
     journal.remove()
     journal.close()
 
@@ -293,7 +293,7 @@ def test_a_figure_that_json_does_not_have_is_not_written(path):
     ],
 )
 def test_the_first_difference_of_two_heads_is_named(old, new, said):
-    assert Past(old).difference(new) == said
+    assert JournalContents(old).difference(new) == said
 
 
 def test_what_is_no_file_is_no_journal(path):

@@ -1,4 +1,4 @@
-"""The layout: known before a byte is written, and what every reader finds afterwards."""
+"""The layout: computed before a byte is written, and the same as every reader finds afterwards."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Every case of the malformed corpus gets its verdict from the reader that is to, at once and without memory."""
+"""The malformed corpus: the right reader refuses or accepts each case, at once and with little memory."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def _cases(verdicts, *levels):
 
 
 def _refused(error, path):
-    """The message is one line that names the file, and says what the case is about."""
+    """Check that the message is one line that names the file and the fault of the case."""
     message = str(error.value)
     assert message.startswith(f"{path.parent}/")
     assert message.isprintable()
@@ -134,7 +134,7 @@ def test_suspicious_files_are_accepted_with_a_warning(tmp_path, case):
 
 
 def look_at(path, case):
-    """All that is done with a file before its weights are read, up to a plan."""
+    """Do all that is done with a file before its weights are read, up to a plan."""
     try:
         if case.is_imatrix:
             coverage(read_imatrix(path), [])
@@ -177,7 +177,7 @@ WITH_LITTLE_MEMORY = """
 import resource, sys
 from pathlib import Path
 from corpus import CASES, FURTHER
-from container.test_malformed import look_at
+from test_malformed import look_at
 folder = Path(sys.argv[1])
 everything = CASES | FURTHER
 paths = {name: folder / name / next(iter(case.files)) for name, case in everything.items()}
@@ -195,7 +195,7 @@ print("done")
 def test_the_corpus_is_gone_through_with_64_mib_more_than_the_start(tmp_path):
     list(_written(tmp_path))
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")])
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers"), str(Path(__file__).parent)])
     }
     words = [sys.executable, "-c", WITH_LITTLE_MEMORY, tmp_path]
     ran = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)

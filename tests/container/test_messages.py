@@ -1,4 +1,4 @@
-"""What is said of a header that is refused or odd: the thing, its place, what was found, what would have been right."""
+"""Messages on headers that are refused or unusual: the thing, its place, the value found, and the right one."""
 
 import re
 
@@ -12,7 +12,7 @@ from requant.errors import BadInput
 
 
 def _said(tmp_path, content):
-    """What is said of the file, without its name."""
+    """The message on the file, without its name."""
     path = tmp_path / "m.gguf"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(BadInput) as caught:

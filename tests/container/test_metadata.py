@@ -1,4 +1,4 @@
-"""Metadata: what is edited changes, what is not keeps its bytes and order."""
+"""Metadata: edited keys change, all others keep their bytes and order."""
 
 import struct
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from requant.container.header import parse_header
-from requant.container.metadata import SCALARS, Metadata, decode, encode_value, read_alignment
+from requant.container.metadata import SCALARS, Metadata, decode_value, encode_value, read_alignment
 from requant.errors import BadInput, UsageError
 
 INT_RANGES = {"u8": (0, 8), "i8": (1, 8), "u16": (0, 16), "i16": (1, 16), "u32": (0, 32), "i32": (1, 32)}
@@ -44,7 +44,7 @@ def typed_values(draw):
 def test_every_type_comes_back_as_it_went_in(typed):
     value = encode_value("k", *typed)
     assert value.type_name == typed[0]
-    assert decode(value) == typed[1]
+    assert decode_value(value) == typed[1]
 
 
 @given(st.dictionaries(st.text("abc.", min_size=1, max_size=6), typed_values()), st.data())

@@ -11,7 +11,7 @@ from requant.common.files import identity
 from requant.container import output as output_module
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
-from requant.container.output import Output, can_resume, claim, discard, final_names
+from requant.container.output import Output, can_resume, claim_output, discard_unfinished, final_names
 from requant.errors import InputOutputError, OutputRefused, SourceChanged
 
 LAYOUTS = tuple(
@@ -48,15 +48,15 @@ def names(folder):
 
 
 def stopped(folder, numbers=(0, 1), error=KeyboardInterrupt, **options):
-    """A run that stops when it has written so many files."""
-    with pytest.raises(error), claim(folder / "o.gguf") as journal, opened(folder, journal, **options) as output:
+    """Stop a run when it has written so many files."""
+    with pytest.raises(error), claim_output(folder / "o.gguf") as journal, opened(folder, journal, **options) as output:
         fill(output, numbers)
         raise error("stopped")
 
 
 def finished(folder, **options):
-    """A run that goes on to the end; its output object."""
-    with claim(folder / "o.gguf") as journal, opened(folder, journal, **options) as output:
+    """Finish a run; return its output object."""
+    with claim_output(folder / "o.gguf") as journal, opened(folder, journal, **options) as output:
         if not output.is_published:
             done = {record["file"] for record in output.records if "file" in record}
             fill(output, set(range(len(output.layouts))) - done)
@@ -76,7 +76,7 @@ def test_the_files_are_there_when_all_are_whole(tmp_path):
 
 
 def test_the_files_are_known_by_their_parts_until_then(tmp_path):
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         assert output.part_files == [tmp_path / name for name in PARTS]
         assert not output.is_published and output.records == ()
         assert names(tmp_path) == sorted([*PARTS, JOURNAL])
@@ -90,7 +90,7 @@ def test_the_files_are_known_by_their_parts_until_then(tmp_path):
 def test_a_stopped_run_goes_on_with_what_it_has_recorded(tmp_path):
     stopped(tmp_path)
     assert names(tmp_path) == sorted([*PARTS, JOURNAL])
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         assert [record["tensor"] for record in output.records] == ["t0", "t1"]
         assert output.notes == ["resuming 2/3 tensors"]
         assert final_names(journal) == NAMES
@@ -118,23 +118,23 @@ def test_a_run_that_goes_on_and_stops_at_once_keeps_everything(tmp_path):
 def test_a_part_that_was_lost_or_cut_is_begun_again(tmp_path):
     stopped(tmp_path)
     (tmp_path / PARTS[1]).unlink()
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         assert [record["tensor"] for record in output.records] == ["t0"]
         assert output.notes == ["resuming 1/3 tensors"]
         assert (tmp_path / PARTS[1]).stat().st_size == LAYOUTS[1].size
 
 
 def test_a_header_of_an_earlier_run_is_taken_away_until_the_file_is_whole(tmp_path):
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
         output.seal()
     assert (tmp_path / PARTS[0]).read_bytes()[:4] == b"GGUF"
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal):
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal):
         assert (tmp_path / PARTS[0]).read_bytes()[:24] == bytes(24)
 
 
 def test_sealed_parts_whose_journal_is_lost_are_made_again(tmp_path):
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
         output.seal()
     (tmp_path / JOURNAL).unlink()
@@ -146,14 +146,14 @@ def test_damaged_lines_are_told_of(tmp_path):
     stopped(tmp_path)
     with (tmp_path / JOURNAL).open("ab") as file:
         file.write(b"torn\ntorn")
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         assert output.notes == ["resuming 2/3 tensors", "2 damaged lines of the journal were dropped"]
 
 
 def test_a_journal_without_a_sound_head_is_told_of_and_all_is_made_again(tmp_path):
     stopped(tmp_path)
     (tmp_path / JOURNAL).write_bytes(b"damage\n" + (tmp_path / JOURNAL).read_bytes())
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         assert output.notes == ["the journal of an unfinished output was damaged; all of it is made again"]
         assert output.records == () and not any((tmp_path / PARTS[0]).read_bytes())
     assert names(tmp_path) == []
@@ -166,25 +166,25 @@ def test_what_another_command_began_is_refused_and_kept(tmp_path, change):
     text = (
         r"o-00001-of-00003.gguf: is unfinished, begun by another command: .* was .*, now .*; the same command resumes"
     )
-    with pytest.raises(OutputRefused, match=text), claim(tmp_path / "o.gguf") as journal:
+    with pytest.raises(OutputRefused, match=text), claim_output(tmp_path / "o.gguf") as journal:
         opened(tmp_path, journal, **change)
     assert {name: (tmp_path / name).read_bytes() for name in PARTS} == before
-    with claim(tmp_path / "o.gguf") as journal:
+    with claim_output(tmp_path / "o.gguf") as journal:
         assert can_resume(journal, HEAD, tmp_path / "o.gguf")
-        assert not can_resume(claim(tmp_path / "other.gguf"), HEAD, tmp_path / "other.gguf")
+        assert not can_resume(claim_output(tmp_path / "other.gguf"), HEAD, tmp_path / "other.gguf")
 
 
 def test_what_was_made_of_a_source_that_changed_is_not_gone_on_with(tmp_path):
     with (
         pytest.raises(SourceChanged),
-        claim(tmp_path / "o.gguf") as journal,
+        claim_output(tmp_path / "o.gguf") as journal,
         opened(tmp_path, journal) as output,
     ):
         fill(output, [0])
         output.flush()
         raise SourceChanged("m.gguf", "changed")
     assert b'"invalid": "changed"' in (tmp_path / JOURNAL).read_bytes()
-    with claim(tmp_path / "o.gguf") as journal:
+    with claim_output(tmp_path / "o.gguf") as journal:
         assert not can_resume(journal, {"plan": "of another command"}, tmp_path / "o.gguf")
         with opened(tmp_path, journal) as output:
             text = "the source changed while an unfinished output was made; all of it is made again"
@@ -209,7 +209,7 @@ def logged(monkeypatch, folder):
 
 def test_data_is_flushed_before_its_record_when_there_is_enough_of_it(tmp_path, monkeypatch):
     monkeypatch.setattr(output_module, "COMMIT_BYTES", 2 * LAYOUTS[0].tensors[0].n_bytes)
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         calls = logged(monkeypatch, tmp_path)
         n_lines = (tmp_path / JOURNAL).read_bytes().count(b"\n")
         fill(output, [0])
@@ -228,7 +228,7 @@ def test_data_is_flushed_before_its_record_when_there_is_enough_of_it(tmp_path, 
 def test_data_is_flushed_when_the_last_time_is_long_ago(tmp_path, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         calls = logged(monkeypatch, tmp_path)
         now[0] += output_module.COMMIT_SECONDS - 1
         fill(output, [0])
@@ -254,7 +254,7 @@ def test_after_a_failed_flush_nothing_is_recorded_any_more(tmp_path, monkeypatch
 
     with (
         pytest.raises(InputOutputError, match="flushing to disk failed"),
-        claim(tmp_path / "o.gguf") as journal,
+        claim_output(tmp_path / "o.gguf") as journal,
         opened(tmp_path, journal) as output,
     ):
         fill(output, [0])
@@ -268,7 +268,7 @@ def test_after_a_failed_flush_nothing_is_recorded_any_more(tmp_path, monkeypatch
 
 
 def test_headers_come_after_the_data_and_the_first_name_last(tmp_path, monkeypatch):
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
         calls = logged(monkeypatch, tmp_path)
         output.seal()
@@ -287,7 +287,7 @@ def test_headers_come_after_the_data_and_the_first_name_last(tmp_path, monkeypat
 
 def test_the_names_are_on_disk_before_the_first_record(tmp_path, monkeypatch):
     calls = logged(monkeypatch, tmp_path)
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal):
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal):
         assert calls == [JOURNAL, JOURNAL, tmp_path.name]
 
 
@@ -305,7 +305,7 @@ def test_a_run_stopped_while_it_publishes_is_finished_by_the_next(tmp_path, monk
         if left[0] < 0:
             raise KeyboardInterrupt
 
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
         output.seal()
         monkeypatch.setattr(os, "link", limited)
@@ -325,11 +325,11 @@ def test_a_run_stopped_while_it_publishes_is_finished_by_the_next(tmp_path, monk
 
 
 def test_a_published_output_is_read_and_never_written(tmp_path):
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
         output.seal()
         output.publish()
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         assert output.is_published and [r.get("tensor") for r in output.records] == ["t0", "t1", "t2", None]
         found = bytearray(7)
         output.read_at(2, LAYOUTS[2].tensors[0].offset, memoryview(found))
@@ -342,16 +342,22 @@ def test_a_published_output_is_read_and_never_written(tmp_path):
 
 
 def test_an_output_exchanged_after_it_was_published_is_not_finished(tmp_path):
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
         output.seal()
         output.publish()
     (tmp_path / NAMES[2]).unlink()
     File().write(tmp_path / NAMES[2])
-    with pytest.raises(OutputRefused, match=f"{NAMES[2]}: already exists"), claim(tmp_path / "o.gguf") as journal:
+    with (
+        pytest.raises(OutputRefused, match=f"{NAMES[2]}: already exists"),
+        claim_output(tmp_path / "o.gguf") as journal,
+    ):
         opened(tmp_path, journal)
     (tmp_path / NAMES[2]).write_bytes(b"no model")
-    with pytest.raises(OutputRefused, match=f"{NAMES[2]}: already exists"), claim(tmp_path / "o.gguf") as journal:
+    with (
+        pytest.raises(OutputRefused, match=f"{NAMES[2]}: already exists"),
+        claim_output(tmp_path / "o.gguf") as journal,
+    ):
         opened(tmp_path, journal)
 
 
@@ -361,13 +367,13 @@ def test_descriptors_are_closed_whatever_happens(tmp_path):
 
     before = count()
     stopped(tmp_path)
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output, [2])
         output.seal()
         output.publish()
     finished(tmp_path)
     (tmp_path / NAMES[0]).rename(tmp_path / "away")
-    with pytest.raises(OutputRefused), claim(tmp_path / "o.gguf") as journal:
+    with pytest.raises(OutputRefused), claim_output(tmp_path / "o.gguf") as journal:
         opened(tmp_path, journal)
     assert count() == before
 
@@ -380,7 +386,7 @@ def test_a_name_that_is_taken_or_an_input_is_refused_and_nothing_is_left(tmp_pat
         (False, NOBODY, "already exists"),
         (True, frozenset([identity(taken.stat())]), "is one of the inputs"),
     ):
-        with pytest.raises(OutputRefused, match=text), claim(tmp_path / "o.gguf") as journal:
+        with pytest.raises(OutputRefused, match=text), claim_output(tmp_path / "o.gguf") as journal:
             opened(tmp_path, journal, force=force, inputs=inputs)
         assert names(tmp_path) == [taken.name] and taken.read_bytes() == b"old"
     finished(tmp_path, force=True)
@@ -394,7 +400,7 @@ def test_space_is_checked_for_all_files_together(tmp_path, monkeypatch):
     for room, fits in ((need - 1, False), (need, True)):
         fields[:5] = [1, 1, 2**40, 2**40, room]  # f_bsize, f_frsize, f_blocks, f_bfree, f_bavail
         monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(fields))
-        with claim(tmp_path / "o.gguf") as journal:
+        with claim_output(tmp_path / "o.gguf") as journal:
             if fits:
                 opened(tmp_path, journal).__exit__(None, None, None)
             else:
@@ -408,7 +414,7 @@ def test_what_the_file_system_cannot_do_is_said_once(tmp_path, monkeypatch):
         raise OSError(errno.EOPNOTSUPP, "no")
 
     monkeypatch.setattr(os, "posix_fallocate", no)
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         assert output.warnings == ["the output's file system reserves no space: a full disk may show late"]
 
 
@@ -417,8 +423,8 @@ def test_restart_discards_all_files_and_nothing_else(tmp_path):
     (tmp_path / "o.gguf.part").write_bytes(b"anything")
     (tmp_path / "other.gguf.part").write_bytes(b"of another output")
     (tmp_path / "o.gguf").write_bytes(b"old")
-    with claim(tmp_path / "o.gguf") as journal:
-        discard(journal, tmp_path / "o.gguf", NOBODY)
+    with claim_output(tmp_path / "o.gguf") as journal:
+        discard_unfinished(journal, tmp_path / "o.gguf", NOBODY)
         assert names(tmp_path) == ["o.gguf", JOURNAL, "other.gguf.part"]
         assert final_names(journal) == []
     assert names(tmp_path) == ["o.gguf", "other.gguf.part"]
@@ -430,37 +436,37 @@ def test_restart_does_not_follow_a_journal_out_of_the_folder(tmp_path):
     (tmp_path / "x.part").write_bytes(b"precious")
     (tmp_path / "in" / "y.part").write_bytes(b"ours")
     odd = [["../x"], [str(tmp_path / "x")], [".."], [""], [5], [], "z", ["y", 1, "h"]]
-    with claim(folder / "o.gguf") as journal:
+    with claim_output(folder / "o.gguf") as journal:
         journal.begin({"files": odd})
-    with claim(folder / "o.gguf") as journal:
+    with claim_output(folder / "o.gguf") as journal:
         assert final_names(journal) == ["y"]
-        discard(journal, folder / "o.gguf", NOBODY)
+        discard_unfinished(journal, folder / "o.gguf", NOBODY)
     assert names(folder) == [] and (tmp_path / "x.part").read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize("files", [None, 5, {"a": 1}])
 def test_a_journal_whose_files_are_no_list_names_none(tmp_path, files):
-    with claim(tmp_path / "o.gguf") as journal:
+    with claim_output(tmp_path / "o.gguf") as journal:
         journal.begin({"files": files})
-    with claim(tmp_path / "o.gguf") as journal:
+    with claim_output(tmp_path / "o.gguf") as journal:
         assert final_names(journal) == []
 
 
 def test_an_input_is_not_discarded(tmp_path):
     part = tmp_path / "o.gguf.part"
     part.write_bytes(b"the source")
-    with pytest.raises(OutputRefused, match="is one of the inputs"), claim(tmp_path / "o.gguf") as journal:
-        discard(journal, tmp_path / "o.gguf", frozenset([identity(part.stat())]))
+    with pytest.raises(OutputRefused, match="is one of the inputs"), claim_output(tmp_path / "o.gguf") as journal:
+        discard_unfinished(journal, tmp_path / "o.gguf", frozenset([identity(part.stat())]))
     assert part.read_bytes() == b"the source"
 
 
 def test_the_claim_follows_a_link_to_its_target(tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "o.gguf").symlink_to(tmp_path / "there" / "real.gguf")
-    with claim(tmp_path / "o.gguf") as journal:
+    with claim_output(tmp_path / "o.gguf") as journal:
         assert journal.path == tmp_path / "there" / "real.gguf.part.journal" and journal.path.exists()
         with pytest.raises(OutputRefused, match=f"{tmp_path / 'o.gguf'}: another run"):
-            claim(tmp_path / "o.gguf")
+            claim_output(tmp_path / "o.gguf")
 
 
 def test_an_output_of_one_file_is_made_and_gone_on_with(tmp_path):
@@ -470,13 +476,13 @@ def test_an_output_of_one_file_is_made_and_gone_on_with(tmp_path):
 
 
 def test_files_and_layouts_must_be_as_many(tmp_path):
-    with claim(tmp_path / "o.gguf") as journal, pytest.raises(ValueError, match="longer"):
+    with claim_output(tmp_path / "o.gguf") as journal, pytest.raises(ValueError, match="longer"):
         Output([tmp_path / "o.gguf"], LAYOUTS, HEAD, journal, force=False, inputs=NOBODY)
 
 
 def test_a_flush_comes_at_the_very_byte(tmp_path, monkeypatch):
     monkeypatch.setattr(output_module, "COMMIT_BYTES", 100)
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         calls = logged(monkeypatch, tmp_path)
         for _ in range(2):
             output.record({}, 99)
@@ -490,7 +496,11 @@ def test_a_disk_that_fails_on_the_way_out_does_not_hide_what_led_there(tmp_path,
     def fails(_):
         raise OSError(errno.EIO, "Input/output error")
 
-    with claim(tmp_path / "o.gguf") as journal, pytest.raises(KeyboardInterrupt), opened(tmp_path, journal) as output:
+    with (
+        claim_output(tmp_path / "o.gguf") as journal,
+        pytest.raises(KeyboardInterrupt),
+        opened(tmp_path, journal) as output,
+    ):
         fill(output, [0])
         monkeypatch.setattr(os, "fdatasync", fails)
         raise KeyboardInterrupt
@@ -507,7 +517,7 @@ def test_files_in_place_that_no_run_has_put_there_are_kept(tmp_path):
     for i, name in enumerate(NAMES):
         (tmp_path / PARTS[i]).unlink()
         (tmp_path / name).write_bytes(whole(i))
-    with pytest.raises(OutputRefused, match="already exists"), claim(tmp_path / "o.gguf") as journal:
+    with pytest.raises(OutputRefused, match="already exists"), claim_output(tmp_path / "o.gguf") as journal:
         opened(tmp_path, journal)
     assert [(tmp_path / name).read_bytes() for name in NAMES] == [whole(i) for i in range(3)]
 
@@ -520,29 +530,29 @@ def test_a_part_that_was_cut_short_is_begun_again(tmp_path):
 
 
 def test_a_source_that_changed_before_anything_was_written_is_told_of(tmp_path):
-    with claim(tmp_path / "o.gguf") as journal:
+    with claim_output(tmp_path / "o.gguf") as journal:
         journal.begin(HEAD)
         journal.append([{"invalid": "changed"}])
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         assert output.notes == ["the source changed while an unfinished output was made; all of it is made again"]
 
 
 def test_what_has_no_records_binds_nobody(tmp_path):
-    with claim(tmp_path / "o.gguf") as journal:
+    with claim_output(tmp_path / "o.gguf") as journal:
         journal.begin({"plan": "of another command"})
-    with claim(tmp_path / "o.gguf") as journal:
+    with claim_output(tmp_path / "o.gguf") as journal:
         assert not can_resume(journal, HEAD, tmp_path / "o.gguf")
         with opened(tmp_path, journal) as output:
             assert output.notes == []
 
 
 def test_names_taken_back_are_on_disk_before_the_headers_go(tmp_path, monkeypatch):
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
         output.seal()
         output.publish()
     (tmp_path / NAMES[1]).rename(tmp_path / PARTS[1])
     calls = logged(monkeypatch, tmp_path)
-    with claim(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
+    with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         assert calls == [tmp_path.name] and not output.is_published
         assert names(tmp_path) == sorted([*PARTS, JOURNAL])

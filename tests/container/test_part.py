@@ -18,7 +18,7 @@ from requant.common.files import identity
 from requant.container.header import parse_header
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
-from requant.container.part import Part, PublishedFile, resolve_target
+from requant.container.part import PartFile, PublishedFile, resolve_target
 from requant.errors import InputOutputError, OutputRefused, SourceChanged
 
 LAYOUT = lay_out(Metadata("m", {}).with_values({"k": ("u8", 1)}), [("a", (256, 64), 0), ("b", (5,), 0)], "out")
@@ -28,7 +28,7 @@ NOBODY = frozenset()
 
 
 def _open(path, *, force=False, inputs=NOBODY, size=LAYOUT.size):
-    return Part(path, size, force=force, inputs=inputs)
+    return PartFile(path, size, force=force, inputs=inputs)
 
 
 def _fill(output):
@@ -210,8 +210,8 @@ def test_a_second_run_is_refused_at_once_and_leaves_the_first_alone(tmp_path):
 def test_a_run_in_another_process_holds_the_lock_until_it_dies(tmp_path):
     code = """
         import sys, pathlib
-        from requant.container.part import Part
-        output = Part(pathlib.Path(sys.argv[1]), 4096, force=False, inputs=frozenset())
+        from requant.container.part import PartFile
+        output = PartFile(pathlib.Path(sys.argv[1]), 4096, force=False, inputs=frozenset())
         output.write_at(64, b"half")
         print("open", flush=True)
         sys.stdin.read()
@@ -344,10 +344,10 @@ def test_a_file_size_limit_while_writing_is_an_io_error_that_names_the_bytes(tmp
     # RLIMIT_FSIZE stands in for a full disk: the write fails in the kernel, part of it may have gone through
     code = """
         import pathlib, resource, sys
-        from requant.container.part import Part
+        from requant.container.part import PartFile
         from requant.errors import InputOutputError
         path, room = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-        with Part(path, 8192, force=False, inputs=frozenset()) as output:
+        with PartFile(path, 8192, force=False, inputs=frozenset()) as output:
             output.write_at(64, b"x" * 10)
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, -1))
             try:
@@ -367,7 +367,7 @@ def test_a_file_size_limit_while_writing_is_an_io_error_that_names_the_bytes(tmp
 def test_a_file_size_limit_when_opening_is_an_io_error_and_leaves_nothing(tmp_path, fallback):
     code = """
         import os, pathlib, resource, sys
-        from requant.container.part import Part
+        from requant.container.part import PartFile
         from requant.errors import InputOutputError
         if sys.argv[2] == "True":
             def unsupported(*_):
@@ -375,7 +375,7 @@ def test_a_file_size_limit_when_opening_is_an_io_error_and_leaves_nothing(tmp_pa
             os.posix_fallocate = unsupported
         resource.setrlimit(resource.RLIMIT_FSIZE, (8191, -1))
         try:
-            Part(pathlib.Path(sys.argv[1]), 8192, force=False, inputs=frozenset())
+            PartFile(pathlib.Path(sys.argv[1]), 8192, force=False, inputs=frozenset())
         except InputOutputError as error:
             print(error)
     """
@@ -631,18 +631,18 @@ def test_a_part_file_of_somebody_else_beside_an_output_is_kept(tmp_path):
 
 def test_a_part_sealed_with_the_same_header_is_ours(tmp_path):
     path = tmp_path / "o.gguf"
-    with Part(path, LAYOUT.size, force=False, inputs=NOBODY, keep=True) as part:
+    with PartFile(path, LAYOUT.size, force=False, inputs=NOBODY, keep=True) as part:
         part.begin()
         _fill(part)
         part.seal(LAYOUT.header)
     for header in (b"", LAYOUT.header[:-1] + b"\1"):
         with (
-            Part(path, LAYOUT.size, force=False, inputs=NOBODY, keep=True) as part,
+            PartFile(path, LAYOUT.size, force=False, inputs=NOBODY, keep=True) as part,
             pytest.raises(OutputRefused, match="is not an unfinished output"),
         ):
             assert part.found
             part.begin(header)
-    with Part(path, LAYOUT.size, force=False, inputs=NOBODY, keep=True) as part:
+    with PartFile(path, LAYOUT.size, force=False, inputs=NOBODY, keep=True) as part:
         part.begin(LAYOUT.header)
         assert not any(part.file.read_bytes())
 

@@ -1,4 +1,4 @@
-"""Split outputs: which tensor goes into which file, what each header holds, and what the files are called."""
+"""Split outputs: the tensors, header and name of each file."""
 
 import hashlib
 from itertools import chain, pairwise
@@ -13,7 +13,7 @@ from requant.container.metadata import Metadata
 from requant.container.splitting import (
     WHOLE,
     Splitting,
-    combined_sha256,
+    combine_sha256,
     headers_sha256,
     lay_out_files,
     output_paths,
@@ -74,13 +74,13 @@ def test_files_are_as_large_as_they_may_be_and_no_larger():
         for i, (layout, after) in enumerate(pairwise(layouts)):
             n = sum(len(x.tensors) for x in layouts[:i])
             more = TENSORS[n : n + len(layout.tensors) + 1]
-            keys = splitting_module._numbered(KEYS, i, len(layouts), 6)
+            keys = splitting_module._number_metadata(KEYS, i, len(layouts), 6)
             assert lay_out(keys, more, "out").size > most, (most, after)
 
 
 def test_a_file_may_be_exactly_as_large_as_asked():
     (whole,) = laid_out(WHOLE)
-    numbered = lay_out(splitting_module._numbered(KEYS, 0, 2, 6), TENSORS, "out").size
+    numbered = lay_out(splitting_module._number_metadata(KEYS, 0, 2, 6), TENSORS, "out").size
     assert len(laid_out(Splitting(max_size=numbered))) == 1 and numbered > whole.size
     assert len(laid_out(Splitting(max_size=numbered - 1))) == 2
 
@@ -93,7 +93,7 @@ def test_the_keys_alone_may_fill_the_first_file():
 
 
 def test_keys_or_a_tensor_larger_than_a_file_may_be_are_refused():
-    n_keys = 24 + len(splitting_module._numbered(KEYS, 0, 2, 6).encode())
+    n_keys = 24 + len(splitting_module._number_metadata(KEYS, 0, 2, 6).encode())
     with pytest.raises(BadInput) as caught:
         laid_out(Splitting(max_size=n_keys - 1))
     hint = f"--max-shard-size must be at least {n_keys} B"
@@ -104,7 +104,7 @@ def test_keys_or_a_tensor_larger_than_a_file_may_be_are_refused():
     assert "tensor 't0' alone is larger" in str(caught.value)
     with pytest.raises(BadInput) as caught:
         laid_out(Splitting(max_size=1500))
-    size = lay_out(splitting_module._numbered(KEYS, 1, 2, 6), TENSORS[4:5], "out").size
+    size = lay_out(splitting_module._number_metadata(KEYS, 1, 2, 6), TENSORS[4:5], "out").size
     assert str(caught.value) == (
         f"out.gguf: tensor 't4' alone is larger than a file may be (got {size} bytes, limit 1500); "
         f"--max-shard-size must be at least {size / 1024:.2f} KiB"
@@ -134,5 +134,5 @@ def test_size_and_digest_are_those_of_all_files():
     layouts = laid_out(Splitting(keep=True))
     assert total_size(layouts) == sum(len(x.header) + sum(-(-t.n_bytes // 32) * 32 for t in x.tensors) for x in layouts)
     digests = [hashlib.sha256(x.header).hexdigest() for x in layouts]
-    assert headers_sha256(layouts) == combined_sha256(digests) == hashlib.sha256("".join(digests).encode()).hexdigest()
+    assert headers_sha256(layouts) == combine_sha256(digests) == hashlib.sha256("".join(digests).encode()).hexdigest()
     assert headers_sha256(layouts[1:2]) == digests[1]

@@ -1,4 +1,4 @@
-"""Conversions: the same bytes whatever the threads, only what was planned changed, and nothing left of a failure."""
+"""Conversions: the same bytes at any number of threads, only planned changes, and no files left by a failure."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import ggml
 import numpy as np
 import pytest
-from conversions import NORM, choice, half, normal, plan_for, plan_of, single, small_model
+from conversions import NORM, choice, convert, half, normal, plan_for, plan_of, single, small_model
 from gguf_files import ARCHITECTURE, I32, STR, U32, File, Tensor, pair, split_pairs
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,8 +22,8 @@ from real_models import IMATRIX, TINY
 from requant.container.imatrix import importance_for, read_imatrix
 from requant.container.infos import TensorInfo
 from requant.container.source import SourceTensor, open_source
-from requant.conversion.chunks import COPY_BYTES, TensorJob, chunks_of
-from requant.conversion.convert import convert, n_steps
+from requant.conversion.chunks import COPY_BYTES, TensorJob, split_into_chunks
+from requant.conversion.convert import n_steps
 from requant.conversion.record import Conversion, record_path
 from requant.conversion.verify import verify
 from requant.errors import BadInput, InputOutputError, NumericFault, OutputRefused, SourceChanged
@@ -157,7 +157,9 @@ def test_chunks_cover_each_row_once_and_never_two_experts(n_per_row, n_rows, n_e
     tensor = SourceTensor(TensorInfo("blk.0.ffn_up_exps.weight", shape, by_name("F16").type_id, 0), 0)
     importance = np.ones((n_experts, 1), np.float32) if weighted else None
     chunks = list(
-        chunks_of(TensorJob(tensor, choice(tensor, type_name), by_name(type_name), 0, 0, importance, Effort.DEFAULT))
+        split_into_chunks(
+            TensorJob(tensor, choice(tensor, type_name), by_name(type_name), 0, 0, importance, Effort.DEFAULT)
+        )
     )
     rows = [row for c in chunks for row in range(c.first_row, c.first_row + c.n_rows)]
     assert rows == list(range(tensor.n_rows))
@@ -395,9 +397,8 @@ def test_a_limit_on_file_size_is_reported_and_nothing_is_left(tmp_path):
 import resource, signal, sys
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
-from conversions import plan_for
+from conversions import convert, plan_for
 from requant.container.source import open_source
-from requant.convert import convert, n_steps
 from requant.errors import InputOutputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with open_source(Path("source.gguf")) as source:

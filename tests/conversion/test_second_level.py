@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conversions import choice, half, normal, plan_for, plan_of, single, small_model
+from conversions import choice, convert, half, normal, plan_for, plan_of, single, small_model
 from gguf_files import ARCHITECTURE, ARR, BOOL, STR, Tensor, pair
 
 from requant.container.source import open_source
 from requant.container.splitting import total_size
-from requant.conversion.convert import convert
 from requant.conversion.record import record_path
 from requant.conversion.verify import verify
 from requant.formats import by_name, codec
@@ -26,7 +25,7 @@ Q_SCALE, EXPERTS_SCALE = "blk.0.attn_q.scale", "blk.0.ffn_up_exps.scale"
 
 
 def weights(source, name):
-    """(n_rows, n_per_row): what the engine multiplies by, scales included."""
+    """(n_rows, n_per_row): the weights that the engine uses, scales included."""
     tensor = source.tensor(name)
     x, scales = codec.dequantize(source.read_rows(tensor), tensor.format), read_weight_scales(source, tensor)
     return x if scales is None else x * scales[np.arange(len(x)) * len(scales) // len(x)][:, None]
@@ -122,7 +121,7 @@ def test_a_wrong_scale_is_found_without_the_record(tmp_path):
 
 
 def test_a_scale_of_the_source_counts_in_the_losses(tmp_path):
-    """A block that adds a hundred times less to the stream is a smaller share of it."""
+    """A block that adds a hundred times less to the residual is a smaller share of it."""
     names = ("blk.0.attn_output.weight", "blk.0.ffn_down.weight")
     matrices = [half(name, (1024, 1024), seed=i) for i, name in enumerate(names)]
     scale = Tensor("blk.0.attn_output.scale", (1,), 0, data=np.float32([0.01]).tobytes())

@@ -1,4 +1,4 @@
-"""The failures that ggml's encoders do not report: requant refuses such input or handles it, in every type it writes.
+"""Failures that ggml's encoders do not report: requant refuses or handles such input, in every type it writes.
 
 Two ways lead into an encoder: arrays (requant.quantize) and files (convert). Every cell of the table goes through both.
 """
@@ -11,14 +11,13 @@ import faults
 import ggml
 import numpy as np
 import pytest
-from conversions import half, plan_for, single, small_model
+from conversions import convert, half, plan_for, single, small_model
 from faults import ABORTED, FINE, FLAGGED, RUINED
 from gguf_files import STR, File, Tensor, pair
 
 import requant
 from requant.container.imatrix import read_imatrix
 from requant.container.source import open_source
-from requant.conversion.convert import convert
 from requant.errors import BadInput, NumericFault, RequantError, UsageError
 from requant.formats import by_name, codec
 from requant.model.roles import needs_importance

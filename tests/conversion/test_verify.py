@@ -1,4 +1,4 @@
-"""Verification: silent on what convert made, and one line, with names and figures, for each thing that is wrong."""
+"""Verification: no findings on what convert made, and one line, with names and figures, for each fault."""
 
 import json
 import struct
@@ -6,14 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conversions import NORM, half, normal, plan_for, single, small_model
+from conversions import NORM, convert, half, normal, plan_for, single, small_model
 from gguf_files import STR, U32, Tensor, pair
 from real_models import IMATRIX, TINY
 
 from requant.container.imatrix import read_imatrix
 from requant.container.layout import lay_out
 from requant.container.source import open_source
-from requant.conversion.convert import convert
 from requant.conversion.record import record_path
 from requant.conversion.verify import verify
 from requant.errors import BadInput
@@ -48,7 +47,7 @@ def flip(path, name, byte, bits=1):
 
 
 def rewritten(path, changes, types=None):
-    """Write the file anew with other metadata or type names in the header; the data stays as it is."""
+    """Write the file again with other metadata or type names in the header, and the same data."""
     with open_source(path) as target:
         tensors = [(t.name, t.shape, t.type_id) for t in target.tensors]
         layout = lay_out(target.metadata.with_values(changes), tensors, path)

@@ -1,10 +1,16 @@
-"""Plans by hand, and small models to convert."""
+"""Plans by hand, small models, and their conversion."""
 
+import contextlib
 import math
+from dataclasses import replace
 
 import numpy as np
 from gguf_files import ARCHITECTURE, STR, U32, File, Tensor, pair
 
+from requant.common.monitor import SILENT
+from requant.container.output import claim_output
+from requant.conversion import convert as module
+from requant.conversion.options import Claim, ConversionOptions
 from requant.formats import by_name
 from requant.model.roles import layer_of, never_quantize, role_of
 from requant.planning.plan import Choice, Plan
@@ -55,3 +61,15 @@ def small_model(*tensors, pairs=()):
     given = tensors or (half("blk.0.attn_q.weight", (256, 12)), single("blk.1.ffn_up.weight", (512, 6), seed=1))
     keys = (pair(ARCHITECTURE, STR, "llama"), pair("general.file_type", U32, 1), *pairs)
     return File(keys, (single(NORM, (256,)), *given))
+
+
+def convert(source, plan, out, *, imatrix=None, losses=None, record=None, progress=None, info=None, **options):
+    """`convert` by its options; `progress` is called with bytes, `info` with lines, `record` with the record."""
+    monitor = SILENT if info is None else replace(SILENT, info=info)
+    if progress is not None:
+        monitor = replace(monitor, progress=lambda *_: contextlib.nullcontext(progress))
+    with contextlib.ExitStack() as stack:
+        claim = None if record is None else Claim(stack.enter_context(claim_output(out)), record=record)
+        options = ConversionOptions(**options)
+        given = {"imatrix": imatrix, "losses": losses, "options": options, "claim": claim, "monitor": monitor}
+        return module.convert(source, plan, out, **given)

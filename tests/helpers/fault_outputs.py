@@ -10,7 +10,7 @@ from fault_rows import DONE, OLD, PART, Row, command
 from gguf_files import split_files, write_files
 from shim import Fault, injected
 
-from requant.container.output import claim
+from requant.container.output import claim_output
 
 
 def old(folder):
@@ -37,7 +37,7 @@ def harmed(harm, *faults):
 @contextlib.contextmanager
 def held(folder):
     """Another run is at work."""
-    with claim(folder / "out.gguf"):
+    with claim_output(folder / "out.gguf"):
         yield
 
 

@@ -4,12 +4,11 @@ import engine
 import ggml
 import numpy as np
 import pytest
-from conversions import plan_for
+from conversions import convert, plan_for
 from real_models import IMATRIX, TINY, gemma3, smollm2
 
 from requant.container.imatrix import read_imatrix
 from requant.container.source import open_source
-from requant.conversion.convert import convert
 from requant.errors import BadInput
 from requant.formats import FORMATS
 from requant.planning.constraints import Constraints, bpw_limit

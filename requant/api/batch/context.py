@@ -56,7 +56,7 @@ class BatchContext:
         code, what = _describe_failure(error)
         self.batch.summary.record_failure(item.row, code, what)
         where = "" if item.out is not None else f"{item.source.path}, {item.row.budget}: "
-        self.monitor.tell(f"{count} failed ({code}): {where}{what}".strip())
+        self.monitor.info(f"{count} failed ({code}): {where}{what}".strip())
 
 
 def _describe_failure(error: BaseException) -> tuple[int, str]:

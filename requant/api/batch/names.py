@@ -16,7 +16,7 @@ from pathlib import Path
 from requant.api.batch.jobs import JobBudget
 from requant.common.units import parse_size
 from requant.container.metadata import Metadata
-from requant.container.shards import SHARD_NAME
+from requant.container.shards import whole_name
 from requant.errors import BadInput, printable
 from requant.planning.plan import Plan
 
@@ -39,8 +39,7 @@ _DECIDING = tuple(_LABELS)[:5]
 
 def template_fields(path: Path, metadata: Metadata, n_weights: int) -> dict[str, str]:
     """Return field -> text for the model in the file at `path`, from its metadata, else from the file's name."""
-    shard = SHARD_NAME.fullmatch(path.name)
-    stem = path.name.removesuffix(".gguf") if shard is None else shard[1]
+    stem = whole_name(path.name).removesuffix(".gguf")
     base, size, finetune, version = _parse_stem(stem)
     given = {key: _safe_text(metadata.get(f"general.{key}")) for key in ("name", "basename", "finetune")}
     label, number = (_safe_text(metadata.get(f"general.{key}")) for key in ("size_label", "version"))

@@ -54,7 +54,7 @@ class _ConversionRunner:
 
         def on_start(task: WorkerTask) -> None:
             summary.set_status(task.item.row, "running")
-            self.context.monitor.tell(f"converting {task.item.source.path} to {task.item.out}")
+            self.context.monitor.info(f"converting {task.item.source.path} to {task.item.out}")
 
         def on_exit(task: WorkerTask, end: WorkerExit) -> bool:
             nonlocal done
@@ -126,7 +126,7 @@ class _ConversionRunner:
             self.context.report_failure(item, error, count)
             return
         self.context.batch.summary.record_success(item.row)
-        self.context.monitor.tell(
+        self.context.monitor.info(
             f"{count} done: {item.row.output}, {format_size(made.size)}, {end.seconds:.0f} s{left}"
         )
 

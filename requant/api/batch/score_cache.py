@@ -101,7 +101,7 @@ class ScoreCache:
         ends = list[WorkerExit]()
 
         def on_start(task: WorkerTask) -> None:
-            self.context.monitor.tell(f"scoring {task.item.source.path}")
+            self.context.monitor.info(f"scoring {task.item.source.path}")
 
         def on_exit(_: WorkerTask, end: WorkerExit) -> bool:
             ends.append(end)

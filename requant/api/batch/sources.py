@@ -11,7 +11,7 @@ from typing import Any
 
 from requant.api.batch.names import template_fields
 from requant.common.files import Identity
-from requant.container.shards import SHARD_NAME
+from requant.container.shards import first_name
 from requant.container.source import Source, open_source
 from requant.errors import BadInput, printable
 
@@ -63,10 +63,7 @@ def _match_pattern(folder: Path, pattern: str, path: Path) -> Iterator[Path]:
 
 
 def _first_shard(path: Path) -> Path:
-    match = SHARD_NAME.fullmatch(path.name)
-    if match is None:
-        return path
-    first = path.with_name(f"{match[1]}-00001-of-{match[3]}.gguf")
+    first = path.with_name(first_name(path.name))
     return first if first.exists() else path
 
 

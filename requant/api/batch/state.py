@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.common.atomic_write import write_text
-from requant.common.files import lock
+from requant.common.files import identify_content, lock_file
 from requant.common.serialization import dump, parse, parse_record, read_text, to_plain
 from requant.container.source import open_source
 from requant.conversion.record import read_conversion, record_path
@@ -26,7 +26,7 @@ from requant.planning.plan import Plan
 _ENTRY_SCHEMA = "requant.entry/1"
 _MADE_SCHEMA = "requant.made/1"
 _SEAL = "kept.json"
-_HASHED = 2**28  # bytes; a larger file, a model, is identified by size and time
+_MAX_HASHED = 2**28  # bytes; a larger file, a model, is identified by size and time
 
 
 def state_folder(jobs: Path) -> Path:
@@ -45,11 +45,11 @@ def hash_file(path: Path) -> str:
 
 
 @functools.lru_cache
-def _hash_unchanged_file(path: Path, _: tuple[int, ...]) -> str:
-    return hash_file(path)
+def _key_of_unchanged(path: Path, max_hashed: int, _: tuple[int, ...]) -> str | tuple[int, int]:
+    return identify_content(path, max_hashed)
 
 
-def content_key(path: Path, *, whole: bool = False) -> Any:
+def content_key(path: Path, *, whole: bool = False) -> str | tuple[int, int]:
     """Return a key for the content of the file at `path`: its hash; if large and not `whole`, its size and time.
 
     Raises BadInput where it cannot be read.
@@ -57,8 +57,7 @@ def content_key(path: Path, *, whole: bool = False) -> Any:
     try:
         status = path.stat()
         now = status.st_size, status.st_mtime_ns, status.st_ino
-        is_large = status.st_size > _HASHED and not whole
-        return list(now[:2]) if is_large else _hash_unchanged_file(path, now)
+        return _key_of_unchanged(path, status.st_size if whole else _MAX_HASHED, now)
     except (OSError, ValueError) as error:
         raise BadInput(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
@@ -72,7 +71,7 @@ def hold_lock(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise InputOutputError(folder, f"cannot keep the state of a batch: {error.strerror}") from error
     try:
-        if not lock(folder, descriptor, warnings=[]):
+        if not lock_file(folder, descriptor, warnings=[]):
             raise OutputRefused(folder, "another run is at work on this batch")
         yield
     finally:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from requant.errors import UsageError, brief, nearest
+from requant.errors import UsageError, brief, find_similar
 from requant.formats import format_of
 from requant.planning.constraints import Constraints, Rule, Use, compile_pattern
 from requant.scoring.losses import Candidate, Losses, TensorLosses
@@ -91,7 +91,9 @@ def _suggest_name(pattern: str, names: Sequence[str]) -> str:
         return "no tensor of this model can be quantized"
     word = re.sub(r"\W+", ".", re.sub(r"\\.|\[[^]]*\]|\(|\)|[*+?^$|]", ".", pattern)).strip(".")
     parts = dict.fromkeys(part for name in names for part in name.split(".") if not part.isdigit())
-    near = nearest(word, names, 1) or nearest(word, parts, 1) or nearest(word.rpartition(".")[2], parts, 1)
+    near = (
+        find_similar(word, names, 1) or find_similar(word, parts, 1) or find_similar(word.rpartition(".")[2], parts, 1)
+    )
     return f"did you mean {brief(near[0])}?" if near else f"names look like {brief(names[0])}"
 
 

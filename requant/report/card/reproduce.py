@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from itertools import pairwise
 
+from requant.container.shards import whole_name
 from requant.conversion.record import Conversion, record_path
 from requant.report import shell
 from requant.scoring.calibration_data import DRAWN_NAME, SHIPPED_NAME
 from requant.scoring.losses import GRADIENTS
 
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _INLINE = (
     "--losses",
     "--imatrix",
@@ -45,7 +44,7 @@ def reproduction_commands(made: Conversion) -> list[str]:
 
 def _output_name(made: Conversion) -> tuple[str, list[str]]:
     """Return the output's name for the command, and a remark if it was split, as the record has no shard size."""
-    whole = _SHARD.sub(".gguf", made.output.name)
+    whole = whole_name(made.output.name)
     note = "# the output was split: add --keep-split, or --max-shard-size"
     return shell.file_argument(whole), [note] if whole != made.output.name else []
 

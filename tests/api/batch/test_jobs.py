@@ -272,9 +272,9 @@ def test_what_is_kept_answers_its_request_only_while_it_is_whole(tmp_path):
 
 
 def test_a_large_file_is_sealed_by_its_content_too(monkeypatch, tmp_path):
-    monkeypatch.setattr(state, "_HASHED", 4)
+    monkeypatch.setattr(state, "_MAX_HASHED", 4)
     (tmp_path / "importance").write_text("larger than that")
-    assert isinstance(state.content_key(tmp_path / "importance"), list)
+    assert isinstance(state.content_key(tmp_path / "importance"), tuple)
     state.seal_entry(tmp_path, "request")
     assert state.read_entry(tmp_path, "request") == {"importance": tmp_path / "importance"}
 

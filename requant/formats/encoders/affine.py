@@ -34,7 +34,6 @@ from requant.formats.encoders.search import (
     SearchBudget,
     buffers,
     is_flat,
-    keep_better_integers,
     load,
     undo_worse_refits,
 )
@@ -170,7 +169,11 @@ def _refine_affine(x, w, top, scale_top, reach, t):
                 t[TRY_LS, j] = min(max(t[BASE_LS, j] + np.float32(a), ZERO), limit)
                 t[TRY_LM, j] = min(max(t[BASE_LM, j] + np.float32(b), ZERO), limit)
             _affine_error(x, w, top, t)
-            keep_better_integers(t)
+            for j in range(LANES):
+                if t[LAST_ERROR, j] < t[ERROR, j]:
+                    t[ERROR, j] = t[LAST_ERROR, j]
+                    t[LS, j] = t[TRY_LS, j]
+                    t[LM, j] = t[TRY_LM, j]
 
 
 @kernel

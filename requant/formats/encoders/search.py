@@ -93,16 +93,6 @@ def keep_better_fit(t):
 
 
 @kernel
-def keep_better_integers(t):
-    """Keep the integer scales LS and LM of the trial in the lanes whose error they lower."""
-    for j in range(LANES):
-        if t[LAST_ERROR, j] < t[ERROR, j]:
-            t[ERROR, j] = t[LAST_ERROR, j]
-            t[LS, j] = t[TRY_LS, j]
-            t[LM, j] = t[TRY_LM, j]
-
-
-@kernel
 def undo_worse_refits(n_subs, t):
     """Put D and DMIN back to BASE_LS and BASE_LM in the super-blocks of `n_subs` lanes whose error has not fallen."""
     for g in range(0, LANES, n_subs):

@@ -26,7 +26,6 @@ from requant.formats.encoders.search import (
     SearchBudget,
     buffers,
     keep_better_fit,
-    keep_better_integers,
     load,
     measure_peak,
     undo_worse_refits,
@@ -112,7 +111,10 @@ def _refine_symmetric(x, w, top, scale_top, reach, t):
         for j in range(LANES):
             t[TRY_LS, j] = min(max(t[BASE_LS, j] + np.float32(a), low), high)
         _symmetric_error(x, w, top, t)
-        keep_better_integers(t)
+        for j in range(LANES):
+            if t[LAST_ERROR, j] < t[ERROR, j]:
+                t[ERROR, j] = t[LAST_ERROR, j]
+                t[LS, j] = t[TRY_LS, j]
 
 
 @kernel

@@ -18,7 +18,6 @@ from requant.container.source import Source, open_source
 from requant.conversion.record import read_any_plan
 from requant.errors import UsageError
 from requant.formats import Effort, by_name
-from requant.formats.jit import fingerprint
 from requant.planning.best_plan import check_feasible, fits_as_it_is, make_plan
 from requant.planning.plan import Plan
 from requant.planning.request import AUTO, PlanRequest
@@ -259,5 +258,6 @@ def connect_cluster(address: str | None, tell: Callable[[str], None]) -> Abstrac
     if address is None:
         return nullcontext()
     from requant.common.cluster import Cluster
+    from requant.formats.jit import fingerprint
 
     return Cluster(address, fingerprint, tell)

@@ -16,7 +16,6 @@ from requant.cli.values import Count, Size, Sizes
 from requant.container.splitting import Splitting
 from requant.formats import Effort
 from requant.planning.request import PREFERENCE, PlanRequest
-from requant.scoring.calibration_data import CalibrationOptions, check_calibration
 
 MIN_CTX = 16  # tokens of a window
 
@@ -108,6 +107,8 @@ def windows(default: int | None) -> Decorator:
 
 
 def _calibration(command: Callable[..., Any]) -> Callable[..., Any]:
+    from requant.scoring.calibration_data import CalibrationOptions, check_calibration  # loads NumPy
+
     names = {f.name for f in fields(CalibrationOptions)}
 
     @functools.wraps(command)

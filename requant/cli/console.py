@@ -74,9 +74,5 @@ class _Stderr:
     def flush(self) -> None:
         """Do nothing: `write` has flushed."""
 
-    def fileno(self) -> int:
-        """Return the descriptor of stderr, for the width of its terminal."""
-        return sys.stderr.fileno()
-
 
 STDERR = _Stderr()

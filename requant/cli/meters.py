@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ SCHEMA = "requant.progress/1"
 SILENCE = 10.0  # seconds after which a line comes even where nothing was done
 BEGINS, GOES_ON, ENDS = range(3)  # when a stage is shown
 _SAMPLE, _SMOOTHING = 1.0, 0.05  # of the rate: seconds of a sample at least, and the weight of the last one
-_COLUMNS = 80  # where the terminal does not tell
+_COLUMNS = 80  # where a terminal does not tell, or tells 0
 
 
 class Bar(tqdm):  # type: ignore[misc]
@@ -30,7 +31,13 @@ class Bar(tqdm):  # type: ignore[misc]
 
     def __init__(self, stage: str, total: int | None, unit: str, **options: Any) -> None:
         share = "{percentage:3.0f} %  [{bar}]  " if total else ""
-        layout = {"bar_format": f"{{desc}}  {share}{{figures}}", "ascii": "-#", "dynamic_ncols": True, "position": 0}
+        layout = {
+            "bar_format": f"{{desc}}  {share}{{figures}}",
+            "ascii": "-#",
+            "position": 0,
+            "ncols": _COLUMNS,
+            "nrows": 20,
+        }
         sampling = {"mininterval": _SAMPLE, "miniters": 1, "smoothing": _SMOOTHING}
         where = {"file": console.STDERR, "leave": False, "disable": False}
         super().__init__(desc=stage, total=total, unit=unit, **layout, **sampling, **where, **options)
@@ -43,7 +50,7 @@ class Bar(tqdm):  # type: ignore[misc]
         facts["rate"] = rate = facts["rate"] or (n / seconds if n and seconds > 0 else None)
         facts["eta"] = None if total is None or not rate else max(0, total - n) / rate
         facts["figures"] = _figures(facts)
-        return facts | {"n": min(n, total) if total else n, "ncols": (facts["ncols"] or _COLUMNS) - 1}
+        return facts | {"n": min(n, total) if total else n, "ncols": _columns() - 1}
 
     def advance(self, n: int) -> None:
         """Count `n` more units; any thread may call it."""
@@ -150,6 +157,13 @@ def _describe(meter: Bar, when: int) -> str:
         return f"{meter.desc} {_amount(meter.total, meter.unit)}" if meter.total else str(meter.desc)
     share = f"{min(100, 100 * meter.n // meter.total)} %, " if meter.total else ""
     return f"{meter.desc} {share}{meter.format_dict['figures']}"
+
+
+def _columns() -> int:
+    """Return the width of the terminal that stderr is, which stdout need not be."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _COLUMNS
+    return _COLUMNS
 
 
 def _figures(facts: dict[str, Any]) -> str:

@@ -178,15 +178,15 @@ def test_none_and_quiet_draw_no_bar(words, tmp_path, losses):
     assert code == 0 and all(line.startswith(WARNING) for line in shown.splitlines())
 
 
-def test_a_bar_is_drawn_on_a_terminal_and_gone_at_the_end(tmp_path, losses):
-    code, shown, _ = on_terminal(
-        *("convert", TINY, tmp_path / "o", *SCORED, losses, "--bpw", "4.5"), columns=70, stdout=False, stderr=True
-    )
+@pytest.mark.parametrize("columns, width", [(70, 70), (0, 80)])
+def test_a_bar_is_drawn_on_a_terminal_and_gone_at_the_end(columns, width, tmp_path, losses):
+    words = ("convert", TINY, tmp_path / "o", *SCORED, losses, "--bpw", "4.5")
+    code, shown, _ = on_terminal(*words, columns=columns, stdout=False, stderr=True)
     drawn = [line.rstrip() for line in shown.split("\r") if line.strip()]
     assert code == 0 and shown.count("\n") == ERASED.split(shown)[-1].count(WARNING)
     assert any(line.startswith("converting ") and " MiB" in line and "%" in line for line in drawn)
     assert any("100 %" in line and "/s" in line and "#]" in line for line in drawn)
-    assert max(len(line) for line in drawn if WARNING not in line) < 70
+    assert max(len(line) for line in drawn if WARNING not in line) < width
 
 
 def test_a_dumb_terminal_gets_no_bar(tmp_path, losses):

@@ -22,7 +22,7 @@ from typing import IO
 
 from requant.api.batch.workers import OnExit, OnStart, WorkerExit, WorkerPool, WorkerTask
 from requant.cli import console, messages
-from requant.cli.progress import JOB, mode
+from requant.cli.progress import mode
 
 _ERROR = "requant: error: "
 _TICK = 0.05  # seconds between two checks whether a worker has ended
@@ -102,7 +102,7 @@ def _start_worker(task: WorkerTask, *, alone: bool) -> _Worker:
         [sys.executable, "-m", "requant.cli.batch_worker", *_console_options(alone), *task.words],
         stdin=subprocess.PIPE,
         stdout=stdout,
-        env=os.environ | {JOB: task.label},
+        env=os.environ | {console.JOB: task.label},
         start_new_session=True,  # a terminal's signals reach the batch alone, which passes them on
     )
     return _Worker(task, process, stdout, time.monotonic())

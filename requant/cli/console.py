@@ -1,4 +1,4 @@
-"""What goes to stderr, and how much of it: lines, each `requant: ...`, at three levels.
+"""The lines of stderr, each `requant: ...`, at three levels, and the settings that all of them follow.
 
 quiet: errors only. normal: errors, warnings, what takes long, what was decided on the way. verbose: also the files that
 are read, the threads, and what each stage took. Results are on stdout at every level.
@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from requant.errors import UsageError, printable
 
 QUIET, NORMAL, VERBOSE = -1, 0, 1
+JOB = "REQUANT_WORKER_JOB"  # in the environment of a batch's worker: the output or model that it is at
 PROGRESS = ("auto", "bar", "plain", "json", "none")
-ERASE = "\r\x1b[K"  # the line of a bar
 
 
 @dataclass(slots=True)
 class Settings:
-    """What the options -q, -v, --progress and --debug said; the one state that all that is said depends on."""
+    """The options -q, -v, --progress and --debug as given; the one state that stderr depends on.
+
+    make_room: entered while a line is written, so that a bar on that line is away for as long.
+    """
 
     level: int = NORMAL
     progress: str = "auto"
     debug: bool = False
-    bars: int = 0  # bars that are being drawn
+    make_room: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     def words(self) -> list[str]:
         """The options that give another process the same settings."""
@@ -37,7 +41,7 @@ settings = Settings()
 
 
 def reset() -> None:
-    """As if no option had been given."""
+    """Forget the options that were given."""
     settings.level, settings.progress, settings.debug = NORMAL, "auto", False
 
 
@@ -49,25 +53,26 @@ def set_level(level: int) -> None:
 
 
 def log(text: str, level: int = NORMAL) -> None:
-    """A line on stderr, unless less is to be said; a bar that stands there makes room."""
-    if settings.level < level:
-        return
-    write(f"{ERASE if settings.bars else ''}requant: {printable(text)}\n")
+    """Write a line on stderr, unless the settings ask for less."""
+    if settings.level >= level:
+        with settings.make_room():
+            write(f"requant: {printable(text)}\n")
 
 
 def write(text: str) -> None:
-    """`text` as it is, on stderr, which may be full, closed or None."""
+    """Write `text` as it is on stderr, which may be full, closed or None."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(text)
         sys.stderr.flush()
 
 
-@contextlib.contextmanager
-def drawing() -> Iterator[None]:
-    """While a bar stands on stderr; it is gone afterwards."""
-    settings.bars += 1
-    try:
-        yield
-    finally:
-        settings.bars -= 1
-        write(ERASE)
+class _Stderr:
+    """stderr as a file: the one of the moment, and no error of writing."""
+
+    write = staticmethod(write)
+
+    def flush(self) -> None:
+        """Do nothing: `write` has flushed."""
+
+
+STDERR = _Stderr()

@@ -210,7 +210,7 @@ def _encode(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray
     if lost is not None:
         path, what = source.files[job.tensor.file], f"row {chunk.first_row + lost} is lost: relative error"
         raise loss_fault(job, what, codec.relative_error(errors[lost : lost + 1, [0, 1, 0, 1]]), limit, path)
-    blocks = 0 if importance is None else np.count_nonzero(codec.unweighted(x, job.format, importance))
+    blocks = 0 if importance is None else np.count_nonzero(codec.find_unweighted_blocks(x, job.format, importance))
     return encoded, errors.sum(axis=0), Anomalies(unweighted=int(blocks), vanished=codec.vanished_rows(errors))
 
 

@@ -1,4 +1,4 @@
-"""FORMATS: every ggml type that a file may hold. A block format's kernels live in the module of its name."""
+"""FORMATS, the table of every ggml type that a file may hold; the kernels of a type are in the module of its name."""
 
 import hashlib
 
@@ -54,30 +54,30 @@ _BY_NAME = {f.name: f for f in FORMATS.values()}
 
 
 def by_name(name: str) -> BlockFormat | None:
-    """The format called `name` in any case, or None."""
+    """Return the format called `name`, in upper or lower case; None if there is none."""
     return _BY_NAME.get(name.upper())
 
 
 def format_of(name: str) -> BlockFormat:
-    """The format of a type's name that was checked before; one that is none is a bug of ours."""
+    """Return the format of a type name that was checked before; an unknown name is a bug of ours."""
     fmt = by_name(name)
     assert fmt is not None, name
     return fmt
 
 
 def by_bits(name: str) -> tuple[float, str]:
-    """What types are sorted by: bits per weight, then the name."""
+    """Return the key that types are sorted by: bits per weight, then the name."""
     return format_of(name).bpw, name
 
 
 def table_digest() -> str:
-    """Hash over names, ids, blocks and what is read and written; the same where two versions know the same types."""
+    """Return a hash over names, ids, blocks and abilities; equal where two versions know the same types."""
     rows = [(f.name, f.type_id, f.block_weights, f.block_bytes, f.can_decode, f.can_encode) for f in FORMATS.values()]
     return hashlib.sha256(repr(rows).encode()).hexdigest()[:12]
 
 
 def parse_type_name(raw: str, where: str, path: object) -> str:
-    """The name of the ggml type called `raw` in a JSON file. Raises BadInput, naming the place."""
+    """Return the name of the ggml type called `raw` in a JSON file. Raises BadInput, naming the place `where`."""
     fmt = by_name(raw)
     if fmt is None:
         names = [f.name for f in FORMATS.values()]

@@ -1,4 +1,4 @@
-"""BlockFormat: what is known of a ggml type without touching its kernels."""
+"""BlockFormat, the facts of a ggml type; its kernels are imported on first use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOST_ALIGNMENT = 32  # bytes, of each tensor in a CPU buffer (TENSOR_ALIGNMENT i
 
 
 class Effort(IntEnum):
-    """How hard an encoder searches: time against error. The place of its numbers in a format's table."""
+    """The effort of an encoder's search, time against error; its value is an index into a format's table of budgets."""
 
     FAST = 0
     DEFAULT = 1
@@ -25,7 +25,7 @@ class Effort(IntEnum):
 
 
 class Kernels(Protocol):
-    """What a format's module offers.
+    """The interface of a format's module.
 
     LAYOUT: the block as a structured dtype, field by field ggml's C struct.
     decode(blocks, out): (n,) LAYOUT -> (n, N) float32, bit for bit what ggml's `to_float` gives.
@@ -40,7 +40,7 @@ class Kernels(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BlockFormat:
-    """A ggml type: its name and id, the weights and bytes of one block, and what requant does with it.
+    """A ggml type: its name and id, the weights and bytes of one block, and whether requant reads and writes it.
 
     gaussian_rmse: relative error of our encoder on normally distributed weights (scripts/bench/bench_formats.py).
     """
@@ -59,7 +59,7 @@ class BlockFormat:
         return 8 * self.block_bytes / self.block_weights
 
     def divides(self, n_per_row: int) -> bool:
-        """Whether a row of `n_per_row` weights is a whole number of blocks."""
+        """Return whether a row of `n_per_row` weights is a whole number of blocks."""
         return n_per_row % self.block_weights == 0
 
     def n_bytes(self, n_weights: int) -> int:
@@ -69,6 +69,6 @@ class BlockFormat:
 
     @property
     def kernels(self) -> Kernels:
-        """The module `requant.formats.<name>`, imported (with Numba) on first use."""
+        """The module `requant.formats.<name>`, imported with Numba on first use."""
         assert self.can_decode, self.name
         return importlib.import_module(f"requant.formats.{self.name.lower()}")

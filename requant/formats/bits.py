@@ -1,4 +1,4 @@
-"""Small floats as integers: binary16, bfloat16, E8M0, UE4M3; and the rounding the formats share.
+"""Small floats as integers (binary16, bfloat16, E8M0, UE4M3) and the roundings that the formats share.
 
 Integer arithmetic throughout: hardware conversions are missing on some targets and flush subnormals on others.
 """
@@ -6,6 +6,8 @@ Integer arithmetic throughout: hardware conversions are missing on some targets 
 import numpy as np
 
 from requant.formats.jit import kernel
+
+LARGEST_HALF = np.float32(65504.0)
 
 
 @kernel
@@ -41,6 +43,12 @@ def float_to_half(x):
         return sign | np.uint16(shifted - np.uint32(0x3F000000))
     odd = (rest >> np.uint32(13)) & np.uint32(1)
     return sign | np.uint16((rest - np.uint32(0x37FFF001) + odd) >> np.uint32(13))
+
+
+@kernel
+def round_to_half(x):
+    """`x` rounded to half precision; what is too large becomes the largest half, never infinity."""
+    return half_to_float(float_to_half(min(max(x, -LARGEST_HALF), LARGEST_HALF)))
 
 
 @kernel

@@ -1,6 +1,6 @@
 """The fixed value tables of the IQ and FP4 formats: codebooks, sign bytes and non-linear levels.
 
-Constants to the kernels that use them. The codebooks are ggml's iq*_grid arrays, kept in grids.npz, which
+Kernels take them as constants. The codebooks are ggml's iq*_grid arrays, kept in grids.npz, which
 scripts/make/make_grids.py writes; a codeword holds the magnitudes (IQ1: the values) of 8 or 4 neighbouring weights.
 Source: ggml-common.h.
 """

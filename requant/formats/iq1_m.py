@@ -12,7 +12,8 @@ import numpy as np
 
 from requant.formats.bits import half_to_float
 from requant.formats.encoders.grid_search import grid_encoder
-from requant.formats.encoders.grid_words import SearchBudget, Shape
+from requant.formats.encoders.grid_words import Shape
+from requant.formats.encoders.search import SearchBudget
 from requant.formats.grids import IQ1_DELTA, IQ1_S
 from requant.formats.jit import kernel
 
@@ -33,7 +34,7 @@ SHAPE = Shape(
     first=np.float32(1.0),
     stride=np.float32(0.35),
 )
-BY_EFFORT = (SearchBudget(0, 1), SearchBudget(1, 5), SearchBudget(3, 15))
+BY_EFFORT = (SearchBudget(rounds=0, beside=1), SearchBudget(rounds=1, beside=5), SearchBudget(rounds=3, beside=15))
 
 
 @kernel

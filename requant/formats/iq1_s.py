@@ -11,7 +11,8 @@ import numpy as np
 
 from requant.formats.bits import half_to_float
 from requant.formats.encoders.grid_search import grid_encoder
-from requant.formats.encoders.grid_words import SearchBudget, Shape
+from requant.formats.encoders.grid_words import Shape
+from requant.formats.encoders.search import SearchBudget
 from requant.formats.grids import IQ1_DELTA, IQ1_S
 from requant.formats.jit import kernel
 
@@ -32,7 +33,7 @@ SHAPE = Shape(
     first=np.float32(1.0),
     stride=np.float32(0.35),
 )
-BY_EFFORT = (SearchBudget(0, 1), SearchBudget(1, 1), SearchBudget(2, 11))
+BY_EFFORT = (SearchBudget(rounds=0, beside=1), SearchBudget(rounds=1, beside=1), SearchBudget(rounds=2, beside=11))
 
 
 @kernel

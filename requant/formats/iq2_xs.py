@@ -12,7 +12,8 @@ import numpy as np
 
 from requant.formats.bits import half_to_float
 from requant.formats.encoders.grid_search import grid_encoder
-from requant.formats.encoders.grid_words import SearchBudget, Shape
+from requant.formats.encoders.grid_words import Shape
+from requant.formats.encoders.search import SearchBudget
 from requant.formats.grids import EVEN_SIGNS, IQ2_XS
 from requant.formats.jit import kernel
 
@@ -33,7 +34,7 @@ SHAPE = Shape(
     first=np.float32(0.7),
     stride=np.float32(0.17),
 )
-BY_EFFORT = (SearchBudget(1, 1), SearchBudget(1, 7), SearchBudget(3, 15))
+BY_EFFORT = (SearchBudget(rounds=1, beside=1), SearchBudget(rounds=1, beside=7), SearchBudget(rounds=3, beside=15))
 
 
 @kernel

@@ -10,8 +10,8 @@ Source: block_iq4_nl in ggml-common.h, dequantize_row_iq4_nl in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.encoders.iq4 import SearchBudget, encode_iq4
-from requant.formats.encoders.search import is_flat
+from requant.formats.encoders.iq4 import encode_iq4
+from requant.formats.encoders.search import SearchBudget, is_flat
 from requant.formats.grids import IQ4_LEVELS
 from requant.formats.jit import kernel
 

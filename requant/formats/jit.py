@@ -1,4 +1,4 @@
-"""The one Numba decorator, which keeps what it compiled in the folder that `kernel_cache` names."""
+"""The one Numba decorator, which caches compiled kernels in the folder that `kernel_cache` names."""
 
 import contextlib
 import errno
@@ -18,8 +18,8 @@ from requant.formats.kernel_cache import folder_name, is_private, parents, sourc
 
 _config: Any = numba.config
 _DIGEST_BYTES = 32
-_said: set[str] = set()
-# what a damaged file raises, or one of other versions of what is pickled in it
+_warned: set[str] = set()
+# errors of a damaged file, or of one that other versions of the pickled classes wrote
 _DAMAGED = (
     pickle.UnpicklingError,
     EOFError,
@@ -45,17 +45,17 @@ SOURCE_STATE = source_state(numba.__version__)
 
 
 def fingerprint() -> tuple[str, str]:
-    """What must be the same on all machines that work on one output: the version, and the state of the kernels."""
+    """Return the facts that must agree on all machines that work on one output: the version and the kernels' state."""
     return __version__, SOURCE_STATE
 
 
 def _cache_folder() -> Path | None:
-    """A private folder that can be written, made if need be; None where there is none to be had."""
+    """Return a private, writable folder, created if missing; None where no place allows one."""
     for parent in parents():
         folder, reason = parent / folder_name(SOURCE_STATE), "others may change it"
         try:
             parent.parent.mkdir(parents=True, exist_ok=True)
-            for path in (parent, folder):  # who may rename the one can put their own in place of the other
+            for path in (parent, folder):  # whoever may rename one of them can replace the other
                 path.mkdir(mode=0o700, exist_ok=True)
             if is_private(parent) and is_private(folder):
                 if os.access(folder, os.W_OK | os.X_OK):
@@ -68,9 +68,9 @@ def _cache_folder() -> Path | None:
 
 
 def _warn(what: str) -> None:
-    """Say it once: Numba makes Python forget what was said while it compiles."""
-    if what not in _said:
-        _said.add(what)
+    """Warn once: while Numba compiles, it makes Python forget which warnings were given."""
+    if what not in _warned:
+        _warned.add(what)
         warnings.warn(what, RuntimeWarning, stacklevel=1)
 
 
@@ -80,14 +80,14 @@ if CACHE_FOLDER is not None:
 
 
 class _CheckedFile(IndexDataCacheFile):
-    """Numba's files, each behind its digest: machine code with a flipped bit loads, and does what it likes."""
+    """Numba's cache files, each preceded by its digest: machine code with a flipped bit would load and run."""
 
     def _dump(self, obj: Any) -> bytes:
         data: bytes = super()._dump(obj)
         return hashlib.sha256(data).digest() + data
 
     def _load_data(self, name: str) -> Any:
-        return _checked(self._data_path(name))
+        return _read_checked(self._data_path(name))
 
     def _save_index(self, overloads: Any) -> None:
         with self._open_for_write(self._index_path) as file:
@@ -96,12 +96,12 @@ class _CheckedFile(IndexDataCacheFile):
     def _load_index(self) -> Any:
         if not Path(self._index_path).exists():
             return {}
-        version, stamp, overloads = _checked(self._index_path)
+        version, stamp, overloads = _read_checked(self._index_path)
         return overloads if (version, stamp) == (self._version, self._source_stamp) else {}
 
 
-def _checked(path: str) -> Any:
-    """The object in the file; raises UnpicklingError where it is not as it was written."""
+def _read_checked(path: str) -> Any:
+    """Read the object in the file. Raises UnpicklingError where the digest does not match."""
     content = Path(path).read_bytes()
     digest, data = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     if hashlib.sha256(data).digest() != digest:
@@ -110,7 +110,7 @@ def _checked(path: str) -> Any:
 
 
 class _MendingCache(FunctionCache):
-    """Numba's cache, but a file that cannot be read is thrown away and the kernel compiled anew."""
+    """Numba's cache, except that a file that cannot be read is deleted and its kernel compiled anew."""
 
     def __init__(self, function: Any) -> None:
         super().__init__(function)
@@ -118,7 +118,7 @@ class _MendingCache(FunctionCache):
         self._cache_file = _CheckedFile(file._cache_path, self._impl.filename_base, file._source_stamp)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The compiled kernel for a signature, or None."""
+        """Return the compiled kernel for a signature, or None."""
         try:
             return super().load_overload(sig, target_context)
         except _DAMAGED:
@@ -130,7 +130,7 @@ class _MendingCache(FunctionCache):
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep the compiled kernel; where that fails it is compiled again by the next process."""
+        """Store the compiled kernel; where that fails, the next process compiles it again."""
         try:
             super().save_overload(sig, data)
         except (OSError, *_DAMAGED) as error:
@@ -138,7 +138,7 @@ class _MendingCache(FunctionCache):
 
 
 def kernel(function: Any) -> Any:
-    """`function` compiled on first call: no GIL, IEEE arithmetic in source order, kept in the cache folder."""
+    """Compile `function` on its first call: no GIL, IEEE arithmetic in source order, cached in the folder."""
     compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
     if CACHE_FOLDER is not None and not _config.DISABLE_JIT:
         try:

@@ -1,7 +1,7 @@
-"""The folder that compiled kernels are kept in: where it is, what is in it, how to be rid of it.
+"""The folder of compiled kernels: its place, its contents and its removal.
 
-Numba's cache is pickle, so the folder must be private to the user; and a cached kernel does not notice an
-edit of a helper in another file, so the folder's name carries a hash of all kernel sources.
+Numba's cache is pickle, so the folder must be private to the user. A cached kernel does not notice an edit of a helper
+in another file, so the folder's name has a hash of all kernel sources.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What is kept: by this version, in `folder` (None before the first kernel), and by others beside it."""
+    """Numbers of cached kernels: of this version in `folder` (None before the first kernel), and of other versions."""
 
     folder: Path | None
     n_kernels: int
@@ -28,7 +28,7 @@ class Contents:
 
 
 def source_state(numba_version: str) -> str:
-    """Hash over the sources of every kernel and the version that compiles them; Numba itself tells processors apart."""
+    """Return a hash over the sources of all kernels and Numba's version; Numba itself tells processors apart."""
     here = Path(__file__).parent
     digest = hashlib.sha256(numba_version.encode())
     for path in sorted(here.rglob("*.[pn][yp]*")):
@@ -37,9 +37,9 @@ def source_state(numba_version: str) -> str:
 
 
 def parents() -> list[Path]:
-    """Where folders of kernels may be, the best place first."""
+    """Return the places that folders of kernels may have, the best first."""
     named = os.environ.get("REQUANT_CACHE_DIR")
-    home = os.path.expanduser("~")  # noqa: PTH111, which raises where there is no home
+    home = os.path.expanduser("~")  # noqa: PTH111, as Path.home raises where there is none
     cache = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home != "~" else "")
     user = os.getuid() if hasattr(os, "getuid") else "user"
     usual = Path(named) if named else Path(cache) / "requant" if cache else None
@@ -47,22 +47,22 @@ def parents() -> list[Path]:
 
 
 def folder_name(state: str) -> str:
-    """The name, within a parent, of the folder for kernels of that state."""
+    """Return the name, within a parent, of the folder for kernels of that state."""
     return f"kernels-{state}"
 
 
 def is_private(folder: Path) -> bool:
-    """Whether `folder` belongs to this user and nobody else may write to it."""
+    """Return whether `folder` belongs to this user and nobody else may write to it."""
     status = folder.lstat()
     owned = not hasattr(os, "getuid") or status.st_uid == os.getuid()
     return stat.S_ISDIR(status.st_mode) and owned and not status.st_mode & 0o022
 
 
 def contents(state: str) -> Contents:
-    """What all parents hold."""
-    found = {folder: _kept(folder) for folder in _folders()}
+    """Measure the folders of kernels in all parents."""
+    found = {folder: _measure(folder) for folder in _folders()}
     own = [folder for folder in found if folder.name == folder_name(state)]
-    others = [kept for folder, kept in found.items() if folder not in own]
+    others = [size for folder, size in found.items() if folder not in own]
     return Contents(
         own[0] if own else None,
         sum(found[folder][0] for folder in own),
@@ -73,7 +73,7 @@ def contents(state: str) -> Contents:
 
 
 def clear() -> list[Path]:
-    """The folders of compiled kernels, of this and of other versions, which are no more. Raises OSError."""
+    """Delete the folders of compiled kernels, of this and of other versions, and return them. Raises OSError."""
     found = _folders()
     for folder in found:
         shutil.rmtree(folder)
@@ -81,7 +81,7 @@ def clear() -> list[Path]:
 
 
 def _folders() -> list[Path]:
-    """Every private folder of kernels in a private parent; what others may change is not ours to walk or remove."""
+    """Return every private folder of kernels in a private parent; no folder that others may change is touched."""
     found: list[Path] = []
     for parent in parents():
         if parent.is_dir() and is_private(parent):
@@ -89,8 +89,8 @@ def _folders() -> list[Path]:
     return found
 
 
-def _kept(folder: Path) -> tuple[int, int]:
-    """How many compiled kernels, and bytes in all."""
+def _measure(folder: Path) -> tuple[int, int]:
+    """Return the number of compiled kernels in `folder`, and the bytes of all its files."""
     n_kernels = n_bytes = 0
     for base, _, names in os.walk(folder):
         for name in names:

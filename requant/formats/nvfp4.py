@@ -3,8 +3,8 @@
     x = d[s] * level[q]
 
 In a sub-block low nibbles are weights 0-7, high nibbles 8-15. The levels are E2M1 doubled, and the scale is halved.
-A tensor's second-level scale, where it has one, is another tensor (".scale") and no part of this. Who writes one
-divides the weights by it first and encodes what is left; without one, scales below 2**-6 are subnormal and coarse.
+A tensor's second-level scale, where it has one, is another tensor (".scale"), not part of this type. A writer of one
+divides the weights by it first and encodes the quotients; without one, scales below 2**-6 are subnormal and coarse.
 
 Source: block_nvfp4 in ggml-common.h, dequantize_row_nvfp4 in ggml-quants.c.
 """

@@ -36,7 +36,7 @@ def encode(x, importance, blocks, effort):
 
 @kernel
 def _pack(codes, blocks):
-    """The codes 0..3 of -2..1 become those of 1..-2, as d has changed its sign."""
+    """Turn the codes 0..3 of -2..1 into those of 1..-2, as d has changed its sign."""
     qs = blocks["qs"]
     for b in range(codes.shape[0]):
         for i in range(N // 4):

@@ -11,8 +11,8 @@ Source: block_q3_K in ggml-common.h, dequantize_row_q3_K in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.encoders.search import is_flat
-from requant.formats.encoders.symmetric import SearchBudget, encode_symmetric
+from requant.formats.encoders.search import SearchBudget, is_flat
+from requant.formats.encoders.symmetric import encode_symmetric
 from requant.formats.jit import kernel
 
 N = 256
@@ -47,8 +47,8 @@ def decode(blocks, out):
 
 def encode(x, importance, blocks, effort):
     # without importance the best scale is near the range; with it, it may well clip the largest weight
-    spent, first, span = SEARCH[effort][0] if is_flat(importance) else SEARCH[effort][1]
-    blocks["d"], scales, codes = encode_symmetric(x, importance, SUBS, TOP, SCALE_TOP, spent, first, span)
+    budget, first, span = SEARCH[effort][0] if is_flat(importance) else SEARCH[effort][1]
+    blocks["d"], scales, codes = encode_symmetric(x, importance, SUBS, TOP, SCALE_TOP, budget, first, span)
     _pack((scales + np.int8(SCALE_TOP)).view(np.uint8), codes, blocks)
 
 

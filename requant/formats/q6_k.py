@@ -10,7 +10,8 @@ Source: block_q6_K in ggml-common.h, dequantize_row_q6_K in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.encoders.symmetric import SearchBudget, encode_symmetric
+from requant.formats.encoders.search import SearchBudget
+from requant.formats.encoders.symmetric import encode_symmetric
 from requant.formats.jit import kernel
 
 N = 256

@@ -8,7 +8,8 @@ Source: block_q8_0 in ggml-common.h, quantize_row_q8_0_ref in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.encoders.symmetric import SearchBudget, encode_symmetric
+from requant.formats.encoders.search import SearchBudget
+from requant.formats.encoders.symmetric import encode_symmetric
 from requant.formats.jit import kernel
 
 N = 32

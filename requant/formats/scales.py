@@ -13,7 +13,7 @@ from requant.formats.jit import kernel
 
 @kernel
 def unpack_factors(scales, b, s, d, dmin):
-    """D times the scale and dmin times the minimum of sub-block `s` of block `b`; scales: (n, 12) uint8."""
+    """Return d times the scale and dmin times the minimum of sub-block `s` of block `b`; scales: (n, 12) uint8."""
     if s < 4:
         scale, low = scales[b, s] & np.uint8(63), scales[b, s + 4] & np.uint8(63)
     else:

@@ -21,7 +21,7 @@ LAYOUT = np.dtype([("qs", "u1", (48,)), ("qh", "u1", (4,)), ("d", "<u2")])  # d:
 
 @kernel
 def _trit(byte, power):
-    """The trit of `byte` that 3**n = `power` brings to the front, less 1."""
+    """Return the trit of `byte` that 3**n = `power` brings to the front, less 1."""
     fraction = (np.int32(byte) * power) & np.int32(0xFF)
     return np.float32((fraction * np.int32(3)) >> np.int32(8)) - np.float32(1.0)
 
@@ -51,7 +51,7 @@ def encode(x, importance, blocks, effort):
 
 @kernel
 def _byte(codes, b, first, step, n):
-    """`n` trits, `step` apart, as a byte: 256 / 243 times their number in base 3, rounded up."""
+    """Return `n` trits, `step` apart, as a byte: 256 / 243 times their number in base 3, rounded up."""
     number = np.uint32(0)
     for k in range(5):
         trit = np.uint32(codes[b, first + step * k]) if k < n else np.uint32(0)

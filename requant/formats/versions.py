@@ -1,4 +1,4 @@
-"""Versions: of requant, its encoders and its table of formats, and of what it runs on. Nothing heavy is imported."""
+"""The versions of requant, its encoders, its table of formats and its packages, read without importing these."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from requant._version import __version__
 from requant.common.threads import n_threads
 from requant.formats import FORMATS, GGML, KERNELS, kernel_cache, table_digest
 
-# needed always, and those of extras
-PACKAGES = ("click", "highspy", "llvmlite", "numba", "numpy", "threadpoolctl")
+# the required packages, and those of extras
+PACKAGES = ("click", "gguf", "highspy", "llvmlite", "numba", "numpy", "threadpoolctl", "tqdm")
 OPTIONAL = ("distributed", "matplotlib", "tokenizers")
 
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """What decides what a run does.
+    """The versions that decide the result of a run.
 
-    kernels: of the encoders, raised when the same weights become other bytes. ggml: the version whose types are known.
-    n_types, formats: how many types, and the hash of their table. packages: what is installed of those that requant
-    uses. cache: None where Numba, and so every kernel, is missing.
+    kernels: version of the encoders, raised when the same weights become other bytes. ggml: version whose types are
+    known. n_types, formats: number of types, and the hash of their table. packages: versions of the installed packages
+    that requant uses. cache: None where Numba, and so every kernel, is missing.
     """
 
     requant: str
@@ -37,8 +37,8 @@ class Versions:
 
 
 def versions() -> Versions:
-    """Those of this process."""
-    packages = {name: found for name in (*PACKAGES, *OPTIONAL) if (found := _installed(name))}
+    """Collect the versions of this process."""
+    packages = {name: found for name in (*PACKAGES, *OPTIONAL) if (found := _installed_version(name))}
     numba = packages.get("numba")
     return Versions(
         requant=__version__,
@@ -54,7 +54,7 @@ def versions() -> Versions:
     )
 
 
-def _installed(name: str) -> str | None:
+def _installed_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:

@@ -16,6 +16,7 @@ from requant.container.metadata import Metadata
 from requant.container.source import Source
 from requant.errors import printable
 from requant.formats import KERNELS, format_of
+from requant.formats.ggml_names import llama_ftype
 from requant.model.weight_scales import SCALED_TYPE
 from requant.planning.plan import LayerSummary, Plan
 from requant.planning.summaries import LAYERS_SCHEMA
@@ -23,14 +24,9 @@ from requant.planning.summaries import LAYERS_SCHEMA
 Changes = dict[str, tuple[str, Any] | None]
 
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
-# llama_ftype in llama.h: a label for the whole file. Plans have no value of their own there, so the label is that of
-# the most common mixture (M) around the type that most bytes have
-_FTYPES = {
-    **{"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12},
-    **{"Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23, "IQ1_S": 24, "IQ4_NL": 25},
-    **{"IQ3_S": 26, "IQ2_S": 28, "IQ4_XS": 30, "IQ1_M": 31, "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38},
-    **{"NVFP4": 39, "Q1_0": 40, "Q2_0": 41},
-}
+# llama_ftype in llama.h: a label for the whole file. gguf names those of most types; for the K-quants there are only
+# labels of mixtures, so the label is that of the most common mixture (M) around the type that most bytes have
+_FTYPES = {"Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "MXFP4": 38, "Q2_0": 41}
 _MAX_TEXT = 127  # bytes; llama-quantize cuts file and data set there
 _MAX_F32 = 3e38
 
@@ -71,11 +67,16 @@ def output_metadata(source: Source, plan: Plan, imatrix: Imatrix | None) -> Meta
     return source.metadata.with_values(changes | _own_values(source, plan))
 
 
+def file_type(type_name: str) -> int | None:
+    """Return the general.file_type of a file whose weights mostly have the ggml type; None where there is none."""
+    return _FTYPES[type_name] if type_name in _FTYPES else llama_ftype(type_name)
+
+
 def _labels(plan: Plan) -> Changes:
     sizes: Counter[str] = Counter()
     for choice in plan.choices:
         sizes[choice.type] += choice.n_bytes
-    ftype = next((_FTYPES[name] for name, _ in sizes.most_common() if name in _FTYPES), None)
+    ftype = next((f for name, _ in sizes.most_common() if (f := file_type(name)) is not None), None)
     labels: Changes = {} if ftype is None else {"general.file_type": ("u32", ftype)}
     if any(format_of(c.type).block_weights > 1 for c in plan.choices):
         labels["general.quantization_version"] = ("u32", QUANTIZATION_VERSION)

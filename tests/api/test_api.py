@@ -72,7 +72,7 @@ def test_the_public_names_are_there_and_none_is_hidden_by_a_module_of_its_name()
 
 
 def test_importing_requant_imports_nothing_heavy():
-    heavy = ("numpy", "numba", "scipy", "click", "tqdm", "requant.api.model", "dataclasses")
+    heavy = ("numpy", "numba", "scipy", "click", "tqdm", "gguf", "requant.api.model", "dataclasses")
     code = f"import sys, requant; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout == "[]\n"

@@ -21,13 +21,14 @@ def modules(ran):
 def test_help_is_shown_without_loading_compilers_and_solvers(words):
     ran = spawn(*words, before=LISTS_MODULES)
     assert ran.code == 0 and ran.out.startswith("Usage: requant")
-    assert not modules(ran) & {"numba", "highspy", "gguf"}
+    assert not modules(ran) & {"numba", "highspy", "gguf", "tqdm"}
 
 
-def test_inspect_loads_not_even_numpy():
-    ran = spawn("inspect", TINY, before=LISTS_MODULES)
-    assert ran.code == 0 and "llama" in ran.out
-    assert not modules(ran) & {"numba", "highspy", "numpy", "gguf"}
+@pytest.mark.parametrize("words, shown", [(["inspect", TINY], "llama"), (["--help"], "Usage")], ids=["inspect", "help"])
+def test_what_needs_not_even_numpy_does_not_load_it(words, shown):
+    ran = spawn(*words, before=LISTS_MODULES)
+    assert ran.code == 0 and shown in ran.out
+    assert not modules(ran) & {"numba", "highspy", "numpy", "gguf", "tqdm"}
 
 
 def test_the_list_of_commands_says_what_each_says_of_itself(capsys):
@@ -53,7 +54,7 @@ def test_the_version_is_the_first_line(capsys):
 def test_the_version_is_said_without_loading_what_it_is_about():
     ran = spawn("--version", before=LISTS_MODULES)
     assert ran.code == 0 and " numba " in ran.out
-    assert not modules(ran) & {"numba", "highspy", "numpy", "gguf"}
+    assert not modules(ran) & {"numba", "highspy", "numpy", "gguf", "tqdm"}
 
 
 def test_json_alone_is_usage(capsys):

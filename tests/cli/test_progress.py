@@ -8,81 +8,97 @@ import pytest
 from commands import IMATRIX, TINY, run, spawn
 from ptys import on_terminal
 
-from requant.cli import console as speech
-from requant.cli import progress
-from requant.cli.progress import Meter, as_json
+from requant.cli import console, meters, progress
+from requant.cli.meters import Bar, Lines, as_json
 
 SCORED = ("--imatrix", IMATRIX, "--losses")
 WARNING = "requant: warning: "  # of an imatrix that does not cover the output
 KEYS = ["schema", "stage", "done", "total", "unit", "seconds", "rate", "eta"]
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self):
-        self.now = 100.0
-
-    def monotonic(self):
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    found = Clock()
-    monkeypatch.setattr(progress, "time", found)
-    return found
+ERASED = re.compile(r"\r *\r")  # how tqdm takes a bar away
 
 
 @pytest.fixture(autouse=True)
 def _settings():
     yield
-    speech.reset()
+    console.reset()
 
 
-def meter(clock, total=30, unit="layers"):
-    return Meter("scoring", total, unit, begun=clock.now)
+def meter(done=0, seconds=0.0, total=30, unit="layers"):
+    """A meter that writes nothing, `seconds` after its stage began."""
+    found = Lines(lambda *_: None, 1.0, "scoring", total, unit)
+    found._time = lambda: found.start_t + seconds
+    found.n = done
+    return found
 
 
-def advance(clock, found, *steps):
-    for seconds, n in steps:
-        clock.now += seconds
+def test_before_the_first_sample_the_rate_is_the_mean():
+    known = meter(10, 20.0).format_dict
+    assert (known["rate"], known["eta"]) == (0.5, 40)
+    assert known["figures"] == "10 of 30 layers, 0.5 layers/s, 40 s left"
+
+
+def test_nothing_done_has_no_rate():
+    known = meter(0, 20.0).format_dict
+    assert known["rate"] is None and known["eta"] is None
+
+
+def test_the_rate_follows_the_last_steps():
+    found, now = meter(total=10_000), [0.0]
+    found._time = lambda: found.start_t + now[0]
+    for seconds, n in [(1.0, 100)] * 20 + [(10.0, 1)] * 60:
+        now[0] += seconds
         found.advance(n)
+    assert 0.1 < found.format_dict["rate"] < found.n / now[0]
 
 
-def test_rate_and_time_left_are_those_of_what_was_done(clock):
-    found = meter(clock)
-    assert found.rate is None and found.eta is None
-    advance(clock, found, *[(2.0, 1)] * 10)
-    assert found.rate == pytest.approx(0.5) and found.eta == pytest.approx(40) and found.seconds == 20
+def test_without_a_total_no_time_is_left_to_tell():
+    known = meter(5, 1.0, total=None).format_dict
+    assert known["rate"] == 5 and known["eta"] is None
+    assert known["figures"] == "5 layers, 5 layers/s, 1 s"
+    assert meter(0, 3.0, None, "").format_dict["figures"] == "3 s"
 
 
-def test_the_rate_is_that_of_the_last_minute(clock):
-    found = meter(clock, 10_000)
-    advance(clock, found, *[(1.0, 100)] * 5, *[(10.0, 1)] * 20)
-    assert found.rate == pytest.approx(0.1, rel=0.2)
-
-
-def test_without_a_total_no_time_is_left_to_tell(clock):
-    found = meter(clock, None)
-    advance(clock, found, (1.0, 5))
-    assert found.rate == 5 and found.eta is None
+def test_sizes_have_our_units():
+    assert meter(2**20, 1.0, 2**30, "B").format_dict["figures"].startswith("1.00 MiB of 1.00 GiB, 1.00 MiB/s, ")
 
 
 def test_units_may_be_done_on_any_thread():
-    found = Meter("scoring", 8000, "layers")
+    found = meter(total=8000)
     threads = [threading.Thread(target=lambda: [found.advance(1) for _ in range(1000)]) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found.done == 8000
+    assert found.n == 8000
 
 
-def test_a_json_line_is_one_object_of_known_keys(clock):
-    found = meter(clock)
-    advance(clock, found, (4.0, 3))
-    assert json.loads(as_json(found)) == {
+@pytest.mark.parametrize("total", [None, 0, 4])
+def test_more_than_there_was_to_do_is_drawn_too(total, capsys):
+    bar = Bar("scoring", total, "layers")
+    bar.advance(5)
+    bar.show(meters.GOES_ON)
+    bar.close()
+    assert "scoring" in capsys.readouterr().err
+
+
+def test_a_line_comes_where_more_was_done_and_not_too_often():
+    written = []
+    found = Lines(lambda _, when: written.append(when), 3600.0, "scoring", 30, "layers")
+    found.show(meters.BEGINS)
+    found.advance(1)
+    found.refresh()
+    assert written == [meters.BEGINS]
+    found.every = 0.0
+    found.refresh()
+    found.refresh()  # nothing new
+    found.show(meters.ENDS)
+    assert written == [meters.BEGINS, meters.GOES_ON, meters.ENDS]
+
+
+def test_a_json_line_is_one_object_of_known_keys():
+    line = json.loads(as_json(meter(3, 4.0)))
+    assert list(line) == KEYS
+    assert line == {
         "schema": "requant.progress/1",
         "stage": "scoring",
         "done": 3,
@@ -92,12 +108,12 @@ def test_a_json_line_is_one_object_of_known_keys(clock):
         "rate": 0.75,
         "eta": 36.0,
     }
-    assert json.loads(as_json(meter(clock, 2**30, "B")))["unit"] == "bytes"
+    assert json.loads(as_json(meter(unit="B")))["unit"] == "bytes"
 
 
-def test_a_json_line_names_the_job_of_a_batch(clock, monkeypatch):
-    monkeypatch.setenv(progress.JOB, "out/\x1bx.gguf")
-    line = as_json(meter(clock))
+def test_a_json_line_names_the_job_of_a_batch(monkeypatch):
+    monkeypatch.setenv(console.JOB, "out/\x1bx.gguf")
+    line = as_json(meter())
     assert json.loads(line)["job"] == "out/\x1bx.gguf" and line.isascii() and "\x1b" not in line
 
 
@@ -110,7 +126,7 @@ def test_json_progress_begins_at_nothing_and_ends_at_all(tmp_path, losses):
     ran = spawn("convert", TINY, out, *SCORED, losses, "--bpw", "4.5", "--progress", "json")
     lines = lines_of(ran.err)
     assert ran.code == 0 and all(line[0] == "{" or line.startswith(WARNING) for line in ran.err.splitlines())
-    assert all(list(line) == KEYS and line["schema"] == progress.SCHEMA for line in lines)
+    assert all(list(line) == KEYS and line["schema"] == meters.SCHEMA for line in lines)
     stages = list(dict.fromkeys(line["stage"] for line in lines))
     assert stages == ["solving", "converting"]
     for stage in stages:
@@ -139,8 +155,8 @@ def test_plain_progress_says_when_a_stage_begins_and_ends(tmp_path, losses):
 def test_a_batch_log_gets_a_line_now_and_then(capsys, monkeypatch):
     monkeypatch.setitem(progress.EVERY, "auto", 0.001)
     heard = threading.Event()
-    say = speech.log
-    monkeypatch.setattr(speech, "log", lambda text, *a: (say(text, *a), "40 %" in text and heard.set()))
+    say = console.log
+    monkeypatch.setattr(console, "log", lambda text, *a: (say(text, *a), "40 %" in text and heard.set()))
     with progress.progress("scoring", 30, " layers") as advance:
         advance(12)
         assert heard.wait(30)
@@ -162,15 +178,15 @@ def test_none_and_quiet_draw_no_bar(words, tmp_path, losses):
     assert code == 0 and all(line.startswith(WARNING) for line in shown.splitlines())
 
 
-def test_a_bar_is_drawn_on_a_terminal_and_gone_at_the_end(tmp_path, losses):
-    code, shown, _ = on_terminal(
-        *("convert", TINY, tmp_path / "o", *SCORED, losses, "--bpw", "4.5"), columns=70, stdout=False, stderr=True
-    )
-    drawn = [line for line in shown.split(speech.ERASE) if line]
-    assert code == 0 and shown.count("\n") == shown.rpartition(speech.ERASE)[2].count(WARNING)
+@pytest.mark.parametrize("columns, width", [(70, 70), (0, 80)])
+def test_a_bar_is_drawn_on_a_terminal_and_gone_at_the_end(columns, width, tmp_path, losses):
+    words = ("convert", TINY, tmp_path / "o", *SCORED, losses, "--bpw", "4.5")
+    code, shown, _ = on_terminal(*words, columns=columns, stdout=False, stderr=True)
+    drawn = [line.rstrip() for line in shown.split("\r") if line.strip()]
+    assert code == 0 and shown.count("\n") == ERASED.split(shown)[-1].count(WARNING)
     assert any(line.startswith("converting ") and " MiB" in line and "%" in line for line in drawn)
-    assert any("100 %" in line and "/s" in line for line in drawn)
-    assert max(len(line) for line in drawn if WARNING not in line) < 70
+    assert any("100 %" in line and "/s" in line and "#]" in line for line in drawn)
+    assert max(len(line) for line in drawn if WARNING not in line) < width
 
 
 def test_a_dumb_terminal_gets_no_bar(tmp_path, losses):
@@ -179,18 +195,47 @@ def test_a_dumb_terminal_gets_no_bar(tmp_path, losses):
     assert "\r" not in shown and "\x1b" not in shown
 
 
-def test_a_line_that_is_said_takes_the_place_of_the_bar(capsys):
-    with speech.drawing():
-        speech.log("something")
-    err = capsys.readouterr().err
-    assert err == f"{speech.ERASE}requant: something\n{speech.ERASE}"
+def test_a_line_takes_the_place_of_the_bar(capsys):
+    console.settings.progress = "bar"
+    with progress.progress("scoring", 3, "layers"):
+        console.log("something")
+    shown = ERASED.sub("\n", capsys.readouterr().err)
+    assert "requant: something" in shown.splitlines() and shown.endswith("\n")
 
 
-def test_a_failure_ends_the_bar_and_is_told_after_it(capsys):
-    speech.settings.progress = "bar"
+def test_a_failure_takes_the_bar_away(capsys):
+    console.settings.progress = "bar"
     with pytest.raises(KeyError), progress.progress("scoring", 3, "layers"):
         raise KeyError
-    assert capsys.readouterr().err.endswith(speech.ERASE) and speech.settings.bars == 0
+    console.log("after")
+    assert re.search(r"\r *\rrequant: after\n$", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("words", [["--progress", "none"], ["-q"]], ids=" ".join)
+def test_without_progress_nothing_is_loaded_for_it(words, tmp_path, losses):
+    before = "import atexit, sys; atexit.register(lambda: print('tqdm' in sys.modules, file=sys.stderr))"
+    words = ("convert", TINY, tmp_path / "o", *SCORED, losses, "--bpw", "4.5", *words)
+    assert spawn(*words, before=before).err.splitlines()[-1] == "False"
+
+
+def test_what_a_stage_took_is_told_to_those_who_ask_without_progress(capsys):
+    console.settings.progress, console.settings.level = "none", console.VERBOSE
+    with progress.progress("scoring", 3, " layers") as advance:
+        advance(3)
+    assert re.fullmatch(r"requant: scoring took \d+\.\d\d s, 3 layers\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("how", console.PROGRESS)
+def test_a_stderr_that_cannot_be_written_to_stops_nothing(how, monkeypatch):
+    class Full:
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    for stream in (Full(), None):
+        monkeypatch.setattr("sys.stderr", stream)
+        console.settings.progress = "plain" if how == "auto" else how
+        with progress.progress("scoring", 3, "layers") as advance:
+            advance(1)
 
 
 def test_every_worker_of_a_batch_is_told_how_to_say_it(tmp_path):

@@ -30,7 +30,7 @@ from requant.errors import BadInput, InputOutputError, NumericFault, OutputRefus
 from requant.formats import FORMATS, KERNELS, Effort, by_name, codec
 from requant.model.nonfinite import preserve_nonfinite
 from requant.planning.output_layout import output_layouts
-from requant.planning.output_metadata import _FTYPES, may_differ
+from requant.planning.output_metadata import may_differ
 from requant.scoring.losses import Losses
 
 TYPES = ("Q4_K", "Q6_K", "Q8_0", "Q4_0")
@@ -478,8 +478,3 @@ def test_names_from_outside_are_escaped_and_cut(tmp_path, imatrix):
         assert "quantize.imatrix.chunks_count" not in target.metadata
         assert "requant.old" not in target.metadata
         assert "split.custom" in target.metadata
-
-
-def test_every_type_of_weights_has_a_label_for_the_file():
-    assert {f.name for f in FORMATS.values() if f.can_decode} == set(_FTYPES)
-    assert len(set(_FTYPES.values())) == len(_FTYPES)

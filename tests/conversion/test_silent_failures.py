@@ -226,7 +226,7 @@ def test_a_block_whose_importance_lies_on_zeros_is_encoded_as_without(name):
     importance[64:66] = 1e6  # where all weights are zero
     x[0, 64:66] = 0
     y, plain = (codec.dequantize(codec.quantize(x, fmt, w), fmt) for w in (importance, None))
-    marked = codec.unweighted(x, fmt, importance).reshape(2, -1)
+    marked = codec.find_unweighted_blocks(x, fmt, importance).reshape(2, -1)
     first = np.repeat(marked[0], fmt.block_weights)
     assert first[:64].all() and not first[256:].any()
     assert np.array_equal(y[0, first], plain[0, first])
@@ -250,7 +250,7 @@ def test_a_block_whose_importance_lies_on_zeros_is_encoded_as_without(name):
 def test_blocks_without_usable_importance_are_counted(importance, count):
     fmt, x, importance = by_name("Q4_0"), rows(3), importance.astype(np.float32)
     x[2] = 0  # which needs none
-    assert np.count_nonzero(codec.unweighted(x, fmt, importance)) == 2 * count
+    assert np.count_nonzero(codec.find_unweighted_blocks(x, fmt, importance)) == 2 * count
     y = codec.dequantize(codec.quantize(x, fmt, importance), fmt)
     assert faults.relative_error(x, y) <= 1.5 * fmt.gaussian_rmse
 

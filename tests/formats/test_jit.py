@@ -33,7 +33,7 @@ NO_HEAVY = """
 import importlib, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
-print(*({"numba", "highspy", "click", "gguf"} & {name.split(".")[0] for name in sys.modules}))
+print(*({"numba", "highspy", "click", "gguf", "tqdm"} & {name.split(".")[0] for name in sys.modules}))
 """
 
 
@@ -233,7 +233,9 @@ LIGHT = [
     *("requant.model.hyperparameters", "requant.model.memory", "requant.model.roles", "requant.model.mixtures"),
     *(
         "requant.formats",
+        "requant.formats.ggml_names",
         "requant.planning.plan",
+        "requant.planning.output_metadata",
         "requant.planning.solver.problem",
         "requant.planning.recipe",
         "requant.report.text.inspection",

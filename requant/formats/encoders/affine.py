@@ -1,7 +1,5 @@
 """Search for x = scale * q + min: codes 0..top, a scale and a minimum per sub-block (Q2_K, Q4_K, Q5_K, Q4_1, Q5_1)."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from requant.formats.bits import float_to_half, half_to_float
@@ -33,35 +31,27 @@ from requant.formats.encoders.search import (
     ZERO,
     D,
     L,
+    SearchBudget,
     buffers,
     is_flat,
     load,
+    undo_worse_refits,
 )
 from requant.formats.jit import kernel
 
-
-class SearchBudget(NamedTuple):
-    """How hard a search tries."""
-
-    candidates: int  # scales over the range
-    repeats: int  # of alternating least squares from the best
-    reach: int  # how far an integer scale may move when it is re-chosen
-    rounds: int  # of integer scales, d and dmin in turn
-
-
 # by effort; without importance, and with
 SUPER_BLOCKS = (
-    (SearchBudget(6, 1, 0, 1), SearchBudget(5, 2, 1, 1)),
-    (SearchBudget(6, 2, 1, 1), SearchBudget(6, 2, 3, 2)),
-    (SearchBudget(16, 2, 5, 3), SearchBudget(24, 3, 7, 4)),
+    (SearchBudget(6, 1, reach=0), SearchBudget(5, 2, reach=1)),
+    (SearchBudget(6, 2, reach=1), SearchBudget(6, 2, reach=3, rounds=2)),
+    (SearchBudget(16, 2, reach=5, rounds=3), SearchBudget(24, 3, reach=7, rounds=4)),
 )
-BLOCKS = (SearchBudget(10, 2, 0, 0), SearchBudget(16, 3, 0, 0), SearchBudget(24, 4, 0, 0))
+BLOCKS = (SearchBudget(10, 2), SearchBudget(16, 3), SearchBudget(24, 4))
 SINGULAR = np.float32(1e-5)  # well above the rounding of sums over 32 weights
 
 
 @kernel
 def _measure(x, w, t):
-    """Lowest weight (LOW), highest (SPAN, for now) and the sums that no code enters."""
+    """Measure the lowest weight (LOW), the highest (SPAN, for now) and the sums that need no codes."""
     for j in range(LANES):
         t[LOW, j] = x[0, j]
         t[SPAN, j] = x[0, j]
@@ -78,7 +68,7 @@ def _measure(x, w, t):
 
 @kernel
 def _affine_sums(x, w, top, t):
-    """Sums over the codes that TRY_INVERSE and TRY_MIN give."""
+    """Compute the sums over the codes that TRY_INVERSE and TRY_MIN give."""
     high = np.float32(top)
     for j in range(LANES):
         t[L, j] = ZERO
@@ -115,8 +105,8 @@ def _affine_trial(x, w, top, signed_min, t):
 
 
 @kernel
-def _search_affine(x, w, top, spent, first, span, signed_min, t):
-    """Best (SCALE, MIN) per lane for codes 0..top; without `signed_min`, MIN is never above 0.
+def _search_affine(x, w, top, budget, first, span, signed_min, t):
+    """Find the best (SCALE, MIN) per lane for codes 0..top; without `signed_min`, MIN is never above 0.
 
     The candidates map the range to top + first up to top + first + span codes.
     """
@@ -132,13 +122,13 @@ def _search_affine(x, w, top, spent, first, span, signed_min, t):
         if t[MIN, j] > ZERO and not signed_min:
             t[MIN, j] = ZERO
         t[GAIN, j] = t[MIN, j] * t[SUM_X, j]
-    step = np.float32(span) / np.float32(spent.candidates - 1)
-    for c in range(spent.candidates):
+    step = np.float32(span) / np.float32(budget.candidates - 1)
+    for c in range(budget.candidates):
         reach = np.float32(top) + np.float32(first) + step * np.float32(c)
         for j in range(LANES):
             t[TRY_INVERSE, j] = reach * t[SPAN, j]
         _affine_trial(x, w, top, signed_min, t)
-    for _ in range(spent.repeats):
+    for _ in range(budget.repeats):
         for j in range(LANES):
             t[TRY_INVERSE, j] = ONE / t[SCALE, j] if t[SCALE, j] > ZERO else ZERO
             t[TRY_MIN, j] = t[MIN, j]
@@ -147,7 +137,7 @@ def _search_affine(x, w, top, spent, first, span, signed_min, t):
 
 @kernel
 def _affine_error(x, w, top, t):
-    """Weighted squared error per lane, into LAST_ERROR, of scales D * TRY_LS and minima DMIN * TRY_LM."""
+    """Compute the weighted squared error per lane, into LAST_ERROR, of scales D * TRY_LS and minima DMIN * TRY_LM."""
     high = np.float32(top)
     for j in range(LANES):
         t[TRY_SCALE, j] = t[D, j] * t[TRY_LS, j]
@@ -166,7 +156,7 @@ def _affine_error(x, w, top, t):
 def _refine_affine(x, w, top, scale_top, reach, t):
     """Re-choose LS and LM among their neighbours up to `reach` away, by true error.
 
-    They are moved the same way, give or take one: a wider range has its end further out.
+    Both move the same way, give or take one, because a wider range also ends further out.
     """
     limit = np.float32(scale_top)
     for j in range(LANES):
@@ -219,22 +209,12 @@ def _refit_affine(x, w, top, n_subs, t):
             t[D, j] = d
             t[DMIN, j] = dmin
     _affine_error(x, w, top, t)
-    for g in range(0, LANES, n_subs):
-        before = after = ZERO
-        for j in range(g, g + n_subs):
-            before += t[ERROR, j]
-            after += t[LAST_ERROR, j]
-        for j in range(g, g + n_subs):
-            if after < before:
-                t[ERROR, j] = t[LAST_ERROR, j]
-            else:
-                t[D, j] = t[BASE_LS, j]
-                t[DMIN, j] = t[BASE_LM, j]
+    undo_worse_refits(n_subs, t)
 
 
 @kernel
-def _fit_super_blocks(x, w, top, scale_top, n_subs, spent, t):
-    """From SCALE and MIN per lane to LS, LM in 0..scale_top, and D, DMIN (halves) per super-block of `n_subs` lanes."""
+def _fit_super_blocks(x, w, top, scale_top, n_subs, budget, t):
+    """Fit LS, LM in 0..scale_top and the halves D, DMIN per super-block of `n_subs` lanes to SCALE and MIN."""
     limit = np.float32(scale_top)
     for g in range(0, LANES, n_subs):
         largest_scale = largest_min = ZERO
@@ -248,14 +228,14 @@ def _fit_super_blocks(x, w, top, scale_top, n_subs, spent, t):
             t[DMIN, j] = dmin
             t[LS, j] = min(np.rint(t[SCALE, j] / d), limit) if d > ZERO else ZERO
             t[LM, j] = min(np.rint(-t[MIN, j] / dmin), limit) if dmin > ZERO else ZERO
-    for _ in range(spent.rounds):
-        _refine_affine(x, w, top, scale_top, spent.reach, t)
+    for _ in range(budget.rounds):
+        _refine_affine(x, w, top, scale_top, budget.reach, t)
         _refit_affine(x, w, top, n_subs, t)
 
 
 @kernel
 def _round_blocks(t):
-    """From SCALE and MIN per lane to the halves D and DMIN, where a block has no integer scales."""
+    """Round SCALE and MIN per lane to the halves D and DMIN, where a block has no integer scales."""
     for j in range(LANES):
         t[D, j] = half_to_float(float_to_half(t[SCALE, j]))
         t[DMIN, j] = half_to_float(float_to_half(-t[MIN, j]))
@@ -265,7 +245,7 @@ def _round_blocks(t):
 
 @kernel
 def _write(subs, start, top, t, codes):
-    """Codes of sub-blocks subs[start:start + LANES]: the nearest for scale D * LS and minimum -DMIN * LM."""
+    """Write the codes of sub-blocks subs[start:start + LANES]: the nearest for scale D * LS and minimum -DMIN * LM."""
     high = np.float32(top)
     for j in range(min(LANES, subs.shape[0] - start)):
         scale, low = t[D, j] * t[LS, j], t[DMIN, j] * t[LM, j]
@@ -276,16 +256,16 @@ def _write(subs, start, top, t, codes):
 
 
 @kernel
-def _encode(subs, importance, top, scale_top, n_subs, spent, first, span, d, dmin, scales, mins, codes):
-    """One kernel for all formats, because it is by far the slowest to compile; arrays as in encode_affine."""
+def _encode(subs, importance, top, scale_top, n_subs, budget, first, span, d, dmin, scales, mins, codes):
+    """Kernel of encode_affine, with the same arrays; one for all formats, because it is the slowest to compile."""
     x, w, t = buffers(subs.shape[1])
     for start in range(0, subs.shape[0], LANES):
         load(subs, importance, start, x, w)
-        _search_affine(x, w, top, spent, first, span, n_subs == 1, t)
+        _search_affine(x, w, top, budget, first, span, n_subs == 1, t)
         if n_subs == 1:
             _round_blocks(t)
         else:
-            _fit_super_blocks(x, w, top, scale_top, n_subs, spent, t)
+            _fit_super_blocks(x, w, top, scale_top, n_subs, budget, t)
         _write(subs, start, top, t, codes)
         for j in range(min(LANES, subs.shape[0] - start)):
             scales[start + j] = np.uint8(t[LS, j])
@@ -297,7 +277,7 @@ def _encode(subs, importance, top, scale_top, n_subs, spent, first, span, d, dmi
 
 
 def encode_affine(x, importance, n_subs, top, scale_top, first, span, effort):
-    """Codes 0..top of `x` (n, N) with sub-blocks of N / n_subs weights: x = d * scale * code - dmin * min.
+    """Return codes 0..top of `x` (n, N) with sub-blocks of N / n_subs weights: x = d * scale * code - dmin * min.
 
     Returns d, dmin: (n,) binary16 bits; scales, mins: (n, n_subs) uint8 up to `scale_top`; codes: (n, n_subs, sub)
     uint8. With n_subs 1 there are no integer scales (all 1), and dmin may be negative. `first` and `span` are those
@@ -308,6 +288,6 @@ def encode_affine(x, importance, n_subs, top, scale_top, first, span, effort):
     scales, mins = np.empty(n * n_subs, np.uint8), np.empty(n * n_subs, np.uint8)
     codes = np.empty((n * n_subs, sub), np.uint8)
     subs, weights = x.reshape(-1, sub), importance.reshape(-1, sub)
-    spent = BLOCKS[effort] if n_subs == 1 else SUPER_BLOCKS[effort][0 if is_flat(importance) else 1]
-    _encode(subs, weights, top, scale_top, n_subs, spent, first, span, d, dmin, scales, mins, codes)
+    budget = BLOCKS[effort] if n_subs == 1 else SUPER_BLOCKS[effort][0 if is_flat(importance) else 1]
+    _encode(subs, weights, top, scale_top, n_subs, budget, first, span, d, dmin, scales, mins, codes)
     return d, dmin, scales.reshape(n, n_subs), mins.reshape(n, n_subs), codes.reshape(n, n_subs, sub)

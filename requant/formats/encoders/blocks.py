@@ -7,7 +7,7 @@ in any order and vectorize along the row, without the tiles of search.py.
 
 import numpy as np
 
-from requant.formats.bits import bits_to_float, float_to_half, half_to_float
+from requant.formats.bits import bits_to_float, float_to_half, round_to_half
 from requant.formats.encoders.search import LANES, ONE, ZERO
 from requant.formats.jit import kernel
 
@@ -16,34 +16,27 @@ SHIFT = np.int32(12)
 HALF = np.int32(2048)
 UNITS = F(4096.0)  # integers that the largest magnitude, or the range, is divided into: sums over 32 stay below 2**31
 SMALLEST, LARGEST = F(2.0**-100), F(2.0**100)  # whose inverse is far from overflow
-LARGEST_HALF = F(65504.0)
 
 
 @kernel
-def _ordered(bits):
-    """The bits of a float as an integer that has the same order; its own inverse."""
+def _order_key(bits):
+    """Return an integer with the order of the float that has these `bits`; the function is its own inverse."""
     return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
 @kernel
 def _ends(bits, b):
-    """Lowest and highest of the floats with these `bits`: (n, N) int32, row `b`."""
+    """Return the lowest and the highest of the floats with these `bits`: (n, N) int32, row `b`."""
     low, high = np.int32(0x7FFFFFFF), np.int32(-0x7FFFFFFF)
     for i in range(bits.shape[1]):
-        key = _ordered(bits[b, i])
+        key = _order_key(bits[b, i])
         low, high = min(low, key), max(high, key)
-    return bits_to_float(np.uint32(_ordered(low))), bits_to_float(np.uint32(_ordered(high)))
-
-
-@kernel
-def _half(x):
-    """`x` rounded to half precision, never infinity."""
-    return half_to_float(float_to_half(min(max(x, -LARGEST_HALF), LARGEST_HALF)))
+    return bits_to_float(np.uint32(_order_key(low))), bits_to_float(np.uint32(_order_key(high)))
 
 
 @kernel
 def _round_symmetric(x, bits, top, d, codes):
-    """Arrays as in round_symmetric."""
+    """Kernel of round_symmetric, with the same arrays."""
     n = x.shape[1]
     sums, t = np.empty((4, LANES), np.int32), np.empty((3, LANES), F)
     least, most = np.int32(-top), np.int32(top - 1)
@@ -75,7 +68,7 @@ def _round_symmetric(x, bits, top, d, codes):
             scale = xq / qq if qq > ZERO else ZERO
             other = xp / pp if pp > ZERO else ZERO
             scale = other if other * xp > scale * xq else scale
-            scale = _half(scale * t[0, j] / -UNITS)
+            scale = round_to_half(scale * t[0, j] / -UNITS)
             d[start + j] = float_to_half(scale)
             t[2, j] = ONE / scale if scale != ZERO else ZERO
         for j in range(count):
@@ -86,7 +79,7 @@ def _round_symmetric(x, bits, top, d, codes):
 
 
 def round_symmetric(x, top):
-    """Codes 0 .. 2 top - 1 of `x` (n, N): x = d * (code - top). Returns d: (n,) binary16 bits; codes: (n, N) uint8."""
+    """Return d, (n,) binary16 bits, and codes 0 .. 2 top - 1, (n, N) uint8, of `x` (n, N): x = d * (code - top)."""
     d, codes = np.empty(len(x), np.uint16), np.empty(x.shape, np.uint8)
     _round_symmetric(x, x.view(np.int32), top, d, codes)
     return d, codes
@@ -94,7 +87,7 @@ def round_symmetric(x, top):
 
 @kernel
 def _round_affine(x, bits, top, d, m, codes):
-    """Arrays as in round_affine."""
+    """Kernel of round_affine, with the same arrays."""
     n = x.shape[1]
     sums, t = np.empty((4, LANES), np.int32), np.empty((5, LANES), F)
     most = np.int32(top)
@@ -126,8 +119,8 @@ def _round_affine(x, bits, top, d, m, codes):
             xs, qs = F(sums[0, j]), F(sums[1, j])
             det = F(n) * F(sums[3, j]) - qs * qs
             slope = (F(n) * F(sums[2, j]) - xs * qs) / det if det > ZERO else ZERO
-            scale = _half(slope * t[1, j] / UNITS)
-            least = _half(t[0, j] + (xs - slope * qs) / F(n) * t[1, j] / UNITS)
+            scale = round_to_half(slope * t[1, j] / UNITS)
+            least = round_to_half(t[0, j] + (xs - slope * qs) / F(n) * t[1, j] / UNITS)
             d[start + j] = float_to_half(scale)
             m[start + j] = float_to_half(least)
             t[3, j] = ONE / scale if scale != ZERO else ZERO
@@ -140,7 +133,7 @@ def _round_affine(x, bits, top, d, m, codes):
 
 
 def round_affine(x, top):
-    """Codes 0 .. top of `x` (n, N): x = d * code + m. Returns d, m: (n,) binary16 bits; codes: (n, N) uint8."""
+    """Return d and m, (n,) binary16 bits, and codes 0 .. top, (n, N) uint8, of `x` (n, N): x = d * code + m."""
     d, m, codes = np.empty(len(x), np.uint16), np.empty(len(x), np.uint16), np.empty(x.shape, np.uint8)
     _round_affine(x, x.view(np.int32), top, d, m, codes)
     return d, m, codes

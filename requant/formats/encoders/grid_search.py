@@ -14,27 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from requant.formats.bits import float_to_half, half_to_float
+from requant.formats.bits import LARGEST_HALF, float_to_half, half_to_float
 from requant.formats.encoders.grid_words import (
     AT,
     BEST_D,
     COST,
-    ERROR,
-    GAIN,
     LEVEL,
-    LL,
-    LS,
     MINUS,
-    PEAK,
-    SCALE,
     SMALLEST,
     TRY_ERROR,
-    TRY_INVERSE,
-    TRY_LS,
-    TRY_SCALE,
-    XL,
-    D,
-    SearchBudget,
     Shape,
     find_cells,
     find_errors,
@@ -46,7 +34,28 @@ from requant.formats.encoders.grid_words import (
     sum_levels,
 )
 from requant.formats.encoders.neighbours import neighbours
-from requant.formats.encoders.search import HUGE, LANES, ONE, ZERO, buffers, load
+from requant.formats.encoders.search import (
+    ERROR,
+    GAIN,
+    HUGE,
+    LANES,
+    LL,
+    LS,
+    ONE,
+    PEAK,
+    SCALE,
+    TRY_INVERSE,
+    TRY_LS,
+    TRY_SCALE,
+    XL,
+    ZERO,
+    D,
+    SearchBudget,
+    buffers,
+    keep_better_fit,
+    load,
+    measure_peak,
+)
 from requant.formats.encoders.shrinkage import grow
 from requant.formats.grids import EVEN_SIGNS
 from requant.formats.jit import kernel
@@ -61,14 +70,13 @@ FOUND = np.dtype(
     ]
 )
 ALIKE = np.float32(0.9)  # least ratio of squared mean and mean square; 0.64 where weights are normally distributed
-LARGEST_HALF = np.float32(65504.0)
 N_CANDIDATES, N_SCALES = 5, 16  # tried for a sub-block's first scale, and for d
 
 
 def grid_encoder(
     codebook: str, shape: Shape, by_effort: Sequence[SearchBudget], decode: Any
 ) -> Callable[[Any], Callable[[Any, Any, Any, int], None]]:
-    """Makes of a kernel pack(found, blocks) the kernel encode(x, importance, blocks, effort) of a format."""
+    """Turn the kernel pack(found, blocks) of a format into its encode(x, importance, blocks, effort)."""
 
     def decorate(pack: Any) -> Callable[[Any, Any, Any, int], None]:
         @functools.wraps(pack)
@@ -87,8 +95,8 @@ def grid_encoder(
 
 
 @kernel
-def search(x, importance, book, shape, spent, found):
-    """Of x (n, 256), importance (k, 256) -> found (n,) FOUND; book as neighbours() gives it."""
+def search(x, importance, book, shape, budget, found):
+    """Search words, signs and scales of x (n, 256) with importance (k, 256) -> found (n,) FOUND; book: Neighbours."""
     subs, weights = x.reshape(-1, shape.sub), importance.reshape(-1, shape.sub)
     n_words = shape.sub // shape.dim
     tile, w, t = buffers(shape.sub)
@@ -96,7 +104,7 @@ def search(x, importance, book, shape, spent, found):
     signs = np.zeros((shape.sub // 8, LANES), np.uint8)
     cells, keys = np.zeros((2, n_words, LANES), np.int32), np.zeros((2, n_words, LANES), np.int32)
     minus, best = np.zeros((n_words, LANES), np.uint8), np.zeros((n_words, LANES), np.uint16)
-    last = spent.rounds + spent.beside
+    last = budget.rounds + budget.beside
     for first in range(0, subs.shape[0], LANES):
         count = min(LANES, subs.shape[0] - first)
         load(subs, weights, first, tile, w)
@@ -107,11 +115,11 @@ def search(x, importance, book, shape, spent, found):
         if shape.even:
             _make_even(tile, w, shape, t, signs)
         for turn in range(first_turn, last + 1):
-            if first_turn < turn <= spent.rounds or turn == last:
+            if first_turn < turn <= budget.rounds or turn == last:
                 sum_levels(tile, w, book.words, best, count, shape, q, t)
-            if first_turn < turn <= spent.rounds:
+            if first_turn < turn <= budget.rounds:
                 _solve_scales(turn - 1, t)
-            _next_scales(shape, spent, turn, t)
+            _next_scales(shape, budget, turn, t)
             for signed in range(1 if shape.delta == ZERO else 2):
                 delta = -shape.delta if signed else shape.delta
                 find_cells(tile, delta, shape, t, cells[signed])
@@ -122,13 +130,13 @@ def search(x, importance, book, shape, spent, found):
                     pick_of_8(book.codes, cells[signed], count, base, cost, keys[signed])
             find_errors(keys, shape, minus, t)
             together = 256 // shape.sub if turn == last else 1
-            _keep_better(turn < spent.rounds, together, count, book.near, cells, keys, minus, t, best)
+            _keep_better(turn < budget.rounds, together, count, book.near, cells, keys, minus, t, best)
         _write(shape, first, count, t, best, signs, found)
 
 
 @kernel
 def _take_signs(x, signs):
-    """Magnitudes into x; signs: (sub / 8, LANES) uint8, bit i set where weight i of eight is negative."""
+    """Replace x by its magnitudes; signs: (sub / 8, LANES) uint8, bit i set where weight i of eight is negative."""
     for g in range(signs.shape[0]):
         for j in range(LANES):
             signs[g, j] = 0
@@ -141,10 +149,10 @@ def _take_signs(x, signs):
 
 @kernel
 def _find_level(x, shape, t):
-    """Into LEVEL the mean magnitude of the lanes where all are much alike, else 0; whether there is any such lane.
+    """Set LEVEL to the mean magnitude of lanes whose weights are all much alike, else 0; return whether there are any.
 
-    Weight by weight these are met at any scale, but few words have all their levels alike. Importance has no part in
-    it: where it is uneven, a few weights that are alike would often pass for all.
+    Weight by weight such lanes fit at any scale, but few words have all their levels alike. Importance is left out:
+    where it is uneven, a few weights that are alike would often pass for all.
     """
     found, n = False, np.float32(x.shape[0])
     for j in range(LANES):
@@ -176,27 +184,16 @@ def _trial(x, w, shape, t):
             wq = w[i, j] * q
             t[LL, j] += wq * q
             t[XL, j] += wq * v
-    for j in range(LANES):
-        scale = t[XL, j] / t[LL, j] if t[LL, j] > ZERO else ZERO
-        gain = scale * t[XL, j]
-        if gain > t[GAIN, j]:
-            t[GAIN, j] = gain
-            t[SCALE, j] = scale
+    keep_better_fit(t)
 
 
 @kernel
 def _first_scales(x, w, shape, t):
-    """SCALE per lane, as if every combination of levels were a word."""
-    for j in range(LANES):
-        t[PEAK, j] = ZERO
-        t[SCALE, j] = ZERO
-        t[GAIN, j] = ZERO
-    for i in range(x.shape[0]):
-        for j in range(LANES):
-            t[PEAK, j] = max(t[PEAK, j], abs(x[i, j]))
+    """Find SCALE per lane, as if every combination of levels were a word."""
+    measure_peak(x, t)
     high = shape.low + shape.step * np.float32(shape.top)
     for j in range(LANES):
-        t[PEAK, j] = high / t[PEAK, j] if t[PEAK, j] > SMALLEST else ZERO
+        t[PEAK, j] = high / abs(t[PEAK, j]) if abs(t[PEAK, j]) > SMALLEST else ZERO
     for c in range(N_CANDIDATES + 2):
         reach = shape.first + shape.stride * np.float32(c)
         for j in range(LANES):
@@ -206,7 +203,7 @@ def _first_scales(x, w, shape, t):
 
 @kernel
 def _make_even(x, w, shape, t, signs):
-    """Where a group of eight has an odd number of minuses, turn the weight of which that costs least at SCALE."""
+    """Flip the sign that costs least at SCALE in each group of eight weights with an odd number of minuses."""
     low, step, inverse, high = shape.low, shape.step, ONE / shape.step, np.float32(shape.top)
     for j in range(LANES):
         t[TRY_INVERSE, j] = inverse_of(t[SCALE, j])
@@ -229,22 +226,24 @@ def _make_even(x, w, shape, t, signs):
 
 
 @kernel
-def _next_scales(shape, spent, turn, t):
-    """TRY_SCALE of a turn: before 0 SCALE and what puts LEVEL at two of the levels; SCALE for some rounds; then, with
-    d rounded, the integer scales; at last, with d solved anew for the words kept, the integer scales kept.
+def _next_scales(shape, budget, turn, t):
+    """Set TRY_SCALE for a turn.
+
+    Before turn 0 it is SCALE, or puts LEVEL at one of two levels; for some rounds it is SCALE; then, with d rounded,
+    the integer scales are tried; at last the integer scales kept, with d solved anew for the words kept.
     """
     n_subs = 256 // shape.sub
-    if turn < spent.rounds:
+    if turn < budget.rounds:
         level = shape.low if turn == -2 else shape.low + shape.step + shape.step
         for j in range(LANES):
             t[TRY_SCALE, j] = t[LEVEL, j] / level if turn in (-2, -1) else t[SCALE, j]
         return
-    if turn == spent.rounds:
+    if turn == budget.rounds:
         _block_scales(shape, n_subs, t)
-    elif turn == spent.rounds + spent.beside:
+    elif turn == budget.rounds + budget.beside:
         _refit(n_subs, t)
-    if turn < spent.rounds + spent.beside:
-        _integer_scales(shape, turn - spent.rounds, t)
+    if turn < budget.rounds + budget.beside:
+        _integer_scales(shape, turn - budget.rounds, t)
     for j in range(LANES):
         d = t[D, j] / shape.unit
         t[D, j] = half_to_float(float_to_half(d if d < LARGEST_HALF else LARGEST_HALF)) * shape.unit  # NaN is not below
@@ -253,7 +252,7 @@ def _next_scales(shape, spent, turn, t):
 
 @kernel
 def _solve_scales(turn, t):
-    """SCALE per lane: the best for the words of the trial; in the turns before 0 where the lane is LEVEL, if better."""
+    """Solve SCALE per lane for the words of the trial; before turn 0 only where a lane has a LEVEL and it is better."""
     for j in range(LANES):
         scale = t[XL, j] / t[LL, j] if t[LL, j] > ZERO and t[XL, j] > ZERO else ZERO
         gain = scale * t[XL, j]
@@ -264,7 +263,7 @@ def _solve_scales(turn, t):
 
 @kernel
 def _block_scales(shape, n_subs, t):
-    """D per super-block: of those that bring the largest SCALE near the top, the one with the least error, solved."""
+    """Choose D per super-block: of those that bring the largest SCALE near the top, the best by least squares."""
     inverse, mm, sm = np.zeros(N_SCALES, np.float32), np.zeros(N_SCALES, np.float32), np.zeros(N_SCALES, np.float32)
     top = np.float32(shape.scale_top)
     for first in range(0, LANES, n_subs):
@@ -294,7 +293,7 @@ def _block_scales(shape, n_subs, t):
 
 @kernel
 def _integer_scales(shape, beside, t):
-    """TRY_LS: the integer scale nearest to SCALE, then the next best ones, on this side and that."""
+    """Set TRY_LS to the integer scale nearest to SCALE or, by the number `beside`, to the next ones on either side."""
     away = np.float32((beside + 1) // 2 if beside % 2 else -(beside // 2))
     for j in range(LANES):
         ratio = t[SCALE, j] * inverse_of(t[D, j])
@@ -305,7 +304,7 @@ def _integer_scales(shape, beside, t):
 
 @kernel
 def _keep_better(always, n_subs, count, near, cells, keys, minus, t, best):
-    """Keep the words picked `always`, or where they lower the error of `n_subs` sub-blocks together."""
+    """Keep the words picked, `always` or where they lower the error of `n_subs` sub-blocks together."""
     for first in range(0, count, n_subs):
         before = after = ZERO
         for j in range(first, first + n_subs):
@@ -323,7 +322,7 @@ def _keep_better(always, n_subs, count, near, cells, keys, minus, t, best):
 
 @kernel
 def _refit(n_subs, t):
-    """D solved anew for the words and integer scales kept, which are to be tried with it."""
+    """Solve D anew for the words and integer scales kept, and set TRY_LS to these scales."""
     for g in range(0, LANES, n_subs):
         mm = xm = ZERO
         for j in range(g, g + n_subs):
@@ -337,7 +336,7 @@ def _refit(n_subs, t):
 
 @kernel
 def _write(shape, first, count, t, best, signs, found):
-    """The sub-blocks `first` to `first` + `count` into found."""
+    """Write the sub-blocks `first` to `first` + `count` into found."""
     n_words, n_subs = best.shape[0], 256 // shape.sub
     for j in range(count):
         b, s = (first + j) // n_subs, (first + j) % n_subs

@@ -1,9 +1,9 @@
-"""The best words of a codebook for the weights of a tile at given scales: what the search of the IQ formats repeats.
+"""The best words of a codebook for the weights of a tile at given scales: the inner loops of the IQ search.
 
-A weight's level is rounded to, which gives the cell of its word's weights; the NEAREST words of that cell
-(neighbours.py) lie side by side, so that the loop over them vectorizes.
+Rounding each weight of a word to a level gives a cell; the NEAREST words of the cell (neighbours.py) lie side by side,
+so that the loop over them vectorizes.
 
-x, w: (sub, LANES) float32, sub-block j in column j; t: (ROWS, LANES) float32, its rows named below.
+x, w: (sub, LANES) float32, sub-block j in column j; t: (ROWS, LANES) float32, its rows named in search.py and below.
 """
 
 from typing import NamedTuple
@@ -12,21 +12,35 @@ import numpy as np
 
 from requant.formats.bits import bits_to_float
 from requant.formats.encoders.neighbours import NEAREST
-from requant.formats.encoders.search import HUGE, LANES, ONE, ZERO
+from requant.formats.encoders.search import (
+    BASE_LS,
+    HUGE,
+    LANES,
+    LAST_ERROR,
+    LL,
+    LOW,
+    MIN,
+    ONE,
+    SPAN,
+    SUM_W,
+    SUM_X,
+    TRY_INVERSE,
+    TRY_SCALE,
+    XL,
+    ZERO,
+)
 from requant.formats.jit import kernel
 
-# rows of t: what is known of each lane
-PEAK, SCALE, GAIN, TRY_INVERSE, TRY_SCALE, TRY_LS, TRY_ERROR = 0, 1, 2, 3, 4, 5, 6
-LL, XL = 7, 8  # sums of w q^2 and w x q for the words kept
-COST, AT, LEVEL = 9, 10, 11
-D, LS, ERROR, BEST_D = 12, 13, 14, 15  # the last three: of the words kept
-TRY_SUM, TRY_OTHER = 16, 17
+# rows of t that stand for something else here
+COST, AT, LEVEL = LOW, SPAN, MIN
+BEST_D = BASE_LS  # LS, ERROR and BEST_D are those of the words kept
+TRY_SUM, TRY_OTHER, TRY_ERROR = SUM_W, SUM_X, LAST_ERROR
 SMALLEST, LARGEST = np.float32(1e-30), np.float32(1e30)  # scales beyond do not fit a half, nor have they an inverse
 MINUS = np.uint16(0x8000)  # in a word's number: delta is subtracted
 
 
 class Shape(NamedTuple):
-    """A format, as the search sees it; the same types for each, so that the kernel is compiled once."""
+    """The parameters of a format in the search; all formats have the same field types, so one kernel serves them."""
 
     sub: int  # weights that share a scale
     dim: int  # weights of a word
@@ -43,13 +57,6 @@ class Shape(NamedTuple):
     stride: np.float32
 
 
-class SearchBudget(NamedTuple):
-    """How hard a search tries."""
-
-    rounds: int  # of words and scale in turn
-    beside: int  # integer scales tried
-
-
 @kernel
 def inverse_of(scale):
     return ONE / scale if SMALLEST < scale < LARGEST else ZERO
@@ -57,7 +64,7 @@ def inverse_of(scale):
 
 @kernel
 def find_cells(x, delta, shape, t, cells):
-    """The cell of every word's weights at TRY_SCALE with `delta` added; cells: (n_words, LANES) int32."""
+    """Find the cell of every word's weights at TRY_SCALE with `delta` added; cells: (n_words, LANES) int32."""
     low, inverse, high = shape.low + delta, ONE / shape.step, np.float32(shape.top)
     base = np.int32(shape.top + 1)
     for j in range(LANES):
@@ -74,7 +81,7 @@ def find_cells(x, delta, shape, t, cells):
 
 @kernel
 def pick_of_4(x, w, values, cells, count, t, keys):
-    """Key of the best word of every cell: its weighted squared error, as bits, the lowest four of which are its place.
+    """Find the best word of every cell as a key: the bits of its weighted squared error, its place in the lowest four.
 
     Positive floats have the order of their bits, so that a minimum over integers finds it. values: (n_cells, 4,
     NEAREST) int8; cells, keys: (n_words, LANES) int32.
@@ -99,7 +106,7 @@ def pick_of_4(x, w, values, cells, count, t, keys):
 
 @kernel
 def level_costs(x, w, delta, shape, t, base, cost):
-    """What level c = 0, 1, 2 costs a weight, as a polynomial: its share of base + cost[0] * c' + cost[1] * c'**2.
+    """Compute what level c = 0, 1, 2 costs a weight, a polynomial: its share of base + cost[0] c' + cost[1] c'**2.
 
     c' = c * 4**(i % 8), as a mask cuts it out of a word's codes. cost: (2, sub, LANES), base: a row for each word.
     """
@@ -124,7 +131,7 @@ def level_costs(x, w, delta, shape, t, base, cost):
 
 @kernel
 def pick_of_8(codes, cells, count, base, cost, keys):
-    """As pick_of_4, of words of eight with three levels, by what these cost; codes: (n_cells, NEAREST) uint16."""
+    """Find keys as pick_of_4, of words of eight with three levels, by their costs; codes: (n_cells, NEAREST)."""
     for g in range(cells.shape[0]):
         i = 8 * g
         for j in range(count):
@@ -149,7 +156,7 @@ def pick_of_8(codes, cells, count, base, cost, keys):
 
 @kernel
 def find_errors(keys, shape, minus, t):
-    """TRY_ERROR of the words picked; minus (n_words, LANES): whether delta is subtracted, per_delta words together."""
+    """Sum TRY_ERROR of the words picked; minus (n_words, LANES): whether delta is subtracted, per_delta words alike."""
     for j in range(LANES):
         t[TRY_ERROR, j] = ZERO
     for start in range(0, minus.shape[0], shape.per_delta):
@@ -169,7 +176,7 @@ def find_errors(keys, shape, minus, t):
 
 @kernel
 def keep_words(near, cells, keys, minus, j, best):
-    """The words picked for lane `j` into best, MINUS where delta is subtracted; near: (n_cells, NEAREST) uint16."""
+    """Store the words picked for lane `j` in best, with MINUS where delta is subtracted; near: (n_cells, NEAREST)."""
     for g in range(best.shape[0]):
         m = np.int32(minus[g, j])
         word = near[cells[m, g, j], keys[m, g, j] & np.int32(NEAREST - 1)]
@@ -178,7 +185,7 @@ def keep_words(near, cells, keys, minus, j, best):
 
 @kernel
 def sum_levels(x, w, words, best, count, shape, q, t):
-    """Sums LL and XL over the levels of the words in best, which are left in q (sub, LANES)."""
+    """Compute the sums LL and XL over the levels of the words in best; the levels are left in q (sub, LANES)."""
     for g in range(best.shape[0]):
         for j in range(count):
             delta = -shape.delta if best[g, j] & MINUS else shape.delta

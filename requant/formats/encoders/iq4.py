@@ -4,12 +4,10 @@ The steps are search.py's and the errors levels.py's. The nearest level is the l
 threshold that is reached, which vectorizes where a table would not; a threshold belongs to the level above, as in ggml.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
-from requant.formats.bits import float_to_half
-from requant.formats.encoders.levels import SMALLEST_PEAK, F, keep_better_fit, measure_peak, to_half
+from requant.formats.bits import float_to_half, round_to_half
+from requant.formats.encoders.levels import SMALLEST_PEAK, F
 from requant.formats.encoders.search import (
     BASE_LS,
     DMIN,
@@ -35,7 +33,9 @@ from requant.formats.encoders.search import (
     D,
     L,
     buffers,
+    keep_better_fit,
     load,
+    measure_peak,
 )
 from requant.formats.jit import kernel
 
@@ -46,18 +46,9 @@ LOWEST, HIGHEST = F(-127.0), F(113.0)  # of the levels
 NOTHING = F(-1e30)  # explained; eight of it can be added
 
 
-class SearchBudget(NamedTuple):
-    """How hard a search tries."""
-
-    candidates: int  # scales over the range, with either sign
-    repeats: int  # of alternating least squares from the best
-    starts: int = 1  # of d
-    reach: int = 0  # how far an integer scale may move when it is re-chosen
-
-
 @kernel
 def _level(v):
-    """The level of IQ4 nearest to `v`."""
+    """Return the level of IQ4 nearest to `v`."""
     q = F(-127.0)
     q += F(23.0) if v >= F(-115.5) else F(0.0)
     q += F(21.0) if v >= F(-93.5) else F(0.0)
@@ -79,7 +70,7 @@ def _level(v):
 
 @kernel
 def _code(v):
-    """The place of `v` among the 15 thresholds of _level."""
+    """Return the place of `v` among the 15 thresholds of _level."""
     q = np.int32(v >= F(-115.5)) + np.int32(v >= F(-93.5)) + np.int32(v >= F(-74.0)) + np.int32(v >= F(-57.0))
     q += np.int32(v >= F(-42.0)) + np.int32(v >= F(-28.5)) + np.int32(v >= F(-16.0)) + np.int32(v >= F(-4.5))
     q += np.int32(v >= F(7.0)) + np.int32(v >= F(19.0)) + np.int32(v >= F(31.5)) + np.int32(v >= F(45.5))
@@ -89,7 +80,7 @@ def _code(v):
 
 @kernel
 def _sums(x, w, t):
-    """Sums over the codes that TRY_INVERSE gives."""
+    """Compute the sums over the codes that TRY_INVERSE gives."""
     for j in range(LANES):
         t[LL, j] = ZERO
         t[XL, j] = ZERO
@@ -103,19 +94,19 @@ def _sums(x, w, t):
 
 
 @kernel
-def _search(x, w, spent, first, span, t):
-    """Best SCALE, of either sign, per lane for IQ4's levels.
+def _search(x, w, budget, first, span, t):
+    """Find the best SCALE, of either sign, per lane for IQ4's levels.
 
     The candidates put the largest magnitude from -127 - first to -127 - first - span and, with the other sign, as far
     beyond 113; the last trials start from the best fit, as alternating least squares does.
     """
     measure_peak(x, t)
-    step = F(span) / F(spent.candidates - 1)
-    for c in range(2 * spent.candidates + spent.repeats):
+    step = F(span) / F(budget.candidates - 1)
+    for c in range(2 * budget.candidates + budget.repeats):
         beyond = F(first) + step * F(c >> 1)
         side = HIGHEST + beyond if c & 1 else LOWEST - beyond
         for j in range(LANES):
-            if c >= 2 * spent.candidates:
+            if c >= 2 * budget.candidates:
                 t[TRY_INVERSE, j] = ONE / t[SCALE, j] if t[SCALE, j] != ZERO else ZERO
             else:
                 t[TRY_INVERSE, j] = side / t[PEAK, j] if abs(t[PEAK, j]) > SMALLEST_PEAK else ZERO
@@ -125,7 +116,7 @@ def _search(x, w, spent, first, span, t):
 
 @kernel
 def _try_integer_scales(x, w, t):
-    """What the scales D * TRY_LS explain, per lane, into TRY_GAIN."""
+    """Compute what the scales D * TRY_LS explain, per lane, into TRY_GAIN."""
     for j in range(LANES):
         t[SCALE, j] = t[D, j] * t[TRY_LS, j]
         t[TRY_INVERSE, j] = ONE / t[SCALE, j] if t[SCALE, j] != ZERO else ZERO
@@ -136,13 +127,13 @@ def _try_integer_scales(x, w, t):
 
 @kernel
 def _start(n_subs, end, low, high, t):
-    """D of each super-block of `n_subs` lanes that makes its largest scale `end`, and LS to match."""
+    """Set D of each super-block of `n_subs` lanes so that its largest scale is `end`, and LS to match."""
     for g in range(0, LANES, n_subs):
         largest = ZERO
         for j in range(g, g + n_subs):
             if abs(t[FITTED, j]) > abs(largest):
                 largest = t[FITTED, j]
-        d = to_half(largest / end)
+        d = round_to_half(largest / end)
         for j in range(g, g + n_subs):
             t[D, j] = d
             t[LS, j] = min(max(np.rint(t[FITTED, j] / d), low), high) if d != ZERO else ZERO
@@ -150,7 +141,7 @@ def _start(n_subs, end, low, high, t):
 
 @kernel
 def _refine(x, w, low, high, reach, t):
-    """Re-choose LS among its neighbours up to `reach` away, by true error; GAIN, BEST_LL and BEST_XL are its own."""
+    """Re-choose LS among its neighbours up to `reach` away, by true error; GAIN, BEST_LL and BEST_XL go with it."""
     for j in range(LANES):
         t[GAIN, j] = -HUGE
         t[BEST_LL, j] = ZERO
@@ -191,13 +182,13 @@ def _keep_better(n_subs, t):
 
 @kernel
 def _refit(x, w, n_subs, t):
-    """LS as kept, and D solved anew for its codes, where that explains more than the D that was kept."""
+    """Take LS as kept; solve D anew for its codes, and take that where it explains more than the D kept."""
     for g in range(0, LANES, n_subs):
         aa = xa = ZERO
         for j in range(g, g + n_subs):
             aa += t[KEPT_LS, j] * t[KEPT_LS, j] * t[KEPT_LL, j]
             xa += t[KEPT_LS, j] * t[KEPT_XL, j]
-        d = to_half(xa / aa) if aa > ZERO else t[KEPT_D, g]
+        d = round_to_half(xa / aa) if aa > ZERO else t[KEPT_D, g]
         for j in range(g, g + n_subs):
             t[D, j] = d
             t[LS, j] = t[KEPT_LS, j]
@@ -210,26 +201,27 @@ def _refit(x, w, n_subs, t):
 
 
 @kernel
-def _fit_super_blocks(x, w, scale_top, n_subs, spent, t):
-    """From SCALE per lane to LS in -scale_top .. scale_top - 1 and the half D per super-block of `n_subs` lanes.
+def _fit_super_blocks(x, w, scale_top, n_subs, budget, t):
+    """Fit LS in -scale_top .. scale_top - 1 and the half D per super-block of `n_subs` lanes to SCALE.
 
-    D starts from the largest scale at either end of LS, for which end has the spare integer matters, or further out.
+    D starts from the largest scale at either end of LS, because it matters which end has the spare integer, or further
+    out.
     """
     low, high = -F(scale_top), F(scale_top - 1)
     for j in range(LANES):
         t[FITTED, j] = t[SCALE, j]
         t[KEPT_GAIN, j] = NOTHING
-    for start in range(spent.starts):
+    for start in range(budget.starts):
         beyond = ONE + F(0.03) * F(start >> 1)
         _start(n_subs, (high if start & 1 else low) * beyond, low, high, t)
-        _refine(x, w, low, high, spent.reach, t)
+        _refine(x, w, low, high, budget.reach, t)
         _keep_better(n_subs, t)
     _refit(x, w, n_subs, t)
 
 
 @kernel
 def _write(subs, start, t, codes):
-    """Codes of sub-blocks subs[start:start + LANES]: of the level nearest for scale D * LS."""
+    """Write the codes of sub-blocks subs[start:start + LANES]: of the level nearest for scale D * LS."""
     for j in range(min(LANES, subs.shape[0] - start)):
         scale = t[D, j] * t[LS, j]
         inverse = ONE / scale if scale != ZERO else ZERO
@@ -238,18 +230,18 @@ def _write(subs, start, t, codes):
 
 
 @kernel
-def _encode(subs, importance, scale_top, n_subs, spent, first, span, d, scales, codes):
-    """One kernel for both formats; arrays as in encode_iq4."""
+def _encode(subs, importance, scale_top, n_subs, budget, first, span, d, scales, codes):
+    """Kernel of encode_iq4, with the same arrays; one for both formats."""
     x, w, t = buffers(subs.shape[1])
     for start in range(0, subs.shape[0], LANES):
         load(subs, importance, start, x, w)
-        _search(x, w, spent, first, span, t)
+        _search(x, w, budget, first, span, t)
         if n_subs == 1:
             for j in range(LANES):
-                t[D, j] = to_half(t[SCALE, j])
+                t[D, j] = round_to_half(t[SCALE, j])
                 t[LS, j] = ONE
         else:
-            _fit_super_blocks(x, w, scale_top, n_subs, spent, t)
+            _fit_super_blocks(x, w, scale_top, n_subs, budget, t)
         _write(subs, start, t, codes)
         for j in range(min(LANES, subs.shape[0] - start)):
             scales[start + j] = np.int8(t[LS, j])
@@ -257,15 +249,15 @@ def _encode(subs, importance, scale_top, n_subs, spent, first, span, d, scales, 
             d[(start + j) // n_subs] = float_to_half(t[D, j])
 
 
-def encode_iq4(x, importance, n_subs, scale_top, spent, first, span):
-    """Codes of `x` (n, N) with sub-blocks of N / n_subs weights: x = d * scale * level of IQ4.
+def encode_iq4(x, importance, n_subs, scale_top, budget, first, span):
+    """Return codes of `x` (n, N) with sub-blocks of N / n_subs weights: x = d * scale * level of IQ4.
 
     Returns d: (n,) binary16 bits; scales: (n, n_subs) int8 in -scale_top .. scale_top - 1; codes: (n, n_subs, sub)
-    uint8. With n_subs 1 there are no integer scales (all 1). `spent`: a Spent; `first` and `span` are those of _search.
+    uint8. With n_subs 1 there are no integer scales (all 1). `first` and `span` are those of _search.
     """
     n, sub = len(x), x.shape[1] // n_subs
     d, scales = np.empty(n, np.uint16), np.empty(n * n_subs, np.int8)
     codes = np.empty((n * n_subs, sub), np.uint8)
     subs, weights = x.reshape(-1, sub), importance.reshape(-1, sub)
-    _encode(subs, weights, scale_top, n_subs, spent, first, span, d, scales, codes)
+    _encode(subs, weights, scale_top, n_subs, budget, first, span, d, scales, codes)
     return d, scales.reshape(n, n_subs), codes.reshape(n, n_subs, sub)

@@ -1,18 +1,19 @@
-"""Search for x = scale * level[q] with uneven levels: FP4's, the three of ternary weights, and a sign's two.
+"""Search for x = scale * level[q] with uneven levels: those of FP4, the three of ternary weights, the two of signs.
 
-The steps are search.py's. These levels mirror each other, so that magnitudes do; those of IQ4 do not (iq4.py).
+The steps are search.py's. These levels are symmetric, so that magnitudes are enough; those of IQ4 are not (iq4.py).
 Errors are compared through the sums XL and LL of the codes: a scale s explains s * (2 XL - s LL).
 """
 
 import numpy as np
 
 from requant.formats.bits import (
+    LARGEST_HALF,
     bits_to_float,
     e8m0_half_to_float,
     float_to_half,
     floor_e8m0,
-    half_to_float,
     nearest_ue4m3_half,
+    round_to_half,
     ue4m3_half_to_float,
 )
 from requant.formats.encoders.search import (
@@ -33,25 +34,26 @@ from requant.formats.encoders.search import (
     ZERO,
     D,
     buffers,
+    keep_better_fit,
     load,
+    measure_peak,
 )
 from requant.formats.jit import kernel
 
 F = np.float32
-LARGEST_HALF = F(65504.0)
 SMALLEST_PEAK = F(2.0**-100)  # below it all is zero; its inverse is far from overflow
 
 
 @kernel
 def _fp4_level(v):
-    """The doubled E2M1 magnitude nearest to `v` >= 0: a whole number up to 4, from there on one bit of mantissa."""
+    """Return the doubled E2M1 magnitude nearest to `v` >= 0: a whole number up to 4, then one bit of mantissa."""
     rounded = bits_to_float((F(v).view(np.uint32) + np.uint32(0x00200000)) & np.uint32(0xFFC00000))
     return np.rint(v) if v < F(4.0) else min(rounded, F(12.0))
 
 
 @kernel
 def _fp4_code(v):
-    """The E2M1 code nearest to `v`; zero is always 0."""
+    """Return the E2M1 code nearest to `v`; zero is always 0."""
     q = _fp4_level(abs(v))
     magnitude = (F(q).view(np.uint32) >> np.uint32(22)) - np.uint32(254) if q >= F(2.0) else np.uint32(q)
     return np.uint8(magnitude + np.uint32(8) * np.uint32(v < ZERO and q > ZERO))
@@ -59,7 +61,7 @@ def _fp4_code(v):
 
 @kernel
 def _fp4_sums(x, w, t):
-    """Sums over the magnitudes and the codes of FP4 that TRY_INVERSE gives."""
+    """Compute the sums over the magnitudes and the codes of FP4 that TRY_INVERSE gives."""
     for j in range(LANES):
         t[LL, j] = ZERO
         t[XL, j] = ZERO
@@ -74,7 +76,7 @@ def _fp4_sums(x, w, t):
 
 @kernel
 def _ternary_sums(x, w, t):
-    """Sums over the magnitudes and the codes 0 and 1 that TRY_INVERSE gives."""
+    """Compute the sums over the magnitudes and the codes 0 and 1 that TRY_INVERSE gives."""
     for j in range(LANES):
         t[LL, j] = ZERO
         t[XL, j] = ZERO
@@ -87,37 +89,8 @@ def _ternary_sums(x, w, t):
 
 
 @kernel
-def measure_peak(x, t):
-    """The weight of largest magnitude, into PEAK; forgets the last tile's fit."""
-    for j in range(LANES):
-        t[PEAK, j] = ZERO
-        t[SCALE, j] = ZERO
-        t[GAIN, j] = ZERO
-    for i in range(x.shape[0]):
-        for j in range(LANES):
-            t[PEAK, j] = x[i, j] if abs(x[i, j]) > abs(t[PEAK, j]) else t[PEAK, j]
-
-
-@kernel
-def keep_better_fit(t):
-    """Fit the scale to the sums of a trial; keep it where it explains more."""
-    for j in range(LANES):
-        scale = t[XL, j] / t[LL, j] if t[LL, j] > ZERO else ZERO
-        gain = scale * t[XL, j]
-        if gain > t[GAIN, j]:
-            t[GAIN, j] = gain
-            t[SCALE, j] = scale
-
-
-@kernel
-def to_half(x):
-    """`x` rounded to half precision; what is too large becomes the largest half, never infinity."""
-    return half_to_float(float_to_half(min(max(x, -LARGEST_HALF), LARGEST_HALF)))
-
-
-@kernel
 def _measure_magnitudes(x, w, t):
-    """Sum of the weights (SUM_W) and of the weighted magnitudes (SUM_X)."""
+    """Sum the importance (SUM_W) and the weighted magnitudes (SUM_X)."""
     for j in range(LANES):
         t[SUM_W, j] = ZERO
         t[SUM_X, j] = ZERO
@@ -129,7 +102,7 @@ def _measure_magnitudes(x, w, t):
 
 @kernel
 def _fit_signs(x, importance, d):
-    """Arrays as in encode_signs."""
+    """Kernel of encode_signs, with the same arrays."""
     tile, w, t = buffers(x.shape[1])
     for start in range(0, x.shape[0], LANES):
         load(x, importance, start, tile, w)
@@ -140,7 +113,7 @@ def _fit_signs(x, importance, d):
 
 
 def encode_signs(x, importance):
-    """The d that suits `x` (n, N) best as d * (-1 or 1), by its signs: (n,) binary16 bits."""
+    """Return the d, (n,) binary16 bits, that fits `x` (n, N) best as d * (-1 or 1), by its signs."""
     d = np.empty(len(x), np.uint16)
     _fit_signs(x, importance, d)
     return d
@@ -148,7 +121,7 @@ def encode_signs(x, importance):
 
 @kernel
 def _search_ternary(x, w, t):
-    """The half D per lane: x = D * (-1, 0 or 1).
+    """Find the half D per lane: x = D * (-1, 0 or 1).
 
     Weights count as zero below a share of the mean magnitude, which suits any distribution with few outliers, or below
     half the largest, which suits outliers and weights that are ternary already. Then least squares and codes in turn.
@@ -168,12 +141,12 @@ def _search_ternary(x, w, t):
         _ternary_sums(x, w, t)
         keep_better_fit(t)
     for j in range(LANES):
-        t[D, j] = to_half(t[SCALE, j])
+        t[D, j] = round_to_half(t[SCALE, j])
 
 
 @kernel
 def _encode_ternary(x, importance, d, codes):
-    """Arrays as in encode_ternary."""
+    """Kernel of encode_ternary, with the same arrays."""
     tile, w, t = buffers(x.shape[1])
     for start in range(0, x.shape[0], LANES):
         load(x, importance, start, tile, w)
@@ -187,7 +160,7 @@ def _encode_ternary(x, importance, d, codes):
 
 
 def encode_ternary(x, importance):
-    """Codes 0, 1, 2 of `x` (n, N): x = d * (code - 1). Returns d: (n,) binary16 bits; codes: (n, N) uint8."""
+    """Return d and codes 0, 1, 2 of `x` (n, N): x = d * (code - 1). d: (n,) binary16 bits; codes: (n, N) uint8."""
     d, codes = np.empty(len(x), np.uint16), np.empty(x.shape, np.uint8)
     _encode_ternary(x, importance, d, codes)
     return d, codes
@@ -195,15 +168,15 @@ def encode_ternary(x, importance):
 
 @kernel
 def _fp4_scale(code, exponent_only):
-    """The halved scale of an E8M0 (`exponent_only`) or UE4M3 code."""
+    """Return the halved scale of an E8M0 (`exponent_only`) or UE4M3 code."""
     return e8m0_half_to_float(code) if exponent_only else ue4m3_half_to_float(code)
 
 
 @kernel
 def _search_fp4(x, w, exponent_only, below, above, t):
-    """LS, the code of a lane's scale, and D, that scale halved: x = D * level of FP4.
+    """Find LS, the code of a lane's scale, and D, half of that scale: x = D * level of FP4.
 
-    Tried are the codes from `below` under to `above` over the one that puts the largest magnitude at the highest
+    The codes tried go from `below` under to `above` over the one that puts the largest magnitude at the highest
     level (UE4M3), or that has its power of two (E8M0).
     """
     measure_peak(x, t)
@@ -231,7 +204,7 @@ def _search_fp4(x, w, exponent_only, below, above, t):
 
 @kernel
 def _encode_fp4(subs, importance, exponent_only, below, above, scales, codes):
-    """One kernel for both formats; arrays as in encode_fp4."""
+    """Kernel of encode_fp4, with the same arrays; one for both formats."""
     x, w, t = buffers(subs.shape[1])
     for start in range(0, subs.shape[0], LANES):
         load(subs, importance, start, x, w)
@@ -244,7 +217,7 @@ def _encode_fp4(subs, importance, exponent_only, below, above, scales, codes):
 
 
 def encode_fp4(x, importance, n_subs, exponent_only, below, above):
-    """E2M1 codes of `x` (n, N) with sub-blocks of N / n_subs weights: x = half the scale * level of FP4.
+    """Return E2M1 codes of `x` (n, N) with sub-blocks of N / n_subs weights: x = half the scale * level of FP4.
 
     Returns scales: (n, n_subs) uint8, E8M0 (`exponent_only`) or UE4M3; codes: (n, n_subs, sub) uint8. `below` and
     `above` are those of _search_fp4.

@@ -1,7 +1,7 @@
-"""Which codewords lie near a point: per cell of a codebook's space the nearest NEAREST of them.
+"""The codewords nearest to a point: NEAREST of them for each cell of a codebook's space.
 
-A cell is a point of which every weight is one of the codebook's levels, as rounding weight by weight gives it, numbered
-with its first weight on top: level_0 * n**(dim - 1) + level_1 * n**(dim - 2) + ... of n levels. The numbers are kept in
+A cell is a point whose weights are all levels of the codebook, as rounding weight by weight gives it. Its number has
+the first weight on top: level_0 * n**(dim - 1) + level_1 * n**(dim - 2) + ... of n levels. The words are stored in
 neighbours.npz, which scripts/make/make_grids.py writes: reading them takes 2 ms, finding them 10 to 400 ms.
 """
 
@@ -21,7 +21,7 @@ _CHUNK = 512  # cells at a time: 4 MB of distances
 
 
 def find_neighbours(words: NDArray[np.generic]) -> NDArray[np.uint16]:
-    """words: (n_words, dim) integers -> (n_cells, NEAREST) uint16, nearest first; of words equally far, the earlier."""
+    """Find the nearest of words (n_words, dim): (n_cells, NEAREST) uint16, nearest first, then by number."""
     exact = words.astype(np.float32)  # and so are the distances, below 2**24
     levels = np.unique(exact)
     n_words, dim = words.shape
@@ -36,7 +36,7 @@ def find_neighbours(words: NDArray[np.generic]) -> NDArray[np.uint16]:
 
 
 class Neighbours(NamedTuple):
-    """What an encoder needs of a codebook: words of four come by their values, words of eight by their levels."""
+    """A codebook as the encoders use it: words of four weights by their values, words of eight by their levels."""
 
     near: NDArray[np.uint16]  # (n_cells, NEAREST) word numbers
     values: NDArray[np.int8]  # (n_cells, 4, NEAREST) of words of four
@@ -46,7 +46,7 @@ class Neighbours(NamedTuple):
 
 @functools.cache
 def neighbours(name: str) -> Neighbours:
-    """Those stored for the codebook grids.<name>."""
+    """Return the stored neighbours of the codebook grids.<name>."""
     with np.load(STORED, allow_pickle=False) as stored:
         near = stored[name.lower()]
     words = getattr(grids, name).astype(np.int8)

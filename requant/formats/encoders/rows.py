@@ -1,4 +1,4 @@
-"""Rows of weights: the first that is not finite, blocks without importance, and the error of a reconstruction."""
+"""Kernels over rows of weights: the first non-finite one, blocks without importance, errors of a reconstruction."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ ENERGY, ERROR, WEIGHTED_ENERGY, WEIGHTED_ERROR = 0, 1, 2, 3
 
 @kernel
 def first_nonfinite(x):
-    """x: (n_rows, n) float32 -> flat index of the first NaN or infinity, -1 without one."""
+    """Return the flat index of the first NaN or infinity in x: (n_rows, n) float32; -1 without one."""
     for r in range(x.shape[0]):
         bad = 0
         for i in range(x.shape[1]):
@@ -26,7 +26,7 @@ def first_nonfinite(x):
 def mark_unweighted(x, importance, floor, out):
     """x: (n, N) and importance: (k, N) float32, block b has row b % k -> out: (n,) bool.
 
-    Whether the block has weights, but only zeros among them where the importance is above `floor`.
+    True where a block has weights that are not 0, but none of these has an importance above `floor`.
     """
     for b in range(x.shape[0]):
         w = b % importance.shape[0]
@@ -42,7 +42,7 @@ def mark_unweighted(x, importance, floor, out):
 
 @kernel
 def vanishes(x, y):
-    """Whether the product of two float32, a subnormal number, is zero in the arithmetic of this thread."""
+    """Return whether the product of two float32, a subnormal number, is zero in the arithmetic of this thread."""
     return x * y == np.float32(0.0)
 
 

@@ -1,4 +1,4 @@
-"""What the scale searches of the linear formats share: tiles of sub-blocks side by side.
+"""The steps and the tiles that the scale searches share: sub-blocks lie side by side.
 
 LANES sub-blocks lie in the columns of a tile, so that the innermost loop runs over lanes and vectorizes while every
 sum inside a sub-block stays in order: the bytes do not depend on the CPU's vector width.
@@ -10,6 +10,8 @@ its half-precision factors refitted. An error is compared through its complement
 
 x, w: (n, LANES) float32, sub-block j in column j; t: (ROWS, LANES) float32, its rows named below.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,15 +32,26 @@ ZERO, ONE = np.float32(0.0), np.float32(1.0)
 HUGE = np.float32(3.0e38)
 
 
+class SearchBudget(NamedTuple):
+    """The effort of a search; each search uses the fields that it has steps for."""
+
+    candidates: int = 0  # scales over the range; with either sign where scales have one
+    repeats: int = 0  # of alternating least squares from the best candidate
+    starts: int = 1  # of a super-block's d
+    reach: int = 0  # how far an integer scale may move when it is re-chosen
+    rounds: int = 1  # of integer scales and d in turn; of codewords and scale in turn
+    beside: int = 0  # integer scales that codewords are chosen for
+
+
 @kernel
 def buffers(n):
-    """Empty x, w and t for sub-blocks of `n` weights."""
+    """Return empty x, w and t for sub-blocks of `n` weights."""
     return np.empty((n, LANES), np.float32), np.empty((n, LANES), np.float32), np.zeros((ROWS, LANES), np.float32)
 
 
 @kernel
 def load(subs, importance, first, x, w):
-    """Tile of the sub-blocks from `first` on: subs (m, n), importance (k, n) that repeats every k sub-blocks."""
+    """Load the tile of sub-blocks from `first` on: subs (m, n), importance (k, n) that repeats every k sub-blocks."""
     _load_tile(subs, first, x)
     if first == 0 or LANES % importance.shape[0] != 0:  # else the last tile's weights are right already
         _load_tile(importance, first, w)
@@ -56,6 +69,45 @@ def _load_tile(rows, first, tile):
             tile[i, j] = rows[r, i]
 
 
+@kernel
+def measure_peak(x, t):
+    """Find the weight of largest magnitude, into PEAK, and forget the last tile's fit."""
+    for j in range(LANES):
+        t[PEAK, j] = ZERO
+        t[SCALE, j] = ZERO
+        t[GAIN, j] = ZERO
+    for i in range(x.shape[0]):
+        for j in range(LANES):
+            t[PEAK, j] = x[i, j] if abs(x[i, j]) > abs(t[PEAK, j]) else t[PEAK, j]
+
+
+@kernel
+def keep_better_fit(t):
+    """Fit the scale to the sums of a trial; keep it where it explains more."""
+    for j in range(LANES):
+        scale = t[XL, j] / t[LL, j] if t[LL, j] > ZERO else ZERO
+        gain = scale * t[XL, j]
+        if gain > t[GAIN, j]:
+            t[GAIN, j] = gain
+            t[SCALE, j] = scale
+
+
+@kernel
+def undo_worse_refits(n_subs, t):
+    """Put D and DMIN back to BASE_LS and BASE_LM in the super-blocks of `n_subs` lanes whose error has not fallen."""
+    for g in range(0, LANES, n_subs):
+        before = after = ZERO
+        for j in range(g, g + n_subs):
+            before += t[ERROR, j]
+            after += t[LAST_ERROR, j]
+        for j in range(g, g + n_subs):
+            if after < before:
+                t[ERROR, j] = t[LAST_ERROR, j]
+            else:
+                t[D, j] = t[BASE_LS, j]
+                t[DMIN, j] = t[BASE_LM, j]
+
+
 def is_flat(importance):
-    """Whether every weight counts the same."""
+    """Return whether every weight counts the same."""
     return bool((importance == importance[0, 0]).all())

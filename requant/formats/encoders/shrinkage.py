@@ -1,25 +1,24 @@
-"""Undoes half of what least squares shrinks a block by, for types of few bits.
+"""The correction of scales in types of few bits: it undoes half of what least squares shrinks a block by.
 
 The scale of least squared error makes a block smaller than its weights: its projection on them is the part of their
-energy that it explains, so a matrix in two bits gives outputs that are 2 to 8 % too small, all alike. That costs more
-than the same error at random: docs/objectives.md has what it costs whole models. The scale at which the projection is
-the weights' own energy is best there, but has more squared error; the geometric mean of both scales has nearly all of
-the gain, and next to no more error.
+energy that it explains, so a matrix in two bits gives outputs that are all 2 to 8 % too small. That costs more than the
+same error at random (docs/objectives.md measures it on whole models). The scale at which the projection is the weights'
+own energy is best there, but has more squared error; the geometric mean of both scales has nearly all of the gain, and
+almost no more error.
 """
 
 import numpy as np
 
-from requant.formats.bits import float_to_half, half_to_float
+from requant.formats.bits import LARGEST_HALF, float_to_half, half_to_float
 from requant.formats.encoders.search import ONE, ZERO
 from requant.formats.jit import kernel
 
-LARGEST_HALF = np.float32(65504.0)
-MOST = np.float32(1.08)  # of a factor; blocks that hold next to nothing of their weights are beyond help
+MOST = np.float32(1.08)  # the largest factor; blocks that explain almost nothing of their weights cannot be helped
 
 
 @kernel
 def _factors(x, y, importance, factors):
-    """Arrays as in grow."""
+    """Compute the factor of each block, (n,) float32; other arrays as in grow."""
     width = x.shape[1] // 4
     xx, xy = np.empty(width, np.float32), np.empty(width, np.float32)
     for b in range(x.shape[0]):
@@ -50,9 +49,9 @@ def _scale(halves, factors):
 
 
 def grow(x, importance, blocks, decode, *halves):
-    """Scales `halves`, (n,) binary16 bits >= 0, which the weights of `blocks` are proportional to.
+    """Enlarge `halves`, (n,) binary16 bits >= 0, which the weights of `blocks` are proportional to.
 
-    x: (n, 256) float32, importance: (k, 256), what `blocks`, read by `decode`, were made from.
+    x: (n, 256) float32 and importance: (k, 256), from which `blocks`, read by `decode`, were encoded.
     """
     y, factors = np.empty_like(x), np.empty(len(x), np.float32)
     decode(blocks, y)

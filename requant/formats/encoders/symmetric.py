@@ -1,48 +1,39 @@
 """Search for x = scale * q: codes -top..top - 1 and a signed scale per sub-block (Q3_K, Q6_K, Q4_0, Q5_0, Q8_0)."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from requant.formats.bits import float_to_half, half_to_float
 from requant.formats.encoders.search import (
     BASE_LS,
-    DMIN,
     ERROR,
-    GAIN,
     HUGE,
     LANES,
     LAST_ERROR,
     LL,
-    LM,
     LOW,
     LS,
     MIN,
     ONE,
     PEAK,
     SCALE,
+    SPAN,
+    SUM_W,
     TRY_INVERSE,
     TRY_LS,
     XL,
     ZERO,
     D,
+    SearchBudget,
     buffers,
+    keep_better_fit,
     load,
+    measure_peak,
+    undo_worse_refits,
 )
 from requant.formats.jit import kernel
 
 # rows of t that stand for something else here
-FITTED, KEPT_D, KEPT_LS, KEPT_ERROR = MIN, DMIN, LM, LOW
-
-
-class SearchBudget(NamedTuple):
-    """How hard a search tries."""
-
-    candidates: int  # scales over the range, with either sign
-    repeats: int  # of alternating least squares from the best
-    starts: int = 1  # of d
-    reach: int = 0  # how far an integer scale may move when it is re-chosen
-    rounds: int = 1  # of integer scales and d in turn
+FITTED, KEPT_D, KEPT_LS, KEPT_ERROR = MIN, SPAN, SUM_W, LOW
 
 
 BLOCKS = (SearchBudget(4, 1), SearchBudget(5, 2), SearchBudget(10, 2))  # of formats without integer scales, by effort
@@ -50,7 +41,7 @@ BLOCKS = (SearchBudget(4, 1), SearchBudget(5, 2), SearchBudget(10, 2))  # of for
 
 @kernel
 def _symmetric_sums(x, w, top, t):
-    """Sums over the codes -top .. top - 1 that TRY_INVERSE gives."""
+    """Compute the sums over the codes -top .. top - 1 that TRY_INVERSE gives."""
     low, high = -np.float32(top), np.float32(top - 1)
     for j in range(LANES):
         t[LL, j] = ZERO
@@ -68,38 +59,27 @@ def _symmetric_sums(x, w, top, t):
 def _symmetric_trial(x, w, top, t):
     """Fit the scale to the codes of the trial; keep it where it explains more."""
     _symmetric_sums(x, w, top, t)
-    for j in range(LANES):
-        scale = t[XL, j] / t[LL, j] if t[LL, j] > ZERO else ZERO
-        gain = scale * t[XL, j]
-        if gain > t[GAIN, j]:
-            t[GAIN, j] = gain
-            t[SCALE, j] = scale
+    keep_better_fit(t)
 
 
 @kernel
-def _search_symmetric(x, w, top, spent, first, span, t):
-    """Best SCALE (of either sign) per lane for codes -top .. top - 1.
+def _search_symmetric(x, w, top, budget, first, span, t):
+    """Find the best SCALE (of either sign) per lane for codes -top .. top - 1.
 
     The candidates put the largest magnitude at codes from -(top + first) to -(top + first + span) and, with the
     other sign, at the same distances beyond top - 1: which side has the spare code matters.
     """
-    for j in range(LANES):
-        t[PEAK, j] = ZERO
-        t[SCALE, j] = ZERO
-        t[GAIN, j] = ZERO
-    for i in range(x.shape[0]):
-        for j in range(LANES):
-            t[PEAK, j] = x[i, j] if abs(x[i, j]) > abs(t[PEAK, j]) else t[PEAK, j]
+    measure_peak(x, t)
     for j in range(LANES):
         t[PEAK, j] = ONE / t[PEAK, j] if t[PEAK, j] != ZERO else ZERO
-    step = np.float32(span) / np.float32(spent.candidates - 1)
-    for c in range(spent.candidates):
+    step = np.float32(span) / np.float32(budget.candidates - 1)
+    for c in range(budget.candidates):
         reach = np.float32(top) + np.float32(first) + step * np.float32(c)
         for side in (-reach, reach - ONE):
             for j in range(LANES):
                 t[TRY_INVERSE, j] = side * t[PEAK, j]
             _symmetric_trial(x, w, top, t)
-    for _ in range(spent.repeats):
+    for _ in range(budget.repeats):
         for j in range(LANES):
             t[TRY_INVERSE, j] = ONE / t[SCALE, j] if t[SCALE, j] != ZERO else ZERO
         _symmetric_trial(x, w, top, t)
@@ -107,7 +87,7 @@ def _search_symmetric(x, w, top, spent, first, span, t):
 
 @kernel
 def _symmetric_error(x, w, top, t):
-    """Weighted squared error per lane, into LAST_ERROR, of scales D * TRY_LS."""
+    """Compute the weighted squared error per lane, into LAST_ERROR, of scales D * TRY_LS."""
     low, high = -np.float32(top), np.float32(top - 1)
     for j in range(LANES):
         t[SCALE, j] = t[D, j] * t[TRY_LS, j]
@@ -155,21 +135,12 @@ def _refit_symmetric(x, w, top, n_subs, t):
         for j in range(g, g + n_subs):
             t[D, j] = d
     _symmetric_error(x, w, top, t)
-    for g in range(0, LANES, n_subs):
-        before = after = ZERO
-        for j in range(g, g + n_subs):
-            before += t[ERROR, j]
-            after += t[LAST_ERROR, j]
-        for j in range(g, g + n_subs):
-            if after < before:
-                t[ERROR, j] = t[LAST_ERROR, j]
-            else:
-                t[D, j] = t[BASE_LS, j]
+    undo_worse_refits(n_subs, t)
 
 
 @kernel
 def _start(end, low, high, n_subs, t):
-    """D of each super-block of `n_subs` lanes that makes its largest scale `end`, and LS to match."""
+    """Set D of each super-block of `n_subs` lanes so that its largest scale is `end`, and LS to match."""
     for g in range(0, LANES, n_subs):
         largest = ZERO
         for j in range(g, g + n_subs):
@@ -183,7 +154,7 @@ def _start(end, low, high, n_subs, t):
 
 @kernel
 def _keep_better(first, n_subs, t):
-    """Keep the super-blocks of the `first` start, and those that a later one suits better."""
+    """Keep the super-blocks of the `first` start, and those with less error in a later one."""
     for g in range(0, LANES, n_subs):
         before = after = ZERO
         for j in range(g, g + n_subs):
@@ -197,20 +168,21 @@ def _keep_better(first, n_subs, t):
 
 
 @kernel
-def _fit_super_blocks(x, w, top, scale_top, n_subs, spent, t):
-    """From SCALE per lane to LS in -scale_top .. scale_top - 1 and the half D per super-block of `n_subs` lanes.
+def _fit_super_blocks(x, w, top, scale_top, n_subs, budget, t):
+    """Fit LS in -scale_top .. scale_top - 1 and the half D per super-block of `n_subs` lanes to SCALE.
 
-    D starts from the largest scale at either end of LS, for which end has the spare integer matters, or further out.
+    D starts from the largest scale at either end of LS, because it matters which end has the spare integer, or further
+    out.
     """
     low, high = -np.float32(scale_top), np.float32(scale_top - 1)
     for j in range(LANES):
         t[FITTED, j] = t[SCALE, j]
         t[KEPT_ERROR, j] = ZERO
-    for start in range(spent.starts):
+    for start in range(budget.starts):
         beyond = ONE + np.float32(0.03) * np.float32(start >> 1)
         _start((high if start & 1 else low) * beyond, low, high, n_subs, t)
-        for _ in range(spent.rounds):
-            _refine_symmetric(x, w, top, scale_top, spent.reach, t)
+        for _ in range(budget.rounds):
+            _refine_symmetric(x, w, top, scale_top, budget.reach, t)
             _refit_symmetric(x, w, top, n_subs, t)
         _keep_better(start == 0, n_subs, t)
     for j in range(LANES):
@@ -220,7 +192,7 @@ def _fit_super_blocks(x, w, top, scale_top, n_subs, spent, t):
 
 @kernel
 def _write(subs, start, top, t, codes):
-    """Codes of sub-blocks subs[start:start + LANES]: the nearest for scale D * LS, plus `top`."""
+    """Write the codes of sub-blocks subs[start:start + LANES]: the nearest for scale D * LS, plus `top`."""
     low, high = -np.float32(top), np.float32(top - 1)
     for j in range(min(LANES, subs.shape[0] - start)):
         scale = t[D, j] * t[LS, j]
@@ -231,18 +203,18 @@ def _write(subs, start, top, t, codes):
 
 
 @kernel
-def _encode(subs, importance, top, scale_top, n_subs, spent, first, span, d, scales, codes):
-    """One kernel for all formats, because it is by far the slowest to compile; arrays as in encode_symmetric."""
+def _encode(subs, importance, top, scale_top, n_subs, budget, first, span, d, scales, codes):
+    """Kernel of encode_symmetric, with the same arrays; one for all formats, because it is the slowest to compile."""
     x, w, t = buffers(subs.shape[1])
     for start in range(0, subs.shape[0], LANES):
         load(subs, importance, start, x, w)
-        _search_symmetric(x, w, top, spent, first, span, t)
+        _search_symmetric(x, w, top, budget, first, span, t)
         if n_subs == 1:
             for j in range(LANES):
                 t[D, j] = half_to_float(float_to_half(t[SCALE, j]))
                 t[LS, j] = ONE
         else:
-            _fit_super_blocks(x, w, top, scale_top, n_subs, spent, t)
+            _fit_super_blocks(x, w, top, scale_top, n_subs, budget, t)
         _write(subs, start, top, t, codes)
         for j in range(min(LANES, subs.shape[0] - start)):
             scales[start + j] = np.int8(t[LS, j])
@@ -250,16 +222,15 @@ def _encode(subs, importance, top, scale_top, n_subs, spent, first, span, d, sca
             d[(start + j) // n_subs] = float_to_half(t[D, j])
 
 
-def encode_symmetric(x, importance, n_subs, top, scale_top, spent, first, span):
-    """Codes 0 .. 2 top - 1 of `x` (n, N) with sub-blocks of N / n_subs weights: x = d * scale * (code - top).
+def encode_symmetric(x, importance, n_subs, top, scale_top, budget, first, span):
+    """Return codes 0 .. 2 top - 1 of `x` (n, N) with sub-blocks of N / n_subs weights: x = d * scale * (code - top).
 
     Returns d: (n,) binary16 bits; scales: (n, n_subs) int8 in -scale_top .. scale_top - 1; codes: (n, n_subs, sub)
-    uint8. With n_subs 1 there are no integer scales (all 1). `spent`: a Spent; `first` and `span` are those of
-    _search_symmetric.
+    uint8. With n_subs 1 there are no integer scales (all 1). `first` and `span` are those of _search_symmetric.
     """
     n, sub = len(x), x.shape[1] // n_subs
     d, scales = np.empty(n, np.uint16), np.empty(n * n_subs, np.int8)
     codes = np.empty((n * n_subs, sub), np.uint8)
     subs, weights = x.reshape(-1, sub), importance.reshape(-1, sub)
-    _encode(subs, weights, top, scale_top, n_subs, spent, first, span, d, scales, codes)
+    _encode(subs, weights, top, scale_top, n_subs, budget, first, span, d, scales, codes)
     return d, scales.reshape(n, n_subs), codes.reshape(n, n_subs, sub)

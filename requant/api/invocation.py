@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from requant.formats import Effort
 from requant.planning.options import PLAN_OPTIONS
 from requant.planning.request import FromPlan, PlanRequest, plan_from_option
-from requant.scoring.calibration_data import CalibrationOptions
+from requant.scoring.options import CalibrationOptions
 
 if TYPE_CHECKING:
     from requant.api.session import Session

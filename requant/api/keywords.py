@@ -24,7 +24,7 @@ from requant.planning.request import (
     choose_plan_from,
 )
 from requant.planning.rules import parse_count, parse_text, parse_written_type
-from requant.scoring.calibration_data import CalibrationOptions, check_calibration
+from requant.scoring.options import CalibrationOptions, check_calibration
 
 if TYPE_CHECKING:
     from requant.scoring.losses import Losses

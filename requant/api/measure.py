@@ -13,9 +13,9 @@ from requant.common.monitor import Monitor
 from requant.container.source import Source, require_model
 from requant.formats import by_name
 from requant.model.roles import never_quantize
-from requant.scoring.calibration_data import CalibrationOptions
+from requant.scoring.calibration_data import read_windows
 from requant.scoring.losses import ScoringResult
-from requant.scoring.options import ScoringOptions, StatisticsOptions
+from requant.scoring.options import CalibrationOptions, ScoringOptions, StatisticsOptions
 
 if TYPE_CHECKING:
     from requant.container.imatrix import Imatrix
@@ -45,7 +45,7 @@ def score(source: Source, calibration: CalibrationOptions, options: ScoringOptio
         with monitor.progress("scoring", sum(t.n_bytes for t in source.tensors)) as advance:
             return ScoringResult(run_interruptible(layerwise.score, source, options, progress=advance))
     with monitor.working("reading text"):
-        text = run_interruptible(calibration.windows, source)
+        text = run_interruptible(read_windows, calibration, source)
     monitor.warn(*text.notes)
     with monitor.progress("scoring", fisher.n_steps(source), " layers") as advance:
         found = run_interruptible(fisher.score_by_gradients, source, text, options, progress=advance)
@@ -70,7 +70,7 @@ def calibrate(
     with PartFile(out, 0, force=force, inputs=inputs):
         pass
     with monitor.working("reading text"):
-        text = run_interruptible(calibration.windows, source)
+        text = run_interruptible(read_windows, calibration, source)
     monitor.warn(*text.notes)
     prepare_kernels(monitor, {t.format for t in source.tensors}, encode=False)
     checkpoint = out.with_name(f"{out.name}.part.npz")
@@ -97,7 +97,7 @@ def evaluate(
     if reference is not None:
         evaluate_.check_base(model, reference)
     with monitor.working("reading text"):
-        text = run_interruptible(calibration.windows, source)
+        text = run_interruptible(read_windows, calibration, source)
     prepare_kernels(monitor, {t.format for s in sources for t in s.tensors}, encode=False)
     steps = sum(m.architecture.n_layers for m in (model, reference) if m is not None) + 1
     with monitor.progress("evaluating", steps, " layers") as advance:

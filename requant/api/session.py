@@ -32,9 +32,9 @@ from requant.planning.request import (
     plan_from_option,
 )
 from requant.planning.rules import AUTO
-from requant.scoring.calibration_data import CalibrationOptions
+from requant.scoring.calibration_data import read_windows
 from requant.scoring.losses import Losses, ScoringResult, read_losses
-from requant.scoring.options import DEFAULT_TYPES, ScoringOptions
+from requant.scoring.options import DEFAULT_TYPES, CalibrationOptions, ScoringOptions
 
 if TYPE_CHECKING:
     from requant.common.cluster import Cluster
@@ -188,7 +188,7 @@ class Session:
 
         check_can_run(self.source)
         with self.monitor.working("reading text"):
-            text = run_interruptible(self.calibration.windows, self.source)
+            text = run_interruptible(read_windows, self.calibration, self.source)
         prepare_kernels(self.monitor, {by_name(name) for pair in CACHES for name in pair})
         with self.monitor.progress("measuring caches", len(CACHES) + 1, " models") as advance:
             return run_interruptible(
@@ -200,7 +200,7 @@ class Session:
         from requant.planning.rerank import measure_plans, perturbed_plans
 
         with self.monitor.working("reading text"):
-            text = run_interruptible(self.calibration.windows, self.source, held_out=True)
+            text = run_interruptible(read_windows, self.calibration, self.source, held_out=True)
         effort = losses.effort if self.options.effort is None else self.options.effort
 
         def solve(losses: Losses) -> Plan:

@@ -15,8 +15,7 @@ from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.planning.rules import parse_bytes
 from requant.report.text.evaluation import statistics_text
-from requant.scoring.calibration_data import CalibrationOptions, check_calibration
-from requant.scoring.options import StatisticsOptions
+from requant.scoring.options import CalibrationOptions, StatisticsOptions, check_calibration
 
 
 @click.command("calibrate", cls=Command)

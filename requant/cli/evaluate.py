@@ -14,7 +14,7 @@ from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.model.hyperparameters import context_warnings
 from requant.report.text.evaluation import evaluation_text
-from requant.scoring.calibration_data import CalibrationOptions
+from requant.scoring.options import CalibrationOptions
 
 
 def _check_data(calibration: CalibrationOptions) -> None:

@@ -19,7 +19,7 @@ from requant.formats import Effort
 from requant.planning.options import PLAN_OPTIONS
 from requant.planning.request import OPTIONS_BY_FIELD, build_request
 from requant.planning.rules import LARGEST, parse_bytes, parse_mixture, parse_written_type
-from requant.scoring.calibration_data import CalibrationOptions, check_calibration
+from requant.scoring.options import CalibrationOptions, check_calibration
 
 MIN_CTX = 16  # tokens of a window
 

@@ -10,7 +10,7 @@ from requant.api.session import Session, SessionOptions, connect_cluster, open_s
 from requant.cli import messages
 from requant.container.source import open_source
 from requant.planning.request import PlanFrom, PlanRequest
-from requant.scoring.calibration_data import CalibrationOptions
+from requant.scoring.options import CalibrationOptions
 
 
 @contextmanager

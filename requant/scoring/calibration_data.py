@@ -13,6 +13,7 @@ from requant.common.serialization import MISSING
 from requant.container.source import Source
 from requant.errors import BadInput, InputOutputError, UsageError, missing_file
 from requant.model.tokenizer import read_tokenizer
+from requant.scoring.options import CalibrationOptions
 
 Ids = NDArray[np.int32]
 
@@ -143,33 +144,14 @@ def _cut_windows(path: Path, ids: Ids, name: str, size: WindowSpec, bos: int | N
     return TokenWindows(name, windows, notes)
 
 
-@dataclass(frozen=True, slots=True)
-class CalibrationOptions:
-    """The options --text, --tokens, --windows, --window, --quick and --statistics."""
+def read_windows(options: CalibrationOptions, source: Source, *, held_out: bool = False) -> TokenWindows:
+    """Return windows of the given text or ids, or else of the shipped text, to run `source` on.
 
-    text: Path | None = None
-    tokens: Path | None = None
-    n_windows: int | None = 8
-    window: int = 512
-    quick: bool = False
-    statistics: Path | None = None
-
-    def windows(self, source: Source, *, held_out: bool = False) -> TokenWindows:
-        """Return windows of the given text or ids, or else of the shipped text, to run `source` on.
-
-        held_out: other windows of the same.
-        """
-        size = WindowSpec(self.window, self.n_windows, held_out)
-        if self.tokens is not None:
-            return read_token_windows(self.tokens, source, size)
-        if self.text is not None:
-            return read_text_windows(self.text, source, size)
-        return default_windows(source, size)
-
-
-def check_calibration(asked: CalibrationOptions) -> None:
-    """Raise UsageError for options that contradict each other."""
-    if asked.text is not None and asked.tokens is not None:
-        raise UsageError("--text and --tokens cannot be given together")
-    if asked.quick and (asked.text or asked.tokens or asked.statistics):
-        raise UsageError("--quick scores without data; leave --text, --tokens and --statistics out")
+    held_out: other windows of the same.
+    """
+    size = WindowSpec(options.window, options.n_windows, held_out)
+    if options.tokens is not None:
+        return read_token_windows(options.tokens, source, size)
+    if options.text is not None:
+        return read_text_windows(options.text, source, size)
+    return default_windows(source, size)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from requant.errors import UsageError
 from requant.formats import Effort
 
 if TYPE_CHECKING:
@@ -40,3 +42,23 @@ class StatisticsOptions:
     gradients: bool = True
     max_memory: int | None = None
     threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationOptions:
+    """The options --text, --tokens, --windows, --window, --quick and --statistics."""
+
+    text: Path | None = None
+    tokens: Path | None = None
+    n_windows: int | None = 8
+    window: int = 512
+    quick: bool = False
+    statistics: Path | None = None
+
+
+def check_calibration(asked: CalibrationOptions) -> None:
+    """Raise UsageError for options that contradict each other."""
+    if asked.text is not None and asked.tokens is not None:
+        raise UsageError("--text and --tokens cannot be given together")
+    if asked.quick and (asked.text or asked.tokens or asked.statistics):
+        raise UsageError("--quick scores without data; leave --text, --tokens and --statistics out")

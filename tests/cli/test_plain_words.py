@@ -12,9 +12,8 @@ from requant.api.session import open_session
 from requant.common.units import format_size
 from requant.container.source import open_source
 from requant.planning.request import PlanRequest
-from requant.scoring.calibration_data import CalibrationOptions
 from requant.scoring.layerwise import score
-from requant.scoring.options import ScoringOptions
+from requant.scoring.options import CalibrationOptions, ScoringOptions
 
 
 @pytest.fixture(scope="module")

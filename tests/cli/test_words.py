@@ -14,8 +14,8 @@ from requant.formats import Effort
 from requant.planning.constraints import Rule
 from requant.planning.request import FromBudget, FromModel, FromPreset, FromType, PlanRequest
 from requant.planning.rules import MAX_CONTEXT
-from requant.scoring.calibration_data import CalibrationOptions
 from requant.scoring.losses import Losses
+from requant.scoring.options import CalibrationOptions
 
 REQUEST = PlanRequest(
     **{"vram": 12 * 2**30, "ram": 1234567, "n_ctx": 16384, "cache_type_k": "Q8_0", "cache_type_v": "AUTO"},

@@ -20,8 +20,7 @@ from requant.errors import BadInput, OutputRefused, UsageError, printable
 from requant.planning.options import PLAN_OPTIONS
 from requant.planning.plan import Plan
 from requant.planning.request import FromBudget, PlanFrom, PlanRequest
-from requant.scoring.calibration_data import CalibrationOptions
-from requant.scoring.options import DEFAULT_TYPES
+from requant.scoring.options import DEFAULT_TYPES, CalibrationOptions
 
 _CALIBRATION = {f.name for f in fields(CalibrationOptions)}
 _SCORING = _CALIBRATION | {"imatrix", "effort", "allow_requantize"}

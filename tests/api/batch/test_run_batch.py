@@ -18,7 +18,7 @@ from requant.common.monitor import SILENT
 from requant.container.splitting import WHOLE
 from requant.errors import UsageError
 from requant.planning.request import FromType, PlanRequest
-from requant.scoring.calibration_data import CalibrationOptions
+from requant.scoring.options import CalibrationOptions
 
 KEYS = {"type": KeyOption("--type", "type_name", "one")}
 JOBS = '[[job]]\nsource = "m.gguf"\noutput = "{encoding}.gguf"\nbudgets = [{type = "Q8_0"}, {type = "Q4_0"}]\n'

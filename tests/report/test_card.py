@@ -262,7 +262,7 @@ def test_the_commands_are_those_that_give_the_same_bytes(options, scoring, imatr
 def test_a_plan_of_which_nothing_was_scored_is_one_command():
     copied = plan(source="SOURCE", options=("--vram", "12GiB"))
     candidates = {c.name: {c.source_type: 0.0} for c in copied.choices}
-    assert commands(record(replace(copied, candidates=candidates), "OUT", imatrix=None)) == [
+    assert reproduction_commands(record(replace(copied, candidates=candidates), "OUT", imatrix=None)) == [
         "requant convert SOURCE OUT --vram 12GiB"
     ]
 

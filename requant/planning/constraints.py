@@ -85,7 +85,7 @@ class Limit:
 
     @property
     def room(self) -> int:
-        """What is left of the budget for tensors, in the limit's unit."""
+        """The rest of the budget, for tensors, in the limit's unit."""
         return self.budget - self.other
 
     def cost(self, use: Use) -> int:
@@ -210,7 +210,7 @@ class Constraints:
         return self.shares.get(tensor.name, 1.0)
 
     def can_run(self, tensor: TensorLosses, type_name: str, device: str) -> bool:
-        """Whether the engine runs the tensor on the device in that type; it runs what stays as it is anywhere."""
+        """Return whether the engine runs the tensor in that type on the device; copied tensors run anywhere."""
         return tensor.reason is not None or type_name not in self.unusable.get(device, ())
 
     def use(self, tensor: TensorLosses, candidate: Candidate, device: str) -> Use:

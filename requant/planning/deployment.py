@@ -89,7 +89,7 @@ class Deployment:
 
     @property
     def chooses_layers(self) -> bool:
-        """Whether the number of layers on the GPU is open."""
+        """Return whether the number of layers on the GPU is open."""
         return self.ram is not None and self.engine.has_gpu
 
     @property

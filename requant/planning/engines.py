@@ -119,5 +119,5 @@ def expert_patterns(layers: Sequence[int]) -> str:
 
 
 def is_prefix(layers: Sequence[int]) -> bool:
-    """Whether `layers` are the first ones, for which engines have an option of its own."""
+    """Return whether `layers` are the first ones, for which engines have an option of its own."""
     return list(layers) == list(range(len(layers)))

@@ -38,7 +38,7 @@ _OWN = "requant."
 
 
 def may_differ(key: str) -> bool:
-    """Whether a conversion may set, change or remove the key; all others are as in the source."""
+    """Return whether a conversion may set, change or remove the key; all others are as in the source."""
     labels = ("general.file_type", "general.quantization_version", *_IMATRIX_KEYS, *_SPLIT_KEYS, *_EXTRA_KEYS)
     return key in labels or key.startswith(_OWN)
 

@@ -61,7 +61,7 @@ class Choice:
 
     @property
     def copied(self) -> bool:
-        """Whether the source's bytes are copied."""
+        """Return whether the source's bytes are copied."""
         return self.type == self.source_type
 
 

@@ -74,7 +74,7 @@ def _words(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _is_exact(c: str) -> bool:
-    """Whether an expression can spell the character: upper case is lowered, = and space separate."""
+    """Return whether an expression can spell the character: upper case is lowered, = and space separate."""
     return "!" <= c <= "~" and c != "=" and not c.isupper()
 
 

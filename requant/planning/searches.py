@@ -111,7 +111,7 @@ def _open_cache_types(request: PlanRequest, cache_losses: Mapping[str, float]) -
 
 
 def _can_cache(request: PlanRequest, hp: Hyperparameters) -> bool:
-    """Whether a cache of the request's types is possible: their blocks must divide the model's heads.
+    """Return whether a cache of the request's types is possible: their blocks must divide the model's heads.
 
     Raises BadInput where not even a cache that is not rounded is.
     """

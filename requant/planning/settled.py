@@ -153,7 +153,7 @@ class SettledRequest:
 
 
 def leaves_batch_open(request: PlanRequest) -> bool:
-    """Whether the batch is chosen with the types: only VRAM is limited, and no batch is given."""
+    """Return whether the batch is chosen with the types: only VRAM is limited, and no batch is given."""
     return request.vram is not None and request.ram is None and request.n_ubatch is None
 
 

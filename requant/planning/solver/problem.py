@@ -264,7 +264,7 @@ class _ProblemBuilder:
         return [self.losses.tensors[m] for m in group.members]
 
     def _is_free(self, tensor: TensorLosses) -> bool:
-        """Whether the tensor may be on more than one device."""
+        """Return whether the tensor may be on more than one device."""
         return len(self.constraints.allowed_devices(tensor)) > 1
 
     def _item(self, groups: list[_Group]) -> Item:
@@ -309,7 +309,7 @@ class _ProblemBuilder:
         return Option(tuple(c.type for c in row), tuple(places), costs, n_bytes, loss, value)
 
     def _is_too_large(self, tensor: TensorLosses, candidate: Candidate) -> bool:
-        """Whether the tensor could not be copied to the GPU for a large batch, as every multiplied one is."""
+        """Return whether the tensor could not be copied to the GPU for a large batch, as every multiplied one is."""
         most = self.constraints.largest_on_cpu
         multiplied = tensor.reason is None and self.constraints.share(tensor) > 0
         return multiplied and most is not None and candidate.n_bytes > most

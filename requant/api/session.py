@@ -76,7 +76,7 @@ class Session:
 
     @property
     def needs_scoring(self) -> bool:
-        """Whether a plan needs losses that are not given; scoring may take hours."""
+        """Return whether a plan needs losses that are not given; scoring may take hours."""
         return isinstance(self.plan_from, FromBudget) and self.losses is None
 
     def check_measure(self, n: int | None) -> None:

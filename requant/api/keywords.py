@@ -11,7 +11,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from requant.api.arrays import parse_effort
-from requant.api.session import SessionOptions
+from requant.api.session_options import SessionOptions
 from requant.common.monitor import Progress
 from requant.planning.options import PLAN_OPTIONS
 from requant.planning.request import (

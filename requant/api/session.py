@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from requant.api.invocation import record_options
 from requant.api.kernels import prepare_kernels
 from requant.api.measure import check_can_run, read_importance, score
+from requant.api.session_options import SessionOptions
 from requant.common.files import Identity, identities
 from requant.common.interrupt import run_interruptible
 from requant.common.monitor import SILENT, Monitor
@@ -40,20 +41,6 @@ if TYPE_CHECKING:
     from requant.common.cluster import Cluster
     from requant.container.imatrix import Imatrix
     from requant.scoring.statistics import Statistics
-
-
-@dataclass(frozen=True, slots=True)
-class SessionOptions:
-    """How losses are measured and weights are encoded; losses: given as data or as a file, None to measure them.
-
-    effort: None for that of the losses or the plan. threads: None for one per processor.
-    """
-
-    imatrix: Path | None = None
-    losses: Losses | Path | None = None
-    threads: int | None = None
-    effort: Effort | None = None
-    allow_requantize: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +76,7 @@ class Session:
 
     @property
     def needs_scoring(self) -> bool:
-        """Whether a plan needs losses that are not given; scoring may take hours."""
+        """Return whether a plan needs losses that are not given; scoring may take hours."""
         return isinstance(self.plan_from, FromBudget) and self.losses is None
 
     def check_measure(self, n: int | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from requant.api.session import SessionOptions
+from requant.api.session_options import SessionOptions
 from requant.cli import completion, values
 from requant.cli.command import WordChoice
 from requant.cli.values import Count

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from requant.api.session import Session, SessionOptions, connect_cluster, open_session
+from requant.api.session import Session, connect_cluster, open_session
+from requant.api.session_options import SessionOptions
 from requant.cli import messages
 from requant.container.source import open_source
 from requant.planning.request import PlanFrom, PlanRequest

@@ -59,12 +59,12 @@ class PlanRequest:
 
     @property
     def has_budget(self) -> bool:
-        """Whether an option limits the bytes."""
+        """Return whether an option limits the bytes."""
         return any(x is not None for x in (self.vram, self.ram, self.size, self.bpw, self.max_loss))
 
     @property
     def on_devices(self) -> bool:
-        """Whether an option depends on the device of each tensor."""
+        """Return whether an option depends on the device of each tensor."""
         return any(x is not None for x in (self.vram, self.ram, self.min_speed))
 
     @property

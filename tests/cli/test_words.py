@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from requant.api import invocation
-from requant.api.session import Session, SessionOptions
+from requant.api.session import Session
+from requant.api.session_options import SessionOptions
 from requant.cli import convert
 from requant.cli.batch_options import collect_options
 from requant.container.imatrix import Imatrix

@@ -14,7 +14,7 @@ from requant.api.batch.names import UNKNOWN, budget_label, check_template, encod
 from requant.api.batch.sources import BatchSource, find_sources, read_source
 from requant.api.batch.state import content_key, hash_json
 from requant.api.batch.summary import Row, Summary
-from requant.api.session import SessionOptions
+from requant.api.session_options import SessionOptions
 from requant.container.splitting import Splitting
 from requant.errors import BadInput, OutputRefused, UsageError, printable
 from requant.planning.options import PLAN_OPTIONS

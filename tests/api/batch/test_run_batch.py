@@ -13,7 +13,7 @@ from requant.api.batch.items import ConvertOptions, read_batch
 from requant.api.batch.jobs import KeyOption
 from requant.api.batch.run_batch import run_batch
 from requant.api.batch.workers import WorkerExit, WorkerPool
-from requant.api.session import SessionOptions
+from requant.api.session_options import SessionOptions
 from requant.common.monitor import SILENT
 from requant.container.splitting import WHOLE
 from requant.errors import UsageError

@@ -1,0 +1,23 @@
+"""The options of a session beside its request: losses, importance, effort, threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from requant.formats import Effort
+from requant.scoring.losses import Losses
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How losses are measured and weights are encoded; losses: given as data or as a file, None to measure them.
+
+    effort: None for that of the losses or the plan. threads: None for one per processor.
+    """
+
+    imatrix: Path | None = None
+    losses: Losses | Path | None = None
+    threads: int | None = None
+    effort: Effort | None = None
+    allow_requantize: bool = False

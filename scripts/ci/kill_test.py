@@ -3,7 +3,7 @@
     python scripts/ci/kill_test.py [--kills N] [--crashes N] [--signals N] [--processes SHARE] [--seed S]
 
 SIGKILL at random times and at random calls of the system, several times in a row, with the journal or the unfinished
-output damaged at random in between; power cuts, replayed from a log of what a run did to the disk (tests/helpers/crashes.py);
+output damaged at random in between; power cuts, replayed from a log of disk writes (tests/helpers/crashes.py);
 SIGINT, SIGTERM and SIGHUP, also inside the slowest encoder on 64 threads. Prints a JSON line for each; the exit code
 is 1 if anything differs. Most victims are forks of this process, which has everything imported; a share of them are
 processes of their own.

@@ -34,7 +34,7 @@ def name_of(path: Path, root: Path) -> str:
 
 
 def imported_modules(tree: ast.Module, known: Container[str]) -> set[str]:
-    """The `known` modules that a module may import at run time; `from a import b` imports module a.b where it is one."""
+    """The `known` modules that a module may import at run time; `from a import b` imports a.b where that is one."""
     skipped = {
         id(part)
         for node in ast.walk(tree)

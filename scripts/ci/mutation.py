@@ -3,8 +3,8 @@
     python scripts/ci/mutation.py [--jobs N] [--work FOLDER] [--least PERCENT] [MUTANT...]
 
 Runs mutmut (`pip install mutmut`), as [tool.mutmut] of pyproject.toml says, on a copy of what git knows of the project.
-In a FOLDER of an earlier run only what has changed is done again. Survivors are listed; docs/reliability.md says why they
-may live. The exit code is 1 where less than PERCENT of a module's mutants are killed.
+In a FOLDER of an earlier run only what has changed is done again. Survivors are listed; docs/reliability.md says why
+they may live. The exit code is 1 where less than PERCENT of a module's mutants are killed.
 """
 
 import argparse

@@ -1,4 +1,7 @@
-"""Mutants of every kind of file, 40,000 a run and 200,000 in the slow tests: whatever a file holds, it is used or refused in one line, at once and without memory."""
+"""Mutants of every kind of file, 40,000 a run and 200,000 in the slow tests: used or refused in one line.
+
+Each at once, and without much memory.
+"""
 
 import os
 

@@ -58,7 +58,7 @@ class BatchItem:
 
     @property
     def is_scored(self) -> bool:
-        """Whether the plan needs losses that are not given."""
+        """Return whether the plan needs losses that are not given."""
         return isinstance(self.options.plan_from, FromBudget) and self.options.session_options.losses is None
 
     @property

@@ -93,7 +93,7 @@ class Summary:
 
     @property
     def has_failed(self) -> bool:
-        """Whether any row has failed."""
+        """Return whether any row has failed."""
         return self.counts["failed"] > 0
 
     @property

@@ -202,3 +202,6 @@ def _suggest_beside(path: Path) -> str | None:
 def quote(text: str) -> str:
     """Quote the beginning of `text` from a file, escaped, for a message."""
     return f"'{brief(text)}'"
+
+
+MISSING = FileNotFoundError, NotADirectoryError  # errors of a path that leads to no file

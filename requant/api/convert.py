@@ -18,13 +18,10 @@ from requant.common.atomic_write import check_writable, write_text
 from requant.common.files import identify_content, open_regular
 from requant.common.folders import check_space
 from requant.common.interrupt import run_interruptible
-from requant.common.monitor import Monitor
 from requant.common.serialization import to_plain
 from requant.container.output import can_resume, claim_output, discard_unfinished, final_names
 from requant.container.part import PartFile, resolve_target
-from requant.container.source import Source
-from requant.container.splitting import Splitting
-from requant.conversion.options import DEFAULTS, Claim, ConversionOptions
+from requant.conversion.options import DEFAULTS, KEEP_TYPE, Claim, ConversionOptions
 from requant.conversion.record import OUTPUT_SCHEMA, Conversion, record_path
 from requant.errors import BadInput, InputOutputError, OutputRefused
 from requant.planning.plan import Plan
@@ -32,7 +29,10 @@ from requant.planning.request import plan_from_option
 from requant.scoring.losses import Losses
 
 if TYPE_CHECKING:
+    from requant.common.monitor import Monitor
     from requant.container.imatrix import Imatrix
+    from requant.container.source import Source
+    from requant.container.splitting import Splitting
 
 _MAX_HASHED = 2**26  # bytes; a larger file is identified by size and time, not by its content
 
@@ -216,10 +216,6 @@ def _identify_file(path: Path) -> dict[str, Any]:
     if isinstance(found, str):
         return {"file": path.name, "sha256": found}
     return {"file": path.name, "size": found[0], "mtime_ns": found[1]}
-
-
-KEEP_TYPE = "keep-type"
-POLICIES = ("error", KEEP_TYPE)
 
 
 def apply_nonfinite_policy(source: Source, nonfinite: str, monitor: Monitor, *, threads: int | None) -> None:

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from requant.api.kernels import prepare_kernels
-from requant.common.files import Identity
 from requant.common.interrupt import run_interruptible
-from requant.common.monitor import Monitor
 from requant.container.source import Source, require_model
 from requant.formats import by_name
 from requant.model.roles import never_quantize
 from requant.scoring.calibration_data import read_windows
 from requant.scoring.losses import ScoringResult
-from requant.scoring.options import CalibrationOptions, ScoringOptions, StatisticsOptions
 
 if TYPE_CHECKING:
+    from requant.common.files import Identity
+    from requant.common.monitor import Monitor
     from requant.container.imatrix import Imatrix
     from requant.scoring.evaluate import Evaluation
+    from requant.scoring.options import CalibrationOptions, ScoringOptions, StatisticsOptions
     from requant.scoring.statistics import Statistics
 
 

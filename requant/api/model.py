@@ -13,7 +13,7 @@ from requant.api import measure as measuring
 from requant.api import plan as planning
 from requant.api import score as scoring
 from requant.api import verify as verifying
-from requant.api.convert import KEEP_TYPE, POLICIES, apply_nonfinite_policy
+from requant.api.convert import apply_nonfinite_policy
 from requant.api.keywords import (
     Planning,
     Report,
@@ -34,7 +34,7 @@ from requant.common.files import identities
 from requant.common.monitor import SILENT, Progress, report_to
 from requant.container.source import Source, open_source, require_model
 from requant.container.splitting import Splitting
-from requant.conversion.options import ConversionOptions
+from requant.conversion.options import KEEP_TYPE, POLICIES, ConversionOptions
 from requant.conversion.record import read_conversion
 from requant.conversion.verify import Verification
 from requant.errors import UsageError

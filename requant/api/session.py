@@ -19,9 +19,7 @@ from requant.container.source import Source, open_source
 from requant.conversion.record import read_any_plan
 from requant.errors import UsageError
 from requant.formats import Effort, by_name
-from requant.planning.plan import Plan
-from requant.planning.planner import Planner
-from requant.planning.precheck import check_feasible, losses_without_scoring
+from requant.planning.planner import Planner, check_feasible, losses_without_scoring
 from requant.planning.request import (
     FromBudget,
     FromModel,
@@ -40,6 +38,7 @@ from requant.scoring.options import DEFAULT_TYPES, CalibrationOptions, ScoringOp
 if TYPE_CHECKING:
     from requant.common.cluster import Cluster
     from requant.container.imatrix import Imatrix
+    from requant.planning.plan import Plan
     from requant.scoring.statistics import Statistics
 
 

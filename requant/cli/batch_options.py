@@ -12,7 +12,8 @@ import click
 from requant.api.batch.items import Batch, ConvertOptions, read_batch
 from requant.api.batch.jobs import KeyOption
 from requant.api.batch.sources import OWN
-from requant.cli import convert, messages, options
+from requant.cli import messages, options
+from requant.cli.main import find_command
 from requant.errors import UsageError
 from requant.planning.request import choose_plan_from
 
@@ -22,7 +23,7 @@ _OWN = COMMON | {"dry_run", "force", "restart", "as_json", "reports"}  # decided
 
 def read_jobs(path: Path) -> Batch:
     """Read the batch in the job file at `path`, and warn of files left out. Raises BadInput, OutputRefused."""
-    batch = read_batch(path, key_options(convert.command, _OWN), parse_options)
+    batch = read_batch(path, key_options(find_command("convert"), _OWN), parse_options)
     messages.warn(*(f"{name} is no source: {why}" for name, why in batch.summary.excluded.items() if why != OWN))
     return batch
 
@@ -56,7 +57,7 @@ def collect_options(**how: Any) -> dict[str, Any]:
 def parse_options(words: Sequence[str]) -> ConvertOptions:
     """Parse the options of a conversion. Raises UsageError, and BadInput for a file of tensor types."""
     try:
-        with convert.command.make_context("convert", ["MODEL", "OUT", *words]) as context:
+        with find_command("convert").make_context("convert", ["MODEL", "OUT", *words]) as context:
             how = collect_options(**context.params)
     except click.ClickException as error:
         what = " ".join(error.format_message().split()).removesuffix(".")

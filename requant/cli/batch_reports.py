@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from requant.api.batch.items import BatchItem
 from requant.api.batch.jobs import ReportTable, read_report_table
 from requant.api.batch.state import hash_file, hash_json
 from requant.api.batch.summary import GOOD
@@ -21,11 +21,15 @@ from requant.cli import messages, report
 from requant.cli.batch_options import COMMON, key_options
 from requant.common.atomic_write import check_writable, write_text
 from requant.common.serialization import dump, parse, parse_record, read_text, to_plain
-from requant.container.hashing import FileHash
 from requant.conversion.record import record_path
 from requant.errors import BadInput, InputOutputError, OutputRefused, UsageError, printable
 from requant.report import publish
 from requant.report.card.origin import CardOverrides
+from requant.report.kinds import PICTURES
+
+if TYPE_CHECKING:
+    from requant.api.batch.items import BatchItem
+    from requant.container.hashing import FileHash
 
 _SCHEMA = "requant.reports/1"
 _OWN = COMMON | {"targets", "output", "evaluations", "sources", "force"}  # decided by the batch itself
@@ -68,7 +72,7 @@ class BatchReports:
             known = os.path.realpath(path) in written.files
             _make_folder(path)
             check_writable(path, force=self.force or known, inputs=files)
-        if any(kind in publish.PICTURES for kind in self._suffixes):
+        if any(kind in PICTURES for kind in self._suffixes):
             from requant.report.picture.figure import check_library
 
             check_library()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from requant.api.convert import convert_to_file
-from requant.api.session import Planned, Session
 from requant.cli import messages, options, terminal
 from requant.cli.command import Command
 from requant.cli.nonfinite import option as nonfinite_option
@@ -18,7 +17,6 @@ from requant.cli.sessions import open_model_session
 from requant.common.units import format_size
 from requant.container.splitting import WHOLE, Splitting, output_paths, total_size
 from requant.conversion.options import ConversionOptions
-from requant.conversion.record import Conversion
 from requant.errors import UsageError, printable
 from requant.planning.request import choose_plan_from
 from requant.report import publish
@@ -26,6 +24,8 @@ from requant.report.start_command import start_command
 from requant.report.text.result import conversion_text
 
 if TYPE_CHECKING:
+    from requant.api.session import Planned, Session
+    from requant.conversion.record import Conversion
     from requant.report.text.bars import Drawing
 
 

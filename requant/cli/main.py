@@ -27,6 +27,12 @@ COMMANDS = {
 }
 
 
+def find_command(name: str) -> click.Command:
+    """Import the command of that name."""
+    command: click.Command = importlib.import_module(f"requant.cli.{name}").command
+    return command
+
+
 class LazyGroup(click.Group):
     """A group whose commands live in `requant.cli.<name>` as `command`; `help NAME` is `NAME --help`."""
 
@@ -38,10 +44,7 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return the command."""
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(f"requant.cli.{cmd_name}").command
-        return command
+        return find_command(cmd_name) if cmd_name in COMMANDS else None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Reset the settings of the console, and turn `help NAME` into `NAME --help`."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from requant.api.convert import POLICIES
 from requant.cli.command import WordChoice
+from requant.conversion.options import POLICIES
 
 option = click.option(
     "--nonfinite",

@@ -219,7 +219,7 @@ like = click.option(
 
 def check_report_names(_: click.Context, __: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
     """Return the paths of reports. Raises UsageError for a suffix that no report has."""
-    from requant.report.publish import check_kind
+    from requant.report.kinds import check_kind
 
     for path in paths:
         check_kind(path)

@@ -16,6 +16,7 @@ from requant.common.units import format_size
 from requant.errors import UsageError, printable
 from requant.report import publish
 from requant.report.card.origin import REPOSITORY, CardOverrides
+from requant.report.kinds import CARD, PICTURES
 
 Paths = tuple[Path, ...]
 
@@ -113,7 +114,7 @@ def parse_overrides(given: Mapping[str, Any]) -> CardOverrides:
 def _check_kinds(targets: Paths, overrides: CardOverrides, read: Paths) -> None:
     """Raise UsageError for options that none of the reports can show."""
     kinds = {path.suffix.lower() for path in targets}
-    if publish.CARD not in kinds and overrides != CardOverrides():
+    if CARD not in kinds and overrides != CardOverrides():
         raise UsageError("what is said of the model is for a model card; give -o README.md with it")
-    if kinds <= set(publish.PICTURES) and read:
+    if kinds <= set(PICTURES) and read:
         raise UsageError("a picture is of a plan alone; --source and --evaluation are for a page or a model card")

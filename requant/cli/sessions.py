@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from requant.api.session import Session, connect_cluster, open_session
-from requant.api.session_options import SessionOptions
 from requant.cli import messages
 from requant.container.source import open_source
-from requant.planning.request import PlanFrom, PlanRequest
-from requant.scoring.options import CalibrationOptions
+
+if TYPE_CHECKING:
+    from requant.api.session_options import SessionOptions
+    from requant.planning.request import PlanFrom, PlanRequest
+    from requant.scoring.options import CalibrationOptions
 
 
 @contextmanager

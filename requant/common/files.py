@@ -11,9 +11,9 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from requant.common.serialization import MISSING
 from requant.errors import (
     FILE_NAME,
+    MISSING,
     BadInput,
     InputOutputError,
     OutputRefused,

@@ -18,13 +18,12 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from requant.common.units import format_size
-from requant.errors import REMARK, BadInput, InputOutputError, brief, missing_file
+from requant.errors import MISSING, REMARK, BadInput, InputOutputError, brief, missing_file
 
 _LINE = 160  # characters of a JSON value that is kept on one line
 _BLOCK = 1 << 18  # bytes read at once
 _MAX_FLOAT = 1e100
 _MAX_FILE = 1 << 28  # bytes; 1000 tensors x 30 types are about 4 MiB
-MISSING = FileNotFoundError, NotADirectoryError  # errors of a path that leads to no file
 
 
 def read_text(path: Path | str) -> str:

@@ -6,7 +6,9 @@ alignments, tensor data that is not there). Format: gguf.cpp and docs/gguf.md of
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -182,3 +184,8 @@ def _check_data(cursor: Cursor, tensors: tuple[TensorInfo, ...], alignment: int)
             hint="an interrupted download or copy; fetch it again",
         )
     return last.offset + round_up(last.n_bytes, alignment)
+
+
+def combine_sha256(digests: Sequence[str]) -> str:
+    """Combine the digests of the headers of a model's files, in hex; the digest of a single file stays as it is."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

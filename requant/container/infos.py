@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import unicodedata
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from requant.container.cursor import Cursor
 from requant.errors import BadInput, printable, quote
 from requant.formats import FORMATS
-from requant.formats.base import BlockFormat
+
+if TYPE_CHECKING:
+    from requant.container.cursor import Cursor
+    from requant.formats.base import BlockFormat
 
 MAX_NAME = 63  # bytes; GGML_MAX_NAME without the NUL
 MAX_DIMS = 4

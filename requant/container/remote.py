@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from requant.common.files import irregular_kind, open_regular, read_into, write_from
 from requant.container.part import BLANK
-from requant.container.source import Source, SourceTensor
 from requant.errors import BadInput, InputOutputError, SourceChanged
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from requant.container.source import Source, SourceTensor
 
 _HINT = "source and output must be on storage that driver and workers share, under the same path"
 

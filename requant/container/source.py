@@ -11,16 +11,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from requant.common.files import Identity, identity, open_regular, read_into
-from requant.container.header import Header, read_header
-from requant.container.infos import TensorInfo
-from requant.container.metadata import Metadata
+from requant.container.header import Header, combine_sha256, read_header
 from requant.container.shards import check_shard, check_shards, shard_paths
-from requant.container.splitting import combine_sha256
 from requant.errors import BadInput, InputOutputError, SourceChanged, printable, quote
-from requant.formats.base import BlockFormat
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from requant.container.infos import TensorInfo
+    from requant.container.metadata import Metadata
+    from requant.formats.base import BlockFormat
 
 _WARNED = 20  # warnings to show of a file; it may have a million unusual tensors
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")

@@ -5,13 +5,13 @@ All keys are in the first file; the others have only their number. Format: tools
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from requant.common.units import format_size
+from requant.container.header import combine_sha256
 from requant.container.infos import round_up
 from requant.container.layout import FIXED_BYTES, Layout, info_bytes, lay_out
 from requant.container.metadata import Metadata, read_alignment
@@ -103,8 +103,3 @@ def total_size(layouts: Sequence[Layout]) -> int:
 def headers_sha256(layouts: Sequence[Layout]) -> str:
     """The `Source.header_sha256` of the finished files."""
     return combine_sha256([layout.sha256 for layout in layouts])
-
-
-def combine_sha256(digests: Sequence[str]) -> str:
-    """Combine the digests of the headers of a model's files, in hex; the digest of a single file stays as it is."""
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

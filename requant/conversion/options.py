@@ -49,3 +49,9 @@ class Claim:
     extras: Sequence[Path] = ()
     keep: bool = False
     record: Callable[[Conversion], None] = lambda _: None
+
+
+KEEP_TYPE = "keep-type"
+
+
+POLICIES = ("error", KEEP_TYPE)

@@ -11,8 +11,8 @@ from requant.common.atomic_write import has_schema
 from requant.common.notebook import html
 from requant.common.serialization import dump, parse, parse_value, read_text, to_plain
 from requant.errors import BadInput, brief, quote
-from requant.formats import parse_type_name
 from requant.planning.plan import Plan, read_plan
+from requant.scoring.losses import parse_type_name
 
 OUTPUT_SCHEMA = "requant.output/1"
 

@@ -2,11 +2,9 @@
 
 import hashlib
 
-from requant.common.serialization import show_json
-from requant.errors import BadInput, suggest
 from requant.formats.base import BlockFormat, Effort
 
-__all__ = ["FORMATS", "GGML", "KERNELS", "BlockFormat", "Effort", "by_name", "parse_type_name", "table_digest"]
+__all__ = ["FORMATS", "GGML", "KERNELS", "BlockFormat", "Effort", "by_name", "table_digest"]
 
 KERNELS = 1  # version of the encoders; raised when the same weights become other bytes: scripts/make/make_encodings.py
 GGML = "0.20.2"  # the version of ggml whose types these are
@@ -74,12 +72,3 @@ def table_digest() -> str:
     """Return a hash over names, ids, blocks and abilities; equal where two versions know the same types."""
     rows = [(f.name, f.type_id, f.block_weights, f.block_bytes, f.can_decode, f.can_encode) for f in FORMATS.values()]
     return hashlib.sha256(repr(rows).encode()).hexdigest()[:12]
-
-
-def parse_type_name(raw: str, where: str, path: object) -> str:
-    """Return the name of the ggml type called `raw` in a JSON file. Raises BadInput, naming the place `where`."""
-    fmt = by_name(raw)
-    if fmt is None:
-        names = [f.name for f in FORMATS.values()]
-        raise BadInput(path, f"{where} is not a ggml type", got=show_json(raw), hint=suggest(raw, names))
-    return fmt.name

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from requant.container.infos import round_up
 from requant.errors import UsageError, brief, suggest
 from requant.formats import format_of
-from requant.model.hyperparameters import Hyperparameters
+
+if TYPE_CHECKING:
+    from requant.model.hyperparameters import Hyperparameters
 
 CELL_PADDING = 256  # cells; llama_context and the window cache round up to it
 DEFAULT_CONTEXT = 4096

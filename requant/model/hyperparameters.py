@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from requant.container.metadata import Metadata
-from requant.container.source import SourceTensor
 from requant.errors import BadInput
 from requant.model.caches import ATTENTION, RECURRENT, Caches, ModelShape, caches_of
 from requant.model.keys import ArchitectureKeys
 from requant.model.windows import SlidingWindows, windows_of
+
+if TYPE_CHECKING:
+    from requant.container.metadata import Metadata
+    from requant.container.source import SourceTensor
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS in llama-hparams.h
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from requant.container.source import SourceTensor
 from requant.errors import UsageError, brief, suggest
 from requant.formats import format_of
-from requant.model.hyperparameters import Hyperparameters
 from requant.model.roles import fallback_type, is_tied, layer_of, never_quantize, role_of
+
+if TYPE_CHECKING:
+    from requant.container.source import SourceTensor
+    from requant.model.hyperparameters import Hyperparameters
 
 # mixture -> (its default type, its bits per weight on Llama-3.1-8B: llama.cpp, tools/quantize/README.md); by size
 _MIXTURES = {

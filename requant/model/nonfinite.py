@@ -6,13 +6,16 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from requant.common.threads import in_order, n_threads
-from requant.container.remote import Readable
-from requant.container.source import Source, SourceTensor
 from requant.errors import NumericFault, quote
 from requant.formats import codec
-from requant.formats.codec import Bytes
+
+if TYPE_CHECKING:
+    from requant.container.remote import Readable
+    from requant.container.source import Source, SourceTensor
+    from requant.formats.codec import Bytes
 
 _PIECE = 2**22  # bytes of a tensor that are read at a time
 _WEIGHTS = 2**20  # weights that are decoded at a time

@@ -11,11 +11,14 @@ against; build_ffn asserts the same of a matrix with a bias. BitNet is left out:
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from typing import TYPE_CHECKING
 
-from requant.container.source import Source, SourceTensor
 from requant.formats import codec
-from requant.formats.codec import Floats
 from requant.model.roles import is_experts, n_matrices, role_of
+
+if TYPE_CHECKING:
+    from requant.container.source import Source, SourceTensor
+    from requant.formats.codec import Floats
 
 SCALED_TYPE = "NVFP4"  # the type that needs a weight scale
 SCALE = ".scale"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,6 @@ from requant.model.memory import (
     memory_for,
     shrink_batch,
 )
-from requant.planning.output_floor import losses_to_try
 from requant.planning.solver.problem import constrain
 
 if TYPE_CHECKING:
@@ -58,18 +57,18 @@ def smaller_batches(hp: Hyperparameters, settings: EngineSettings, plan: Plan) -
 
 
 def fit_batch(
-    deployment: Deployment, losses: Losses, base: Constraints, *, default_reserve: bool
+    deployment: Deployment, constraints: Constraints, to_try: Iterable[Losses], *, default_reserve: bool
 ) -> tuple[Deployment, tuple[str, ...]]:
     """Return the deployment with the largest batch that leaves room for the smallest plan, and notes for the user.
 
-    The smallest plan keeps the output's floor if any batch leaves room for that. `base`: constraints on types, without
-    limits. `default_reserve`: the reserve is not given but depends on the budget.
+    The smallest plan keeps the output's floor if any batch leaves room for that: `to_try` are the losses with the floor,
+    then those without. `constraints`: those of all layers on the GPU. `default_reserve`: the reserve is not given but
+    depends on the budget.
     """
     assert deployment.vram is not None
-    limited = deployment.constraints(losses, base, deployment.n_places)
     beside = sum(deployment.parts.values())
-    for considered in losses_to_try(losses, limited):
-        smallest = beside + constrain(considered, limited).least_cost(-1)
+    for losses in to_try:
+        smallest = beside + constrain(losses, constraints).least_cost(-1)
         memory = shrink_batch(deployment.hp, deployment.memory, deployment.vram, smallest)
         if memory.weights_limit(deployment.vram) >= smallest:
             break

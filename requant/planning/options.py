@@ -10,13 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from requant.common.units import size_label
 from requant.planning import rules
-from requant.planning.constraints import Rule
 from requant.planning.engines import GB
 from requant.planning.rules import MAX_CONTEXT
+
+if TYPE_CHECKING:
+    from requant.planning.constraints import Rule
 
 PREFERENCE = 0.05  # share of the predicted loss that an engine's own type may cost
 BUDGET, MEMORY, TYPES = "Budget", "Memory and engine", "Types"  # headings of `cli.help_pages`

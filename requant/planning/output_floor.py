@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from requant.errors import InfeasibleBudget
 from requant.formats import format_of
 from requant.model.mixtures import default_type, mixture_names
 from requant.model.roles import is_below, is_tied
-from requant.planning.constraints import Constraints
 from requant.planning.solver.solve import REL_GAP, TIME_LIMIT, Solution, solve_or_explain
 from requant.scoring.losses import Candidate, Losses, TensorLosses
+
+if TYPE_CHECKING:
+    from requant.planning.constraints import Constraints
 
 GRADIENT_FREE = ("cfix", "dfix")
 

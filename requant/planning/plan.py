@@ -18,10 +18,10 @@ from typing import Any
 from requant.common.notebook import html
 from requant.common.serialization import dump, parse, parse_record, parse_value, read_text, to_plain
 from requant.errors import BadInput, InfeasibleBudget, brief
-from requant.formats import Effort, parse_type_name
+from requant.formats import Effort
 from requant.planning.constraints import Limit, Timing, Use, use_of
 from requant.planning.engines import ENGINES
-from requant.scoring.losses import bytes_of_type, check_unique
+from requant.scoring.losses import bytes_of_type, check_unique, parse_type_name
 
 PLAN_SCHEMA = "requant.plan/2"
 EDITED = "the plan was edited after solving: how far it is from the best is not known"

@@ -8,21 +8,18 @@ expression and takes the first that it finds in the name. Files written here kee
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from requant.common.serialization import read_text
 from requant.container.source import Source, require_model
 from requant.errors import BadInput, UsageError, brief
 from requant.formats import Effort, by_name, format_of
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.mixtures import mixture_types
 from requant.model.roles import fallback_type, is_below, never_quantize, usable_types
-from requant.planning.constraints import Constraints, Rule
+from requant.planning.constraints import Constraints
 from requant.planning.plan import Choice, Plan
-from requant.planning.rules import parse_rule
 from requant.planning.solver.solve import solve
 from requant.scoring.candidates import build_losses, check_requantization, survey
 from requant.scoring.losses import Losses, TensorLosses
@@ -48,29 +45,6 @@ def tensor_type_file(plan: Plan) -> str:
             names = f"'{brief(first.name)}' and '{brief(choice.name)}'"
             raise UsageError(f"a tensor-type file cannot tell {names} apart; rename the tensors or use the plan itself")
     return "".join(f"{p}={c.type.lower()}\n" for p, c in zip(patterns, free, strict=True))
-
-
-def read_tensor_types(path: Path) -> tuple[Rule, ...]:
-    """Read the rules of a tensor-type file, in order. Raises BadInput naming the line, InputOutputError."""
-    option = "--tensor-type-file"
-    rules = []
-    for number, word in _words(read_text(path)):
-        try:
-            rules.append(parse_rule(word, option))
-        except UsageError as error:
-            raise BadInput(path, f"line {number}: {str(error).removeprefix(f'{option}: ')}") from error
-    if not rules:
-        raise BadInput(path, "holds no REGEX=TYPE")
-    return tuple(rules)
-
-
-def _words(text: str) -> Iterator[tuple[int, str]]:
-    """Yield line number and word, up to a word of the line that begins with #."""
-    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
-        for word in line.split():
-            if word.startswith("#"):
-                break
-            yield number, word
 
 
 def _is_exact(c: str) -> bool:

@@ -14,10 +14,10 @@ from requant.planning.engines import ENGINES, Engine, engine_named
 from requant.planning.options import PLAN_OPTIONS
 from requant.planning.rules import MAX_CONTEXT
 from requant.planning.solver.problem import check_rules
-from requant.scoring.losses import Losses
 
 if TYPE_CHECKING:
     from requant.planning.plan import Plan
+    from requant.scoring.losses import Losses
 
 MEMORY_OPTIONS = {option.field: option.flag for option in PLAN_OPTIONS if option.says_memory}
 LIMITS = ("--vram SIZE", "--ram SIZE", "--size SIZE", "--bpw X", "--max-loss X")
@@ -114,7 +114,7 @@ def build_request(values: Mapping[str, Any]) -> PlanRequest:
     for option in PLAN_OPTIONS:
         value = values.get(option.keyword)
         if value is not None and option.keyword == "tensor_type_file":
-            from requant.planning.recipe import read_tensor_types
+            from requant.planning.rules import read_tensor_types
 
             value = given.get(option.field, ()) + read_tensor_types(value)
         if value is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from requant.common.serialization import read_text
 from requant.common.units import parse_size
-from requant.errors import UsageError, brief, suggest
+from requant.errors import BadInput, UsageError, brief, suggest
 from requant.formats import FORMATS, by_name
 from requant.model.engine_settings import CACHE_TYPES, OWN_CONTEXT
 from requant.model.mixtures import mixture_names
@@ -177,3 +178,26 @@ def parse_rules(value: Mapping[str, str] | Iterable[str], option: str) -> tuple[
 def parse_patterns(value: str | Iterable[str], _: str) -> tuple[str, ...]:
     """Return one regular expression, or several; they are compiled where the names of tensors are known."""
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def read_tensor_types(path: Path) -> tuple[Rule, ...]:
+    """Read the rules of a tensor-type file, in order. Raises BadInput naming the line, InputOutputError."""
+    option = "--tensor-type-file"
+    rules = []
+    for number, word in _words(read_text(path)):
+        try:
+            rules.append(parse_rule(word, option))
+        except UsageError as error:
+            raise BadInput(path, f"line {number}: {str(error).removeprefix(f'{option}: ')}") from error
+    if not rules:
+        raise BadInput(path, "holds no REGEX=TYPE")
+    return tuple(rules)
+
+
+def _words(text: str) -> Iterator[tuple[int, str]]:
+    """Yield line number and word, up to a word of the line that begins with #."""
+    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
+        for word in line.split():
+            if word.startswith("#"):
+                break
+            yield number, word

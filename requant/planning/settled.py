@@ -12,7 +12,7 @@ from requant.planning.batch import fit_batch
 from requant.planning.constraints import Constraints, Limit, bpw_limit, loss_limit
 from requant.planning.deployment import Deployment
 from requant.planning.options import PREFERENCE
-from requant.planning.output_floor import solve_with_floor
+from requant.planning.output_floor import losses_to_try, solve_with_floor
 from requant.planning.placement import best_placement
 from requant.planning.request import PlanRequest
 from requant.planning.solver.solve import solve
@@ -44,7 +44,9 @@ class SettledRequest:
         if request.on_devices:
             deployment, notes = Deployment.for_request(source, losses, request)
             if leaves_batch_open(request):
-                deployment, more = fit_batch(deployment, losses, base, default_reserve=request.reserve is None)
+                limited = deployment.constraints(losses, base, deployment.n_places)
+                to_try = losses_to_try(losses, limited)
+                deployment, more = fit_batch(deployment, limited, to_try, default_reserve=request.reserve is None)
                 notes += more
         limits, objective = base.limits, base.objective
         if request.bpw is not None:

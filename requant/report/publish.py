@@ -18,6 +18,7 @@ from requant.conversion.record import Conversion, read_conversion, record_path
 from requant.errors import BadInput, UsageError, brief, printable
 from requant.planning.plan import PLAN_SCHEMA, Plan, read_plan
 from requant.report.card.origin import CardOverrides, ModelOrigin, override_origin, read_origin
+from requant.report.kinds import CARD, PAGE, PICTURES, check_kind
 
 if TYPE_CHECKING:
     from requant.container.hashing import FileHash
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
     Hashes = dict[Path, tuple[FileHash, ...]]
 
-PAGE, CARD, PICTURES = ".html", ".md", (".png", ".svg")
-KINDS = (PAGE, CARD, *PICTURES)
 _MAGIC = b"GGUF"
 
 
@@ -70,12 +69,6 @@ def check_targets(targets: Sequence[Path], *, force: bool, inputs: frozenset[Ide
         from requant.report.picture.figure import check_library
 
         check_library()
-
-
-def check_kind(path: Path) -> None:
-    """Raise UsageError unless the name ends in that of a kind of report."""
-    if path.suffix.lower() not in KINDS:
-        raise UsageError(f"'{printable(str(path))}' says no kind of report; end it in {', '.join(KINDS)}")
 
 
 def read_subjects(paths: Iterable[Path]) -> list[Subject]:

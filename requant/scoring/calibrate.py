@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from requant.common.threads import n_threads
 from requant.common.units import format_size
 from requant.container.imatrix import LOOKUP
-from requant.container.source import Source
 from requant.errors import UsageError
 from requant.model.forward.checkpoints import Checkpoints
 from requant.model.forward.memory import batch_windows
@@ -21,8 +21,11 @@ from requant.model.forward.weights import Weights
 from requant.scoring import gradient_run
 from requant.scoring.checkpoint import load_checkpoint, save_checkpoint
 from requant.scoring.gradient_run import GradientRun
-from requant.scoring.options import StatisticsOptions
 from requant.scoring.statistics import SquareSums, Statistics
+
+if TYPE_CHECKING:
+    from requant.container.source import Source
+    from requant.scoring.options import StatisticsOptions
 
 BATCH = 8  # windows that are run together, where memory does not limit it further
 

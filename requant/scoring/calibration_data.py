@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from requant.common.serialization import MISSING
 from requant.container.source import Source
-from requant.errors import BadInput, InputOutputError, UsageError, missing_file
+from requant.errors import MISSING, BadInput, InputOutputError, UsageError, missing_file
 from requant.model.tokenizer import read_tokenizer
 from requant.scoring.options import CalibrationOptions
 

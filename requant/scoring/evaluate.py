@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from requant.common.notebook import html
 from requant.common.serialization import dump, parse, parse_record, read_text, to_plain
 from requant.common.threads import for_each
 from requant.errors import BadInput
-from requant.model.forward.ops import Array
 from requant.model.forward.passes import (
     EMBEDDING,
     Head,
@@ -29,6 +29,9 @@ from requant.model.forward.passes import (
     log_probabilities,
     read_head,
 )
+
+if TYPE_CHECKING:
+    from requant.model.forward.ops import Array
 
 EVALUATION_SCHEMA = "requant.evaluation/1"
 

@@ -10,15 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from requant.common.notebook import html
-from requant.common.serialization import dump, parse, parse_record, read_text, to_plain
-from requant.errors import BadInput, brief
-from requant.formats import Effort, format_of, parse_type_name
+from requant.common.serialization import dump, parse, parse_record, read_text, show_json, to_plain
+from requant.errors import BadInput, brief, suggest
+from requant.formats import FORMATS, Effort, by_name, format_of
 
 if TYPE_CHECKING:
     from requant.scoring.statistics import Statistics
 
 LOSSES_SCHEMA = "requant.losses/1"
 IN_NATS = GRADIENTS, KFAC = "fisher", "kfac"  # methods whose losses are predicted KL divergence, in nats per token
+
+
+def parse_type_name(raw: str, where: str, path: object) -> str:
+    """Return the name of the ggml type called `raw` in a JSON file. Raises BadInput, naming the place `where`."""
+    fmt = by_name(raw)
+    if fmt is None:
+        names = [f.name for f in FORMATS.values()]
+        raise BadInput(path, f"{where} is not a ggml type", got=show_json(raw), hint=suggest(raw, names))
+    return fmt.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,18 +7,10 @@ from pathlib import Path
 import pytest
 
 from requant.container import splitting as splitting_module
-from requant.container.header import parse_header
+from requant.container.header import combine_sha256, parse_header
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
-from requant.container.splitting import (
-    WHOLE,
-    Splitting,
-    combine_sha256,
-    headers_sha256,
-    lay_out_files,
-    output_paths,
-    total_size,
-)
+from requant.container.splitting import WHOLE, Splitting, headers_sha256, lay_out_files, output_paths, total_size
 from requant.errors import BadInput
 
 KEYS = Metadata("m", {}).with_values({"general.architecture": ("str", "llama"), "words": ("str", "w" * 100)})

@@ -18,9 +18,10 @@ from requant.model.tokenizer import read_tokenizer
 from requant.planning.constraints import Constraints
 from requant.planning.output_metadata import output_metadata
 from requant.planning.plan import read_plan
-from requant.planning.precheck import check_feasible
-from requant.planning.recipe import preset_plan, read_tensor_types, tensor_type_file, uniform_plan
+from requant.planning.planner import check_feasible
+from requant.planning.recipe import preset_plan, tensor_type_file, uniform_plan
 from requant.planning.request import PlanRequest
+from requant.planning.rules import read_tensor_types
 from requant.planning.solver.solve import solve
 from requant.report.text.diff import compare_sides, difference_text, read_side
 from requant.report.text.inspection import model_facts, model_tables

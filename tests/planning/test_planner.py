@@ -13,8 +13,7 @@ from requant.planning.frontier import compute_frontier, curve_to_csv
 from requant.planning.output_layout import output_layouts
 from requant.planning.output_metadata import output_metadata
 from requant.planning.plan import Plan
-from requant.planning.planner import Planner
-from requant.planning.precheck import check_feasible, losses_without_scoring
+from requant.planning.planner import Planner, check_feasible, losses_without_scoring
 from requant.planning.recipe import preset_plan
 from requant.planning.request import PlanRequest, choose_plan_from
 from requant.planning.rules import AUTO, MAX_CONTEXT

@@ -9,7 +9,8 @@ from strategies import losses, model, tensor
 from requant.errors import BadInput, UsageError
 from requant.planning.constraints import Constraints, Rule
 from requant.planning.plan import Plan
-from requant.planning.recipe import read_tensor_types, tensor_type_file
+from requant.planning.recipe import tensor_type_file
+from requant.planning.rules import read_tensor_types
 from requant.planning.solver.problem import constrain
 from requant.planning.solver.solve import solve
 

@@ -9,6 +9,7 @@ from requant.api.batch.items import Batch, BatchItem
 from requant.api.batch.state import read_entry
 from requant.api.batch.workers import WorkerExit, WorkerPool
 from requant.common.monitor import Monitor
+from requant.container.imatrix import Imatrix, read_imatrix
 from requant.errors import BadInput, InputOutputError, RequantError
 
 FAILURES = (RequantError, MemoryError, OSError)  # of one output, which leave the others unaffected
@@ -68,3 +69,13 @@ def _describe_failure(error: BaseException) -> tuple[int, str]:
     assert isinstance(error, OSError)
     where = f"{error.filename}: " if error.filename is not None else ""
     return InputOutputError.exit_code, f"{where}{error.strerror or error}"
+
+
+def plan_file(folder: Path, item: BatchItem) -> Path:
+    """Return the file of the item's plan in the folder of state."""
+    return folder / "plans" / item.plan_request()[:16] / "plan.json"
+
+
+def read_importance_file(path: Path | None) -> Imatrix | None:
+    """Read the importance matrix at `path`; None without one."""
+    return None if path is None else read_imatrix(path)

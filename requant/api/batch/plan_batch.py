@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from requant.api.batch.context import FAILURES, BatchContext
+from requant.api.batch.context import FAILURES, BatchContext, plan_file, read_importance_file
 from requant.api.batch.items import BatchItem, check_outputs
 from requant.api.batch.score_cache import CachedScores, ScoreCache, measures_importance
 from requant.api.batch.state import empty_folder, seal_entry
@@ -13,12 +12,11 @@ from requant.api.invocation import record_options
 from requant.api.session import Session, open_session
 from requant.common.atomic_write import write_text
 from requant.common.interrupt import run_interruptible
-from requant.container.imatrix import Imatrix, read_imatrix
 from requant.container.source import Source, open_source
 from requant.container.splitting import total_size
 from requant.planning.output_layout import output_layouts
 from requant.planning.plan import Plan, read_plan
-from requant.planning.precheck import check_feasible
+from requant.planning.planner import check_feasible
 
 
 def plan_batch(context: BatchContext, scores: ScoreCache) -> bool:
@@ -40,16 +38,6 @@ def plan_batch(context: BatchContext, scores: ScoreCache) -> bool:
                 goes_on = lenient
     check_outputs(context.batch.path, [item for item in items if item.row.status != "failed"])
     return goes_on
-
-
-def plan_file(folder: Path, item: BatchItem) -> Path:
-    """Return the file of the item's plan in the folder of state."""
-    return folder / "plans" / item.plan_request()[:16] / "plan.json"
-
-
-def read_importance_file(path: Path | None) -> Imatrix | None:
-    """Read the importance matrix at `path`; None without one."""
-    return None if path is None else read_imatrix(path)
 
 
 @dataclass(frozen=True, slots=True)

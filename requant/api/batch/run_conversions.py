@@ -8,9 +8,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from requant.api.batch.context import FAILURES, BatchContext, WorkerFailure
+from requant.api.batch.context import FAILURES, BatchContext, WorkerFailure, plan_file, read_importance_file
 from requant.api.batch.items import BatchItem
-from requant.api.batch.plan_batch import plan_file, read_importance_file
 from requant.api.batch.score_cache import ScoreCache
 from requant.api.batch.state import MadeOutput, find_output, is_made, matches_record, read_output, save_output
 from requant.api.batch.workers import WorkerExit, WorkerTask

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from requant.model.forward.architecture import Architecture
 from requant.model.forward.ops import Array, Backward, attention, gated_activation, rms_norm
-from requant.model.forward.rope import Rotation
+
+if TYPE_CHECKING:
+    from requant.model.forward.architecture import Architecture
+    from requant.model.forward.rope import Rotation
 
 
 class Hook(Protocol):

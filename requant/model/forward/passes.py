@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 from requant.common.threads import for_each
 from requant.errors import BadInput, NumericFault
 from requant.model.forward.architecture import Architecture, read_architecture
-from requant.model.forward.checkpoints import Checkpoints
 from requant.model.forward.layer import CacheRounding, Hook, Layer, NullHook, exact_cache
 from requant.model.forward.ops import Array, Backward, rms_norm, soft_cap
 from requant.model.forward.rope import rotation
 from requant.model.forward.weights import Weights
+
+if TYPE_CHECKING:
+    from requant.model.forward.checkpoints import Checkpoints
 
 Tokens = NDArray[np.int32]  # (n_windows, n_ctx)
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"

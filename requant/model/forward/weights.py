@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,9 +12,11 @@ from requant.container.source import Source, SourceTensor
 from requant.errors import NumericFault, brief
 from requant.formats import codec
 from requant.formats.codec import Floats
-from requant.model.forward.ops import Array
 from requant.model.nonfinite import nonfinite_fault
 from requant.model.weight_scales import SCALE, read_weight_scales
+
+if TYPE_CHECKING:
+    from requant.model.forward.ops import Array
 
 Change = Callable[[SourceTensor, Floats], Floats]
 

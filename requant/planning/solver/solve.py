@@ -17,10 +17,10 @@ from requant.errors import InfeasibleBudget
 from requant.planning.constraints import LOSS_UNIT, Constraints, Limit, name_part
 from requant.planning.plan import Choice, Plan
 from requant.planning.solver.problem import Item, Option, Problem, constrain
-from requant.scoring.losses import Losses, TensorLosses
 
 if TYPE_CHECKING:
     from requant.planning.solver.knapsack import Answer
+    from requant.scoring.losses import Losses, TensorLosses
 
 TIME_LIMIT = 60.0  # seconds
 REL_GAP = 1e-6  # at which the search may end, of the value above every item's least

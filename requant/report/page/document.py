@@ -7,9 +7,9 @@ import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
+from typing import TYPE_CHECKING
 
 from requant.common.units import format_size
-from requant.conversion.record import Conversion, Converted
 from requant.errors import FILE_NAME
 from requant.planning.plan import Plan
 from requant.report.html import head_cells, number_cell, script_json, table, tag, text
@@ -19,7 +19,10 @@ from requant.report.page.heatmap import heat_section
 from requant.report.page.origin import evaluation_section, origin_section, run_section
 from requant.report.page.tensors import page_data, tensor_section
 from requant.report.view import LossCurve, best_loss_at, loss_curve
-from requant.scoring.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from requant.conversion.record import Conversion, Converted
+    from requant.scoring.evaluate import Evaluation
 
 
 def render_page(

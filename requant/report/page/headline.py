@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from requant.common.units import format_size, size_label
-from requant.conversion.record import Conversion
 from requant.errors import FILE_NAME
 from requant.model.engine_settings import DEFAULT_UBATCH
-from requant.planning.plan import Plan
 from requant.report import shell
 from requant.report.figures import loss_unit, percent
 from requant.report.html import tag, text
 from requant.report.page.origin import may_measure
 from requant.report.start_command import DEFAULT_CACHE
 from requant.report.view import PART_NAMES, BudgetBar, budget_bars
-from requant.scoring.evaluate import Evaluation
 from requant.scoring.losses import IN_NATS
+
+if TYPE_CHECKING:
+    from requant.conversion.record import Conversion
+    from requant.planning.plan import Plan
+    from requant.scoring.evaluate import Evaluation
 
 _SIZES = ("vram", "ram", "size", "reserve")
 _USUAL = {"parallel": 1, "ubatch": DEFAULT_UBATCH, "cache_type_k": DEFAULT_CACHE, "cache_type_v": DEFAULT_CACHE}

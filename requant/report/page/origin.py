@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from requant.conversion.record import Conversion
 from requant.errors import FILE_NAME, REMARK
 from requant.planning.engines import engine_named
-from requant.planning.plan import Plan
 from requant.report import shell
 from requant.report.figures import percent, reason_lines
 from requant.report.html import escape, head_cells, number_cell, table, tag, text
 from requant.report.start_command import start_command
-from requant.scoring.evaluate import Evaluation
 from requant.scoring.losses import IN_NATS
+
+if TYPE_CHECKING:
+    from requant.conversion.record import Conversion
+    from requant.planning.plan import Plan
+    from requant.scoring.evaluate import Evaluation
 
 _UNNAMED = Path("OUT.gguf")
 _EVALUATION_HEADS = (

@@ -31,6 +31,7 @@ from requant.formats.encoders.search import (
     ZERO,
     D,
     L,
+    ScaleSearch,
     SearchBudget,
     buffers,
     is_flat,
@@ -256,8 +257,10 @@ def _write(subs, start, top, t, codes):
 
 
 @kernel
-def _encode(subs, importance, top, scale_top, n_subs, budget, first, span, d, dmin, scales, mins, codes):
+def _encode(subs, importance, search, budget, out):
     """Kernel of encode_affine, with the same arrays; one for all formats, because it is the slowest to compile."""
+    top, scale_top, n_subs, first, span = search
+    d, dmin, scales, mins, codes = out
     x, w, t = buffers(subs.shape[1])
     for start in range(0, subs.shape[0], LANES):
         load(subs, importance, start, x, w)
@@ -289,5 +292,6 @@ def encode_affine(x, importance, n_subs, top, scale_top, first, span, effort):
     codes = np.empty((n * n_subs, sub), np.uint8)
     subs, weights = x.reshape(-1, sub), importance.reshape(-1, sub)
     budget = BLOCKS[effort] if n_subs == 1 else SUPER_BLOCKS[effort][0 if is_flat(importance) else 1]
-    _encode(subs, weights, top, scale_top, n_subs, budget, first, span, d, dmin, scales, mins, codes)
+    search = ScaleSearch(top, scale_top, n_subs, first, span)
+    _encode(subs, weights, search, budget, (d, dmin, scales, mins, codes))
     return d, dmin, scales.reshape(n, n_subs), mins.reshape(n, n_subs), codes.reshape(n, n_subs, sub)

@@ -130,7 +130,7 @@ def search(x, importance, book, shape, budget, found):
                     pick_of_8(book.codes, cells[signed], count, base, cost, keys[signed])
             find_errors(keys, shape, minus, t)
             together = 256 // shape.sub if turn == last else 1
-            _keep_better(turn < budget.rounds, together, count, book.near, cells, keys, minus, t, best)
+            _keep_better(turn < budget.rounds, together, count, (book.near, cells, keys, minus), t, best)
         _write(shape, first, count, t, best, signs, found)
 
 
@@ -303,8 +303,9 @@ def _integer_scales(shape, beside, t):
 
 
 @kernel
-def _keep_better(always, n_subs, count, near, cells, keys, minus, t, best):
+def _keep_better(always, n_subs, count, words, t, best):
     """Keep the words picked, `always` or where they lower the error of `n_subs` sub-blocks together."""
+    near, cells, keys, minus = words
     for first in range(0, count, n_subs):
         before = after = ZERO
         for j in range(first, first + n_subs):

@@ -32,6 +32,7 @@ from requant.formats.encoders.search import (
     ZERO,
     D,
     L,
+    ScaleSearch,
     buffers,
     keep_better_fit,
     load,
@@ -230,8 +231,10 @@ def _write(subs, start, t, codes):
 
 
 @kernel
-def _encode(subs, importance, scale_top, n_subs, budget, first, span, d, scales, codes):
+def _encode(subs, importance, search, budget, out):
     """Kernel of encode_iq4, with the same arrays; one for both formats."""
+    _, scale_top, n_subs, first, span = search
+    d, scales, codes = out
     x, w, t = buffers(subs.shape[1])
     for start in range(0, subs.shape[0], LANES):
         load(subs, importance, start, x, w)
@@ -259,5 +262,5 @@ def encode_iq4(x, importance, n_subs, scale_top, budget, first, span):
     d, scales = np.empty(n, np.uint16), np.empty(n * n_subs, np.int8)
     codes = np.empty((n * n_subs, sub), np.uint8)
     subs, weights = x.reshape(-1, sub), importance.reshape(-1, sub)
-    _encode(subs, weights, scale_top, n_subs, budget, first, span, d, scales, codes)
+    _encode(subs, weights, ScaleSearch(15, scale_top, n_subs, first, span), budget, (d, scales, codes))
     return d, scales.reshape(n, n_subs), codes.reshape(n, n_subs, sub)

@@ -43,6 +43,16 @@ class SearchBudget(NamedTuple):
     beside: int = 0  # integer scales that codewords are chosen for
 
 
+class ScaleSearch(NamedTuple):
+    """The codes of a format and the scales to search: what does not change from one tile to the next."""
+
+    top: int  # the largest code
+    scale_top: int  # the largest integer scale
+    n_subs: int  # sub-blocks of a block; 1 where there are no integer scales
+    first: float  # the candidates begin here, in codes ...
+    span: float  # ... and cover so many
+
+
 @kernel
 def buffers(n):
     """Return empty x, w and t for sub-blocks of `n` weights."""

@@ -2,7 +2,7 @@
 
 The scale of least squared error makes a block smaller than its weights: its projection on them is the part of their
 energy that it explains, so a matrix in two bits gives outputs that are all 2 to 8 % too small. That costs more than the
-same error at random (docs/objectives.md measures it on whole models). The scale at which the projection is the weights'
+same error at random (docs/kernels.md measures it on whole models). The scale at which the projection is the weights'
 own energy is best there, but has more squared error; the geometric mean of both scales has nearly all of the gain, and
 almost no more error.
 """

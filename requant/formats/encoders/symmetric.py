@@ -23,6 +23,7 @@ from requant.formats.encoders.search import (
     XL,
     ZERO,
     D,
+    ScaleSearch,
     SearchBudget,
     buffers,
     keep_better_fit,
@@ -203,8 +204,10 @@ def _write(subs, start, top, t, codes):
 
 
 @kernel
-def _encode(subs, importance, top, scale_top, n_subs, budget, first, span, d, scales, codes):
+def _encode(subs, importance, search, budget, out):
     """Kernel of encode_symmetric, with the same arrays; one for all formats, because it is the slowest to compile."""
+    top, scale_top, n_subs, first, span = search
+    d, scales, codes = out
     x, w, t = buffers(subs.shape[1])
     for start in range(0, subs.shape[0], LANES):
         load(subs, importance, start, x, w)
@@ -232,5 +235,5 @@ def encode_symmetric(x, importance, n_subs, top, scale_top, budget, first, span)
     d, scales = np.empty(n, np.uint16), np.empty(n * n_subs, np.int8)
     codes = np.empty((n * n_subs, sub), np.uint8)
     subs, weights = x.reshape(-1, sub), importance.reshape(-1, sub)
-    _encode(subs, weights, top, scale_top, n_subs, budget, first, span, d, scales, codes)
+    _encode(subs, weights, ScaleSearch(top, scale_top, n_subs, first, span), budget, (d, scales, codes))
     return d, scales.reshape(n, n_subs), codes.reshape(n, n_subs, sub)

@@ -44,7 +44,7 @@ def write_bytes(path: Path, data: bytes, *, force: bool, inputs: frozenset[Ident
 
 
 def has_schema(path: Path, schema: str) -> bool:
-    """Whether the file at `path` can be read and is a record of that schema."""
+    """Return whether the file at `path` can be read and is a record of that schema."""
     try:
         with path.open("rb") as file:  # it may be a model of any size
             return f'"schema": "{schema}"'.encode() in file.read(_HEAD)

@@ -58,7 +58,7 @@ class Entry:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no matrix saw a token, or all importance is zero: such an entry is ignored."""
+        """Return whether no matrix saw a token, or all importance is zero: such an entry is ignored."""
         return self.n_uncovered == len(self.counts) or not self.importance.any()
 
 

@@ -133,7 +133,7 @@ class Journal:
             os.close(descriptor)
 
     def _is_named(self) -> bool:
-        """Whether the path still names the open file: its last owner may have removed it before our lock."""
+        """Return whether the path still names the open file: its last owner may have removed it before our lock."""
         try:
             return identity(self.path.lstat()) == identity(os.fstat(self._descriptor))
         except FileNotFoundError:

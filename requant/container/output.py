@@ -171,7 +171,7 @@ class Output:
             sync_folder(self.journal.path.parent)
 
     def _is_in_place(self) -> bool:
-        """Whether an earlier run has put every file in place; where only some are, make them unfinished again."""
+        """Return whether an earlier run has put every file in place; where only some are, make them unfinished again."""
         if not any(_SEALED in record for record in self.journal.past.records):
             return False
         targets = [resolve_target(path) for path in self.paths]
@@ -245,7 +245,7 @@ class Output:
 
 
 def can_resume(journal: Journal, head: Line, path: Path) -> bool:
-    """Whether the journal can be resumed: it has a head with all values of `head`.
+    """Return whether the journal can be resumed: it has a head with all values of `head`.
 
     Raises OutputRefused, naming `path`, where it has records of another head: another command's work would be lost.
     """

@@ -233,18 +233,18 @@ class PartFile:
             raise
 
     def _is_part(self, descriptor: int) -> bool:
-        """Whether the part file's name is still that of the open file, as it must be while the lock is held."""
+        """Return whether the part file's name is still that of the open file, as it must be while the lock is held."""
         try:
             return identity(self.file.lstat()) == identity(os.fstat(descriptor))
         except FileNotFoundError:
             return False
 
     def _is_target(self) -> bool:
-        """Whether the file already has its final name: stopped between the link to that and the removal of the old."""
+        """Return whether the file already has its final name: stopped between the link to that and the removal of the old."""
         return self.file.exists() and self.target.exists() and self.file.samefile(self.target)
 
     def _is_ours(self, header: bytes) -> bool:
-        """Whether the file begins as an unfinished output does, or its bytes are the target's, under a second name."""
+        """Return whether the file begins as an unfinished output does, or its bytes are the target's, under a second name."""
         if self._is_target():
             return True
         found = os.pread(self._descriptor, max(len(header), len(BLANK)), 0)

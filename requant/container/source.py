@@ -179,7 +179,7 @@ class Source:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the files are closed."""
+        """Return whether the files are closed."""
         return self._closed
 
     def close(self) -> None:

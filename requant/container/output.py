@@ -171,7 +171,7 @@ class Output:
             sync_folder(self.journal.path.parent)
 
     def _is_in_place(self) -> bool:
-        """Return whether an earlier run has put every file in place; where only some are, make them unfinished again."""
+        """Return whether an earlier run has put every file in place; where only some are, unfinish them."""
         if not any(_SEALED in record for record in self.journal.past.records):
             return False
         targets = [resolve_target(path) for path in self.paths]

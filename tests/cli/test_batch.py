@@ -146,7 +146,9 @@ def test_a_changed_source_or_request_is_noticed(tmp_path):
     assert "already exists" in batch(jobs, code=5)[0]["jobs"][0]["error"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(x, marks=pytest.mark.slow) for x in (signal.SIGTERM, signal.SIGHUP))]
+)
 def test_a_signal_stops_everything_and_the_same_command_goes_on(tmp_path, slowly, number, capsys):
     def listening():
         signal.signal(number, signal.SIG_DFL)

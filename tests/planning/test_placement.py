@@ -106,7 +106,7 @@ def test_no_placement_of_layers_is_better(seed, vram, ram, speed):
     check_against_all(losses, where)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 @pytest.mark.parametrize(("vram", "ram"), [(900, 700), (1200, 600)])
 def test_no_placement_of_experts_is_better(seed, vram, ram):
     check_against_all(drawn(2, seed, 4), deployment(hyperparameters(2, 4), vram * KIB, ram * KIB))

@@ -164,6 +164,7 @@ def gemma_in_four_bits(source):
     return uniform_plan(source, "Q4_K", allow_requantize=True)
 
 
+@pytest.mark.slow
 def test_gemma3_in_fewer_bits_loads_and_speaks(tmp_path):
     assert gemma_speaks(tmp_path, gemma_in_four_bits) < 0.2
 

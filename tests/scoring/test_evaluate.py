@@ -41,6 +41,7 @@ def test_perplexity_is_that_of_llama_perplexity(tiny):
     assert found.ppl_error == pytest.approx(1.279, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "golden", "windows"),
     [
@@ -55,7 +56,7 @@ def test_perplexity_of_real_models_is_that_of_llama_perplexity(path, golden, win
         assert evaluate(read_model(Weights(source)), tokens).ppl == pytest.approx(golden, rel=0.005)
 
 
-@pytest.mark.parametrize("mixture", ["Q4_K_M", "IQ3_S", "Q2_K"])
+@pytest.mark.parametrize("mixture", ["Q4_K_M", *(pytest.param(x, marks=pytest.mark.slow) for x in ("IQ3_S", "Q2_K"))])
 def test_the_divergence_of_a_mixture_is_that_of_llama_perplexity(tiny, mixture):
     source, tokens, reference = tiny
     golden = next(e for e in GOLDEN["entries"] if e.get("quantized_by", "").endswith(f" {mixture}"))

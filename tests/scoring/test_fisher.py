@@ -50,6 +50,13 @@ def agreement(path, type_name, step, windows, same=False):
     return np.array([predicted[name] for name in names]), np.array(measured)
 
 
+def test_predicted_divergences_are_near_the_measured_ones():
+    predicted, measured = agreement(real_models.TINY, "Q3_K", 9, 4)
+    assert rank_correlation(predicted, measured) >= 0.9
+    assert 0.7 <= predicted.sum() / measured.sum() <= 1.4
+
+
+@pytest.mark.slow
 def test_predicted_divergences_are_the_measured_ones():
     predicted, measured = agreement(real_models.TINY, "Q3_K", 3, 10)
     assert rank_correlation(predicted, measured) >= 0.98

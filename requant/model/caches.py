@@ -6,120 +6,28 @@ llama-arch.cpp, n_embd_r and n_embd_s in llama-hparams.cpp, load_arch_hparams of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 RECURRENT = frozenset("mamba mamba2 rwkv6 rwkv7 rwkv6qwen2 arwkv7".split())  # noqa: SIM905
 # hybrid architectures: which layers keep a state
-_INTERVAL = {
-    "qwen3next": 4,
-    "qwen35": 4,
-    "qwen35moe": 4,
-    "minimax-01": 8,
-}  # every n-th attends, unless a key overrides it
+_INTERVAL = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "minimax-01": 8}  # every n-th attends, without a key
 _NO_HEADS = frozenset("jamba granitehybrid plamo2 lfm2 lfm2moe kimi-linear bailingmoe3".split())  # noqa: SIM905
 _NEMOTRON = frozenset(["nemotron_h", "nemotron_h_moe"])
 _BOTH = frozenset(["falcon-h1"])
 _HYBRID = frozenset(_INTERVAL) | _NO_HEADS | _NEMOTRON | _BOTH
 # attention in every layer, through the default branch of create_memory
 ATTENTION = frozenset(
-    [
-        "afmoe",
-        "apertus",
-        "arcee",
-        "arctic",
-        "baichuan",
-        "bailingmoe",
-        "bailingmoe2",
-        "bitnet",
-        "bloom",
-        "chameleon",
-        "chatglm",
-        "codeshell",
-        "cogvlm",
-        "cohere2",
-        "cohere2moe",
-        "command-r",
-        "dbrx",
-        "deci",
-        "deepseek",
-        "deepseek2",
-        "deepseek2-ocr",
-        "dots1",
-        "eagle3",
-        "ernie4_5",
-        "ernie4_5-moe",
-        "exaone",
-        "exaone-moe",
-        "exaone4",
-        "falcon",
-        "gemma",
-        "gemma2",
-        "gemma3",
-        "gemma3n",
-        "gemma4",
-        "glm4",
-        "glm4moe",
-        "gpt-oss",
-        "gpt2",
-        "gptj",
-        "gptneox",
-        "granite",
-        "granitemoe",
-        "grok",
-        "grovemoe",
-        "hunyuan-dense",
-        "hunyuan-moe",
-        "hunyuan_vl",
-        "hy_v3",
-        "internlm2",
-        "jais",
-        "jais2",
-        "laguna",
-        "llama",
-        "llama4",
-        "maincoder",
-        "mellum",
-        "minicpm",
-        "minicpm3",
-        "minimax-m2",
-        "mistral3",
-        "mistral4",
-        "mpt",
-        "nemotron",
-        "olmo",
-        "olmo2",
-        "olmoe",
-        "openelm",
-        "orion",
-        "paddleocr",
-        "pangu-embedded",
-        "phi2",
-        "phi3",
-        "phimoe",
-        "plamo",
-        "plamo3",
-        "plm",
-        "qwen",
-        "qwen2",
-        "qwen2moe",
-        "qwen2vl",
-        "qwen3",
-        "qwen3moe",
-        "qwen3vl",
-        "qwen3vlmoe",
-        "refact",
-        "seed_oss",
-        "smallthinker",
-        "smollm3",
-        "stablelm",
-        "starcoder",
-        "starcoder2",
-        "step35",
-        "mimo2",
-        "talkie",
-        "xverse",
-    ]
+    """
+    afmoe apertus arcee arctic baichuan bailingmoe bailingmoe2 bitnet bloom chameleon chatglm codeshell cogvlm
+    cohere2 cohere2moe command-r dbrx deci deepseek deepseek2 deepseek2-ocr dots1 eagle3 ernie4_5 ernie4_5-moe
+    exaone exaone-moe exaone4 falcon gemma gemma2 gemma3 gemma3n gemma4 glm4 glm4moe gpt-oss gpt2 gptj gptneox
+    granite granitemoe grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 laguna
+    llama llama4 maincoder mellum minicpm minicpm3 minimax-m2 mistral3 mistral4 mpt nemotron olmo olmo2 olmoe
+    openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo plamo3 plm qwen qwen2 qwen2moe qwen2vl qwen3
+    qwen3moe qwen3vl qwen3vlmoe refact seed_oss smallthinker smollm3 stablelm starcoder starcoder2 step35 mimo2
+    talkie xverse
+    """.split()  # noqa: SIM905
 )
 _GEMMA3N_OWN_KV = 20  # layers with a cache, a constant of the engine
 _SHARED_KV = frozenset(["gemma4"])
@@ -160,31 +68,28 @@ def caches_of(
     shape: ModelShape, count: Callable[[str, int], int], recurrent_layers: tuple[bool, ...] | None, *, windowed: bool
 ) -> Caches:
     """Return a model's caches; `count(key, default)` reads an integer key; `windowed`: it has sliding windows."""
-    arch, trunk = shape.arch, [il < shape.n_trunk for il in range(shape.n_layers)]
-    attends, recurrent = list(trunk), [False] * shape.n_layers
+    arch, n_layers = shape.arch, shape.n_layers
+    kept = [il < shape.n_trunk for il in range(n_layers)]  # the layers that keep anything
+    stateful: Sequence[bool] = [False] * n_layers
     known = arch in ATTENTION or arch in RECURRENT or arch in _HYBRID
-    if arch in RECURRENT:
-        attends, recurrent = recurrent, list(trunk)
-    elif arch in _BOTH:
-        recurrent = list(trunk)
+    if arch in RECURRENT or arch in _BOTH:
+        stateful = [True] * n_layers
     elif arch in _INTERVAL:
         every = count("full_attention_interval", _INTERVAL[arch]) or 1
-        keeps = recurrent_layers or tuple((il + 1) % every != 0 for il in range(shape.n_layers))
-        recurrent = [t and k for t, k in zip(trunk, keeps, strict=True)]
-        attends = [t and not k for t, k in zip(trunk, keeps, strict=True)]
+        stateful = recurrent_layers or [(il + 1) % every != 0 for il in range(n_layers)]
     elif arch in _NO_HEADS:
-        recurrent = [t and n == 0 for t, n in zip(trunk, shape.n_head_kv, strict=True)]
-        attends = [t and n > 0 for t, n in zip(trunk, shape.n_head_kv, strict=True)]
+        stateful = [n == 0 for n in shape.n_head_kv]
         known = known and not windowed
     elif arch in _NEMOTRON:
-        mixes = [t and n == 0 for t, n in zip(trunk, shape.n_ff, strict=True)]
-        recurrent = [m and n == 0 for m, n in zip(mixes, shape.n_head_kv, strict=True)]
-        attends = [m and n > 0 for m, n in zip(mixes, shape.n_head_kv, strict=True)]
+        stateful = [n == 0 for n in shape.n_head_kv]
+        kept = [k and n == 0 for k, n in zip(kept, shape.n_ff, strict=True)]
     elif arch == "gemma3n":
-        attends = [t and il < _GEMMA3N_OWN_KV for il, t in enumerate(trunk)]
+        kept = [k and il < _GEMMA3N_OWN_KV for il, k in enumerate(kept)]
     elif shared := count("attention.shared_kv_layers", 0):
-        attends = [t and il < shape.n_layers - shared for il, t in enumerate(trunk)]
+        kept = [k and il < n_layers - shared for il, k in enumerate(kept)]
         known = known and arch in _SHARED_KV
+    recurrent = [k and s for k, s in zip(kept, stateful, strict=True)]
+    attends = kept if arch in _BOTH else [k and not s for k, s in zip(kept, stateful, strict=True)]
     n_conv, n_state = _state(shape, count) if any(recurrent) else (0, 0)
     if not any(recurrent) and any(count(key, 0) for key in ("ssm.state_size", "shortconv.l_cache", "kda.head_dim")):
         known = False

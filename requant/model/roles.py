@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
 
 from requant.formats import FORMATS, format_of
 
@@ -144,14 +143,9 @@ def never_quantize(
     With `model_weights`, the number of weights in the whole model, tiny matrices keep theirs too: those with fewer
     than 512 Ki weights (1 MiB in F16) and less than 1/10000 of the model.
     """
-    reason = _reason_by_shape(name, shape, type_id) or _reason_by_name(arch, name)
-    if (
-        reason is None
-        and model_weights is not None
-        and math.prod(shape) < min(TINY_WEIGHTS, model_weights / TINY_SHARE)
-    ):
-        return "it is too small to save anything"
-    return reason
+    tiny = 0 if model_weights is None else min(TINY_WEIGHTS, model_weights / TINY_SHARE)
+    too_small = "it is too small to save anything" if math.prod(shape) < tiny else None
+    return _reason_by_shape(name, shape, type_id) or _reason_by_name(arch, name) or too_small
 
 
 def _reason_by_shape(name: str, shape: Sequence[int], type_id: int) -> str | None:
@@ -206,55 +200,33 @@ def fallback_type(type_name: str, n_per_row: int) -> str | None:
 
 def usable_types(n_per_row: int, types: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     """Return the types whose block divides a row of `n_per_row` weights, and for each other type the reason."""
-    usable: list[str] = []
-    skipped: dict[str, str] = {}
-    for name in types:
-        fmt = format_of(name)
-        if fmt.divides(n_per_row):
-            usable.append(name)
-        else:
-            skipped[name] = f"a row of {n_per_row} weights is no multiple of the block of {fmt.block_weights}"
-    return usable, skipped
-
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """The types a tensor may get, in the order of the request, and why each other type is left out."""
-
-    types: tuple[str, ...]
-    skipped: Mapping[str, str]
+    formats = [(name, format_of(name)) for name in types]
+    skipped = {
+        name: f"a row of {n_per_row} weights is no multiple of the block of {fmt.block_weights}"
+        for name, fmt in formats
+        if not fmt.divides(n_per_row)
+    }
+    return [name for name, _ in formats if name not in skipped], skipped
 
 
 def candidates(
-    arch: str,
-    name: str,
-    shape: Sequence[int],
-    types: Iterable[str],
-    *,
-    has_importance: bool,
-    floor: str | None = None,
-) -> Candidates:
-    """Return the `types` that suit the tensor: by block, floor of its role, low-bit ban and importance.
+    arch: str, name: str, shape: Sequence[int], types: Iterable[str], *, has_importance: bool
+) -> tuple[list[str], dict[str, str]]:
+    """Return the `types` that suit the tensor, and for each other type the reason, as `usable_types` does.
 
-    `floor` is a further smallest type. The tensor must be one that may be quantized (`never_quantize`).
+    They suit it by block, floor of its role, low-bit ban and importance. The tensor must be one that may be quantized
+    (`never_quantize`).
     """
     usable, skipped = usable_types(shape[0], types)
-    role = role_of(name)
-    floors = [f for f in (floor, floor_type(arch, name)) if f is not None]
-    suitable = []
-    for type_name in usable:
-        reason = _reason_unsuitable(arch, role, type_name, floors, has_importance)
-        if reason is None:
-            suitable.append(type_name)
-        else:
-            skipped[type_name] = reason
-    return Candidates(tuple(suitable), skipped)
+    reasons = {t: _reason_unsuitable(arch, name, t, has_importance) for t in usable}
+    skipped |= {t: reason for t, reason in reasons.items() if reason is not None}
+    return [t for t in usable if t not in skipped], skipped
 
 
-def _reason_unsuitable(arch: str, role: str, type_name: str, floors: list[str], has_importance: bool) -> str | None:
-    for floor in floors:
-        if is_below(type_name, floor):
-            return f"{role} is never below {floor}"
+def _reason_unsuitable(arch: str, name: str, type_name: str, has_importance: bool) -> str | None:
+    role, floor = role_of(name), floor_type(arch, name)
+    if floor is not None and is_below(type_name, floor):
+        return f"{role} is never below {floor}"
     if role in _NOT_LOW_BIT and format_of(type_name).bpw <= LOW_BIT_BPW:
         return f"{role} does not survive {format_of(type_name).bpw:.2f} bits per weight"
     if needs_importance(type_name, role) and not has_importance:

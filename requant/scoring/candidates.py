@@ -92,10 +92,10 @@ def _survey_tensor(
     chosen: list[str] = []
     skipped: dict[str, str] = {}
     if reason is None:
-        found = candidates(arch, tensor.name, tensor.shape, types, has_importance=has_importance)
-        chosen = [t for t in found.types if is_below(t, own.name)]
-        wasteful = [t for t in found.types if t != own.name and t not in chosen]
-        skipped = dict(found.skipped) | dict.fromkeys(wasteful, f"it is no smaller than the source's {own.name}")
+        suitable, skipped = candidates(arch, tensor.name, tensor.shape, types, has_importance=has_importance)
+        chosen = [t for t in suitable if is_below(t, own.name)]
+        wasteful = [t for t in suitable if t != own.name and t not in chosen]
+        skipped |= dict.fromkeys(wasteful, f"it is no smaller than the source's {own.name}")
     sizes = [(name, encoded_format(name).n_bytes(tensor.n_weights)) for name in chosen]
     return TensorLosses(
         name=tensor.name,

@@ -22,14 +22,14 @@ def verify(
     out: Path, source: Source | None, wanted: Plan | Path | None, monitor: Monitor, *, threads: int | None
 ) -> Verification:
     """Verify `out`; `wanted` is a plan, the file of one, or the record where it is not beside `out`."""
-    from requant.conversion.verify import formats_to_decode
     from requant.conversion.verify import verify as verify_
 
     plan, record = (wanted, None) if isinstance(wanted, Plan) else (None, wanted)
     if record is not None and has_schema(record, PLAN_SCHEMA):
         plan, record = read_plan(record), None
     with open_source(out) as target:
-        prepare_kernels(monitor, formats_to_decode(target, source), encode=False)
+        sources = [target] if source is None else [target, source]
+        prepare_kernels(monitor, {t.format for s in sources for t in s.tensors}, encode=False)
         total = sum(t.n_bytes for t in target.tensors)
         differences = () if plan is None else tuple(compare_with_plan(target, plan))
     with monitor.progress("verifying", total) as advance:

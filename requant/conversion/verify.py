@@ -29,7 +29,7 @@ from requant.conversion.chunks import copy_rows
 from requant.conversion.compare import compare_metadata, compare_tensors, compare_with_record, describe_other_source
 from requant.conversion.record import Conversion, Converted, read_conversion, record_path
 from requant.errors import quote
-from requant.formats import BlockFormat, codec
+from requant.formats import codec
 from requant.formats.codec import Bytes, Floats
 from requant.model.nonfinite import Nonfinite, find_nonfinite
 from requant.model.weight_scales import SCALED_TYPE, read_weight_scales, scaled_matrix_name
@@ -115,9 +115,9 @@ def verify(
 ) -> Verification:
     """Verify the file `out` against `source` and its record, which is the file `record` or the one beside `out`.
 
-    `progress` is called with the bytes of `out` after each range of rows. The kernels of `formats_to_decode` are
-    compiled in the threads that need them where the caller has not done so. Raises BadInput where `out` is no sound
-    GGUF file at all or `record` cannot be read, InputOutputError.
+    `progress` is called with the bytes of `out` after each range of rows. The decoders of both files are compiled in
+    the threads that need them where the caller has not done so. Raises BadInput where `out` is no sound GGUF file at
+    all or `record` cannot be read, InputOutputError.
     """
     with open_source(Path(out)) as target:
         beside = record_path(target.files[0])  # that of a split output is beside its first file
@@ -150,12 +150,6 @@ def verify_output(
     against = [name for name, given in (("record", record), ("source", origin)) if given is not None]
     n_bytes = sum(t.n_bytes for t in target.tensors)
     return Verification(target.path, len(target.tensors), n_bytes, tuple(against), tuple(findings), bool(strangers))
-
-
-def formats_to_decode(target: Source, source: Source | None = None) -> list[BlockFormat]:
-    """The formats whose decoders a verification calls, once each, by type id."""
-    tensors = target.tensors + (() if source is None else source.tensors)
-    return sorted({t.format for t in tensors if t.format.can_decode}, key=lambda fmt: fmt.type_id)
 
 
 def _check_tensors(

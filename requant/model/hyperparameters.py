@@ -108,12 +108,7 @@ def read_hyperparameters(metadata: Metadata, tensors: Iterable[SourceTensor] = (
         n_ff_shared=_n_ff_shared(keys, n_ff_expert),
         n_draft_vocab=next((t.shape[0] for t in tensors if t.name == "d2t"), 0),
         time_step_rank=keys.count("ssm.time_step_rank", 0),
-        caches=caches_of(
-            shape,
-            keys.largest,
-            keys.flags("attention.recurrent_layers", n_layers),
-            windowed=windowed,
-        ),
+        caches=caches_of(shape, keys.largest, keys.flags("attention.recurrent_layers", n_layers), windowed=windowed),
     )
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from requant.formats import codec
 from requant.model.roles import is_experts, n_matrices, role_of
 
@@ -80,6 +82,11 @@ def scaled_matrix_name(weight_scale: str) -> str:
 def weight_scale_shape(name: str, shape: Sequence[int]) -> tuple[int]:
     """Return the shape of the weight scale: one number, or one for each expert."""
     return (n_matrices(shape) if is_experts(name, shape) else 1,)
+
+
+def weight_scale_for(x: Floats) -> float:
+    """Return the weight scale that NVFP4 needs for a matrix with the weights `x`."""
+    return float(codec.second_scale(float(np.abs(x).max(initial=0))))
 
 
 def applies_weight_scale(arch: str, name: str, names: Container[str]) -> bool:

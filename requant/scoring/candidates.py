@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from requant.container.imatrix import Imatrix, importance_for
 from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput, UsageError
-from requant.formats import FORMATS, BlockFormat, Effort, by_name
-from requant.model.hyperparameters import Hyperparameters, check_counts, read_hyperparameters
+from requant.formats import FORMATS, BlockFormat, Effort, by_name, codec
+from requant.model.hyperparameters import check_counts, read_hyperparameters
 from requant.model.memory import on_device
 from requant.model.roles import candidates, is_below, is_lookup, is_tied, layer_of, never_quantize, role_of
 from requant.scoring.losses import Candidate, Losses, TensorLosses
@@ -47,68 +48,63 @@ def survey(
     """
     arch = require_model(source)
     check_counts(source.metadata)
-    names = {t.name for t in source.tensors}
-    tied, hp = is_tied(names), _hyperparameters(source)
-    weights = sum(t.n_weights for t in source.tensors)
-    return tuple(
-        _survey_tensor(
-            arch,
-            t,
-            types,
-            preserved=source.preserved.get(t.name),
-            model_weights=weights,
-            on_gpu=_is_on_gpu(hp, t.name, tied),
-            has_importance=has_importance
-            or (imatrix is not None and importance_for(imatrix, t.name, t.shape) is not None),
-        )
-        for t in source.tensors
-    )
-
-
-def _hyperparameters(source: Source) -> Hyperparameters | None:
-    """Return None where the architecture's keys cannot be read: a budget in file size needs none of them."""
     try:
-        return read_hyperparameters(source.metadata, source.tensors)
+        hp = read_hyperparameters(source.metadata, source.tensors)
     except BadInput:
-        return None
+        hp = None  # a budget in file size needs none of the keys
+    tied = is_tied({t.name for t in source.tensors})
+    weights = sum(t.n_weights for t in source.tensors)
+    found = []
+    for t in source.tensors:
+        is_measured = has_importance or (imatrix is not None and importance_for(imatrix, t.name, t.shape) is not None)
+        reason = source.preserved.get(t.name) or never_quantize(arch, t.name, t.shape, t.type_id, model_weights=weights)
+        smaller, skipped = _smaller_types(arch, t, types, is_measured) if reason is None else ([], {})
+        others = [Candidate(name, encoded_format(name).n_bytes(t.n_weights), 0.0) for name in smaller]
+        found.append(
+            TensorLosses(
+                name=t.name,
+                role=role_of(t.name),
+                layer=layer_of(t.name),
+                shape=t.shape,
+                source_type=t.format.name,
+                n_bytes=t.n_bytes,
+                on_gpu=not is_lookup(t.name, tied=tied) if hp is None else on_device(hp, t.name, tied=tied),
+                reason=reason,
+                candidates=(Candidate(t.format.name, t.n_bytes, 0.0), *others),
+                skipped=skipped,
+            )
+        )
+    return tuple(found)
 
 
-def _is_on_gpu(hp: Hyperparameters | None, name: str, tied: bool) -> bool:
-    return not is_lookup(name, tied=tied) if hp is None else on_device(hp, name, tied=tied)
+def _smaller_types(
+    arch: str, tensor: SourceTensor, types: Sequence[str], has_importance: bool
+) -> tuple[list[str], dict[str, str]]:
+    """Return the types that suit the tensor and have fewer bits than its own, and why the others are left out."""
+    own = tensor.format.name
+    suitable, skipped = candidates(arch, tensor.name, tensor.shape, types, has_importance=has_importance)
+    wasteful = [t for t in suitable if t != own and not is_below(t, own)]
+    skipped |= dict.fromkeys(wasteful, f"it is no smaller than the source's {own}")
+    return [t for t in suitable if is_below(t, own)], skipped
 
 
-def _survey_tensor(
-    arch: str,
-    tensor: SourceTensor,
-    types: Sequence[str],
-    *,
-    preserved: str | None,
-    model_weights: int,
-    on_gpu: bool,
-    has_importance: bool,
+def add_errors(
+    surveyed: TensorLosses, measured: Iterable[tuple[float, float, codec.Errors]], n_weights: int
 ) -> TensorLosses:
-    own = tensor.format
-    reason = preserved or never_quantize(arch, tensor.name, tensor.shape, tensor.type_id, model_weights=model_weights)
-    chosen: list[str] = []
-    skipped: dict[str, str] = {}
-    if reason is None:
-        suitable, skipped = candidates(arch, tensor.name, tensor.shape, types, has_importance=has_importance)
-        chosen = [t for t in suitable if is_below(t, own.name)]
-        wasteful = [t for t in suitable if t != own.name and t not in chosen]
-        skipped |= dict.fromkeys(wasteful, f"it is no smaller than the source's {own.name}")
-    sizes = [(name, encoded_format(name).n_bytes(tensor.n_weights)) for name in chosen]
-    return TensorLosses(
-        name=tensor.name,
-        role=role_of(tensor.name),
-        layer=layer_of(tensor.name),
-        shape=tensor.shape,
-        source_type=own.name,
-        n_bytes=tensor.n_bytes,
-        on_gpu=on_gpu,
-        reason=reason,
-        candidates=(Candidate(own.name, tensor.n_bytes, 0.0), *(Candidate(n, size, 0.0) for n, size in sizes)),
-        skipped=skipped,
-    )
+    """Return the tensor without the candidates that cannot represent its weights, and with the losses of the others.
+
+    measured: of each candidate but the source's own type the loss, its standard error, and codec.row_errors of
+    `n_weights` weights.
+    """
+    found, skipped = [surveyed.candidates[0]], dict(surveyed.skipped)
+    for candidate, (loss, loss_error, errors) in zip(surveyed.candidates[1:], measured, strict=True):
+        fault = codec.gate(errors, encoded_format(candidate.type), n_weights)
+        if fault is None:
+            rmse = codec.relative_error(errors)
+            found.append(replace(candidate, loss=loss, loss_error=loss_error, rmse=rmse))
+        else:
+            skipped[candidate.type] = f"it cannot represent the weights: {fault}"
+    return replace(surveyed, candidates=tuple(found), skipped=skipped)
 
 
 def build_losses(
@@ -143,12 +139,6 @@ def encoded_format(name: str) -> BlockFormat:
         written = ", ".join(f.name for f in FORMATS.values() if f.can_encode and f.block_weights > 1)
         raise UsageError(f"{name} cannot be written; choose among {written}")
     return fmt
-
-
-def formats_involved(source: Source, types: Sequence[str]) -> list[BlockFormat]:
-    """Return the formats whose kernels scoring will call, each once."""
-    decoded = {t.format for t in source.tensors if t.format.can_decode}
-    return sorted(decoded | {encoded_format(t) for t in types}, key=lambda f: f.type_id)
 
 
 def check_requantization(source: Source, tensors: Sequence[TensorLosses], allowed: bool) -> list[str]:

@@ -22,7 +22,7 @@ from requant.container.imatrix import Imatrix, entry_of, importance_for
 from requant.container.remote import remote_sources
 from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput, brief
-from requant.formats import BlockFormat, codec
+from requant.formats import codec
 from requant.formats.codec import Floats
 from requant.model.forward.architecture import read_architecture
 from requant.model.forward.checkpoints import Checkpoints
@@ -30,11 +30,11 @@ from requant.model.forward.ops import Array, soft_cap
 from requant.model.forward.passes import EMBEDDING, RunnableModel, check_tokens, embedding_gradient, read_model
 from requant.model.forward.weights import Weights
 from requant.model.roles import n_matrices
-from requant.model.weight_scales import SCALED_TYPE, read_weight_scales, takes_weight_scale
+from requant.model.weight_scales import SCALED_TYPE, read_weight_scales, takes_weight_scale, weight_scale_for
 from requant.scoring import gradient_run
 from requant.scoring.calibration_data import TokenWindows
 from requant.scoring.candidate_errors import FisherFactors, RowBlock, WeightRows, measure_errors
-from requant.scoring.candidates import build_losses, encoded_format, survey_to_score
+from requant.scoring.candidates import add_errors, build_losses, encoded_format, survey_to_score
 from requant.scoring.gradient_run import GradientRun, Products
 from requant.scoring.losses import GRADIENTS, KFAC, Losses, ScoringResult, TensorLosses
 from requant.scoring.options import ScoringOptions
@@ -258,27 +258,12 @@ def _measure_tensor(scorer: _Scorer, surveyed: TensorLosses, information: Inform
     found = measure_errors(source, make_block, len(blocks), options.threads, remote)
     totals = np.array([losses for losses, _ in found]).sum(axis=0) * factor / (2 * scorer.statistics.n_tokens)
     errors = [np.concatenate(of_format) for of_format in zip(*(errors for _, errors in found), strict=True)]
-    return _with_losses(surveyed, formats, totals, errors)
-
-
-def _with_losses(
-    surveyed: TensorLosses, formats: Sequence[BlockFormat], totals: Sequence[float], errors: Sequence[codec.Errors]
-) -> TensorLosses:
-    found, skipped = [surveyed.candidates[0]], dict(surveyed.skipped)
-    for candidate, fmt, loss, error in zip(surveyed.candidates[1:], formats, totals, errors, strict=True):
-        fault = codec.gate(error, fmt, surveyed.n_weights)
-        if fault is None:
-            found.append(replace(candidate, loss=float(loss), rmse=codec.relative_error(error)))
-        else:
-            skipped[candidate.type] = f"it cannot represent the weights: {fault}"
-    return replace(surveyed, candidates=tuple(found), skipped=skipped)
+    measured = [(float(loss), 0.0, error) for loss, error in zip(totals, errors, strict=True)]
+    return add_errors(surveyed, measured, surveyed.n_weights)
 
 
 def _second_scales(source: Source, tensor: SourceTensor, matrices: int) -> list[float]:
-    """Return the second level of scales of each matrix, from its largest weight."""
+    """Return the second level of scales of each matrix."""
     n = tensor.n_rows // matrices
-    peaks = []
-    for m in range(matrices):
-        x = codec.dequantize(source.read_rows(tensor, m * n, n), tensor.format)
-        peaks.append(float(np.abs(x).max(initial=0)))
-    return [float(codec.second_scale(peak)) for peak in peaks]
+    rows = (source.read_rows(tensor, m * n, n) for m in range(matrices))
+    return [weight_scale_for(codec.dequantize(data, tensor.format)) for data in rows]

@@ -19,11 +19,7 @@ CACHES = (("Q8_0", "Q8_0"), ("Q8_0", "Q5_1"), ("Q5_1", "Q5_1"), ("Q4_0", "Q4_0")
 
 
 def cache_losses(
-    source: Source,
-    tokens: Tokens,
-    *,
-    threads: int | None = None,
-    progress: Callable[[int], None] = lambda _: None,
+    source: Source, tokens: Tokens, *, threads: int | None = None, progress: Callable[[int], None] = lambda _: None
 ) -> dict[str, float]:
     """Return the divergence on `tokens` of `source` with each KV cache, by "K type/V type", from an exact one.
 

@@ -12,25 +12,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from requant.common.cluster import Step
 from requant.common.threads import in_order, n_threads
 from requant.container.source import Source, SourceTensor
 from requant.errors import quote
 from requant.formats import Effort, codec
 from requant.formats.codec import Floats
 from requant.model.nonfinite import nonfinite_fault
-from requant.model.roles import (
-    is_experts,
-    n_matrices,
-    role_of,
-)
-from requant.model.weight_scales import SCALED_TYPE, read_weight_scales, takes_weight_scale
-from requant.scoring.candidates import build_losses, encoded_format, survey_to_score
+from requant.model.roles import is_experts, n_matrices, role_of
+from requant.model.weight_scales import SCALED_TYPE, read_weight_scales, takes_weight_scale, weight_scale_for
+from requant.scoring.candidates import add_errors, build_losses, encoded_format, survey_to_score
 from requant.scoring.input_moments import InputMoments, read_moments, residual_energy
 from requant.scoring.losses import Losses, TensorLosses
 from requant.scoring.options import ScoringOptions
@@ -41,21 +36,18 @@ SAMPLE_ROWS = 64  # at least, of a tensor that has them
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
-    """Rows of a tensor: their weights, and per matrix (expert) the rows [start, stop) with the importance for them."""
+class _Trial:
+    """Rows of a tensor to be encoded as every candidate, in two levels where the format has them.
 
+    parts: for each matrix (expert) of which there are rows: start and stop of them in `x`, the importance for the
+    encoder, E[x^2], and the share of tokens times the square of what the engine multiplies the matrix by.
+    """
+
+    surveyed: TensorLosses
     x: Floats
     n_rows: int  # of the whole tensor
-    # start, stop, importance, E[x^2], share of tokens times the square of what the engine multiplies the matrix by
     parts: tuple[tuple[int, int, Floats | None, Floats, float], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Trial:
-    """A sample to be encoded as every candidate, in two levels where the format has them."""
-
-    sample: _Sample
-    surveyed: TensorLosses
+    origin: str  # of E[x^2]
     two_level: bool
     effort: Effort
 
@@ -74,9 +66,9 @@ def score(source: Source, options: ScoringOptions, progress: Callable[[int], Non
     imatrix = options.imatrix
     free = [t for t in surveyed if t.reason is None]
 
-    def prepare(tensor: TensorLosses) -> tuple[_Trial, str]:
+    def prepare(tensor: TensorLosses) -> _Trial:
         inputs = read_moments(source, source.tensor(tensor.name), imatrix)
-        return _make_trial(source, tensor, inputs, options.effort), inputs.origin
+        return _sample_rows(source, tensor, inputs, options.effort)
 
     results = []
     with contextlib.closing(_measure_in_order(prepare, free, options)) as found:
@@ -102,64 +94,38 @@ def score(source: Source, options: ScoringOptions, progress: Callable[[int], Non
 
 
 def _measure_in_order(
-    prepare: Callable[[TensorLosses], tuple[_Trial, str]], free: Sequence[TensorLosses], options: ScoringOptions
+    prepare: Callable[[TensorLosses], _Trial], free: Sequence[TensorLosses], options: ScoringOptions
 ) -> Generator[ScoredTensor, None, None]:
     """Yield each tensor scored, measured in threads or by the workers of a cluster."""
     n, cluster = n_threads(options.threads), options.cluster
     if cluster is None:
-        with contextlib.closing(in_order(lambda tensor: _with_origin(*prepare(tensor)), free, n)) as results:
+        with contextlib.closing(in_order(lambda tensor: _measure(prepare(tensor)), free, n)) as results:
             yield from results
         return
     with contextlib.closing(in_order(prepare, free, n)) as trials:
-        named = (
-            Step(_measure, trial, f"tensor {quote(trial.surveyed.name)}", about=origin) for trial, origin in trials
-        )
-        with contextlib.closing(cluster.run(named)) as steps:
-            for step in steps:
-                scored, energy = step.result
-                yield scored, step.about, energy
+        described = cluster.in_order(_measure, trials, lambda trial: f"tensor {quote(trial.surveyed.name)}")
+        with contextlib.closing(described) as results:
+            yield from results
 
 
-def _with_origin(trial: _Trial, origin: str) -> ScoredTensor:
-    scored, energy = _measure(trial)
-    return scored, origin, energy
-
-
-def _make_trial(source: Source, surveyed: TensorLosses, inputs: InputMoments, effort: Effort) -> _Trial:
-    tensor = source.tensor(surveyed.name)
-    return _Trial(_sample_rows(source, tensor, inputs), surveyed, takes_weight_scale(source, tensor), effort)
-
-
-def _measure(trial: _Trial) -> tuple[TensorLosses, float]:
-    """Return the tensor with the energy of each candidate's error at its output, and the energy of that output."""
-    sample, surveyed = trial.sample, trial.surveyed
-    energy, _ = _estimate(sample, sample.x * 0)
-    found = [surveyed.candidates[0]]
-    skipped = dict(surveyed.skipped)
-    for candidate in surveyed.candidates[1:]:
+def _measure(trial: _Trial) -> ScoredTensor:
+    energy, _ = _estimate(trial, trial.x * 0)
+    measured = []
+    for candidate in trial.surveyed.candidates[1:]:
         fmt = encoded_format(candidate.type)
         parts = []
-        for start, stop, importance, _, _ in sample.parts:
-            x = sample.x[start:stop]
-            scale = (
-                float(codec.second_scale(float(np.abs(x).max(initial=0))))
-                if trial.two_level and fmt.name == SCALED_TYPE
-                else 1
-            )
+        for start, stop, importance, _, _ in trial.parts:
+            x = trial.x[start:stop]
+            scale = weight_scale_for(x) if trial.two_level and fmt.name == SCALED_TYPE else 1
             parts.append(codec.reconstruct(x, fmt, importance, trial.effort, scale))
         y = np.concatenate(parts)
-        loss, error = _estimate(sample, y)
-        errors = codec.row_errors(sample.x, y)
-        fault = codec.gate(errors, fmt, sample.x.size)
-        if fault is None:
-            found.append(replace(candidate, loss=loss, loss_error=error, rmse=codec.relative_error(errors)))
-        else:
-            skipped[candidate.type] = f"it cannot represent the weights: {fault}"
-    return replace(surveyed, candidates=tuple(found), skipped=skipped), energy
+        measured.append((*_estimate(trial, y), codec.row_errors(trial.x, y)))
+    return add_errors(trial.surveyed, measured, trial.x.size), trial.origin, energy
 
 
-def _sample_rows(source: Source, tensor: SourceTensor, inputs: InputMoments) -> _Sample:
+def _sample_rows(source: Source, surveyed: TensorLosses, inputs: InputMoments, effort: Effort) -> _Trial:
     """Return rows evenly spread over the tensor, all of them where it is small. Raise NumericFault."""
+    tensor = source.tensor(surveyed.name)
     n_sampled = min(tensor.n_rows, max(SAMPLE_ROWS, SAMPLE_WEIGHTS // tensor.n_per_row))
     rows = (np.arange(n_sampled) * tensor.n_rows + tensor.n_rows // 2) // n_sampled
     if n_sampled == tensor.n_rows:
@@ -169,7 +135,8 @@ def _sample_rows(source: Source, tensor: SourceTensor, inputs: InputMoments) -> 
     x = codec.dequantize(data, tensor.format)
     if codec.first_nonfinite(x) is not None:
         raise nonfinite_fault(source, tensor)
-    return _Sample(x, tensor.n_rows, _parts(tensor, rows, inputs, _output_shares(source, tensor)))
+    parts = _parts(tensor, rows, inputs, _output_shares(source, tensor))
+    return _Trial(surveyed, x, tensor.n_rows, parts, inputs.origin, takes_weight_scale(source, tensor), effort)
 
 
 def _parts(
@@ -201,13 +168,13 @@ def _output_shares(source: Source, tensor: SourceTensor) -> Floats:
     return np.full(matrices, share, np.float32) * (1 if scales is None else scales**2)
 
 
-def _estimate(sample: _Sample, y: Floats) -> tuple[float, float]:
+def _estimate(trial: _Trial, y: Floats) -> tuple[float, float]:
     """Return the loss of the whole tensor if its rows became `y`, and its standard error."""
     per_row = np.concatenate(
-        [codec.row_errors(sample.x[a:b], y[a:b], moments)[:, 3] * share for a, b, _, moments, share in sample.parts]
+        [codec.row_errors(trial.x[a:b], y[a:b], moments)[:, 3] * share for a, b, _, moments, share in trial.parts]
     )
     n = len(per_row)
-    if n < 2 or n == sample.n_rows:
-        return float(per_row.sum()) * sample.n_rows / n, 0.0
-    spread = float(per_row.std(ddof=1) / np.sqrt(n) * np.sqrt(1 - n / sample.n_rows))
-    return float(per_row.mean()) * sample.n_rows, spread * sample.n_rows
+    if n < 2 or n == trial.n_rows:
+        return float(per_row.sum()) * trial.n_rows / n, 0.0
+    spread = float(per_row.std(ddof=1) / np.sqrt(n) * np.sqrt(1 - n / trial.n_rows))
+    return float(per_row.mean()) * trial.n_rows, spread * trial.n_rows

@@ -29,7 +29,6 @@ from requant.model.forward.passes import forward, read_head, read_model
 from requant.model.forward.weights import Weights
 from requant.scoring import fisher
 from requant.scoring.calibration_data import WindowSpec, read_text_windows
-from requant.scoring.candidates import formats_involved
 from requant.scoring.evaluate import judge, summary
 from requant.scoring.options import ScoringOptions
 
@@ -45,7 +44,7 @@ def per_token(matrices):
 
 def predicted(source: Source, type_name: str) -> dict[str, float]:
     text = read_text_windows(real_models.FIXTURES / "calibration.txt", source, WindowSpec(n=8))
-    codec.warm_up(formats_involved(source, (type_name,)))
+    codec.warm_up({t.format for t in source.tensors} | {by_name(type_name)})
     losses = fisher.score_by_gradients(source, text, ScoringOptions((type_name,))).losses
     return {t.name: t.candidates[-1].loss for t in losses.tensors if len(t.candidates) > 1}
 

@@ -41,7 +41,6 @@ from requant.planning.rerank import planned_weights
 from requant.planning.solver.solve import solve
 from requant.scoring.calibrate import calibrate
 from requant.scoring.calibration_data import WindowSpec, drawn_windows, read_text_windows
-from requant.scoring.candidates import formats_involved
 from requant.scoring.evaluate import judge, summary
 from requant.scoring.fisher import score_by_gradients
 from requant.scoring.layerwise import score
@@ -84,7 +83,7 @@ class Bench:
         self.reference = read_head(base), forward(base, self.tokens)
         text = read_text_windows(FIXTURES / "calibration.txt", source, WindowSpec(n=8))
         options = ScoringOptions(types, self.imatrix)
-        codec.warm_up(formats_involved(source, (*types, *DEFAULT_TYPES)))
+        codec.warm_up({t.format for t in source.tensors} | {by_name(name) for name in (*types, *DEFAULT_TYPES)})
         begun = time.perf_counter()
         on_text = score_by_gradients(source, text, options).losses
         self.seconds = time.perf_counter() - begun

@@ -109,7 +109,7 @@ class Piece:
 
     @property
     def is_last(self) -> bool:
-        """Whether it is the last of its tensor."""
+        """Return whether it is the last of its tensor."""
         last = self.chunks[-1]
         return last.first_row + last.n_rows >= self.job.tensor.n_rows
 

@@ -12,25 +12,18 @@ from requant.planning.output_metadata import may_differ
 from requant.planning.plan import Plan
 
 
-def compare_with_record(target: Source, record: Conversion) -> Iterator[str]:
+def compare_with_record(target: Source, record: Conversion) -> list[str]:
     """Compare size, names and types with the record; where they agree, the hash of the header."""
-    size = sum(f.status.st_size for f in target.opened)
-    n_found = 0
-    for n_found, line in enumerate(_compare_structure(target, record, size), start=1):  # noqa: B007
-        yield line
-    if not n_found and target.header_sha256 != record.header_sha256:
-        found, written = target.header_sha256, record.header_sha256
-        yield f"the header is not the one that was written: sha256 {found:.12}, record {written:.12}"
-
-
-def _compare_structure(target: Source, record: Conversion, size: int) -> Iterator[str]:
-    if size != record.size:
-        yield f"the file has {size} bytes, the record says {record.size}"
-    written = {t.name: t.type for t in record.tensors}
-    yield from _compare_names([t.name for t in target.tensors], list(written), "the record")
+    size, written = sum(f.status.st_size for f in target.opened), {t.name: t.type for t in record.tensors}
+    lines = [] if size == record.size else [f"the file has {size} bytes, the record says {record.size}"]
+    lines += _compare_names([t.name for t in target.tensors], list(written), "the record")
     for tensor in target.tensors:
         if written.get(tensor.name, tensor.format.name) != tensor.format.name:
-            yield f"tensor {quote(tensor.name)} is {tensor.format.name}, the record says {written[tensor.name]}"
+            lines.append(f"tensor {quote(tensor.name)} is {tensor.format.name}, the record says {written[tensor.name]}")
+    if not lines and target.header_sha256 != record.header_sha256:
+        what = "the header is not the one that was written"
+        return [f"{what}: sha256 {target.header_sha256:.12}, record {record.header_sha256:.12}"]
+    return lines
 
 
 def _compare_names(found: list[str], wanted: list[str], where: str) -> Iterator[str]:

@@ -109,17 +109,10 @@ def binding(source: Source, request: Mapping[str, Any]) -> Line:
     It leaves out the device of the source, which changes on network and some other file systems when they are mounted
     again.
     """
-    files = [
-        {
-            "name": f.path.name,
-            "size": s.st_size,
-            "mtime_ns": s.st_mtime_ns,
-            "inode": s.st_ino,
-            "header": f.header.sha256,
-        }
-        for f in source.opened
-        for s in [f.status]
-    ]
+    files = []
+    for f in source.opened:
+        status = {"size": f.status.st_size, "mtime_ns": f.status.st_mtime_ns, "inode": f.status.st_ino}
+        files.append({"name": f.path.name, **status, "header": f.header.sha256})
     versions = {"journal": _HEAD_VERSION, "requant": __version__, "kernels": SOURCE_STATE}
     return {"asked": dict(request), "source": files, **versions}
 

@@ -52,12 +52,12 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether there are no findings."""
+        """Return whether there are no findings."""
         return not self.findings
 
     @property
     def is_itself_sound(self) -> bool:
-        """Whether there are no findings, except perhaps that the given source is another one."""
+        """Return whether there are no findings, except perhaps that the given source is another one."""
         return len(self.findings) == self.other_source
 
     def _repr_html_(self) -> str:
@@ -136,7 +136,7 @@ def verify_output(
     progress: Callable[[int], None] = lambda _: None,
 ) -> Verification:
     """Verify an open output as `verify` does, in threads or by the workers of `cluster`."""
-    findings = [] if record is None else list(compare_with_record(target, record))
+    findings = [] if record is None else compare_with_record(target, record)
     strangers, origin = list[str](), None
     if source is not None:
         strangers = describe_other_source(target, source, record)
@@ -217,7 +217,7 @@ def _row_ranges(tensor: SourceTensor, target: Source, source: Source | None) -> 
 
 
 def _is_new_scale(tensor: SourceTensor, target: Source, source: Source) -> bool:
-    """Whether `tensor` is the scale of a matrix that became NVFP4; the matrix's weights show whether it is right."""
+    """Return whether `tensor` is the scale of a matrix that became NVFP4: the matrix's weights show if it is right."""
     matrix = scaled_matrix_name(tensor.name)
     if matrix not in target or matrix not in source:
         return False

@@ -117,7 +117,10 @@ def write_pieces(
     builder = PieceBuilder()
     with contextlib.closing(in_order(carry_over, steps, threads)) as results:
         try:
-            for piece, before, done in _check_source(results, source, progress):
+            for i, (piece, before, done) in enumerate(results, start=1):
+                if i % _CHECK_EVERY == 0:
+                    source.check_unchanged()
+                progress(done.chunk.n_rows * piece.job.tensor.row_bytes)
                 builder.add(piece, done)
                 if done.chunk is not piece.chunks[-1]:
                     continue
@@ -166,17 +169,6 @@ class PieceBuilder:
             return replace(before, tensor_sha256=tensor)
         errors = None if piece.job.choice.copied else self._errors
         return WrittenPiece(piece, self.sha256, errors, self._anomalies, tensor)
-
-
-def _check_source(
-    results: Iterator[tuple[Piece, WrittenPiece | None, EncodedChunk]], source: Source, progress: Callable[[int], None]
-) -> Iterator[tuple[Piece, WrittenPiece | None, EncodedChunk]]:
-    for i, found in enumerate(results, start=1):
-        if i % _CHECK_EVERY == 0:
-            source.check_unchanged()
-        chunk = found[2].chunk
-        progress(chunk.n_rows * chunk.job.tensor.row_bytes)
-        yield found
 
 
 def collect_tensors(source: Source, output: Output, pieces: Iterable[WrittenPiece]) -> Iterator[Converted]:

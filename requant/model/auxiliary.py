@@ -52,12 +52,8 @@ def _check_drafts_for(draft: Source, own: Hyperparameters, target: Source, hp: H
         if hidden != hp.n_embd:
             raise BadInput(draft.path, "is a head for a model of another width", got=hidden, limit=hp.n_embd)
         if len(layers) != 3 or not all(isinstance(n, int) and 0 <= n < hp.n_trunk for n in layers):
-            raise BadInput(
-                draft.path,
-                "key 'eagle3.target_layers' must name three layers of the model",
-                got=layers,
-                limit=f"below {hp.n_trunk}",
-            )
+            what = "key 'eagle3.target_layers' must name three layers of the model"
+            raise BadInput(draft.path, what, got=layers, limit=f"below {hp.n_trunk}")
 
 
 def projector_bytes(path: Path) -> dict[str, int]:

@@ -110,21 +110,23 @@ def inspect(source: Source, settings: Mapping[str, Any] = MappingProxyType({}), 
     except BadInput as error:
         warnings.append(error.what)
     weights, n_bytes = sum(t.n_weights for t in source.tensors), sum(t.n_bytes for t in source.tensors)
+    title = source.metadata.get("general.name")
+    tensors = tuple(_describe_tensor(arch, t) for t in source.tensors)
     return Inspection(
         files=tuple(path.name for path in source.files),
         version=source.version,
         arch=arch,
-        title=_title(source),
+        title=title if isinstance(title, str) else None,
         file_bytes=sum(f.header.file_size for f in source.opened),
         weights=weights,
         n_bytes=n_bytes,
         bpw=8 * n_bytes / max(weights, 1),
-        quantized=any(_may_quantize(arch, t) and t.format.name not in _UNROUNDED for t in source.tensors),
+        quantized=any(t.reason is None and t.type not in _UNROUNDED for t in tensors),
         hyperparameters=None if hp is None else _dimensions(hp),
         types=_shares((t.format.name, t) for t in source.tensors),
         roles=_shares((role_of(t.name), t) for t in source.tensors),
         needs=needs,
-        tensors=tuple(_tensor_entry(arch, t) for t in source.tensors),
+        tensors=tensors,
         warnings=tuple(warnings),
     )
 
@@ -146,11 +148,6 @@ def _needs(source: Source, hp: Hyperparameters, settings: EngineSettings, reserv
     )
 
 
-def _title(source: Source) -> str | None:
-    value = source.metadata.get("general.name")
-    return value if isinstance(value, str) else None
-
-
 def _dimensions(hp: Hyperparameters) -> dict[str, Any]:
     windowed = sum(hp.windows.layers) if hp.windows is not None else 0
     return {
@@ -167,11 +164,7 @@ def _dimensions(hp: Hyperparameters) -> dict[str, Any]:
     }
 
 
-def _may_quantize(arch: str, tensor: SourceTensor) -> bool:
-    return never_quantize(arch, tensor.name, tensor.shape, tensor.type_id) is None
-
-
-def _tensor_entry(arch: str, t: SourceTensor) -> TensorEntry:
+def _describe_tensor(arch: str, t: SourceTensor) -> TensorEntry:
     reason = never_quantize(arch, t.name, t.shape, t.type_id)
     return TensorEntry(t.name, role_of(t.name), t.shape, t.format.name, t.n_bytes, reason)
 

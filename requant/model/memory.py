@@ -289,11 +289,8 @@ def _is_known(hp: Hyperparameters) -> bool:
 
 def _check_known(hp: Hyperparameters, settings: EngineSettings) -> None:
     if not settings.assume and not _is_known(hp):
-        raise BadInput(
-            hp.path,
-            f"the memory that a '{brief(hp.arch)}' model with these keys needs beside its weights is not known",
-            hint="--assume plans with an upper bound; --size and --bpw need no memory",
-        )
+        what = f"the memory that a '{brief(hp.arch)}' model with these keys needs beside its weights is not known"
+        raise BadInput(hp.path, what, hint="--assume plans with an upper bound; --size and --bpw need no memory")
 
 
 def _check_cache_types(hp: Hyperparameters, settings: EngineSettings, shapes: Sequence[LayerShape]) -> None:
@@ -306,10 +303,5 @@ def _check_cache_types(hp: Hyperparameters, settings: EngineSettings, shapes: Se
     for name, length in heads:
         fmt = format_of(name)
         if not fmt.divides(length):
-            raise BadInput(
-                hp.path,
-                f"its heads cannot be cached as {fmt.name}",
-                got=f"{length} values",
-                limit=f"a multiple of {fmt.block_weights}",
-                hint="use f16",
-            )
+            what, limit = f"its heads cannot be cached as {fmt.name}", f"a multiple of {fmt.block_weights}"
+            raise BadInput(hp.path, what, got=f"{length} values", limit=limit, hint="use f16")

@@ -81,9 +81,8 @@ def default_type(mixture: str, name: str, n_per_row: int, *, tied: bool, arch: s
 
 def _default_of(mixture: str) -> str:
     if mixture not in _MIXTURES:
-        raise UsageError(
-            f"'{brief(mixture)}' is no mixture of llama-quantize known here; {suggest(mixture, _MIXTURES)}"
-        )
+        what = f"'{brief(mixture)}' is no mixture of llama-quantize known here"
+        raise UsageError(f"{what}; {suggest(mixture, _MIXTURES)}")
     return _MIXTURES[mixture][0]
 
 

@@ -64,12 +64,8 @@ def nonfinite_fault(source: Readable, tensor: SourceTensor) -> NumericFault:
         return NumericFault(path, f"{what}, but was when read again", hint="check the disk and the memory")
     row, column = divmod(found.first, tensor.n_per_row)
     got = float(codec.dequantize(source.read_rows(tensor, row, 1), tensor.format)[0, column])
-    return NumericFault(
-        path,
-        f"{what}: {found.count} of {tensor.n_weights} weights, the first at weight {found.first}",
-        got=got,
-        hint=_HINT,
-    )
+    what = f"{what}: {found.count} of {tensor.n_weights} weights, the first at weight {found.first}"
+    return NumericFault(path, what, got=got, hint=_HINT)
 
 
 def preserve_nonfinite(

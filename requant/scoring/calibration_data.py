@@ -7,14 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from requant.container.source import Source
 from requant.errors import MISSING, BadInput, InputOutputError, UsageError, missing_file
-from requant.model.tokenizer import read_tokenizer
+from requant.model.tokenizer import Ids, read_tokenizer
 from requant.scoring.options import CalibrationOptions
-
-Ids = NDArray[np.int32]
 
 SHIPPED = "calibration.txt"
 SHIPPED_NAME, DRAWN_NAME = f"requant's {SHIPPED}", "random token ids"  # of the windows without --text or --tokens
@@ -82,10 +79,8 @@ def read_token_windows(path: Path, source: Source, size: WindowSpec) -> TokenWin
 def _read_error(path: Path, error: OSError | ValueError) -> BadInput:
     if isinstance(error, MISSING):
         return missing_file(Path(path))
-    reason = getattr(error, "strerror", None) or str(error)
-    return (BadInput if isinstance(error, IsADirectoryError | ValueError) else InputOutputError)(
-        path, f"cannot be read: {reason}"
-    )
+    kind = BadInput if isinstance(error, IsADirectoryError | ValueError) else InputOutputError
+    return kind(path, f"cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def drawn_windows(source: Source, size: WindowSpec) -> TokenWindows:
@@ -101,10 +96,8 @@ def default_windows(source: Source, size: WindowSpec) -> TokenWindows:
     try:
         return shipped_windows(source, size)
     except (BadInput, UsageError) as error:
-        return replace(
-            drawn_windows(source, size),
-            notes=(f"the model is run on random token ids, which makes worse plans: {error}",),
-        )
+        note = f"the model is run on random token ids, which makes worse plans: {error}"
+        return replace(drawn_windows(source, size), notes=(note,))
 
 
 def _cut_text(path: Path, text: str, name: str, source: Source, size: WindowSpec) -> TokenWindows:
@@ -119,13 +112,10 @@ def _cut_text(path: Path, text: str, name: str, source: Source, size: WindowSpec
 
 def _cut_windows(path: Path, ids: Ids, name: str, size: WindowSpec, bos: int | None) -> TokenWindows:
     """Cut ids into windows and take those of `size`; they begin with BOS where every text does."""
-    n_ctx = size.n_ctx
-    n = len(ids) // n_ctx
+    n_ctx, n = size.n_ctx, len(ids) // size.n_ctx
     if n == 0:
-        hint = "give a longer one, or a smaller --window"
-        raise BadInput(
-            path, "is too short", got=f"{len(ids)} tokens", limit=f"at least one window of {n_ctx}", hint=hint
-        )
+        limit, hint = f"at least one window of {n_ctx}", "give a longer one, or a smaller --window"
+        raise BadInput(path, "is too short", got=f"{len(ids)} tokens", limit=limit, hint=hint)
     wanted = n if size.n is None else min(n, size.n)
     taken = np.arange(wanted) * n // wanted
     if size.held_out:

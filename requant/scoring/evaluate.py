@@ -8,7 +8,7 @@ front of every quantized matrix, which adds about 0.0004 nats to its divergences
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,9 +110,8 @@ def evaluate(
     check_tokens(model, tokens)
     models = [m for m in (model, base) if m is not None]
     streams = [forward(m, tokens, threads=threads, on_layer=lambda _: progress(1)) for m in models]
-    judged = judge(
-        read_head(model), streams[0], tokens, None if base is None else (read_head(base), streams[1]), threads
-    )
+    reference = None if base is None else (read_head(base), streams[1])
+    judged = judge(read_head(model), streams[0], tokens, reference, threads)
     progress(1)
     return summary(judged, tokens)
 
@@ -136,8 +135,7 @@ def judge(
     n_ctx = tokens.shape[1]
     positions = np.arange(n_ctx // 2, n_ctx - 1)
     flat, targets = _select(x, positions), tokens[:, positions + 1].reshape(-1)
-    parts = head.parts(len(flat))
-    n = len(flat)
+    n, parts = len(flat), head.parts(len(flat))
     likelihood, base_likelihood, kld, same = np.empty(n), np.empty(n), np.empty(n), np.empty(n, bool)
     others = None if base is None else (base[0], _select(base[1], positions))
 
@@ -166,8 +164,8 @@ def summary(judged: TokenFigures, tokens: Tokens) -> Evaluation:
     if judged.kld is None or judged.base_log_likelihood is None or judged.same_top is None:
         return plain
     p99, p999 = np.quantile(judged.kld, [0.99, 0.999])
-    return Evaluation(
-        *(plain.n_windows, plain.n_ctx, n, ppl, error),
+    return replace(
+        plain,
         base_ppl=float(np.exp(-judged.base_log_likelihood.mean())),
         mean_kld=float(judged.kld.mean()),
         kld_error=float(judged.kld.std(ddof=1)) / n**0.5,

@@ -113,12 +113,8 @@ def bytes_of_type(type_name: str, shape: tuple[int, ...], where: str, path: obje
     """Return the bytes of a tensor. Raise BadInput where its rows are not whole blocks."""
     fmt = format_of(type_name)
     if not fmt.divides(shape[0] if shape else 1):
-        raise BadInput(
-            path,
-            f"{where} cannot be {fmt.name}",
-            got=f"shape {list(shape)}",
-            limit=f"rows of whole blocks of {fmt.block_weights}",
-        )
+        what, limit = f"{where} cannot be {fmt.name}", f"rows of whole blocks of {fmt.block_weights}"
+        raise BadInput(path, what, got=f"shape {list(shape)}", limit=limit)
     return fmt.n_bytes(math.prod(shape))
 
 

@@ -71,8 +71,7 @@ class Statistics:
         for tensor in source.tensors:
             arrays = self.arrays(tensor.name, tensor.shape)
             if arrays is not None:
-                sums, counts, gradients = arrays
-                entries[tensor.name] = entry_of(sums, counts, gradients)
+                entries[tensor.name] = entry_of(*arrays)
         lookup = self.matrices.get((LOOKUP, None))
         return Imatrix(
             path=name,

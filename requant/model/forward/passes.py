@@ -107,7 +107,10 @@ def forward(
             x[window] = layer.run(x[window], hook(window))[0]
 
         for_each(run, len(x), threads)
-        check_finite(model, x, layer.index)
+        if not np.isfinite(x).all():
+            what = f"activations behind layer {layer.index} are not finite"
+            hint = "the file is damaged, or its weights do not suit this architecture"
+            raise NumericFault(model.weights.source.path, what, hint=hint)
         on_layer(layer)
     return x
 
@@ -131,13 +134,6 @@ def backward(
 
         for_each(run, len(x), threads)
         on_layer(layer)
-
-
-def check_finite(model: RunnableModel, x: Array, layer: int) -> None:
-    """Raise NumericFault where the stream behind `layer` holds a NaN or an infinity."""
-    if not np.isfinite(x).all():
-        hint = "the file is damaged, or its weights do not suit this architecture"
-        raise NumericFault(model.weights.source.path, f"activations behind layer {layer} are not finite", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,12 @@ llama-arch.cpp, n_embd_r and n_embd_s in llama-hparams.cpp, load_arch_hparams of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from requant.model.keys import ArchitectureKeys
 
 RECURRENT = frozenset("mamba mamba2 rwkv6 rwkv7 rwkv6qwen2 arwkv7".split())  # noqa: SIM905
 # hybrid architectures: which layers keep a state
@@ -50,26 +54,21 @@ class Caches:
     known: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """The dimensions that decide a model's caches; tuples have one item per layer, multi-token prediction last."""
-
-    arch: str
-    n_layers: int
-    n_trunk: int
-    n_embd: int
-    n_head: tuple[int, ...]
-    n_head_kv: tuple[int, ...]
-    n_ff: tuple[int, ...]
-    latent: bool
-
-
 def caches_of(
-    shape: ModelShape, count: Callable[[str, int], int], recurrent_layers: tuple[bool, ...] | None, *, windowed: bool
+    keys: ArchitectureKeys,
+    n_layers: int,
+    n_trunk: int,
+    *,
+    n_embd: int,
+    n_head: Sequence[int],
+    n_head_kv: Sequence[int],
+    n_ff: Sequence[int],
+    latent: bool,
 ) -> Caches:
-    """Return a model's caches; `count(key, default)` reads an integer key; `windowed`: it has sliding windows."""
-    arch, n_layers = shape.arch, shape.n_layers
-    kept = [il < shape.n_trunk for il in range(n_layers)]  # the layers that keep anything
+    """Return a model's caches; sequences have one item per layer, multi-token prediction last."""
+    arch, count = keys.arch, keys.largest
+    recurrent_layers = keys.flags("attention.recurrent_layers", n_layers)
+    kept = [il < n_trunk for il in range(n_layers)]  # the layers that keep anything
     stateful: Sequence[bool] = [False] * n_layers
     known = arch in ATTENTION or arch in RECURRENT or arch in _HYBRID
     if arch in RECURRENT or arch in _BOTH:
@@ -78,11 +77,11 @@ def caches_of(
         every = count("full_attention_interval", _INTERVAL[arch]) or 1
         stateful = recurrent_layers or [(il + 1) % every != 0 for il in range(n_layers)]
     elif arch in _NO_HEADS:
-        stateful = [n == 0 for n in shape.n_head_kv]
-        known = known and not windowed
+        stateful = [n == 0 for n in n_head_kv]
+        known = known and not (arch.startswith("lfm2") and keys.get("attention.sliding_window"))
     elif arch in _NEMOTRON:
-        stateful = [n == 0 for n in shape.n_head_kv]
-        kept = [k and n == 0 for k, n in zip(kept, shape.n_ff, strict=True)]
+        stateful = [n == 0 for n in n_head_kv]
+        kept = [k and n == 0 for k, n in zip(kept, n_ff, strict=True)]
     elif arch == "gemma3n":
         kept = [k and il < _GEMMA3N_OWN_KV for il, k in enumerate(kept)]
     elif shared := count("attention.shared_kv_layers", 0):
@@ -90,25 +89,25 @@ def caches_of(
         known = known and arch in _SHARED_KV
     recurrent = [k and s for k, s in zip(kept, stateful, strict=True)]
     attends = kept if arch in _BOTH else [k and not s for k, s in zip(kept, stateful, strict=True)]
-    n_conv, n_state = _state(shape, count) if any(recurrent) else (0, 0)
+    n_conv, n_state = _state(keys, n_embd, n_head[0]) if any(recurrent) else (0, 0)
     if not any(recurrent) and any(count(key, 0) for key in ("ssm.state_size", "shortconv.l_cache", "kda.head_dim")):
         known = False
-    return Caches(tuple(attends), tuple(recurrent), shape.latent, n_conv, n_state, known)
+    return Caches(tuple(attends), tuple(recurrent), latent, n_conv, n_state, known)
 
 
-def _state(shape: ModelShape, count: Callable[[str, int], int]) -> tuple[int, int]:
+def _state(keys: ArchitectureKeys, n_embd: int, n_head: int) -> tuple[int, int]:
     """Return the float32 numbers of a layer's state per sequence: of the convolution, and of the recurrence."""
-    n_embd, head = shape.n_embd, count("wkv.head_size", 0)
-    if head:
+    count = keys.largest
+    if head := count("wkv.head_size", 0):
         return count("token_shift_count", _RWKV_TOKEN_SHIFT) * n_embd, n_embd * head
     if length := count("shortconv.l_cache", 0):
         return n_embd * (length - 1), 0
     kernel = count("ssm.conv_kernel", 0)
     if head := count("kda.head_dim", 0):
-        return 3 * (kernel - 1 if kernel else 3) * shape.n_head[0] * head, head * head * shape.n_head[0]
+        return 3 * (kernel - 1 if kernel else 3) * n_head * head, head * head * n_head
     inner, size = count("ssm.inner_size", 0), count("ssm.state_size", 0)
     conv = max(kernel - 1, 0) * (inner + 2 * count("ssm.group_count", 0) * size)
-    if shape.arch == "minimax-01":
-        head = count("attention.key_length", n_embd // max(shape.n_head[0], 1))
-        return conv, head * head * shape.n_head[0]
+    if keys.arch == "minimax-01":
+        head = count("attention.key_length", n_embd // max(n_head, 1))
+        return conv, head * head * n_head
     return conv, size * inner

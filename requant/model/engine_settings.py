@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from requant.container.infos import round_up
@@ -71,16 +71,14 @@ class EngineSettings:
         return 1 if self.unified else self.n_parallel
 
 
-def default_settings(hp: Hyperparameters, n_ctx: int | None = None) -> EngineSettings:
-    """Return the engine's defaults, with a context of `n_ctx`, by default the model's own but at most 4096 tokens."""
-    return EngineSettings(min(hp.context_length, DEFAULT_CONTEXT) if n_ctx is None else n_ctx)
-
-
 def engine_settings(hp: Hyperparameters, given: Mapping[str, Any]) -> EngineSettings:
-    """Return settings with the fields in `given` that are not None, and the engine's defaults for the rest."""
+    """Return settings with the fields in `given` that are not None, and the engine's defaults for the rest.
+
+    The default context is the model's own, but at most 4096 tokens.
+    """
     asked: dict[str, Any] = {
         name: value.upper() if isinstance(value, str) else value for name, value in given.items() if value is not None
     }
     if asked.get("n_ctx") == OWN_CONTEXT:
         asked["n_ctx"] = hp.context_length
-    return replace(default_settings(hp), **asked)
+    return EngineSettings(**{"n_ctx": min(hp.context_length, DEFAULT_CONTEXT)} | asked)

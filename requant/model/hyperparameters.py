@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from requant.errors import BadInput
-from requant.model.caches import ATTENTION, RECURRENT, Caches, ModelShape, caches_of
+from requant.model.caches import ATTENTION, RECURRENT, Caches, caches_of
 from requant.model.keys import ArchitectureKeys
 from requant.model.windows import SlidingWindows, windows_of
 
@@ -81,10 +81,9 @@ def read_hyperparameters(metadata: Metadata, tensors: Iterable[SourceTensor] = (
     n_head_kv = keys.per_layer("attention.head_count_kv", n_layers, n_head, low=least)
     n_ff = keys.per_layer("feed_forward_length", n_layers, 0)
     n_ff_expert = max(keys.per_layer("expert_feed_forward_length", n_layers, 0))
-    windows = _windows(keys, n_layers, n_layers - n_nextn)
+    n_trunk = n_layers - n_nextn
+    windows = _windows(keys, n_layers, n_trunk)
     latent = all(keys.count(f"attention.{part}_length_mla", 0) for part in ("key", "value"))
-    shape = ModelShape(arch, n_layers, n_layers - n_nextn, n_embd, n_head, n_head_kv, n_ff, latent)
-    windowed = arch.startswith("lfm2") and bool(keys.get("attention.sliding_window"))
     tensors = list(tensors)
     return Hyperparameters(
         path=metadata.path,
@@ -108,7 +107,9 @@ def read_hyperparameters(metadata: Metadata, tensors: Iterable[SourceTensor] = (
         n_ff_shared=_n_ff_shared(keys, n_ff_expert),
         n_draft_vocab=next((t.shape[0] for t in tensors if t.name == "d2t"), 0),
         time_step_rank=keys.count("ssm.time_step_rank", 0),
-        caches=caches_of(shape, keys.largest, keys.flags("attention.recurrent_layers", n_layers), windowed=windowed),
+        caches=caches_of(
+            keys, n_layers, n_trunk, n_embd=n_embd, n_head=n_head, n_head_kv=n_head_kv, n_ff=n_ff, latent=latent
+        ),
     )
 
 

@@ -27,9 +27,9 @@ _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def _cl100k_pattern(numbers: str, after: str = r"[\r\n]*", letters: str = r"\p{L}", others: str = r"\p{L}\p{N}") -> str:
+def _cl100k_pattern(numbers: str, letters: str = r"\p{L}", others: str = r"\p{L}\p{N}") -> str:
     """Return a cl100k pattern: a run of letters may take one character before it, punctuation the line ends after."""
-    return rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[{letters}]+|{numbers}| ?[^\s{others}]+{after}|{_SPACES}"
+    return rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[{letters}]+|{numbers}| ?[^\s{others}]+[\r\n]*|{_SPACES}"
 
 
 def _o200k_pattern(numbers: str, suffix: str = "") -> str:

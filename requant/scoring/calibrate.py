@@ -15,7 +15,7 @@ from requant.common.units import format_size
 from requant.container.imatrix import LOOKUP
 from requant.errors import UsageError
 from requant.model.forward.checkpoints import Checkpoints
-from requant.model.forward.memory import batch_windows
+from requant.model.forward.memory import memory_needs
 from requant.model.forward.passes import RunnableModel, Tokens, check_tokens, embedding_gradient, read_model
 from requant.model.forward.weights import Weights
 from requant.scoring import gradient_run
@@ -91,11 +91,11 @@ def _batch(model: RunnableModel, tokens: Tokens, options: StatisticsOptions) -> 
     if options.max_memory is None:
         return min(BATCH, len(tokens))
     limit, threads = options.max_memory, n_threads(options.threads)
-    fit, least = batch_windows(model, tokens.shape[1], limit, threads, options.gradients)
-    if fit < 1:
-        what = f"--max-memory {format_size(limit)} is too little for one window; it takes {format_size(least)}"
-        raise UsageError(f"{what}, less with a smaller --window or fewer --threads")
-    return min(fit, len(tokens))
+    fixed, per_window = memory_needs(model, tokens.shape[1], threads, options.gradients)
+    if limit < fixed + per_window:
+        what, least = f"--max-memory {format_size(limit)} is too little for one window", format_size(fixed + per_window)
+        raise UsageError(f"{what}; it takes {least}, less with a smaller --window or fewer --threads")
+    return min((limit - fixed) // per_window, len(tokens))
 
 
 def _identity(source: Source, tokens: Tokens, gradients: bool) -> str:

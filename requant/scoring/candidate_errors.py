@@ -29,7 +29,6 @@ BlockErrors = tuple[NDArray[np.float64], list[codec.Errors]]  # by format: the w
 class WeightRows:
     """`n` rows of a matrix from the tensor's row `first` on; the model multiplies their weights by `factor`."""
 
-    source: Source
     tensor: SourceTensor
     first: int
     n: int
@@ -40,10 +39,9 @@ class WeightRows:
         """(n_rows, n_per_row)."""
         return self.n, self.tensor.n_per_row
 
-    def weights(self) -> Floats:
-        """Read the weights, as the model sees them."""
-        x: Floats = codec.dequantize(self.source.read_rows(self.tensor, self.first, self.n), self.tensor.format)
-        return x * self.factor
+    def decode(self, source: Source | RemoteReader) -> Floats:
+        """Read the weights of `source`, not yet multiplied by the factor."""
+        return codec.dequantize(source.read_rows(self.tensor, self.first, self.n), self.tensor.format)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +64,10 @@ class FisherFactors:
 
 @dataclass(frozen=True, slots=True)
 class RowBlock:
-    """Rows to encode in `formats`, each after division by its level; f: their F; importance: (n_per_row,) or None.
+    """Rows to encode in `formats`, each after division by its level; f: their F; importance: (n_per_row,) or None."""
 
-    factor: what the model multiplies the weights by.
-    """
-
-    tensor: SourceTensor
-    first: int
-    n: int
+    rows: WeightRows
     f: Floats | FisherFactors
-    factor: float
     importance: Floats | None
     formats: tuple[BlockFormat, ...]
     levels: tuple[float, ...]
@@ -99,28 +91,24 @@ def measure_errors(
     cluster, file = remote
     with closing(run_indexed(make_block, n, threads)) as blocks:
         items = ((file, block) for block in blocks)
-        with closing(cluster.in_order(_measure_on_worker, items, _describe)) as results:
+        named = cluster.in_order(_measure_on_worker, items, lambda item: f"tensor {quote(item[1].rows.tensor.name)}")
+        with closing(named) as results:
             return list(results)
 
 
-def _describe(item: tuple[RemoteSource, RowBlock]) -> str:
-    return f"tensor {quote(item[1].tensor.name)}"
-
-
 def _measure_on_worker(item: tuple[RemoteSource, RowBlock]) -> BlockErrors:
-    """Measure a block in a worker's process."""
     file, block = item
     with RemoteReader(file) as source, np.errstate(over="ignore", invalid="ignore"):
         return _measure_block(source, block)
 
 
 def _measure_block(source: Source | RemoteReader, block: RowBlock) -> BlockErrors:
-    x = codec.dequantize(source.read_rows(block.tensor, block.first, block.n), block.tensor.format)
-    f = block.f.expand((block.n, block.tensor.n_per_row)) if isinstance(block.f, FisherFactors) else block.f
+    x = block.rows.decode(source)
+    f = block.f.expand(block.rows.shape) if isinstance(block.f, FisherFactors) else block.f
     losses, errors = np.zeros(len(block.formats)), []
     for i, (fmt, level) in enumerate(zip(block.formats, block.levels, strict=True)):
         y = codec.reconstruct(x, fmt, block.importance, block.effort, level)
         errors.append(codec.row_errors(x, y, block.importance))
         y -= x
-        losses[i] = np.einsum("ij,ij,ij->", f, y, y) * block.factor**2
+        losses[i] = np.einsum("ij,ij,ij->", f, y, y) * float(block.rows.factor) ** 2
     return losses, errors

@@ -189,10 +189,10 @@ class _OutputMatrix:
     x: Array
     log_sum: Array
 
-    def information(self, rows: slice, weights: Floats) -> Floats:
+    def information(self, matrix: int, rows: slice, at: WeightRows) -> Floats:
         """Return F of rows of the output matrix: p (1 - p) times x^2, summed over tokens."""
         bias = self.model.weights.get("output.bias")
-        logits = self.x @ weights.T
+        logits = self.x @ (at.decode(self.model.weights.source) * at.factor).T
         if bias is not None:
             logits += bias[rows]
         logits, back = soft_cap(logits, self.model.architecture.logit_cap)
@@ -222,14 +222,14 @@ def _score_ends(scorer: _Scorer, model: RunnableModel, output: _OutputMatrix, gr
     tied = model.output_name == EMBEDDING
 
     def information(matrix: int, rows: slice, at: WeightRows) -> Floats:
-        found = output.information(rows, at.weights()) if tied else np.zeros(at.shape, np.float32)
+        found = output.information(matrix, rows, at) if tied else np.zeros(at.shape, np.float32)
         own = np.flatnonzero((ids >= rows.start) & (ids < rows.stop))
         found[ids[own] - rows.start] += squares[own]
         return found
 
     scorer.score(EMBEDDING, information)
     if not tied:
-        scorer.score(model.output_name, lambda matrix, rows, at: output.information(rows, at.weights()))
+        scorer.score(model.output_name, output.information)
 
 
 def _measure_tensor(scorer: _Scorer, surveyed: TensorLosses, information: Information, factor: float) -> TensorLosses:
@@ -248,11 +248,10 @@ def _measure_tensor(scorer: _Scorer, surveyed: TensorLosses, information: Inform
 
     def make_block(index: int) -> RowBlock:
         m, rows = blocks[index]
-        at = WeightRows(source, tensor, m * n + rows.start, rows.stop - rows.start, factors[m])
+        at = WeightRows(tensor, m * n + rows.start, rows.stop - rows.start, factors[m])
         own = None if importance is None else importance[m if len(importance) > 1 else 0]
         level = tuple(levels[m] if levels is not None and fmt.name == SCALED_TYPE else 1.0 for fmt in formats)
-        f, factor = information(m, rows, at), float(factors[m])
-        return RowBlock(tensor, at.first, at.n, f, factor, own, formats, level, options.effort)
+        return RowBlock(at, information(m, rows, at), own, formats, level, options.effort)
 
     remote = None if options.cluster is None else (options.cluster, remote_sources(source)[tensor.file])
     found = measure_errors(source, make_block, len(blocks), options.threads, remote)

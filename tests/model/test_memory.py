@@ -9,7 +9,7 @@ from shapes import ENTRIES, FIXTURE, shape, tiny
 
 from requant.container.header import parse_header
 from requant.errors import BadInput, UsageError
-from requant.model.engine_settings import CACHE_TYPES, EngineSettings, default_settings
+from requant.model.engine_settings import CACHE_TYPES, EngineSettings, engine_settings
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.memory import (
     compute_bytes,
@@ -130,7 +130,7 @@ def test_unusual_keys_of_a_known_architecture_are_refused():
 def test_the_fixture_in_twelve_mib_leaves_room_with_a_smaller_batch():
     header = parse_header(FIXTURE)
     hp, vram = read_hyperparameters(header.metadata, header.tensors), 12 * MIB
-    memory = memory_for(hp, default_settings(hp, 512), vram=vram)
+    memory = memory_for(hp, EngineSettings(512), vram=vram)
     assert memory.kv_cache == 10 * 512 * 2 * (2 * 64) * 2  # layers, cells, K and V, values, F16
     assert memory.reserve == vram // 10
     logits, activations, mask = 4 * 4096 * 512, 4 * 4 * 512 * 256, 2 * 512 * 512
@@ -161,9 +161,9 @@ def test_a_reserve_asked_for_is_taken_as_it_is():
 
 
 def test_default_context_is_the_models_but_at_most_4096():
-    assert default_settings(hyperparameters("Llama-3.1-8B F16")).n_ctx == 4096
-    assert default_settings(read_hyperparameters(tiny())).n_ctx == 512
-    assert default_settings(read_hyperparameters(tiny()), 100_000).n_ctx == 100_000
+    assert engine_settings(hyperparameters("Llama-3.1-8B F16"), {}).n_ctx == 4096
+    assert engine_settings(read_hyperparameters(tiny()), {}).n_ctx == 512
+    assert engine_settings(read_hyperparameters(tiny()), {"n_ctx": 100_000}).n_ctx == 100_000
 
 
 MODELS = st.sampled_from(sorted({entry["model"] for entry in ENTRIES}))

@@ -39,6 +39,8 @@ class NullHook:
         """Ignore the gradient."""
 
 
+NULL_HOOK: Hook = NullHook()
+
 # keys and values (n_tokens, n_heads, size) -> the same as the cache holds them
 CacheRounding = Callable[[Array, Array], tuple[Array, Array]]
 
@@ -50,33 +52,23 @@ def exact_cache(keys: Array, values: Array) -> tuple[Array, Array]:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer with its weights and its rotation for windows of one length; it can run in several threads."""
+    """A layer with its weights, its rotation for windows of one length, and the hook of a window."""
 
     architecture: Architecture
     index: int
     weights: Mapping[str, Array]
     rotation: Rotation
     round_cache: CacheRounding
-
-    def run(self, x: Array, hook: Hook) -> tuple[Array, Backward]:
-        """Run one window: x (n_tokens, n_embd), the residual stream -> the stream behind the layer."""
-        return _Run(self, hook).run(x)
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """The computation of a layer on one window."""
-
-    layer: Layer
-    hook: Hook
+    hook: Hook = NULL_HOOK
 
     def run(self, x: Array) -> tuple[Array, Backward]:
+        """Run one window: x (n_tokens, n_embd), the residual stream -> the stream behind the layer."""
         y, back_norm = self._norm("attn_norm", x)
         mixed, back_mixer = self._attention(y)
         mixed, back_post = self._norm("post_attention_norm", mixed)
         middle = x + mixed
         z, back_ffn_norm = self._norm("ffn_norm", middle)
-        added, back_ffn = self._experts(z) if "ffn_gate_inp.weight" in self.layer.weights else self._feed_forward(z)
+        added, back_ffn = self._experts(z) if "ffn_gate_inp.weight" in self.weights else self._feed_forward(z)
         added, back_post_ffn = self._norm("post_ffw_norm", added)
 
         def back(g: Array) -> Array:
@@ -87,15 +79,15 @@ class _Run:
 
     def _norm(self, name: str, x: Array) -> tuple[Array, Backward]:
         """Apply a norm, or return x itself where the layer does not have it."""
-        weight = self.layer.weights.get(f"{name}.weight")
-        return (x, lambda g: g) if weight is None else rms_norm(x, weight, self.layer.architecture.eps)
+        weight = self.weights.get(f"{name}.weight")
+        return (x, lambda g: g) if weight is None else rms_norm(x, weight, self.architecture.eps)
 
     def _product(self, part: str, x: Array, expert: int | None = None) -> tuple[Array, Backward]:
         name = f"{part}.weight"
-        weight = self.layer.weights[name] if expert is None else self.layer.weights[name][expert]
+        weight = self.weights[name] if expert is None else self.weights[name][expert]
         self.hook.inputs(name, expert, x)
         y = x @ weight.T
-        bias = self.layer.weights.get(f"{part}.bias")
+        bias = self.weights.get(f"{part}.bias")
         if bias is not None:
             y += bias if expert is None else bias[expert]
 
@@ -106,32 +98,32 @@ class _Run:
         return y, back
 
     def _attention(self, x: Array) -> tuple[Array, Backward]:
-        n, il, hp = len(x), self.layer.index, self.layer.architecture.hp
-        d_k, d_v = self.layer.architecture.head_sizes(il)
+        n, il, hp = len(x), self.index, self.architecture.hp
+        d_k, d_v = self.architecture.head_sizes(il)
         (q, k, v), back_qkv = self._qkv(x, hp.n_head[il] * d_k, hp.n_head_kv[il] * d_k)
         q, back_q = self._norm("attn_q_norm", q.reshape(n, -1, d_k))
         k, back_k = self._norm("attn_k_norm", k.reshape(n, -1, d_k))
-        keys, values = self.layer.round_cache(self.layer.rotation.apply(k), v.reshape(n, -1, d_v))
+        keys, values = self.round_cache(self.rotation.apply(k), v.reshape(n, -1, d_v))
         mixed, back_mixed = attention(
-            self.layer.rotation.apply(q),
+            self.rotation.apply(q),
             keys,
             values,
-            scale=self.layer.architecture.attention_scale,
-            cap=self.layer.architecture.attention_cap,
-            window=self.layer.architecture.windows[il],
+            scale=self.architecture.attention_scale,
+            cap=self.architecture.attention_cap,
+            window=self.architecture.windows[il],
         )
         out, back_out = self._product("attn_output", mixed.reshape(n, -1))
 
         def back(g: Array) -> Array:
             g_q, g_k, g_v = back_mixed(back_out(g).reshape(mixed.shape))
-            g_q, g_k = back_q(self.layer.rotation.back(g_q)), back_k(self.layer.rotation.back(g_k))
+            g_q, g_k = back_q(self.rotation.back(g_q)), back_k(self.rotation.back(g_k))
             return back_qkv(g_q.reshape(n, -1), g_k.reshape(n, -1), g_v.reshape(n, -1))
 
         return out, back
 
     def _qkv(self, x: Array, n_q: int, n_k: int) -> tuple[tuple[Array, Array, Array], Callable[..., Array]]:
         """Compute queries, keys and values, from one fused matrix or three."""
-        if "attn_qkv.weight" in self.layer.weights:
+        if "attn_qkv.weight" in self.weights:
             y, back = self._product("attn_qkv", x)
             q, k, v = np.split(y, [n_q, n_q + n_k], axis=1)
             return (q, k, v), lambda *g: back(np.concatenate(g, axis=1))
@@ -145,11 +137,11 @@ class _Run:
     def _feed_forward(self, x: Array, suffix: str = "", expert: int | None = None) -> tuple[Array, Backward]:
         """Apply the gate and up projections, from one fused matrix or two, and the down projection."""
         up, back_up = self._product(f"ffn_up{suffix}", x, expert)
-        if fused := f"ffn_gate{suffix}.weight" not in self.layer.weights:
+        if fused := f"ffn_gate{suffix}.weight" not in self.weights:
             gate, up = np.split(up, 2, axis=1)
         else:
             gate, back_gate = self._product(f"ffn_gate{suffix}", x, expert)
-        inner, back_inner = gated_activation(gate, up, self.layer.architecture.family.activation)
+        inner, back_inner = gated_activation(gate, up, self.architecture.family.activation)
         out, back_down = self._product(f"ffn_down{suffix}", inner, expert)
 
         def back(g: Array) -> Array:
@@ -163,11 +155,11 @@ class _Run:
     def _experts(self, x: Array) -> tuple[Array, Backward]:
         """Apply the experts that the router ranks highest, weighted by its softmax over them."""
         logits, back_router = self._product("ffn_gate_inp", x)
-        used = np.argsort(-logits, axis=1, kind="stable")[:, : self.layer.architecture.hp.n_expert_used]
+        used = np.argsort(-logits, axis=1, kind="stable")[:, : self.architecture.hp.n_expert_used]
         chosen = np.take_along_axis(logits, used, axis=1)
         shares = np.exp(chosen - chosen.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
-        scale = x.dtype.type(self.layer.architecture.expert_scale)
+        scale = x.dtype.type(self.architecture.expert_scale)
         out, parts = np.zeros_like(x), []
         for expert in range(logits.shape[1]):
             tokens, slots = np.nonzero(used == expert)

@@ -10,12 +10,6 @@ _BASE = 200 * 2**20  # the interpreter, NumPy, Numba and the kernels
 _FLOAT = 4
 
 
-def batch_windows(model: RunnableModel, n_ctx: int, limit: int, threads: int, gradients: bool) -> tuple[int, int]:
-    """Return the windows that can be run together within `limit` bytes, and the bytes that one window takes."""
-    fixed, per_window = memory_needs(model, n_ctx, threads, gradients)
-    return (limit - fixed) // per_window, fixed + per_window
-
-
 def memory_needs(model: RunnableModel, n_ctx: int, threads: int, gradients: bool) -> tuple[int, int]:
     """Return the fixed bytes and the bytes that each window adds.
 

@@ -7,7 +7,7 @@ Arrays of all windows are (n_windows, n_ctx, n_embd). Each window starts at posi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from requant.common.threads import for_each
 from requant.errors import BadInput, NumericFault
 from requant.model.forward.architecture import Architecture, read_architecture
-from requant.model.forward.layer import CacheRounding, Hook, Layer, NullHook, exact_cache
+from requant.model.forward.layer import NULL_HOOK, CacheRounding, Hook, Layer, exact_cache
 from requant.model.forward.ops import Array, Backward, rms_norm, soft_cap
 from requant.model.forward.rope import rotation
 from requant.model.forward.weights import Weights
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Tokens = NDArray[np.int32]  # (n_windows, n_ctx)
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
-NULL_HOOK: Hook = NullHook()
 WindowHooks = Callable[[int], Hook]  # the hook of each window
 LOGITS = 2**24  # logits that a thread holds at a time
 SEED = 1  # of the draws of labels
@@ -104,7 +103,7 @@ def forward(
             checkpoints.put(layer.index, x)
 
         def run(window: int, layer: Layer = layer) -> None:
-            x[window] = layer.run(x[window], hook(window))[0]
+            x[window] = replace(layer, hook=hook(window)).run(x[window])[0]
 
         for_each(run, len(x), threads)
         if not np.isfinite(x).all():
@@ -130,7 +129,8 @@ def backward(
         checkpoints.take(layer.index, x)
 
         def run(window: int, layer: Layer = layer) -> None:
-            g[window] = layer.run(x[window], hook(window))[1](g[window].copy())  # a hook may keep it
+            back = replace(layer, hook=hook(window)).run(x[window])[1]
+            g[window] = back(g[window].copy())  # a hook may keep it
 
         for_each(run, len(x), threads)
         on_layer(layer)

@@ -88,7 +88,7 @@ class Conversion:
 
     def to_json(self) -> str:
         """Return the record's text: ASCII, one tensor a line, the same for the same source, plan and version."""
-        figures = {name: to_plain(getattr(self, name)) for name in _hints() if name not in ("output", "plan")}
+        figures = {name: to_plain(getattr(self, name)) for name in _plain_fields()}
         plan = json.loads(self.plan.to_json())
         head = {"schema": OUTPUT_SCHEMA, "output": self.output.name}
         return dump(head | figures | {"plan": plan})
@@ -101,15 +101,15 @@ class Conversion:
         output = parse_value(str, raw.pop("output", None), "output", path)
         if output in ("", ".", "..") or Path(output).name != output:
             raise BadInput(path, "output must be the name of a file, without a folder", got=output)
-        hints = {name: hint for name, hint in _hints().items() if name not in ("output", "plan")}
+        hints = _plain_fields()
         if unknown := sorted(raw.keys() - hints.keys()):
             raise BadInput(path, f"{brief(unknown[0])} is not a key of this file")
         values = {name: parse_value(hint, raw.get(name), name, path) for name, hint in hints.items()}
         return cls(output=Path(output), plan=plan, **values)
 
 
-def _hints() -> dict[str, object]:
-    return get_type_hints(Conversion)
+def _plain_fields() -> dict[str, object]:
+    return {name: hint for name, hint in get_type_hints(Conversion).items() if name not in ("output", "plan")}
 
 
 def record_path(out: Path) -> Path:

@@ -17,7 +17,6 @@ from requant.conversion.options import ConversionOptions
 from requant.conversion.record import Converted
 from requant.conversion.write_on_cluster import find_peaks_on_cluster
 from requant.formats import codec
-from requant.formats.codec import Floats
 from requant.model.weight_scales import read_weight_scales, weight_scale_shape
 
 
@@ -54,12 +53,8 @@ def write_scales(
         if job.scales is not None:
             before = read_weight_scales(source, job.tensor)
             scales = job.scales if before is None else job.scales * before
-            yield _write_companion(output, scaled[job.tensor.name], scales)
-
-
-def _write_companion(output: Output, name: str, scales: Floats) -> Converted:
-    ((file, placed),) = ((i, t) for i, x in enumerate(output.layouts) for t in x.tensors if t.name == name)
-    data = scales.astype("<f4").view(np.uint8).reshape(1, -1)
-    if not output.is_published:
-        output.write_at(file, placed.offset, data)
-    return Converted(name, "F32", "F32", data.size, 0.0, 0.0, hashlib.sha256(data.data).hexdigest())
+            name, data = scaled[job.tensor.name], scales.astype("<f4").view(np.uint8).reshape(1, -1)
+            ((file, placed),) = ((i, t) for i, x in enumerate(output.layouts) for t in x.tensors if t.name == name)
+            if not output.is_published:
+                output.write_at(file, placed.offset, data)
+            yield Converted(name, "F32", "F32", data.size, 0.0, 0.0, hashlib.sha256(data.data).hexdigest())

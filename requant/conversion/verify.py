@@ -189,7 +189,6 @@ def _check_on_cluster(
 
 
 def _check_tensor(task: _TensorTask) -> list[str]:
-    """Check a tensor on a worker; return its findings."""
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(RemoteReader(task.target))
         source = None if task.origin is None else stack.enter_context(RemoteReader(task.origin))
@@ -206,11 +205,9 @@ def _row_ranges(tensor: SourceTensor, target: Source, source: Source | None) -> 
     origin, scales = None, np.ones(1, np.float32)
     if source is not None and tensor.name in source and source.tensor(tensor.name).shape == tensor.shape:
         origin = None if _is_new_scale(tensor, target, source) else source.tensor(tensor.name)
-        for scaled, sign in (
-            (read_weight_scales(target, tensor), 1),
-            (read_weight_scales(source, source.tensor(tensor.name)), -1),
-        ):
-            scales = scales if scaled is None else scales * scaled**sign
+        new, old = read_weight_scales(target, tensor), read_weight_scales(source, source.tensor(tensor.name))
+        scales = scales if new is None else scales * new
+        scales = scales if old is None else scales * old**-1
     n = copy_rows(tensor)
     for first in range(0, max(1, tensor.n_rows), n):
         yield _RowRange(tensor, first, min(n, tensor.n_rows - first), origin, scales)

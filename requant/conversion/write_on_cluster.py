@@ -228,6 +228,5 @@ def _hash_tensor(tensor: _HashTask, *results: _WriteResult) -> str:
 
 
 def _find_peaks(packed: _PackedPiece) -> list[float]:
-    """Find the largest magnitude in each chunk of a piece, on a worker."""
     with RemoteReader(packed.origin) as source:
         return [find_peak(source, chunk) for chunk in packed.piece.chunks]

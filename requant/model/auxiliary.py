@@ -13,7 +13,6 @@ from requant.model.memory import compute_bytes, device_bytes, kv_cache_bytes, la
 from requant.model.roles import is_tied
 
 PROJECTOR_SHARE = 1.3  # VRAM over file size, measured with image encoders (884 -> 1158 MiB)
-_VOCABULARY = "tokenizer.ggml.tokens"
 _DRAFT_CACHES = {"cache_type_k": "F16", "cache_type_v": "F16"}  # llama.cpp's defaults for a draft
 
 
@@ -42,7 +41,7 @@ def _check_drafts_for(draft: Source, own: Hyperparameters, target: Source, hp: H
     hint = "a draft must share the model's vocabulary"
     if own.n_vocab != hp.n_vocab:
         raise BadInput(draft.path, "drafts tokens of another vocabulary", got=own.n_vocab, limit=hp.n_vocab, hint=hint)
-    ours, theirs = (metadata.get_list(_VOCABULARY, []) for metadata in (target.metadata, draft.metadata))
+    ours, theirs = (metadata.get_list("tokenizer.ggml.tokens", []) for metadata in (target.metadata, draft.metadata))
     if ours and theirs and ours != theirs:
         first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
         raise BadInput(draft.path, f"drafts tokens of another vocabulary: token {first} is another one", hint=hint)

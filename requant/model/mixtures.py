@@ -213,7 +213,6 @@ def _down_type(mixture: str, at: _Position) -> str:
 
 
 def _two_bit_type(mixture: str, role: str, at: _Position) -> str:
-    """Return the type of a matrix of a layer in a mixture of two bits or less."""
     default = _MIXTURES[mixture][0]
     better = "IQ3_S" if mixture in ("IQ2_S", "IQ2_M") else "Q2_K"
     chosen = default

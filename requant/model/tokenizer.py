@@ -148,7 +148,6 @@ def _pair(metadata: Metadata, merge: object) -> tuple[str, str]:
 
 
 def _sentence_piece(metadata: Metadata, tokens: Sequence[str]) -> Any:
-    """Return the engine of a `llama` vocabulary."""
     library = _library()
     scores = metadata.get_list("tokenizer.ggml.scores", [0.0] * len(tokens)) or []
     if len(scores) != len(tokens):

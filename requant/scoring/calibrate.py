@@ -50,7 +50,7 @@ def calibrate(
     identity = _identity(source, tokens, options.gradients)
     statistics = _resume(checkpoint, identity, source, tokens)
     done = statistics.n_tokens // tokens.shape[1]
-    progress(-(-done // batch) * _steps_per_batch(model, options))
+    progress(-(-done // batch) * gradient_run.n_steps(model.architecture, gradients=options.gradients))
     for first in range(done, len(tokens), batch):
         run = GradientRun(model, tokens[first : first + batch], statistics, options.threads, progress, first)
         if options.gradients:
@@ -79,11 +79,8 @@ def _sum_gradients(run: GradientRun) -> None:
 def n_steps(source: Source, tokens: Tokens, options: StatisticsOptions) -> int:
     """Return the steps that `calibrate` counts in all."""
     model = read_model(Weights(source))
-    return -(-len(tokens) // _batch(model, tokens, options)) * _steps_per_batch(model, options)
-
-
-def _steps_per_batch(model: RunnableModel, options: StatisticsOptions) -> int:
-    return gradient_run.n_steps(model.architecture.n_layers, gradients=options.gradients)
+    n_batches = -(-len(tokens) // _batch(model, tokens, options))
+    return n_batches * gradient_run.n_steps(model.architecture, gradients=options.gradients)
 
 
 def _batch(model: RunnableModel, tokens: Tokens, options: StatisticsOptions) -> int:

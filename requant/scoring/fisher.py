@@ -128,7 +128,7 @@ def cannot_run(source: Source) -> BadInput | None:
 
 def n_steps(source: Source) -> int:
     """Return the steps that `score_by_gradients` counts in all: every layer twice, and the head."""
-    return gradient_run.n_steps(read_architecture(source).n_layers)
+    return gradient_run.n_steps(read_architecture(source))
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +262,6 @@ def _measure_tensor(scorer: _Scorer, surveyed: TensorLosses, information: Inform
 
 
 def _second_scales(source: Source, tensor: SourceTensor, matrices: int) -> list[float]:
-    """Return the second level of scales of each matrix."""
     n = tensor.n_rows // matrices
     rows = (source.read_rows(tensor, m * n, n) for m in range(matrices))
     return [weight_scale_for(codec.dequantize(data, tensor.format)) for data in rows]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from requant.model.forward.architecture import Architecture
 from requant.model.forward.checkpoints import Checkpoints
 from requant.model.forward.layer import NULL_HOOK, Layer
 from requant.model.forward.ops import Array
@@ -17,9 +18,9 @@ from requant.scoring.statistics import SquareSums, Statistics, Sums
 Products = Mapping[str, Mapping[int, Sequence[tuple[Array, Array]]]]
 
 
-def n_steps(n_layers: int, *, gradients: bool = True) -> int:
+def n_steps(architecture: Architecture, *, gradients: bool = True) -> int:
     """Return the steps that a run counts: layers, and with gradients the head and the layers on the way back."""
-    return 2 * n_layers + 1 if gradients else n_layers
+    return 2 * architecture.n_layers + 1 if gradients else architecture.n_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class GradientRun:
         Without `checkpoints`, squared inputs are summed here; with them, on the way back. Raises NumericFault for
         activations that are not finite.
         """
-        summers = self._summers(keep=False) if checkpoints is None else None
+        summers = [_Summer(keep=False) for _ in self.tokens] if checkpoints is None else None
 
         def finish(layer: Layer) -> None:
             if summers is not None:
@@ -64,7 +65,7 @@ class GradientRun:
         Returns the matrix's inputs (n_windows, n_ctx, n_embd) and the logarithm of each token's sum of exp(logits)
         (n_windows, n_ctx).
         """
-        summers = self._summers(keep=False)
+        summers = [_Summer(keep=False) for _ in self.tokens]
         seen = output_gradient(self.model, x, first=self.first, hook=summers.__getitem__, threads=self.threads)
         self._collect(summers)
         self.progress(1)
@@ -75,7 +76,7 @@ class GradientRun:
 
         hook: called after each layer with the inputs and gradients of its matrices.
         """
-        summers = self._summers(keep=hook is not None)
+        summers = [_Summer(keep=hook is not None) for _ in self.tokens]
 
         def finish(layer: Layer) -> None:
             products = self._collect(summers, layer)
@@ -84,9 +85,6 @@ class GradientRun:
             self.progress(1)
 
         backward(self.model, g, checkpoints, hook=summers.__getitem__, on_layer=finish, threads=self.threads)
-
-    def _summers(self, *, keep: bool) -> list[_Summer]:
-        return [_Summer(keep) for _ in self.tokens]
 
     def _collect(self, summers: Sequence[_Summer], layer: Layer | None = None) -> Products:
         """Add the sums of all windows to the statistics, return the products that were kept, and empty the summers."""

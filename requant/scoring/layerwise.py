@@ -35,6 +35,9 @@ SAMPLE_WEIGHTS = 2**18  # weights of a tensor that are encoded for each candidat
 SAMPLE_ROWS = 64  # at least, of a tensor that has them
 
 
+_Part = tuple[int, int, Floats | None, Floats, float]
+
+
 @dataclass(frozen=True, slots=True)
 class _Trial:
     """Rows of a tensor to be encoded as every candidate, in two levels where the format has them.
@@ -46,7 +49,7 @@ class _Trial:
     surveyed: TensorLosses
     x: Floats
     n_rows: int  # of the whole tensor
-    parts: tuple[tuple[int, int, Floats | None, Floats, float], ...]
+    parts: tuple[_Part, ...]
     origin: str  # of E[x^2]
     two_level: bool
     effort: Effort
@@ -76,18 +79,13 @@ def score(source: Source, options: ScoringOptions, progress: Callable[[int], Non
             results.append(result)
             progress(tensor.n_bytes)
     energies = {s.name: energy for s, _, energy in results}
-    added = {
-        name: residual_energy(source, name, energy)
-        for name, energy in energies.items()
-        if writes_residual(role_of(name))
-    }
+    added = {name: residual_energy(source, name, e) for name, e in energies.items() if writes_residual(role_of(name))}
     scored = scale_by_residual({s.name: s for s, _, _ in results}, energies, added)
     origins = [origin for _, origin, _ in results]
     source.check_unchanged()
     if imatrix is not None and (missing := len(origins) - origins.count("imatrix")):
-        notes.append(
-            f"the imatrix does not cover {missing} of {len(origins)} tensors; theirs is worked out from the weights"
-        )
+        what = f"the imatrix does not cover {missing} of {len(origins)} tensors"
+        notes.append(f"{what}; theirs is worked out from the weights")
     method = "dfix" if imatrix is None else "cfix"
     tensors = (scored.get(t.name, t) for t in surveyed)
     return build_losses(source, tensors, method, imatrix, notes=notes, effort=options.effort)
@@ -139,9 +137,7 @@ def _sample_rows(source: Source, surveyed: TensorLosses, inputs: InputMoments, e
     return _Trial(surveyed, x, tensor.n_rows, parts, inputs.origin, takes_weight_scale(source, tensor), effort)
 
 
-def _parts(
-    tensor: SourceTensor, rows: NDArray[np.intp], inputs: InputMoments, shares: Floats
-) -> tuple[tuple[int, int, Floats | None, Floats, float], ...]:
+def _parts(tensor: SourceTensor, rows: NDArray[np.intp], inputs: InputMoments, shares: Floats) -> tuple[_Part, ...]:
     """Return the sampled rows of each matrix, which share its importance; a measured one also weights the encoder."""
     matrices = n_matrices(tensor.shape)
     owner = rows // (tensor.n_rows // matrices)
@@ -150,9 +146,8 @@ def _parts(
     for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
         m = int(owner[start])
         moments = inputs.moments[m if len(inputs.moments) > 1 else 0]
-        parts.append(
-            (int(start), int(stop), moments if inputs.origin == "imatrix" else None, moments, float(shares[m]))
-        )
+        importance = moments if inputs.origin == "imatrix" else None
+        parts.append((int(start), int(stop), importance, moments, float(shares[m])))
     return tuple(parts)
 
 

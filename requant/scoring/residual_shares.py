@@ -45,7 +45,8 @@ def scale_by_residual(
     def factor(tensor: TensorLosses) -> float:
         share = 1.0 if tensor.layer is None else shares.get((tensor.layer, _block_of(tensor.role)), mean)
         energy = energies[tensor.name]
-        return share * _gain(tensor.role) / energy if energy > 0 else 0.0
+        gain = GAINS.get(tensor.role.removesuffix("_exps").removesuffix("_shexp"), 1.0)
+        return share * gain / energy if energy > 0 else 0.0
 
     return {name: _scale_losses(tensor, factor(tensor)) for name, tensor in scored.items()}
 
@@ -73,10 +74,6 @@ def _block_of(role: str) -> str:
     if not role.startswith("ffn"):
         return "mixer"
     return next((kind for kind in ("chexps", "shexp", "exps") if role.endswith(f"_{kind}")), "ffn")
-
-
-def _gain(role: str) -> float:
-    return GAINS.get(role.removesuffix("_exps").removesuffix("_shexp"), 1.0)
 
 
 def _scale_losses(tensor: TensorLosses, factor: float) -> TensorLosses:

@@ -27,9 +27,8 @@ def memory_needs(model: RunnableModel, n_ctx: int, threads: int, gradients: bool
         layers.pop(EMBEDDING)
     weights = max(layers[key] + largest[key] for key in layers)
     heads = max(hp.n_head) * hp.key_length
-    per_token = (
-        12 * hp.n_embd + 8 * heads + 8 * max((*hp.n_ff, hp.n_ff_expert * hp.n_expert_used)) + 2 * max(hp.n_head) * n_ctx
-    )
+    feed = max((*hp.n_ff, hp.n_ff_expert * hp.n_expert_used))
+    per_token = 12 * hp.n_embd + 8 * heads + 8 * feed + 2 * max(hp.n_head) * n_ctx
     logits = 4 * min(LOGITS, n_ctx * hp.n_vocab)
     active = threads * _FLOAT * max(n_ctx * per_token, logits)
     stream = n_ctx * hp.n_embd * _FLOAT

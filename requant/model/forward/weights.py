@@ -52,8 +52,8 @@ class Weights:
     def layer(self, index: int) -> dict[str, Array]:
         """Return the tensors of layer `index` by their name within it, such as `attn_q.weight`."""
         prefix = f"blk.{index}."
-        names = [t.name for t in self.source.tensors if t.name.startswith(prefix)]
-        found = {name.removeprefix(prefix): self.get(name) for name in names if not name.endswith(SCALE)}
+        names = [t.name for t in self.source.tensors if t.name.startswith(prefix) and not t.name.endswith(SCALE)]
+        found = {name.removeprefix(prefix): self.get(name) for name in names}
         return {name: x for name, x in found.items() if x is not None}
 
     def _decode(self, tensor: SourceTensor, data: codec.Bytes) -> Floats:

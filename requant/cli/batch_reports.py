@@ -25,7 +25,7 @@ from requant.conversion.record import record_path
 from requant.errors import BadInput, InputOutputError, OutputRefused, UsageError, printable
 from requant.report import publish
 from requant.report.card.origin import CardOverrides
-from requant.report.kinds import PICTURES
+from requant.report.kinds import check_library
 
 if TYPE_CHECKING:
     from requant.api.batch.items import BatchItem
@@ -72,10 +72,7 @@ class BatchReports:
             known = os.path.realpath(path) in written.files
             _make_folder(path)
             check_writable(path, force=self.force or known, inputs=files)
-        if any(kind in PICTURES for kind in self._suffixes):
-            from requant.report.picture.figure import check_library
-
-            check_library()
+        check_library(self._suffixes)
 
     def write_reports(self, items: Sequence[BatchItem]) -> None:
         """Write the reports on all outputs that exist."""

@@ -95,9 +95,7 @@ def budget_lines(plan: Plan) -> str:
     """Return the parts of each budget in bytes, a line each."""
     lines = []
     for bar in budget_bars(plan):
-        parts = ", ".join(
-            f"{md.text(_PARTS.get(part.name, part.name))} {format_size(part.n_bytes)}" for part in bar.parts
-        )
+        parts = ", ".join(f"{md.text(_PARTS.get(name, name))} {format_size(n)}" for name, n in bar.parts.items())
         used = format_size(bar.budget - bar.free)
         lines.append(
             f"- {md.code(bar.option)} {format_size(bar.budget)}: {used} used ({parts}), {format_size(bar.free)} free"

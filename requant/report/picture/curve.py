@@ -26,6 +26,7 @@ _AROUND = (
     *((1, 0.5), (0.5, 1), (-1, -0.5), (-0.5, -1), (1, -0.5), (-0.5, 1), (-1, 0.5), (0.5, -1)),
 )
 _DISTANCES = (6, 12, 20, 30, 42, 56, 72)  # points; from the second on, a line connects dot and label
+_OFFSETS = [(x * distance, y * distance) for distance in _DISTANCES for x, y in _AROUND]
 _LED = 9  # points; labels farther from their dot have a line
 _NEARER = 1.5  # a label must be this many times as far from any other dot
 _ROOM = 0.08  # of the range, on either side
@@ -41,8 +42,8 @@ def drawable_curve(curve: LossCurve | None) -> LossCurve | None:
 def draw_curve(axes: Axes, curve: LossCurve, plan: Plan) -> None:
     """Draw the curve around the dots; without dots all of it."""
     curve = _fit_log_scale(curve)
-    dots = [*curve.mixtures, *([curve.chosen] if curve.chosen is not None else [])]
-    points = list(curve.points)
+    dots = curve.dots
+    points: Sequence[Dot] = curve.points
     scale, unit = next((u for u in _UNITS if max(d.n_bytes for d in (*points, *dots)) >= u[0]), _UNITS[-1])
     if len(dots) > 1:
         low, high = (f(d.n_bytes for d in dots) for f in (min, max))
@@ -74,10 +75,9 @@ def draw_curve(axes: Axes, curve: LossCurve, plan: Plan) -> None:
 
 def _fit_log_scale(curve: LossCurve) -> LossCurve:
     """Return the curve with losses of 0, which have no logarithm, at the lower end and named so."""
-    dots = [*curve.mixtures, *([curve.chosen] if curve.chosen is not None else [])]
-    none = _NONE * max(d.loss for d in (*dots, *curve.points))
+    none = _NONE * max(d.loss for d in (*curve.dots, *curve.points))
     points = tuple(p for p in curve.points if p.loss > none)
-    floor = min(d.loss for d in (*dots, *points) if d.loss > none) / 3
+    floor = min(d.loss for d in (*curve.dots, *points) if d.loss > none) / 3
     points += tuple(Dot("", p.n_bytes, floor) for p in curve.points[len(points) :][:1])
 
     def placed(dot: Dot) -> Dot:
@@ -87,7 +87,7 @@ def _fit_log_scale(curve: LossCurve) -> LossCurve:
     return replace(curve, points=points, chosen=chosen, mixtures=tuple(map(placed, curve.mixtures)))
 
 
-def _points_around(points: list[Dot], low: float, high: float) -> list[Dot]:
+def _points_around(points: Sequence[Dot], low: float, high: float) -> Sequence[Dot]:
     """Return the points between two sizes, with some room, and the next on either side."""
     room = _ROOM * max(high - low, 0.05 * high)
     inside = [i for i, p in enumerate(points) if low - room <= p.n_bytes <= high + room]
@@ -124,11 +124,10 @@ def _set_ticks(axes: Axes) -> None:
 
 def _label_dots(axes: Axes, curve: LossCurve, scale: float, line: Sequence[tuple[float, float]]) -> None:
     """Write the names of the dots without overlaps; a name without a free place is left out."""
-    chosen = [curve.chosen] if curve.chosen is not None else []
-    dots = [*chosen, *curve.mixtures]
+    dots = curve.dots
     pixels = axes.figure.dpi / 72  # of a point
     places = [tuple(axes.transData.transform((dot.n_bytes / scale, dot.loss))) for dot in dots]
-    marks = [_box_around(at, pixels * (5 if dot in chosen else 2.5)) for dot, at in zip(dots, places, strict=True)]
+    marks = [_box_around(at, pixels * (5 if d == curve.chosen else 2.5)) for d, at in zip(dots, places, strict=True)]
     curve_boxes = [
         box for a, b in pairwise(axes.transData.transform(line).tolist() if line else []) for box in _line_boxes(a, b)
     ]
@@ -136,10 +135,10 @@ def _label_dots(axes: Axes, curve: LossCurve, scale: float, line: Sequence[tuple
     left = list(range(len(dots)))
     for strict in (True, False):  # if dots touch each other, a line may begin across another dot
         for i in list(left):
-            style = _BOLD if dots[i] in chosen else _SMALL
+            style = _BOLD if dots[i] == curve.chosen else _SMALL
             name = drawable_text(dots[i].name, _NAME)
             size = _text_size(axes, name, style)
-            for x, y in _label_offsets():
+            for x, y in _OFFSETS:
                 at = places[i][0] + x * pixels, places[i][1] + y * pixels
                 box = _text_box(at, size, (x, y))
                 lead = list(_line_boxes(places[i], at)) if _needs_leader((x, y)) else []
@@ -170,29 +169,17 @@ def _write_label(
 def _text_size(axes: Axes, name: str, style: dict[str, Any]) -> tuple[float, float]:
     """Return width and height of the name in pixels."""
     text = axes.text(0, 0, name, **style)
-    found = text.get_window_extent(_renderer(axes))
+    found = text.get_window_extent(axes.figure.canvas.get_renderer())  # type: ignore[attr-defined]
     text.remove()
     return found.width, found.height
 
 
-def _renderer(axes: Axes) -> Any:
-    return axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
-
-
 def _needs_leader(offset: tuple[float, float]) -> bool:
-    """Return whether a label that far from its dot needs a line to it."""
     return max(map(abs, offset)) > _LED
 
 
 def _sign(x: float) -> int:
     return (x > 0) - (x < 0)
-
-
-def _label_offsets() -> Iterator[tuple[float, float]]:
-    """Yield offsets in points, the nearest first."""
-    for distance in _DISTANCES:
-        for x, y in _AROUND:
-            yield x * distance, y * distance
 
 
 def _text_box(at: tuple[float, float], size: tuple[float, float], offset: tuple[float, float]) -> Bbox:

@@ -166,7 +166,7 @@ def _limit_figures(plan: Plan, limit: Limit) -> str:
     if limit.n_weights:
         return f"{8 * used / limit.n_weights:.4f} of {limit.bpw:.4f} bits per weight"
     filled = budget_bar(plan, limit)
-    listed = ", ".join(f"{brief(name_part(part.name, limit))} {format_size(part.n_bytes)}" for part in filled.parts)
+    listed = ", ".join(f"{brief(name_part(name, limit))} {format_size(n)}" for name, n in filled.parts.items())
     return f"{format_size(used)} of {format_size(limit.budget)}, {format_size(filled.free)} free: {listed}"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from requant.common.units import format_size
@@ -35,12 +35,9 @@ _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "text.parse_math": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "axes.edgecolor": FAINT,
     "axes.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "svg.hashsalt": "requant",
     "svg.fonttype": "path",
 }
@@ -65,7 +62,7 @@ class _Sheet:
 
     figure: Figure
     height: float
-    top: float = field(default=0.0)
+    top: float = 0.0
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
         """Add axes at inches from the top left of the figure."""

@@ -33,21 +33,13 @@ def evaluation_text(e: Evaluation, model: Path, base: Path | None) -> str:
 def statistics_text(stats: Statistics, source: Source, out: Path) -> str:
     """Return the tokens and tensors of the statistics, and the number of experts with few tokens."""
     experts = {key: sums.count for key, sums in stats.matrices.items() if key[1] is not None}
-    lines = [
-        f"{printable(str(out))}: {len({name for name, _ in stats.matrices})} tensors over {stats.n_tokens} tokens "
-        f"in windows of {stats.n_ctx} tokens"
-    ]
-    wanted = [
-        (t.name, m)
-        for t in source.tensors
-        if t.name in {name for name, _ in experts}
-        for m in range(t.shape[2] if len(t.shape) > 2 else 1)
-    ]
-    few = [key for key in wanted if experts.get(key, 0) < FEW_TOKENS]
-    if few:
-        unseen = sum(experts.get(key, 0) == 0 for key in few)
-        lines.append(
-            f"experts that saw under {FEW_TOKENS} tokens: {len(few)} of {len(wanted)}, {unseen} of them none; "
-            "more --windows would cover them"
-        )
-    return "\n".join(lines)
+    names = {name for name, _ in experts}
+    tensors = f"{len({name for name, _ in stats.matrices})} tensors over {stats.n_tokens} tokens"
+    head = f"{printable(str(out))}: {tensors} in windows of {stats.n_ctx} tokens"
+    matrices = ((t, range(t.shape[2] if len(t.shape) > 2 else 1)) for t in source.tensors if t.name in names)
+    counts = [experts.get((t.name, m), 0) for t, numbers in matrices for m in numbers]
+    few = [count for count in counts if count < FEW_TOKENS]
+    if not few:
+        return head
+    seen = f"{len(few)} of {len(counts)}, {few.count(0)} of them none"
+    return f"{head}\nexperts that saw under {FEW_TOKENS} tokens: {seen}; more --windows would cover them"

@@ -17,9 +17,8 @@ def conversion_text(made: Conversion, *, verified: bool) -> str:
     state = f"verified, {len(made.tensors)} tensors read again" if verified else "not verified"
     weighted = f", weighted by {brief(made.imatrix, FILE_NAME)}" if made.imatrix else ""
     errors = _error_lines([t for t in made.tensors if t.type != t.source_type])
-    head = (
-        f"relative error of the weights (root mean square), measured{weighted}" if errors else "every tensor is a copy"
-    )
+    measured = f"relative error of the weights (root mean square), measured{weighted}"
+    head = measured if errors else "every tensor is a copy"
     written = f"{printable(str(made.output))}: {format_size(made.size)}, {made.plan.bpw:.3f} bits per weight, {state}"
     return "\n".join([head, *errors, "", written])
 

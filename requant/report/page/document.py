@@ -84,7 +84,7 @@ def _curve_section(plan: Plan, curve: LossCurve | None) -> str:
         name = tag("th", text(dot.name), scope="row")
         rows.append(tag("tr", name, *map(number_cell, cells), class_=kind))
     heads = ("", f"bytes of {curve.pool}", "predicted loss", "over the line")
-    dot_table = table(head_cells(*((label, label != "") for label in heads)), rows, class_="data")
+    dot_table = table(head_cells(heads, range(1, 4)), rows, class_="data")
     return tag("div", curve_charts(plan, curve), tag("div", dot_table, class_="scroll"), class_="beside")
 
 

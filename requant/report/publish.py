@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from requant.conversion.record import Conversion, read_conversion, record_path
 from requant.errors import BadInput, UsageError, brief, printable
 from requant.planning.plan import PLAN_SCHEMA, Plan, read_plan
 from requant.report.card.origin import CardOverrides, ModelOrigin, override_origin, read_origin
-from requant.report.kinds import CARD, PAGE, PICTURES, check_kind
+from requant.report.kinds import CARD, PAGE, PICTURES, check_kind, check_library
 
 if TYPE_CHECKING:
     from requant.container.hashing import FileHash
@@ -67,12 +66,6 @@ def check_targets(targets: Sequence[Path], *, force: bool, inputs: frozenset[Ide
     if len({os.path.realpath(path) for path in targets}) < len(targets):
         raise UsageError("two reports would be one file; give each a name of its own")
     check_library(path.suffix.lower() for path in targets)
-
-
-def check_library(kinds: Iterable[str]) -> None:
-    """Raise UsageError, naming the extra, if one of the kinds is a picture and matplotlib is not installed."""
-    if not set(PICTURES).isdisjoint(kinds) and importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("a picture needs matplotlib, which is not installed; pip install 'requant[report]'")
 
 
 def read_subjects(paths: Iterable[Path]) -> list[Subject]:

@@ -15,10 +15,10 @@ from matplotlib.transforms import Bbox
 
 from requant.errors import UsageError
 from requant.planning.plan import Mixture
+from requant.report.kinds import check_library
 from requant.report.picture import curve as picture_curve
 from requant.report.picture import parts as picture_parts
 from requant.report.picture.figure import _STYLE, _draw_figure, render_picture
-from requant.report.publish import check_library
 from requant.report.view import BudgetBar, layer_roles, loss_curve
 
 HOSTILE = {"attn_$q^2$_\\frac{a}{b}": (256, 256), "<script>alert(1)</script>": (256, 256), "\u540d\u524d$": (256, 256)}

@@ -35,7 +35,6 @@ def html(result: object) -> str:
 
 @html.register
 def _inspection_card(model: Inspection) -> str:
-    """Return the card of a model: facts, bits of each layer, types, memory in VRAM."""
     shape = {} if model.hyperparameters is None else model.hyperparameters
     rows = [
         ("model", model.title),
@@ -57,7 +56,6 @@ def _inspection_card(model: Inspection) -> str:
 
 @html.register
 def _losses_card(losses: Losses) -> str:
-    """Return the card of losses: method, loss of each layer at the reference type, losses of roles by type."""
     free = [t for t in losses.tensors if t.reason is None]
     reference = reference_type(losses)
     layers: dict[int, float] = {}
@@ -77,7 +75,6 @@ def _losses_card(losses: Losses) -> str:
 
 @html.register
 def _plan_card(plan: Plan) -> str:
-    """Return the card of a plan: size, predicted loss, parts of its budgets, bits of each layer, types."""
     loss = "not known" if plan.predicted_loss is None else f"{plan.predicted_loss:.4g}"
     unit = f" {loss_unit(plan.method)}" if plan.method in IN_NATS and plan.predicted_loss is not None else ""
     gap = f", at most {plan.gap:.1e} of it above the best there is" if plan.gap else ", the best there is"
@@ -98,7 +95,6 @@ def _plan_card(plan: Plan) -> str:
 
 @html.register
 def _conversion_card(made: Conversion) -> str:
-    """Return the card of an output: its path, size, errors of its types, bits of each layer."""
     rows = [
         ("output", made.output),
         ("size", f"{format_size(made.size)}, {made.plan.bpw:.3f} bits per weight"),
@@ -118,7 +114,6 @@ def _conversion_card(made: Conversion) -> str:
 
 @html.register
 def _evaluation_card(measured: Evaluation) -> str:
-    """Return the card of an evaluation: perplexity and, with a base, the divergence from it."""
     rows: list[tuple[str, object]] = [
         ("model", measured.model),
         ("text", measured.text),
@@ -138,7 +133,6 @@ def _evaluation_card(measured: Evaluation) -> str:
 
 @html.register
 def _verification_card(checked: Verification) -> str:
-    """Return the card of a verification: sound or not, and the findings."""
     findings = checked.findings
     rows = [
         ("output", checked.output),
@@ -152,7 +146,6 @@ def _verification_card(checked: Verification) -> str:
 
 @html.register
 def _statistics_card(statistics: Statistics) -> str:
-    """Return the card of statistics: tokens, and the matrices that they are of."""
     experts = sum(expert is not None for _, expert in statistics.matrices)
     rows = [
         ("tokens", f"{statistics.n_tokens:,} in windows of {statistics.n_ctx}"),
@@ -163,7 +156,6 @@ def _statistics_card(statistics: Statistics) -> str:
 
 @html.register
 def _curve_card(curve: Curve) -> str:
-    """Return the card of a frontier: predicted loss against the size of the file."""
     if not curve.points:
         return card("Frontier")
     points = [

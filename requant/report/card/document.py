@@ -56,9 +56,10 @@ def render_card(
 ) -> str:
     """Return the card of at least one output; `pictures` and `pages` are files beside it."""
     origins = [override_origin(overrides, origin) for origin in dict.fromkeys(o.origin for o in outputs)]
+    source = outputs[0].made.plan.source.removesuffix(".gguf")
     sections = [
         _front_matter(outputs, origins, overrides),
-        f"# {', '.join(_model_name(o, outputs) for o in origins)}, GGUF",
+        f"# {', '.join(md.text(origin.name or source, FILE_NAME) for origin in origins)}, GGUF",
         _introduction(outputs, origins),
         *(f"![{md.text(f'{outputs[0].name}: memory, bits and loss')}]({md.address(name)})" for name in pictures),
         *(f"{md.link('Report page', md.address(name))}: every tensor, its candidates and errors." for name in pages),
@@ -78,10 +79,6 @@ def render_card(
         _limits_list(outputs),
     ]
     return "\n\n".join(part for part in sections if part) + "\n"
-
-
-def _model_name(origin: ModelOrigin, outputs: Sequence[CardOutput]) -> str:
-    return md.text(origin.name or outputs[0].made.plan.source.removesuffix(".gguf"), FILE_NAME)
 
 
 def _front_matter(outputs: Sequence[CardOutput], origins: Sequence[ModelOrigin], overrides: CardOverrides) -> str:

@@ -47,10 +47,8 @@ def request_options(plan: Plan) -> list[str]:
             continue
         shown = size_label(value) if key in _SIZES and isinstance(value, int) else value
         option = f"--{key.replace('_', '-')}"
-        found += [
-            option if one is True else f"{option} {one}"
-            for one in (shown if isinstance(shown, (list, tuple)) else [shown])
-        ]
+        each = shown if isinstance(shown, (list, tuple)) else [shown]
+        found += [option if one is True else f"{option} {one}" for one in each]
     return found
 
 
@@ -115,7 +113,6 @@ def budget_section(plan: Plan) -> str:
 
 
 def _draw_budget(bar: BudgetBar) -> str:
-    """Return the parts as segments in per cent of the budget, and as a list with sizes."""
     whole = max(bar.budget, 1)
     parts = [(name, n_bytes) for name, n_bytes in bar.parts.items() if n_bytes > 0]
     segments, items, start = [], [], 0

@@ -104,7 +104,6 @@ def _draw_cell(cell: LayerRole, scales: Mapping[str, Scale | None], index: Mappi
 
 
 def _describe_cell(cell: LayerRole) -> str:
-    """Return the figures of a cell, one a line."""
     role = brief(cell.role)
     where = role if cell.layer is None else f"layer {cell.layer}, {role}"
     copied = ", copied" if all(c.copied for c in cell.choices) else ""

@@ -31,6 +31,7 @@ _LED = 9  # points; labels farther from their dot have a line
 _NEARER = 1.5  # a label must be this many times as far from any other dot
 _ROOM = 0.08  # of the range, on either side
 _NONE = 1e-7  # of the largest loss; less is rounding
+Point = tuple[float, float]
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 
 
@@ -122,15 +123,14 @@ def _set_ticks(axes: Axes) -> None:
     axes.tick_params(length=2.5, pad=2)
 
 
-def _label_dots(axes: Axes, curve: LossCurve, scale: float, line: Sequence[tuple[float, float]]) -> None:
+def _label_dots(axes: Axes, curve: LossCurve, scale: float, line: Sequence[Point]) -> None:
     """Write the names of the dots without overlaps; a name without a free place is left out."""
     dots = curve.dots
     pixels = axes.figure.dpi / 72  # of a point
     places = [tuple(axes.transData.transform((dot.n_bytes / scale, dot.loss))) for dot in dots]
     marks = [_box_around(at, pixels * (5 if d == curve.chosen else 2.5)) for d, at in zip(dots, places, strict=True)]
-    curve_boxes = [
-        box for a, b in pairwise(axes.transData.transform(line).tolist() if line else []) for box in _line_boxes(a, b)
-    ]
+    path = axes.transData.transform(line).tolist() if line else []
+    curve_boxes = [box for a, b in pairwise(path) for box in _line_boxes(a, b)]
     taken: list[Bbox] = []
     left = list(range(len(dots)))
     for strict in (True, False):  # if dots touch each other, a line may begin across another dot
@@ -142,22 +142,16 @@ def _label_dots(axes: Axes, curve: LossCurve, scale: float, line: Sequence[tuple
                 at = places[i][0] + x * pixels, places[i][1] + y * pixels
                 box = _text_box(at, size, (x, y))
                 lead = list(_line_boxes(places[i], at)) if _needs_leader((x, y)) else []
-                free = (
-                    _is_inside(box, axes.bbox)
-                    and _are_apart([box], [*marks, *taken, *curve_boxes])
-                    and _are_apart(lead, taken)
-                )
+                free = _is_inside(box, axes.bbox) and _are_apart([box], [*marks, *taken, *curve_boxes])
                 clear = _are_apart(lead, marks[:i] + marks[i + 1 :]) if lead else strict and _is_nearest(box, i, places)
-                if free and (clear or (lead and not strict)):
+                if free and _are_apart(lead, taken) and (clear or (lead and not strict)):
                     _write_label(axes, (dots[i].n_bytes / scale, dots[i].loss), name, (x, y), style)
                     taken += [box, *lead]
                     left.remove(i)
                     break
 
 
-def _write_label(
-    axes: Axes, at: tuple[float, float], name: str, offset: tuple[float, float], style: dict[str, Any]
-) -> None:
+def _write_label(axes: Axes, at: Point, name: str, offset: Point, style: dict[str, Any]) -> None:
     x, y = map(_sign, offset)
     ends = (1 - x) / 2, (1 - y) / 2  # of the label: where the line meets it
     arrow = {"arrowstyle": "-", "lw": 0.5, "color": _FAINT, "shrinkA": 0, "shrinkB": 3, "relpos": ends}
@@ -166,7 +160,7 @@ def _write_label(
     axes.annotate(name, at, offset, arrowprops=arrow if _needs_leader(offset) else None, **how)
 
 
-def _text_size(axes: Axes, name: str, style: dict[str, Any]) -> tuple[float, float]:
+def _text_size(axes: Axes, name: str, style: dict[str, Any]) -> Point:
     """Return width and height of the name in pixels."""
     text = axes.text(0, 0, name, **style)
     found = text.get_window_extent(axes.figure.canvas.get_renderer())  # type: ignore[attr-defined]
@@ -174,7 +168,7 @@ def _text_size(axes: Axes, name: str, style: dict[str, Any]) -> tuple[float, flo
     return found.width, found.height
 
 
-def _needs_leader(offset: tuple[float, float]) -> bool:
+def _needs_leader(offset: Point) -> bool:
     return max(map(abs, offset)) > _LED
 
 
@@ -182,7 +176,7 @@ def _sign(x: float) -> int:
     return (x > 0) - (x < 0)
 
 
-def _text_box(at: tuple[float, float], size: tuple[float, float], offset: tuple[float, float]) -> Bbox:
+def _text_box(at: Point, size: Point, offset: Point) -> Bbox:
     """Return the box of a label of that size on the offset's side of `at`."""
     from matplotlib.transforms import Bbox
 
@@ -190,7 +184,7 @@ def _text_box(at: tuple[float, float], size: tuple[float, float], offset: tuple[
     return Bbox.from_bounds(left, low, *size).padded(2.0)
 
 
-def _box_around(at: tuple[float, float], half: float) -> Bbox:
+def _box_around(at: Point, half: float) -> Bbox:
     from matplotlib.transforms import Bbox
 
     return Bbox.from_extents(at[0] - half, at[1] - half, at[0] + half, at[1] + half)
@@ -203,10 +197,10 @@ def _line_boxes(a: Sequence[float], b: Sequence[float]) -> Iterator[Bbox]:
         yield _box_around((a[0] + (b[0] - a[0]) * i / n, a[1] + (b[1] - a[1]) * i / n), 1.5)
 
 
-def _is_nearest(box: Bbox, own: int, places: Sequence[tuple[float, float]]) -> bool:
+def _is_nearest(box: Bbox, own: int, places: Sequence[Point]) -> bool:
     """Return whether the label is clearly nearer to its own dot than to any other."""
 
-    def distance(at: tuple[float, float]) -> float:
+    def distance(at: Point) -> float:
         return math.hypot(max(box.x0 - at[0], at[0] - box.x1, 0), max(box.y0 - at[1], at[1] - box.y1, 0))
 
     limit = _NEARER * distance(places[own])

@@ -109,7 +109,6 @@ def _draw_figure(plan: Plan) -> Figure:
 
 
 def _figures_line(plan: Plan) -> str:
-    """Return bytes, bits, loss and context in one line."""
     parts = [format_size(plan.n_bytes), f"{plan.bpw:.3f} bits per weight"]
     if plan.predicted_loss is not None and plan.method in IN_NATS:
         parts.append(f"predicted KL divergence {plan.predicted_loss:.4g} nats per token")

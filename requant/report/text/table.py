@@ -145,7 +145,6 @@ def _loss_figures(plan: Plan) -> str:
 
 
 def _limit_figures(plan: Plan, limit: Limit) -> str:
-    """Return the use of a limit and its parts."""
     used = plan.used(limit)
     if limit.unit != "bytes":
         return f"{limit.show(used)} of {limit.show(limit.budget)}"
@@ -157,7 +156,6 @@ def _limit_figures(plan: Plan, limit: Limit) -> str:
 
 
 def _device_lines(plan: Plan) -> list[tuple[str, str]]:
-    """Return the placement of the tensors and the predicted speed."""
     if "n_gpu_layers" not in plan.runtime:
         return []
     sizes = []

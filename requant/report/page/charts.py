@@ -102,15 +102,13 @@ def error_chart(pairs: Sequence[Pair], index: dict[str, int]) -> str:
     low, high = min(values) / 1.25, max(values) * 1.25
     across = Axis(low, high, _LEFT, size[0] - _RIGHT, log=True)
     up = Axis(low, high, size[1] - _BOTTOM, _TOP, log=True)
-    at = [(across.at(c.rmse), up.at(t.rmse)) for c, t in pairs]
-    dots = [
-        tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="3.5", data_i=str(index[c.name]))
-        for (c, _), (x, y) in zip(pairs, at, strict=True)
-    ]
+    at, dots, clusters = [], [], dict[str, list[Point]]()
+    for c, t in pairs:
+        x, y = across.at(c.rmse), up.at(t.rmse)
+        at.append((x, y))
+        dots.append(tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="3.5", data_i=index[c.name]))
+        clusters.setdefault(c.type, []).append((x, y))
     same = tag("line", x1=across.start, y1=up.start, x2=across.end, y2=up.end, class_="same")
-    clusters: dict[str, list[Point]] = {}
-    for (c, _), point in zip(pairs, at, strict=True):
-        clusters.setdefault(c.type, []).append(point)
     wanted = [Label(name, *_centre_of(points), "kind") for name, points in clusters.items()]
     diagonal = [(across.start, up.start), (across.end, up.end)]
     frame = Box(across.start, up.end, across.end, up.start)

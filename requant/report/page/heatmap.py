@@ -122,11 +122,8 @@ def _bits_level(bpw: float) -> int:
 
 
 def _log_scale(values: Iterable[float | None]) -> Scale | None:
-    known = [v for v in values if v is not None]
-    logs = [math.log(v) for v in known if v > 0]
-    if not logs:
-        return None
-    return min(logs), max(*logs, min(logs) + 1e-9)
+    logs = [math.log(v) for v in values if v is not None and v > 0]
+    return (min(logs), max(*logs, min(logs) + 1e-9)) if logs else None
 
 
 def _colour_level(value: float | None, scale: Scale | None) -> str:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from requant.cli import completion, messages, options
 from requant.cli.command import Command
+from requant.common.units import format_size
+from requant.errors import printable
+from requant.report.text.grid import grid
+
+if TYPE_CHECKING:
+    from requant.api.batch.summary import Row
+
+_LOSS = "loss: predicted, in nats per token; of plans scored without gradients in points of their own"
 
 
 @click.command("batch", cls=Command)
@@ -35,11 +44,30 @@ def command(*, jobs: Path, state: Path | None, as_json: bool, **given: Any) -> N
     from requant.api.batch.state import state_folder
     from requant.cli.batch_options import read_jobs
     from requant.cli.batch_reports import read_reports
-    from requant.cli.batch_table import batch_table
     from requant.cli.batch_worker import WORKERS
 
     batch, folder = read_jobs(jobs), state_folder(jobs) if state is None else state
     reports = read_reports(jobs, folder, force=given["force"])
     run_batch(BatchContext(batch, folder, BatchOptions(**given), WORKERS, messages.MONITOR), reports)
-    messages.print_result(batch.summary.to_json() if as_json else batch_table(batch.summary.rows))
+    messages.print_result(batch.summary.to_json() if as_json else _outputs_table(batch.summary.rows))
     batch.summary.check()
+
+
+def _outputs_table(rows: Sequence[Row]) -> str:
+    """Return a line for each output, then the failures."""
+    table = [["source", "budget", "output", "size", "bits/weight", "loss", ""]]
+    for row in rows:
+        table.append(
+            [
+                printable(row.source),
+                row.budget,
+                printable(row.output or "-"),
+                "-" if row.size is None else format_size(row.size),
+                "-" if row.bpw is None else f"{row.bpw:.3f}",
+                "-" if row.predicted_loss is None else f"{row.predicted_loss:.4g}",
+                row.status if not row.exit_code else f"{row.status} ({row.exit_code})",
+            ]
+        )
+    failed = [f"{printable(row.output or row.source)}: {row.error}" for row in rows if row.error]
+    legend = ["", _LOSS] if any(row.predicted_loss is not None for row in rows) else []
+    return "\n".join([*grid(table, right=(3, 4, 5)), *legend, *([""] if failed else []), *failed])

@@ -7,7 +7,7 @@ left as it is.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from requant.conversion.record import record_path
 from requant.errors import BadInput, InputOutputError, OutputRefused, UsageError, printable
 from requant.report import publish
 from requant.report.card.origin import CardOverrides
-from requant.report.kinds import PICTURES
+from requant.report.kinds import check_library
 
 if TYPE_CHECKING:
     from requant.api.batch.items import BatchItem
@@ -41,15 +41,6 @@ class WrittenReports:
 
     request: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _ReportTask:
-    """A report to write: its file, its subjects and their sources."""
-
-    target: Path
-    subjects: Sequence[publish.Subject]
-    sources: Sequence[Path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +63,7 @@ class BatchReports:
             known = os.path.realpath(path) in written.files
             _make_folder(path)
             check_writable(path, force=self.force or known, inputs=files)
-        if any(kind in PICTURES for kind in self._suffixes):
-            from requant.report.picture.figure import check_library
-
-            check_library()
+        check_library(f".{kind}" for kind in self.table.beside)
 
     def write_reports(self, items: Sequence[BatchItem]) -> None:
         """Write the reports on all outputs that exist."""
@@ -88,50 +76,42 @@ class BatchReports:
             return
         files: dict[str, str] = {}
         known: dict[Path, tuple[FileHash, ...]] = {}
-        for task in self._tasks(made, list(map(publish.read_subject, records))):
-            key = os.path.realpath(task.target)
+        for target, subjects, sources in self._tasks(made, list(map(publish.read_subject, records))):
+            key = os.path.realpath(target)
             own = before.files.get(key)
-            if task.target.exists() and not self.force and own is not None and not _is_unchanged(key, own):
+            if target.exists() and not self.force and own is not None and not _is_unchanged(key, own):
                 kept = "was edited since it was written, and is left as it is; --force replaces it"
-                messages.warn(f"{task.target} {kept}")
+                messages.warn(f"{target} {kept}")
                 files[key] = own
                 continue
-            self._write_report(task, known, force=self.force or own is not None)
-            files[key] = hash_file(task.target)
+            _make_folder(target)
+            overrides = self.overrides if target == self.table.card else CardOverrides()
+            publish.write_reports(
+                *([target], subjects, overrides, sources),
+                force=self.force or own is not None,
+                inputs=publish.input_identities(subjects, *sources),
+                known=known,
+                monitor=messages.MONITOR,
+            )
+            files[key] = hash_file(target)
         text = dump({"schema": _SCHEMA} | to_plain(WrittenReports(request, files)))
         write_text(self.memory, text, force=True, inputs=frozenset())
 
-    def _tasks(self, items: Sequence[BatchItem], subjects: Sequence[publish.Subject]) -> list[_ReportTask]:
-        tasks = [
-            _ReportTask(target, [subject], [item.source.path])
-            for item, subject in zip(items, subjects, strict=True)
-            for target in self._beside(item)
-        ]
+    def _tasks(
+        self, items: Sequence[BatchItem], subjects: Sequence[publish.Subject]
+    ) -> Iterator[tuple[Path, Sequence[publish.Subject], Sequence[Path]]]:
+        """Yield the file, the subjects and their sources of each report, of the card last."""
+        for item, subject in zip(items, subjects, strict=True):
+            for target in self._beside(item):
+                yield target, [subject], [item.source.path]
         if self.table.card is not None:
-            tasks.append(_ReportTask(self.table.card, subjects, list(dict.fromkeys(i.source.path for i in items))))
-        return tasks
-
-    def _write_report(self, task: _ReportTask, known: dict[Path, tuple[FileHash, ...]], *, force: bool) -> None:
-        _make_folder(task.target)
-        publish.write_reports(
-            [task.target],
-            task.subjects,
-            self.overrides if task.target == self.table.card else CardOverrides(),
-            task.sources,
-            force=force,
-            inputs=publish.input_identities(task.subjects, *task.sources),
-            known=known,
-            monitor=messages.MONITOR,
-        )
-
-    @property
-    def _suffixes(self) -> tuple[str, ...]:
-        return tuple(f".{kind}" for kind in self.table.beside)
+            yield self.table.card, subjects, list(dict.fromkeys(item.source.path for item in items))
 
     def _beside(self, item: BatchItem) -> list[Path]:
         if item.out is None:
             return []
-        return [item.out.with_name(item.out.name.removesuffix(".gguf") + suffix) for suffix in self._suffixes]
+        stem = item.out.name.removesuffix(".gguf")
+        return [item.out.with_name(f"{stem}.{kind}") for kind in self.table.beside]
 
     def _targets(self, items: Iterable[BatchItem]) -> list[Path]:
         card = [] if self.table.card is None else [self.table.card]

@@ -14,7 +14,7 @@ from requant.common.files import identities
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.planning.rules import parse_bytes
-from requant.report.text.evaluation import statistics_text
+from requant.report.text.result import statistics_text
 from requant.scoring.options import CalibrationOptions, StatisticsOptions, check_calibration
 
 

@@ -13,7 +13,7 @@ from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.model.hyperparameters import context_warnings
-from requant.report.text.evaluation import evaluation_text
+from requant.report.text.result import evaluation_text
 from requant.scoring.options import CalibrationOptions
 
 

@@ -119,7 +119,7 @@ def print_result(*parts: str | Drawing) -> None:
 def _shown(part: str | Drawing) -> str:
     if isinstance(part, str):
         return "\n".join(map(printable, part.rstrip().split("\n")))
-    return "\n".join("".join(map(_coloured, line)).rstrip() for line in part.lines)
+    return "\n".join("".join(map(_coloured, line)).rstrip() for line in part)
 
 
 def _coloured(span: Span) -> str:

@@ -19,6 +19,7 @@ from requant.report.card.origin import REPOSITORY, CardOverrides
 from requant.report.kinds import CARD, PICTURES
 
 Paths = tuple[Path, ...]
+_FILES: dict[str, Any] = {"type": options.FILE, "multiple": True}
 
 
 def _check_repositories(
@@ -44,28 +45,17 @@ def _check_repositories(
     "-o",
     "--output",
     "targets",
-    type=options.FILE,
-    multiple=True,
+    **_FILES,
     required=True,
     callback=options.check_report_names,
     metavar="F",
     help="Write it here: .html a page, .md a model card, .png or .svg a picture. Several: the card shows the others.",
 )
 @click.option(
-    "--evaluation",
-    "evaluations",
-    type=options.FILE,
-    multiple=True,
-    metavar="F",
-    help="What `requant evaluate --json` measured on an output.",
+    "--evaluation", "evaluations", **_FILES, metavar="F", help="What `requant evaluate --json` measured on an output."
 )
 @click.option(
-    "--source",
-    "sources",
-    type=options.FILE,
-    multiple=True,
-    metavar="MODEL",
-    help="The model that it was made from, for its SHA-256.",
+    "--source", "sources", **_FILES, metavar="MODEL", help="The model that it was made from, for its SHA-256."
 )
 @click.option(
     "--base-model",

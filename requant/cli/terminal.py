@@ -27,7 +27,7 @@ def draws_pictures() -> bool:
 
 def width() -> int:
     """Return the most columns of a table: those of the picture, if one is drawn."""
-    return max(40, min(_terminal_columns(), _WIDEST)) if draws_pictures() else WIDTH
+    return max(40, _columns()) if draws_pictures() else WIDTH
 
 
 def plan_parts(plan: Plan) -> tuple[str | Drawing, ...]:
@@ -58,8 +58,8 @@ def _canvas() -> Canvas:
     try:
         FULL.encode(sys.stdout.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
-        return Canvas(min(_terminal_columns(), _WIDEST), colours, False)
-    return Canvas(min(_terminal_columns(), _WIDEST), colours, True)
+        return Canvas(_columns(), colours, False)
+    return Canvas(_columns(), colours, True)
 
 
 def _colours_forced() -> bool:
@@ -70,5 +70,5 @@ def _is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
-def _terminal_columns() -> int:
-    return shutil.get_terminal_size((WIDTH if not _is_terminal() else 80, 24)).columns
+def _columns() -> int:
+    return min(shutil.get_terminal_size((WIDTH if not _is_terminal() else 80, 24)).columns, _WIDEST)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from requant.errors import SHOWN, brief
 
@@ -41,9 +41,9 @@ def table(head: Iterable[str], rows: Iterable[str], *, caption: str = "", **attr
     return tag("table", caption, tag("thead", tag("tr", *head)), tag("tbody", *rows), **attributes)
 
 
-def head_cells(*columns: tuple[str, bool]) -> Iterable[str]:
-    """Return the head of each (label, whether the column is numbers)."""
-    return (tag("th", label, scope="col", class_="num" if number else None) for label, number in columns)
+def head_cells(labels: Iterable[str], right: Container[int]) -> Iterable[str]:
+    """Return the heads of columns; those in `right` are flush right."""
+    return (tag("th", label, scope="col", class_="num" if i in right else None) for i, label in enumerate(labels))
 
 
 def number_cell(figure: str) -> str:

@@ -13,14 +13,13 @@ from requant.conversion.verify import Verification
 from requant.errors import FILE_NAME, brief
 from requant.model.inspection import Inspection
 from requant.model.roles import layer_of
-from requant.planning.constraints import Limit
 from requant.planning.frontier import Curve
 from requant.planning.plan import Choice, Plan
 from requant.planning.summaries import REFERENCE_BPW, nearest_type, reference_type
 from requant.report.figures import bits_per_weight, loss_unit, percent
-from requant.report.notebook_parts import card, column_chart, fact_table, figure_table, line_chart, stacked_bar
+from requant.report.notebook_parts import card, fact_table, figure_table, layer_chart, line_chart, stacked_bar
 from requant.report.text.inspection import count_weights, name_files
-from requant.report.view import budget_bar, layer_bits
+from requant.report.view import budget_bars
 from requant.scoring.evaluate import Evaluation
 from requant.scoring.losses import IN_NATS, Losses, TensorLosses
 from requant.scoring.statistics import Statistics
@@ -36,7 +35,6 @@ def html(result: object) -> str:
 
 @html.register
 def _inspection_card(model: Inspection) -> str:
-    """Return the card of a model: facts, bits of each layer, types, memory in VRAM."""
     shape = {} if model.hyperparameters is None else model.hyperparameters
     rows = [
         ("model", model.title),
@@ -52,14 +50,12 @@ def _inspection_card(model: Inspection) -> str:
     if model.needs is not None:
         n = model.needs
         parts = (("weights", n.weights), ("KV cache", n.kv_cache), ("compute", n.compute))
-        title = f"in VRAM, all layers, a context of {n.n_ctx}: {format_size(n.total)}"
-        needs = stacked_bar(title, [(name, size, format_size(size)) for name, size in parts])
+        needs = stacked_bar(f"in VRAM, all layers, a context of {n.n_ctx}: {format_size(n.total)}", parts)
     return card("Model", fact_table(rows), _bits_chart(layers), type_table, needs, _note_table(model.warnings))
 
 
 @html.register
 def _losses_card(losses: Losses) -> str:
-    """Return the card of losses: method, loss of each layer at the reference type, losses of roles by type."""
     free = [t for t in losses.tensors if t.reason is None]
     reference = reference_type(losses)
     layers: dict[int, float] = {}
@@ -67,10 +63,7 @@ def _losses_card(losses: Losses) -> str:
         if t.layer is not None:
             by_type = {c.type: c.loss for c in t.candidates}
             layers[t.layer] = layers.get(t.layer, 0.0) + by_type[nearest_type(by_type, reference)]
-    chart = column_chart(
-        f"loss of each layer at about {REFERENCE_BPW:g} bits per weight",
-        [(f"layer {layer}", loss, f"{loss:.3g}") for layer, loss in sorted(layers.items())],
-    )
+    chart = layer_chart(f"loss of each layer at about {REFERENCE_BPW:g} bits per weight", layers, "{:.3g}")
     rows = [
         ("source", f"{brief(losses.source, FILE_NAME)} ({losses.arch})"),
         ("method", losses.method),
@@ -82,7 +75,6 @@ def _losses_card(losses: Losses) -> str:
 
 @html.register
 def _plan_card(plan: Plan) -> str:
-    """Return the card of a plan: size, predicted loss, parts of its budgets, bits of each layer, types."""
     loss = "not known" if plan.predicted_loss is None else f"{plan.predicted_loss:.4g}"
     unit = f" {loss_unit(plan.method)}" if plan.method in IN_NATS and plan.predicted_loss is not None else ""
     gap = f", at most {plan.gap:.1e} of it above the best there is" if plan.gap else ", the best there is"
@@ -93,15 +85,16 @@ def _plan_card(plan: Plan) -> str:
         ("predicted loss", f"{loss}{unit}{gap}"),
         ("measured", None if plan.measured_kld is None else f"{plan.measured_kld:.4g} nats per token"),
     ]
-    budgets = [_budget_chart(plan, limit) for limit in plan.limits if limit.unit == "bytes"]
-    return card(
-        "Plan", fact_table(rows), *budgets, _plan_bits_chart(plan), _type_table(plan.choices), _note_table(plan.notes)
+    budgets = (
+        stacked_bar(f"{bar.option} {format_size(bar.budget)}", [*bar.parts.items(), ("free", bar.free)])
+        for bar in budget_bars(plan)
     )
+    tables = _type_table(plan.choices), _note_table(plan.notes)
+    return card("Plan", fact_table(rows), *budgets, _plan_bits_chart(plan), *tables)
 
 
 @html.register
 def _conversion_card(made: Conversion) -> str:
-    """Return the card of an output: its path, size, errors of its types, bits of each layer."""
     rows = [
         ("output", made.output),
         ("size", f"{format_size(made.size)}, {made.plan.bpw:.3f} bits per weight"),
@@ -121,7 +114,6 @@ def _conversion_card(made: Conversion) -> str:
 
 @html.register
 def _evaluation_card(measured: Evaluation) -> str:
-    """Return the card of an evaluation: perplexity and, with a base, the divergence from it."""
     rows: list[tuple[str, object]] = [
         ("model", measured.model),
         ("text", measured.text),
@@ -141,7 +133,6 @@ def _evaluation_card(measured: Evaluation) -> str:
 
 @html.register
 def _verification_card(checked: Verification) -> str:
-    """Return the card of a verification: sound or not, and the findings."""
     findings = checked.findings
     rows = [
         ("output", checked.output),
@@ -155,7 +146,6 @@ def _verification_card(checked: Verification) -> str:
 
 @html.register
 def _statistics_card(statistics: Statistics) -> str:
-    """Return the card of statistics: tokens, and the matrices that they are of."""
     experts = sum(expert is not None for _, expert in statistics.matrices)
     rows = [
         ("tokens", f"{statistics.n_tokens:,} in windows of {statistics.n_ctx}"),
@@ -166,7 +156,6 @@ def _statistics_card(statistics: Statistics) -> str:
 
 @html.register
 def _curve_card(curve: Curve) -> str:
-    """Return the card of a frontier: predicted loss against the size of the file."""
     if not curve.points:
         return card("Frontier")
     points = [
@@ -184,22 +173,20 @@ def _curve_card(curve: Curve) -> str:
     return card("Frontier", fact_table(rows), chart)
 
 
-def _budget_chart(plan: Plan, limit: Limit) -> str:
-    bar = budget_bar(plan, limit)
-    parts = [*((part.name, part.n_bytes) for part in bar.parts), ("free", bar.free)]
-    title = f"{bar.option} {format_size(bar.budget)}"
-    return stacked_bar(title, [(name, size, format_size(size)) for name, size in parts])
-
-
 def _plan_bits_chart(plan: Plan) -> str:
     return _bits_chart((c.layer, c.n_bytes, c.n_weights) for c in plan.choices)
 
 
 def _bits_chart(tensors: Iterable[tuple[int | None, int, int]]) -> str:
     """Return a chart with a column for each layer; tensors are (layer, bytes, weights)."""
-    bits = layer_bits(tensors)
+    sums: dict[int, tuple[int, int]] = {}
+    for layer, n_bytes, n_weights in tensors:
+        if layer is not None:
+            before = sums.get(layer, (0, 0))
+            sums[layer] = before[0] + n_bytes, before[1] + n_weights
+    bits = {layer: bits_per_weight(*both) for layer, both in sums.items()}
     title = f"bits per weight of each layer, {max(bits.values(), default=0):.2f} the most"
-    return column_chart(title, [(f"layer {layer}", bpw, f"{bpw:.3f} bits") for layer, bpw in sorted(bits.items())])
+    return layer_chart(title, bits, "{:.3f} bits")
 
 
 def _role_table(tensors: Sequence[TensorLosses]) -> str:
@@ -218,11 +205,9 @@ def _role_table(tensors: Sequence[TensorLosses]) -> str:
 
 def _type_table(choices: Sequence[Choice]) -> str:
     """Return tensors, bits, bytes and predicted loss of each type, types by bits."""
-    groups: dict[str, list[Choice]] = {}
-    for c in choices:
-        groups.setdefault(c.type, []).append(c)
     rows = []
-    for name, group in groups.items():
+    for name in {c.type for c in choices}:
+        group = [c for c in choices if c.type == name]
         n_bytes = sum(c.n_bytes for c in group)
         bpw = bits_per_weight(n_bytes, sum(c.n_weights for c in group))
         loss = f"{sum(c.loss for c in group):.3g}"

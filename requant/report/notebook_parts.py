@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import log
 
+from requant.common.units import format_size
 from requant.errors import REMARK, brief
 from requant.report.html import table, tag, text
 
@@ -40,49 +41,37 @@ def _aligned_cells(name: str, cells: Sequence[object]) -> Iterable[str]:
     return (tag(name, text(c, REMARK), style=style + ("right" if i else "left")) for i, c in enumerate(cells))
 
 
-def column_chart(title: str, values: Sequence[tuple[str, float, str]]) -> str:
-    """Return a chart with a column for each (name, value, description), which hovering shows."""
+def layer_chart(title: str, values: Mapping[int, float], form: str) -> str:
+    """Return a chart with a column for each layer, whose value hovering shows in this form."""
     if not values:
         return ""
-    top, width = max(*(value for _, value, _ in values), 1e-300), _WIDTH / len(values)
-    bars = (
-        tag(
-            "rect",
-            tag("title", text(f"{name}: {description}", REMARK)),
-            x=f"{i * width:.2f}",
-            y=f"{_HEIGHT * (1 - value / top):.2f}",
-            width=f"{max(width - 1, 0.5):.2f}",
-            height=f"{_HEIGHT * value / top:.2f}",
-            fill=_COLOURS[0],
-        )
-        for i, (name, value, description) in enumerate(values)
-    )
+    top, step, bars = max(*values.values(), 1e-300), _WIDTH / len(values), []
+    for i, (layer, value) in enumerate(sorted(values.items())):
+        words = f"layer {layer}: {form.format(value)}"
+        y, height = f"{_HEIGHT * (1 - value / top):.2f}", f"{_HEIGHT * value / top:.2f}"
+        bars.append(_rectangle(words, i * step, y, max(step - 1, 0.5), height, fill=_COLOURS[0]))
     return _titled_chart(title, _HEIGHT, *bars)
 
 
-def stacked_bar(title: str, parts: Sequence[tuple[str, float, str]]) -> str:
-    """Return one bar of (name, size, description), each part as wide as its size, with a legend below it."""
-    whole, at, bars, legend = sum(max(size, 0) for _, size, _ in parts) or 1, 0.0, [], []
-    for i, (name, size, description) in enumerate(parts):
+def stacked_bar(title: str, parts: Sequence[tuple[str, int]]) -> str:
+    """Return one bar of names and bytes, each part as wide as its size, with a legend below it."""
+    whole, at, bars, legend = sum(max(size, 0) for _, size in parts) or 1, 0.0, [], []
+    for i, (name, size) in enumerate(parts):
         width = _WIDTH * max(size, 0) / whole
         free = name == "free"
         colour = "currentColor" if free else _COLOURS[i % len(_COLOURS)]
-        bars.append(
-            tag(
-                "rect",
-                tag("title", text(f"{name}: {description}", REMARK)),
-                x=f"{at:.2f}",
-                y=0,
-                width=f"{width:.2f}",
-                height=14,
-                fill=colour,
-                fill_opacity="0.15" if free else None,
-            )
-        )
+        opacity = "0.15" if free else None
+        bars.append(_rectangle(f"{name}: {format_size(size)}", at, 0, width, 14, fill=colour, fill_opacity=opacity))
         square = tag("span", "&#9632;", style=f"color:{colour}")
-        legend.append(f"{square} {text(name, REMARK)} {text(description, REMARK)}")
+        legend.append(f"{square} {text(name, REMARK)} {format_size(size)}")
         at += width
     return _titled_chart(title, 14, *bars) + tag("div", " &#160; ".join(legend), style=_SMALL)
+
+
+def _rectangle(words: str, x: float, y: object, width: float, height: object, **style: object) -> str:
+    """Return a rectangle; hovering over it shows the words."""
+    title = tag("title", text(words, REMARK))
+    return tag("rect", title, x=f"{x:.2f}", y=y, width=f"{width:.2f}", height=height, **style)
 
 
 def line_chart(title: str, points: Sequence[tuple[float, float, str]]) -> str:

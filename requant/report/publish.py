@@ -13,12 +13,12 @@ from requant.common.atomic_write import check_writable, has_schema, write_bytes
 from requant.common.files import Identity, identities
 from requant.common.interrupt import run_interruptible
 from requant.common.monitor import SILENT, Monitor
-from requant.container.source import Source, open_source
+from requant.container.source import open_source
 from requant.conversion.record import Conversion, read_conversion, record_path
 from requant.errors import BadInput, UsageError, brief, printable
 from requant.planning.plan import PLAN_SCHEMA, Plan, read_plan
 from requant.report.card.origin import CardOverrides, ModelOrigin, override_origin, read_origin
-from requant.report.kinds import CARD, PAGE, PICTURES, check_kind
+from requant.report.kinds import CARD, PAGE, PICTURES, check_kind, check_library
 
 if TYPE_CHECKING:
     from requant.container.hashing import FileHash
@@ -65,10 +65,7 @@ def check_targets(targets: Sequence[Path], *, force: bool, inputs: frozenset[Ide
         check_writable(path, force=force, inputs=inputs)
     if len({os.path.realpath(path) for path in targets}) < len(targets):
         raise UsageError("two reports would be one file; give each a name of its own")
-    if any(path.suffix.lower() in PICTURES for path in targets):
-        from requant.report.picture.figure import check_library
-
-        check_library()
+    check_library(path.suffix.lower() for path in targets)
 
 
 def read_subjects(paths: Iterable[Path]) -> list[Subject]:
@@ -87,7 +84,11 @@ def _subjects_at(path: Path) -> list[Subject]:
             raise BadInput(path, "holds no record of an output", hint="records are called OUT.gguf.requant.json")
         return [read_subject(record) for record in records]
     if _is_gguf(path):
-        return [_read_output(path)]
+        with open_source(path) as source:
+            record = record_path(source.path)
+        if not record.exists():
+            raise BadInput(path, f"has no record beside it: no {printable(record.name)}")
+        return [read_subject(record)]
     if has_schema(path, PLAN_SCHEMA):
         return [Subject(read_plan(path), path)]
     return [read_subject(path)]
@@ -114,14 +115,6 @@ def read_subject(path: Path) -> Subject:
     return Subject(made.plan, path, made, output)
 
 
-def _read_output(path: Path) -> Subject:
-    with open_source(path) as source:
-        record = record_path(source.path)
-    if not record.exists():
-        raise BadInput(path, f"has no record beside it: no {printable(record.name)}")
-    return read_subject(record)
-
-
 def add_evaluations(subjects: Sequence[Subject], paths: Sequence[Path]) -> list[Subject]:
     """Return the subjects with the evaluations at `paths`. Raises BadInput for an evaluation of another file."""
     from requant.scoring.evaluate import read_evaluation
@@ -134,23 +127,13 @@ def add_evaluations(subjects: Sequence[Subject], paths: Sequence[Path]) -> list[
             raise BadInput(path, "does not say which file was measured", hint=hint)
         own = [i for i, s in enumerate(subjects) if s.made and s.made.header_sha256 == evaluation.header_sha256]
         if not own:
-            raise BadInput(path, "was measured on another file", got=evaluation.model, limit=_subject_names(subjects))
+            names = [s.plan.source if s.made is None else s.made.output.name for s in subjects]
+            given = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+            raise BadInput(path, "was measured on another file", got=evaluation.model, limit=given)
         if own[0] in measured:
             raise BadInput(path, "is a second evaluation of the same output", got=evaluation.model, hint="give one")
         measured |= dict.fromkeys(own, evaluation)
     return [replace(subject, evaluation=measured.get(i)) for i, subject in enumerate(subjects)]
-
-
-def _subject_names(subjects: Sequence[Subject]) -> str:
-    names = [s.plan.source if s.made is None else s.made.output.name for s in subjects]
-    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
-
-
-def check_source(path: Path, source: Source, subjects: Sequence[Subject]) -> None:
-    """Raise BadInput unless one of the outputs was converted from `source`."""
-    if all(s.plan.header_sha256 != source.header_sha256 for s in subjects):
-        wanted = ", ".join(dict.fromkeys(brief(s.plan.source) for s in subjects))
-        raise BadInput(path, "is not what the output was made from: its header differs", limit=f"{wanted} as it was")
 
 
 def write_reports(
@@ -171,11 +154,10 @@ def write_reports(
     kinds = {path: path.suffix.lower() for path in targets}
     if len(subjects) > 1 and set(kinds.values()) != {CARD}:
         raise UsageError(f"a page and a picture are of one output; {len(subjects)} were given")
-    if CARD in kinds.values():
-        for subject in subjects:
-            if subject.made is None:
-                raise BadInput(subject.path, "is a plan; a model card is of an output, give its record")
-    needs_files = not set(kinds.values()) <= set(PICTURES) and all(s.made is not None for s in subjects)
+    plans = [subject.path for subject in subjects if subject.made is None]
+    if plans and CARD in kinds.values():
+        raise BadInput(plans[0], "is a plan; a model card is of an output, give its record")
+    needs_files = not set(kinds.values()) <= set(PICTURES) and not plans
     outputs = _card_outputs(subjects, sources, {} if known is None else known, monitor) if needs_files else []
     for path, kind in sorted(kinds.items(), key=lambda item: item[1] == CARD):
         if kind == CARD:
@@ -205,7 +187,11 @@ def _render_card(
 ) -> str:
     from requant.report.card.document import render_card
 
-    _warn_missing_facts([override_origin(overrides, output.origin) for output in outputs], monitor)
+    origins = [override_origin(overrides, output.origin) for output in outputs]
+    if not all(origin.repositories for origin in origins):
+        monitor.warn("the card names no base model: nothing says which repository it is from; --base-model OWNER/NAME")
+    if not all(origin.license for origin in origins):
+        monitor.warn("the card names no licence: nothing says under which the model is; --license ID")
     beside = {p: Path(os.path.relpath(p, path.parent)).as_posix() for p in targets if p != path}
     pictures = [name for p, name in beside.items() if p.suffix.lower() in PICTURES]
     pages = [name for p, name in beside.items() if p.suffix.lower() == PAGE]
@@ -222,7 +208,9 @@ def _card_outputs(
     with ExitStack() as stack:
         given = [stack.enter_context(open_source(path)) for path in sources]
         for source in given:
-            check_source(source.path, source, subjects)
+            if all(s.plan.header_sha256 != source.header_sha256 for s in subjects):
+                limit = f"{', '.join(dict.fromkeys(brief(s.plan.source) for s in subjects))} as it was"
+                raise BadInput(source.path, "is not what the output was made from: its header differs", limit=limit)
         own = [None if s.output is None else stack.enter_context(open_source(s.output)) for s in subjects]
         unread = [s for s in (*given, *own) if s is not None and s.path not in known]
         total = sum(f.header.file_size for source in unread for f in source.opened)
@@ -238,14 +226,6 @@ def _card_outputs(
             files = [() if x is None else known[x.path] for x in (output, origin)]
             outputs.append(CardOutput(subject.made, model, files[0], files[1], subject.evaluation))
     return outputs
-
-
-def _warn_missing_facts(origins: Sequence[ModelOrigin], monitor: Monitor) -> None:
-    """Warn of facts that the Hub asks of a model and that are missing."""
-    if not all(origin.repositories for origin in origins):
-        monitor.warn("the card names no base model: nothing says which repository it is from; --base-model OWNER/NAME")
-    if not all(origin.license for origin in origins):
-        monitor.warn("the card names no licence: nothing says under which the model is; --license ID")
 
 
 def input_identities(subjects: Sequence[Subject], *others: Path) -> frozenset[Identity]:

@@ -11,7 +11,7 @@ from requant.errors import printable
 
 def join_words(words: Iterable[str]) -> str:
     """Return one line of `words` for sh, bash or zsh."""
-    return " ".join(shlex.quote(word) if printable(word) == word else _quote_bytes(word) for word in words)
+    return " ".join(map(_quote_word, words))
 
 
 def file_argument(name: str | Path) -> str:
@@ -19,9 +19,9 @@ def file_argument(name: str | Path) -> str:
     return f"./{name}" if str(name).startswith("-") else str(name)
 
 
-def _quote_bytes(word: str) -> str:
-    """Return `word` in dollar-single-quotes (POSIX.1-2024), unprintable characters as octal bytes of UTF-8."""
-    return "$'" + "".join(_quote_character(c) for c in word) + "'"
+def _quote_word(word: str) -> str:
+    """Return `word` in quotes; if it is not printable, dollar-single-quotes (POSIX.1-2024) with bytes in octal."""
+    return shlex.quote(word) if printable(word) == word else f"$'{''.join(map(_quote_character, word))}'"
 
 
 def _quote_character(c: str) -> str:

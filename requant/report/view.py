@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
 from requant.formats import by_name, format_of
 from requant.planning.constraints import PART_NAMES as PLANNED_PARTS
 from requant.planning.constraints import Limit
-from requant.planning.plan import Choice, Mixture, Plan
+from requant.planning.plan import Choice, Plan
 from requant.planning.summaries import nearest_type
 from requant.report.figures import bits_per_weight
 
-POOLS = ("VRAM", "all tensors")
 PART_NAMES = PLANNED_PARTS | {"copies": "copies for the CPU's matrices"}  # parts of a budget in pages and pictures
 MOST_POINTS = 240  # of a curve
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetPart:
-    """A part of a budget: its name and its bytes."""
-
-    name: str
-    n_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +24,7 @@ class BudgetBar:
 
     option: str  # --vram, --ram, --size, --bpw
     budget: int
-    parts: tuple[BudgetPart, ...]
+    parts: Mapping[str, int]
     free: int
 
 
@@ -83,6 +74,11 @@ class LossCurve:
     mixtures: tuple[Dot, ...]
     room: int | None = None
 
+    @property
+    def dots(self) -> tuple[Dot, ...]:
+        """The plan, if its loss is known, and the mixtures."""
+        return (*([] if self.chosen is None else [self.chosen]), *self.mixtures)
+
 
 def budget_bars(plan: Plan) -> tuple[BudgetBar, ...]:
     """Return a bar for each limit in bytes, in the plan's order."""
@@ -91,8 +87,7 @@ def budget_bars(plan: Plan) -> tuple[BudgetBar, ...]:
 
 def budget_bar(plan: Plan, limit: Limit) -> BudgetBar:
     """Return the parts of a limit in bytes."""
-    parts = tuple(BudgetPart(*item) for item in plan.parts(limit).items())
-    return BudgetBar(limit.option, limit.budget, parts, limit.budget - plan.used(limit))
+    return BudgetBar(limit.option, limit.budget, plan.parts(limit), limit.budget - plan.used(limit))
 
 
 def layer_roles(plan: Plan) -> tuple[LayerRole, ...]:
@@ -123,21 +118,12 @@ def _sensitivity(plan: Plan, choice: Choice) -> float | None:
     return losses[nearest_type(losses, reference.name)] if losses and reference is not None else None
 
 
-def layer_bits(tensors: Iterable[tuple[int | None, int, int]]) -> dict[int, float]:
-    """Return the bits per weight of each layer; tensors are (layer, bytes, weights)."""
-    sums: dict[int, tuple[int, int]] = {}
-    for layer, n_bytes, n_weights in tensors:
-        if layer is not None:
-            before = sums.get(layer, (0, 0))
-            sums[layer] = before[0] + n_bytes, before[1] + n_weights
-    return {layer: bits_per_weight(*both) for layer, both in sums.items()}
-
-
 def loss_curve(plan: Plan) -> LossCurve | None:
     """Return the plan beside the best of every size; None if nothing was scored."""
     if not any(len(losses) > 1 for losses in plan.candidates.values()):
         return None
-    pool = _curve_pool(plan)
+    in_vram = any(limit.device == "gpu" for limit in plan.limits) and plan.runtime.get("all_layers", False)
+    pool = "VRAM" if in_vram and not plan.runtime.get("experts_on_cpu") else "all tensors"
     fixed, loss, steps = 0, 0.0, list[tuple[float, int, float]]()
     for c in plan.choices:
         losses = plan.candidates.get(c.name)
@@ -146,7 +132,7 @@ def loss_curve(plan: Plan) -> LossCurve | None:
         elif not losses:
             fixed += c.n_bytes
         else:
-            (first, start), *rest = _lower_hull([(_bytes_as(name, c), value) for name, value in losses.items()])
+            (first, start), *rest = _lower_hull((format_of(name).n_bytes(c.n_weights), x) for name, x in losses.items())
             fixed, loss = fixed + first, loss + start
             for size, value in rest:
                 steps.append(((value - start) / (size - first), size - first, value - start))
@@ -154,10 +140,12 @@ def loss_curve(plan: Plan) -> LossCurve | None:
     points = [Dot("", fixed, loss)]
     for _, size, change in sorted(steps):
         points.append(Dot("", points[-1].n_bytes + size, max(points[-1].loss + change, 0.0)))
-    n_bytes = sum(_pool_bytes(c, pool) for c in plan.choices)
+    n_bytes = sum(c.n_bytes for c in plan.choices if pool != "VRAM" or c.device == "gpu")
     chosen = None if plan.predicted_loss is None else Dot("this plan", n_bytes, plan.predicted_loss)
-    mixtures = (Dot(m.name, _mixture_bytes(m, pool), m.loss) for m in plan.mixtures)
-    return LossCurve(pool, _thin_points(points), chosen, tuple(mixtures), _budget_for_tensors(plan, pool))
+    mixtures = (Dot(m.name, m.gpu_bytes if pool == "VRAM" else m.n_bytes, m.loss) for m in plan.mixtures)
+    device = "gpu" if pool == "VRAM" else ""
+    room = min((x.budget - x.other for x in plan.limits if x.unit == "bytes" and x.device == device), default=None)
+    return LossCurve(pool, _thin_points(points), chosen, tuple(mixtures), room)
 
 
 def best_loss_at(curve: LossCurve, n_bytes: int) -> float | None:
@@ -166,25 +154,6 @@ def best_loss_at(curve: LossCurve, n_bytes: int) -> float | None:
         if a.n_bytes <= n_bytes <= b.n_bytes:
             return a.loss + (b.loss - a.loss) * (n_bytes - a.n_bytes) / max(b.n_bytes - a.n_bytes, 1)
     return None
-
-
-def _curve_pool(plan: Plan) -> str:
-    """Return VRAM if it is limited and holds all layers, else all tensors."""
-    in_vram = any(limit.device == "gpu" for limit in plan.limits) and plan.runtime.get("all_layers", False)
-    return POOLS[0 if in_vram and not plan.runtime.get("experts_on_cpu") else 1]
-
-
-def _budget_for_tensors(plan: Plan, pool: str) -> int | None:
-    device = "gpu" if pool == "VRAM" else ""
-    return min((x.budget - x.other for x in plan.limits if x.unit == "bytes" and x.device == device), default=None)
-
-
-def _pool_bytes(c: Choice, pool: str) -> int:
-    return c.n_bytes if pool != "VRAM" or c.device == "gpu" else 0
-
-
-def _mixture_bytes(mixture: Mixture, pool: str) -> int:
-    return mixture.gpu_bytes if pool == "VRAM" else mixture.n_bytes
 
 
 def _lower_hull(options: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -214,7 +183,3 @@ def _thin_points(points: list[Dot]) -> tuple[Dot, ...]:
         if point.n_bytes - kept[-1].n_bytes >= step:
             kept.append(point)
     return (*kept, *points[1:][-1:])
-
-
-def _bytes_as(type_name: str, choice: Choice) -> int:
-    return format_of(type_name).n_bytes(choice.n_weights)

@@ -21,7 +21,7 @@ def part(place, type_name, n_weights=1 << 20):
 
 
 def lines_of(parts, canvas=DIGITS):
-    return ["".join(span.text for span in line).rstrip() for line in draw_bars(parts, canvas).lines]
+    return ["".join(span.text for span in line).rstrip() for line in draw_bars(parts, canvas)]
 
 
 def model(n_layers, types=("Q2_K", "Q4_K", "Q6_K")):
@@ -38,7 +38,7 @@ def model(n_layers, types=("Q2_K", "Q4_K", "Q6_K")):
     st.booleans(),
 )
 def test_a_picture_keeps_to_its_width_and_height(parts, width, colours, blocks):
-    drawn = draw_bars([part(*p) for p in parts], Canvas(width, colours, blocks)).lines
+    drawn = draw_bars([part(*p) for p in parts], Canvas(width, colours, blocks))
     outside = len({place for place, _ in parts if isinstance(place, str)})
     texts = ["".join(span.text for span in line) for line in drawn]
     types = {name for _, name in parts}
@@ -74,7 +74,7 @@ def test_a_bar_is_as_long_as_its_bits_and_parted_by_weights():
 
 
 def test_blocks_end_in_eighths():
-    _, *rows, _ = draw_bars([part(0, "Q8_0"), part(1, "Q4_K")], COLOURED).lines
+    _, *rows, _ = draw_bars([part(0, "Q8_0"), part(1, "Q4_K")], COLOURED)
     whole, bar = (next(span.text for span in row if FULL in span.text) for row in rows)
     width = len(whole)
     eighths = 8 * bar.count(FULL) + (0x2590 - ord(bar[-1]) if bar[-1] != FULL else 0)
@@ -93,23 +93,22 @@ def test_small_tensors_outside_the_layers_are_left_out():
 
 def test_colours_go_by_bits():
     def colour(name):
-        return next(s.colour for s in draw_bars([part(0, name)], COLOURED).lines[1] if FULL in s.text)
+        return next(s.colour for s in draw_bars([part(0, name)], COLOURED)[1] if FULL in s.text)
 
     assert colour("Q4_0") == colour("Q4_K") == colour("IQ4_XS") != colour("Q2_K")
     assert len({colour(name) for name in ("IQ1_S", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16")}) == 8
 
 
 def test_names_from_a_file_are_escaped_and_never_colours():
-    drawn = draw_bars([part("ev\x1b[31mil", "Q4_K"), part(0, "Q4_K")], COLOURED).lines
+    drawn = draw_bars([part("ev\x1b[31mil", "Q4_K"), part(0, "Q4_K")], COLOURED)
     assert all("\x1b" not in span.text for line in drawn for span in line)
     assert all(span.colour is None or type(span.colour) is int for line in drawn for span in line)
 
 
 def test_the_text_of_a_span_is_escaped_when_it_is_printed(capsys):
     from requant.cli import messages
-    from requant.report.text.bars import Drawing
 
-    messages.print_result(Drawing(((Span("a\x1b[2Jb", 31),),)), "c\x1b[2J")
+    messages.print_result(((Span("a\x1b[2Jb", 31),),), "c\x1b[2J")
     assert capsys.readouterr().out == "\x1b[31ma\\x1b[2Jb\x1b[0m\n\nc\\x1b[2J\n"
 
 

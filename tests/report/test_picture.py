@@ -15,10 +15,11 @@ from matplotlib.transforms import Bbox
 
 from requant.errors import UsageError
 from requant.planning.plan import Mixture
+from requant.report.kinds import check_library
 from requant.report.picture import curve as picture_curve
 from requant.report.picture import parts as picture_parts
-from requant.report.picture.figure import _STYLE, _draw_figure, check_library, render_picture
-from requant.report.view import BudgetBar, BudgetPart, layer_roles, loss_curve
+from requant.report.picture.figure import _STYLE, _draw_figure, render_picture
+from requant.report.view import BudgetBar, layer_roles, loss_curve
 
 HOSTILE = {"attn_$q^2$_\\frac{a}{b}": (256, 256), "<script>alert(1)</script>": (256, 256), "\u540d\u524d$": (256, 256)}
 PLANS = {
@@ -122,12 +123,12 @@ def test_the_heat_map_holds_every_cell():
 
 
 def test_a_budget_is_filled_to_its_end_and_names_at_most_seven_parts():
-    parts = tuple(BudgetPart(f"part {i}", 10 + i) for i in range(12))
+    parts = {f"part {i}": 10 + i for i in range(12)}
     found = picture_parts._merge_small_parts(parts)
-    assert len(found) == 7 and sum(p.n_bytes for p in found) == sum(p.n_bytes for p in parts)
+    assert len(found) == 7 and sum(size for _, size in found) == sum(parts.values())
     figure = matplotlib.figure.Figure()
     axes = figure.add_subplot()
-    picture_parts.draw_bar(axes, BudgetBar("--vram", 1000, parts, 1000 - sum(p.n_bytes for p in parts)))
+    picture_parts.draw_bar(axes, BudgetBar("--vram", 1000, parts, 1000 - sum(parts.values())))
     assert sum(patch.get_width() for patch in axes.patches) == 1000
 
 
@@ -174,4 +175,4 @@ def test_matplotlib_is_imported_for_pictures_alone_and_only_when_one_is_drawn():
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"matplotlib, which is not installed; pip install 'requant\[report\]'"):
-        check_library()
+        check_library([".html", ".svg"])

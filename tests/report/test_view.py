@@ -116,8 +116,8 @@ def test_a_plan_of_one_type_has_no_curve():
 
 def test_the_parts_of_a_budget_add_up_to_it():
     (found,) = budget_bars(in_vram())
-    assert sum(p.n_bytes for p in found.parts) + found.free == found.budget == 10_000
-    assert [p.name for p in found.parts] == ["weights", "kv_cache", "compute", "reserve"]
+    assert sum(found.parts.values()) + found.free == found.budget == 10_000
+    assert list(found.parts) == ["weights", "kv_cache", "compute", "reserve"]
 
 
 def test_cells_hold_every_tensor_with_its_sensitivity_at_the_reference_type():

@@ -30,7 +30,6 @@ from requant.scoring.evaluate import Evaluation
 from requant.scoring.losses import IN_NATS
 
 _HUB = "https://huggingface.co"
-_RELATED = "base_model_relation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +56,10 @@ def render_card(
 ) -> str:
     """Return the card of at least one output; `pictures` and `pages` are files beside it."""
     origins = [override_origin(overrides, origin) for origin in dict.fromkeys(o.origin for o in outputs)]
+    source = outputs[0].made.plan.source.removesuffix(".gguf")
     sections = [
         _front_matter(outputs, origins, overrides),
-        f"# {', '.join(_model_name(o, outputs) for o in origins)}, GGUF",
+        f"# {', '.join(md.text(origin.name or source, FILE_NAME) for origin in origins)}, GGUF",
         _introduction(outputs, origins),
         *(f"![{md.text(f'{outputs[0].name}: memory, bits and loss')}]({md.address(name)})" for name in pictures),
         *(f"{md.link('Report page', md.address(name))}: every tensor, its candidates and errors." for name in pages),
@@ -69,7 +69,7 @@ def render_card(
         "## Running it",
         *_running_sections(outputs, overrides),
         "## Types",
-        *_types_sections(outputs),
+        *_sections_by_output(outputs, lambda output: [roles_table(output.made.plan)]),
         *_mixtures_sections(outputs),
         "## How it was made",
         *_making_sections(outputs),
@@ -81,29 +81,18 @@ def render_card(
     return "\n\n".join(part for part in sections if part) + "\n"
 
 
-def _model_name(origin: ModelOrigin, outputs: Sequence[CardOutput]) -> str:
-    return md.text(origin.name or outputs[0].made.plan.source.removesuffix(".gguf"), FILE_NAME)
-
-
 def _front_matter(outputs: Sequence[CardOutput], origins: Sequence[ModelOrigin], overrides: CardOverrides) -> str:
     repositories = tuple(dict.fromkeys(name for o in origins for name in o.repositories))
-    first = origins[0]
-    same = all(
-        (o.license, o.license_name, o.license_link) == (first.license, first.license_name, first.license_link)
-        for o in origins
-    )
+    first, licences = origins[0], {(o.license, o.license_name, o.license_link) for o in origins}
+    licence = {"license": first.license, "license_name": first.license_name, "license_link": first.license_link}
     imatrix = ("imatrix",) if any(o.made.imatrix for o in outputs) else ()
     tags = ("gguf", "requant", *imatrix, *(tag for o in origins for tag in o.tags))
-    values: dict[str, str | Sequence[str]] = {
+    values = {
         "base_model": repositories[0] if len(repositories) == 1 else repositories,
-        _RELATED: "quantized" if repositories else "",
+        "base_model_relation": "quantized" if repositories else "",
         "language": tuple(dict.fromkeys(language for o in origins for language in o.languages)),
         "library_name": "gguf",
-        **(
-            {"license": first.license, "license_name": first.license_name, "license_link": first.license_link}
-            if same
-            else {}
-        ),
+        **(licence if len(licences) == 1 else {}),
         "pipeline_tag": "text-generation" if all(o.writes_text for o in origins) else "",
         "quantized_by": overrides.quantized_by,
         "tags": tuple(dict.fromkeys(tag for tag in tags if tag != "text-generation")),
@@ -112,11 +101,10 @@ def _front_matter(outputs: Sequence[CardOutput], origins: Sequence[ModelOrigin],
 
 
 def _introduction(outputs: Sequence[CardOutput], origins: Sequence[ModelOrigin]) -> str:
-    lines = []
     versions = " and ".join(dict.fromkeys(md.text(o.made.version) for o in outputs))
     sources = ", ".join(dict.fromkeys(md.code(o.made.plan.source, FILE_NAME) for o in outputs))
     of = ", ".join(_hub_link(name) for o in origins for name in o.repositories)
-    lines.append(f"Quantized{f' from {of}' if of else ''} with requant {versions}; the source is {sources}.")
+    lines = [f"Quantized{f' from {of}' if of else ''} with requant {versions}; the source is {sources}."]
     authors = dict.fromkeys(md.text(o.author) for o in origins if o.author)
     if authors:
         lines.append(f"The model is by {', '.join(authors)}.")
@@ -207,7 +195,9 @@ def _sections_by_output(outputs: Sequence[CardOutput], describe: Callable[[CardO
 def _running_sections(outputs: Sequence[CardOutput], overrides: CardOverrides) -> list[str]:
     def describe(output: CardOutput) -> Iterable[str]:
         if overrides.repository:
-            yield md.block(_download_command(output, overrides.repository), "sh")
+            names = [file.name for file in output.files] or [output.name]
+            words = ["hf", "download", overrides.repository, *map(file_argument, names), "--local-dir", "."]
+            yield md.block(join_words(words), "sh")
         plan = output.made.plan
         modelfile = plan.runtime.get("engine") == "ollama"
         yield md.block(start_command(plan, output.made.output), "" if modelfile else "sh")
@@ -216,22 +206,12 @@ def _running_sections(outputs: Sequence[CardOutput], overrides: CardOverrides) -
     return _sections_by_output(outputs, describe)
 
 
-def _download_command(output: CardOutput, repository: str) -> str:
-    names = [file.name for file in output.files] or [output.name]
-    return join_words(["hf", "download", repository, *map(file_argument, names), "--local-dir", "."])
-
-
-def _types_sections(outputs: Sequence[CardOutput]) -> list[str]:
-    return _sections_by_output(outputs, lambda output: [roles_table(output.made.plan)])
-
-
 def _mixtures_sections(outputs: Sequence[CardOutput]) -> list[str]:
     """Return a comparison with llama-quantize's mixtures for each source."""
-    parts = []
-    for header in dict.fromkeys(o.made.plan.header_sha256 for o in outputs):
-        found = [o for o in outputs if o.made.plan.header_sha256 == header]
-        parts.append(mixtures_table([(o.name, o.made.plan) for o in found]))
-    parts = [part for part in parts if part]
+    sources: dict[str, list[tuple[str, Plan]]] = {}
+    for o in outputs:
+        sources.setdefault(o.made.plan.header_sha256, []).append((o.name, o.made.plan))
+    parts = list(filter(None, map(mixtures_table, sources.values())))
     note = (
         "Predicted from the same losses, that is with the same encoders; bytes are those of all tensors. "
         "Nothing in this table was measured."
@@ -248,33 +228,29 @@ def _making_sections(outputs: Sequence[CardOutput]) -> list[str]:
 
 
 def _checksums_table(outputs: Sequence[CardOutput]) -> str:
-    rows = []
+    sums = []
     for output in outputs:
         made = output.made
-        rows += [[md.code(f.name, FILE_NAME), "source", md.code(f.sha256)] for f in output.source]
-        rows.append([md.code(made.plan.source, FILE_NAME), "source, its header", md.code(made.plan.header_sha256)])
+        sums += [(f.name, "source", f.sha256) for f in output.source]
+        sums.append((made.plan.source, "source, its header", made.plan.header_sha256))
         if made.imatrix is not None and made.imatrix_sha256 is not None:
-            rows.append([md.code(made.imatrix, FILE_NAME), "importance", md.code(made.imatrix_sha256)])
-        rows.append([md.code(output.name, FILE_NAME), "plan", md.code(made.plan.sha256())])
-        rows.append([md.code(output.name, FILE_NAME), "output, its header", md.code(made.header_sha256)])
-        rows += [[md.code(f.name, FILE_NAME), "output", md.code(f.sha256)] for f in output.files]
-    unique = list(dict.fromkeys(tuple(row) for row in rows))
-    return md.table(["Of", "What", "SHA-256"], unique)
+            sums.append((made.imatrix, "importance", made.imatrix_sha256))
+        sums.append((output.name, "plan", made.plan.sha256()))
+        sums.append((output.name, "output, its header", made.header_sha256))
+        sums += [(f.name, "output", f.sha256) for f in output.files]
+    rows = dict.fromkeys((md.code(name, FILE_NAME), what, md.code(sha256)) for name, what, sha256 in sums)
+    return md.table(["Of", "What", "SHA-256"], rows)
 
 
 def _limits_list(outputs: Sequence[CardOutput]) -> str:
     plans = [o.made.plan for o in outputs]
-    lines = {
-        "KL divergence says how far the output's next tokens are from the source's, not how good either is.": True,
-        "Predicted KL is a second-order estimate from the text that the losses were measured on.": any(
-            map(_predicted_kl, plans)
-        ),
-        "Measured figures are of F32 activations; engines that round them to 8 bits add a little.": any(
-            o.evaluation for o in outputs
-        ),
-        "Memory figures hold for one GPU and the options above, not for other contexts, batches and cache types.": any(
-            limit.device == "gpu" for plan in plans for limit in plan.limits
-        ),
-        "Limits and licence of the source model hold for these files too.": True,
-    }
-    return "\n".join(f"- {line}" for line, holds in lines.items() if holds)
+    memory = "Memory figures hold for one GPU and the options above, not for other contexts, batches and cache types."
+    lines = ["KL divergence says how far the output's next tokens are from the source's, not how good either is."]
+    if any(map(_predicted_kl, plans)):
+        lines.append("Predicted KL is a second-order estimate from the text that the losses were measured on.")
+    if any(o.evaluation for o in outputs):
+        lines.append("Measured figures are of F32 activations; engines that round them to 8 bits add a little.")
+    if any(limit.device == "gpu" for plan in plans for limit in plan.limits):
+        lines.append(memory)
+    lines.append("Limits and licence of the source model hold for these files too.")
+    return "\n".join(f"- {line}" for line in lines)

@@ -73,7 +73,10 @@ def read_origin(metadata: Metadata) -> ModelOrigin:
     own = ("general.source.repo_url", "general.source.url", "general.repo_url", "general.url")
     named = [*map(reader.repository, own), reader.text("general.source.huggingface.repository")]
     repositories = dict.fromkeys(name for name in named if REPOSITORY.fullmatch(name))
-    parents = dict.fromkeys(filter(None, map(reader.repository, reader.base_model_keys())))
+    count = metadata.get("general.base_model.count", 0)
+    n = min(count, MOST_TAGS) if type(count) is int else 0
+    urls = (f"general.base_model.{i}.repo_url" for i in range(n))
+    parents = dict.fromkeys(filter(None, map(reader.repository, urls)))
     for parent in list(parents):
         if _slug(parent.partition("/")[2]) == _slug(name):  # a copy of this model under another owner's name
             repositories.setdefault(parent)
@@ -105,11 +108,6 @@ class _MetadataReader:
         value = self.metadata.get(key)
         match = _ON_HUB.fullmatch(value.strip()) if isinstance(value, str) else None
         return match[1] if match else ""
-
-    def base_model_keys(self) -> list[str]:
-        count = self.metadata.get("general.base_model.count", 0)
-        n = min(count, MOST_TAGS) if type(count) is int else 0
-        return [f"general.base_model.{i}.repo_url" for i in range(n)]
 
     def texts(self, key: str, most: int) -> tuple[str, ...]:
         value = self.metadata.get(key)
@@ -146,9 +144,8 @@ def override_origin(overrides: CardOverrides, origin: ModelOrigin) -> ModelOrigi
     if overrides.base_models:
         values |= {"repositories": overrides.base_models, "parents": ()}
     if overrides.license or overrides.license_name:
-        values |= {"license": "", "license_name": "", "license_link": ""} | licence_fields(
-            overrides.license, overrides.license_name
-        )
+        values |= {"license": "", "license_name": "", "license_link": ""}
+        values |= licence_fields(overrides.license, overrides.license_name)
     for key in ("license_link", "languages"):
         if getattr(overrides, key):
             values[key] = getattr(overrides, key)

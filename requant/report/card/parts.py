@@ -95,28 +95,25 @@ def budget_lines(plan: Plan) -> str:
     """Return the parts of each budget in bytes, a line each."""
     lines = []
     for bar in budget_bars(plan):
-        parts = ", ".join(
-            f"{md.text(_PARTS.get(part.name, part.name))} {format_size(part.n_bytes)}" for part in bar.parts
-        )
-        used = format_size(bar.budget - bar.free)
-        lines.append(
-            f"- {md.code(bar.option)} {format_size(bar.budget)}: {used} used ({parts}), {format_size(bar.free)} free"
-        )
+        parts = ", ".join(f"{md.text(_PARTS.get(name, name))} {format_size(n)}" for name, n in bar.parts.items())
+        used, free = format_size(bar.budget - bar.free), format_size(bar.free)
+        lines.append(f"- {md.code(bar.option)} {format_size(bar.budget)}: {used} used ({parts}), {free} free")
     return "\n".join(lines)
 
 
 def mixtures_table(outputs: Sequence[tuple[str, Plan]]) -> str:
     """Return outputs of one source and llama-quantize's mixtures of it by rising size; '' without comparable losses."""
     plans = [(name, p) for name, p in outputs if p.mixtures and p.predicted_loss is not None and p.method in IN_NATS]
+    if not plans:
+        return ""
+    first = plans[0][1]
     rows = [(p.n_bytes, p.predicted_loss or 0.0, f"**{md.code(name, FILE_NAME)}**") for name, p in plans]
-    for _, plan in plans[:1]:
-        rows += [(m.n_bytes, m.loss, f"{md.text(m.name)}, of llama-quantize") for m in plan.mixtures]
-        n_weights = plan.n_weights
+    rows += [(m.n_bytes, m.loss, f"{md.text(m.name)}, of llama-quantize") for m in first.mixtures]
     table = [
-        [name, format_both_units(n_bytes), f"{bits_per_weight(n_bytes, n_weights):.3f}", f"{loss:.4g}"]
+        [name, format_both_units(n_bytes), f"{bits_per_weight(n_bytes, first.n_weights):.3f}", f"{loss:.4g}"]
         for n_bytes, loss, name in sorted(rows)
     ]
-    return md.table(["", "Size", "Bits per weight", "KL, predicted"], table, (1, 2, 3)) if rows else ""
+    return md.table(["", "Size", "Bits per weight", "KL, predicted"], table, (1, 2, 3))
 
 
 def method_lines(made: Conversion) -> str:

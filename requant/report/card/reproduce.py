@@ -10,14 +10,8 @@ from requant.report import shell
 from requant.scoring.calibration_data import DRAWN_NAME, SHIPPED_NAME
 from requant.scoring.losses import GRADIENTS
 
-_INLINE = (
-    "--losses",
-    "--imatrix",
-    "--statistics",
-    "--quick",
-    "--type",
-    "--preset",
-)  # with any of them convert does not score by gradients
+# with any of them convert does not score by gradients
+_INLINE = ("--losses", "--imatrix", "--statistics", "--quick", "--type", "--preset")
 
 
 def reproduction_commands(made: Conversion) -> list[str]:
@@ -27,35 +21,21 @@ def reproduction_commands(made: Conversion) -> list[str]:
     one from a plan's file by the imatrix alone. A plan without recorded options is read from the record.
     """
     plan = made.plan
-    source, (out, note) = shell.file_argument(plan.source), _output_name(made)
+    source, whole = shell.file_argument(plan.source), whole_name(made.output.name)
+    split = "# the output was split: add --keep-split, or --max-shard-size"  # the record has no size of shards
+    note = [split] if whole != made.output.name else []
     kept = ["--nonfinite", "keep-type"] if any(t.odd is not None and t.odd.nonfinite for t in made.tensors) else []
-    convert, imatrix = ["requant", "convert", source, out, *kept], _imatrix_option(made)
+    convert = ["requant", "convert", source, shell.file_argument(whole), *kept]
+    imatrix = [] if made.imatrix is None else ["--imatrix", shell.file_argument(made.imatrix)]
     if not plan.options:
         record = shell.file_argument(record_path(made.output).name)
         return [*note, shell.join_words([*convert, "--plan", record, *imatrix])]
-    first = note + [
-        shell.join_words(["requant", "score", source, "-o", losses, *plan.scoring]) for losses in _losses_files(made)
-    ]
+    losses = _option_values(made, "--losses") if plan.scoring else []
+    first = note + [shell.join_words(["requant", "score", source, "-o", file, *plan.scoring]) for file in losses]
     if _is_one_run(made):
         return [*first, shell.join_words([*convert, *plan.options])]
     planned = ["requant", "plan", source, "-o", "plan.json", *plan.options]
     return [*first, shell.join_words(planned), shell.join_words([*convert, "--plan", "plan.json", *imatrix])]
-
-
-def _output_name(made: Conversion) -> tuple[str, list[str]]:
-    """Return the output's name for the command, and a remark if it was split, as the record has no shard size."""
-    whole = whole_name(made.output.name)
-    note = "# the output was split: add --keep-split, or --max-shard-size"
-    return shell.file_argument(whole), [note] if whole != made.output.name else []
-
-
-def _losses_files(made: Conversion) -> list[str]:
-    """Return the file of the losses, if the plan records how it was made."""
-    return _option_values(made, "--losses") if made.plan.scoring else []
-
-
-def _imatrix_option(made: Conversion) -> list[str]:
-    return [] if made.imatrix is None else ["--imatrix", shell.file_argument(made.imatrix)]
 
 
 def _is_one_run(made: Conversion) -> bool:

@@ -57,8 +57,7 @@ class Axis:
         if not self.log:
             raw = (self.high - self.low) / self.unit / n
             power = 10.0 ** math.floor(math.log10(raw))
-            step = power * next(k for k in _NICE if k * power >= raw * 0.999)
-            step *= self.unit
+            step = power * next(k for k in _NICE if k * power >= raw * 0.999) * self.unit
             return [k * step for k in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         tens = [v for p in powers if self.low <= (v := 10.0**p) <= self.high]
@@ -97,12 +96,12 @@ def square_around(x: float, y: float, reach: float) -> Box:
     return Box(x - reach, y - reach, x + reach, y + reach)
 
 
-def cover_line(points: Sequence[tuple[float, float]], reach: float = 2) -> list[Box]:
+def cover_line(points: Sequence[tuple[float, float]]) -> list[Box]:
     """Return boxes that cover a line through `points`."""
     found = []
     for (x0, y0), (x1, y1) in pairwise(points):
         n = max(1, math.ceil(max(abs(x1 - x0), abs(y1 - y0)) / 6))
-        found += [square_around(x0 + (x1 - x0) * k / n, y0 + (y1 - y0) * k / n, reach) for k in range(n + 1)]
+        found += [square_around(x0 + (x1 - x0) * k / n, y0 + (y1 - y0) * k / n, 2) for k in range(n + 1)]
     return found
 
 
@@ -118,9 +117,8 @@ def _label_boxes(label: Label) -> Iterable[Box]:
 
 def _draw_label(label: Label, box: Box) -> str:
     x, y = (box.left + box.right) / 2, box.bottom - 3.5
-    word = tag(
-        "text", text(label.word), x=f"{x:.1f}", y=f"{y:.1f}", class_=f"label {label.kind}".strip(), text_anchor="middle"
-    )
+    place = {"x": f"{x:.1f}", "y": f"{y:.1f}", "class_": f"label {label.kind}".strip()}
+    word = tag("text", text(label.word), **place, text_anchor="middle")
     near_x = min(max(label.x, box.left), box.right)
     near_y = min(max(label.y, box.top), box.bottom)
     if math.hypot(near_x - label.x, near_y - label.y) <= _DISTANCES[0] + 1:

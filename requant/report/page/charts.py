@@ -30,8 +30,7 @@ def curve_charts(plan: Plan, curve: LossCurve) -> str:
 
 
 def _curve_chart(plan: Plan, curve: LossCurve, size: tuple[int, int], kind: str) -> str:
-    named = [*curve.mixtures, *([curve.chosen] if curve.chosen else [])]
-    across, up = _curve_axes(curve.points, named, size)
+    across, up = _curve_axes(curve, size)
     line = [(across.at(p.n_bytes), up.at(p.loss)) for p in _clip_curve(curve.points, across)]
     path = tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in line), class_="frontier")
     marks = [_draw_dot(across, up, dot, "mixture") for dot in curve.mixtures]
@@ -43,29 +42,27 @@ def _curve_chart(plan: Plan, curve: LossCurve, size: tuple[int, int], kind: str)
     edge, lines = "", cover_line(line)
     if curve.room is not None and across.low < curve.room < across.high:
         x = across.at(curve.room)
-        edge = tag("line", x1=f"{x:.1f}", y1=str(up.end), x2=f"{x:.1f}", y2=str(up.start), class_="edge")
+        edge = tag("line", x1=f"{x:.1f}", y1=up.end, x2=f"{x:.1f}", y2=up.start, class_="edge")
         lines += cover_line([(x, up.end), (x, up.start)])
         wanted.append(Label("budget", x, up.start - 16, "edge-name", 0))
     frame = Box(across.start, up.end, across.end, up.start)
     words = place_labels(wanted, frame, lines)
     title = tag("title", f"Predicted loss of {text(plan.source)} against bytes of {curve.pool}")
     grid = _grid_lines(across, up, size, _round_size, (f"bytes of {curve.pool}", "predicted loss"))
-    scale = {
-        "data_x": f"{across.low:.17g} {across.high:.17g} {across.start} {across.end}",
-        "data_y": f"{up.low:.17g} {up.high:.17g} {up.start} {up.end}",
-    }
+    data_x, data_y = (f"{axis.low:.17g} {axis.high:.17g} {axis.start} {axis.end}" for axis in (across, up))
     cross = tag("circle", r="4", class_="cursor", visibility="hidden")
-    return _draw_svg(size, title, grid, edge, path, cross, *marks, words, class_=f"chart curve {kind}", **scale)
+    content = title, grid, edge, path, cross, *marks, words
+    return _draw_svg(size, *content, class_=f"chart curve {kind}", data_x=data_x, data_y=data_y)
 
 
-def _curve_axes(points: Sequence[Dot], named: Sequence[Dot], size: tuple[int, int]) -> tuple[Axis, Axis]:
+def _curve_axes(curve: LossCurve, size: tuple[int, int]) -> tuple[Axis, Axis]:
     """Return axes about the named dots, or about the whole curve."""
-    dots = named or points
+    dots = curve.dots or curve.points
     low, high = min(d.n_bytes for d in dots), max(d.n_bytes for d in dots)
     room = max(_MARGIN * (high - low), 0.02 * high, 1)
     unit = next((u for u in (2**30, 2**20, 2**10) if high >= u), 1)
     across = Axis(max(low - room, 0), high + room, _LEFT, size[0] - _RIGHT, unit=unit)
-    seen = [d.loss for d in (*named, *_clip_curve(points, across)) if d.loss > 0] or [1.0]
+    seen = [d.loss for d in (*curve.dots, *_clip_curve(curve.points, across)) if d.loss > 0] or [1.0]
     least = max(min(seen), max(seen) / _DECADES)
     return across, Axis(least / 1.6, max(seen) * 1.8, size[1] - _BOTTOM, _TOP, log=True)
 
@@ -105,15 +102,13 @@ def error_chart(pairs: Sequence[Pair], index: dict[str, int]) -> str:
     low, high = min(values) / 1.25, max(values) * 1.25
     across = Axis(low, high, _LEFT, size[0] - _RIGHT, log=True)
     up = Axis(low, high, size[1] - _BOTTOM, _TOP, log=True)
-    at = [(across.at(c.rmse), up.at(t.rmse)) for c, t in pairs]
-    dots = [
-        tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="3.5", data_i=str(index[c.name]))
-        for (c, _), (x, y) in zip(pairs, at, strict=True)
-    ]
-    same = tag("line", x1=f"{across.start}", y1=f"{up.start}", x2=f"{across.end}", y2=f"{up.end}", class_="same")
-    clusters: dict[str, list[Point]] = {}
-    for (c, _), point in zip(pairs, at, strict=True):
-        clusters.setdefault(c.type, []).append(point)
+    at, dots, clusters = [], [], dict[str, list[Point]]()
+    for c, t in pairs:
+        x, y = across.at(c.rmse), up.at(t.rmse)
+        at.append((x, y))
+        dots.append(tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="3.5", data_i=index[c.name]))
+        clusters.setdefault(c.type, []).append((x, y))
+    same = tag("line", x1=across.start, y1=up.start, x2=across.end, y2=up.end, class_="same")
     wanted = [Label(name, *_centre_of(points), "kind") for name, points in clusters.items()]
     diagonal = [(across.start, up.start), (across.end, up.end)]
     frame = Box(across.start, up.end, across.end, up.start)
@@ -126,17 +121,16 @@ def error_chart(pairs: Sequence[Pair], index: dict[str, int]) -> str:
 def error_table(pairs: Sequence[Pair]) -> str:
     """Return the median errors of each type, and the tensor whose measured error is farthest from the predicted one."""
     heads = ("type", "tensors", "predicted, median", "measured, median", "farthest ratio", "of")
-    head = head_cells(*((label, 0 < i < 5) for i, label in enumerate(heads)))
+    groups: dict[str, list[Pair]] = {}
+    for c, t in pairs:
+        groups.setdefault(c.type, []).append((c, t))
     rows = []
-    for name in sorted(
-        {c.type for c, _ in pairs}, key=lambda name: -median(t.rmse for c, t in pairs if c.type == name)
-    ):
-        found = [(c, t) for c, t in pairs if c.type == name]
+    for name, found in sorted(groups.items(), key=lambda group: -median(t.rmse for _, t in group[1])):
         far, made = max(((t.rmse / c.rmse, t) for c, t in found), key=lambda item: abs(math.log(item[0])))
         middles = (f"{median(values):.4f}" for values in zip(*((c.rmse, t.rmse) for c, t in found), strict=True))
         cells = map(number_cell, (str(len(found)), *middles, f"{far:.3f}"))
         rows.append(tag("tr", tag("th", text(name), scope="row"), *cells, tag("td", tag("code", text(made.name)))))
-    return table(head, rows, class_="data")
+    return table(head_cells(heads, range(1, 5)), rows, class_="data")
 
 
 def _centre_of(points: Sequence[Point]) -> Point:
@@ -150,14 +144,14 @@ def _grid_lines(
     parts = []
     for value in across.ticks(6 if size == WIDE else 4):
         x = f"{across.at(value):.1f}"
-        parts.append(tag("line", x1=x, y1=str(up.end), x2=x, y2=str(up.start), class_="grid"))
-        parts.append(tag("text", label(value), x=x, y=str(up.start + 16), text_anchor="middle"))
+        parts.append(tag("line", x1=x, y1=up.end, x2=x, y2=up.start, class_="grid"))
+        parts.append(tag("text", label(value), x=x, y=up.start + 16, text_anchor="middle"))
     for value in up.ticks(6):
         y = up.at(value)
-        parts.append(tag("line", x1=str(across.start), y1=f"{y:.1f}", x2=str(across.end), y2=f"{y:.1f}", class_="grid"))
-        parts.append(tag("text", f"{value:.3g}", x=str(across.start - 6), y=f"{y + 4:.1f}", text_anchor="end"))
+        parts.append(tag("line", x1=across.start, y1=f"{y:.1f}", x2=across.end, y2=f"{y:.1f}", class_="grid"))
+        parts.append(tag("text", f"{value:.3g}", x=across.start - 6, y=f"{y + 4:.1f}", text_anchor="end"))
     middle = (across.start + across.end) / 2
-    parts.append(tag("text", names[0], x=f"{middle:.1f}", y=str(size[1] - 8), text_anchor="middle", class_="axis"))
+    parts.append(tag("text", names[0], x=f"{middle:.1f}", y=size[1] - 8, text_anchor="middle", class_="axis"))
     turned = f"translate(11 {(up.start + up.end) / 2:.1f}) rotate(-90)"
     parts.append(tag("text", names[1], transform=turned, text_anchor="middle", class_="axis"))
     return tag("g", *parts, class_="axes", aria_hidden="true")

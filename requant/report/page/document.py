@@ -75,9 +75,8 @@ def _content_policy(style: str, script: str) -> str:
 def _curve_section(plan: Plan, curve: LossCurve | None) -> str:
     if curve is None:
         return tag("p", "No losses were scored for this plan.")
-    dots = [*([curve.chosen] if curve.chosen else []), *curve.mixtures]
     rows = []
-    for dot in dots:
+    for dot in curve.dots:
         best = best_loss_at(curve, dot.n_bytes)
         ratio = f"{dot.loss / best:.2f}" if best and dot.loss else ""
         cells = (format_size(dot.n_bytes), f"{dot.loss:.4g}", ratio)
@@ -85,7 +84,7 @@ def _curve_section(plan: Plan, curve: LossCurve | None) -> str:
         name = tag("th", text(dot.name), scope="row")
         rows.append(tag("tr", name, *map(number_cell, cells), class_=kind))
     heads = ("", f"bytes of {curve.pool}", "predicted loss", "over the line")
-    dot_table = table(head_cells(*((label, label != "") for label in heads)), rows, class_="data")
+    dot_table = table(head_cells(heads, range(1, 4)), rows, class_="data")
     return tag("div", curve_charts(plan, curve), tag("div", dot_table, class_="scroll"), class_="beside")
 
 

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 _SIZES = ("vram", "ram", "size", "reserve")
 _USUAL = {"parallel": 1, "ubatch": DEFAULT_UBATCH, "cache_type_k": DEFAULT_CACHE, "cache_type_v": DEFAULT_CACHE}
-_HATCHED = {"reserve": "reserve", "padding": "other", "other": "other", "header": "other"}  # part -> class
-_COLOURED = {"weights": "weights", "kv_cache": "kv", "compute": "compute"}
+_CLASSES = {  # of parts
+    **{"weights": "weights", "kv_cache": "kv", "compute": "compute", "reserve": "reserve"},
+    **{"padding": "other", "other": "other", "header": "other"},
+}
 
 
 def request_options(plan: Plan) -> list[str]:
@@ -45,10 +47,8 @@ def request_options(plan: Plan) -> list[str]:
             continue
         shown = size_label(value) if key in _SIZES and isinstance(value, int) else value
         option = f"--{key.replace('_', '-')}"
-        found += [
-            option if one is True else f"{option} {one}"
-            for one in (shown if isinstance(shown, (list, tuple)) else [shown])
-        ]
+        each = shown if isinstance(shown, (list, tuple)) else [shown]
+        found += [option if one is True else f"{option} {one}" for one in each]
     return found
 
 
@@ -113,12 +113,11 @@ def budget_section(plan: Plan) -> str:
 
 
 def _draw_budget(bar: BudgetBar) -> str:
-    """Return the parts as segments in per cent of the budget, and as a list with sizes."""
     whole = max(bar.budget, 1)
-    parts = [(p.name, p.n_bytes) for p in bar.parts if p.n_bytes > 0]
+    parts = [(name, n_bytes) for name, n_bytes in bar.parts.items() if n_bytes > 0]
     segments, items, start = [], [], 0
     for i, (name, n_bytes) in enumerate((*parts, ("headroom", bar.free))):
-        kind = "free" if name == "headroom" else _COLOURED.get(name) or _HATCHED.get(name) or f"more{i % 3}"
+        kind = "free" if name == "headroom" else _CLASSES.get(name, f"more{i % 3}")
         label = text(PART_NAMES.get(name, name.replace("_", " ")))
         share = percent(n_bytes / whole)
         title = tag("title", f"{label}: {format_size(n_bytes)}, {share}")

@@ -25,12 +25,9 @@ def heat_section(plan: Plan, index: Mapping[str, int]) -> str:
     scales = {"s": _log_scale(c.sensitivity for c in found), "l": _log_scale(c.loss for c in found)}
     inside = [c for c in found if c.layer is not None]
     outside = [c for c in found if c.layer is None]
-    parts = [_mode_switch(plan, scales), _legends(scales)]
-    if outside:
-        parts.append(_outside_table(outside, scales, index))
-    if inside:
-        parts.append(_layer_table(inside, scales, index))
-    return tag("div", *parts, id="heat")
+    parts = [_outside_table(outside, scales, index)] if outside else []
+    parts += [_layer_table(inside, scales, index)] if inside else []
+    return tag("div", _mode_switch(plan, scales), _legends(scales), *parts, id="heat")
 
 
 def _mode_switch(plan: Plan, scales: Mapping[str, Scale | None]) -> str:
@@ -64,7 +61,7 @@ def _outside_table(cells: Sequence[LayerRole], scales: Mapping[str, Scale | None
     head = (tag("th", text(c.role), scope="col") for c in cells)
     row = tag("tr", *(_draw_cell(c, scales, index, worded=True) for c in cells))
     caption = tag("caption", "outside the layers")
-    return _scroll_box(table(head, [row], caption=caption, class_="heat worded outside"))
+    return tag("div", table(head, [row], caption=caption, class_="heat worded outside"), class_="scroll")
 
 
 def _layer_table(cells: Sequence[LayerRole], scales: Mapping[str, Scale | None], index: Mapping[str, int]) -> str:
@@ -87,23 +84,15 @@ def _layer_table(cells: Sequence[LayerRole], scales: Mapping[str, Scale | None],
         rows.append(tag("tr", *row))
     head = [tag("th", "layer", scope="col"), *numbers]
     kind = "heat worded" if worded else "heat dense"
-    return _scroll_box(table(head, rows, caption=tag("caption", "layers"), class_=kind))
-
-
-def _scroll_box(content: str) -> str:
-    return tag("div", content, class_="scroll")
+    return tag("div", table(head, rows, caption=tag("caption", "layers"), class_=kind), class_="scroll")
 
 
 def _draw_cell(cell: LayerRole, scales: Mapping[str, Scale | None], index: Mapping[str, int], *, worded: bool) -> str:
-    sensitivity, loss = cell.sensitivity, cell.loss
-    levels = [
-        f"b{_bits_level(cell.bpw)}",
-        f"s{_colour_level(sensitivity, scales['s'])}",
-        f"l{_colour_level(loss, scales['l'])}",
-    ]
+    figures = {"s": cell.sensitivity, "l": cell.loss}
+    levels = [f"b{_bits_level(cell.bpw)}", *(f"{key}{_colour_level(x, scales[key])}" for key, x in figures.items())]
     words = [
         tag("span", "/".join(cell.types) if len(cell.types) < 2 else f"{len(cell.types)} types", class_="mb"),
-        *(tag("span", _short_figure(value), class_=f"m{key}") for key, value in (("s", sensitivity), ("l", loss))),
+        *(tag("span", _short_figure(value), class_=f"m{key}") for key, value in figures.items()),
     ]
     return tag(
         "td",
@@ -115,16 +104,12 @@ def _draw_cell(cell: LayerRole, scales: Mapping[str, Scale | None], index: Mappi
 
 
 def _describe_cell(cell: LayerRole) -> str:
-    """Return the figures of a cell, one a line."""
     role = brief(cell.role)
     where = role if cell.layer is None else f"layer {cell.layer}, {role}"
     copied = ", copied" if all(c.copied for c in cell.choices) else ""
     n = f" in {len(cell.choices)} tensors" if len(cell.choices) > 1 else ""
-    lines = [
-        where,
-        f"{', '.join(cell.types)}{copied}",
-        f"{cell.bpw:.4g} bits per weight, {format_size(cell.n_bytes)}{n}",
-    ]
+    bits = f"{cell.bpw:.4g} bits per weight, {format_size(cell.n_bytes)}{n}"
+    lines = [where, f"{', '.join(cell.types)}{copied}", bits]
     if cell.loss is not None:
         lines.append(f"predicted loss {cell.loss:.3g}")
     if cell.sensitivity is not None:
@@ -137,11 +122,8 @@ def _bits_level(bpw: float) -> int:
 
 
 def _log_scale(values: Iterable[float | None]) -> Scale | None:
-    known = [v for v in values if v is not None]
-    logs = [math.log(v) for v in known if v > 0]
-    if not logs:
-        return None
-    return min(logs), max(*logs, min(logs) + 1e-9)
+    logs = [math.log(v) for v in values if v is not None and v > 0]
+    return (min(logs), max(*logs, min(logs) + 1e-9)) if logs else None
 
 
 def _colour_level(value: float | None, scale: Scale | None) -> str:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from requant.planning.plan import Plan
     from requant.scoring.evaluate import Evaluation
 
-_UNNAMED = Path("OUT.gguf")
 _EVALUATION_HEADS = (
     *("text", "predicted KL", "measured KL", "measured over predicted", "99 %", "same top", "perplexity"),
     *("of the base", "tokens"),
@@ -29,29 +28,21 @@ _NAMED = 4  # most tensors named beside a reason that they share
 
 def run_section(plan: Plan, made: Conversion | None) -> str:
     """Return the engine's command line, then commands of requant, each to be copied."""
-    out = _UNNAMED if made is None else Path(made.output.name)
+    out = Path("OUT.gguf" if made is None else made.output.name)
     engine = engine_named(plan.runtime.get("engine"))
     what = "Modelfile for" if engine.family == "ollama" else "start"
     blocks = [(f"{what} {engine.name or engine.family}", start_command(plan, out))]
     source = shell.file_argument(plan.source)
     if made is None:
-        blocks.append(("convert", shell.join_words(["requant", "convert", source, str(out), "--plan", "PLAN.json"])))
+        commands = {"convert": ["convert", source, str(out), "--plan", "PLAN.json"]}
     else:
         name = shell.file_argument(out)
-        blocks.append(
-            ("verify: every byte, against record and source", _command_line("verify", name, "--source", source))
-        )
-        blocks.append(
-            (
-                "evaluate: perplexity and KL divergence",
-                _command_line("evaluate", name, "--base", source, "--text", "TEXT.txt"),
-            )
-        )
+        commands = {
+            "verify: every byte, against record and source": ["verify", name, "--source", source],
+            "evaluate: perplexity and KL divergence": ["evaluate", name, "--base", source, "--text", "TEXT.txt"],
+        }
+    blocks += ((label, shell.join_words(["requant", *words])) for label, words in commands.items())
     return "".join(_copy_block(label, line) for label, line in blocks)
-
-
-def _command_line(*words: str) -> str:
-    return shell.join_words(["requant", *words])
 
 
 def _copy_block(label: str, line: str) -> str:
@@ -62,60 +53,57 @@ def _copy_block(label: str, line: str) -> str:
 
 def origin_section(plan: Plan, made: Conversion | None, source_sha256: str | None, output_sha256: str | None) -> str:
     """Return names and hashes, notes, reasons of tensors and types left out, anomalies."""
-    facts = [
-        ("source", plan.source, FILE_NAME),
-        ("architecture", plan.arch, FILE_NAME),
-        ("source, SHA-256 of its header", plan.header_sha256, FILE_NAME),
-        ("source, SHA-256", source_sha256, FILE_NAME),
-        *_output_facts(made, output_sha256),
-        ("plan, SHA-256", plan.sha256(), FILE_NAME),
-        ("method", plan.method, FILE_NAME),
-        ("solver", plan.solver, REMARK),
-        ("effort of the encoders", plan.effort.name.lower(), FILE_NAME),
-    ]
-    rows = (tag("div", tag("dt", label), tag("dd", text(value, most))) for label, value, most in facts if value)
+    facts = {
+        "source": plan.source,
+        "architecture": plan.arch,
+        "source, SHA-256 of its header": plan.header_sha256,
+        "source, SHA-256": source_sha256,
+        **({} if made is None else _output_facts(made, output_sha256)),
+        "plan, SHA-256": plan.sha256(),
+        "method": plan.method,
+        "solver": plan.solver,
+        "effort of the encoders": plan.effort.name.lower(),
+    }
+    rows = (
+        tag("div", tag("dt", label), tag("dd", text(value, REMARK if label == "solver" else FILE_NAME)))
+        for label, value in facts.items()
+        if value
+    )
     return tag("dl", *rows, class_="facts") + "".join(
         tag("h3", label) + tag("ul", *(tag("li", text(line, REMARK)) for line in lines), class_="notes")
-        for label, lines in _remarks(plan, made)
+        for label, lines in _remarks(plan, made).items()
         if lines
     )
 
 
-def _output_facts(made: Conversion | None, output_sha256: str | None) -> list[tuple[str, str | None, int]]:
-    if made is None:
-        return []
-    importance = made.imatrix or "none"
-    return [
-        ("output", made.output.name, FILE_NAME),
-        ("output, size", f"{made.size:,} bytes", FILE_NAME),
-        ("output, SHA-256 of its header", made.header_sha256, FILE_NAME),
-        ("output, SHA-256", output_sha256, FILE_NAME),
-        ("importance", importance, FILE_NAME),
-        ("importance, SHA-256", made.imatrix_sha256, FILE_NAME),
-        ("requant", made.version, FILE_NAME),
-    ]
+def _output_facts(made: Conversion, output_sha256: str | None) -> dict[str, str | None]:
+    return {
+        "output": made.output.name,
+        "output, size": f"{made.size:,} bytes",
+        "output, SHA-256 of its header": made.header_sha256,
+        "output, SHA-256": output_sha256,
+        "importance": made.imatrix or "none",
+        "importance, SHA-256": made.imatrix_sha256,
+        "requant": made.version,
+    }
 
 
-def _remarks(plan: Plan, made: Conversion | None) -> list[tuple[str, list[str]]]:
+def _remarks(plan: Plan, made: Conversion | None) -> dict[str, list[str]]:
     odd = [] if made is None else [line for t in made.tensors if t.odd is not None for line in t.odd.notes(t.name)]
     notes = [*plan.notes, *(() if made is None else made.notes)]
     stayed = reason_lines(((c.reason, c.name) for c in plan.choices if c.reason), _NAMED)
     left_out = reason_lines(((note, c.name) for c in plan.choices for note in c.notes), _NAMED)
-    return [("Notes", notes), ("Stayed as they are", stayed), ("Types left out", left_out), ("Odd numbers", odd)]
+    return {"Notes": notes, "Stayed as they are": stayed, "Types left out": left_out, "Odd numbers": odd}
 
 
 def evaluation_section(plan: Plan, made: Conversion | None, evaluations: Sequence[Evaluation]) -> str:
     """Return predicted and measured KL, a row for each evaluation."""
     if not evaluations:
         how = tag("code", "requant evaluate --json")
-        return tag(
-            "p",
-            f"The divergence was not measured; {how} does it, and the report takes what that prints.",
-            class_="hint",
-        )
-    head = head_cells(*((label, i > 0) for i, label in enumerate(_EVALUATION_HEADS)))
+        hint = f"The divergence was not measured; {how} does it, and the report takes what that prints."
+        return tag("p", hint, class_="hint")
     rows = (tag("tr", *_evaluation_cells(plan, made, evaluation)) for evaluation in evaluations)
-    figures = table(head, rows, class_="data")
+    figures = table(head_cells(_EVALUATION_HEADS, range(1, len(_EVALUATION_HEADS))), rows, class_="data")
     return tag("h3", "Divergence from the source, nats per token") + tag("div", figures, class_="scroll")
 
 

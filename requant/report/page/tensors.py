@@ -10,31 +10,20 @@ from requant.errors import REMARK, brief
 from requant.formats import by_name
 from requant.planning.plan import Choice, Plan
 from requant.report.figures import bits_per_weight
-from requant.report.html import head_cells, table, tag, text
+from requant.report.html import head_cells, number_cell, table, tag, text
 from requant.report.view import LossCurve
 
-# label, whether the column is numbers
 COLUMNS = (
-    ("tensor", False),
-    ("role", False),
-    ("layer", True),
-    ("shape", False),
-    ("source", False),
-    ("type", False),
-    ("size", True),
-    ("bpw", True),
-    ("device", False),
-    ("predicted loss", True),
-    ("predicted error", True),
-    ("measured error", True),
-    ("remark", False),
+    *("tensor", "role", "layer", "shape", "source", "type", "size", "bpw", "device"),
+    *("predicted loss", "predicted error", "measured error", "remark"),
 )
+_NUMBERS = (2, 6, 7, 9, 10, 11)  # columns that are flush right
 
 
 def tensor_section(plan: Plan, written: Mapping[str, Converted]) -> str:
     """Return the filters and the table, a row for each tensor in file order."""
     rows = (_tensor_row(c, written.get(c.name), known=plan.predicted_loss is not None) for c in plan.choices)
-    listed = table(head_cells(*COLUMNS), rows, id="tensors", class_="data")
+    listed = table(head_cells(COLUMNS, _NUMBERS), rows, id="tensors", class_="data")
     scrolled = tag("div", listed, class_="scroll tall", tabindex="0", role="region", aria_label="Tensors")
     return _filter_controls(plan) + scrolled
 
@@ -60,8 +49,7 @@ def _tensor_row(c: Choice, made: Converted | None, *, known: bool) -> str:
         *("" if made is None else _error_figure(made.rmse), text("; ".join(_tensor_remarks(c, made)), REMARK)),
     ]
     name = tag("th", text(c.name), scope="row")
-    columns = zip(cells, COLUMNS[1:], strict=True)
-    return tag("tr", name, *(tag("td", cell, class_="num" if number else None) for cell, (_, number) in columns))
+    return tag("tr", name, *(number_cell(x) if i in _NUMBERS else tag("td", x) for i, x in enumerate(cells, start=1)))
 
 
 def _error_figure(value: float) -> str:

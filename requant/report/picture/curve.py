@@ -26,10 +26,12 @@ _AROUND = (
     *((1, 0.5), (0.5, 1), (-1, -0.5), (-0.5, -1), (1, -0.5), (-0.5, 1), (-1, 0.5), (0.5, -1)),
 )
 _DISTANCES = (6, 12, 20, 30, 42, 56, 72)  # points; from the second on, a line connects dot and label
+_OFFSETS = [(x * distance, y * distance) for distance in _DISTANCES for x, y in _AROUND]
 _LED = 9  # points; labels farther from their dot have a line
 _NEARER = 1.5  # a label must be this many times as far from any other dot
 _ROOM = 0.08  # of the range, on either side
 _NONE = 1e-7  # of the largest loss; less is rounding
+Point = tuple[float, float]
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 
 
@@ -41,8 +43,8 @@ def drawable_curve(curve: LossCurve | None) -> LossCurve | None:
 def draw_curve(axes: Axes, curve: LossCurve, plan: Plan) -> None:
     """Draw the curve around the dots; without dots all of it."""
     curve = _fit_log_scale(curve)
-    dots = [*curve.mixtures, *([curve.chosen] if curve.chosen is not None else [])]
-    points = list(curve.points)
+    dots = curve.dots
+    points: Sequence[Dot] = curve.points
     scale, unit = next((u for u in _UNITS if max(d.n_bytes for d in (*points, *dots)) >= u[0]), _UNITS[-1])
     if len(dots) > 1:
         low, high = (f(d.n_bytes for d in dots) for f in (min, max))
@@ -74,10 +76,9 @@ def draw_curve(axes: Axes, curve: LossCurve, plan: Plan) -> None:
 
 def _fit_log_scale(curve: LossCurve) -> LossCurve:
     """Return the curve with losses of 0, which have no logarithm, at the lower end and named so."""
-    dots = [*curve.mixtures, *([curve.chosen] if curve.chosen is not None else [])]
-    none = _NONE * max(d.loss for d in (*dots, *curve.points))
+    none = _NONE * max(d.loss for d in (*curve.dots, *curve.points))
     points = tuple(p for p in curve.points if p.loss > none)
-    floor = min(d.loss for d in (*dots, *points) if d.loss > none) / 3
+    floor = min(d.loss for d in (*curve.dots, *points) if d.loss > none) / 3
     points += tuple(Dot("", p.n_bytes, floor) for p in curve.points[len(points) :][:1])
 
     def placed(dot: Dot) -> Dot:
@@ -87,7 +88,7 @@ def _fit_log_scale(curve: LossCurve) -> LossCurve:
     return replace(curve, points=points, chosen=chosen, mixtures=tuple(map(placed, curve.mixtures)))
 
 
-def _points_around(points: list[Dot], low: float, high: float) -> list[Dot]:
+def _points_around(points: Sequence[Dot], low: float, high: float) -> Sequence[Dot]:
     """Return the points between two sizes, with some room, and the next on either side."""
     room = _ROOM * max(high - low, 0.05 * high)
     inside = [i for i, p in enumerate(points) if low - room <= p.n_bytes <= high + room]
@@ -122,43 +123,35 @@ def _set_ticks(axes: Axes) -> None:
     axes.tick_params(length=2.5, pad=2)
 
 
-def _label_dots(axes: Axes, curve: LossCurve, scale: float, line: Sequence[tuple[float, float]]) -> None:
+def _label_dots(axes: Axes, curve: LossCurve, scale: float, line: Sequence[Point]) -> None:
     """Write the names of the dots without overlaps; a name without a free place is left out."""
-    chosen = [curve.chosen] if curve.chosen is not None else []
-    dots = [*chosen, *curve.mixtures]
+    dots = curve.dots
     pixels = axes.figure.dpi / 72  # of a point
     places = [tuple(axes.transData.transform((dot.n_bytes / scale, dot.loss))) for dot in dots]
-    marks = [_box_around(at, pixels * (5 if dot in chosen else 2.5)) for dot, at in zip(dots, places, strict=True)]
-    curve_boxes = [
-        box for a, b in pairwise(axes.transData.transform(line).tolist() if line else []) for box in _line_boxes(a, b)
-    ]
+    marks = [_box_around(at, pixels * (5 if d == curve.chosen else 2.5)) for d, at in zip(dots, places, strict=True)]
+    path = axes.transData.transform(line).tolist() if line else []
+    curve_boxes = [box for a, b in pairwise(path) for box in _line_boxes(a, b)]
     taken: list[Bbox] = []
     left = list(range(len(dots)))
     for strict in (True, False):  # if dots touch each other, a line may begin across another dot
         for i in list(left):
-            style = _BOLD if dots[i] in chosen else _SMALL
+            style = _BOLD if dots[i] == curve.chosen else _SMALL
             name = drawable_text(dots[i].name, _NAME)
             size = _text_size(axes, name, style)
-            for x, y in _label_offsets():
+            for x, y in _OFFSETS:
                 at = places[i][0] + x * pixels, places[i][1] + y * pixels
                 box = _text_box(at, size, (x, y))
                 lead = list(_line_boxes(places[i], at)) if _needs_leader((x, y)) else []
-                free = (
-                    _is_inside(box, axes.bbox)
-                    and _are_apart([box], [*marks, *taken, *curve_boxes])
-                    and _are_apart(lead, taken)
-                )
+                free = _is_inside(box, axes.bbox) and _are_apart([box], [*marks, *taken, *curve_boxes])
                 clear = _are_apart(lead, marks[:i] + marks[i + 1 :]) if lead else strict and _is_nearest(box, i, places)
-                if free and (clear or (lead and not strict)):
+                if free and _are_apart(lead, taken) and (clear or (lead and not strict)):
                     _write_label(axes, (dots[i].n_bytes / scale, dots[i].loss), name, (x, y), style)
                     taken += [box, *lead]
                     left.remove(i)
                     break
 
 
-def _write_label(
-    axes: Axes, at: tuple[float, float], name: str, offset: tuple[float, float], style: dict[str, Any]
-) -> None:
+def _write_label(axes: Axes, at: Point, name: str, offset: Point, style: dict[str, Any]) -> None:
     x, y = map(_sign, offset)
     ends = (1 - x) / 2, (1 - y) / 2  # of the label: where the line meets it
     arrow = {"arrowstyle": "-", "lw": 0.5, "color": _FAINT, "shrinkA": 0, "shrinkB": 3, "relpos": ends}
@@ -167,20 +160,15 @@ def _write_label(
     axes.annotate(name, at, offset, arrowprops=arrow if _needs_leader(offset) else None, **how)
 
 
-def _text_size(axes: Axes, name: str, style: dict[str, Any]) -> tuple[float, float]:
+def _text_size(axes: Axes, name: str, style: dict[str, Any]) -> Point:
     """Return width and height of the name in pixels."""
     text = axes.text(0, 0, name, **style)
-    found = text.get_window_extent(_renderer(axes))
+    found = text.get_window_extent(axes.figure.canvas.get_renderer())  # type: ignore[attr-defined]
     text.remove()
     return found.width, found.height
 
 
-def _renderer(axes: Axes) -> Any:
-    return axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
-
-
-def _needs_leader(offset: tuple[float, float]) -> bool:
-    """Return whether a label that far from its dot needs a line to it."""
+def _needs_leader(offset: Point) -> bool:
     return max(map(abs, offset)) > _LED
 
 
@@ -188,14 +176,7 @@ def _sign(x: float) -> int:
     return (x > 0) - (x < 0)
 
 
-def _label_offsets() -> Iterator[tuple[float, float]]:
-    """Yield offsets in points, the nearest first."""
-    for distance in _DISTANCES:
-        for x, y in _AROUND:
-            yield x * distance, y * distance
-
-
-def _text_box(at: tuple[float, float], size: tuple[float, float], offset: tuple[float, float]) -> Bbox:
+def _text_box(at: Point, size: Point, offset: Point) -> Bbox:
     """Return the box of a label of that size on the offset's side of `at`."""
     from matplotlib.transforms import Bbox
 
@@ -203,7 +184,7 @@ def _text_box(at: tuple[float, float], size: tuple[float, float], offset: tuple[
     return Bbox.from_bounds(left, low, *size).padded(2.0)
 
 
-def _box_around(at: tuple[float, float], half: float) -> Bbox:
+def _box_around(at: Point, half: float) -> Bbox:
     from matplotlib.transforms import Bbox
 
     return Bbox.from_extents(at[0] - half, at[1] - half, at[0] + half, at[1] + half)
@@ -216,10 +197,10 @@ def _line_boxes(a: Sequence[float], b: Sequence[float]) -> Iterator[Bbox]:
         yield _box_around((a[0] + (b[0] - a[0]) * i / n, a[1] + (b[1] - a[1]) * i / n), 1.5)
 
 
-def _is_nearest(box: Bbox, own: int, places: Sequence[tuple[float, float]]) -> bool:
+def _is_nearest(box: Bbox, own: int, places: Sequence[Point]) -> bool:
     """Return whether the label is clearly nearer to its own dot than to any other."""
 
-    def distance(at: tuple[float, float]) -> float:
+    def distance(at: Point) -> float:
         return math.hypot(max(box.x0 - at[0], at[0] - box.x1, 0), max(box.y0 - at[1], at[1] - box.y1, 0))
 
     limit = _NEARER * distance(places[own])

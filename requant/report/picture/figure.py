@@ -6,15 +6,16 @@ a clock, the user's settings or other fonts. Names from files are never parsed a
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from requant.common.units import format_size
-from requant.errors import UsageError, brief
+from requant.errors import brief
 from requant.planning.plan import Plan
+from requant.report.picture.curve import draw_curve, drawable_curve
+from requant.report.picture.parts import FAINT, INK, draw_bar, draw_heat, draw_outside, draw_scale, drawable_text
 from requant.report.view import budget_bars, layer_roles, loss_curve
 from requant.scoring.losses import IN_NATS
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, FAINT = "#222222", "#767676"
 _WIDTH, _MARGIN, _GAP = 11.0, 0.3, 0.75  # inches
 _HEAD, _BAR, _BELOW = 0.72, 0.85, 1.2  # inches: title; a budget; axis and colours under the roles
 _ROW = 0.26, 0.5  # inches of a role, at least and at most
@@ -35,26 +35,16 @@ _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "text.parse_math": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "axes.edgecolor": FAINT,
     "axes.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "svg.hashsalt": "requant",
     "svg.fonttype": "path",
 }
 
 
-def check_library() -> None:
-    """Raise UsageError, naming the extra, where matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("a picture needs matplotlib, which is not installed; pip install 'requant[report]'")
-
-
 def render_picture(plan: Plan, kind: str) -> bytes:
-    """Draw `plan` as the bytes of a `.png` or `.svg` file. Raises UsageError without matplotlib."""
-    check_library()
+    """Draw `plan` as the bytes of a `.png` or `.svg` file."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it logs the fonts it finds
     import matplotlib.style
 
@@ -72,7 +62,7 @@ class _Sheet:
 
     figure: Figure
     height: float
-    top: float = field(default=0.0)
+    top: float = 0.0
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
         """Add axes at inches from the top left of the figure."""
@@ -88,41 +78,37 @@ def _draw_figure(plan: Plan) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from requant.report.picture import curve as picture_curve
-    from requant.report.picture import parts as picture_parts
-
-    budgets, found, line = budget_bars(plan), layer_roles(plan), picture_curve.drawable_curve(loss_curve(plan))
+    budgets, found, line = budget_bars(plan), layer_roles(plan), drawable_curve(loss_curve(plan))
     roles = {c.role for c in found if c.layer is not None}
     panels = max(_LEAST if line else 0.0, _ROW[0] * max(len(roles), 1) + _BELOW) if found or line else 0.0
     height = _HEAD + _BAR * len(budgets) + panels + _MARGIN
     sheet = _Sheet(Figure(figsize=(_WIDTH, height), dpi=_DPI), height)
     FigureCanvasAgg(sheet.figure)
-    sheet.write(picture_parts.drawable_text(plan.source, _TITLE), 0.32, fontsize=13, fontweight="bold")
+    sheet.write(drawable_text(plan.source, _TITLE), 0.32, fontsize=13, fontweight="bold")
     sheet.write(_figures_line(plan), 0.56, fontsize=9.5, color=FAINT)
     sheet.top = _HEAD
     for bar in budgets:
-        picture_parts.draw_bar(sheet.axes(_MARGIN, sheet.top + 0.26, _WIDTH - 2 * _MARGIN, 0.2), bar)
+        draw_bar(sheet.axes(_MARGIN, sheet.top + 0.26, _WIDTH - 2 * _MARGIN, 0.2), bar)
         sheet.top += _BAR
     inside = _WIDTH - 2 * _MARGIN
     right = (inside * _CURVE if found else inside - _GAP) if line is not None else 0.0
     if found:
-        names = _LETTER * max((len(picture_parts.drawable_text(role, 24)) for role in roles), default=0)
+        names = _LETTER * max((len(drawable_text(role, 24)) for role in roles), default=0)
         width = inside - names - (right + _GAP if line is not None else 0.0)
         high = min(panels - _BELOW, _ROW[1] * max(len(roles), 1))
         if roles:
             heat = sheet.axes(_MARGIN + names, sheet.top + 0.25, width, high)
-            picture_parts.draw_heat(heat, [c for c in found if c.layer is not None])
+            draw_heat(heat, [c for c in found if c.layer is not None])
         strip = sheet.axes(_MARGIN + names, sheet.top + high + 0.6, width, 0.24)
-        picture_parts.draw_outside(strip, [c for c in found if c.layer is None])
-        picture_parts.draw_scale(sheet.axes(_MARGIN + names, sheet.top + high + 0.95, width, 0.09))
+        draw_outside(strip, [c for c in found if c.layer is None])
+        draw_scale(sheet.axes(_MARGIN + names, sheet.top + high + 0.95, width, 0.09))
     if line is not None:
         axes = sheet.axes(_WIDTH - _MARGIN - right, sheet.top + 0.25, right, panels - 0.88)
-        picture_curve.draw_curve(axes, line, plan)
+        draw_curve(axes, line, plan)
     return sheet.figure
 
 
 def _figures_line(plan: Plan) -> str:
-    """Return bytes, bits, loss and context in one line."""
     parts = [format_size(plan.n_bytes), f"{plan.bpw:.3f} bits per weight"]
     if plan.predicted_loss is not None and plan.method in IN_NATS:
         parts.append(f"predicted KL divergence {plan.predicted_loss:.4g} nats per token")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from requant.common.units import format_size
 from requant.errors import brief
-from requant.report.view import PART_NAMES, BudgetBar, BudgetPart, LayerRole
+from requant.report.view import PART_NAMES, BudgetBar, LayerRole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _FAINT, _EMPTY = "#222222", "#767676", "#ececec"
+INK, FAINT, _EMPTY = "#222222", "#767676", "#ececec"
 # of Okabe and Ito's palette, which is safe for colour-blind readers
 _COLOURS = {"weights": "#0072b2", "kv_cache": "#e69f00", "compute": "#009e73", "reserve": "#c8c8c8"}
 _OTHERS = ("#cc79a7", "#56b4e9", "#d55e00", "#8a8a8a")
@@ -47,14 +47,13 @@ def draw_bar(axes: Axes, bar: BudgetBar) -> None:
     """Draw a budget and its parts, with the figures under it."""
     others, left = iter(_OTHERS * 2), 0.0
     parts = _merge_small_parts(bar.parts)
-    for part in parts:
-        colour = _COLOURS.get(part.name) or next(others)
-        name = PART_NAMES.get(part.name) or drawable_text(part.name, _ROLE)
-        label = f"{name} {format_size(part.n_bytes)}"
-        axes.barh(0, part.n_bytes, left=left, height=1, color=colour, label=label, edgecolor="white", linewidth=0.6)
-        left += part.n_bytes
+    for name, n_bytes in parts:
+        label = f"{PART_NAMES.get(name) or drawable_text(name, _ROLE)} {format_size(n_bytes)}"
+        colour = _COLOURS.get(name) or next(others)
+        axes.barh(0, n_bytes, left=left, height=1, color=colour, label=label, edgecolor="white", linewidth=0.6)
+        left += n_bytes
     label = f"free {format_size(bar.free)}"
-    axes.barh(0, bar.free, left=left, height=1, color="white", label=label, edgecolor=_FAINT, linewidth=0.6)
+    axes.barh(0, bar.free, left=left, height=1, color="white", label=label, edgecolor=FAINT, linewidth=0.6)
     axes.set(xlim=(0, max(bar.budget, 1)), ylim=(-0.5, 0.5), xticks=[], yticks=[])
     title = f"{_POOLS.get(bar.option, drawable_text(bar.option, _ROLE))} {format_size(bar.budget)}"
     axes.set_title(title, loc="left", fontsize=9.5, fontweight="bold", pad=4)
@@ -73,13 +72,13 @@ def draw_bar(axes: Axes, bar: BudgetBar) -> None:
     )
 
 
-def _merge_small_parts(parts: tuple[BudgetPart, ...]) -> tuple[BudgetPart, ...]:
+def _merge_small_parts(parts: Mapping[str, int]) -> list[tuple[str, int]]:
     """Return the largest parts, in their order, and the rest as one."""
     if len(parts) <= _MOST_PARTS:
-        return parts
-    kept = sorted(parts, key=lambda part: -part.n_bytes)[: _MOST_PARTS - 1]
-    rest = sum(part.n_bytes for part in parts if part not in kept)
-    return (*(part for part in parts if part in kept), BudgetPart("the rest", rest))
+        return list(parts.items())
+    kept = sorted(parts, key=lambda name: -parts[name])[: _MOST_PARTS - 1]
+    rest = sum(n_bytes for name, n_bytes in parts.items() if name not in kept)
+    return [*((name, n_bytes) for name, n_bytes in parts.items() if name in kept), ("the rest", rest)]
 
 
 def draw_heat(axes: Axes, cells: Sequence[LayerRole]) -> None:
@@ -154,4 +153,4 @@ def _ink_on(bpw: float) -> str:
     """Return the colour of letters that is legible on the colour of so many bits."""
     linear = [((c + 0.055) / 1.055) ** 2.4 for c in _colour_map()(_colour_norm()(bpw))[:3]]  # of sRGB
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return _INK if luminance > _MIDDLE else "white"
+    return INK if luminance > _MIDDLE else "white"

@@ -42,11 +42,8 @@ class Span:
     colour: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """A drawing as lines of coloured text."""
-
-    lines: tuple[tuple[Span, ...], ...]
+Line = tuple[Span, ...]
+Drawing = tuple[Line, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +102,12 @@ def draw_bars(parts: Iterable[BarTensor], canvas: Canvas) -> Drawing:
     bar = max(_LEAST_BAR, min(_BAR, room))
     longest = max((row.bits for row in rows if not row.outside), default=0) or max(row.bits for row in rows)
     head = f"{'layer':{label}}  {'bits per weight':{bar}.{bar}}  {'':>5}  {'size':>{size}}"
-    lines: list[tuple[Span, ...]] = [(Span(head + ("  types" if with_types else ""), _colour_code(_FAINT, canvas)),)]
+    lines: list[Line] = [(Span(head + ("  types" if with_types else ""), _FAINT if canvas.colours else None),)]
     for row, shown, names in zip(rows, sizes, types, strict=True):
         drawn, used = _draw_bar(row, longest, bar, canvas)
         tail = f"{'':{bar - used}}  {row.bits:5.2f}  {shown:>{size}}" + (f"  {names}" if with_types else "")
         lines.append((Span(row.label + " " * (label - display_width(row.label) + 2)), *drawn, Span(tail)))
-    return Drawing((*lines, *_legend_lines(rows, canvas)))
+    return (*lines, *_legend_lines(rows, canvas))
 
 
 def _place_of(name: str) -> int | str:
@@ -128,15 +125,12 @@ def _bar_rows(parts: list[BarTensor]) -> list[_BarRow]:
             layers.setdefault(part.place, []).append(part)
         else:
             outside.setdefault(part.place, []).append(part)
-    beside = {
-        role: _bar_row(_shorten_label(role), found, outside=True)
-        for role, found in outside.items()
-        if not layers or sum(p.n_weights for p in found) >= _SMALL * total
-    }
-    first = [row for role, row in beside.items() if "embd" in role]
-    return [*first, *_layer_rows(layers), *(row for role, row in beside.items() if "embd" not in role)] or [
-        _bar_row("all", parts)
-    ]
+    large = [role for role, found in outside.items() if not layers or sum(p.n_weights for p in found) >= _SMALL * total]
+    first, last = (
+        [_bar_row(_shorten_label(role), outside[role], outside=True) for role in large if ("embd" in role) is embeds]
+        for embeds in (True, False)
+    )
+    return [*first, *_layer_rows(layers), *last] or [_bar_row("all", parts)]
 
 
 def _shorten_label(role: str) -> str:
@@ -152,10 +146,8 @@ def _layer_rows(layers: dict[int, list[BarTensor]]) -> list[_BarRow]:
     if len(merged) > MOST_LINES:
         several = ceil(len(numbers) / MOST_LINES)
         merged = [numbers[i : i + several] for i in range(0, len(numbers), several)]
-    return [
-        _bar_row(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}", [p for n in run for p in layers[n]])
-        for run in merged
-    ]
+    labels = (str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in merged)
+    return [_bar_row(label, [p for n in run for p in layers[n]]) for label, run in zip(labels, merged, strict=True)]
 
 
 def _bar_row(label: str, parts: Sequence[BarTensor], *, outside: bool = False) -> _BarRow:
@@ -182,7 +174,7 @@ def _draw_bar(row: _BarRow, longest: float, width: int, canvas: Canvas) -> tuple
         end = length * before / total
         whole = int(end) if i == len(row.types) - 1 else round(end)
         text = _bar_text(name, whole - used, end - whole if i == len(row.types) - 1 else 0.0, canvas)
-        spans.append(Span(text, _colour_code(_type_colour(name), canvas)))
+        spans.append(_type_span(text, name, canvas))
         used = whole if len(text) == whole - used else whole + 1
     if cut:
         spans.append(Span(_CUT))
@@ -196,18 +188,18 @@ def _bar_text(name: str, n: int, rest: float, canvas: Canvas) -> str:
     return _bits_digit(name) * n + (_bits_digit(name) if rest >= 0.5 else "")
 
 
-def _legend_lines(rows: Sequence[_BarRow], canvas: Canvas) -> list[tuple[Span, ...]]:
+def _legend_lines(rows: Sequence[_BarRow], canvas: Canvas) -> list[Line]:
     """Return each type with its colour or digit, in lines that fit."""
     names = sorted({name for row in rows for name, _ in row.types}, key=by_bits)
     lines: list[list[Span]] = [[]]
     used = 0
     for name in names:
-        mark = FULL * 2 if canvas.colours and canvas.blocks else _bits_digit(name) * 2
+        mark = _bar_text(name, 2, 0.0, canvas)
         text = f" {name}   "
         if used and used + len(mark) + len(text) > canvas.width:
             lines.append([])
             used = 0
-        lines[-1] += [Span(mark, _colour_code(_type_colour(name), canvas)), Span(text)]
+        lines[-1] += [_type_span(mark, name, canvas), Span(text)]
         used += len(mark) + len(text)
     return [tuple(line) for line in lines]
 
@@ -217,9 +209,5 @@ def _bits_digit(name: str) -> str:
     return str(bits) if bits < 10 else "F"
 
 
-def _type_colour(name: str) -> int:
-    return _COLOURS.get(int(format_of(name).bpw), _UNROUNDED)
-
-
-def _colour_code(colour: int, canvas: Canvas) -> int | None:
-    return colour if canvas.colours else None
+def _type_span(text: str, name: str, canvas: Canvas) -> Span:
+    return Span(text, _COLOURS.get(int(format_of(name).bpw), _UNROUNDED) if canvas.colours else None)

@@ -41,11 +41,6 @@ class Change:
     bytes_b: int
     reshaped: bool = False
 
-    @property
-    def is_foreign(self) -> bool:
-        """Whether the sides differ in the tensor itself, not in its type only."""
-        return self.reshaped or None in (self.type_a, self.type_b)
-
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -106,11 +101,10 @@ def difference_text(diff: Difference) -> str:
         counts = f"{diff.n_one_sided} of {len(diff.changes) + diff.n_equal} tensors are only in one of the two"
         unlisted = "; they are not listed" if n_foreign > _FOREIGN else ""
         head = [f"{counts}, {diff.n_reshaped} have other shapes{unlisted}", ""]
-    listed = [c for c in diff.changes if n_foreign <= _FOREIGN or not c.is_foreign]
-    for c in listed:
-        more = f"{c.bytes_b - c.bytes_a:+,}"
-        rows.append([brief(c.name), c.type_a or "-", c.type_b or "-", more])
-    lines = [*head, *grid(rows, right=(3,)), ""] if listed else head
+    for c in diff.changes:
+        if n_foreign <= _FOREIGN or not (c.reshaped or None in (c.type_a, c.type_b)):
+            rows.append([brief(c.name), c.type_a or "-", c.type_b or "-", f"{c.bytes_b - c.bytes_a:+,}"])
+    lines = [*head, *grid(rows, right=(3,)), ""] if len(rows) > 1 else head
     lines.append(f"{len(diff.changes)} tensors differ, {diff.n_equal} are alike")
     for label, name, size, loss, method in (
         ("A", diff.a, diff.bytes_a, diff.loss_a, diff.method_a),

@@ -34,30 +34,25 @@ def explanation_text(explanation: Explanation, plan: Plan, outlooks: Sequence[Ou
                 "" if a.plan_loss is None or a.chosen else _relative_change(a.plan_loss, plan.predicted_loss),
             ]
         )
-    notes = [brief(note, REMARK) for note in c.notes]
-    parts = ["\n".join(grid(rows, right=(2, 3, 4, 5))), "\n".join(notes), outlook_text(plan, outlooks)]
-    return "\n\n".join([head, *(part for part in parts if part)])
+    notes = "\n".join(brief(note, REMARK) for note in c.notes)
+    parts = [head, "\n".join(grid(rows, right=(2, 3, 4, 5))), notes, _outlook_text(plan, outlooks)]
+    return "\n\n".join(filter(None, parts))
 
 
 def explanation_json(explanation: Explanation, plan: Plan, outlooks: Sequence[Outlook]) -> str:
     """Return the explanation as JSON, schema requant.explanation/1."""
-    what = {
-        "choice": to_plain(explanation.choice),
-        "alternatives": to_plain(explanation.alternatives),
-        "limits": to_plain(outlooks),
-    }
-    return dump({"schema": "requant.explanation/1", "predicted_loss": plan.predicted_loss, **what})
+    head = {"schema": "requant.explanation/1", "predicted_loss": plan.predicted_loss}
+    return dump(head | to_plain(explanation) | {"limits": to_plain(outlooks)})
 
 
-def outlook_text(plan: Plan, outlooks: Sequence[Outlook]) -> str:
+def _outlook_text(plan: Plan, outlooks: Sequence[Outlook]) -> str:
     """Return for each limit its free bytes and the loss that more of it would give."""
     lines = []
     for o in outlooks:
-        bought = (
-            "no plan"
-            if o.value is None
-            else f"a loss of {o.value:.5g} {loss_unit(plan.method)} ({_relative_change(o.value, plan.predicted_loss)})"
-        )
+        bought = "no plan"
+        if o.value is not None:
+            change = _relative_change(o.value, plan.predicted_loss)
+            bought = f"a loss of {o.value:.5g} {loss_unit(plan.method)} ({change})"
         lines.append(f"{o.option} has {format_size(o.free)} free; {format_size(o.more)} more would buy {bought}")
     if plan.predicted_loss == 0:
         lines.append("nothing limits the plan: every tensor is a copy")

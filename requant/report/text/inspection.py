@@ -7,7 +7,7 @@ import textwrap
 from requant.common.units import format_size
 from requant.errors import FILE_NAME, brief
 from requant.model.inspection import Inspection, Share
-from requant.report.text.grid import GAP, WIDTH, fit_grid, grid, label_lines
+from requant.report.text.grid import WIDTH, fit_grid, grid, label_lines
 
 _IN_TOKENS = ("context_length", "vocabulary", "window")
 
@@ -15,7 +15,7 @@ _IN_TOKENS = ("context_length", "vocabulary", "window")
 def model_tables(model: Inspection, width: int = WIDTH, *, tensors: bool = False) -> list[str]:
     """Return the tables of types, roles, memory and, on request, tensors; the roles' table gives up columns to fit."""
     parts = [_share_table("type", model.types), _share_table("role", model.roles, width), _memory_table(model, width)]
-    return [part for part in (*parts, _tensor_table(model) if tensors else "") if part]
+    return list(filter(None, (*parts, _tensor_table(model) if tensors else "")))
 
 
 def model_facts(model: Inspection, width: int = WIDTH) -> str:
@@ -28,13 +28,10 @@ def model_facts(model: Inspection, width: int = WIDTH) -> str:
         ("weights", count_weights(model)),
     ]
     if model.hyperparameters is not None:
-        shown = (
-            f"{key.replace('_', ' ')} {value}{' tokens' * (key in _IN_TOKENS)}"
-            for key, value in model.hyperparameters.items()
-            if value
-        )
+        known = ((key, value) for key, value in model.hyperparameters.items() if value)
+        shown = (f"{key.replace('_', ' ')} {value}{' tokens' * (key in _IN_TOKENS)}" for key, value in known)
         lines.append(("shape", ", ".join(shown)))
-    return "\n".join(label_lines(lines, width, max(len(label) for label, _ in lines) + len(GAP)))
+    return "\n".join(label_lines(lines, width, label_width=9))
 
 
 def name_files(model: Inspection) -> str:

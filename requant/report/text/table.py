@@ -5,24 +5,24 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from requant.common.units import format_size
 from requant.errors import FILE_NAME, REMARK, brief
 from requant.formats import Effort, by_bits, format_of
 from requant.planning.constraints import Limit, name_part
-from requant.planning.plan import EDITED, Choice, Plan
+from requant.planning.plan import EDITED, Plan
 from requant.report.figures import count_tensors, loss_unit, percent, reason_lines
 from requant.report.text.grid import GAP, WIDTH, display_width, fit_grid, grid, label_lines
 from requant.report.view import budget_bar
-from requant.scoring.losses import IN_NATS, Losses
+from requant.scoring.losses import IN_NATS, Losses, TensorLosses
 
 _NAMED = 3  # tensors named beside a reason that several share
 
 
 def plan_table(plan: Plan, width: int = WIDTH) -> str:
     """Return the types by layer and role, the share of each type, and the summary."""
-    return "\n\n".join(part for part in (layer_table(plan, width), type_table(plan), summary(plan, width)) if part)
+    return "\n\n".join(filter(None, (layer_table(plan, width), type_table(plan), summary(plan, width))))
 
 
 def plans_table(plans: Sequence[Plan], vrams: Sequence[int], width: int = WIDTH) -> str:
@@ -61,10 +61,10 @@ def layer_table(plan: Plan, width: int = WIDTH) -> str:
     roles = list(dict.fromkeys(role for layer, role in cells if layer is not None))
     layers = sorted({layer for layer, _ in cells if layer is not None})
     rows = [["/".join(cells.get((layer, role), ["-"])) for role in roles] for layer in layers]
-    table = _split_table([brief(r) for r in roles], _merge_equal_layers(layers, rows), width)
-    parts = ["\n".join(grid(outside)), *table]
+    tables = _split_table([brief(r) for r in roles], _merge_equal_layers(layers, rows), width)
     copied = any(c.copied and c.reason is None for c in plan.choices)
-    return "\n\n".join(part for part in (*parts, "* copied from the source" if copied else "") if part)
+    parts = ["\n".join(grid(outside)), *tables, "* copied from the source" if copied else ""]
+    return "\n\n".join(filter(None, parts))
 
 
 def type_table(plan: Plan) -> str:
@@ -74,21 +74,11 @@ def type_table(plan: Plan) -> str:
     for name in sorted({c.type for c in plan.choices}, key=by_bits):
         found = [c for c in plan.choices if c.type == name]
         share = sum(c.n_weights for c in found) / max(plan.n_weights, 1)
-        part = math.fsum(c.loss for c in found) / total if total else 0.0
-        loss = "?" if total is None else percent(part)
+        loss = "?" if total is None else percent(math.fsum(c.loss for c in found) / total if total else 0.0)
         size = format_size(sum(c.n_bytes for c in found))
         rows.append([name, f"{format_of(name).bpw:.2f}", str(len(found)), percent(share), size, loss])
-    size = format_size(plan.n_bytes)
-    rows.append(
-        [
-            "all",
-            f"{plan.bpw:.2f}",
-            str(len(plan.choices)),
-            percent(1),
-            size,
-            "?" if total is None else percent(total > 0),
-        ]
-    )
+    loss = "?" if total is None else percent(total > 0)
+    rows.append(["all", f"{plan.bpw:.2f}", str(len(plan.choices)), percent(1), format_size(plan.n_bytes), loss])
     return "\n".join(grid(rows, right=(1, 2, 3, 4, 5)))
 
 
@@ -103,8 +93,8 @@ def summary(plan: Plan, width: int = WIDTH) -> str:
         *([] if plan.effort == Effort.DEFAULT else [("effort", plan.effort.name.lower())]),
         *((brief(limit.option), _limit_figures(plan, limit)) for limit in plan.limits),
         *_device_lines(plan),
-        *(("stays", line) for line in _kept_reasons(plan.choices)),
-        *(("fallback", line) for line in _fallback_reasons(plan.choices)),
+        *(("stays", line) for line in _reasons((c.reason, c.name) for c in plan.choices if c.reason is not None)),
+        *(("fallback", line) for line in _reasons((note, c.name) for c in plan.choices for note in c.notes)),
         *(("note", brief(note, REMARK)) for note in plan.notes),
     ]
     return "\n".join(label_lines(lines, width))
@@ -120,21 +110,17 @@ def losses_table(losses: Losses, width: int = WIDTH) -> str:
             for role in (t.role, ""):
                 sums.setdefault((role, c.type), []).append(c.loss)
     counts = Counter(t.role for t in free) | Counter({"": len(free)})
-    roles = [*dict.fromkeys(t.role for t in free), ""]
-    rows = [
-        (
-            f"{brief(role) or 'all'} ({counts[role]})",
-            [_role_loss(sums.get((role, name), []), counts[role]) for name in types],
-        )
-        for role in roles
-    ]
+    rows = []
+    for role in (*dict.fromkeys(t.role for t in free), ""):
+        cells = [_role_loss(sums.get((role, name), []), counts[role]) for name in types]
+        rows.append((f"{brief(role) or 'all'} ({counts[role]})", cells))
     partial = any(cell.endswith("+") for _, cells in rows for cell in cells)
     imatrix = f", importance from {brief(losses.imatrix, FILE_NAME)}" if losses.imatrix else ", no importance matrix"
     lines = [
         ("source", f"{brief(losses.source, FILE_NAME)} ({brief(losses.arch)})"),
         ("method", f"{brief(losses.method, REMARK)}{imatrix}; tensors {len(losses.tensors)}, {len(free)} to quantize"),
         *(("stays", line) for line in _reasons((t.reason, t.name) for t in losses.tensors if t.reason is not None)),
-        *(("left out", line) for line in _reasons(_skip_reasons((t.name, t.skipped) for t in free))),
+        *(("left out", line) for line in _reasons(_skip_reasons(free))),
         *(("note", brief(note, REMARK)) for note in losses.notes),
     ]
     title = f"predicted loss, in {loss_unit(losses.method)}, if every tensor of a role had the type"
@@ -159,35 +145,29 @@ def _loss_figures(plan: Plan) -> str:
 
 
 def _limit_figures(plan: Plan, limit: Limit) -> str:
-    """Return the use of a limit and its parts."""
     used = plan.used(limit)
     if limit.unit != "bytes":
         return f"{limit.show(used)} of {limit.show(limit.budget)}"
     if limit.n_weights:
         return f"{8 * used / limit.n_weights:.4f} of {limit.bpw:.4f} bits per weight"
     filled = budget_bar(plan, limit)
-    listed = ", ".join(f"{brief(name_part(part.name, limit))} {format_size(part.n_bytes)}" for part in filled.parts)
+    listed = ", ".join(f"{brief(name_part(name, limit))} {format_size(n)}" for name, n in filled.parts.items())
     return f"{format_size(used)} of {format_size(limit.budget)}, {format_size(filled.free)} free: {listed}"
 
 
 def _device_lines(plan: Plan) -> list[tuple[str, str]]:
-    """Return the placement of the tensors and the predicted speed."""
     if "n_gpu_layers" not in plan.runtime:
         return []
-    lines = []
-    held = {d: [c for c in plan.choices if c.device == d] for d in ("gpu", "cpu")}
-    sizes = (
-        f"{d} {format_size(sum(c.n_bytes for c in found))} in {count_tensors(found)}"
-        for d, found in held.items()
-        if found
-    )
+    sizes = []
+    for device in ("gpu", "cpu"):
+        if held := [c for c in plan.choices if c.device == device]:
+            sizes.append(f"{device} {format_size(sum(c.n_bytes for c in held))} in {count_tensors(held)}")
     n = plan.runtime["n_gpu_layers"]
     layers = "all layers" if plan.runtime.get("all_layers") else f"{n or 'no'} layer{'s' * (n != 1)}"
-    lines.append(("devices", f"{layers} on the GPU; {', '.join(sizes)}"))
+    lines = [("devices", f"{layers} on the GPU; {', '.join(sizes)}")]
     if experts := plan.runtime.get("experts_on_cpu"):
         lines.append(("", f"experts of {len(experts)} layers on the CPU: {', '.join(map(str, experts))}"))
-        apart = _expert_sensitivities(plan, set(experts))
-        lines += [("", apart)] if apart else []
+        lines += [("", line) for line in _expert_sensitivities(plan, set(experts))]
     if (ns := plan.ns_per_token) is not None:
         lines.append(("speed", f"{_rate(ns)} tokens/s predicted, at a full context"))
     return lines
@@ -199,30 +179,22 @@ def _rate(ns: int) -> str:
     return f"{rate:.1f}" if rate < 1000 else f"{float(f'{rate:.3g}'):.0f}"
 
 
-def _expert_sensitivities(plan: Plan, on_cpu: set[int]) -> str:
-    """Return the mean sensitivity of the layers on either device."""
+def _expert_sensitivities(plan: Plan, on_cpu: set[int]) -> list[str]:
+    """Return a line with the mean sensitivity of the layers on either device, if both have layers."""
     found = [(s.layer in on_cpu, s.sensitivity) for s in plan.layers if s.layer is not None and s.sensitivity]
     sides = [[x for there, x in found if there == side] for side in (False, True)]
     if not all(sides):
-        return ""
+        return []
     kept, left = (math.fsum(x) / len(x) for x in sides)
-    unit = loss_unit(plan.method)
-    at = plan.runtime.get("reference_type")
-    return f"sensitivity at {at}, in {unit}: {left:.3g} a layer of these, {kept:.3g} of the others"
+    what = f"sensitivity at {plan.runtime.get('reference_type')}, in {loss_unit(plan.method)}"
+    return [f"{what}: {left:.3g} a layer of these, {kept:.3g} of the others"]
 
 
-def _kept_reasons(choices: Iterable[Choice]) -> list[str]:
-    return _reasons((c.reason, c.name) for c in choices if c.reason is not None)
-
-
-def _fallback_reasons(choices: Iterable[Choice]) -> list[str]:
-    return _reasons((note, c.name) for c in choices for note in c.notes)
-
-
-def _skip_reasons(tensors: Iterable[tuple[str, Mapping[str, str]]]) -> Iterable[tuple[str, str]]:
-    for name, skipped in tensors:
-        for reason in dict.fromkeys(skipped.values()):
-            yield f"no {', '.join(t for t, why in skipped.items() if why == reason)}: {reason}", name
+def _skip_reasons(tensors: Iterable[TensorLosses]) -> Iterable[tuple[str, str]]:
+    for tensor in tensors:
+        for reason in dict.fromkeys(tensor.skipped.values()):
+            types = ", ".join(name for name, why in tensor.skipped.items() if why == reason)
+            yield f"no {types}: {reason}", tensor.name
 
 
 def _reasons(pairs: Iterable[tuple[str | None, str]]) -> list[str]:

@@ -15,10 +15,8 @@ VERSION_SCHEMA = "requant.version/1"
 
 def versions_text(versions: Versions) -> str:
     """Return `requant` and its version on the first line, the rest under it."""
-    packages = list(versions.packages.items())
-    lines = [
-        ", ".join(f"{name} {version}" for name, version in packages[i : i + 4]) for i in range(0, len(packages), 4)
-    ]
+    packages = [f"{name} {version}" for name, version in versions.packages.items()]
+    lines = [", ".join(packages[i : i + 4]) for i in range(0, len(packages), 4)]
     rows = [
         ["encoders", f"version {versions.kernels}"],
         ["formats", f"{versions.n_types} types of ggml {versions.ggml}, table {versions.formats}"],

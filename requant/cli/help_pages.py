@@ -139,10 +139,7 @@ PAGES = {
         examples=(
             Example("requant score model.gguf -o losses.json", "From gradients on the text that ships"),
             Example("requant score model.gguf --quick -o quick.json", "In seconds and worse, without running it"),
-            Example(
-                "requant score model.gguf --types Q4_K,Q5_K,Q6_K,IQ4_XS -o few.json",
-                "Only these types",
-            ),
+            Example("requant score model.gguf --types Q4_K,Q5_K,Q6_K,IQ4_XS -o few.json", "Only these types"),
             Example(
                 "requant score model.gguf --emit-imatrix i.gguf -o weighed.json",
                 "Keep the importance measured on the way, for convert --imatrix",
@@ -259,13 +256,9 @@ PAGES = {
         examples=(
             Example("requant evaluate model.gguf --text text.txt", "Perplexity"),
             Example(
-                "requant evaluate out.gguf --base model.gguf --text text.txt",
-                "How far the output is from its source",
+                "requant evaluate out.gguf --base model.gguf --text text.txt", "How far the output is from its source"
             ),
-            Example(
-                "requant evaluate out.gguf --base model.gguf --text text.txt --json",
-                "The same for a program",
-            ),
+            Example("requant evaluate out.gguf --base model.gguf --text text.txt --json", "The same for a program"),
         ),
         exit_codes=(0, 2, 3, 6, 7, 8, 130),
         see=("verify", "calibrate"),

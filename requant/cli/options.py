@@ -48,11 +48,7 @@ imatrix = click.option(
     "--imatrix", type=FILE, metavar="F", shell_complete=GGUF, help="Importance matrix of this model (GGUF or .dat)."
 )
 losses = click.option(
-    "--losses",
-    type=FILE,
-    metavar="F",
-    shell_complete=JSON,
-    help="Losses from `requant score`, instead of scoring now.",
+    "--losses", type=FILE, metavar="F", shell_complete=JSON, help="Losses from `requant score`, instead of scoring now."
 )
 force = click.option("--force", is_flag=True, help="Replace files that exist.")
 single_type = click.option(
@@ -125,11 +121,7 @@ calibration = _together(
     window,
     click.option("--quick", is_flag=True, help="Score without running the model: in seconds, but worse."),
     click.option(
-        "--statistics",
-        type=FILE,
-        metavar="F",
-        shell_complete=GGUF,
-        help="Score with these, from `requant calibrate`.",
+        "--statistics", type=FILE, metavar="F", shell_complete=GGUF, help="Score with these, from `requant calibrate`."
     ),
 )
 

@@ -56,7 +56,6 @@ class PlanOption:
     help: str
     doc: str
     show_default: str | None = None
-    says_memory: bool = False  # it has a meaning only where memory is limited, or speed
 
     @property
     def keyword(self) -> str:
@@ -110,16 +109,8 @@ PLAN_OPTIONS = (  # in the order of the help
         help="VRAM for weights, KV cache, buffers and reserve, as in 12GiB.",
         doc=_BYTES_DOC,
     ),
-    PlanOption(
-        *("ram", "--ram", _SIZE, BUDGET),
-        help="RAM for what is not on the GPU.",
-        doc=_BYTES_DOC,
-    ),
-    PlanOption(
-        *("size", "--size", _SIZE, BUDGET),
-        help="Size of the whole file, header and all.",
-        doc=_BYTES_DOC,
-    ),
+    PlanOption("ram", "--ram", _SIZE, BUDGET, help="RAM for what is not on the GPU.", doc=_BYTES_DOC),
+    PlanOption("size", "--size", _SIZE, BUDGET, help="Size of the whole file, header and all.", doc=_BYTES_DOC),
     PlanOption(
         *("bpw", "--bpw", _NUMBER, BUDGET),
         help="Bits per weight over all tensors.",
@@ -140,66 +131,47 @@ PLAN_OPTIONS = (  # in the order of the help
         help="Context in tokens, over all sequences (16k); 0: the model's own; max: the largest that keeps --max-loss.",
         doc='tokens over all sequences, or "max"',
         show_default="the model's own, at most 4096",
-        says_memory=True,
     ),
     PlanOption(
         *("cache_type_k", "--cache-type-k", _CACHE_TYPE, MEMORY),
         help="Type of the K cache; auto measures what smaller ones cost.",
         doc=_CACHE_DOC,
         show_default="f16",
-        says_memory=True,
     ),
     PlanOption(
         *("cache_type_v", "--cache-type-v", _CACHE_TYPE, MEMORY),
         help="Type of the V cache.",
         doc=_CACHE_DOC,
         show_default="f16",
-        says_memory=True,
     ),
     PlanOption(
-        *("n_parallel", "--parallel", _COUNT, MEMORY),
-        help="Sequences at once.",
-        doc="sequences at once",
-        show_default="1",
-        says_memory=True,
+        "n_parallel", "--parallel", _COUNT, MEMORY, help="Sequences at once.", doc="sequences at once", show_default="1"
     ),
     PlanOption(
         *("n_ubatch", "--ubatch", _COUNT, MEMORY),
         help="Tokens computed at once.",
         doc="tokens computed at once",
         show_default="512 if they fit, else fewer",
-        says_memory=True,
     ),
     PlanOption(
         *("reserve", "--reserve", _SIZE_OR_ZERO, MEMORY),
         help="VRAM to leave free.",
         doc=_BYTES_DOC,
         show_default="1GiB, at most a tenth of --vram",
-        says_memory=True,
     ),
     PlanOption(
-        *("draft", "--draft", _GGUF, MEMORY),
-        help="A draft model or EAGLE-3 head that shares the VRAM.",
-        doc=_FILES_DOC,
-        says_memory=True,
+        "draft", "--draft", _GGUF, MEMORY, help="A draft model or EAGLE-3 head that shares the VRAM.", doc=_FILES_DOC
     ),
-    PlanOption(
-        *("mmproj", "--mmproj", _GGUF, MEMORY),
-        help="A vision projector that shares the VRAM.",
-        doc=_FILES_DOC,
-        says_memory=True,
-    ),
+    PlanOption("mmproj", "--mmproj", _GGUF, MEMORY, help="A vision projector that shares the VRAM.", doc=_FILES_DOC),
     PlanOption(
         *("mtp", "--mtp", _FLAG, MEMORY),
         help="Layers of multi-token prediction are used.",
         doc="layers of multi-token prediction are used",
-        says_memory=True,
     ),
     PlanOption(
         *("assume", "--assume", _FLAG, MEMORY),
         help="Plan for an unknown architecture with an upper bound.",
         doc="an upper bound for a cache that is not known",
-        says_memory=True,
     ),
     PlanOption(
         *("engine", "--engine", _ENGINE, MEMORY),
@@ -218,14 +190,12 @@ PLAN_OPTIONS = (  # in the order of the help
         help="GB/s (powers of ten) of GPU, CPU and PCIe.",
         doc='GB/s by device, {"gpu": 448}',
         show_default="the engine's, gpu=400,cpu=50,pcie=16 for most",
-        says_memory=True,
     ),
     PlanOption(
         *("price", "--time-price", _PRICE, MEMORY),
         help="Nats of loss that a second per token is worth, with --ram.",
         doc="loss that a second per token is worth",
         show_default="0.2",
-        says_memory=True,
     ),
     PlanOption(
         *("types", "--types", _TYPES, TYPES),
@@ -239,9 +209,7 @@ PLAN_OPTIONS = (  # in the order of the help
         doc=_RULES_DOC,
     ),
     PlanOption(
-        *("pins", "--tensor-type-file", _FILE, TYPES),
-        help="A file of REGEX=TYPE lines.",
-        doc="a file of REGEX=TYPE lines",
+        "pins", "--tensor-type-file", _FILE, TYPES, help="A file of REGEX=TYPE lines.", doc="a file of REGEX=TYPE lines"
     ),
     PlanOption(
         *("floors", "--min-type", _RULES, TYPES),
@@ -253,14 +221,8 @@ PLAN_OPTIONS = (  # in the order of the help
         help="The tensors that match share a type; may be repeated.",
         doc="expressions; what matches one shares a type",
     ),
+    PlanOption("output_type", "--output-tensor-type", _TYPE, TYPES, help="The type of output.weight.", doc=_TYPES_DOC),
     PlanOption(
-        *("output_type", "--output-tensor-type", _TYPE, TYPES),
-        help="The type of output.weight.",
-        doc=_TYPES_DOC,
-    ),
-    PlanOption(
-        *("embedding_type", "--token-embedding-type", _TYPE, TYPES),
-        help="The type of token_embd.weight.",
-        doc=_TYPES_DOC,
+        "embedding_type", "--token-embedding-type", _TYPE, TYPES, help="The type of token_embd.weight.", doc=_TYPES_DOC
     ),
 )

@@ -11,7 +11,7 @@ from requant.errors import UsageError
 from requant.model.engine_settings import EngineSettings
 from requant.planning.constraints import Constraints, Rule
 from requant.planning.engines import ENGINES, Engine, engine_named
-from requant.planning.options import PLAN_OPTIONS
+from requant.planning.options import MEMORY, PLAN_OPTIONS
 from requant.planning.rules import MAX_CONTEXT
 from requant.planning.solver.problem import check_rules
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from requant.planning.plan import Plan
     from requant.scoring.losses import Losses
 
-MEMORY_OPTIONS = {option.field: option.flag for option in PLAN_OPTIONS if option.says_memory}
+MEMORY_OPTIONS = {  # those that have a meaning only where memory or speed is limited
+    o.field: o.flag for o in PLAN_OPTIONS if o.heading == MEMORY and o.field not in ("engine", "prefer_within")
+}
 LIMITS = ("--vram SIZE", "--ram SIZE", "--size SIZE", "--bpw X", "--max-loss X")
 
 
@@ -129,14 +131,11 @@ def check_request(request: PlanRequest) -> None:
     check_memory_options(request)
 
 
-def _is_given(value: object) -> bool:
-    return value is not None and value is not False  # 0 is given
-
-
 def check_memory_options(request: PlanRequest) -> None:
     """Raise UsageError for options that have no meaning without another, or that contradict each other."""
     engine = engine_named(request.engine)
-    alone = [option for name, option in MEMORY_OPTIONS.items() if _is_given(getattr(request, name))]
+    values = {option: getattr(request, name) for name, option in MEMORY_OPTIONS.items()}
+    alone = [option for option, value in values.items() if value is not None and value is not False]  # 0 is given
     if alone and not request.on_devices:
         raise UsageError(f"{alone[0]} says how memory is spent; give --vram SIZE or --ram SIZE with it")
     if not engine.has_gpu and request.vram is not None:

@@ -76,7 +76,7 @@ class PlanOutputs:
 @options.imatrix
 @options.calibration
 @options.result_file("plan")
-@click.option("--emit-tensor-types", "recipe", type=options.FILE, metavar="F", help="Write it for llama-quantize too.")
+@options.file_option("--emit-tensor-types", "recipe", help="Write it for llama-quantize too.")
 @click.option("--explain", metavar="NAME", help="Why this tensor has its type, and what another would cost.")
 @click.option("--frontier", is_flag=True, help="The whole curve of loss against bytes, as CSV or --json.")
 @options.threads

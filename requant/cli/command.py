@@ -5,6 +5,7 @@ A command needs only `@click.command(cls=Command)`; the rest of its help is in `
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
@@ -51,11 +52,8 @@ class WordChoice(click.Choice):  # type: ignore[type-arg,unused-ignore]  # gener
 
 def common() -> list[click.Option]:
     """Return the options of every command, which may stand before and after its name."""
-    quiet, verbose = (
-        "Say nothing but errors and the result.",
-        "Say what is read, written and done, and how long it takes.",
-    )
-    flag: dict[str, Any] = {"is_flag": True, "expose_value": False}
+    flag = functools.partial(click.Option, is_flag=True, expose_value=False)
+    verbose = "Say what is read, written and done, and how long it takes."
     return [
         click.Option(
             ["--progress"],
@@ -67,9 +65,9 @@ def common() -> list[click.Option]:
             help="How long work is shown on stderr: bar, plain lines, json lines, none; auto is a bar on a terminal "
             "and a line every 10 s elsewhere.",
         ),
-        click.Option(["-q", "--quiet"], callback=_take_level, help=quiet, **flag),
-        click.Option(["-v", "--verbose"], callback=_take_level, help=verbose, **flag),
-        click.Option(["--debug"], callback=_take_debug, help="Show where an error arose.", **flag),
+        flag(["-q", "--quiet"], callback=_take_level, help="Say nothing but errors and the result."),
+        flag(["-v", "--verbose"], callback=_take_level, help=verbose),
+        flag(["--debug"], callback=_take_debug, help="Show where an error arose."),
     ]
 
 

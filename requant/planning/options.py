@@ -59,7 +59,7 @@ class PlanOption:
 
     @property
     def keyword(self) -> str:
-        """The keyword of the Python API, and the parameter of a command."""
+        """Return the keyword of the Python API, and the parameter of a command."""
         return self.flag.removeprefix("--").replace("-", "_")
 
 

@@ -71,18 +71,18 @@ class PlanRequest:
 
     @property
     def profile(self) -> Engine:
-        """The engine, with the bandwidths of --bandwidth."""
+        """Return the engine, with the bandwidths of --bandwidth."""
         engine = engine_named(self.engine)
         return replace(engine, bandwidth={**engine.bandwidth, **dict(self.bandwidth or ())})
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The fields of `model.engine_settings.EngineSettings` that are options; None where not given."""
+        """Return the fields of `model.engine_settings.EngineSettings` that are options; None where not given."""
         return {f.name: getattr(self, f.name) for f in fields(EngineSettings) if hasattr(self, f.name)}
 
     @property
     def constraints(self) -> Constraints:
-        """The constraints on types, without a limit."""
+        """Return the constraints on types, without a limit."""
         return Constraints(
             pins=self.pins,
             floors=self.floors,
@@ -103,8 +103,7 @@ class PlanRequest:
         return tuple(dict.fromkeys((*usual, *(t for t in named if t is not None))))
 
 
-_FIELDS = [f.name for f in fields(PlanRequest)]
-OPTIONS_BY_FIELD = tuple(sorted(PLAN_OPTIONS, key=lambda option: _FIELDS.index(option.field)))  # fields' order
+OPTIONS_BY_FIELD = tuple(o for f in fields(PlanRequest) for o in PLAN_OPTIONS if o.field == f.name)  # fields' order
 
 
 def build_request(values: Mapping[str, Any]) -> PlanRequest:

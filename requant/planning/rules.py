@@ -135,13 +135,9 @@ def parse_type(value: object, option: str) -> str:
     text = parse_text(value, option)
     fmt = by_name(text.strip())
     if fmt is None:
-        names = [f.name for f in FORMATS.values()]
-        mixture = text.strip().upper() in mixture_names()
-        hint = (
-            f"it is a mixture of types, which --preset takes; {suggest(text, names)}"
-            if mixture
-            else suggest(text, names)
-        )
+        hint = suggest(text, [f.name for f in FORMATS.values()])
+        if text.strip().upper() in mixture_names():
+            hint = f"it is a mixture of types, which --preset takes; {hint}"
         raise UsageError(f"{option}: '{brief(text)}' is not a ggml type; {hint}")
     return fmt.name
 

@@ -26,7 +26,7 @@ def plan_batch(context: BatchContext, scores: ScoreCache) -> bool:
     """
     planner, summary, items = _BatchPlanner(context, scores), context.batch.summary, context.batch.items
     lenient = context.options.keep_going or context.options.dry_run
-    goes_on = lenient or not summary.has_failed
+    goes_on = lenient or not summary.counts["failed"]
     for step in (planner.check_item, planner.plan_item):  # an impossible request fails before hours of scoring
         for item in items:
             if not goes_on or item.row.status == "failed":
@@ -73,11 +73,12 @@ class _BatchPlanner:
                 if item.plan is not None and not dry_run:
                     self._save_plan(item, item.plan)
             item.place_output(self.context.batch.path)
-            if item.plan is not None:
-                item.row.record_plan(item.plan)
             if dry_run:
                 self.context.batch.summary.set_status(item.row, "planned")
-            if dry_run and item.plan is not None:
+            if item.plan is None:
+                return
+            item.row.bpw, item.row.predicted_loss = item.plan.bpw, item.plan.predicted_loss
+            if dry_run:
                 imatrix = read_importance_file(self.scores.find_importance(item, source))
                 item.row.size = total_size(output_layouts(source, item.plan, imatrix, item.options.splitting))
 
@@ -94,7 +95,6 @@ class _BatchPlanner:
         seal_entry(path.parent, item.plan_request())
 
     def _open_session(self, item: BatchItem, source: Source) -> Session:
-        """Open the session of `requant convert`, without its scoring."""
         how, monitor = item.options, self.context.monitor
         return open_session(source, how.request, how.calibration, how.plan_from, how.session_options, monitor=monitor)
 

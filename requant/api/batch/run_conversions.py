@@ -124,7 +124,8 @@ class _ConversionRunner:
         except FAILURES as error:
             self.context.report_failure(item, error, count)
             return
-        self.context.batch.summary.record_success(item.row)
+        self.context.batch.summary.set_status(item.row, "done")
+        item.row.exit_code = 0
         self.context.monitor.info(
             f"{count} done: {item.row.output}, {format_size(made.size)}, {end.seconds:.0f} s{left}"
         )
@@ -137,7 +138,7 @@ class _ConversionRunner:
             raise InputOutputError(item.out, "was made, and is gone")
         record, made = read_conversion(record_path(file)), read_output(file, item.output_request())
         item.row.output, item.row.size = str(file), made.size
-        item.row.record_plan(record.plan)
+        item.row.bpw, item.row.predicted_loss = record.plan.bpw, record.plan.predicted_loss
         return made
 
 

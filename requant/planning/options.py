@@ -67,33 +67,27 @@ def _number_label(value: float) -> str:
     return f"{value:.12g}"
 
 
-def _context_label(n_ctx: int) -> str:
-    return "max" if n_ctx == MAX_CONTEXT else str(n_ctx)
-
-
 def _rates_label(rates: tuple[tuple[str, float], ...]) -> str:
     return ",".join(f"{device}={_number_label(rate / GB)}" for device, rate in rates)
-
-
-def _rule_label(rule: Rule) -> str:
-    return f"{rule.pattern}={rule.type}"
 
 
 _SIZE = ValueKind("SIZE", rules.parse_bytes, size_label)
 _SIZES = replace(_SIZE, metavar="SIZE,..", parse_text=rules.parse_sizes)
 _SIZE_OR_ZERO = replace(_SIZE, parse=partial(rules.parse_bytes, least=0))
-_CONTEXT = ValueKind("N|max", rules.parse_context, _context_label, rules.parse_context_text)
+_CONTEXT = ValueKind(
+    "N|max", rules.parse_context, lambda n: "max" if n == MAX_CONTEXT else str(n), rules.parse_context_text
+)
 _COUNT = ValueKind("N", rules.parse_count, python_type=int)
 _NUMBER = ValueKind("X", rules.parse_number, _number_label, python_type=float)
 _SHARE = replace(_NUMBER, parse=partial(rules.parse_number, high=10), low=0, high=10)
 _PRICE = replace(_NUMBER, low=0)
 _RATES = ValueKind("D=X,..", rules.parse_rates, _rates_label)
-_FLAG = ValueKind("", rules.parse_flag, python_type=bool)
-_FILE = ValueKind("F", rules.parse_path, lambda path: path.name, python_type=Path)
+_FLAG = ValueKind("", lambda value, _: bool(value) or None, python_type=bool)  # None: not set
+_FILE = ValueKind("F", lambda value, _: Path(value), lambda path: path.name, python_type=Path)
 _GGUF = replace(_FILE, complete="ggufs")
 _CACHE_TYPE = ValueKind("T|auto", rules.parse_any_cache_type, str.lower, rules.parse_cache_type, complete="cache_types")
 _ENGINE = ValueKind("E", rules.parse_engine, complete="engines")
-_RULES = ValueKind("REGEX=TYPE", rules.parse_rules, _rule_label, multiple=True)
+_RULES = ValueKind("REGEX=TYPE", rules.parse_rules, lambda rule: f"{rule.pattern}={rule.type}", multiple=True)
 _TYPE = ValueKind("T", rules.parse_type, complete="types")
 _TYPES = ValueKind("T,..", rules.parse_types, ",".join, complete="types")
 _PATTERNS = ValueKind("REGEX", rules.parse_patterns, multiple=True)

@@ -177,7 +177,7 @@ class FromPreset:
 class FromModel:
     """Types of another GGUF (--like)."""
 
-    path: Path
+    like: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,14 +226,4 @@ def choose_plan_from(
 
 def plan_from_option(plan_from: PlanFrom) -> dict[str, Plan | Path | str]:
     """Return {option: value} of the option, by its name without dashes, that decides the types or limits them."""
-    match plan_from:
-        case FromPlan(plan):
-            return {"plan": plan}
-        case FromType(name):
-            return {"type": name}
-        case FromPreset(name):
-            return {"preset": name}
-        case FromModel(path):
-            return {"like": path}
-        case FromBudget(like):
-            return {} if like is None else {"like": like}
+    return {f.name: value for f in fields(plan_from) if (value := getattr(plan_from, f.name)) is not None}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 from requant.common.serialization import read_text
@@ -28,16 +26,6 @@ def parse_text(value: object, option: str) -> str:
     if not isinstance(value, str):
         raise UsageError(f"{option} must be text (got {brief(repr(value))})")
     return value
-
-
-def parse_path(value: str | os.PathLike[str], _: str) -> Path:
-    """Return the path."""
-    return Path(value)
-
-
-def parse_flag(value: object, _: str) -> bool | None:
-    """Return True, or None for a flag that is not set."""
-    return bool(value) or None
 
 
 def parse_bytes(value: int | str, option: str, least: int = 1) -> int:

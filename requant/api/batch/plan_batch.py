@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from requant.api.batch.context import FAILURES, BatchContext, plan_file, read_importance_file
 from requant.api.batch.items import BatchItem, check_outputs
-from requant.api.batch.score_cache import CachedScores, ScoreCache, measures_importance
+from requant.api.batch.score_cache import ScoreCache, measures_importance
 from requant.api.batch.state import empty_folder, seal_entry
 from requant.api.invocation import record_options
 from requant.api.session import Session, open_session
@@ -106,14 +106,12 @@ class _BatchPlanner:
         if scores is None:
             return None
         imatrix = session.imatrix or read_importance_file(scores.importance)
-        session = replace(session, losses=self.scores.read_losses(scores), imatrix=imatrix)
-        return session if self.context.options.dry_run else self._with_cache_losses(item, session, scores)
-
-    def _with_cache_losses(self, item: BatchItem, session: Session, scores: CachedScores) -> Session:
-        """Return the session; where cache types are to be chosen, with their losses, which are cached too."""
-        assert session.losses is not None
-        session.request.try_rules(session.losses)
-        losses = session.add_cache_losses(session.losses)
-        if losses is not session.losses:
-            self.scores.replace_losses(item, scores, losses)
-        return replace(session, losses=losses)
+        losses = self.scores.read_losses(scores)
+        session = replace(session, losses=losses, imatrix=imatrix)
+        if self.context.options.dry_run:
+            return session
+        session.request.try_rules(losses)
+        whole = session.add_cache_losses(losses)
+        if whole is not losses:
+            self.scores.replace_losses(item, scores, whole)
+        return replace(session, losses=whole)

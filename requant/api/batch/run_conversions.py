@@ -95,18 +95,14 @@ class _ConversionRunner:
             exists = None
             self.context.monitor.warn(f"{error}; the output's own record counts")
         if exists is None and (file := find_output(item.out)) is not None:
-            exists = self._matches_record(item, file)
+            used = imatrix_used(item.plan, read_importance_file(self._find_importance(item)))
+            exists = matches_record(file, item.plan, None if used is None else used.sha256, item.source.newest)
             if exists:
                 save_output(self._made, item.out, read_output(file, request))
         if exists:
             self.context.batch.summary.set_status(item.row, "skipped")
             self._describe_output(item)
         return bool(exists)
-
-    def _matches_record(self, item: BatchItem, file: Path) -> bool:
-        assert item.plan is not None
-        used = imatrix_used(item.plan, read_importance_file(self._find_importance(item)))
-        return matches_record(file, item.plan, None if used is None else used.sha256, item.source.newest)
 
     def _find_importance(self, item: BatchItem) -> Path | None:
         with open_source(item.source.path) as source:

@@ -87,7 +87,15 @@ class ScoreCache:
         emitted = empty_folder(folder / _IMPORTANCE) / "measured"
         if measured:
             words.append(f"--emit-imatrix={emitted}")
-        self._run_worker(WorkerTask(item, words, str(item.source.path)))
+
+        def on_exit(_: WorkerTask, end: WorkerExit) -> bool:
+            if end.code:
+                raise WorkerFailure(end)
+            return True
+
+        source, inform = item.source.path, self.context.monitor.info
+        task = WorkerTask(item, words, str(source))
+        self.context.workers.run_tasks([task], 1, lambda _: inform(f"scoring {source}"), on_exit)
         if measured:  # under the name that a single command gives it, which outputs record
             found = read_imatrix(emitted)
             name = os.fsdecode(found.datasets[0].encode(errors="surrogateescape"))
@@ -96,17 +104,6 @@ class ScoreCache:
         files = read_entry(folder, item.score_request())
         assert files is not None
         return files
-
-    def _run_worker(self, task: WorkerTask) -> None:
-        def on_start(task: WorkerTask) -> None:
-            self.context.monitor.info(f"scoring {task.item.source.path}")
-
-        def on_exit(_: WorkerTask, end: WorkerExit) -> bool:
-            if end.code:
-                raise WorkerFailure(end)
-            return True
-
-        self.context.workers.run_tasks([task], 1, on_start, on_exit)
 
 
 def measures_importance(item: BatchItem, source: Source) -> bool:

@@ -18,7 +18,7 @@ from requant.planning.engines import GB
 from requant.planning.rules import MAX_CONTEXT
 
 if TYPE_CHECKING:
-    from requant.planning.constraints import Rule
+    pass
 
 PREFERENCE = 0.05  # share of the predicted loss that an engine's own type may cost
 BUDGET, MEMORY, TYPES = "Budget", "Memory and engine", "Types"  # headings of `cli.help_pages`

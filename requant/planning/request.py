@@ -12,7 +12,7 @@ from requant.model.engine_settings import EngineSettings
 from requant.planning.constraints import Constraints, Rule
 from requant.planning.engines import ENGINES, Engine, engine_named
 from requant.planning.options import MEMORY, PLAN_OPTIONS
-from requant.planning.rules import MAX_CONTEXT
+from requant.planning.rules import MAX_CONTEXT, read_tensor_types
 from requant.planning.solver.problem import check_rules
 
 if TYPE_CHECKING:
@@ -115,8 +115,6 @@ def build_request(values: Mapping[str, Any]) -> PlanRequest:
     for option in PLAN_OPTIONS:
         value = values.get(option.keyword)
         if value is not None and option.keyword == "tensor_type_file":
-            from requant.planning.rules import read_tensor_types
-
             value = given.get(option.field, ()) + read_tensor_types(value)
         if value is not None:
             given[option.field] = value

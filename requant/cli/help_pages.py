@@ -132,10 +132,7 @@ PAGES = {
         see=("score", "evaluate"),
     ),
     "score": Page(
-        files=(
-            _MODEL,
-            ("-o LOSSES", "Written: the losses as JSON, for any number of plans."),
-        ),
+        files=(_MODEL, ("-o LOSSES", "Written: the losses as JSON, for any number of plans.")),
         examples=(
             Example("requant score model.gguf -o losses.json", "From gradients on the text that ships"),
             Example("requant score model.gguf --quick -o quick.json", "In seconds and worse, without running it"),
@@ -153,10 +150,7 @@ PAGES = {
         see=("calibrate", "plan"),
     ),
     "plan": Page(
-        files=(
-            _MODEL,
-            ("-o PLAN", "Written: the plan as JSON, to edit, compare, and give to convert --plan."),
-        ),
+        files=(_MODEL, ("-o PLAN", "Written: the plan as JSON, to edit, compare, and give to convert --plan.")),
         examples=(
             Example(
                 "requant plan model.gguf --losses losses.json --vram 12GiB -o plan.json",
@@ -239,10 +233,7 @@ PAGES = {
         see=("plan", "verify"),
     ),
     "verify": Page(
-        files=(
-            ("OUT", "Read, every byte: the converted model."),
-            (_RECORD, "Read where it is beside OUT."),
-        ),
+        files=(("OUT", "Read, every byte: the converted model."), (_RECORD, "Read where it is beside OUT.")),
         examples=(
             Example("requant verify out.gguf", "Against its record"),
             Example("requant verify out.gguf --source model.gguf", "Against the model it was made from, too"),

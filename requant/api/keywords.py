@@ -94,7 +94,7 @@ class Planning(Scoring, total=False):
 
 
 _DOCS = {
-    **{option.keyword: option.doc for option in OPTIONS_BY_FIELD},
+    **{o.keyword: o.doc or f"{o.help[:1].lower()}{o.help[1:-1]}" for o in OPTIONS_BY_FIELD},
     "preset": "a mixture of llama-quantize, Q4_K_M for one",
     "like": "a GGUF whose types are taken",
     "losses": "from `score`, or their file",

@@ -15,8 +15,7 @@ from typing import Any
 
 import click
 
-from requant.cli import messages
-from requant.cli.console import PROGRESS, QUIET, VERBOSE, set_level, settings
+from requant.cli.console import PROGRESS, QUIET, VERBOSE, log, set_level, settings
 from requant.cli.help_pages import ENVIRONMENT, EXIT_CODES, OTHER, PAGES, Page, full_headings
 from requant.common.units import format_size
 from requant.errors import UsageError, brief, suggest
@@ -89,9 +88,9 @@ class Command(click.Command):
             return super().invoke(ctx)
         start = time.monotonic()
         for line in _describe_params(ctx.params):
-            messages.debug(line)
+            log(line, VERBOSE)
         result = super().invoke(ctx)
-        messages.debug(f"{ctx.info_name} took {time.monotonic() - start:.2f} s")
+        log(f"{ctx.info_name} took {time.monotonic() - start:.2f} s", VERBOSE)
         return result
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from requant.cli.console import VERBOSE, log, log_error, settings
+from requant.cli.console import log, log_error, settings
 from requant.cli.progress import progress
 from requant.common.monitor import Monitor
 from requant.common.units import format_size
@@ -120,11 +120,6 @@ def _coloured(span: Span) -> str:
 def info(text: str) -> None:
     """Write a line to stderr, unless quiet."""
     log(text)
-
-
-def debug(text: str) -> None:
-    """Write a line to stderr at the verbose level."""
-    log(text, VERBOSE)
 
 
 def warn(*texts: str) -> None:

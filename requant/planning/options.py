@@ -47,14 +47,17 @@ class ValueKind:
 
 @dataclass(frozen=True, slots=True)
 class PlanOption:
-    """An option of a plan; `doc`: of its keyword in Python, options with the same one share a sentence."""
+    """An option of a plan.
+
+    doc: of its keyword in Python, where that is not the help; options with the same one share a sentence.
+    """
 
     field: str  # of PlanRequest, to which the value belongs
     flag: str
     kind: ValueKind
     heading: str
     help: str
-    doc: str
+    doc: str = ""
     show_default: str | None = None
 
     @property
@@ -105,11 +108,7 @@ PLAN_OPTIONS = (  # in the order of the help
     ),
     PlanOption("ram", "--ram", _SIZE, BUDGET, help="RAM for what is not on the GPU.", doc=_BYTES_DOC),
     PlanOption("size", "--size", _SIZE, BUDGET, help="Size of the whole file, header and all.", doc=_BYTES_DOC),
-    PlanOption(
-        *("bpw", "--bpw", _NUMBER, BUDGET),
-        help="Bits per weight over all tensors.",
-        doc="bits per weight over all tensors",
-    ),
+    PlanOption("bpw", "--bpw", _NUMBER, BUDGET, help="Bits per weight over all tensors."),
     PlanOption(
         *("max_loss", "--max-loss", _NUMBER, BUDGET),
         help="Predicted loss in nats per token to keep, with the fewest bytes.",
@@ -138,13 +137,13 @@ PLAN_OPTIONS = (  # in the order of the help
         doc=_CACHE_DOC,
         show_default="f16",
     ),
+    PlanOption("n_parallel", "--parallel", _COUNT, MEMORY, help="Sequences at once.", show_default="1"),
     PlanOption(
-        "n_parallel", "--parallel", _COUNT, MEMORY, help="Sequences at once.", doc="sequences at once", show_default="1"
-    ),
-    PlanOption(
-        *("n_ubatch", "--ubatch", _COUNT, MEMORY),
+        "n_ubatch",
+        "--ubatch",
+        _COUNT,
+        MEMORY,
         help="Tokens computed at once.",
-        doc="tokens computed at once",
         show_default="512 if they fit, else fewer",
     ),
     PlanOption(
@@ -157,11 +156,7 @@ PLAN_OPTIONS = (  # in the order of the help
         "draft", "--draft", _GGUF, MEMORY, help="A draft model or EAGLE-3 head that shares the VRAM.", doc=_FILES_DOC
     ),
     PlanOption("mmproj", "--mmproj", _GGUF, MEMORY, help="A vision projector that shares the VRAM.", doc=_FILES_DOC),
-    PlanOption(
-        *("mtp", "--mtp", _FLAG, MEMORY),
-        help="Layers of multi-token prediction are used.",
-        doc="layers of multi-token prediction are used",
-    ),
+    PlanOption("mtp", "--mtp", _FLAG, MEMORY, help="Layers of multi-token prediction are used."),
     PlanOption(
         *("assume", "--assume", _FLAG, MEMORY),
         help="Plan for an unknown architecture with an upper bound.",
@@ -202,9 +197,7 @@ PLAN_OPTIONS = (  # in the order of the help
         help="Give the tensors whose names match this type; may be repeated, the first match decides.",
         doc=_RULES_DOC,
     ),
-    PlanOption(
-        "pins", "--tensor-type-file", _FILE, TYPES, help="A file of REGEX=TYPE lines.", doc="a file of REGEX=TYPE lines"
-    ),
+    PlanOption("pins", "--tensor-type-file", _FILE, TYPES, help="A file of REGEX=TYPE lines."),
     PlanOption(
         *("floors", "--min-type", _RULES, TYPES),
         help="Nothing smaller for the tensors that match; may be repeated.",

@@ -124,12 +124,9 @@ def _check_importance(importance: ArrayLike, shape: tuple[int, ...]) -> Floats:
 def _find_format(type_name: str) -> BlockFormat:
     fmt = by_name(type_name)
     if fmt is None:
-        raise UsageError(f"'{brief(type_name)}' is not a ggml type; {suggest(type_name, _names())}")
+        names = [fmt.name for fmt in FORMATS.values()]
+        raise UsageError(f"'{brief(type_name)}' is not a ggml type; {suggest(type_name, names)}")
     return fmt
-
-
-def _names() -> list[str]:
-    return [fmt.name for fmt in FORMATS.values()]
 
 
 def parse_effort(name: str) -> Effort:

@@ -19,16 +19,6 @@ if TYPE_CHECKING:
 _LOSSES = "losses.json"  # the name of losses that were given as data
 
 
-_CALIBRATION = {
-    "text": "--text",
-    "tokens": "--tokens",
-    "n_windows": "--windows",
-    "window": "--window",
-    "quick": "--quick",
-    "statistics": "--statistics",
-}
-
-
 def record_options(plan: Plan, session: Session, measure: int | None = None) -> Plan:
     """Return the plan with the effort given, the options that decided it, and those of its losses if these were given.
 
@@ -62,7 +52,7 @@ def score_words(session: Session) -> tuple[str, ...]:
 
 
 def _request_words(request: PlanRequest) -> Iterator[str]:
-    """`--option=value` for each field that is given, in the order of the fields."""
+    """Yield `--option=value` for each field that is given, in the order of the fields."""
     for field in fields(PlanRequest):
         value = getattr(request, field.name)
         if value is None or value is False or value == ():
@@ -70,22 +60,21 @@ def _request_words(request: PlanRequest) -> Iterator[str]:
         option = next(option for option in PLAN_OPTIONS if option.field == field.name)
         if value is True:
             yield option.flag
-        else:
-            yield from (
-                f"{option.flag}={option.kind.show(each)}" for each in (value if option.kind.multiple else [value])
-            )
+            continue
+        for each in value if option.kind.multiple else [value]:
+            yield f"{option.flag}={option.kind.show(each)}"
 
 
 def _calibration_words(calibration: CalibrationOptions) -> Iterator[str]:
-    """`--option=value` for each field that differs from its default."""
-    for name, flag in _CALIBRATION.items():
-        value = getattr(calibration, name)
-        if value is not None and value != getattr(CalibrationOptions(), name):
+    """Yield `--option=value` for each field that differs from its default."""
+    for field in fields(CalibrationOptions):
+        value, flag = getattr(calibration, field.name), f"--{field.name.removeprefix('n_')}"
+        if value is not None and value != field.default:
             yield flag if value is True else f"{flag}={value.name if isinstance(value, Path) else value}"
 
 
 def _encoding_words(session: Session) -> Iterator[str]:
-    """Imatrix, effort and --allow-requantize where they are given; --statistics is an imatrix, too."""
+    """Yield imatrix, effort and --allow-requantize where they are given; --statistics is an imatrix, too."""
     imatrix, effort = session.imatrix, session.options.effort
     if imatrix is not None and Path(imatrix.path) != session.calibration.statistics:
         yield f"--imatrix={Path(imatrix.path).name}"

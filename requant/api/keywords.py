@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from requant.api.arrays import parse_effort
 from requant.api.session_options import SessionOptions
@@ -24,10 +24,8 @@ from requant.planning.request import (
     choose_plan_from,
 )
 from requant.planning.rules import parse_count, parse_text, parse_written_type
+from requant.scoring.losses import Losses
 from requant.scoring.options import CalibrationOptions, check_calibration
-
-if TYPE_CHECKING:
-    from requant.scoring.losses import Losses
 
 Function = TypeVar("Function", bound=Callable[..., object])
 Where = str | os.PathLike[str]
@@ -96,7 +94,7 @@ class Planning(Scoring, total=False):
 
 
 _DOCS = {
-    **{option.keyword: option.doc for option in OPTIONS_BY_FIELD},
+    **{o.keyword: o.doc or f"{o.help[:1].lower()}{o.help[1:-1]}" for o in OPTIONS_BY_FIELD},
     "preset": "a mixture of llama-quantize, Q4_K_M for one",
     "like": "a GGUF whose types are taken",
     "losses": "from `score`, or their file",
@@ -121,22 +119,19 @@ def keywords(group: type[Any]) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
         more = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_default(name, hint), annotation=hint)
-            for name, hint in sorted(_hints(group).items(), key=lambda item: item[0] in Scoring.__annotations__)
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=_DEFAULTS.get(name, False if ref.__forward_arg__ == "bool" else None),
+                annotation=ref.__forward_arg__,
+            )
+            for name, ref in sorted(group.__annotations__.items(), key=lambda item: item[0] in Scoring.__annotations__)
         ]
         signature = inspect.signature(function).replace(parameters=[*own, *more])
         function.__signature__ = signature  # type: ignore[attr-defined]
         return function
 
     return decorate
-
-
-def _hints(group: type[Any]) -> dict[str, str]:
-    return {name: ref.__forward_arg__ for name, ref in group.__annotations__.items()}
-
-
-def _default(name: str, hint: str) -> object:
-    return _DEFAULTS.get(name, False if hint == "bool" else None)
 
 
 def check_known(given: Mapping[str, Any], group: type[Any], function: str) -> None:
@@ -157,10 +152,9 @@ def parse_request(given: Mapping[str, Any]) -> PlanRequest:
 
 def parse_calibration(given: Mapping[str, Any]) -> CalibrationOptions:
     """Return the data to run the model on. Raises UsageError."""
-    files = {name: None if given.get(name) is None else Path(given[name]) for name in ("text", "tokens", "statistics")}
     n, window = (given.get(name, default) for name, default in _DEFAULTS.items())
     calibration = CalibrationOptions(
-        **files,
+        **{name: _parse_path(given, name) for name in ("text", "tokens", "statistics")},
         n_windows=None if n is None else parse_count(n, "--windows"),
         window=parse_count(window, "--window", 16, 2**17),
         quick=bool(given.get("quick")),
@@ -177,27 +171,32 @@ def parse_plan_from(request: PlanRequest, given: Mapping[str, Any]) -> PlanFrom:
         plan=Path(plan) if isinstance(plan, str | os.PathLike) else plan,
         type_name=None if type_name is None else parse_written_type(type_name, "--type"),
         preset=None if given.get("preset") is None else parse_text(given["preset"], "--preset"),
-        like=_parse_like(given),
+        like=_parse_path(given, "like"),
     )
 
 
 def parse_frontier_from(request: PlanRequest, given: Mapping[str, Any]) -> PlanFrom:
     """Return what decides the types of a frontier: its budgets, and `like`. Raises UsageError."""
     check_frontier(request)
-    return FromBudget(_parse_like(given))
+    return FromBudget(_parse_path(given, "like"))
 
 
-def _parse_like(given: Mapping[str, Any]) -> Path | None:
-    return None if given.get("like") is None else Path(given["like"])
+def _parse_path(given: Mapping[str, Any], keyword: str) -> Path | None:
+    return None if given.get(keyword) is None else Path(given[keyword])
+
+
+def parse_threads(threads: int | None) -> int | None:
+    """Return the number of threads, None for one per processor. Raises UsageError."""
+    return None if threads is None else parse_count(threads, "--threads", 1, 1024)
 
 
 def parse_session_options(given: Mapping[str, Any]) -> SessionOptions:
     """Return how losses are measured and weights are encoded. Raises UsageError."""
     losses, effort = given.get("losses"), given.get("effort")
     return SessionOptions(
-        imatrix=None if given.get("imatrix") is None else Path(given["imatrix"]),
+        imatrix=_parse_path(given, "imatrix"),
         losses=Path(losses) if isinstance(losses, str | os.PathLike) else losses,
-        threads=None if given.get("threads") is None else parse_count(given["threads"], "--threads", 1, 1024),
+        threads=parse_threads(given.get("threads")),
         effort=None if effort is None else parse_effort(effort),
         allow_requantize=bool(given.get("allow_requantize")),
     )

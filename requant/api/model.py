@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from requant.api.keywords import (
     parse_plan_from,
     parse_request,
     parse_session_options,
+    parse_threads,
 )
 from requant.api.session import Session, connect_cluster, open_session
 from requant.common.files import identities
@@ -35,7 +36,7 @@ from requant.common.monitor import SILENT, Progress, report_to
 from requant.container.source import Source, open_source, require_model
 from requant.container.splitting import Splitting
 from requant.conversion.options import KEEP_TYPE, POLICIES, ConversionOptions
-from requant.conversion.record import read_conversion
+from requant.conversion.record import Conversion, read_conversion
 from requant.conversion.verify import Verification
 from requant.errors import UsageError
 from requant.model.inspection import Inspection, inspect
@@ -49,7 +50,6 @@ from requant.scoring.options import StatisticsOptions
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from requant.conversion.record import Conversion
     from requant.scoring.evaluate import Evaluation
     from requant.scoring.statistics import Statistics
 
@@ -96,8 +96,7 @@ class Model:
         The keywords are those of `plan`. Raises BadInput for a file that is no model, UsageError.
         """
         caches = {"cache_type_k": cache_type_k, "cache_type_v": cache_type_v}
-        asked = {"ctx": ctx, "parallel": parallel, "ubatch": ubatch, "reserve": reserve, **caches}
-        request = parse_request(asked)
+        request = parse_request({"ctx": ctx, "parallel": parallel, "ubatch": ubatch, "reserve": reserve, **caches})
         return inspect(self.source, request.settings, request.reserve or 0)
 
     @keywords(Scoring)
@@ -116,9 +115,8 @@ class Model:
         UsageError, NumericFault for weights that are not finite, OutputRefused, InputOutputError.
         """
         check_known(asked, Scoring, "score")
-        request = parse_request({"types": types})
-        with self._open_session(asked, request, FromBudget()) as session:
-            emitted = None if emit_imatrix is None else Path(emit_imatrix)
+        emitted = None if emit_imatrix is None else Path(emit_imatrix)
+        with self._open_session(asked, parse_request({"types": types}), FromBudget()) as session:
             return scoring.score_to_files(session, emitted=emitted, force=force)
 
     @keywords(Planning)
@@ -203,11 +201,8 @@ class Model:
         if (text is None) == (tokens is None):
             raise UsageError("say what to evaluate on: --text FILE or --tokens FILE")
         given = {"text": text, "tokens": tokens, "windows": windows, "window": window}
-        asked, n = parse_calibration(given), None if threads is None else parse_count(threads, "--threads", 1, 1024)
-        with ExitStack() as stack:
-            other = base.opened() if isinstance(base, Model) else None
-            if base is not None and not isinstance(base, Model):
-                other = stack.enter_context(open_source(Path(base)))
+        asked, n = parse_calibration(given), parse_threads(threads)
+        with _open_other(base) as other:
             return measuring.evaluate(self.opened(), other, asked, report_to(progress), threads=n)
 
     def calibrate(
@@ -234,7 +229,7 @@ class Model:
         options = StatisticsOptions(
             gradients=not no_gradients,
             max_memory=None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
-            threads=None if threads is None else parse_count(threads, "--threads", 1, 1024),
+            threads=parse_threads(threads),
         )
         source = self.opened()
         inputs = source.identities | identities(asked.text, asked.tokens)
@@ -288,9 +283,13 @@ def verify(
     that is no exception. Raises BadInput for a file that is no GGUF, InputOutputError.
     """
     wanted = plan if plan is None or isinstance(plan, Plan) else Path(plan)
-    n = None if threads is None else parse_count(threads, "--threads", 1, 1024)
-    with ExitStack() as stack:
-        origin = source.opened() if isinstance(source, Model) else None
-        if source is not None and not isinstance(source, Model):
-            origin = stack.enter_context(open_source(Path(source)))
+    n = parse_threads(threads)
+    with _open_other(source) as origin:
         return verifying.verify(Path(out), origin, wanted, report_to(progress), threads=n)
+
+
+def _open_other(model: Model | Where | None) -> AbstractContextManager[Source | None]:
+    """Open the source of a model that is given beside another one; an open model stays open."""
+    if isinstance(model, Model):
+        return nullcontext(model.opened())
+    return nullcontext() if model is None else open_source(Path(model))

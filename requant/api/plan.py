@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from requant.api.invocation import record_options
 from requant.api.session import Session
 from requant.common.interrupt import run_interruptible
 from requant.common.serialization import dump
+from requant.planning.explain import Explanation, Outlook, compute_outlook, explain_choice
+from requant.planning.frontier import N_POINTS, Point, compute_frontier
 from requant.planning.plan import Plan
 from requant.planning.planner import Planner
 from requant.scoring.losses import Losses
-
-if TYPE_CHECKING:
-    from requant.planning.explain import Explanation, Outlook
-    from requant.planning.frontier import Point
 
 
 def make_plans(session: Session, vrams: Sequence[int]) -> list[Plan]:
@@ -39,8 +36,6 @@ def plans_to_json(found: Sequence[Plan]) -> str:
 
 def compute_curve(session: Session) -> tuple[list[Point], Losses]:
     """Compute the curve of loss against bytes; return it with the losses."""
-    from requant.planning.frontier import N_POINTS, compute_frontier
-
     losses, importance = session.find_losses()
     planner = Planner(session.source, losses, importance.imatrix)
     with session.monitor.progress("solving", N_POINTS, " plans") as advance:
@@ -49,8 +44,6 @@ def compute_curve(session: Session) -> tuple[list[Point], Losses]:
 
 def explain_tensor(session: Session, plan: Plan, name: str) -> tuple[Explanation, tuple[Outlook, ...]]:
     """Explain the tensor's type in `plan`, and compute the outlook; the plan was made from losses that are given."""
-    from requant.planning.explain import compute_outlook, explain_choice
-
     losses, importance = session.find_losses()
     planner = Planner(session.source, losses, importance.imatrix)
     with session.monitor.working("solving"):

@@ -13,28 +13,22 @@ from requant.errors import UsageError
 from requant.scoring.losses import Losses
 
 
-def check_imatrix_output(session: Session, emitted: Path | None, *, force: bool) -> None:
-    """Raise UsageError, BadInput or OutputRefused if importance cannot be measured or written to `emitted`."""
-    if emitted is None:
-        return
-    if session.imatrix is not None or session.calibration.quick:
-        raise UsageError("--emit-imatrix: nothing is measured with --imatrix, --statistics or --quick")
-    check_can_run(session.source)
-    check_writable(emitted, force=force, inputs=session.inputs)
-
-
 def score_to_files(session: Session, *, emitted: Path | None = None, force: bool = False) -> Losses:
     """Return the losses of the types requested; write the importance measured on the way to `emitted`.
 
-    Raises what scoring, `check_imatrix_output` and writing raise.
+    Raises what scoring and writing raise, and UsageError, BadInput or OutputRefused, before any work, where importance
+    cannot be measured or written.
     """
-    check_imatrix_output(session, emitted, force=force)
+    if emitted is not None:
+        if session.imatrix is not None or session.calibration.quick:
+            raise UsageError("--emit-imatrix: nothing is measured with --imatrix, --statistics or --quick")
+        check_can_run(session.source)
+        check_writable(emitted, force=force, inputs=session.inputs)
     scored = session.score(session.request.types, weigh=emitted is not None)
     if emitted is not None:
         from requant.scoring.statistics import write_statistics
 
         statistics, text = scored.statistics, scored.losses.calibration_text
-        assert statistics is not None
-        assert text is not None
+        assert statistics is not None and text is not None
         write_statistics(emitted, statistics, session.source, text, force=force, inputs=session.inputs)
     return replace(scored.losses, options=score_words(session))

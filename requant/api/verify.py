@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from requant.api.kernels import prepare_kernels
 from requant.common.atomic_write import has_schema
@@ -12,18 +11,15 @@ from requant.common.interrupt import run_interruptible
 from requant.common.monitor import Monitor
 from requant.container.source import Source, open_source
 from requant.conversion.compare import compare_with_plan
+from requant.conversion.verify import Verification
+from requant.conversion.verify import verify as verify_
 from requant.planning.plan import PLAN_SCHEMA, Plan, read_plan
-
-if TYPE_CHECKING:
-    from requant.conversion.verify import Verification
 
 
 def verify(
     out: Path, source: Source | None, wanted: Plan | Path | None, monitor: Monitor, *, threads: int | None
 ) -> Verification:
     """Verify `out`; `wanted` is a plan, the file of one, or the record where it is not beside `out`."""
-    from requant.conversion.verify import verify as verify_
-
     plan, record = (wanted, None) if isinstance(wanted, Plan) else (None, wanted)
     if record is not None and has_schema(record, PLAN_SCHEMA):
         plan, record = read_plan(record), None

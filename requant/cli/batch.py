@@ -24,7 +24,7 @@ _LOSS = "loss: predicted, in nats per token; of plans scored without gradients i
 @click.argument("jobs", metavar="JOBS.toml", type=options.FILE, shell_complete=completion.files(".toml"))
 @click.option("--jobs", "at_once", type=click.IntRange(1, 64), default=1, metavar="N", help="Conversions at a time.")
 @click.option("--keep-going", is_flag=True, help="Go on with the others after a failure.")
-@click.option("--state", type=options.FILE, metavar="DIR", help="Where to keep scores, plans and what is done.")
+@options.file_option("--state", metavar="DIR", help="Where to keep scores, plans and what is done.")
 @click.option("--dry-run", is_flag=True, help="Show the outputs that would be made; score and write nothing.")
 @click.option("--restart", is_flag=True, help="Begin unfinished outputs anew.")
 @options.force

@@ -24,31 +24,13 @@ from requant.api.batch.workers import OnExit, OnStart, WorkerExit, WorkerPool, W
 from requant.cli import console, messages
 from requant.cli.progress import mode
 
-_ERROR = "requant: error: "
 _TICK = 0.05  # seconds between two checks whether a worker has ended
 _PATIENCE = 1.0  # seconds that a worker has to stop after a signal before it is killed, which does no harm
 
 
-class _ErrorDiverter(io.TextIOBase):
-    """A stderr whose error messages go to stdout."""
-
-    def __init__(self, stderr: IO[str]) -> None:
-        self._stderr = stderr
-
-    def write(self, text: str) -> int:
-        if text.startswith(_ERROR):
-            os.write(1, text.removeprefix(_ERROR).encode(errors="backslashreplace"))
-            return len(text)
-        return self._stderr.write(text)
-
-    def flush(self) -> None:
-        self._stderr.flush()
-
-    def isatty(self) -> bool:
-        return self._stderr.isatty()
-
-    def fileno(self) -> int:
-        return self._stderr.fileno()
+def _write_error(message: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(1, f"{message}\n".encode(errors="backslashreplace"))
 
 
 def _end_with_stdin() -> None:
@@ -61,7 +43,7 @@ def _end_with_stdin() -> None:
 def run() -> None:
     """Run the command in sys.argv as a worker."""
     messages.prepare()
-    sys.stderr = _ErrorDiverter(sys.stderr)
+    console.settings.write_error = _write_error
     threading.Thread(target=_end_with_stdin, daemon=True).start()
 
     def command() -> None:

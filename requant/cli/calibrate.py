@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from requant.api import measure as measuring
-from requant.cli import messages, options, values
+from requant.cli import messages, options
 from requant.cli.command import Command
 from requant.common.files import identities
 from requant.container.source import open_source
@@ -28,7 +28,7 @@ from requant.scoring.options import CalibrationOptions, StatisticsOptions, check
 @click.option("--no-gradients", is_flag=True, help="Only inputs: what --imatrix needs, in a third of the time.")
 @click.option(
     "--max-memory",
-    callback=values.parsed_by(parse_bytes),
+    callback=options.parsed_by(parse_bytes),
     metavar="SIZE",
     help="Stay below this; more passes over the model.",
 )

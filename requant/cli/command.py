@@ -5,36 +5,36 @@ A command needs only `@click.command(cls=Command)`; the rest of its help is in `
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from requant.cli import console as speech
-from requant.cli import messages
-from requant.cli.console import PROGRESS, QUIET, VERBOSE, settings
+from requant.cli.console import PROGRESS, QUIET, VERBOSE, log, set_level, settings
 from requant.cli.help_pages import ENVIRONMENT, EXIT_CODES, OTHER, PAGES, Page, full_headings
 from requant.common.units import format_size
-from requant.errors import UsageError, brief
+from requant.errors import UsageError, brief, suggest
 
 _WRITTEN = frozenset(["out", "recipe", "emit", "state", "targets", "reports"])  # parameters that are paths of outputs
 
 
-def _level(level: int) -> Callable[[click.Context, click.Parameter, bool], None]:
-    def callback(_: click.Context, __: click.Parameter, value: bool) -> None:
-        if value:
-            speech.set_level(level)
-
-    return callback
+def _take_level(_: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        set_level(QUIET if param.name == "quiet" else VERBOSE)
 
 
-def _progress(_: click.Context, __: click.Parameter, value: str | None) -> None:
+def _take_progress(_: click.Context, __: click.Parameter, value: str | None) -> None:
     if value is not None:
         settings.progress = value
+
+
+def _take_debug(_: click.Context, __: click.Parameter, value: bool) -> None:
+    settings.debug = settings.debug or value
 
 
 class WordChoice(click.Choice):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.2 on
@@ -42,8 +42,6 @@ class WordChoice(click.Choice):  # type: ignore[type-arg,unused-ignore]  # gener
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the word. Raises UsageError naming the option."""
-        from requant.errors import suggest
-
         words = [str(word) for word in self.choices]
         if str(value).lower() not in words:
             name = param.opts[-1] if param else "value"
@@ -53,38 +51,22 @@ class WordChoice(click.Choice):  # type: ignore[type-arg,unused-ignore]  # gener
 
 def common() -> list[click.Option]:
     """Return the options of every command, which may stand before and after its name."""
+    flag = functools.partial(click.Option, is_flag=True, expose_value=False)
+    verbose = "Say what is read, written and done, and how long it takes."
     return [
         click.Option(
             ["--progress"],
             type=WordChoice(PROGRESS),
             metavar="HOW",
             expose_value=False,
-            callback=_progress,
+            callback=_take_progress,
             show_default="auto",
             help="How long work is shown on stderr: bar, plain lines, json lines, none; auto is a bar on a terminal "
             "and a line every 10 s elsewhere.",
         ),
-        click.Option(
-            ["-q", "--quiet"],
-            is_flag=True,
-            expose_value=False,
-            callback=_level(QUIET),
-            help="Say nothing but errors and the result.",
-        ),
-        click.Option(
-            ["-v", "--verbose"],
-            is_flag=True,
-            expose_value=False,
-            callback=_level(VERBOSE),
-            help="Say what is read, written and done, and how long it takes.",
-        ),
-        click.Option(
-            ["--debug"],
-            is_flag=True,
-            expose_value=False,
-            callback=messages.set_debug,
-            help="Show where an error arose.",
-        ),
+        flag(["-q", "--quiet"], callback=_take_level, help="Say nothing but errors and the result."),
+        flag(["-v", "--verbose"], callback=_take_level, help=verbose),
+        flag(["--debug"], callback=_take_debug, help="Show where an error arose."),
     ]
 
 
@@ -106,9 +88,9 @@ class Command(click.Command):
             return super().invoke(ctx)
         start = time.monotonic()
         for line in _describe_params(ctx.params):
-            messages.debug(line)
+            log(line, VERBOSE)
         result = super().invoke(ctx)
-        messages.debug(f"{ctx.info_name} took {time.monotonic() - start:.2f} s")
+        log(f"{ctx.info_name} took {time.monotonic() - start:.2f} s", VERBOSE)
         return result
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -142,7 +124,7 @@ def write_options(
 
 
 def _plain(text: str) -> str:
-    """Return the text without the brackets that click puts around a default in words."""
+    # without the brackets that click puts around a default in words
     return re.sub(r"\[default: \(([^()]*)\)", r"[default: \1", text)
 
 
@@ -168,16 +150,12 @@ def write_page(page: Page, formatter: click.HelpFormatter) -> None:
 
 def _describe_params(params: Mapping[str, Any]) -> Iterable[str]:
     """Return a line for each file among the parameters, and one for the threads."""
-    paths = [
-        (name, each) for name, value in params.items() for each in (value if isinstance(value, tuple) else [value])
-    ]
-    for name, value in paths:
-        if not isinstance(value, Path):
-            continue
-        if name in _WRITTEN:
-            yield f"writes {value}"
-        elif value.is_file():
-            yield f"reads {value}, {format_size(value.stat().st_size)}"
+    for name, given in params.items():
+        for value in given if isinstance(given, tuple) else [given]:
+            if isinstance(value, Path) and name in _WRITTEN:
+                yield f"writes {value}"
+            elif isinstance(value, Path) and value.is_file():
+                yield f"reads {value}, {format_size(value.stat().st_size)}"
     if "threads" in params:
         n = params["threads"] or os.cpu_count() or 1
         yield f"threads: {n} of {os.cpu_count()} processors"

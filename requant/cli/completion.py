@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from requant.formats import FORMATS
+from requant.model.engine_settings import CACHE_TYPES
+from requant.model.mixtures import mixture_names
+from requant.planning.engines import ENGINES
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
@@ -19,33 +24,22 @@ _PLAIN = re.compile(r"[\w./+@-]+")  # names that need no quotes in any shell
 _MOST = 10000  # entries of a folder
 
 
-def types(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    """Complete ggml types that can be written; in a comma-separated list, the last one."""
-    from requant.formats import FORMATS
+def _words(known: Iterable[str], *, listed: bool = False) -> Completer:
+    """Return a completion of the words `known`; listed: of the last one in a comma-separated list."""
 
-    before, comma, last = incomplete.rpartition(",")
-    return _items([f.name for f in FORMATS.values() if f.can_encode], last, before + comma)
+    def complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        from click.shell_completion import CompletionItem
 
+        before, comma, last = incomplete.rpartition(",") if listed else ("", "", incomplete)
+        return [CompletionItem(before + comma + word) for word in known if word.upper().startswith(last.upper())]
 
-def cache_types(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    """Complete types of a KV cache, in lower case as llama.cpp takes them."""
-    from requant.model.engine_settings import CACHE_TYPES
-
-    return _items(["auto", *(name.lower() for name in CACHE_TYPES)], incomplete)
+    return complete
 
 
-def presets(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    """Complete mixtures of llama-quantize."""
-    from requant.model.mixtures import mixture_names
-
-    return _items(mixture_names(), incomplete)
-
-
-def engines(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    """Complete engines that have a profile."""
-    from requant.planning.engines import ENGINES
-
-    return _items(ENGINES, incomplete)
+types = _words([f.name for f in FORMATS.values() if f.can_encode], listed=True)
+cache_types = _words(["auto", *(name.lower() for name in CACHE_TYPES)])  # as llama.cpp takes them
+presets = _words(mixture_names())
+engines = _words(ENGINES)
 
 
 def files(*endings: str) -> Completer:
@@ -78,10 +72,3 @@ def _matching(incomplete: str, endings: tuple[str, ...]) -> list[str]:
     except (OSError, ValueError):
         return []
     return sorted(found)
-
-
-def _items(words: Iterable[str], incomplete: str, before: str = "") -> list[CompletionItem[str]]:
-    from click.shell_completion import CompletionItem
-
-    start = incomplete.upper()
-    return [CompletionItem(before + word) for word in words if word.upper().startswith(start)]

@@ -23,16 +23,18 @@ PROGRESS = ("auto", "bar", "plain", "json", "none")
 class Settings:
     """The options -q, -v, --progress and --debug as given; the one state that stderr depends on.
 
-    make_room: entered while a line is written, so that a bar on that line is away for as long.
+    make_room: entered while a line is written, so that a bar on that line is away for as long. write_error: takes the
+    message of an error in place of stderr.
     """
 
     level: int = NORMAL
     progress: str = "auto"
     debug: bool = False
     make_room: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    write_error: Callable[[str], object] | None = None
 
     def words(self) -> list[str]:
-        """The options that give another process the same settings."""
+        """Return the options that give another process the same settings."""
         level = {QUIET: ["--quiet"], NORMAL: [], VERBOSE: ["--verbose"]}[self.level]
         return [*level, f"--progress={self.progress}"]
 
@@ -57,6 +59,14 @@ def log(text: str, level: int = NORMAL) -> None:
     if settings.level >= level:
         with settings.make_room():
             write(f"requant: {printable(text)}\n")
+
+
+def log_error(message: str) -> None:
+    """Write the message of an error on stderr, or where the settings send it."""
+    if settings.write_error is None:
+        log(f"error: {message}", QUIET)
+    else:
+        settings.write_error(printable(message))
 
 
 def write(text: str) -> None:

@@ -11,13 +11,13 @@ import click
 
 from requant.api.convert import convert_to_file
 from requant.cli import messages, options, terminal
-from requant.cli.command import Command
-from requant.cli.nonfinite import option as nonfinite_option
+from requant.cli.command import Command, WordChoice
 from requant.cli.sessions import open_model_session
 from requant.common.units import format_size
 from requant.container.splitting import WHOLE, Splitting, output_paths, total_size
-from requant.conversion.options import ConversionOptions
+from requant.conversion.options import POLICIES, ConversionOptions
 from requant.errors import UsageError, printable
+from requant.planning.output_layout import output_layouts
 from requant.planning.request import choose_plan_from
 from requant.report import publish
 from requant.report.start_command import start_command
@@ -58,13 +58,7 @@ class ConversionOutput:
 @options.model
 @click.argument("out", type=options.FILE)
 @options.budget
-@click.option(
-    "--plan",
-    type=options.FILE,
-    metavar="F",
-    shell_complete=options.JSON,
-    help="A plan from `requant plan`, perhaps edited.",
-)
+@options.file_option("--plan", shell_complete=options.JSON, help="A plan from `requant plan`, perhaps edited.")
 @options.single_type
 @options.preset
 @options.like
@@ -76,7 +70,13 @@ class ConversionOutput:
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @click.option("--no-verify", is_flag=True, help="Do not read the output again.")
-@nonfinite_option
+@click.option(
+    "--nonfinite",
+    type=WordChoice(POLICIES),
+    default=POLICIES[0],
+    show_default=True,
+    help="What to do with tensors that hold NaN or infinity: stop, or copy them.",
+)
 @options.threads
 @options.cluster
 @options.effort
@@ -132,8 +132,6 @@ def _list_files(session: Session, planned: Planned, how: ConversionOutput) -> li
     """Return a line that names the files of an output that is split."""
     if how.splitting == WHOLE:
         return []
-    from requant.planning.output_layout import output_layouts
-
     layouts = output_layouts(session.source, planned.plan, planned.importance.imatrix, how.splitting)
     paths = [printable(str(path)) for path in output_paths(how.out, layouts)]
     names = paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]}"

@@ -18,7 +18,6 @@ from requant.scoring.options import CalibrationOptions
 
 
 def _check_data(calibration: CalibrationOptions) -> None:
-    """Raise UsageError unless exactly one of --text and --tokens is given."""
     if calibration.text is not None and calibration.tokens is not None:
         raise UsageError("--text and --tokens cannot be given together")
     if calibration.text is None and calibration.tokens is None:
@@ -27,13 +26,7 @@ def _check_data(calibration: CalibrationOptions) -> None:
 
 @click.command("evaluate", cls=Command)
 @options.model
-@click.option(
-    "--base",
-    type=options.FILE,
-    metavar="F",
-    shell_complete=options.GGUF,
-    help="The model to measure the divergence from.",
-)
+@options.file_option("--base", shell_complete=options.GGUF, help="The model to measure the divergence from.")
 @options.text
 @options.tokens
 @options.windows(None)

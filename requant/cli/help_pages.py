@@ -132,17 +132,11 @@ PAGES = {
         see=("score", "evaluate"),
     ),
     "score": Page(
-        files=(
-            _MODEL,
-            ("-o LOSSES", "Written: the losses as JSON, for any number of plans."),
-        ),
+        files=(_MODEL, ("-o LOSSES", "Written: the losses as JSON, for any number of plans.")),
         examples=(
             Example("requant score model.gguf -o losses.json", "From gradients on the text that ships"),
             Example("requant score model.gguf --quick -o quick.json", "In seconds and worse, without running it"),
-            Example(
-                "requant score model.gguf --types Q4_K,Q5_K,Q6_K,IQ4_XS -o few.json",
-                "Only these types",
-            ),
+            Example("requant score model.gguf --types Q4_K,Q5_K,Q6_K,IQ4_XS -o few.json", "Only these types"),
             Example(
                 "requant score model.gguf --emit-imatrix i.gguf -o weighed.json",
                 "Keep the importance measured on the way, for convert --imatrix",
@@ -156,10 +150,7 @@ PAGES = {
         see=("calibrate", "plan"),
     ),
     "plan": Page(
-        files=(
-            _MODEL,
-            ("-o PLAN", "Written: the plan as JSON, to edit, compare, and give to convert --plan."),
-        ),
+        files=(_MODEL, ("-o PLAN", "Written: the plan as JSON, to edit, compare, and give to convert --plan.")),
         examples=(
             Example(
                 "requant plan model.gguf --losses losses.json --vram 12GiB -o plan.json",
@@ -242,10 +233,7 @@ PAGES = {
         see=("plan", "verify"),
     ),
     "verify": Page(
-        files=(
-            ("OUT", "Read, every byte: the converted model."),
-            (_RECORD, "Read where it is beside OUT."),
-        ),
+        files=(("OUT", "Read, every byte: the converted model."), (_RECORD, "Read where it is beside OUT.")),
         examples=(
             Example("requant verify out.gguf", "Against its record"),
             Example("requant verify out.gguf --source model.gguf", "Against the model it was made from, too"),
@@ -259,13 +247,9 @@ PAGES = {
         examples=(
             Example("requant evaluate model.gguf --text text.txt", "Perplexity"),
             Example(
-                "requant evaluate out.gguf --base model.gguf --text text.txt",
-                "How far the output is from its source",
+                "requant evaluate out.gguf --base model.gguf --text text.txt", "How far the output is from its source"
             ),
-            Example(
-                "requant evaluate out.gguf --base model.gguf --text text.txt --json",
-                "The same for a program",
-            ),
+            Example("requant evaluate out.gguf --base model.gguf --text text.txt --json", "The same for a program"),
         ),
         exit_codes=(0, 2, 3, 6, 7, 8, 130),
         see=("verify", "calibrate"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from requant.cli import messages, options, terminal, values
+from requant.cli import messages, options, terminal
 from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.model.inspection import inspect
@@ -17,8 +17,8 @@ from requant.report.text.inspection import model_facts, model_tables
 
 
 def _cache_type(kind: str) -> options.Decorator:
-    how = {"metavar": "T", "callback": values.parsed_by(parse_fixed_cache_type), "help": f"Type of the {kind} cache."}
-    return options.plan_option(f"--cache-type-{kind.lower()}", **how)
+    parse, what = options.parsed_by(parse_fixed_cache_type), f"Type of the {kind} cache."
+    return options.plan_option(f"--cache-type-{kind.lower()}", metavar="T", callback=parse, help=what)
 
 
 @click.command("inspect", cls=Command)
@@ -26,7 +26,7 @@ def _cache_type(kind: str) -> options.Decorator:
 @options.plan_option(
     "--ctx",
     metavar="N",
-    callback=values.parsed_by(parse_tokens),
+    callback=options.parsed_by(parse_tokens),
     help="Context in tokens, over all sequences (16k); 0: the model's own.",
 )
 @_cache_type("K")

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from requant.cli import console as speech
-from requant.cli import messages
+from requant.cli import console, messages
 from requant.cli.command import common, write_options, write_page
 from requant.cli.help_pages import HEADINGS, MAIN, Page
+from requant.errors import find_similar
 
 # command -> first line of its help, here so that `requant --help` imports no command
 COMMANDS = {
@@ -49,7 +49,7 @@ class LazyGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Reset the settings of the console, and turn `help NAME` into `NAME --help`."""
         if not ctx.resilient_parsing:
-            speech.reset()
+            console.reset()
         return super().parse_args(ctx, [*args[1:2], "--help"] if args[:1] == ["help"] else args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -79,8 +79,6 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command. Raises click.UsageError naming the nearest one."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
-            from requant.errors import find_similar
-
             near = find_similar(args[0], [*COMMANDS, "help"], 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
             raise click.UsageError(f"no command '{args[0]}'; {hint}", ctx)

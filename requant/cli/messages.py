@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from requant.cli.console import QUIET, VERBOSE, log, settings
+from requant.cli.console import log, log_error, settings
 from requant.cli.progress import progress
 from requant.common.monitor import Monitor
 from requant.common.units import format_size
-from requant.errors import InputOutputError, RequantError, UsageError, printable
+from requant.errors import InputOutputError, RequantError, UsageError, find_similar, printable
 
 if TYPE_CHECKING:
     import click
@@ -31,12 +31,7 @@ if TYPE_CHECKING:
 _SPARE = "close other programs, or give fewer --threads"
 _NO_THREAD = "can't start new thread"  # Python's RuntimeError where the system has no more threads
 _GRACE = 1.0  # seconds from a signal to the end of the process
-_state: dict[str, Any] = {
-    "signal": 0,
-    "stopped": False,
-    "said": False,
-    "then": "run the same command again",
-}
+_state: dict[str, Any] = {"signal": 0, "stopped": False, "said": False, "then": "run the same command again"}
 
 
 class Stopped(BaseException):
@@ -94,11 +89,6 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def set_debug(_: click.Context, __: click.Parameter, value: bool) -> None:
-    """Take --debug, as a callback of click."""
-    settings.debug = settings.debug or value
-
-
 def print_result(*parts: str | Drawing) -> None:
     """Write the parts to stdout, a blank line between them, with unprintable text escaped and colours added.
 
@@ -132,11 +122,6 @@ def info(text: str) -> None:
     log(text)
 
 
-def debug(text: str) -> None:
-    """Write a line to stderr at the verbose level."""
-    log(text, VERBOSE)
-
-
 def warn(*texts: str) -> None:
     """Write a warning to stderr for each of `texts`, unless quiet."""
     for text in texts:
@@ -148,7 +133,7 @@ def _failed(message: str, code: int) -> int:
         import traceback
 
         traceback.print_exc()
-    log(f"error: {message}", QUIET)
+    log_error(message)
     return code
 
 
@@ -167,8 +152,6 @@ def _describe_exhaustion(error: MemoryError | RuntimeError) -> str:
 def _usage(error: click.ClickException) -> str:
     """Return a message of click in the form of requant's."""
     import click
-
-    from requant.errors import find_similar
 
     message = " ".join(error.format_message().split()).removesuffix(".")
     if isinstance(error, click.NoSuchOption):
@@ -239,7 +222,7 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
     if settings.debug:
         sys.__excepthook__(kind, error, trace)
     what = f"{kind.__name__}: {' '.join(str(error).split())}".rstrip(": ")
-    log(f"error: internal error, please report it: {what}; --debug shows where", QUIET)
+    log_error(f"internal error, please report it: {what}; --debug shows where")
 
 
 MONITOR = Monitor(progress, warn, info, resumable)  # of the library's work, on this terminal

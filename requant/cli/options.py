@@ -11,29 +11,41 @@ from typing import Any
 import click
 
 from requant.api.session_options import SessionOptions
-from requant.cli import completion, values
+from requant.cli import completion
 from requant.cli.command import WordChoice
-from requant.cli.values import Count
 from requant.container.splitting import Splitting
+from requant.errors import FILE_NAME, UsageError, brief
 from requant.formats import Effort
 from requant.planning.options import PLAN_OPTIONS
 from requant.planning.request import OPTIONS_BY_FIELD, build_request
 from requant.planning.rules import LARGEST, parse_bytes, parse_mixture, parse_written_type
 from requant.scoring.options import CalibrationOptions, check_calibration
 
-MIN_CTX = 16  # tokens of a window
-
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-FILE = values.FILE
+FILE = click.Path(path_type=Path)  # not checked here: a wrong file is bad input, not usage
 GGUF = completion.files(".gguf")
 JSON = completion.files(".json")
 
 
-def _together(*decorators: Decorator) -> Decorator:
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        return functools.reduce(lambda inner, decorator: decorator(inner), reversed(decorators), command)
+class Count(click.IntRange):
+    """A whole number; the help shows where it begins and not the largest that its bits can hold."""
 
-    return decorate
+    def _describe_range(self) -> str:
+        return f"{self.min} or more"
+
+
+def parsed_by(parse: Callable[[Any, str], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Return a callback that parses a value that was given; `parse` takes it and the option's name."""
+    return lambda _, param, value: None if value is None else parse(value, param.opts[0])
+
+
+def file_option(*names: str, metavar: str = "F", **how: Any) -> Decorator:
+    """Add the option `names` whose value is the path of a file."""
+    return click.option(*names, type=FILE, metavar=metavar, **how)
+
+
+def _together(*decorators: Decorator) -> Decorator:
+    return lambda command: functools.reduce(lambda inner, decorator: decorator(inner), reversed(decorators), command)
 
 
 model = click.argument("model", type=FILE, shell_complete=GGUF)
@@ -44,42 +56,31 @@ threads = click.option(
 cluster = click.option(
     "--cluster", metavar="ADDRESS", help="Let the workers of a Dask scheduler do it: tcp://host:8786."
 )
-imatrix = click.option(
-    "--imatrix", type=FILE, metavar="F", shell_complete=GGUF, help="Importance matrix of this model (GGUF or .dat)."
-)
-losses = click.option(
-    "--losses",
-    type=FILE,
-    metavar="F",
-    shell_complete=JSON,
-    help="Losses from `requant score`, instead of scoring now.",
-)
+imatrix = file_option("--imatrix", shell_complete=GGUF, help="Importance matrix of this model (GGUF or .dat).")
+losses = file_option("--losses", shell_complete=JSON, help="Losses from `requant score`, instead of scoring now.")
 force = click.option("--force", is_flag=True, help="Replace files that exist.")
 single_type = click.option(
-    "--type",
-    "type_name",
+    *("--type", "type_name"),
     metavar="T",
-    callback=values.parsed_by(parse_written_type),
+    callback=parsed_by(parse_written_type),
     shell_complete=completion.types,
     help="One type for all that may be quantized.",
 )
 effort = click.option(
     "--effort",
     type=WordChoice([e.name.lower() for e in Effort]),
-    callback=values.parse_effort,
+    callback=parsed_by(lambda name, _: Effort[name.upper()]),
     show_default=Effort.DEFAULT.name.lower(),
     help="How hard the encoders search for less error.",
 )
 allow_requantize = click.option(
     "--allow-requantize", is_flag=True, help="Accept a model that is already quantized below Q8_0."
 )
-text = click.option(
-    "--text", type=FILE, metavar="F", help="UTF-8 text to run the model on.", show_default="one that ships with requant"
-)
-tokens = click.option("--tokens", type=FILE, metavar="F", help="Token ids to run the model on, instead of a text.")
+text = file_option("--text", help="UTF-8 text to run the model on.", show_default="one that ships with requant")
+tokens = file_option("--tokens", help="Token ids to run the model on, instead of a text.")
 window = click.option(
     "--window",
-    type=Count(MIN_CTX, 2**17),
+    type=Count(16, 2**17),
     default=512,
     show_default=True,
     metavar="N",
@@ -90,8 +91,7 @@ window = click.option(
 def windows(default: int | None) -> Decorator:
     """Add --windows, the number of windows of the text to run."""
     return click.option(
-        "--windows",
-        "n_windows",
+        *("--windows", "n_windows"),
         type=Count(1),
         default=default,
         metavar="N",
@@ -124,27 +124,21 @@ calibration = _together(
     windows(8),
     window,
     click.option("--quick", is_flag=True, help="Score without running the model: in seconds, but worse."),
-    click.option(
-        "--statistics",
-        type=FILE,
-        metavar="F",
-        shell_complete=GGUF,
-        help="Score with these, from `requant calibrate`.",
-    ),
+    file_option("--statistics", shell_complete=GGUF, help="Score with these, from `requant calibrate`."),
 )
+
+
+def _check_result_name(_: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and value.suffix.lower() == ".gguf":
+        what = f"'{brief(value.name, FILE_NAME)}' is the name of a model, and the result is none"
+        raise UsageError(f"{param.opts[0]}: {what}; name it .json")
+    return value
 
 
 def result_file(what: str, *, is_text: bool = True) -> Decorator:
     """Add -o, the file of the result; a text is not written under the name of a model."""
-    return click.option(
-        "-o",
-        "--output",
-        "out",
-        type=FILE,
-        metavar="F",
-        callback=values.check_result_name if is_text else None,
-        help=f"Write the {what} here.",
-    )
+    check = _check_result_name if is_text else None
+    return file_option("-o", "--output", "out", callback=check, help=f"Write the {what} here.")
 
 
 COMPLETERS = {
@@ -169,7 +163,7 @@ def plan_option(flag: str, **changes: Any) -> Decorator:
     elif kind.python_type is float:
         how = {"type": float if kind.low is None else click.FloatRange(kind.low, kind.high)}
     else:
-        how = {"callback": values.parsed_by(kind.parse_text or kind.parse)}
+        how = {"callback": parsed_by(kind.parse_text or kind.parse)}
     how |= {"metavar": kind.metavar or None, "multiple": kind.multiple, "shell_complete": COMPLETERS[kind.complete]}
     how |= {"show_default": option.show_default, "help": option.help}
     return click.option(flag, **(how | changes))
@@ -194,9 +188,8 @@ splitting = _together(
         "--keep-split", "keep", is_flag=True, help="Split the output as the model is: OUT-00001-of-0000N.gguf."
     ),
     click.option(
-        "--max-shard-size",
-        "max_size",
-        callback=values.parsed_by(parse_bytes),
+        *("--max-shard-size", "max_size"),
+        callback=parsed_by(parse_bytes),
         metavar="SIZE",
         help="Split the output into files of at most SIZE.",
     ),
@@ -204,16 +197,12 @@ splitting = _together(
 preset = click.option(
     "--preset",
     metavar="M",
-    callback=values.parsed_by(parse_mixture),
+    callback=parsed_by(parse_mixture),
     shell_complete=completion.presets,
     help="The types of llama-quantize's mixture, Q4_K_M for one.",
 )
-like = click.option(
-    "--like",
-    type=FILE,
-    metavar="F",
-    shell_complete=GGUF,
-    help="The types of another GGUF, repaired to a budget if one is given.",
+like = file_option(
+    "--like", shell_complete=GGUF, help="The types of another GGUF, repaired to a budget if one is given."
 )
 
 
@@ -226,12 +215,9 @@ def check_report_names(_: click.Context, __: click.Parameter, paths: tuple[Path,
     return paths
 
 
-report = click.option(
-    "--report",
-    "reports",
-    type=FILE,
+report = file_option(
+    *("--report", "reports"),
     multiple=True,
     callback=check_report_names,
-    metavar="F",
     help="Report on the output too: .html a page, .md a model card, .png or .svg a picture.",
 )

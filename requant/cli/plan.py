@@ -17,9 +17,11 @@ from requant.cli.sessions import open_model_session
 from requant.common.atomic_write import check_writable, write_text
 from requant.common.units import size_label
 from requant.errors import UsageError
-from requant.planning.plan import Plan
+from requant.planning.frontier import curve_to_csv, curve_to_json
+from requant.planning.recipe import tensor_type_file
 from requant.planning.request import FromBudget, PlanRequest, check_frontier, choose_plan_from
 from requant.report.start_command import start_command
+from requant.report.text.explain import explanation_json, explanation_text
 from requant.report.text.table import plans_table
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ class PlanOutputs:
 @options.imatrix
 @options.calibration
 @options.result_file("plan")
-@click.option("--emit-tensor-types", "recipe", type=options.FILE, metavar="F", help="Write it for llama-quantize too.")
+@options.file_option("--emit-tensor-types", "recipe", help="Write it for llama-quantize too.")
 @click.option("--explain", metavar="NAME", help="Why this tensor has its type, and what another would cost.")
 @click.option("--frontier", is_flag=True, help="The whole curve of loss against bytes, as CSV or --json.")
 @options.threads
@@ -106,8 +108,6 @@ def command(*, outputs: PlanOutputs, preset: str | None, like: Path | None, **gi
 
 
 def _frontier(session: Session, outputs: PlanOutputs) -> Sequence[str]:
-    from requant.planning.frontier import curve_to_csv, curve_to_json
-
     points, losses = planning.compute_curve(session)
     in_json = outputs.as_json or (outputs.out is not None and outputs.out.suffix == ".json")
     text = curve_to_json(points, losses) if in_json else curve_to_csv(points)
@@ -126,18 +126,10 @@ def _one_plan(session: Session, outputs: PlanOutputs) -> Sequence[str | Drawing]
     plan = session.make_plan().plan
     outputs.write(session, outputs.out, plan.to_json())
     if outputs.recipe is not None:
-        from requant.planning.recipe import tensor_type_file
-
         outputs.write(session, outputs.recipe, tensor_type_file(plan))
     if outputs.explain is not None:
-        return [_explanation(session, plan, outputs.explain, as_json=outputs.as_json)]
+        found, more = planning.explain_tensor(session, plan, outputs.explain)
+        return [explanation_json(found, plan, more) if outputs.as_json else explanation_text(found, plan, more)]
     if outputs.as_json:
         return [plan.to_json()]
     return [*terminal.plan_parts(plan), start_command(plan, Path("OUT.gguf"))]
-
-
-def _explanation(session: Session, plan: Plan, name: str, *, as_json: bool) -> str:
-    from requant.report.text.explain import explanation_json, explanation_text
-
-    found, more = planning.explain_tensor(session, plan, name)
-    return explanation_json(found, plan, more) if as_json else explanation_text(found, plan, more)

@@ -20,12 +20,8 @@ from requant.report.text.table import losses_table
 @click.command("score", cls=Command)
 @options.model
 @options.result_file("losses")
-@click.option(
-    "--emit-imatrix",
-    "emit",
-    type=options.FILE,
-    metavar="F",
-    help="Write the importance measured on the way: an --imatrix for convert.",
+@options.file_option(
+    "--emit-imatrix", "emit", help="Write the importance measured on the way: an --imatrix for convert."
 )
 @options.imatrix
 @options.calibration

@@ -17,21 +17,11 @@ from requant.report.text.result import verification_text
 
 @click.command("verify", cls=Command)
 @click.argument("target", metavar="OUT", type=options.FILE, shell_complete=options.GGUF)
-@click.option(
-    "--source",
-    "model",
-    type=options.FILE,
-    metavar="MODEL",
-    shell_complete=options.GGUF,
-    help="The model it was made from.",
+@options.file_option(
+    *("--source", "model"), metavar="MODEL", shell_complete=options.GGUF, help="The model it was made from."
 )
-@click.option(
-    "--plan",
-    "wanted",
-    type=options.FILE,
-    metavar="F",
-    shell_complete=options.JSON,
-    help="A plan, or the record if not beside OUT.",
+@options.file_option(
+    *("--plan", "wanted"), shell_complete=options.JSON, help="A plan, or the record if not beside OUT."
 )
 @options.threads
 @options.json_output

@@ -10,15 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from requant.common.units import size_label
 from requant.planning import rules
 from requant.planning.engines import GB
 from requant.planning.rules import MAX_CONTEXT
-
-if TYPE_CHECKING:
-    from requant.planning.constraints import Rule
 
 PREFERENCE = 0.05  # share of the predicted loss that an engine's own type may cost
 BUDGET, MEMORY, TYPES = "Budget", "Memory and engine", "Types"  # headings of `cli.help_pages`
@@ -47,20 +44,22 @@ class ValueKind:
 
 @dataclass(frozen=True, slots=True)
 class PlanOption:
-    """An option of a plan; `doc`: of its keyword in Python, options with the same one share a sentence."""
+    """An option of a plan.
+
+    doc: of its keyword in Python, where that is not the help; options with the same one share a sentence.
+    """
 
     field: str  # of PlanRequest, to which the value belongs
     flag: str
     kind: ValueKind
     heading: str
     help: str
-    doc: str
+    doc: str = ""
     show_default: str | None = None
-    says_memory: bool = False  # it has a meaning only where memory is limited, or speed
 
     @property
     def keyword(self) -> str:
-        """The keyword of the Python API, and the parameter of a command."""
+        """Return the keyword of the Python API, and the parameter of a command."""
         return self.flag.removeprefix("--").replace("-", "_")
 
 
@@ -68,33 +67,27 @@ def _number_label(value: float) -> str:
     return f"{value:.12g}"
 
 
-def _context_label(n_ctx: int) -> str:
-    return "max" if n_ctx == MAX_CONTEXT else str(n_ctx)
-
-
 def _rates_label(rates: tuple[tuple[str, float], ...]) -> str:
     return ",".join(f"{device}={_number_label(rate / GB)}" for device, rate in rates)
-
-
-def _rule_label(rule: Rule) -> str:
-    return f"{rule.pattern}={rule.type}"
 
 
 _SIZE = ValueKind("SIZE", rules.parse_bytes, size_label)
 _SIZES = replace(_SIZE, metavar="SIZE,..", parse_text=rules.parse_sizes)
 _SIZE_OR_ZERO = replace(_SIZE, parse=partial(rules.parse_bytes, least=0))
-_CONTEXT = ValueKind("N|max", rules.parse_context, _context_label, rules.parse_context_text)
+_CONTEXT = ValueKind(
+    "N|max", rules.parse_context, lambda n: "max" if n == MAX_CONTEXT else str(n), rules.parse_context_text
+)
 _COUNT = ValueKind("N", rules.parse_count, python_type=int)
 _NUMBER = ValueKind("X", rules.parse_number, _number_label, python_type=float)
 _SHARE = replace(_NUMBER, parse=partial(rules.parse_number, high=10), low=0, high=10)
 _PRICE = replace(_NUMBER, low=0)
 _RATES = ValueKind("D=X,..", rules.parse_rates, _rates_label)
-_FLAG = ValueKind("", rules.parse_flag, python_type=bool)
-_FILE = ValueKind("F", rules.parse_path, lambda path: path.name, python_type=Path)
+_FLAG = ValueKind("", lambda value, _: bool(value) or None, python_type=bool)  # None: not set
+_FILE = ValueKind("F", lambda value, _: Path(value), lambda path: path.name, python_type=Path)
 _GGUF = replace(_FILE, complete="ggufs")
 _CACHE_TYPE = ValueKind("T|auto", rules.parse_any_cache_type, str.lower, rules.parse_cache_type, complete="cache_types")
 _ENGINE = ValueKind("E", rules.parse_engine, complete="engines")
-_RULES = ValueKind("REGEX=TYPE", rules.parse_rules, _rule_label, multiple=True)
+_RULES = ValueKind("REGEX=TYPE", rules.parse_rules, lambda rule: f"{rule.pattern}={rule.type}", multiple=True)
 _TYPE = ValueKind("T", rules.parse_type, complete="types")
 _TYPES = ValueKind("T,..", rules.parse_types, ",".join, complete="types")
 _PATTERNS = ValueKind("REGEX", rules.parse_patterns, multiple=True)
@@ -110,21 +103,9 @@ PLAN_OPTIONS = (  # in the order of the help
         help="VRAM for weights, KV cache, buffers and reserve, as in 12GiB.",
         doc=_BYTES_DOC,
     ),
-    PlanOption(
-        *("ram", "--ram", _SIZE, BUDGET),
-        help="RAM for what is not on the GPU.",
-        doc=_BYTES_DOC,
-    ),
-    PlanOption(
-        *("size", "--size", _SIZE, BUDGET),
-        help="Size of the whole file, header and all.",
-        doc=_BYTES_DOC,
-    ),
-    PlanOption(
-        *("bpw", "--bpw", _NUMBER, BUDGET),
-        help="Bits per weight over all tensors.",
-        doc="bits per weight over all tensors",
-    ),
+    PlanOption("ram", "--ram", _SIZE, BUDGET, help="RAM for what is not on the GPU.", doc=_BYTES_DOC),
+    PlanOption("size", "--size", _SIZE, BUDGET, help="Size of the whole file, header and all.", doc=_BYTES_DOC),
+    PlanOption("bpw", "--bpw", _NUMBER, BUDGET, help="Bits per weight over all tensors."),
     PlanOption(
         *("max_loss", "--max-loss", _NUMBER, BUDGET),
         help="Predicted loss in nats per token to keep, with the fewest bytes.",
@@ -140,66 +121,43 @@ PLAN_OPTIONS = (  # in the order of the help
         help="Context in tokens, over all sequences (16k); 0: the model's own; max: the largest that keeps --max-loss.",
         doc='tokens over all sequences, or "max"',
         show_default="the model's own, at most 4096",
-        says_memory=True,
     ),
     PlanOption(
         *("cache_type_k", "--cache-type-k", _CACHE_TYPE, MEMORY),
         help="Type of the K cache; auto measures what smaller ones cost.",
         doc=_CACHE_DOC,
         show_default="f16",
-        says_memory=True,
     ),
     PlanOption(
         *("cache_type_v", "--cache-type-v", _CACHE_TYPE, MEMORY),
         help="Type of the V cache.",
         doc=_CACHE_DOC,
         show_default="f16",
-        says_memory=True,
     ),
+    PlanOption("n_parallel", "--parallel", _COUNT, MEMORY, help="Sequences at once.", show_default="1"),
     PlanOption(
-        *("n_parallel", "--parallel", _COUNT, MEMORY),
-        help="Sequences at once.",
-        doc="sequences at once",
-        show_default="1",
-        says_memory=True,
-    ),
-    PlanOption(
-        *("n_ubatch", "--ubatch", _COUNT, MEMORY),
+        "n_ubatch",
+        "--ubatch",
+        _COUNT,
+        MEMORY,
         help="Tokens computed at once.",
-        doc="tokens computed at once",
         show_default="512 if they fit, else fewer",
-        says_memory=True,
     ),
     PlanOption(
         *("reserve", "--reserve", _SIZE_OR_ZERO, MEMORY),
         help="VRAM to leave free.",
         doc=_BYTES_DOC,
         show_default="1GiB, at most a tenth of --vram",
-        says_memory=True,
     ),
     PlanOption(
-        *("draft", "--draft", _GGUF, MEMORY),
-        help="A draft model or EAGLE-3 head that shares the VRAM.",
-        doc=_FILES_DOC,
-        says_memory=True,
+        "draft", "--draft", _GGUF, MEMORY, help="A draft model or EAGLE-3 head that shares the VRAM.", doc=_FILES_DOC
     ),
-    PlanOption(
-        *("mmproj", "--mmproj", _GGUF, MEMORY),
-        help="A vision projector that shares the VRAM.",
-        doc=_FILES_DOC,
-        says_memory=True,
-    ),
-    PlanOption(
-        *("mtp", "--mtp", _FLAG, MEMORY),
-        help="Layers of multi-token prediction are used.",
-        doc="layers of multi-token prediction are used",
-        says_memory=True,
-    ),
+    PlanOption("mmproj", "--mmproj", _GGUF, MEMORY, help="A vision projector that shares the VRAM.", doc=_FILES_DOC),
+    PlanOption("mtp", "--mtp", _FLAG, MEMORY, help="Layers of multi-token prediction are used."),
     PlanOption(
         *("assume", "--assume", _FLAG, MEMORY),
         help="Plan for an unknown architecture with an upper bound.",
         doc="an upper bound for a cache that is not known",
-        says_memory=True,
     ),
     PlanOption(
         *("engine", "--engine", _ENGINE, MEMORY),
@@ -218,14 +176,12 @@ PLAN_OPTIONS = (  # in the order of the help
         help="GB/s (powers of ten) of GPU, CPU and PCIe.",
         doc='GB/s by device, {"gpu": 448}',
         show_default="the engine's, gpu=400,cpu=50,pcie=16 for most",
-        says_memory=True,
     ),
     PlanOption(
         *("price", "--time-price", _PRICE, MEMORY),
         help="Nats of loss that a second per token is worth, with --ram.",
         doc="loss that a second per token is worth",
         show_default="0.2",
-        says_memory=True,
     ),
     PlanOption(
         *("types", "--types", _TYPES, TYPES),
@@ -238,11 +194,7 @@ PLAN_OPTIONS = (  # in the order of the help
         help="Give the tensors whose names match this type; may be repeated, the first match decides.",
         doc=_RULES_DOC,
     ),
-    PlanOption(
-        *("pins", "--tensor-type-file", _FILE, TYPES),
-        help="A file of REGEX=TYPE lines.",
-        doc="a file of REGEX=TYPE lines",
-    ),
+    PlanOption("pins", "--tensor-type-file", _FILE, TYPES, help="A file of REGEX=TYPE lines."),
     PlanOption(
         *("floors", "--min-type", _RULES, TYPES),
         help="Nothing smaller for the tensors that match; may be repeated.",
@@ -253,14 +205,8 @@ PLAN_OPTIONS = (  # in the order of the help
         help="The tensors that match share a type; may be repeated.",
         doc="expressions; what matches one shares a type",
     ),
+    PlanOption("output_type", "--output-tensor-type", _TYPE, TYPES, help="The type of output.weight.", doc=_TYPES_DOC),
     PlanOption(
-        *("output_type", "--output-tensor-type", _TYPE, TYPES),
-        help="The type of output.weight.",
-        doc=_TYPES_DOC,
-    ),
-    PlanOption(
-        *("embedding_type", "--token-embedding-type", _TYPE, TYPES),
-        help="The type of token_embd.weight.",
-        doc=_TYPES_DOC,
+        "embedding_type", "--token-embedding-type", _TYPE, TYPES, help="The type of token_embd.weight.", doc=_TYPES_DOC
     ),
 )

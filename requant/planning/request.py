@@ -11,15 +11,17 @@ from requant.errors import UsageError
 from requant.model.engine_settings import EngineSettings
 from requant.planning.constraints import Constraints, Rule
 from requant.planning.engines import ENGINES, Engine, engine_named
-from requant.planning.options import PLAN_OPTIONS
-from requant.planning.rules import MAX_CONTEXT
+from requant.planning.options import MEMORY, PLAN_OPTIONS
+from requant.planning.rules import MAX_CONTEXT, read_tensor_types
 from requant.planning.solver.problem import check_rules
 
 if TYPE_CHECKING:
     from requant.planning.plan import Plan
     from requant.scoring.losses import Losses
 
-MEMORY_OPTIONS = {option.field: option.flag for option in PLAN_OPTIONS if option.says_memory}
+MEMORY_OPTIONS = {  # those that have a meaning only where memory or speed is limited
+    o.field: o.flag for o in PLAN_OPTIONS if o.heading == MEMORY and o.field not in ("engine", "prefer_within")
+}
 LIMITS = ("--vram SIZE", "--ram SIZE", "--size SIZE", "--bpw X", "--max-loss X")
 
 
@@ -69,18 +71,18 @@ class PlanRequest:
 
     @property
     def profile(self) -> Engine:
-        """The engine, with the bandwidths of --bandwidth."""
+        """Return the engine, with the bandwidths of --bandwidth."""
         engine = engine_named(self.engine)
         return replace(engine, bandwidth={**engine.bandwidth, **dict(self.bandwidth or ())})
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The fields of `model.engine_settings.EngineSettings` that are options; None where not given."""
+        """Return the fields of `model.engine_settings.EngineSettings` that are options; None where not given."""
         return {f.name: getattr(self, f.name) for f in fields(EngineSettings) if hasattr(self, f.name)}
 
     @property
     def constraints(self) -> Constraints:
-        """The constraints on types, without a limit."""
+        """Return the constraints on types, without a limit."""
         return Constraints(
             pins=self.pins,
             floors=self.floors,
@@ -101,8 +103,7 @@ class PlanRequest:
         return tuple(dict.fromkeys((*usual, *(t for t in named if t is not None))))
 
 
-_FIELDS = [f.name for f in fields(PlanRequest)]
-OPTIONS_BY_FIELD = tuple(sorted(PLAN_OPTIONS, key=lambda option: _FIELDS.index(option.field)))  # fields' order
+OPTIONS_BY_FIELD = tuple(o for f in fields(PlanRequest) for o in PLAN_OPTIONS if o.field == f.name)  # fields' order
 
 
 def build_request(values: Mapping[str, Any]) -> PlanRequest:
@@ -114,8 +115,6 @@ def build_request(values: Mapping[str, Any]) -> PlanRequest:
     for option in PLAN_OPTIONS:
         value = values.get(option.keyword)
         if value is not None and option.keyword == "tensor_type_file":
-            from requant.planning.rules import read_tensor_types
-
             value = given.get(option.field, ()) + read_tensor_types(value)
         if value is not None:
             given[option.field] = value
@@ -129,14 +128,11 @@ def check_request(request: PlanRequest) -> None:
     check_memory_options(request)
 
 
-def _is_given(value: object) -> bool:
-    return value is not None and value is not False  # 0 is given
-
-
 def check_memory_options(request: PlanRequest) -> None:
     """Raise UsageError for options that have no meaning without another, or that contradict each other."""
     engine = engine_named(request.engine)
-    alone = [option for name, option in MEMORY_OPTIONS.items() if _is_given(getattr(request, name))]
+    values = {option: getattr(request, name) for name, option in MEMORY_OPTIONS.items()}
+    alone = [option for option, value in values.items() if value is not None and value is not False]  # 0 is given
     if alone and not request.on_devices:
         raise UsageError(f"{alone[0]} says how memory is spent; give --vram SIZE or --ram SIZE with it")
     if not engine.has_gpu and request.vram is not None:
@@ -179,7 +175,7 @@ class FromPreset:
 class FromModel:
     """Types of another GGUF (--like)."""
 
-    path: Path
+    like: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,14 +224,4 @@ def choose_plan_from(
 
 def plan_from_option(plan_from: PlanFrom) -> dict[str, Plan | Path | str]:
     """Return {option: value} of the option, by its name without dashes, that decides the types or limits them."""
-    match plan_from:
-        case FromPlan(plan):
-            return {"plan": plan}
-        case FromType(name):
-            return {"type": name}
-        case FromPreset(name):
-            return {"preset": name}
-        case FromModel(path):
-            return {"like": path}
-        case FromBudget(like):
-            return {} if like is None else {"like": like}
+    return {f.name: value for f in fields(plan_from) if (value := getattr(plan_from, f.name)) is not None}

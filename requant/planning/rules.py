@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral, Real
@@ -28,16 +27,6 @@ def parse_text(value: object, option: str) -> str:
     if not isinstance(value, str):
         raise UsageError(f"{option} must be text (got {brief(repr(value))})")
     return value
-
-
-def parse_path(value: str | os.PathLike[str], _: str) -> Path:
-    """Return the path."""
-    return Path(value)
-
-
-def parse_flag(value: object, _: str) -> bool | None:
-    """Return True, or None for a flag that is not set."""
-    return bool(value) or None
 
 
 def parse_bytes(value: int | str, option: str, least: int = 1) -> int:
@@ -135,13 +124,9 @@ def parse_type(value: object, option: str) -> str:
     text = parse_text(value, option)
     fmt = by_name(text.strip())
     if fmt is None:
-        names = [f.name for f in FORMATS.values()]
-        mixture = text.strip().upper() in mixture_names()
-        hint = (
-            f"it is a mixture of types, which --preset takes; {suggest(text, names)}"
-            if mixture
-            else suggest(text, names)
-        )
+        hint = suggest(text, [f.name for f in FORMATS.values()])
+        if text.strip().upper() in mixture_names():
+            hint = f"it is a mixture of types, which --preset takes; {hint}"
         raise UsageError(f"{option}: '{brief(text)}' is not a ggml type; {hint}")
     return fmt.name
 

@@ -12,6 +12,7 @@ from requant.cli.help_pages import HEADINGS
 from requant.errors import UsageError
 from requant.planning.options import PLAN_OPTIONS
 from requant.planning.request import (
+    MEMORY_OPTIONS,
     OPTIONS_BY_FIELD,
     FromBudget,
     FromModel,
@@ -65,8 +66,8 @@ def test_rules_of_a_file_follow_those_that_were_typed(tmp_path):
 
 
 def test_an_option_about_memory_needs_a_limit_on_memory():
-    about_memory = [option.flag for option in PLAN_OPTIONS if option.says_memory]
-    assert len(about_memory) == 12 and {"--ctx", "--reserve", "--time-price"} <= set(about_memory)
+    about_memory = set(MEMORY_OPTIONS.values())
+    assert len(about_memory) == 12 and {"--ctx", "--reserve", "--time-price"} <= about_memory
     with pytest.raises(UsageError, match="--parallel says how memory is spent"):
         check_memory_options(PlanRequest(bpw=5, n_parallel=2))
     with pytest.raises(UsageError, match="--reserve says how memory is spent"):

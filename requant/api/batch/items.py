@@ -63,7 +63,7 @@ class BatchItem:
 
     @property
     def types(self) -> tuple[str, ...]:
-        """The types to score."""
+        """Return the types to score."""
         return self.options.request.types_to_score(DEFAULT_TYPES)
 
     def score_words(self) -> list[str]:

@@ -21,10 +21,6 @@ else:
 
 DEFAULT_OUTPUT = "{basename}-{sizelabel}-{finetune}-{version}-{encoding}.gguf"
 LABEL = re.compile(r"[A-Z0-9_]{1,40}")  # of an encoding: the characters that llama.cpp accepts in the tag of a file
-_JOB_KEYS = ("source", "output", "budgets", "label")
-_DEFAULTS_KEYS = ("output", "budgets")
-_BUDGET_KEYS = ("label",)
-_REPORT_KEYS = ("card", "beside")
 REPORTS = ("html", "png", "svg")  # kinds of report on a single output
 
 
@@ -101,7 +97,7 @@ class _JobFile:
     def jobs(self, raw: Mapping[str, Any]) -> Iterator[BatchJob]:
         self._check_keys("the file", raw, ("defaults", "job", "report"))
         defaults = self._table("[defaults]", raw.get("defaults", {}))
-        self._check_keys("[defaults]", defaults, (*_DEFAULTS_KEYS, *self.keys))
+        self._check_keys("[defaults]", defaults, ("output", "budgets", *self.keys))
         tables = raw.get("job")
         if not isinstance(tables, list) or not tables:
             raise self._wrong("the file", "needs a [[job]]")
@@ -111,7 +107,7 @@ class _JobFile:
     def report(self, raw: Any) -> ReportTable:
         where = "[report]"
         table = self._table(where, raw)
-        self._check_keys(where, table, (*_REPORT_KEYS, *self.keys), "those of requant report")
+        self._check_keys(where, table, ("card", "beside", *self.keys), "those of requant report")
         card = table.get("card")
         if card is not None and not (isinstance(card, str) and card.endswith(".md") and "\0" not in card):
             raise self._wrong(where, "key 'card' must be a file's name that ends in .md", card)
@@ -127,7 +123,7 @@ class _JobFile:
         return ReportTable(None if card is None else self.path.parent / card, tuple(dict.fromkeys(beside)), words)
 
     def _job(self, where: str, table: Mapping[str, Any], defaults: Mapping[str, Any]) -> BatchJob:
-        self._check_keys(where, table, (*_JOB_KEYS, *self.keys))
+        self._check_keys(where, table, ("source", "output", "budgets", "label", *self.keys))
         if "source" not in table:
             raise self._wrong(where, "says no source")
         output = table.get("output", defaults.get("output", DEFAULT_OUTPUT))
@@ -149,7 +145,7 @@ class _JobFile:
         for i, entry in enumerate(entries, start=1):
             place = f"{where}, budget {i}"
             own = self._table(place, entry)
-            self._check_keys(place, own, (*_BUDGET_KEYS, *self.keys))
+            self._check_keys(place, own, ("label", *self.keys))
             yield self._budget(place, common, {k: v for k, v in own.items() if k != "label"}, own.get("label"))
 
     def _budget(self, where: str, common: Mapping[str, Any], own: Mapping[str, Any], label: Any) -> JobBudget:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from requant.api.batch.context import FAILURES, BatchContext, plan_file, read_importance_file
 from requant.api.batch.items import BatchItem, check_outputs
-from requant.api.batch.score_cache import CachedScores, ScoreCache, measures_importance
+from requant.api.batch.score_cache import ScoreCache, measures_importance
 from requant.api.batch.state import empty_folder, seal_entry
 from requant.api.invocation import record_options
 from requant.api.session import Session, open_session
@@ -26,7 +26,7 @@ def plan_batch(context: BatchContext, scores: ScoreCache) -> bool:
     """
     planner, summary, items = _BatchPlanner(context, scores), context.batch.summary, context.batch.items
     lenient = context.options.keep_going or context.options.dry_run
-    goes_on = lenient or not summary.has_failed
+    goes_on = lenient or not summary.counts["failed"]
     for step in (planner.check_item, planner.plan_item):  # an impossible request fails before hours of scoring
         for item in items:
             if not goes_on or item.row.status == "failed":
@@ -73,11 +73,12 @@ class _BatchPlanner:
                 if item.plan is not None and not dry_run:
                     self._save_plan(item, item.plan)
             item.place_output(self.context.batch.path)
-            if item.plan is not None:
-                item.row.record_plan(item.plan)
             if dry_run:
                 self.context.batch.summary.set_status(item.row, "planned")
-            if dry_run and item.plan is not None:
+            if item.plan is None:
+                return
+            item.row.bpw, item.row.predicted_loss = item.plan.bpw, item.plan.predicted_loss
+            if dry_run:
                 imatrix = read_importance_file(self.scores.find_importance(item, source))
                 item.row.size = total_size(output_layouts(source, item.plan, imatrix, item.options.splitting))
 
@@ -94,7 +95,6 @@ class _BatchPlanner:
         seal_entry(path.parent, item.plan_request())
 
     def _open_session(self, item: BatchItem, source: Source) -> Session:
-        """Open the session of `requant convert`, without its scoring."""
         how, monitor = item.options, self.context.monitor
         return open_session(source, how.request, how.calibration, how.plan_from, how.session_options, monitor=monitor)
 
@@ -106,14 +106,12 @@ class _BatchPlanner:
         if scores is None:
             return None
         imatrix = session.imatrix or read_importance_file(scores.importance)
-        session = replace(session, losses=self.scores.read_losses(scores), imatrix=imatrix)
-        return session if self.context.options.dry_run else self._with_cache_losses(item, session, scores)
-
-    def _with_cache_losses(self, item: BatchItem, session: Session, scores: CachedScores) -> Session:
-        """Return the session; where cache types are to be chosen, with their losses, which are cached too."""
-        assert session.losses is not None
-        session.request.try_rules(session.losses)
-        losses = session.add_cache_losses(session.losses)
-        if losses is not session.losses:
-            self.scores.replace_losses(item, scores, losses)
-        return replace(session, losses=losses)
+        losses = self.scores.read_losses(scores)
+        session = replace(session, losses=losses, imatrix=imatrix)
+        if self.context.options.dry_run:
+            return session
+        session.request.try_rules(losses)
+        whole = session.add_cache_losses(losses)
+        if whole is not losses:
+            self.scores.replace_losses(item, scores, whole)
+        return replace(session, losses=whole)

@@ -95,18 +95,14 @@ class _ConversionRunner:
             exists = None
             self.context.monitor.warn(f"{error}; the output's own record counts")
         if exists is None and (file := find_output(item.out)) is not None:
-            exists = self._matches_record(item, file)
+            used = imatrix_used(item.plan, read_importance_file(self._find_importance(item)))
+            exists = matches_record(file, item.plan, None if used is None else used.sha256, item.source.newest)
             if exists:
                 save_output(self._made, item.out, read_output(file, request))
         if exists:
             self.context.batch.summary.set_status(item.row, "skipped")
             self._describe_output(item)
         return bool(exists)
-
-    def _matches_record(self, item: BatchItem, file: Path) -> bool:
-        assert item.plan is not None
-        used = imatrix_used(item.plan, read_importance_file(self._find_importance(item)))
-        return matches_record(file, item.plan, None if used is None else used.sha256, item.source.newest)
 
     def _find_importance(self, item: BatchItem) -> Path | None:
         with open_source(item.source.path) as source:
@@ -124,7 +120,8 @@ class _ConversionRunner:
         except FAILURES as error:
             self.context.report_failure(item, error, count)
             return
-        self.context.batch.summary.record_success(item.row)
+        self.context.batch.summary.set_status(item.row, "done")
+        item.row.exit_code = 0
         self.context.monitor.info(
             f"{count} done: {item.row.output}, {format_size(made.size)}, {end.seconds:.0f} s{left}"
         )
@@ -137,7 +134,7 @@ class _ConversionRunner:
             raise InputOutputError(item.out, "was made, and is gone")
         record, made = read_conversion(record_path(file)), read_output(file, item.output_request())
         item.row.output, item.row.size = str(file), made.size
-        item.row.record_plan(record.plan)
+        item.row.bpw, item.row.predicted_loss = record.plan.bpw, record.plan.predicted_loss
         return made
 
 

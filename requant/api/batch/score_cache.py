@@ -44,16 +44,16 @@ class ScoreCache:
         key = hash_json([os.path.realpath(item.source.path), item.score_words(), item.types])
         folder = self.context.folder / "scores" / key[:16]
         files = self.context.read_entry(folder, request)
-        if files is None and self.context.options.dry_run:
-            return None
         if files is None:
+            if self.context.options.dry_run:
+                return None
             try:
                 files = self._score(item, folder, measures_importance(item, source))
             except RequantError as error:
                 self._failures[request] = error
                 raise
-        importance = [path for name, path in files.items() if name.startswith(f"{_IMPORTANCE}/")]
-        return CachedScores(files[_LOSSES], importance[0] if importance else None)
+        importance = (path for name, path in files.items() if name.startswith(f"{_IMPORTANCE}/"))
+        return CachedScores(files[_LOSSES], next(importance, None))
 
     def read_losses(self, scores: CachedScores) -> Losses:
         """Read the losses, or return them where they were the last read."""
@@ -87,7 +87,15 @@ class ScoreCache:
         emitted = empty_folder(folder / _IMPORTANCE) / "measured"
         if measured:
             words.append(f"--emit-imatrix={emitted}")
-        self._run_worker(WorkerTask(item, words, str(item.source.path)))
+
+        def on_exit(_: WorkerTask, end: WorkerExit) -> bool:
+            if end.code:
+                raise WorkerFailure(end)
+            return True
+
+        source, inform = item.source.path, self.context.monitor.info
+        task = WorkerTask(item, words, str(source))
+        self.context.workers.run_tasks([task], 1, lambda _: inform(f"scoring {source}"), on_exit)
         if measured:  # under the name that a single command gives it, which outputs record
             found = read_imatrix(emitted)
             name = os.fsdecode(found.datasets[0].encode(errors="surrogateescape"))
@@ -96,21 +104,6 @@ class ScoreCache:
         files = read_entry(folder, item.score_request())
         assert files is not None
         return files
-
-    def _run_worker(self, task: WorkerTask) -> None:
-        ends = list[WorkerExit]()
-
-        def on_start(task: WorkerTask) -> None:
-            self.context.monitor.info(f"scoring {task.item.source.path}")
-
-        def on_exit(_: WorkerTask, end: WorkerExit) -> bool:
-            ends.append(end)
-            return True
-
-        self.context.workers.run_tasks([task], 1, on_start, on_exit)
-        for end in ends:
-            if end.code:
-                raise WorkerFailure(end)
 
 
 def measures_importance(item: BatchItem, source: Source) -> bool:

@@ -12,7 +12,6 @@ from requant.common.atomic_write import has_schema, write_text
 from requant.common.serialization import dump, parse, read_text, to_plain
 from requant.conversion.record import record_path
 from requant.errors import BadInput, RequantError, printable
-from requant.planning.plan import Plan
 
 SCHEMA = "requant.batch/1"
 SOME = 9  # the exit code where only some of the outputs exist
@@ -45,10 +44,6 @@ class Row:
     predicted_loss: float | None = None
     seconds: float | None = None
 
-    def record_plan(self, plan: Plan) -> None:
-        """Set the figures that the plan predicts."""
-        self.bpw, self.predicted_loss = plan.bpw, plan.predicted_loss
-
 
 @dataclass(slots=True)
 class Summary:
@@ -80,11 +75,6 @@ class Summary:
         self.set_status(row, "failed")
         row.exit_code, row.error = code, error
 
-    def record_success(self, row: Row) -> None:
-        """Set the row to done."""
-        self.set_status(row, "done")
-        row.exit_code = 0
-
     def stop_running(self) -> None:
         """Set the rows that are running to stopped."""
         for row in self.rows:
@@ -92,18 +82,13 @@ class Summary:
                 self.set_status(row, "stopped")
 
     @property
-    def has_failed(self) -> bool:
-        """Return whether any row has failed."""
-        return self.counts["failed"] > 0
-
-    @property
     def n_good(self) -> int:
-        """Number of outputs that exist, or are planned in a dry run."""
+        """Return the number of outputs that exist, or are planned in a dry run."""
         return sum(self.counts[status] for status in GOOD)
 
     @property
     def exit_code(self) -> int:
-        """0 where all outputs exist (or are planned), SOME where only some do, else the code of the first failure."""
+        """Return 0 where all outputs exist (or are planned), SOME where some do, else the code of the first failure."""
         if self.n_good == len(self.rows):
             return 0
         return SOME if self.n_good else next((row.exit_code for row in self.rows if row.exit_code), 1)
@@ -144,6 +129,5 @@ def output_records(path: Path) -> list[Path]:
     if not outputs:
         raise BadInput(path, "says of no output that it is there")
     folders = (Path(), path.parent.parent)  # that in which the batch was run, or that of its jobs
-    return [
-        record_path(next((f / name for f in folders if record_path(f / name).exists()), Path(name))) for name in outputs
-    ]
+    found = [next((f / name for f in folders if record_path(f / name).exists()), Path(name)) for name in outputs]
+    return [record_path(path) for path in found]

@@ -324,4 +324,4 @@ def test_counts_follow_the_rows_and_what_was_running_is_stopped():
     found = summary_of(("running", 0), ("done", 0), ("planned", 0))
     found.stop_running()
     assert [row.status for row in found.rows] == ["stopped", "done", "planned"]
-    assert (found.counts["running"], found.counts["stopped"], found.n_good, found.has_failed) == (0, 1, 2, False)
+    assert (found.counts["running"], found.counts["stopped"], found.n_good, found.counts["failed"]) == (0, 1, 2, 0)

@@ -240,11 +240,11 @@ class PartFile:
             return False
 
     def _is_target(self) -> bool:
-        """Return whether the file already has its final name: stopped between the link to that and the removal of the old."""
+        """Return whether the file has its final name, too: a run stopped between linking it and removing the old name."""
         return self.file.exists() and self.target.exists() and self.file.samefile(self.target)
 
     def _is_ours(self, header: bytes) -> bool:
-        """Return whether the file begins as an unfinished output does, or its bytes are the target's, under a second name."""
+        """Return whether the file begins like an unfinished output, or is the target under a second name."""
         if self._is_target():
             return True
         found = os.pread(self._descriptor, max(len(header), len(BLANK)), 0)

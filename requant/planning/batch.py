@@ -61,9 +61,9 @@ def fit_batch(
 ) -> tuple[Deployment, tuple[str, ...]]:
     """Return the deployment with the largest batch that leaves room for the smallest plan, and notes for the user.
 
-    The smallest plan keeps the output's floor if any batch leaves room for that: `to_try` are the losses with the floor,
-    then those without. `constraints`: those of all layers on the GPU. `default_reserve`: the reserve is not given but
-    depends on the budget.
+    The smallest plan keeps the output's floor if any batch leaves room for that: `to_try` are the losses with the
+    floor, then those without. `constraints`: those of all layers on the GPU. `default_reserve`: the reserve is not
+    given but depends on the budget.
     """
     assert deployment.vram is not None
     beside = sum(deployment.parts.values())

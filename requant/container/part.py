@@ -240,7 +240,7 @@ class PartFile:
             return False
 
     def _is_target(self) -> bool:
-        """Return whether the file has its final name, too: a run stopped between linking it and removing the old name."""
+        """Return whether the file has its final name, too: a run stopped between the link and the removal."""
         return self.file.exists() and self.target.exists() and self.file.samefile(self.target)
 
     def _is_ours(self, header: bytes) -> bool:

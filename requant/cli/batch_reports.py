@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import click
 
 from requant.api.batch.jobs import ReportTable, read_report_table
-from requant.api.batch.state import hash_file, hash_json
 from requant.api.batch.summary import GOOD
 from requant.cli import messages, report
 from requant.cli.batch_options import COMMON, key_options
 from requant.common.atomic_write import check_writable, write_text
-from requant.common.serialization import dump, parse, parse_record, read_text, to_plain
+from requant.common.files import hash_file
+from requant.common.serialization import dump, hash_json, parse, parse_record, read_text, to_plain
 from requant.conversion.record import record_path
 from requant.errors import BadInput, InputOutputError, OutputRefused, UsageError, printable
 from requant.report import publish

@@ -1,1 +1,1 @@
-"""Common ground: units, files, JSON records, threads, signals, the cluster and progress; nothing here knows a model."""
+"""Shared code: units, files, JSON records, threads, signals, the cluster and progress; nothing here knows a model."""

@@ -50,7 +50,7 @@ def identify_content(path: Path, max_hashed: int) -> str | tuple[int, int]:
     status = path.stat()
     if status.st_size > max_hashed:
         return status.st_size, status.st_mtime_ns
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hash_file(path)
 
 
 def irregular_kind(status: os.stat_result) -> str | None:
@@ -195,3 +195,8 @@ def identities(*paths: Path | None) -> frozenset[Identity]:
             if path is not None:
                 found.add(identity(path.stat()))
     return frozenset(found)
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of the file at `path`, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -7,6 +7,7 @@ value, its place and the path. An IntEnum is its member's name in small letters.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -160,3 +161,8 @@ def show_json(raw: Any) -> str:
     """Format a JSON value in at most 60 printable characters."""
     text = json.dumps(raw)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def hash_json(value: Any) -> str:
+    """Return the SHA-256, in hex, of `value` as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

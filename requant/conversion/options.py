@@ -1,4 +1,4 @@
-"""Options of a conversion, and the claim of one run on its output."""
+"""Options of a conversion, policies for tensors with NaN or infinity, and the claim of one run on its output."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from requant.container.splitting import WHOLE, Splitting
 if TYPE_CHECKING:
     from requant.common.cluster import Cluster
     from requant.conversion.record import Conversion
+
+KEEP_TYPE = "keep-type"
+POLICIES = ("error", KEEP_TYPE)  # for tensors that hold NaN or infinity
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,3 @@ class Claim:
     extras: Sequence[Path] = ()
     keep: bool = False
     record: Callable[[Conversion], None] = lambda _: None
-
-
-KEEP_TYPE = "keep-type"
-
-
-POLICIES = ("error", KEEP_TYPE)

@@ -153,7 +153,7 @@ def _layer_type(mixture: str, role: str, at: _Position) -> str:
     if default in _TWO_BITS:
         return _two_bit_type(mixture, role, at)
     if role in _VALUES:
-        return _value_type(mixture, role, at)
+        return _value_type(mixture, at)
     if role == "ffn_down":
         return _down_type(mixture, at)
     chosen = default
@@ -170,7 +170,7 @@ def _layer_type(mixture: str, role: str, at: _Position) -> str:
     return chosen
 
 
-def _value_type(mixture: str, role: str, at: _Position) -> str:
+def _value_type(mixture: str, at: _Position) -> str:
     """Return the type of attn_v, or of the matrix that it is fused into."""
     default, grouped = _MIXTURES[mixture][0], at.n_gqa >= 4
     chosen = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
+class _WindowRule:
     """Every `period`-th layer is full: the last of each group, or the first with `dense_first`.
 
     `default`: the window without the key; `fixed`: the window whatever the key's value, if that is above 0.
@@ -27,25 +27,25 @@ class _Rule:
 
 
 _RULES = {
-    "gemma2": _Rule(2, default=4096),
-    "gpt-oss": _Rule(2),
-    "cohere2": _Rule(4),
-    "cohere2moe": _Rule(4, dense_first=True),
-    "exaone-moe": _Rule(4),
-    "gemma-embedding": _Rule(6),
-    "gemma3": _Rule(6, optional=True),
-    "gemma3n": _Rule(5),
-    "olmo2": _Rule(4, optional=True),
-    "plamo3": _Rule(8, optional=True),
-    "afmoe": _Rule(4, optional=True),
-    "mellum": _Rule(4, optional=True),
-    "muse-glimmer": _Rule(4),
-    "laguna": _Rule(4, dense_first=True, optional=True),
-    "smallthinker": _Rule(4, dense_first=True, fixed=4096, optional=True),
-    "llama4": _Rule(4, default=8192, fixed=8192),
-    **dict.fromkeys(("gemma4", "step35", "mimo2"), _Rule(1, array=True)),
+    "gemma2": _WindowRule(2, default=4096),
+    "gpt-oss": _WindowRule(2),
+    "cohere2": _WindowRule(4),
+    "cohere2moe": _WindowRule(4, dense_first=True),
+    "exaone-moe": _WindowRule(4),
+    "gemma-embedding": _WindowRule(6),
+    "gemma3": _WindowRule(6, optional=True),
+    "gemma3n": _WindowRule(5),
+    "olmo2": _WindowRule(4, optional=True),
+    "plamo3": _WindowRule(8, optional=True),
+    "afmoe": _WindowRule(4, optional=True),
+    "mellum": _WindowRule(4, optional=True),
+    "muse-glimmer": _WindowRule(4),
+    "laguna": _WindowRule(4, dense_first=True, optional=True),
+    "smallthinker": _WindowRule(4, dense_first=True, fixed=4096, optional=True),
+    "llama4": _WindowRule(4, default=8192, fixed=8192),
+    **dict.fromkeys(("gemma4", "step35", "mimo2"), _WindowRule(1, array=True)),
 }
-_EXAONE4 = _Rule(4, default=4096)  # the 32B model only, recognised by its 64 layers
+_EXAONE4 = _WindowRule(4, default=4096)  # the 32B model only, recognised by its 64 layers
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ def losses_to_try(losses: Losses, constraints: Constraints) -> tuple[Losses, ...
 
 
 def with_output_floor(losses: Losses, constraints: Constraints) -> Losses:
-    """Return `losses` without the output's (or tied embedding's) candidates below its type in a stock mixture.
+    """Return `losses` without the output's (or tied embedding's) candidates below its type in a llama-quantize mixture.
 
     The mixture is the largest that meets the limits; where none does, there is no floor. A tensor that the user pinned
     has no floor, and neither has one that could then only be copied, with more bits than the floor.

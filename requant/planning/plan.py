@@ -7,8 +7,6 @@ the method is one of IN_NATS.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.common.notebook import html
-from requant.common.serialization import dump, parse, parse_record, parse_value, read_text, to_plain
+from requant.common.serialization import dump, hash_json, parse, parse_record, parse_value, read_text, to_plain
 from requant.errors import BadInput, InfeasibleBudget, brief
 from requant.formats import Effort
 from requant.planning.constraints import Limit, Timing, Use, use_of
@@ -171,7 +169,7 @@ class Plan:
     def sha256(self) -> str:
         """Hash of all that determines the output's bytes: the source's header, each tensor's type and the effort."""
         decides = {"header_sha256": self.header_sha256, "types": self.types(), "effort": to_plain(self.effort)}
-        return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return hash_json(decides)
 
     def _repr_html_(self) -> str:
         return html(self)

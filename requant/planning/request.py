@@ -216,7 +216,7 @@ def choose_plan_from(
     if plan is not None and request != PlanRequest():
         raise UsageError("--plan decides every type; edit the plan, or plan again with these options")
     if preset is not None and request != PlanRequest():
-        raise UsageError("--preset decides every type; leave other wishes out")
+        raise UsageError("--preset decides every type; leave other options out")
     if type_name is not None and request.types:
         raise UsageError("--type and --types cannot be given together")
     return next(iter(given.values()))

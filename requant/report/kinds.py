@@ -1,4 +1,4 @@
-"""Kinds of reports, told by the ending of a file's name."""
+"""Kinds of reports, told by a file's extension."""
 
 from __future__ import annotations
 

@@ -178,8 +178,8 @@ def _is_above(a: tuple[int, float], b: tuple[int, float], c: tuple[int, float]) 
 def _thin_points(points: list[Dot]) -> tuple[Dot, ...]:
     """Return at most MOST_POINTS points, about equally far apart in bytes, both ends among them."""
     step = (points[-1].n_bytes - points[0].n_bytes) / (MOST_POINTS - 2) if len(points) > MOST_POINTS else 0
-    kept = points[:1]
+    thinned = points[:1]
     for point in points[1:-1]:
-        if point.n_bytes - kept[-1].n_bytes >= step:
-            kept.append(point)
-    return (*kept, *points[1:][-1:])
+        if point.n_bytes - thinned[-1].n_bytes >= step:
+            thinned.append(point)
+    return (*thinned, *points[1:][-1:])

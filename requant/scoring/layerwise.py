@@ -34,7 +34,6 @@ from requant.scoring.residual_shares import scale_by_residual, writes_residual
 SAMPLE_WEIGHTS = 2**18  # weights of a tensor that are encoded for each candidate
 SAMPLE_ROWS = 64  # at least, of a tensor that has them
 
-
 _Part = tuple[int, int, Floats | None, Floats, float]
 
 

@@ -31,7 +31,6 @@ from requant.cli.help_pages import PAGES as MANUAL
 from requant.cli.main import COMMANDS, main
 from requant.formats import FORMATS, BlockFormat
 from requant.model import caches
-from requant.model import mixtures as stock
 from requant.model.forward.architecture import FAMILIES
 from requant.planning import engines as runtime
 
@@ -414,7 +413,7 @@ def engines() -> str:
         chosen = f"{few(e.candidates)}; {e.preferred} preferred" if e.preferred else few(e.candidates)
         rows.append((f"`{e.name}`", chosen, never, placed, "yes" if e.experts else "no", rates))
     heads = ["engine", "candidates", "does not run", "to the GPU", "experts apart", "GB/s assumed"]
-    mixtures = [(f"`{m}`", stock._MIXTURES[m][0], f"{stock._MIXTURES[m][1]:g}") for m in stock.mixture_names()]
+    presets = [(f"`{m}`", mixtures._MIXTURES[m][0], f"{mixtures._MIXTURES[m][1]:g}") for m in mixtures.mixture_names()]
     run = [(f"`{n}`", f.activation, "halves" if f.halves else "pairs") for n, f in FAMILIES.items()]
     usual = ", ".join(runtime.GENERIC.candidates)
     known = ", ".join(f"`{n}`" for n in sorted(caches.ATTENTION | caches.RECURRENT | caches._HYBRID))
@@ -427,7 +426,7 @@ def engines() -> str:
             table(heads, rows),
             "## Presets",
             "`--preset M`: the mixtures of llama-quantize. Bits per weight are those of Llama 3.1 8B.",
-            table(["preset", "most tensors", "bits per weight"], mixtures, "llr"),
+            table(["preset", "most tensors", "bits per weight"], presets, "llr"),
             "## Architectures that are run",
             "Scored by gradients, and measured by `evaluate`. All others are scored without running them.",
             table(["general.architecture", "activation", "rotated dimensions"], run),

@@ -104,5 +104,5 @@ def test_rounding_the_cache_more_costs_more():
         (("--vram", "12MiB", "--prefer-within", "0.1"), "--prefer-within"),
     ],
 )
-def test_wishes_that_make_no_sense_are_usage(capsys, losses, words, said):
+def test_options_that_make_no_sense_are_usage(capsys, losses, words, said):
     assert_failed(run(capsys, "plan", TINY, "--losses", losses, *words), 2, said)

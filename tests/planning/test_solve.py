@@ -204,7 +204,7 @@ def test_an_infeasible_bpw_is_answered_in_bpw():
     assert solve(drawn, Constraints((bpw_limit(float(str(e.value).split("raise it to ")[1].split(",")[0]), drawn),)))
 
 
-def test_an_infeasible_budget_names_the_wishes_that_could_go():
+def test_an_infeasible_budget_names_the_options_that_could_go():
     drawn = random_model(10, 0)
     constraints = Constraints((bpw_limit(3, drawn),), pins=(parse_rule(".=Q8_0"),))
     with pytest.raises(InfeasibleBudget, match=r"or loosen --tensor-type$"):

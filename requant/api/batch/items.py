@@ -12,9 +12,10 @@ from requant._version import __version__
 from requant.api.batch.jobs import BatchJob, JobBudget, KeyOption, read_jobs
 from requant.api.batch.names import UNKNOWN, budget_label, check_template, encoding_label, output_path
 from requant.api.batch.sources import BatchSource, find_sources, read_source
-from requant.api.batch.state import content_key, hash_json
+from requant.api.batch.state import content_key
 from requant.api.batch.summary import Row, Summary
 from requant.api.session_options import SessionOptions
+from requant.common.serialization import hash_json
 from requant.container.splitting import Splitting
 from requant.errors import BadInput, OutputRefused, UsageError, printable
 from requant.planning.options import PLAN_OPTIONS

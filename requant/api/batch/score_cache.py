@@ -8,9 +8,10 @@ from pathlib import Path
 
 from requant.api.batch.context import BatchContext, WorkerFailure
 from requant.api.batch.items import BatchItem
-from requant.api.batch.state import empty_folder, hash_json, read_entry, seal_entry
+from requant.api.batch.state import empty_folder, read_entry, seal_entry
 from requant.api.batch.workers import WorkerExit, WorkerTask
 from requant.common.atomic_write import write_text
+from requant.common.serialization import hash_json
 from requant.container.imatrix import read_imatrix
 from requant.container.source import Source
 from requant.errors import RequantError

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from requant.common.atomic_write import write_text
-from requant.common.files import identify_content, lock_file
-from requant.common.serialization import dump, parse, parse_record, read_text, to_plain
+from requant.common.files import hash_file, identify_content, lock_file
+from requant.common.serialization import dump, hash_json, parse, parse_record, read_text, to_plain
 from requant.container.source import open_source
 from requant.conversion.record import read_conversion, record_path
 from requant.errors import BadInput, InputOutputError, OutputRefused, RequantError
@@ -32,16 +29,6 @@ _MAX_HASHED = 2**28  # bytes; a larger file, a model, is identified by size and 
 def state_folder(jobs: Path) -> Path:
     """Return the usual folder of state of the job file `jobs`."""
     return jobs.with_name(f"{jobs.name}.requant")
-
-
-def hash_json(value: Any) -> str:
-    """Return the SHA-256, in hex, of `value` as JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of the file at `path`, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @functools.lru_cache

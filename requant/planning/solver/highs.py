@@ -109,7 +109,7 @@ def _silence_stdout() -> Iterator[None]:
     with _STDOUT:
         try:
             c_library.fflush(None)
-            kept = os.dup(1)
+            saved = os.dup(1)
         except OSError:  # there is no stdout
             yield
             return
@@ -119,5 +119,5 @@ def _silence_stdout() -> Iterator[None]:
                 yield
         finally:
             c_library.fflush(None)  # what C still buffers is dropped too
-            os.dup2(kept, 1)
-            os.close(kept)
+            os.dup2(saved, 1)
+            os.close(saved)

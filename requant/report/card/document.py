@@ -126,9 +126,9 @@ Column = tuple[str, bool, Callable[[CardOutput], str]]  # head, flush right, cel
 def _output_table(columns: Sequence[Column], outputs: Sequence[CardOutput]) -> str:
     """Return a table without the columns that are unknown for all outputs."""
     cells = [[cell(output) for output in outputs] for _, _, cell in columns]
-    kept = [k for k, column in enumerate(cells) if any(column)]
-    rows = [[cells[k][i] or "-" for k in kept] for i in range(len(outputs))]
-    return md.table([columns[k][0] for k in kept], rows, [i for i, k in enumerate(kept) if columns[k][1]])
+    filled = [k for k, column in enumerate(cells) if any(column)]
+    rows = [[cells[k][i] or "-" for k in filled] for i in range(len(outputs))]
+    return md.table([columns[k][0] for k in filled], rows, [i for i, k in enumerate(filled) if columns[k][1]])
 
 
 def _files_table(outputs: Sequence[CardOutput], overrides: CardOverrides) -> str:

@@ -24,8 +24,8 @@ def reproduction_commands(made: Conversion) -> list[str]:
     source, whole = shell.file_argument(plan.source), whole_name(made.output.name)
     split = "# the output was split: add --keep-split, or --max-shard-size"  # the record has no size of shards
     note = [split] if whole != made.output.name else []
-    kept = ["--nonfinite", "keep-type"] if any(t.odd is not None and t.odd.nonfinite for t in made.tensors) else []
-    convert = ["requant", "convert", source, shell.file_argument(whole), *kept]
+    nonfinite = ["--nonfinite", "keep-type"] if any(t.odd is not None and t.odd.nonfinite for t in made.tensors) else []
+    convert = ["requant", "convert", source, shell.file_argument(whole), *nonfinite]
     imatrix = [] if made.imatrix is None else ["--imatrix", shell.file_argument(made.imatrix)]
     if not plan.options:
         record = shell.file_argument(record_path(made.output).name)

@@ -60,8 +60,8 @@ def headline(plan: Plan, made: Conversion | None, evaluations: Sequence[Evaluati
     if plan.predicted_loss is not None:
         gap = "not known" if plan.gap is None else percent(plan.gap, ".2g") if plan.gap else "0"
         cards.append(("Proven gap", gap, text(plan.solver, FILE_NAME)))
-    kept = sum(c.copied for c in plan.choices)
-    cards.append(("Tensors", str(len(plan.choices)), f"{len(plan.choices) - kept} quantized, {kept} copied"))
+    copied = sum(c.copied for c in plan.choices)
+    cards.append(("Tensors", str(len(plan.choices)), f"{len(plan.choices) - copied} quantized, {copied} copied"))
     speed_matters = any(limit.unit == "ns" for limit in plan.limits) or not plan.runtime.get("all_layers", True)
     if (ns := plan.ns_per_token) is not None and speed_matters:
         cards.append(("Speed", f"{1e9 / max(ns, 1):.1f}", "tokens/s predicted, at a full context"))

@@ -76,9 +76,9 @@ def _merge_small_parts(parts: Mapping[str, int]) -> list[tuple[str, int]]:
     """Return the largest parts, in their order, and the rest as one."""
     if len(parts) <= _MOST_PARTS:
         return list(parts.items())
-    kept = sorted(parts, key=lambda name: -parts[name])[: _MOST_PARTS - 1]
-    rest = sum(n_bytes for name, n_bytes in parts.items() if name not in kept)
-    return [*((name, n_bytes) for name, n_bytes in parts.items() if name in kept), ("the rest", rest)]
+    largest = sorted(parts, key=lambda name: -parts[name])[: _MOST_PARTS - 1]
+    rest = sum(n_bytes for name, n_bytes in parts.items() if name not in largest)
+    return [*((name, n_bytes) for name, n_bytes in parts.items() if name in largest), ("the rest", rest)]
 
 
 def draw_heat(axes: Axes, cells: Sequence[LayerRole]) -> None:

@@ -62,9 +62,9 @@ def _memory_table(model: Inspection, width: int) -> str:
     parts += [("together", n.total)]
     caches = "/".join(dict.fromkeys((n.cache_type_k.lower(), n.cache_type_v.lower())))
     over = f" over {n.n_parallel} sequences" if n.n_parallel > 1 else ""
-    kept = "" if n.reserve else ", nothing in reserve"
+    reserve = "" if n.reserve else ", nothing in reserve"
     context = f"a context of {n.n_ctx} tokens{over} in {caches}"
-    title = f"in VRAM, all layers, {context}, batches of {n.n_ubatch} tokens{kept}"
+    title = f"in VRAM, all layers, {context}, batches of {n.n_ubatch} tokens{reserve}"
     own = (model.hyperparameters or {}).get("context_length", n.n_ctx)
     beyond = [f"the model was made for a context of at most {own} tokens"] if n.n_ctx > own else []
     table = grid([[name, format_size(size)] for name, size in parts], right=(1,))

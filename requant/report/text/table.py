@@ -185,9 +185,9 @@ def _expert_sensitivities(plan: Plan, on_cpu: set[int]) -> list[str]:
     sides = [[x for there, x in found if there == side] for side in (False, True)]
     if not all(sides):
         return []
-    kept, left = (math.fsum(x) / len(x) for x in sides)
+    others, left = (math.fsum(x) / len(x) for x in sides)
     what = f"sensitivity at {plan.runtime.get('reference_type')}, in {loss_unit(plan.method)}"
-    return [f"{what}: {left:.3g} a layer of these, {kept:.3g} of the others"]
+    return [f"{what}: {left:.3g} a layer of these, {others:.3g} of the others"]
 
 
 def _skip_reasons(tensors: Iterable[TensorLosses]) -> Iterable[tuple[str, str]]:

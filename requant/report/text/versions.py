@@ -30,8 +30,8 @@ def versions_text(versions: Versions) -> str:
 def _cache_rows(cache: Contents | None) -> list[list[str]]:
     if cache is None:
         return []
-    kept = f"{cache.folder}: {cache.n_kernels} compiled, {format_size(cache.n_bytes)}"
-    rows = [["kernels", kept if cache.n_kernels else "none compiled yet; the first run does that, once"]]
+    compiled = f"{cache.folder}: {cache.n_kernels} compiled, {format_size(cache.n_bytes)}"
+    rows = [["kernels", compiled if cache.n_kernels else "none compiled yet; the first run does that, once"]]
     if cache.others:
         size = format_size(cache.other_bytes)
         rows.append(["", f"{cache.others} folders of other versions beside it, {size}: requant --clear-cache"])

@@ -43,7 +43,7 @@ def pins(*texts):
     return Constraints(pins=tuple(parse_rule(t) for t in texts))
 
 
-def test_without_wishes_every_tensor_has_all_its_candidates_and_kept_ones_have_one():
+def test_without_rules_every_tensor_has_all_its_candidates_and_kept_ones_have_one():
     problem = constrain(LOSSES, Constraints())
     assert [len(item.options) for item in problem.items] == [4, 4, 4, 4, 4, 2, 1]
     assert problem.notes == ()

@@ -30,7 +30,7 @@ from requant.cli.help_pages import ENVIRONMENT, EXIT_CODES, OTHER, Page, full_he
 from requant.cli.help_pages import PAGES as MANUAL
 from requant.cli.main import COMMANDS, main
 from requant.formats import FORMATS, BlockFormat
-from requant.model import caches
+from requant.model import caches, mixtures
 from requant.model.forward.architecture import FAMILIES
 from requant.planning import engines as runtime
 

@@ -55,10 +55,10 @@ class ConversionRun:
 
         Raises OutputRefused where the unfinished output is of another command.
         """
-        from requant.conversion.convert import binding
+        from requant.conversion.convert import resume_key
 
         journal = self.claim.journal
-        if not can_resume(journal, binding(session.source, self.claim.request), self.out):
+        if not can_resume(journal, resume_key(session.source, self.claim.request), self.out):
             return None
         head = journal.past.head or {}
         plan = Plan.from_json(json.dumps(head.get("plan")), journal.path)

@@ -130,9 +130,9 @@ class Session:
 
     def least_bytes(self) -> int:
         """Return the sum over all tensors of the bytes of the smallest candidate."""
-        from requant.scoring.candidates import survey
+        from requant.scoring.candidates import survey_tensors
 
-        tensors = survey(self.source, types=self._types, imatrix=self.imatrix, has_importance=True)
+        tensors = survey_tensors(self.source, types=self._types, imatrix=self.imatrix, has_importance=True)
         return sum(min(c.n_bytes for c in t.candidates) for t in tensors)
 
     @property
@@ -213,7 +213,7 @@ class Session:
 
     def _score_candidates(self, weigh: bool) -> ScoringResult:
         """Score, unless no plan is feasible or the model fits as it is."""
-        from requant.scoring.fisher import cannot_run
+        from requant.scoring.fisher import find_run_obstacle
 
         check_feasible(
             self.source,
@@ -221,7 +221,7 @@ class Session:
             self._types,
             imatrix=self.imatrix,
             allow_requantize=self.options.allow_requantize,
-            has_importance=weigh and not self.calibration.quick and cannot_run(self.source) is None,
+            has_importance=weigh and not self.calibration.quick and find_run_obstacle(self.source) is None,
         )
         whole = self.losses_without_scoring()
         return self.score(self._types, weigh=weigh) if whole is None else ScoringResult(whole)

@@ -25,7 +25,7 @@ from requant.conversion.chunks import (
     EncodedChunk,
     Piece,
     TensorJob,
-    loss_fault,
+    lost_weights_fault,
     read_chunk,
     split_into_pieces,
     write_chunk,
@@ -193,7 +193,7 @@ def _describe_tensor(source: Source, job: TensorJob, total: Sums, anomalies: Ano
     error = codec.relative_error(total[None, :])
     limit = codec.ceiling(total[0], job.tensor.n_weights, job.format)
     if not job.choice.copied and not error <= limit:
-        raise loss_fault(job, "relative error", error, limit, source.files[job.tensor.file])
+        raise lost_weights_fault(job, "relative error", error, limit, source.files[job.tensor.file])
     return Converted(
         name=job.tensor.name,
         source_type=job.tensor.format.name,

@@ -116,9 +116,9 @@ def check_feasible(
 
     Those are the errors of `Planner.best`, and BadInput for a source that must not be quantized again.
     """
-    from requant.scoring.candidates import build_losses, check_requantization, survey
+    from requant.scoring.candidates import build_losses, check_requantization, survey_tensors
 
-    tensors = survey(source, types=types, imatrix=imatrix, has_importance=has_importance)
+    tensors = survey_tensors(source, types=types, imatrix=imatrix, has_importance=has_importance)
     check_requantization(source, tensors, allow_requantize)
     types_kv = [("F16" if x == AUTO else x) for x in (request.cache_type_k, request.cache_type_v)]
     n_ctx = CELL_PADDING if request.n_ctx == MAX_CONTEXT else request.n_ctx
@@ -128,7 +128,7 @@ def check_feasible(
 
 def losses_without_scoring(source: Source, request: PlanRequest) -> Losses | None:
     """Losses that keep every tensor as it is, where that meets the request and so no plan is better; else None."""
-    from requant.scoring.candidates import build_losses, survey
+    from requant.scoring.candidates import build_losses, survey_tensors
 
     whole = request
     if request.vram is not None:  # no smaller batch is chosen
@@ -139,7 +139,7 @@ def losses_without_scoring(source: Source, request: PlanRequest) -> Losses | Non
         return None
     tensors = tuple(
         replace(t, candidates=tuple(c for c in t.candidates if c.type == t.source_type), skipped={})
-        for t in survey(source, types=())
+        for t in survey_tensors(source, types=())
     )
     note = "the model fits as it is, so nothing was scored: every tensor is copied"
     losses = build_losses(source, tensors, IN_NATS[0], notes=(note,))

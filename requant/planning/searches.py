@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from requant.errors import BadInput, InfeasibleBudget, UsageError
 from requant.model.engine_settings import CELL_PADDING, DEFAULT_UBATCH, engine_settings
 from requant.model.memory import memory_for
-from requant.planning.batch import describe_batch, halve_batches, smaller_batches
 from requant.planning.request import PlanRequest
 from requant.planning.rules import AUTO
+from requant.planning.ubatch import describe_batch, halve_batches, smaller_batches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from requant.container.source import Source, open_source, require_model
 from requant.model.memory import layer_caches
-from requant.planning.batch import fit_batch
 from requant.planning.constraints import Constraints, Limit, bpw_limit, loss_limit
 from requant.planning.deployment import Deployment
 from requant.planning.options import PREFERENCE
@@ -17,6 +16,7 @@ from requant.planning.placement import best_placement
 from requant.planning.request import PlanRequest
 from requant.planning.solver.solve import solve
 from requant.planning.summaries import reference_type, summarize_layers
+from requant.planning.ubatch import fit_batch
 
 if TYPE_CHECKING:
     from requant.planning.plan import Plan

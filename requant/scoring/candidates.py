@@ -24,16 +24,16 @@ def survey_to_score(
 ) -> tuple[tuple[TensorLosses, ...], list[str]]:
     """Return the survey of `source` for these options, and notes on the source.
 
-    Raises what `survey` and `check_requantization` raise, UsageError for a type that cannot be written.
+    Raises what `survey_tensors` and `check_requantization` raise, UsageError for a type that cannot be written.
     """
-    surveyed = survey(source, types=options.types, imatrix=options.imatrix, has_importance=has_importance)
+    surveyed = survey_tensors(source, types=options.types, imatrix=options.imatrix, has_importance=has_importance)
     notes = check_requantization(source, surveyed, options.allow_requantize)
     for name in options.types:
         encoded_format(name)
     return surveyed, notes
 
 
-def survey(
+def survey_tensors(
     source: Source,
     *,
     types: Sequence[str] = DEFAULT_TYPES,

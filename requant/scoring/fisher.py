@@ -114,7 +114,7 @@ def _factored_information(statistics: Imatrix, tensor: SourceTensor) -> Informat
     return information
 
 
-def cannot_run(source: Source) -> BadInput | None:
+def find_run_obstacle(source: Source) -> BadInput | None:
     """Return why the model cannot be run, and so has no gradients, or None."""
     require_model(source)
     for name, why in source.preserved.items():

@@ -1,4 +1,4 @@
-"""Conversion as one call: the claim on the output, the plan or the unfinished run of an earlier call, the writing."""
+"""Conversion as one call: claim the output, make a plan or take that of an unfinished run, write."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class ConversionRun:
         return found
 
     def remove_leftovers(self) -> None:
-        """Remove the files of killed runs that none resumes; no other run writes them, as the output is claimed."""
+        """Remove temporary files of killed runs; safe, because this run holds the claim."""
         journal, path = self.claim.journal, self.importance_path
         stale = [path.with_name(f"{path.name}.part")]
         if journal.past.head is None:

@@ -74,7 +74,7 @@ def _calibration_words(calibration: CalibrationOptions) -> Iterator[str]:
 
 
 def _encoding_words(session: Session) -> Iterator[str]:
-    """Yield imatrix, effort and --allow-requantize where they are given; --statistics is an imatrix, too."""
+    """Yield --imatrix, --effort and --allow-requantize where given. An imatrix given by --statistics is left out."""
     imatrix, effort = session.imatrix, session.options.effort
     if imatrix is not None and Path(imatrix.path) != session.calibration.statistics:
         yield f"--imatrix={Path(imatrix.path).name}"

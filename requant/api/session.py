@@ -90,7 +90,8 @@ class Session:
         """Return the plan; for a budget the best one, scored first where no losses are given.
 
         --effort, where it is given, replaces that of the plan or the losses. weigh: without an imatrix, take the
-        importance that scoring measures. measure: of so many plans near the best, the one of least measured divergence.
+        importance that scoring measures. measure: build so many plans near the best, run each on held-out text, return
+        the one of least KL divergence.
         """
         planned = self._make_plan(weigh, measure)
         return replace(planned, plan=record_options(planned.plan, self, measure))
@@ -212,7 +213,7 @@ class Session:
         return replace(plans[best], measured_kld=klds[best], notes=(*plans[best].notes, note))
 
     def _score_candidates(self, weigh: bool) -> ScoringResult:
-        """Score, unless no plan is feasible or the model fits as it is."""
+        """Score, or return losses that keep every tensor if the model fits as it is. Raise first if no plan fits."""
         from requant.scoring.fisher import find_run_obstacle
 
         check_feasible(
@@ -252,7 +253,7 @@ def open_session(
 ) -> Session:
     """Open a session: read the small input files. Raises BadInput, InputOutputError.
 
-    plan_from: by default the budget of the request; of a plan in a file only the path is taken.
+    plan_from: by default the budget of the request; a plan file is read later, by `make_plan`.
     """
     plan_from, options = plan_from or FromBudget(), options or SessionOptions()
     imatrix = options.imatrix or calibration.statistics

@@ -149,10 +149,10 @@ class PieceBuilder:
         return self._piece.hexdigest()
 
     def add(self, piece: Piece, done: EncodedChunk) -> None:
-        """Add a chunk; the first of a piece begins the piece, also where it is made again."""
+        """Add a chunk. The first chunk of a piece starts its digest, also when the piece is made a second time."""
         if done.chunk is piece.chunks[0]:
             self._piece, self._errors, self._anomalies = hashlib.sha256(), np.zeros(4), Anomalies()
-            self._whole = self._before.copy() if piece.number else self._piece  # one digest serves both
+            self._whole = self._before.copy() if piece.number else self._piece  # in piece 0 both digests are one
         data = done.data.reshape(-1).data
         self._piece.update(data)
         if self._whole is not self._piece:

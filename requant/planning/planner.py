@@ -112,9 +112,9 @@ def check_feasible(
     allow_requantize: bool,
     has_importance: bool = False,
 ) -> None:
-    """Raise, without scoring, all errors of planning for `source` from losses of `types`.
+    """Plan with all losses 0, so that every planning error appears before hours of scoring.
 
-    Those are the errors of `Planner.best`, and BadInput for a source that must not be quantized again.
+    Raises what `Planner.best` raises with losses of `types`, BadInput for a source that must not be quantized again.
     """
     from requant.scoring.candidates import build_losses, check_requantization, survey_tensors
 
@@ -135,7 +135,7 @@ def losses_without_scoring(source: Source, request: PlanRequest) -> Losses | Non
         whole = replace(request, n_ubatch=request.n_ubatch or DEFAULT_UBATCH)
     asked = {name: getattr(whole, name) for name in ("vram", "size", "bpw", "engine", *MEMORY_OPTIONS)}
     least = request.n_ctx == MAX_CONTEXT or AUTO in (request.cache_type_k, request.cache_type_v) or request.price
-    if least or PlanRequest(**asked) != whole:  # the request is about time, least bytes or types too
+    if least or PlanRequest(**asked) != whole:  # the request also sets --max-loss, a price or types
         return None
     tensors = tuple(
         replace(t, candidates=tuple(c for c in t.candidates if c.type == t.source_type), skipped={})

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SettledRequest:
-    """Losses, a request, and its constraints (but for --size), deployment and notes for the user.
+    """Losses, a request, and its constraints, deployment and notes for the user.
 
-    `deployment`: None where the request is not about devices.
+    --size comes in `solve`, because the header's size is known only after a solution. `deployment`: None where the
+    request is not about devices.
     """
 
     losses: Losses

@@ -117,7 +117,7 @@ def build_losses(
     effort: Effort = Effort.DEFAULT,
     calibration_text: str | None = None,
 ) -> Losses:
-    """Return the losses of the tensors of `source`, under its name and header, whose encoders weighted by `imatrix`."""
+    """Return the losses of `source` from those of its tensors; imatrix: the one that weighted the encoders."""
     return Losses(
         source=source.name,
         header_sha256=source.header_sha256,

@@ -241,7 +241,7 @@ class PartFile:
             return False
 
     def _is_target(self) -> bool:
-        """Return whether .part and target are hard links to one file, as a run leaves them that stops between both steps."""
+        """Return whether .part and target are hard links to one file: a run stopped between link and removal."""
         return self.file.exists() and self.target.exists() and self.file.samefile(self.target)
 
     def _is_ours(self, header: bytes) -> bool:

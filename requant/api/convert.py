@@ -1,4 +1,4 @@
-"""Conversion as one call: the claim on the output, the plan or the unfinished run of an earlier call, the writing."""
+"""Conversion as one call: claim the output, make a plan or take that of an unfinished run, write."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class ConversionRun:
 
         Raises OutputRefused where the unfinished output is of another command.
         """
-        from requant.conversion.convert import binding
+        from requant.conversion.convert import resume_key
 
         journal = self.claim.journal
-        if not can_resume(journal, binding(session.source, self.claim.request), self.out):
+        if not can_resume(journal, resume_key(session.source, self.claim.request), self.out):
             return None
         head = journal.past.head or {}
         plan = Plan.from_json(json.dumps(head.get("plan")), journal.path)
@@ -80,7 +80,7 @@ class ConversionRun:
         return found
 
     def remove_leftovers(self) -> None:
-        """Remove the files of killed runs that none resumes; no other run writes them, as the output is claimed."""
+        """Remove temporary files of killed runs; safe, because this run holds the claim."""
         journal, path = self.claim.journal, self.importance_path
         stale = [path.with_name(f"{path.name}.part")]
         if journal.past.head is None:

@@ -29,10 +29,10 @@ def record_options(plan: Plan, session: Session, measure: int | None = None) -> 
     if isinstance(session.plan_from, FromPlan):
         return plan if effort == plan.effort else replace(plan, effort=effort, options=())
     scoring = () if session.losses is None else session.losses.options
-    return replace(plan, effort=effort, options=plan_words(session, measure), scoring=scoring)
+    return replace(plan, effort=effort, options=plan_arguments(session, measure), scoring=scoring)
 
 
-def plan_words(session: Session, measure: int | None = None) -> tuple[str, ...]:
+def plan_arguments(session: Session, measure: int | None = None) -> tuple[str, ...]:
     """Return the options of `requant plan` or `requant convert` that decide the plan."""
     given = dict[str, object](plan_from_option(session.plan_from))
     if session.losses is not None:
@@ -45,7 +45,7 @@ def plan_words(session: Session, measure: int | None = None) -> tuple[str, ...]:
     return _split((*_request_words(session.request), *words, *own, *_encoding_words(session)))
 
 
-def score_words(session: Session) -> tuple[str, ...]:
+def score_arguments(session: Session) -> tuple[str, ...]:
     """Return the options of `requant score` that decide the losses."""
     types = PlanRequest(types=session.request.types)
     return _split((*_request_words(types), *_calibration_words(session.calibration), *_encoding_words(session)))
@@ -74,7 +74,7 @@ def _calibration_words(calibration: CalibrationOptions) -> Iterator[str]:
 
 
 def _encoding_words(session: Session) -> Iterator[str]:
-    """Yield imatrix, effort and --allow-requantize where they are given; --statistics is an imatrix, too."""
+    """Yield --imatrix, --effort and --allow-requantize where given. An imatrix given by --statistics is left out."""
     imatrix, effort = session.imatrix, session.options.effort
     if imatrix is not None and Path(imatrix.path) != session.calibration.statistics:
         yield f"--imatrix={Path(imatrix.path).name}"

@@ -113,7 +113,7 @@ def _describe_keywords(docs: Mapping[str, str]) -> str:
 Planning.__doc__ = f"{Planning.__doc__}\n\n{_describe_keywords(_DOCS)}"
 
 
-def keywords(group: type[Any]) -> Callable[[Function], Function]:
+def document_keywords(group: type[Any]) -> Callable[[Function], Function]:
     """Return a decorator that names the keywords of `group` in a signature, for help() and for notebooks."""
 
     def decorate(function: Function) -> Function:
@@ -134,7 +134,7 @@ def keywords(group: type[Any]) -> Callable[[Function], Function]:
     return decorate
 
 
-def check_known(given: Mapping[str, Any], group: type[Any], function: str) -> None:
+def check_keywords(given: Mapping[str, Any], group: type[Any], function: str) -> None:
     """Raise TypeError, as Python does, for a keyword that `group` does not have, naming near ones."""
     for name in given:
         if name not in group.__annotations__:

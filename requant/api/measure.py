@@ -38,7 +38,7 @@ def score(source: Source, calibration: CalibrationOptions, options: ScoringOptio
             return ScoringResult(
                 run_interruptible(fisher.score_by_statistics, source, statistics, options, progress=advance)
             )
-    reason = None if calibration.quick else fisher.cannot_run(source)
+    reason = None if calibration.quick else fisher.find_run_obstacle(source)
     if calibration.quick or reason is not None:
         if reason is not None:
             monitor.warn(f"scoring without gradients, which makes worse plans: {reason}")
@@ -110,9 +110,9 @@ def evaluate(
 
 def check_can_run(source: Source) -> None:
     """Raise BadInput where the model cannot be run."""
-    from requant.scoring.fisher import cannot_run
+    from requant.scoring.fisher import find_run_obstacle
 
-    reason = cannot_run(source)
+    reason = find_run_obstacle(source)
     if reason is not None:
         raise reason
 

@@ -21,8 +21,8 @@ from requant.api.keywords import (
     Size,
     Where,
     Words,
-    check_known,
-    keywords,
+    check_keywords,
+    document_keywords,
     parse_calibration,
     parse_frontier_from,
     parse_plan_from,
@@ -99,7 +99,7 @@ class Model:
         request = parse_request({"ctx": ctx, "parallel": parallel, "ubatch": ubatch, "reserve": reserve, **caches})
         return inspect(self.source, request.settings, request.reserve or 0)
 
-    @keywords(Scoring)
+    @document_keywords(Scoring)
     def score(
         self,
         *,
@@ -114,36 +114,36 @@ class Model:
         replaces it. The other keywords are those of `keywords.Scoring`. Raises BadInput for files that do not fit,
         UsageError, NumericFault for weights that are not finite, OutputRefused, InputOutputError.
         """
-        check_known(asked, Scoring, "score")
+        check_keywords(asked, Scoring, "score")
         emitted = None if emit_imatrix is None else Path(emit_imatrix)
         with self._open_session(asked, parse_request({"types": types}), FromBudget()) as session:
             return scoring.score_to_files(session, emitted=emitted, force=force)
 
-    @keywords(Planning)
+    @document_keywords(Planning)
     def plan(self, **asked: Unpack[Planning]) -> Plan:
         """Return the best plan within a budget, that of a preset, or of another model (`like`); scores where needed.
 
         The keywords are those of `keywords.Planning`: vram="12GiB", ctx=16384, losses=losses. Raises InfeasibleBudget
         where even the smallest plan is over the budget, BadInput, UsageError, and what scoring does.
         """
-        check_known(asked, Planning, "plan")
+        check_keywords(asked, Planning, "plan")
         request = parse_request(asked)
         with self._open_session(asked, request, parse_plan_from(request, asked)) as session:
             return session.make_plan().plan
 
-    @keywords(Planning)
+    @document_keywords(Planning)
     def frontier(self, **asked: Unpack[Planning]) -> Curve:
         """Return the whole curve of loss against bytes, 40 plans from the smallest to the largest.
 
         The keywords are those of `plan`; budgets limit nothing here. Raises as `plan` does.
         """
-        check_known(asked, Planning, "frontier")
+        check_keywords(asked, Planning, "frontier")
         request = parse_request(asked)
         with self._open_session(asked, request, parse_frontier_from(request, asked)) as session:
             points, losses = planning.compute_curve(session)
         return Curve(losses.source, losses.method, tuple(points))
 
-    @keywords(Planning)
+    @document_keywords(Planning)
     def convert(
         self,
         out: Where,
@@ -168,7 +168,7 @@ class Model:
         other keywords are those of `plan`. Raises what `plan` does, and OutputRefused where the output is there or in
         use, InputOutputError, SourceChanged, NumericFault for weights that do not survive in their type.
         """
-        check_known(asked, Planning, "convert")
+        check_keywords(asked, Planning, "convert")
         if nonfinite not in POLICIES:
             raise UsageError(f"--nonfinite must be {' or '.join(POLICIES)}")
         parts = Splitting(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from requant.api.invocation import score_words
+from requant.api.invocation import score_arguments
 from requant.api.measure import check_can_run
 from requant.api.session import Session
 from requant.common.atomic_write import check_writable
@@ -31,4 +31,4 @@ def score_to_files(session: Session, *, emitted: Path | None = None, force: bool
         statistics, text = scored.statistics, scored.losses.calibration_text
         assert statistics is not None and text is not None
         write_statistics(emitted, statistics, session.source, text, force=force, inputs=session.inputs)
-    return replace(scored.losses, options=score_words(session))
+    return replace(scored.losses, options=score_arguments(session))

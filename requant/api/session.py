@@ -90,7 +90,8 @@ class Session:
         """Return the plan; for a budget the best one, scored first where no losses are given.
 
         --effort, where it is given, replaces that of the plan or the losses. weigh: without an imatrix, take the
-        importance that scoring measures. measure: of so many plans near the best, the one of least measured divergence.
+        importance that scoring measures. measure: build so many plans near the best, run each on held-out text, return
+        the one of least KL divergence.
         """
         planned = self._make_plan(weigh, measure)
         return replace(planned, plan=record_options(planned.plan, self, measure))
@@ -130,9 +131,9 @@ class Session:
 
     def least_bytes(self) -> int:
         """Return the sum over all tensors of the bytes of the smallest candidate."""
-        from requant.scoring.candidates import survey
+        from requant.scoring.candidates import survey_tensors
 
-        tensors = survey(self.source, types=self._types, imatrix=self.imatrix, has_importance=True)
+        tensors = survey_tensors(self.source, types=self._types, imatrix=self.imatrix, has_importance=True)
         return sum(min(c.n_bytes for c in t.candidates) for t in tensors)
 
     @property
@@ -212,8 +213,8 @@ class Session:
         return replace(plans[best], measured_kld=klds[best], notes=(*plans[best].notes, note))
 
     def _score_candidates(self, weigh: bool) -> ScoringResult:
-        """Score, unless no plan is feasible or the model fits as it is."""
-        from requant.scoring.fisher import cannot_run
+        """Score, or return losses that keep every tensor if the model fits as it is. Raise first if no plan fits."""
+        from requant.scoring.fisher import find_run_obstacle
 
         check_feasible(
             self.source,
@@ -221,7 +222,7 @@ class Session:
             self._types,
             imatrix=self.imatrix,
             allow_requantize=self.options.allow_requantize,
-            has_importance=weigh and not self.calibration.quick and cannot_run(self.source) is None,
+            has_importance=weigh and not self.calibration.quick and find_run_obstacle(self.source) is None,
         )
         whole = self.losses_without_scoring()
         return self.score(self._types, weigh=weigh) if whole is None else ScoringResult(whole)
@@ -252,7 +253,7 @@ def open_session(
 ) -> Session:
     """Open a session: read the small input files. Raises BadInput, InputOutputError.
 
-    plan_from: by default the budget of the request; of a plan in a file only the path is taken.
+    plan_from: by default the budget of the request; a plan file is read later, by `make_plan`.
     """
     plan_from, options = plan_from or FromBudget(), options or SessionOptions()
     imatrix = options.imatrix or calibration.statistics

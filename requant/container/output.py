@@ -39,7 +39,9 @@ def claim_output(path: Path) -> Journal:
 
 
 class Output:
-    """The files of an output at `paths`, with their `layouts` and `journal`; head: what the journal is bound to.
+    """The files of an output at `paths`, with their `layouts` and `journal`.
+
+    head: source, plan and request; a run that resumes must have the same.
 
     Use as a context manager: leaving it unpublished keeps the recorded pieces, or removes everything where there are
     none; `keep` keeps the journal even then, because its plan took long to make. records: of earlier runs.
@@ -106,7 +108,7 @@ class Output:
             if isinstance(error, SourceChanged):
                 self.journal.append([{_INVALID: error.what}])
                 for part in self._parts:
-                    part.blank()  # sealed, it would not be recognized as an unfinished output
+                    part.blank()  # with its header, the next run would not take it for an unfinished output
             elif not self.is_published:
                 self.flush()
         self._close()
@@ -136,7 +138,8 @@ class Output:
         self._failed = True
         for part in self._parts:
             part.sync()
-        before, self._has_records = self._has_records, True  # from here on a signal may come after the records
+        # set before the append: a signal during it may leave records on disk, so the files must be kept
+        before, self._has_records = self._has_records, True
         try:
             self.journal.append(self._pending)
         except InputOutputError:
@@ -161,7 +164,7 @@ class Output:
 
     def finish(self) -> None:
         """Remove the journal; call it when all other files of the published output are written."""
-        sync_folder(self.journal.path.parent)  # the names of all other files before the end of the journal
+        sync_folder(self.journal.path.parent)  # the final names must be on disk before the journal is removed
         with contextlib.suppress(InputOutputError):  # the output is complete, whatever fails here
             self.journal.clear()  # no run may resume once the extras are removed
         for path in self._extras:
@@ -171,7 +174,7 @@ class Output:
             sync_folder(self.journal.path.parent)
 
     def _is_in_place(self) -> bool:
-        """Return whether an earlier run has put every file in place; where only some are, unfinish them."""
+        """Return whether an earlier run put every file in place. If only some are, turn them back into .part files."""
         if not any(_SEALED in record for record in self.journal.past.records):
             return False
         targets = [resolve_target(path) for path in self.paths]

@@ -97,8 +97,9 @@ class PartFile:
     def begin(self, header: bytes = b"") -> None:
         """Replace the file found by an empty one with room for the whole size.
 
-        header: the one it will be sealed with, and may have been by a run whose journal is lost. Raises OutputRefused
-        where the file found is not an unfinished output, InputOutputError where there is no room.
+        header: the final header; a file that already begins with it is ours: a run sealed it and then its journal was
+        lost. Raises OutputRefused where the file found is not an unfinished output, InputOutputError where there is no
+        room.
         """
         if os.fstat(self._descriptor).st_size:
             if not self._is_ours(header):
@@ -240,11 +241,11 @@ class PartFile:
             return False
 
     def _is_target(self) -> bool:
-        """Return whether the file has its final name, too: a run stopped between the link and the removal."""
+        """Return whether .part and target are hard links to one file: a run stopped between link and removal."""
         return self.file.exists() and self.target.exists() and self.file.samefile(self.target)
 
     def _is_ours(self, header: bytes) -> bool:
-        """Return whether the file begins like an unfinished output, or is the target under a second name."""
+        """Return whether the file begins like an unfinished output, or .part and target are hard links to one file."""
         if self._is_target():
             return True
         found = os.pread(self._descriptor, max(len(header), len(BLANK)), 0)

@@ -146,8 +146,8 @@ class RemoteReader:
 class RemoteWriter:
     """An existing file of an unfinished output opened on another machine. Use as a context manager.
 
-    The data, one range from its start on, is kept until `sync` writes it at once. With O_DSYNC an NFS client sends just
-    these bytes; otherwise it may send whole pages, and with them stale copies of other machines' bytes.
+    One contiguous range is buffered; `sync` writes it in one call. With O_DSYNC an NFS client sends just these bytes;
+    otherwise it may send whole pages, and with them stale copies of other machines' bytes.
     """
 
     def __init__(self, target: RemoteOutput) -> None:

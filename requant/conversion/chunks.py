@@ -138,7 +138,7 @@ def split_into_pieces(job: TensorJob) -> Iterator[Piece]:
 def split_into_chunks(job: TensorJob) -> Iterator[Chunk]:
     """The job's chunks in the order of the rows; at least one, which may be empty."""
     tensor, n_matrices = job.tensor, 1
-    most = copy_rows(tensor) if job.choice.copied else max(1, CHUNK_WEIGHTS // max(1, tensor.n_per_row))
+    most = rows_per_copy(tensor) if job.choice.copied else max(1, CHUNK_WEIGHTS // max(1, tensor.n_per_row))
     if not job.choice.copied:
         n_matrices = max([len(values) for values in (job.importance, job.scales) if values is not None], default=1)
     n = max(1, tensor.n_rows // n_matrices)
@@ -147,7 +147,7 @@ def split_into_chunks(job: TensorJob) -> Iterator[Chunk]:
             yield Chunk(job, first, min(most, start + n - first, tensor.n_rows))
 
 
-def copy_rows(tensor: SourceTensor) -> int:
+def rows_per_copy(tensor: SourceTensor) -> int:
     """Number of rows to copy or read at a time."""
     return max(1, COPY_BYTES // max(1, tensor.row_bytes))
 
@@ -209,7 +209,7 @@ def _encode(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray
     lost = codec.lost_row(errors, limit)
     if lost is not None:
         path, what = source.files[job.tensor.file], f"row {chunk.first_row + lost} is lost: relative error"
-        raise loss_fault(job, what, codec.relative_error(errors[lost : lost + 1, [0, 1, 0, 1]]), limit, path)
+        raise lost_weights_fault(job, what, codec.relative_error(errors[lost : lost + 1, [0, 1, 0, 1]]), limit, path)
     blocks = 0 if importance is None else np.count_nonzero(codec.find_unweighted_blocks(x, job.format, importance))
     return encoded, errors.sum(axis=0), Anomalies(unweighted=int(blocks), vanished=codec.vanished_rows(errors))
 
@@ -221,7 +221,7 @@ def find_peak(source: Readable, chunk: Chunk) -> float:
     return float(np.abs(codec.dequantize(data, job.tensor.format)).max(initial=0))
 
 
-def loss_fault(job: TensorJob, what: str, error: float, limit: float, path: Path) -> NumericFault:
+def lost_weights_fault(job: TensorJob, what: str, error: float, limit: float, path: Path) -> NumericFault:
     """The fault for a tensor that does not survive in the chosen format."""
     what = f"tensor {quote(job.tensor.name)} as {job.format.name}, {what}"
     hint = f"--tensor-type '{job.tensor.name}={job.tensor.format.name.lower()}' keeps it, with --restart"

@@ -53,15 +53,16 @@ def convert(
     """Write what `plan` makes of `source` to the file `out`, and return its record; the bytes do not depend on threads.
 
     The output gets its name only when all of it is written and, with `options.verify`, was read again and compared with
-    the source. A run that was stopped is resumed by the same call. losses: those that the plan was made from, to
-    compare with what is given here. claim: that of the caller on `out`; without one the output is claimed here.
-    monitor: is given the bytes of each finished chunk, `n_steps` in all, and lines about what an earlier run left. The
-    kernels of `formats_used` are compiled in the threads that need them where the caller has not done so.
+    the source. The same call resumes a run that was stopped. losses: those that the plan was made from; they are
+    checked against the source, the plan and the imatrix. claim: that of the caller on `out`; without one the output is
+    claimed here. monitor: is given the bytes of each finished chunk, `count_progress_bytes` in all, and lines about
+    what an earlier run left. The kernels of `formats_used` are compiled in the threads that need them where the caller
+    has not done so.
 
     Raises BadInput for a plan or imatrix that does not fit the source, OutputRefused, InputOutputError, SourceChanged,
     and NumericFault for weights that are not finite or do not survive in their type.
     """
-    n_bytes = n_steps(source, plan, verify=options.verify)
+    n_bytes = count_progress_bytes(source, plan, verify=options.verify)
     with contextlib.ExitStack() as stack:
         stack.enter_context(monitor.resumable())
         progress = stack.enter_context(monitor.progress("converting", n_bytes))
@@ -93,21 +94,20 @@ def convert(
             output.publish()
         odd = [line for t in tensors if t.odd is not None for line in t.odd.notes(t.name)]
         made = replace(made, notes=(*prepared.notes, *odd))
-        claimed.record(made)  # without the output's warnings: those of an earlier run would be missing
+        claimed.record(made)  # without the output's warnings: a resumed run does not know those of earlier runs
         output.finish()
     return replace(made, notes=(*made.notes, *output.warnings))
 
 
-def n_steps(source: Source, plan: Plan, *, verify: bool = True) -> int:
-    """Bytes that a conversion reports as progress in all."""
+def count_progress_bytes(source: Source, plan: Plan, *, verify: bool = True) -> int:
+    """Return the total of the bytes that a conversion reports as progress."""
     return sum(t.n_bytes for t in source.tensors) + (plan.n_bytes if verify else 0)
 
 
-def binding(source: Source, request: Mapping[str, Any]) -> Line:
-    """The part of the journal's head that must be the same in the run that resumes, whatever the plan.
+def resume_key(source: Source, request: Mapping[str, Any]) -> Line:
+    """Return the part of the journal's head that does not depend on the plan; a run that resumes must have the same.
 
-    It leaves out the device of the source, which changes on network and some other file systems when they are mounted
-    again.
+    The device number of the source is left out: on network and some other file systems each mount has a new one.
     """
     files = []
     for f in source.opened:
@@ -120,7 +120,7 @@ def binding(source: Source, request: Mapping[str, Any]) -> Line:
 def _head(source: Source, plan: Plan, imatrix: Imatrix | None, request: Mapping[str, Any]) -> Line:
     choices = json.loads(plan.to_json())
     del choices["sha256"]  # shows only that something differs, not what
-    return binding(source, request) | {"imatrix": None if imatrix is None else imatrix.sha256, "plan": choices}
+    return resume_key(source, request) | {"imatrix": None if imatrix is None else imatrix.sha256, "plan": choices}
 
 
 def _identity(imatrix: Imatrix | None) -> frozenset[Identity]:

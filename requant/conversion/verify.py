@@ -25,7 +25,7 @@ from requant.common.notebook import html
 from requant.common.threads import in_order, n_threads
 from requant.container.remote import Readable, RemoteReader, RemoteSource, remote_sources
 from requant.container.source import Source, SourceTensor, open_source
-from requant.conversion.chunks import copy_rows
+from requant.conversion.chunks import rows_per_copy
 from requant.conversion.compare import compare_metadata, compare_tensors, compare_with_record, describe_other_source
 from requant.conversion.record import Conversion, Converted, read_conversion, record_path
 from requant.errors import quote
@@ -208,7 +208,7 @@ def _row_ranges(tensor: SourceTensor, target: Source, source: Source | None) -> 
         new, old = read_weight_scales(target, tensor), read_weight_scales(source, source.tensor(tensor.name))
         scales = scales if new is None else scales * new
         scales = scales if old is None else scales * old**-1
-    n = copy_rows(tensor)
+    n = rows_per_copy(tensor)
     for first in range(0, max(1, tensor.n_rows), n):
         yield _RowRange(tensor, first, min(n, tensor.n_rows - first), origin, scales)
 

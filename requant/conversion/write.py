@@ -25,7 +25,7 @@ from requant.conversion.chunks import (
     EncodedChunk,
     Piece,
     TensorJob,
-    loss_fault,
+    lost_weights_fault,
     read_chunk,
     split_into_pieces,
     write_chunk,
@@ -149,10 +149,10 @@ class PieceBuilder:
         return self._piece.hexdigest()
 
     def add(self, piece: Piece, done: EncodedChunk) -> None:
-        """Add a chunk; the first of a piece begins the piece, also where it is made again."""
+        """Add a chunk. The first chunk of a piece starts its digest, also when the piece is made a second time."""
         if done.chunk is piece.chunks[0]:
             self._piece, self._errors, self._anomalies = hashlib.sha256(), np.zeros(4), Anomalies()
-            self._whole = self._before.copy() if piece.number else self._piece  # one digest serves both
+            self._whole = self._before.copy() if piece.number else self._piece  # in piece 0 both digests are one
         data = done.data.reshape(-1).data
         self._piece.update(data)
         if self._whole is not self._piece:
@@ -193,7 +193,7 @@ def _describe_tensor(source: Source, job: TensorJob, total: Sums, anomalies: Ano
     error = codec.relative_error(total[None, :])
     limit = codec.ceiling(total[0], job.tensor.n_weights, job.format)
     if not job.choice.copied and not error <= limit:
-        raise loss_fault(job, "relative error", error, limit, source.files[job.tensor.file])
+        raise lost_weights_fault(job, "relative error", error, limit, source.files[job.tensor.file])
     return Converted(
         name=job.tensor.name,
         source_type=job.tensor.format.name,

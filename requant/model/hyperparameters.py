@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from requant.errors import BadInput
-from requant.model.caches import ATTENTION, RECURRENT, Caches, caches_of
+from requant.model.cache_kinds import ATTENTION, RECURRENT, Caches, caches_of
 from requant.model.keys import ArchitectureKeys
 from requant.model.windows import SlidingWindows, windows_of
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from requant.planning.plan import Choice
     from requant.scoring.losses import Candidate, Losses, TensorLosses
 
-LOSS_UNIT = 1e-12  # nats; a limit on the loss counts in them
+LOSS_UNIT = 1e-12  # nats; the unit in which a loss limit is an integer
 _HELD_BY_HOST = ("token_embd", "per_layer_token_embd")  # roles that are always in RAM
 _FILTERS = threading.Lock()  # warning filters belong to the whole process
 
@@ -39,8 +39,8 @@ class Use:
 class Timing:
     """Time per token: the bytes read on each device over its bandwidth, and `fixed_ns` for everything else.
 
-    Bandwidths in bytes per second. `slower`: factor by which a type takes longer than its bytes alone. `hop_ns`: to the
-    CPU and back, for the experts of a layer that are there; a third of it counts for each of their three matrices.
+    Bandwidths in bytes per second. `slower`: factor by which a type takes longer than its bytes alone. `hop_ns`: one
+    trip GPU-CPU-GPU per layer with experts on the CPU; each of its three expert matrices gets a third.
     """
 
     gpu: float
@@ -172,7 +172,7 @@ def compile_pattern(pattern: str, option: str) -> re.Pattern[str]:
     """Compile the regular expression that an option gives. Raises UsageError."""
     try:
         with _FILTERS, warnings.catch_warnings():
-            # Python warns where it reads a set in another way than other engines, as in [[:digit:]]
+            # Python only warns of sets like [[:digit:]], which it reads unlike other engines; refuse them
             warnings.simplefilter("error", FutureWarning)
             return re.compile(pattern)
     except (re.error, FutureWarning, OverflowError, RecursionError) as error:

@@ -84,7 +84,7 @@ class Deployment:
 
     @property
     def n_places(self) -> int:
-        """Layers that can be on the GPU, the output counting as one where the last ones go first."""
+        """Layers that the GPU can have. Engines that offload from the last layer count the output as one layer more."""
         return self.hp.n_trunk + (self.engine.order == "last")
 
     @property
@@ -94,11 +94,11 @@ class Deployment:
 
     @property
     def fixed_layers(self) -> int:
-        """The number of places on the GPU where it is not open: all or none."""
+        """The number of layers on the GPU where it is not chosen: all or none."""
         return self.n_places if self.engine.has_gpu and self.vram != 0 else 0
 
     def layers(self, k: int) -> range:
-        """The trunk's layers on the GPU when `k` of the places are."""
+        """The trunk's layers on the GPU, with `k` layers there; the output may be one of the `k`."""
         n = self.hp.n_trunk
         return range(max(n + 1 - k, 0), n) if self.engine.order == "last" else range(min(k, n))
 
@@ -107,7 +107,7 @@ class Deployment:
         return k + self.hp.n_nextn if k and self.engine.order == "last" else k
 
     def devices(self, tensor: TensorLosses, k: int, *, tied: bool) -> tuple[str, ...]:
-        """The devices where the tensor may be when `k` of the places are on the GPU."""
+        """The devices where the tensor may be with `k` layers on the GPU."""
         if tensor.layer is None:
             with_output = k > 0 if self.engine.order == "last" else k >= self.n_places
             return ("gpu",) if with_output and not is_lookup(tensor.name, tied=tied) else ("cpu",)
@@ -126,7 +126,10 @@ class Deployment:
         return min(1.0, self.hp.n_expert_used / max(self.hp.n_expert, 1)) if experts and self.hp.n_expert_used else 1.0
 
     def timing(self, k: int) -> Timing:
-        """The time per token at `k`: caches are read once per token, and activations cross between the devices."""
+        """Return the time per token with `k` layers on the GPU.
+
+        Each token reads all caches once. If both devices have layers, its activations cross to the other and back.
+        """
         rates = self.engine.bandwidth
         caches = layer_caches(self.hp, self.settings)
         on_gpu = sum(caches[il] for il in self.layers(k))
@@ -140,7 +143,7 @@ class Deployment:
         return HOP_NS + math.ceil(1e9 * 2 * 4 * self.hp.n_embd / self.engine.bandwidth["pcie"])
 
     def constraints(self, losses: Losses, base: Constraints, k: int, copied: int = 0) -> Constraints:
-        """Return `base` with the limits and devices at `k`.
+        """Return `base` with the limits and devices for `k` layers on the GPU.
 
         `copied`: bytes of VRAM kept free for a copy of one tensor on the CPU.
         """
@@ -188,7 +191,7 @@ def _note_assumptions(deployment: Deployment, *, given: bool) -> tuple[str, ...]
 
 
 def _row_padding(losses: Losses) -> int:
-    """Bytes at most by which CUDA's padding of last rows, and weight scales, exceed the aligned sizes of a limit."""
+    """Upper bound of the bytes that row padding and weight scales add to the sizes that a limit counts."""
     total = 0
     for tensor in losses.tensors:
         if tensor.on_gpu and tensor.shape:

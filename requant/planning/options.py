@@ -23,12 +23,12 @@ BUDGET, MEMORY, TYPES = "Budget", "Memory and engine", "Types"  # headings of `c
 
 @dataclass(frozen=True, slots=True)
 class ValueKind:
-    """How the values of an option are parsed, and shown as one would type them again.
+    """A kind of option values: how they are parsed, and shown as a user would type them.
 
-    parse: from the value of a Python keyword and the option that messages name. parse_text: from the command line's
-    text, where that differs. python_type: bool, Path, int (from 1 on) or float (from `low` to `high`) where the command
-    line checks the text by itself; str where the parser does. multiple: the option may be repeated. complete: the
-    completion of `cli.options.COMPLETERS`.
+    parse: takes the value of a Python keyword, and the option's name for messages. parse_text: takes the text of the
+    command line, where that is parsed differently. python_type: bool, Path, int (from 1 on) or float (from `low` to
+    `high`) where the command line checks the text by itself; str where the parser does. multiple: the option may be
+    repeated. complete: the completion of `cli.options.COMPLETERS`.
     """
 
     metavar: str
@@ -46,7 +46,7 @@ class ValueKind:
 class PlanOption:
     """An option of a plan.
 
-    doc: of its keyword in Python, where that is not the help; options with the same one share a sentence.
+    doc: text for its Python keyword, where that differs from `help`; options with the same text share a sentence.
     """
 
     field: str  # of PlanRequest, to which the value belongs

@@ -2,8 +2,8 @@
 
 An engine takes whole layers, from one end of the model, and some leave the experts of single layers on the CPU. So a
 placement is a number k of layers and, within them, a device for the experts of each layer, which the solver chooses
-along with the types. Some k, spread over all, are solved, then those around the best. The prices of the limits in one
-solution bound the value at every other k (any prices do), so most k are never solved.
+along with the types. A few k spread over all are solved first, then those around the best. The prices (duals) of one
+solution give a lower bound of the value at every other k; a k whose bound is not below the best value is skipped.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def best_placement(losses: Losses, base: Constraints, deployment: Deployment) ->
     deadline = time.monotonic() + SECONDS
     bounds = _Bounds(losses, base, deployment)
     left = [k for k in range(deployment.n_places + 1) if (deployment.engine.has_gpu or k == 0) and bounds.short[k] <= 0]
-    # spread over all of them, then around the best; where experts can stay behind, all layers are the likeliest
+    # a few k spread over all come first; where experts can stay on the CPU, the likeliest k, the largest, leads them
     first = left[:: max(1, math.ceil(len(left) / _COARSE))]
     if (bounds.codes == _FREE).any():
         first = [*left[-1:], *(k for k in first if k != left[-1])]
@@ -93,9 +93,10 @@ def best_placement(losses: Losses, base: Constraints, deployment: Deployment) ->
 
 
 def _solve_at(bounds: _Bounds, k: int) -> Solution:
-    """Solve at `k`. Tensors on the CPU that the GPU multiplies with in large batches are copied there one by one.
+    """Solve with `k` layers on the GPU.
 
-    The room for a copy is first the least that it can be, which bounds the value; then that of the largest tensor.
+    In large batches the GPU copies CPU tensors to VRAM one by one. Solve first with the smallest copy buffer (a lower
+    bound), then with one for the largest tensor chosen.
     """
     first = _solve_quickly(bounds.losses, replace(bounds.constraints[k], largest_on_cpu=None))
     bounds.add(k, first)
@@ -190,9 +191,9 @@ class _Bounds:
         return total
 
     def _table(self, constraints: Constraints, prices: list[float], weight: float) -> Floats:
-        """(n_tensors, 4) each tensor's least priced cost on the GPU, on the CPU, not loaded, and on either device.
+        """Return (n_tensors, 4): each tensor's least cost on the GPU, on the CPU, not loaded, and on either device.
 
-        Its value counts `weight` times.
+        Cost: `weight` times the tensor's part of the value, and its use of each limit times the limit's price.
         """
         rows = [
             [self._least_cost(t, device, constraints, prices, weight) for device in ("gpu", "cpu", "none")]

@@ -112,13 +112,13 @@ def check_feasible(
     allow_requantize: bool,
     has_importance: bool = False,
 ) -> None:
-    """Raise, without scoring, all errors of planning for `source` from losses of `types`.
+    """Plan with all losses 0, so that every planning error appears before hours of scoring.
 
-    Those are the errors of `Planner.best`, and BadInput for a source that must not be quantized again.
+    Raises what `Planner.best` raises with losses of `types`, BadInput for a source that must not be quantized again.
     """
-    from requant.scoring.candidates import build_losses, check_requantization, survey
+    from requant.scoring.candidates import build_losses, check_requantization, survey_tensors
 
-    tensors = survey(source, types=types, imatrix=imatrix, has_importance=has_importance)
+    tensors = survey_tensors(source, types=types, imatrix=imatrix, has_importance=has_importance)
     check_requantization(source, tensors, allow_requantize)
     types_kv = [("F16" if x == AUTO else x) for x in (request.cache_type_k, request.cache_type_v)]
     n_ctx = CELL_PADDING if request.n_ctx == MAX_CONTEXT else request.n_ctx
@@ -128,18 +128,18 @@ def check_feasible(
 
 def losses_without_scoring(source: Source, request: PlanRequest) -> Losses | None:
     """Losses that keep every tensor as it is, where that meets the request and so no plan is better; else None."""
-    from requant.scoring.candidates import build_losses, survey
+    from requant.scoring.candidates import build_losses, survey_tensors
 
     whole = request
     if request.vram is not None:  # no smaller batch is chosen
         whole = replace(request, n_ubatch=request.n_ubatch or DEFAULT_UBATCH)
     asked = {name: getattr(whole, name) for name in ("vram", "size", "bpw", "engine", *MEMORY_OPTIONS)}
     least = request.n_ctx == MAX_CONTEXT or AUTO in (request.cache_type_k, request.cache_type_v) or request.price
-    if least or PlanRequest(**asked) != whole:  # the request is about time, least bytes or types too
+    if least or PlanRequest(**asked) != whole:  # the request also sets --max-loss, a price or types
         return None
     tensors = tuple(
         replace(t, candidates=tuple(c for c in t.candidates if c.type == t.source_type), skipped={})
-        for t in survey(source, types=())
+        for t in survey_tensors(source, types=())
     )
     note = "the model fits as it is, so nothing was scored: every tensor is copied"
     losses = build_losses(source, tensors, IN_NATS[0], notes=(note,))

@@ -21,7 +21,7 @@ from requant.model.roles import fallback_type, is_below, never_quantize, usable_
 from requant.planning.constraints import Constraints
 from requant.planning.plan import Choice, Plan
 from requant.planning.solver.solve import solve
-from requant.scoring.candidates import build_losses, check_requantization, survey
+from requant.scoring.candidates import build_losses, check_requantization, survey_tensors
 from requant.scoring.losses import Losses, TensorLosses
 
 if TYPE_CHECKING:
@@ -83,14 +83,14 @@ def uniform_plan(
     """Return the plan with `type_name` for every tensor that may have it, else llama-quantize's fallback, else a copy.
 
     Pins, groups and limits of the `constraints` hold. Nothing is measured: the plan predicts no loss.
-    Raises BadInput for a source below Q8_0 without `allow_requantize`, and what `survey` and `solve` raise.
+    Raises BadInput for a source below Q8_0 without `allow_requantize`, and what `survey_tensors` and `solve` raise.
     """
     constraints = constraints or Constraints()
     wanted = list(dict.fromkeys((type_name, *_fallbacks(source, type_name))))
     pinned = [r.type for r in constraints.pins] + [
         t for t in (constraints.output_type, constraints.embedding_type) if t
     ]
-    surveyed = survey(source, types=list(dict.fromkeys((*wanted, *pinned))), imatrix=imatrix)
+    surveyed = survey_tensors(source, types=list(dict.fromkeys((*wanted, *pinned))), imatrix=imatrix)
     notes = check_requantization(source, surveyed, allow_requantize)
     preference = {name: float(rank) for rank, name in enumerate(wanted)}  # stands in for a loss
     ranked = [
@@ -172,7 +172,7 @@ def _plan_with_types(
     source: Source, types: Mapping[str, str], method: str, allow_requantize: bool, effort: Effort
 ) -> Plan:
     """Build a plan that gives tensors these types; a type of more bits than the tensor's own leaves it as it is."""
-    surveyed = survey(source, types=())
+    surveyed = survey_tensors(source, types=())
     notes = check_requantization(source, surveyed, allow_requantize)
     choices = []
     for tensor, known in zip(source.tensors, surveyed, strict=True):

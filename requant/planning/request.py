@@ -93,7 +93,7 @@ class PlanRequest:
         )
 
     def try_rules(self, losses: Losses) -> None:
-        """Try the expressions as `check_rules` does; call it from the main thread, where Ctrl-C stops a slow one."""
+        """Call `check_rules` with these rules; do it in the main thread, where Ctrl-C can stop a slow expression."""
         check_rules(losses, self.constraints)
 
     def types_to_score(self, default: tuple[str, ...]) -> tuple[str, ...]:
@@ -199,7 +199,7 @@ def choose_plan_from(
 ) -> PlanFrom:
     """Return what decides the types: exactly one of a budget, --plan, --type, --preset and --like.
 
-    --like may go with a budget. `others`: what the command has beside a budget and the last two. Raises UsageError.
+    --like may go with a budget. `others`: what else the command accepts, for the message. Raises UsageError.
     """
     given: dict[str, PlanFrom] = {
         **({"a budget (--vram, --ram, --size, --bpw, --max-loss)": FromBudget(like)} if request.has_budget else {}),
@@ -223,5 +223,5 @@ def choose_plan_from(
 
 
 def plan_from_option(plan_from: PlanFrom) -> dict[str, Plan | Path | str]:
-    """Return {option: value} of the option, by its name without dashes, that decides the types or limits them."""
+    """Return {name without dashes: value} of --plan, --type, --preset or --like; {} for a budget alone."""
     return {f.name: value for f in fields(plan_from) if (value := getattr(plan_from, f.name)) is not None}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from requant.errors import BadInput, InfeasibleBudget, UsageError
 from requant.model.engine_settings import CELL_PADDING, DEFAULT_UBATCH, engine_settings
 from requant.model.memory import memory_for
-from requant.planning.batch import describe_batch, halve_batches, smaller_batches
 from requant.planning.request import PlanRequest
 from requant.planning.rules import AUTO
+from requant.planning.ubatch import describe_batch, halve_batches, smaller_batches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,7 +113,7 @@ def _open_cache_types(request: PlanRequest, cache_losses: Mapping[str, float]) -
 def _can_cache(request: PlanRequest, hp: Hyperparameters) -> bool:
     """Return whether a cache of the request's types is possible: their blocks must divide the model's heads.
 
-    Raises BadInput where not even a cache that is not rounded is.
+    Raises BadInput where not even F16 caches are possible.
     """
     try:
         memory_for(hp, engine_settings(hp, request.settings))
@@ -128,7 +128,7 @@ def search_batch(solve: Solve, request: PlanRequest, hp: Hyperparameters) -> Pla
     """Return the plan of the largest batch that keeps --max-loss, or of smaller ones while each halves the loss."""
     if request.max_loss is not None:
         halves = (replace(request, n_ubatch=n) for n in halve_batches())
-        # the request itself comes last: its error names what would do
+        # the request as given comes last: where no plan is feasible, its error says what would be enough
         met, plan = next(feasible_plans(solve, chain(halves, [request])))
         return plan if met.n_ubatch in (None, DEFAULT_UBATCH) else _note_batch(plan)
     first = best = solve(request)

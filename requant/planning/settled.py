@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from requant.container.source import Source, open_source, require_model
 from requant.model.memory import layer_caches
-from requant.planning.batch import fit_batch
 from requant.planning.constraints import Constraints, Limit, bpw_limit, loss_limit
 from requant.planning.deployment import Deployment
 from requant.planning.options import PREFERENCE
@@ -17,6 +16,7 @@ from requant.planning.placement import best_placement
 from requant.planning.request import PlanRequest
 from requant.planning.solver.solve import solve
 from requant.planning.summaries import reference_type, summarize_layers
+from requant.planning.ubatch import fit_batch
 
 if TYPE_CHECKING:
     from requant.planning.plan import Plan
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SettledRequest:
-    """Losses, a request, and its constraints (but for --size), deployment and notes for the user.
+    """Losses, a request, and its constraints, deployment and notes for the user.
 
-    `deployment`: None where the request is not about devices.
+    --size comes in `solve`, because the header's size is known only after a solution. `deployment`: None where the
+    request is not about devices.
     """
 
     losses: Losses

@@ -119,7 +119,7 @@ def _sensitivity(plan: Plan, choice: Choice) -> float | None:
 
 
 def loss_curve(plan: Plan) -> LossCurve | None:
-    """Return the plan beside the best of every size; None if nothing was scored."""
+    """Return the curve of best loss per size, with this plan as a point; None if nothing was scored."""
     if not any(len(losses) > 1 for losses in plan.candidates.values()):
         return None
     in_vram = any(limit.device == "gpu" for limit in plan.limits) and plan.runtime.get("all_layers", False)

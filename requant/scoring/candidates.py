@@ -24,16 +24,16 @@ def survey_to_score(
 ) -> tuple[tuple[TensorLosses, ...], list[str]]:
     """Return the survey of `source` for these options, and notes on the source.
 
-    Raises what `survey` and `check_requantization` raise, UsageError for a type that cannot be written.
+    Raises what `survey_tensors` and `check_requantization` raise, UsageError for a type that cannot be written.
     """
-    surveyed = survey(source, types=options.types, imatrix=options.imatrix, has_importance=has_importance)
+    surveyed = survey_tensors(source, types=options.types, imatrix=options.imatrix, has_importance=has_importance)
     notes = check_requantization(source, surveyed, options.allow_requantize)
     for name in options.types:
         encoded_format(name)
     return surveyed, notes
 
 
-def survey(
+def survey_tensors(
     source: Source,
     *,
     types: Sequence[str] = DEFAULT_TYPES,
@@ -117,7 +117,7 @@ def build_losses(
     effort: Effort = Effort.DEFAULT,
     calibration_text: str | None = None,
 ) -> Losses:
-    """Return the losses of the tensors of `source`, under its name and header, whose encoders weighted by `imatrix`."""
+    """Return the losses of `source` from those of its tensors; imatrix: the one that weighted the encoders."""
     return Losses(
         source=source.name,
         header_sha256=source.header_sha256,

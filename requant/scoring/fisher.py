@@ -1,14 +1,19 @@
 """Losses from gradients: the KL divergence that a type's error predicts, to second order.
 
 loss = 1/2 sum_rc F_rc e_rc^2 with F_rc = E[(sum_t g_tr x_tc)^2] / n_ctx, the Fisher information of the weight between
-input c and output r per token: x_t are the inputs at token t of a window, g_t the gradients at the outputs of the
-log-likelihood of labels, drawn from the model itself, at all tokens. The sum over t is inside the square because the
-error of a weight meets all tokens with the same sign: with E[g_tr^2 x_tc^2] in its place, a value projection's losses
-were too small by up to five times (SmolLM2-135M).
+input c and output r per token.
+x_t: inputs of the matrix at token t of a window.
+g_t: gradient of the log-likelihood with respect to the matrix's outputs at token t. The likelihood is that of labels at
+all tokens of the window; the labels are sampled from the model itself.
 
-F of a layer exists in blocks of rows only: all candidates are encoded in a block, their errors weighted by its F, and F
-is dropped. An output matrix's labels touch one token each, so g^2 has a known mean, p (1 - p); an embedding's rows have
-the gradients at their tokens. All rows are encoded.
+The sum over t is inside the square because a weight has the same error at all tokens. With E[g_tr^2 x_tc^2] in its
+place, the losses of a value projection were too small by up to five times (SmolLM2-135M).
+
+F is never held for a whole layer. For each block of rows, F is computed, all candidates are encoded, their errors are
+weighted by F, and F is dropped. All rows are encoded.
+
+In the output matrix each label affects only its own token, so g^2 has a known mean, p (1 - p). A row of the embedding
+has the gradients at the tokens that look it up.
 """
 
 from __future__ import annotations
@@ -105,7 +110,8 @@ def _factored_information(statistics: Imatrix, tensor: SourceTensor) -> Informat
         raise BadInput(statistics.path, what, hint="make it with `requant calibrate`, or pass it with --imatrix")
 
     def information(matrix: int, rows: slice, _: WeightRows) -> FisherFactors:
-        fetched = None if lookup is None else lookup * np.float32(statistics.n_tokens / tensor.n_rows)  # any row may be
+        # the statistics do not say which rows were looked up: every row gets an equal part
+        fetched = None if lookup is None else lookup * np.float32(statistics.n_tokens / tensor.n_rows)
         if entry is None or entry.gradients is None:
             return FisherFactors(None, None, fetched)
         columns = entry.importance[matrix] * entry.counts[matrix]
@@ -114,7 +120,7 @@ def _factored_information(statistics: Imatrix, tensor: SourceTensor) -> Informat
     return information
 
 
-def cannot_run(source: Source) -> BadInput | None:
+def find_run_obstacle(source: Source) -> BadInput | None:
     """Return why the model cannot be run, and so has no gradients, or None."""
     require_model(source)
     for name, why in source.preserved.items():

@@ -1,4 +1,4 @@
-"""A run of a model over windows of a text, forward and backward, that sums the squares its matrices see."""
+"""A forward and backward run of a model over a text, which sums each matrix's squared inputs and gradients."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class _Trial:
     """Rows of a tensor to be encoded as every candidate, in two levels where the format has them.
 
     parts: for each matrix (expert) of which there are rows: start and stop of them in `x`, the importance for the
-    encoder, E[x^2], and the share of tokens times the square of what the engine multiplies the matrix by.
+    encoder, E[x^2], and (share of tokens that use this expert) * weight_scale^2.
     """
 
     surveyed: TensorLosses
@@ -106,7 +106,7 @@ def _measure_in_order(
 
 
 def _measure(trial: _Trial) -> ScoredTensor:
-    energy, _ = _estimate(trial, trial.x * 0)
+    energy, _ = _estimate(trial, trial.x * 0)  # energy of the output: the loss if all weights were 0
     measured = []
     for candidate in trial.surveyed.candidates[1:]:
         fmt = encoded_format(candidate.type)
@@ -137,7 +137,7 @@ def _sample_rows(source: Source, surveyed: TensorLosses, inputs: InputMoments, e
 
 
 def _parts(tensor: SourceTensor, rows: NDArray[np.intp], inputs: InputMoments, shares: Floats) -> tuple[_Part, ...]:
-    """Return the sampled rows of each matrix, which share its importance; a measured one also weights the encoder."""
+    """Return the parts of a trial, one for each matrix. The encoder gets an importance only from an imatrix."""
     matrices = n_matrices(tensor.shape)
     owner = rows // (tensor.n_rows // matrices)
     starts = np.flatnonzero(np.diff(owner, prepend=-1))

@@ -30,7 +30,7 @@ from requant.cli.help_pages import ENVIRONMENT, EXIT_CODES, OTHER, Page, full_he
 from requant.cli.help_pages import PAGES as MANUAL
 from requant.cli.main import COMMANDS, main
 from requant.formats import FORMATS, BlockFormat
-from requant.model import caches, mixtures
+from requant.model import cache_kinds, mixtures
 from requant.model.forward.architecture import FAMILIES
 from requant.planning import engines as runtime
 
@@ -416,7 +416,7 @@ def engines() -> str:
     presets = [(f"`{m}`", mixtures._MIXTURES[m][0], f"{mixtures._MIXTURES[m][1]:g}") for m in mixtures.mixture_names()]
     run = [(f"`{n}`", f.activation, "halves" if f.halves else "pairs") for n, f in FAMILIES.items()]
     usual = ", ".join(runtime.GENERIC.candidates)
-    known = ", ".join(f"`{n}`" for n in sorted(caches.ATTENTION | caches.RECURRENT | caches._HYBRID))
+    known = ", ".join(f"`{n}`" for n in sorted(cache_kinds.ATTENTION | cache_kinds.RECURRENT | cache_kinds._HYBRID))
     return "\n\n".join(
         [
             "# Engines, presets, architectures",

@@ -433,4 +433,4 @@ def test_every_option_of_convert_that_says_what_an_output_becomes_is_a_key(tmp_p
         and item.options.request.groups
     )
     assert item.convert_words() == ["--allow-requantize", "--threads=1"]
-    assert item.score_words() == ["--allow-requantize", "--effort=fast"]
+    assert item.score_arguments() == ["--allow-requantize", "--effort=fast"]

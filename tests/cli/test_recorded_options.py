@@ -57,7 +57,7 @@ def test_every_option_has_a_value_here_that_is_not_its_default():
     ],
 )
 def test_typed_again_the_options_mean_the_same(asked):
-    typed = invocation.plan_words(session(asked, CALIBRATION))
+    typed = invocation.plan_arguments(session(asked, CALIBRATION))
     again = parsed(typed)
     assert (again["request"], again["calibration"]) == (asked, CALIBRATION)
 
@@ -72,8 +72,8 @@ def test_typed_again_the_options_mean_the_same(asked):
     ],
 )
 def test_only_what_is_not_by_default_is_said_and_no_folder(calibration, typed):
-    assert invocation.plan_words(session(calibration=calibration)) == typed
-    assert invocation.score_words(session(PlanRequest(bpw=4.5), calibration)) == typed
+    assert invocation.plan_arguments(session(calibration=calibration)) == typed
+    assert invocation.score_arguments(session(PlanRequest(bpw=4.5), calibration)) == typed
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_only_what_is_not_by_default_is_said_and_no_folder(calibration, typed):
 def test_what_is_no_part_of_a_request_is_recorded_too(plan_from, name, value):
     imatrix = Imatrix(path="x/i.gguf", sha256="", entries={}, datasets=(), chunk_count=0, legacy=False)
     options = SessionOptions(effort=Effort.BEST, allow_requantize=True)
-    typed = invocation.plan_words(session(plan_from=plan_from, options=options, imatrix=imatrix), 6)
+    typed = invocation.plan_arguments(session(plan_from=plan_from, options=options, imatrix=imatrix), 6)
     again = parsed(typed)
     assert (again[name], again["measure"]) == (value, 6)
     assert again["session_options"] == replace(options, imatrix=Path("i.gguf"))
@@ -98,9 +98,9 @@ def test_losses_from_a_file_are_named_and_how_they_were_scored_is_not_said_of_th
     losses = Losses("m.gguf", "0" * 64, "llama", "fisher", None, None, ())
     for given, name in ((Path("x/l.json"), "l.json"), (losses, "losses.json")):
         asked = session(calibration=CALIBRATION, options=SessionOptions(losses=given), losses=losses)
-        assert invocation.plan_words(asked) == ("--losses", name)
+        assert invocation.plan_arguments(asked) == ("--losses", name)
 
 
 def test_the_largest_context_is_asked_for_by_its_word():
-    assert invocation.plan_words(session(PlanRequest(n_ctx=MAX_CONTEXT))) == ("--ctx", "max")
-    assert invocation.plan_words(session(PlanRequest(n_ctx=0, reserve=0))) == ("--ctx", "0", "--reserve", "0GiB")
+    assert invocation.plan_arguments(session(PlanRequest(n_ctx=MAX_CONTEXT))) == ("--ctx", "max")
+    assert invocation.plan_arguments(session(PlanRequest(n_ctx=0, reserve=0))) == ("--ctx", "0", "--reserve", "0GiB")

@@ -23,7 +23,7 @@ from requant.container.imatrix import importance_for, read_imatrix
 from requant.container.infos import TensorInfo
 from requant.container.source import SourceTensor, open_source
 from requant.conversion.chunks import COPY_BYTES, TensorJob, split_into_chunks
-from requant.conversion.convert import n_steps
+from requant.conversion.convert import count_progress_bytes
 from requant.conversion.record import Conversion, record_path
 from requant.conversion.verify import verify
 from requant.errors import BadInput, InputOutputError, NumericFault, OutputRefused, SourceChanged
@@ -128,7 +128,9 @@ def test_progress_counts_every_byte_read_and_every_byte_read_again(tmp_path):
     done = []
     with opened(tmp_path, small_model()) as source:
         convert(source, plan_for(source, "Q8_0"), tmp_path / "out.gguf", progress=done.append)
-        assert sum(done) == n_steps(source, plan_for(source, "Q8_0")) > sum(t.n_bytes for t in source.tensors)
+        assert (
+            sum(done) == count_progress_bytes(source, plan_for(source, "Q8_0")) > sum(t.n_bytes for t in source.tensors)
+        )
 
 
 def test_each_expert_is_weighted_by_its_own_importance(tmp_path):

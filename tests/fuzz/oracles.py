@@ -26,7 +26,7 @@ from requant.planning.solver.solve import solve
 from requant.report.text.diff import compare_sides, difference_text, read_side
 from requant.report.text.inspection import model_facts, model_tables
 from requant.report.text.table import losses_table, plan_table
-from requant.scoring.fisher import cannot_run
+from requant.scoring.fisher import find_run_obstacle
 from requant.scoring.losses import read_losses
 
 
@@ -80,7 +80,7 @@ def model(path, depth):
                 found.to_json()
             for tensor in source.tensors:
                 assert source.read_rows(tensor).nbytes == tensor.n_bytes
-            attempt(lambda: cannot_run(source))
+            attempt(lambda: find_run_obstacle(source))
         if depth > 1:
             _planned(source)
             attempt(lambda: draft_bytes(path, source, EngineSettings(64)))

@@ -18,7 +18,7 @@ from requant.planning.recipe import preset_plan
 from requant.planning.request import PlanRequest, choose_plan_from
 from requant.planning.rules import AUTO, MAX_CONTEXT
 from requant.report.start_command import start_command as llama_server
-from requant.scoring.candidates import survey
+from requant.scoring.candidates import survey_tensors
 from requant.scoring.losses import Losses
 
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny-llama-f16.gguf"
@@ -36,7 +36,7 @@ def source():
 def losses(source):
     """Invented: every tensor as sensitive as the next, fourfold per bit."""
     tensors = []
-    for t in survey(source, types=TYPES):
+    for t in survey_tensors(source, types=TYPES):
         priced = (replace(c, loss=4.0 ** (-8 * c.n_bytes / t.n_weights)) for c in t.candidates)
         tensors.append(
             replace(t, candidates=tuple(replace(c, loss=c.loss * (c.type != t.source_type)) for c in priced))

@@ -17,7 +17,7 @@ from requant.model.roles import n_matrices
 from requant.scoring.calibrate import calibrate
 from requant.scoring.calibration_data import TokenWindows, WindowSpec, drawn_windows, read_text_windows
 from requant.scoring.evaluate import judge, summary
-from requant.scoring.fisher import cannot_run, score_by_gradients, score_by_statistics
+from requant.scoring.fisher import find_run_obstacle, score_by_gradients, score_by_statistics
 from requant.scoring.options import ScoringOptions, StatisticsOptions
 
 CALIBRATION, EVAL = (real_models.FIXTURES / name for name in ("calibration.txt", "eval.txt"))
@@ -209,11 +209,11 @@ def test_experts_that_saw_no_token_count_as_the_others(tmp_path):
 def test_what_cannot_be_run_says_what_still_works(tmp_path):
     unknown = File((pair("general.architecture", STR, "mamba"),)).write(tmp_path / "model.gguf")
     with open_source(unknown) as source:
-        reason = str(cannot_run(source))
+        reason = str(find_run_obstacle(source))
     assert "does not know 'mamba'" in reason and "--imatrix" in reason and "--quick" in reason
 
 
 def test_a_tensor_that_the_layers_would_not_use_is_no_silent_difference(tmp_path):
     path = families.write("qwen3", tmp_path / "model.gguf", more=(Tensor("blk.1.attn_sinks.weight", (4,)),))
     with open_source(path) as source:
-        assert "blk.1.attn_sinks.weight" in str(cannot_run(source))
+        assert "blk.1.attn_sinks.weight" in str(find_run_obstacle(source))

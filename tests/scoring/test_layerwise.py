@@ -16,7 +16,7 @@ from requant.model.nonfinite import preserve_nonfinite
 from requant.planning.constraints import Constraints, bpw_limit
 from requant.planning.recipe import uniform_plan
 from requant.planning.solver.solve import solve
-from requant.scoring.candidates import check_requantization, survey
+from requant.scoring.candidates import check_requantization, survey_tensors
 from requant.scoring.layerwise import score
 from requant.scoring.losses import Losses
 from requant.scoring.options import DEFAULT_TYPES, ScoringOptions
@@ -321,7 +321,7 @@ def test_tensors_that_are_kept_for_what_they_hold_get_no_other_type(tmp_path, qu
     path = small_model(half(Q, (256, 8), x), half(DOWN, (256, 8)), norm).write(tmp_path / "model.gguf")
     with open_source(path) as source:
         assert len(preserve_nonfinite(source)) == 2
-        found = score(source, ScoringOptions(("Q8_0",))).tensors if quick else survey(source, types=("Q8_0",))
+        found = score(source, ScoringOptions(("Q8_0",))).tensors if quick else survey_tensors(source, types=("Q8_0",))
         kept = {t.name: t.reason for t in found if [c.type for c in t.candidates] == [t.source_type]}
         assert kept[Q] == "1 weights are not finite, the first at weight 773"
         assert kept["blk.0.attn_norm.weight"] == "256 weights are not finite, the first at weight 0"
@@ -348,7 +348,7 @@ def test_types_whose_scale_the_weights_are_beyond_are_left_out(tmp_path):
 
 def test_a_survey_knows_the_types_and_sizes_that_scoring_measures(losses, imatrix):
     with open_source(TINY) as source:
-        surveyed = survey(source, imatrix=imatrix)
+        surveyed = survey_tensors(source, imatrix=imatrix)
         assert check_requantization(source, surveyed, allowed=False) == []
     for tensor, measured in zip(surveyed, losses.tensors, strict=True):
         assert [(c.type, c.n_bytes) for c in tensor.candidates] == [(c.type, c.n_bytes) for c in measured.candidates]

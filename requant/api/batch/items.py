@@ -67,7 +67,7 @@ class BatchItem:
         """Return the types to score."""
         return self.options.request.types_to_score(DEFAULT_TYPES)
 
-    def score_words(self) -> list[str]:
+    def score_arguments(self) -> list[str]:
         """Return the options for `requant score`, without the types."""
         return self._select_words(_SCORING)
 

@@ -15,7 +15,7 @@ from requant.common.serialization import hash_json
 from requant.container.imatrix import read_imatrix
 from requant.container.source import Source
 from requant.errors import RequantError
-from requant.scoring.fisher import cannot_run
+from requant.scoring.fisher import find_run_obstacle
 from requant.scoring.losses import Losses, read_losses
 
 _LOSSES, _IMPORTANCE = "losses.json", "importance"
@@ -42,7 +42,7 @@ class ScoreCache:
         request = item.score_request()
         if request in self._failures:
             raise self._failures[request]
-        key = hash_json([os.path.realpath(item.source.path), item.score_words(), item.types])
+        key = hash_json([os.path.realpath(item.source.path), item.score_arguments(), item.types])
         folder = self.context.folder / "scores" / key[:16]
         files = self.context.read_entry(folder, request)
         if files is None:
@@ -82,7 +82,7 @@ class ScoreCache:
         empty_folder(folder)
         self._last = None
         words = ["score", str(item.source.path), f"--output={folder / _LOSSES}", f"--types={','.join(item.types)}"]
-        words += item.score_words()
+        words += item.score_arguments()
         if item.options.session_options.threads is not None:
             words.append(f"--threads={item.options.session_options.threads}")
         emitted = empty_folder(folder / _IMPORTANCE) / "measured"
@@ -111,4 +111,4 @@ def measures_importance(item: BatchItem, source: Source) -> bool:
     """Return whether scoring also measures the importance to convert with, as in `requant convert`."""
     calibration = item.options.calibration
     given = item.options.session_options.imatrix is not None or calibration.statistics is not None
-    return not given and not calibration.quick and cannot_run(source) is None
+    return not given and not calibration.quick and find_run_obstacle(source) is None

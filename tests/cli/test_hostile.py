@@ -164,7 +164,7 @@ def audited(folder, commands):
     words.write_text(json.dumps(list(commands.values())))
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": paths, "TMPDIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    script = [sys.executable, "-P", Path(__file__).with_name("audited.py"), words, results]
+    script = [sys.executable, "-P", ROOT / "tests" / "helpers" / "audited.py", words, results]
     if sys.version_info < (3, 11):
         script.remove("-P")
     subprocess.run(script, cwd=folder, env=environment, check=True, timeout=300)

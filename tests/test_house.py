@@ -80,7 +80,7 @@ def test_a_class_name_means_one_thing():
 
 @each_module
 def test_a_docstring_begins_with_what_a_thing_is_or_does(path):
-    riddles = ("What", "Whether", "Nothing", "Who", "As", "Where", "Of")
+    riddles = ("What", "Whether", "Nothing", "Who", "As", "Where", "Of", "With", "When")
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef):

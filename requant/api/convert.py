@@ -219,7 +219,7 @@ def _identify_file(path: Path) -> dict[str, Any]:
 
 
 def apply_nonfinite_policy(source: Source, nonfinite: str, monitor: Monitor, *, threads: int | None) -> None:
-    """With `keep-type`, read all of the model, and preserve the tensors that hold NaN or infinity."""
+    """Apply --nonfinite: with `keep-type`, read all of the model and preserve the tensors that hold NaN or infinity."""
     from requant.model.nonfinite import preserve_nonfinite
 
     if nonfinite != KEEP_TYPE:

@@ -11,7 +11,7 @@ from requant.scoring.losses import Losses
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """How losses are measured and weights are encoded; losses: given as data or as a file, None to measure them.
+    """Options of scoring and encoding in a session; losses: given as data or as a file, None to measure them.
 
     effort: None for that of the losses or the plan. threads: None for one per processor.
     """

@@ -24,7 +24,7 @@ Tensor = tuple[str, tuple[int, ...], int]  # name, shape in ggml's order, ggml t
 
 @dataclass(frozen=True, slots=True)
 class Splitting:
-    """How an output is split: as the source is (`keep`), into files of at most `max_size` bytes, or not at all."""
+    """The way to split an output: as the source is (`keep`), into files of at most `max_size` bytes, or not at all."""
 
     keep: bool = False
     max_size: int | None = None

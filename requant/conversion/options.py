@@ -20,7 +20,7 @@ POLICIES = ("error", KEEP_TYPE)  # for tensors that hold NaN or infinity
 
 @dataclass(frozen=True, slots=True)
 class ConversionOptions:
-    """How an output is written; none of it changes the bytes of the tensors.
+    """Options of writing an output; none of them changes the bytes of the tensors.
 
     splitting: into which files. force: replace files that exist. verify: read the output again and compare it with the
     source before it gets its name. threads: None for one per processor. cluster: its workers do all that takes long;

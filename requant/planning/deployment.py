@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from requant.container.infos import round_up
 from requant.errors import UsageError, brief
 from requant.formats import by_name
 from requant.formats.base import DEVICE_ALIGNMENT
@@ -197,8 +198,7 @@ def _row_padding(losses: Losses) -> int:
         if tensor.on_gpu and tensor.shape:
             formats = [fmt for c in tensor.candidates if (fmt := by_name(c.type)) is not None]
             total += max(
-                device_bytes(fmt, tensor.shape)
-                - -(-fmt.n_bytes(tensor.n_weights) // DEVICE_ALIGNMENT) * DEVICE_ALIGNMENT
+                device_bytes(fmt, tensor.shape) - round_up(fmt.n_bytes(tensor.n_weights), DEVICE_ALIGNMENT)
                 for fmt in formats
             )
             total += DEVICE_ALIGNMENT * any(fmt.name == SCALED_TYPE for fmt in formats)

@@ -48,9 +48,7 @@ def lose(name):
 
 PROCESS = {"preexec_fn": heard}
 
-
 RESUME = "stopped by {}; run the same command again to resume"
-
 
 MEMORY = """
 n = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") + 2**20
@@ -63,7 +61,6 @@ except MemoryError:
     pass
 """
 
-
 NO_THREADS = """
 import threading
 def start(_):
@@ -71,9 +68,7 @@ def start(_):
 threading.Thread.start = start
 """
 
-
 NO_MEMORY = "raise MemoryError('Unable to allocate 3.00 GiB for an array')"
-
 
 ENDED = [
     *(

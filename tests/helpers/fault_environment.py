@@ -41,12 +41,9 @@ def without(case, call, error, says, **how):
 
 NO_LOCKS = "has no locks: do not start a second run"
 
-
 C_LOCALE = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
-
 JUMPS = "import time\nreal, n = time.time, iter(range(10**9))\ntime.time = lambda: real() + (-1) ** next(n) * 1e9"
-
 
 AROUND = [
     *(without(f"flock: {error}", "flock", error, NO_LOCKS) for error in ("ENOLCK", "EOPNOTSUPP", "ENOSYS")),

@@ -11,12 +11,9 @@ from requant.container.source import open_source
 
 NAN = normal((256, 24), seed=3)
 
-
 NAN[7, 5] = np.nan
 
-
 LARGE = 1e9 * normal((256, 24), seed=3)
-
 
 GOOD = half("blk.0.attn_q.weight", (256, 24))
 

@@ -17,23 +17,17 @@ MODEL = small_model(
     half("blk.2.ffn_down_exps.weight", (256, 16, 3), seed=9),
 )
 
-
 N_TENSORS = len(MODEL.tensors)
-
 
 NOTHING, PART = frozenset(), frozenset({"out.gguf.part", "out.gguf.part.journal"})
 
-
 DONE = frozenset({"out.gguf", "out.gguf.requant.json"})
 
-
 OLD = b"the old output"
-
 
 ANSWERED = re.compile(
     r"requant: (warning: |resuming |compiling |tensor |the source changed |\d+ damaged |the journal )"
 )
-
 
 TABLE = [
     *("no GGUF", "version", "count or length", "duplicate", "alignment", "offset", "truncated", "trailing bytes"),

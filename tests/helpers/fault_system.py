@@ -21,20 +21,15 @@ def little_space(_):
 
 PLACED = r"out\.gguf\.part$"
 
-
 WRITING = "tensor '\\S+': writing 576 bytes at offset \\d+ failed: {}"
-
 
 FULL = r"free some space in \S+ and run it again to resume"
 
-
 COPY = "Path(path + '2').write_bytes(Path(path).read_bytes()); os.replace(path + '2', path)"
-
 
 LONGER = (
     "t = os.stat(path).st_mtime_ns; Path(path).write_bytes(Path(path).read_bytes() + b'x'); os.utime(path, ns=(t, t))"
 )
-
 
 REWRITE = """
 with open(path, "r+b") as file:
@@ -43,9 +38,7 @@ with open(path, "r+b") as file:
     file.write(n * b"\\xff")
 """
 
-
 OF_SOURCE = "path = path.replace('out.gguf.part', 'source.gguf')\n"
-
 
 CHANGED = {
     "time": ("mtime_ns was \\d+, now 5", "os.utime(path, ns=(5, 5))"),
@@ -78,7 +71,6 @@ def _row_of(call, error):
 
 
 MEM = ("--size", "1MiB", "--losses", "/proc/self/mem")
-
 
 SYSTEM = [
     Row(

@@ -29,9 +29,10 @@ from requant.model.forward.passes import (
     log_probabilities,
     read_head,
 )
+from requant.model.forward.tape import Node
 
 if TYPE_CHECKING:
-    from requant.model.forward.ops import Array
+    from requant.model.forward.tape import Array
 
 EVALUATION_SCHEMA = "requant.evaluation/1"
 
@@ -180,4 +181,4 @@ def _select(x: Array, positions: NDArray[np.intp]) -> Array:
 
 
 def _log_probabilities(head: Head, x: Array) -> Array:
-    return log_probabilities(head.logits(head.normalize(x)[0])[0])[0]
+    return log_probabilities(head.logits(head.normalize(Node(x)).value)[0])[0]

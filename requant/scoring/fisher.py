@@ -31,8 +31,9 @@ from requant.formats import codec
 from requant.formats.codec import Floats
 from requant.model.forward.architecture import read_architecture
 from requant.model.forward.checkpoints import Checkpoints
-from requant.model.forward.ops import Array, soft_cap
+from requant.model.forward.ops import soft_cap
 from requant.model.forward.passes import EMBEDDING, RunnableModel, check_tokens, embedding_gradient, read_model
+from requant.model.forward.tape import Array
 from requant.model.forward.weights import Weights
 from requant.model.roles import n_matrices
 from requant.model.weight_scales import SCALED_TYPE, read_weight_scales, takes_weight_scale, weight_scale_for

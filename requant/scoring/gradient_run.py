@@ -10,8 +10,8 @@ import numpy as np
 from requant.model.forward.architecture import Architecture
 from requant.model.forward.checkpoints import Checkpoints
 from requant.model.forward.layer import NULL_HOOK, Layer
-from requant.model.forward.ops import Array
 from requant.model.forward.passes import RunnableModel, Tokens, backward, forward, output_gradient
+from requant.model.forward.tape import Array
 from requant.scoring.statistics import SquareSums, Statistics, Sums
 
 # tensor name -> expert, or 0 -> inputs (n_tokens, n_per_row) and gradients (n_tokens, n_rows) of each window

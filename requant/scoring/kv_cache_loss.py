@@ -10,8 +10,8 @@ import numpy as np
 
 from requant.container.source import Source
 from requant.formats import BlockFormat, Effort, codec, format_of
-from requant.model.forward.ops import Array
 from requant.model.forward.passes import Tokens, forward, read_head, read_model
+from requant.model.forward.tape import Array
 from requant.model.forward.weights import Weights
 from requant.scoring.evaluate import judge, summary
 

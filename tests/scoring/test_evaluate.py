@@ -13,6 +13,7 @@ from requant.container.source import open_source
 from requant.errors import BadInput, NumericFault
 from requant.formats import by_name
 from requant.model.forward.passes import forward, log_probabilities, read_head, read_model
+from requant.model.forward.tape import Node
 from requant.model.forward.weights import Weights
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.mixtures import mixture_types
@@ -102,7 +103,7 @@ def test_the_figures_are_what_their_definitions_say(tmp_path):
 def scored(model, tokens):
     x = forward(model, tokens)[:, 8:-1]
     head = read_head(model)
-    logits = head.logits(head.normalize(x.reshape(-1, x.shape[-1]))[0])[0].astype(np.float64)
+    logits = head.logits(head.normalize(Node(x.reshape(-1, x.shape[-1]))).value)[0].astype(np.float64)
     return log_probabilities(logits)[0]
 
 

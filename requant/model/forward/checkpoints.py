@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 
 from requant.errors import InputOutputError
-from requant.model.forward.ops import Array
+from requant.model.forward.tape import Array
 
 
 class Checkpoints:

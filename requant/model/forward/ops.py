@@ -1,25 +1,24 @@
-"""The operations of a decoder layer, each with its derivative.
+"""The operations of a decoder layer, each with its derivative, as primitives of the tape.
 
-An operation returns its result and a function from the gradient at the result to those at its inputs. All work in the
-dtype of their inputs; arrays are (n_tokens, n) unless stated otherwise. Source: ggml/src/ggml-cpu/ops.cpp of llama.cpp.
+All work in the dtype of their inputs; arrays are (n_tokens, n) unless stated otherwise. Source:
+ggml/src/ggml-cpu/ops.cpp of llama.cpp.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
-Backward = Callable[[Array], Array]
+from requant.model.forward.tape import Array, Backward, PartOf, primitive
 
 _QUERIES = 128  # queries per block; the scores of a block with keys after its last query are never computed
 _GELU = math.sqrt(2 / math.pi)
 
 
+@primitive
 def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Backward]:
     """Divide x by its root mean square along the last axis, and multiply by weight (n,)."""
     inverse = 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + x.dtype.type(eps))
@@ -34,6 +33,14 @@ def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Backward]:
     return unit * weight, back
 
 
+@primitive
+def exp(x: Array) -> tuple[Array, Backward]:
+    """Return e^x."""
+    y = np.exp(x)
+    return y, lambda g: g * y
+
+
+@primitive
 def silu(x: Array) -> tuple[Array, Backward]:
     """Return x * sigmoid(x)."""
     with np.errstate(over="ignore"):
@@ -50,6 +57,7 @@ def silu(x: Array) -> tuple[Array, Backward]:
     return x * sigmoid, back
 
 
+@primitive
 def gelu(x: Array) -> tuple[Array, Backward]:
     """Return the tanh approximation of x * Phi(x) that ggml uses."""
     square = x * x
@@ -66,14 +74,8 @@ def gelu(x: Array) -> tuple[Array, Backward]:
 ACTIVATIONS = {"silu": silu, "gelu": gelu}
 
 
-def gated_activation(gate: Array, up: Array, activation: str) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
-    """Return activation(gate) * up; back: the gradients at gate and up."""
-    active, back_active = ACTIVATIONS[activation](gate)
-    return active * up, lambda g: (back_active(g * up), g * active)
-
-
 def soft_cap(x: Array, cap: float) -> tuple[Array, Backward]:
-    """Return cap * tanh(x / cap), or x itself where the cap is 0."""
+    """Return cap * tanh(x / cap), or x itself where the cap is 0, and the derivative; no primitive."""
     if not cap:
         return x, lambda g: g
     tanh = np.tanh(x / cap)
@@ -81,16 +83,60 @@ def soft_cap(x: Array, cap: float) -> tuple[Array, Backward]:
 
 
 def softmax(x: Array) -> Array:
-    """Replace x by its softmax along the last axis."""
+    """Replace x by its softmax along the last axis; no primitive."""
     x -= x.max(axis=-1, keepdims=True)
     np.exp(x, out=x)
     x *= 1 / x.sum(axis=-1, keepdims=True)
     return x
 
 
-def attention(
-    q: Array, k: Array, v: Array, *, scale: float, cap: float, window: int
-) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
+@primitive
+def linear(
+    x: Array, weight: Array, bias: Array | None, on_gradient: Callable[[Array, Array], None]
+) -> tuple[Array, Backward]:
+    """Multiply x (n, n_per_row) by the rows of weight, add the bias; on_gradient: called with x and the gradient."""
+    y = x @ weight.T
+    if bias is not None:
+        y += bias
+
+    def back(g: Array) -> Array:
+        on_gradient(x, g)
+        return g @ weight
+
+    return y, back
+
+
+@primitive
+def concatenate(*parts: Array, axis: int) -> tuple[Array, Backward]:
+    """Join arrays along an axis."""
+    ends = np.cumsum([part.shape[axis] for part in parts])[:-1]
+    return np.concatenate(parts, axis=axis), lambda g: tuple(np.split(g, ends, axis=axis))
+
+
+@primitive
+def pick(x: Array, columns: Array) -> tuple[Array, Backward]:
+    """Return of each row of x (n, m) its items at columns (n, k), which differ."""
+    rows = np.arange(len(x))[:, None]
+    return x[rows, columns], lambda g: PartOf((rows, columns), g)
+
+
+@primitive
+def scatter(*parts: Array, rows: Sequence[Array], n: int) -> tuple[Array, Backward]:
+    """Return n rows, to which those of each part are added at its `rows`, which differ within the part."""
+    out = np.zeros((n, *parts[0].shape[1:]), parts[0].dtype)
+    for part, own in zip(parts, rows, strict=True):
+        out[own] += part
+    return out, lambda g: tuple(g[own] for own in rows)
+
+
+@primitive
+def replace_value(x: Array, value: Array) -> tuple[Array, Backward]:
+    """Return `value` in place of x, which it approximates: the gradient passes unchanged."""
+    return value, lambda g: g
+
+
+@primitive
+def attention(q: Array, k: Array, v: Array, *, scale: float, cap: float, window: int) -> tuple[Array, Backward]:
     """Compute causal softmax attention within one window of tokens.
 
     q: (n_tokens, n_head, d), k: (n_tokens, n_head_kv, d), v: (n_tokens, n_head_kv, d_v) -> (n_tokens, n_head, d_v).

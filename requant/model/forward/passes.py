@@ -17,8 +17,9 @@ from requant.common.threads import for_each
 from requant.errors import BadInput, NumericFault
 from requant.model.forward.architecture import Architecture, read_architecture
 from requant.model.forward.layer import NULL_HOOK, CacheRounding, Hook, Layer, exact_cache
-from requant.model.forward.ops import Array, Backward, rms_norm, soft_cap
+from requant.model.forward.ops import rms_norm, soft_cap
 from requant.model.forward.rope import rotation
+from requant.model.forward.tape import Array, Backward, Node, Tape
 from requant.model.forward.weights import Weights
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def forward(
             checkpoints.put(layer.index, x)
 
         def run(window: int, layer: Layer = layer) -> None:
-            x[window] = replace(layer, hook=hook(window)).run(x[window])[0]
+            x[window] = replace(layer, hook=hook(window)).run(Node(x[window])).value
 
         for_each(run, len(x), threads)
         if not np.isfinite(x).all():
@@ -129,8 +130,11 @@ def backward(
         checkpoints.take(layer.index, x)
 
         def run(window: int, layer: Layer = layer) -> None:
-            back = replace(layer, hook=hook(window)).run(x[window])[1]
-            g[window] = back(g[window].copy())  # a hook may keep it
+            tape = Tape()
+            stream = tape.leaf(x[window])
+            out = replace(layer, hook=hook(window)).run(stream)
+            tape.backward([(out, g[window].copy())])  # a hook may keep it
+            g[window] = stream.grad
 
         for_each(run, len(x), threads)
         on_layer(layer)
@@ -150,7 +154,7 @@ class Head:
         rows = max(16, LOGITS // len(self.matrix))
         return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
-    def normalize(self, x: Array) -> tuple[Array, Backward]:
+    def normalize(self, x: Node) -> Node:
         """Apply the output norm: x (n, n_embd), the stream -> the inputs of the matrix."""
         return rms_norm(x, self.norm, self.model.architecture.eps)
 
@@ -208,18 +212,21 @@ def output_gradient(
 
 
 def _window_gradient(head: Head, x: Array, rng: np.random.Generator, hook: Hook) -> tuple[Array, Array]:
-    normed, back_norm = head.normalize(x)
+    tape = Tape()
+    stream = tape.leaf(x)
+    normed = head.normalize(stream)
     name = head.model.output_name
-    hook.inputs(name, None, normed)
-    logits, back_cap = head.logits(normed)
+    hook.inputs(name, None, normed.value)
+    logits, back_cap = head.logits(normed.value)
     logits, log_sum = log_probabilities(logits)
     p = np.exp(logits)
     labels = draw_tokens(p, rng)
-    hook.gradients(name, None, normed, back_cap(np.sqrt(p * (1 - p))))
+    hook.gradients(name, None, normed.value, back_cap(np.sqrt(p * (1 - p))))
     np.negative(p, out=p)
     p[np.arange(len(p)), labels] += 1
-    x[...] = back_norm(back_cap(p) @ head.matrix)
-    return normed, log_sum[:, 0]
+    tape.backward([(normed, back_cap(p) @ head.matrix)])
+    x[...] = stream.grad
+    return normed.value, log_sum[:, 0]
 
 
 def embedding_gradient(model: RunnableModel, tokens: Tokens, g: Array) -> tuple[Tokens, Array]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from requant.model.forward.ops import Array
+from requant.model.forward.tape import Array, Backward, Node, primitive
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +44,25 @@ class Rotation:
     sin: Array
     halves: bool
 
-    def apply(self, x: Array) -> Array:
+    def apply(self, x: Node) -> Node:
         """Rotate the first n_dims dimensions of x (n_tokens, n_head, d)."""
-        return self._rotate(x, self.sin)
+        return _rotate(x, self)
 
-    def back(self, g: Array) -> Array:
-        """Return the gradient before the rotation from the gradient after it."""
-        return self._rotate(g, -self.sin)
 
-    def _rotate(self, x: Array, sin: Array) -> Array:
-        n = self.cos.shape[-1]
+@primitive
+def _rotate(x: Array, by: Rotation) -> tuple[Array, Backward]:
+    n = by.cos.shape[-1]
+    first = np.s_[..., :n] if by.halves else np.s_[..., 0 : 2 * n : 2]
+    second = np.s_[..., n : 2 * n] if by.halves else np.s_[..., 1 : 2 * n : 2]
+
+    def turn(x: Array, sin: Array) -> Array:
         out = x.copy()
-        first = np.s_[..., :n] if self.halves else np.s_[..., 0 : 2 * n : 2]
-        second = np.s_[..., n : 2 * n] if self.halves else np.s_[..., 1 : 2 * n : 2]
         a, b = x[first], x[second]
-        out[first] = a * self.cos - b * sin
-        out[second] = a * sin + b * self.cos
+        out[first] = a * by.cos - b * sin
+        out[second] = a * sin + b * by.cos
         return out
+
+    return turn(x, by.sin), lambda g: turn(g, -by.sin)
 
 
 def rotation(rope: Rope, n_tokens: int, factors: NDArray[np.float32] | None, dtype: Any) -> Rotation:

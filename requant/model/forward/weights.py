@@ -16,7 +16,7 @@ from requant.model.nonfinite import nonfinite_fault
 from requant.model.weight_scales import SCALE, read_weight_scales
 
 if TYPE_CHECKING:
-    from requant.model.forward.ops import Array
+    from requant.model.forward.tape import Array
 
 Change = Callable[[SourceTensor, Floats], Floats]
 

@@ -18,6 +18,7 @@ from requant.model.forward.passes import (
     read_head,
     read_model,
 )
+from requant.model.forward.tape import Node, Tape
 from requant.model.tokenizer import read_tokenizer
 
 TEXT = "Hello there, how are you? I am very well, thank you"
@@ -31,7 +32,7 @@ def path(request, tmp_path):
 def log_p(model, tokens):
     x = forward(model, tokens)
     head = read_head(model)
-    return log_probabilities(head.logits(head.normalize(x.reshape(-1, x.shape[-1]))[0])[0])[0]
+    return log_probabilities(head.logits(head.normalize(Node(x.reshape(-1, x.shape[-1]))).value)[0])[0]
 
 
 def test_the_next_token_is_as_likely_as_llama_cpp_finds_it(path):
@@ -65,13 +66,16 @@ def likelihood_gradients(model, tokens, labels):
         x = forward(model, tokens, checkpoints=checkpoints)
         head = read_head(model)
         for window, own in zip(x, labels, strict=True):
-            normed, back_norm = head.normalize(window)
-            logits, back_cap = head.logits(normed)
+            tape = Tape()
+            stream = tape.leaf(window)
+            normed = head.normalize(stream)
+            logits, back_cap = head.logits(normed.value)
             p = np.exp(log_probabilities(logits)[0])
             g = -p
             g[np.arange(len(own)), own] += 1
-            hook.gradients(model.output_name, None, normed, back_cap(g))
-            window[...] = back_norm(back_cap(g) @ head.matrix)
+            hook.gradients(model.output_name, None, normed.value, back_cap(g))
+            tape.backward([(normed, back_cap(g) @ head.matrix)])
+            window[...] = stream.grad
         hook.prefix = f"blk.{model.architecture.n_layers - 1}."
 
         def on_layer(layer):

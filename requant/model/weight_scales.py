@@ -117,6 +117,12 @@ def _has_weight_scale(source: Source, tensor: SourceTensor) -> bool:
     return scale.format.name == "F32" and scale.shape == weight_scale_shape(tensor.name, tensor.shape)
 
 
+def is_weight_scale(source: Source, name: str) -> bool:
+    """Return whether the tensor `name` is the weight scale of a matrix of `source`."""
+    matrix = scaled_matrix_name(name)
+    return name.endswith(SCALE) and matrix in source and _has_weight_scale(source, source.tensor(matrix))
+
+
 def takes_weight_scale(source: Source, tensor: SourceTensor) -> bool:
     """Return whether `tensor`, encoded as NVFP4, gets a weight scale: the engine applies it, and its name is free."""
     arch = source.metadata.get_str("general.architecture", "") or ""

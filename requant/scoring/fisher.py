@@ -31,7 +31,6 @@ from requant.formats import codec
 from requant.formats.codec import Floats
 from requant.model.forward.architecture import read_architecture
 from requant.model.forward.checkpoints import Checkpoints
-from requant.model.forward.ops import soft_cap
 from requant.model.forward.passes import EMBEDDING, RunnableModel, check_tokens, embedding_gradient, read_model
 from requant.model.forward.tape import Array
 from requant.model.forward.weights import Weights
@@ -202,7 +201,7 @@ class _OutputMatrix:
         logits = self.x @ (at.decode(self.model.weights.source) * at.factor).T
         if bias is not None:
             logits += bias[rows]
-        logits, back = soft_cap(logits, self.model.architecture.logit_cap)
+        logits, back = self.model.finish_logits(logits)
         p = np.exp(logits - self.log_sum)
         slope = back(np.sqrt(p * (1 - p)))
         found: Floats = (slope * slope).T @ (self.x * self.x)

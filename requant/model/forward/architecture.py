@@ -1,64 +1,78 @@
 """The architecture of a model as the forward pass needs it: its family, and its keys as one record.
 
-A family is a pre-norm decoder with a gated feed-forward part; biases, norms of queries and keys, norms behind a block,
-fused projections and experts are used where the file has their tensors. To add one, add a line to FAMILIES.
 Sources: the architectures' files in src/models, llama-model.cpp and llama-context.cpp of llama.cpp.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from requant.container.source import Source, require_model
 from requant.errors import BadInput, brief
+from requant.model.forward.families import FAMILIES, Family, Routing
 from requant.model.forward.rope import Rope
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 from requant.model.keys import ArchitectureKeys
 
 STILL_WORKS = "an imatrix (--imatrix) and scores without data (--quick) still work"
+_LITE_VOCABULARY = 154880  # of GLM 4.7 Flash, whose files may lack the key of the gating
 
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A group of architectures that compute alike.
-
-    halves: which dimensions rotate together (rope.py); scaled_embedding: rows are multiplied by the root of their
-    length.
-    """
-
-    halves: bool
-    activation: str = "silu"
-    scaled_embedding: bool = False
-    large: int = 0  # number of layers at which attention is scaled by n_embd / n_head instead of the head's size
-
-
-FAMILIES: Mapping[str, Family] = {
-    "llama": Family(halves=False),
-    "qwen2": Family(halves=True),
-    "qwen3": Family(halves=True),
-    "qwen3moe": Family(halves=True),
-    "phi3": Family(halves=True),
-    "gemma": Family(halves=True, activation="gelu", scaled_embedding=True),
-    "gemma2": Family(halves=True, activation="gelu", scaled_embedding=True, large=46),
-    "gemma3": Family(halves=True, activation="gelu", scaled_embedding=True, large=62),
-}
 # the tensors a layer may hold; one of another name would change the computation
 _MATRICES = (
-    *("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "ffn_gate_inp"),
-    *("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
+    *("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "attn_gate"),
+    *("attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b", "attn_k_b", "attn_v_b"),
+    *("ssm_in", "ssm_out", "ssm_alpha", "ssm_beta", "ssm_ba", "shortconv.in_proj", "shortconv.out_proj"),
+    *("ffn_gate", "ffn_up", "ffn_down", "ffn_gate_inp", "ffn_gate_inp_shexp", "ffn_latent_down", "ffn_latent_up"),
+    *("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"),
+    *("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"),
 )
-_NORMS = ("attn_norm", "attn_q_norm", "attn_k_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
+_NORMS = (
+    *("attn_norm", "attn_q_norm", "attn_k_norm", "attn_q_a_norm", "attn_kv_a_norm", "post_attention_norm"),
+    *("ffn_norm", "post_ffw_norm", "pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2", "ssm_norm"),
+)
+_OTHERS = ("ssm_conv1d.weight", "ssm_conv1d.bias", "ssm_dt.bias", "ssm_a", "ssm_d", "shortconv.conv.weight")
 _FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _KNOWN = frozenset(
     [f"{name}.weight" for name in (*_MATRICES, *_NORMS)]
     + [f"{name}{suffix}" for name in _MATRICES for suffix in (".bias", ".scale")]
-    + [*_FACTORS, "attn_rot_embd"]
+    + [*_OTHERS, *_FACTORS, "attn_rot_embd", "attn_sinks.weight", "exp_probs_b.bias", "layer_output_scale.weight"]
+    + ["ffn_norm"]  # so named in falcon-h1
 )
 _OUTSIDE = frozenset(
-    ["token_embd.weight", "output.weight", "output.bias", "output.scale", "output_norm.weight", *_FACTORS]
+    [
+        *("token_embd.weight", "token_embd_norm.weight", "output.weight", "output.bias", "output.scale"),
+        *("output_norm.weight", *_FACTORS),
+    ]
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """The sizes of latent attention: of the latent, of a key and a value per head, and a key's rotated dimensions."""
+
+    rank: int
+    key_length: int
+    value_length: int
+    n_rotated: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrence:
+    """The sizes of a recurrent mixer: of its state, groups of keys, heads, and the inner stream."""
+
+    n_state: int
+    n_groups: int
+    n_heads: int
+    n_inner: int
+
+
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """The growth of queries with their position: 1 + scale * ln(floor(position / length) + 1)."""
+
+    scale: float
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +84,20 @@ class Architecture:
     eps: float
     rope: Rope
     rope_swa: Rope  # of layers with a sliding window
+    rotates: tuple[bool, ...]
     windows: tuple[int, ...]  # tokens a layer sees at most, 0 for all
-    attention_scale: float
+    attention_scale: float  # 0 for one over the root of the head's size
     attention_cap: float
     logit_cap: float
+    routing: Routing
     expert_scale: float
+    expert_groups: tuple[int, int]  # groups of experts, and those that are used
+    latent: Latent | None
+    recurrence: Recurrence
+    temperature: Temperature | None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
 
     @property
     def n_layers(self) -> int:
@@ -101,22 +124,31 @@ def read_architecture(source: Source) -> Architecture:
     windows = (0,) * hp.n_layers
     if hp.windows is not None:
         windows = tuple(hp.windows.size if own else 0 for own in hp.windows.layers)
-    per_head = hp.n_embd // hp.n_head[0] if family.large == hp.n_layers else hp.key_length
+    latent = _latent(keys)
     rope = _rope(keys, hp, family)
-    swa_base = keys.number("rope.freq_base_swa", rope.base if arch == "gemma2" else 10000.0)
-    swa_scale = rope.scale if arch == "gemma2" else 1.0
-    swa = Rope(rope.n_dims, rope.halves, swa_base, scale=swa_scale, attn_factor=rope.attn_factor)
+    logit_scale = keys.number("logit_scale", 0.0) or 1.0
     return Architecture(
         family=family,
         hp=hp,
-        eps=keys.number("attention.layer_norm_rms_epsilon"),
+        eps=keys.number("attention.layer_norm_rms_epsilon", keys.number("attention.layer_norm_epsilon", 0.0) or None),
         rope=rope,
-        rope_swa=swa,
+        rope_swa=_rope_swa(keys, family, rope, hp),
+        rotates=_rotates(keys, family, windows),
         windows=windows,
-        attention_scale=(keys.number("attention.scale", 0.0) if arch == "llama" else 0) or 1 / math.sqrt(per_head),
+        attention_scale=_attention_scale(keys, family, hp, latent),
         attention_cap=keys.number("attn_logit_softcapping", 50.0) if arch == "gemma2" else 0.0,
         logit_cap=keys.number("final_logit_softcapping", 30.0 if arch == "gemma2" else 0.0),
+        routing=_routing(keys, family, hp),
         expert_scale=keys.number("expert_weights_scale", 0.0) or 1.0,
+        expert_groups=(keys.count("expert_group_count", 0), keys.count("expert_group_used_count", 0)),
+        latent=latent,
+        recurrence=Recurrence(
+            *(keys.count(f"ssm.{key}", 0) for key in ("state_size", "group_count", "time_step_rank", "inner_size"))
+        ),
+        temperature=_temperature(keys, rope),
+        embedding_scale=keys.number("embedding_scale", 0.0) or (hp.n_embd**0.5 if family.scaled_embedding else 1.0),
+        residual_scale=keys.number("residual_scale", 0.0) or 1.0,
+        logit_scale=logit_scale if family.multiplied_logits else 1 / logit_scale,
     )
 
 
@@ -127,9 +159,11 @@ def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
     yarn = kind == "yarn"
     attn_factor = keys.number("rope.scaling.attn_factor", 1.0)
-    log_mul = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
+    log_mul = keys.number("rope.scaling.yarn_log_multiplier", 0.0) * (10 if family.latent else 1)
     if yarn and log_mul and factor > 1:  # then the length is not 1 + ln(factor)/10, but that over this
         attn_factor /= 1 + 0.1 * log_mul * math.log(factor)
+        if keys.arch == "deepseek2":
+            attn_factor *= (1 + 0.1 * log_mul * math.log(factor)) / (1 + 0.1 * math.log(factor))
     n_dims = int(keys.number("rope.dimension_count", hp.key_length))
     if not 0 < n_dims <= hp.key_length or n_dims % 2:
         limit = f"an even number up to {hp.key_length}"
@@ -147,6 +181,82 @@ def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
     )
 
 
+def _rope_swa(keys: ArchitectureKeys, family: Family, rope: Rope, hp: Hyperparameters) -> Rope:
+    """Return the rotation of layers with a window."""
+    base = keys.number("rope.freq_base_swa", 10000.0 if family.window_rope == "own" else rope.base)
+    n_dims = keys.count("rope.dimension_count_swa", min(rope.n_dims, hp.key_length_swa), low=2, high=hp.key_length_swa)
+    if family.window_rope == "same":
+        return replace(rope, base=base, n_dims=n_dims)
+    scale = rope.scale if keys.arch == "gemma2" else 1.0
+    return Rope(n_dims, rope.halves, base, scale=scale, attn_factor=rope.attn_factor)
+
+
+def _rotates(keys: ArchitectureKeys, family: Family, windows: tuple[int, ...]) -> tuple[bool, ...]:
+    def rotates(il: int) -> bool:
+        match family.unrotated:
+            case "full":
+                return windows[il] > 0
+            case "fourth":
+                return (il + 1) % 4 != 0
+            case "keyed":
+                return keys.get("rope.scaling.finetuned") is not False
+        return not family.unrotated
+
+    return tuple(map(rotates, range(len(windows))))
+
+
+def _attention_scale(keys: ArchitectureKeys, family: Family, hp: Hyperparameters, latent: Latent | None) -> float:
+    """Return the factor on the scores, 0 for one over the root of the head's size."""
+    if family.unit_attention:
+        return 1.0
+    if family.large and family.large == hp.n_layers:
+        return 1 / math.sqrt(hp.n_embd // hp.n_head[0])
+    if latent is not None:
+        factor = keys.number("rope.scaling.factor", 0.0) or 1.0
+        yarn = keys.metadata.get_str(f"{keys.arch}.rope.scaling.type", "") == "yarn"
+        growth = math.log(factor) if yarn and factor > 1 else 0.0
+        log_mul = keys.number("rope.scaling.yarn_log_multiplier", 0.0) * 10
+        length = 1 + 0.1 * growth if keys.arch != "deepseek2" or not log_mul else 1 + 0.1 * log_mul * growth
+        length /= 1 + 0.1 * log_mul * growth
+        return (length * (1 + 0.1 * log_mul * growth)) ** 2 / math.sqrt(latent.key_length)
+    return keys.number("attention.scale", 0.0)
+
+
+def _routing(keys: ArchitectureKeys, family: Family, hp: Hyperparameters) -> Routing:
+    """Return the routing with nothing left to the keys."""
+    routing = family.routing
+    gating, normalized = routing.gating, routing.normalized
+    if family.latent and hp.n_trunk in (47, 48) and hp.n_vocab == _LITE_VOCABULARY:
+        gating = "sigmoid"
+    if routing.keyed and hp.n_expert:
+        default = {"softmax": 1, "sigmoid": 2, "chosen": 3}.get(gating)
+        found = keys.count("expert_gating_func", default, low=1, high=3)
+        gating = ("softmax", "sigmoid", "chosen")[found - 1]
+    if normalized is None:
+        normalized = bool(keys.get("expert_weights_norm"))
+    return Routing(gating, normalized)
+
+
+def _latent(keys: ArchitectureKeys) -> Latent | None:
+    rank = keys.count("attention.kv_lora_rank", 0)
+    if not rank:
+        return None
+    n_rotated = keys.count("rope.dimension_count", low=2)
+    key = keys.count("attention.key_length_mla", 0) or keys.count("attention.key_length", low=1)
+    value = keys.count("attention.value_length_mla", 0) or keys.count("attention.value_length", low=1)
+    return Latent(rank, key, value, n_rotated)
+
+
+def _temperature(keys: ArchitectureKeys, rope: Rope) -> Temperature | None:
+    scale = keys.number("attention.temperature_scale", 0.0)
+    if not scale:
+        return None
+    length = keys.count("attention.temperature_length", 0) if keys.arch == "mistral4" else rope.n_ctx_orig
+    if length < 1:
+        raise keys.error("attention.temperature_length", "is missing beside attention.temperature_scale")
+    return Temperature(scale, length)
+
+
 def _check_tensors(source: Source, hp: Hyperparameters) -> None:
     """Raise BadInput for a tensor that the forward pass would not use, and for a required one that is missing."""
     for tensor in source.tensors:
@@ -156,12 +266,34 @@ def _check_tensors(source: Source, hp: Hyperparameters) -> None:
         if not known and not (prefix == "blk" and layer.isdigit() and int(layer) >= hp.n_trunk):
             what = f"tensor '{brief(tensor.name)}' is not one that the forward pass of '{hp.arch}' knows"
             raise BadInput(source.path, what, hint=STILL_WORKS)
-    needed = ["token_embd.weight", "output_norm.weight"]
+    needed = ["token_embd.weight"]
+    needed += [] if "token_embd_norm.weight" in source else ["output_norm.weight"]
     for il in range(hp.n_trunk):
-        names = ["attn_norm", "attn_output", "ffn_norm"]
-        names += ["attn_qkv"] if f"blk.{il}.attn_qkv.weight" in source else ["attn_q", "attn_k", "attn_v"]
-        experts = f"blk.{il}.ffn_gate_inp.weight" in source
-        names += ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"] if experts else ["ffn_up", "ffn_down"]
-        needed += [f"blk.{il}.{name}.weight" for name in names]
+        needed += [f"blk.{il}.{name}.weight" for name in _needed_in_layer(source, f"blk.{il}.")]
     for name in needed:
         source.tensor(name)  # BadInput where it is missing
+
+
+def _needed_in_layer(source: Source, prefix: str) -> list[str]:
+    def has(name: str) -> bool:
+        return f"{prefix}{name}.weight" in source
+
+    names = []
+    if has("attn_kv_a_mqa"):
+        names += ["attn_q_b" if has("attn_q_a") else "attn_q", "attn_kv_a_norm", "attn_output"]
+        names += ["attn_kv_b"] if has("attn_kv_b") else ["attn_k_b", "attn_v_b"]
+    elif has("ssm_alpha") or has("ssm_ba"):
+        names += ["attn_qkv", "attn_gate", "ssm_conv1d", "ssm_norm", "ssm_out"]
+    elif has("shortconv.in_proj"):
+        names += ["shortconv.conv", "shortconv.out_proj"]
+    elif has("attn_qkv"):
+        names += ["attn_output"]
+    elif has("attn_q") or not (has("ssm_in") or has("ffn_up") or has("ffn_gate_inp")):
+        names += ["attn_q", "attn_output"]
+    if has("ssm_in"):
+        names += ["ssm_conv1d", "ssm_out"]
+    if has("ffn_gate_inp"):
+        names += ["ffn_down_exps", "ffn_gate_up_exps" if has("ffn_gate_up_exps") else "ffn_up_exps"]
+    elif has("ffn_up") or not (has("ssm_in") or has("attn_q")):
+        names += ["ffn_up", "ffn_down"]
+    return names

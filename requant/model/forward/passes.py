@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from requant.common.threads import for_each
 from requant.errors import BadInput, NumericFault
 from requant.model.forward.architecture import Architecture, read_architecture
+from requant.model.forward.decoder import run_layer
 from requant.model.forward.layer import NULL_HOOK, CacheRounding, Hook, Layer, exact_cache
-from requant.model.forward.ops import rms_norm, soft_cap
+from requant.model.forward.ops import layer_norm, rms_norm, soft_cap
 from requant.model.forward.rope import rotation
 from requant.model.forward.tape import Array, Backward, Node, Tape
 from requant.model.forward.weights import Weights
@@ -42,14 +43,23 @@ class RunnableModel:
     round_cache: CacheRounding = exact_cache
 
     @property
-    def embedding_scale(self) -> float:
-        """The factor on the rows of the embedding."""
-        return float(self.architecture.hp.n_embd) ** 0.5 if self.architecture.family.scaled_embedding else 1.0
-
-    @property
     def output_name(self) -> str:
         """The name of the matrix that gives the logits."""
         return OUTPUT if OUTPUT in self.weights.source else EMBEDDING
+
+    @property
+    def norm_name(self) -> str:
+        """The name of the norm in front of the output matrix."""
+        name = "output_norm.weight"
+        return name if name in self.weights.source else "token_embd_norm.weight"
+
+    def finish_logits(self, logits: Array) -> tuple[Array, Backward]:
+        """Scale and cap the products with the output matrix, in place; return the logits and the derivative."""
+        scale = logits.dtype.type(self.architecture.logit_scale)
+        if scale != 1:
+            logits *= scale
+        logits, back = soft_cap(logits, self.architecture.logit_cap)
+        return logits, back if scale == 1 else lambda g: back(g) * scale
 
 
 def read_model(weights: Weights) -> RunnableModel:
@@ -68,7 +78,7 @@ def check_tokens(model: RunnableModel, tokens: Tokens) -> None:
 def embed(model: RunnableModel, tokens: Tokens) -> Array:
     """Return the stream that enters the first layer."""
     ids, place = np.unique(tokens, return_inverse=True)
-    rows = model.weights.rows(EMBEDDING, ids) * model.weights.dtype(model.embedding_scale)
+    rows = model.weights.rows(EMBEDDING, ids) * model.weights.dtype(model.architecture.embedding_scale)
     stream: Array = rows[place.reshape(tokens.shape)]
     return stream
 
@@ -81,7 +91,8 @@ def layers(model: RunnableModel, n_ctx: int, order: Iterable[int]) -> Iterator[L
     swa = rotation(architecture.rope_swa, n_ctx, None, dtype)
     for index in order:
         own = swa if architecture.windows[index] else full
-        yield Layer(architecture, index, model.weights.layer(index), own, model.round_cache)
+        turn = own if architecture.rotates[index] else None
+        yield Layer(architecture, index, model.weights.layer(index), turn, model.round_cache)
 
 
 def forward(
@@ -104,7 +115,7 @@ def forward(
             checkpoints.put(layer.index, x)
 
         def run(window: int, layer: Layer = layer) -> None:
-            x[window] = replace(layer, hook=hook(window)).run(Node(x[window])).value
+            x[window] = run_layer(replace(layer, hook=hook(window)), Node(x[window])).value
 
         for_each(run, len(x), threads)
         if not np.isfinite(x).all():
@@ -132,7 +143,7 @@ def backward(
         def run(window: int, layer: Layer = layer) -> None:
             tape = Tape()
             stream = tape.leaf(x[window])
-            out = replace(layer, hook=hook(window)).run(stream)
+            out = run_layer(replace(layer, hook=hook(window)), stream)
             tape.backward([(out, g[window].copy())])  # a hook may keep it
             g[window] = stream.grad
 
@@ -156,19 +167,20 @@ class Head:
 
     def normalize(self, x: Node) -> Node:
         """Apply the output norm: x (n, n_embd), the stream -> the inputs of the matrix."""
-        return rms_norm(x, self.norm, self.model.architecture.eps)
+        architecture = self.model.architecture
+        return (layer_norm if architecture.family.layer_norm else rms_norm)(x, self.norm, architecture.eps)
 
     def logits(self, normed: Array) -> tuple[Array, Backward]:
         """Return the logits (n, n_vocab); back: their gradient -> the gradient at the product with the matrix."""
         logits = normed @ self.matrix.T
         if self.bias is not None:
             logits += self.bias
-        return soft_cap(logits, self.model.architecture.logit_cap)
+        return self.model.finish_logits(logits)
 
 
 def read_head(model: RunnableModel) -> Head:
     """Read the head and decode its matrix."""
-    norm, matrix = model.weights.get("output_norm.weight"), model.weights.get(model.output_name)
+    norm, matrix = model.weights.get(model.norm_name), model.weights.get(model.output_name)
     assert norm is not None
     assert matrix is not None
     return Head(model, norm, matrix, model.weights.get("output.bias"))
@@ -239,7 +251,7 @@ def embedding_gradient(model: RunnableModel, tokens: Tokens, g: Array) -> tuple[
     for window, gradients in zip(tokens, g, strict=True):
         own, place = np.unique(window, return_inverse=True)
         sums = np.zeros((len(own), g.shape[-1]), g.dtype)
-        np.add.at(sums, place, gradients * g.dtype.type(model.embedding_scale))
+        np.add.at(sums, place, gradients * g.dtype.type(model.architecture.embedding_scale))
         squares[np.searchsorted(ids, own)] += sums * sums
     return ids, squares
 

@@ -13,7 +13,7 @@ from requant.errors import NumericFault, brief
 from requant.formats import codec
 from requant.formats.codec import Floats
 from requant.model.nonfinite import nonfinite_fault
-from requant.model.weight_scales import SCALE, read_weight_scales
+from requant.model.weight_scales import is_weight_scale, read_weight_scales
 
 if TYPE_CHECKING:
     from requant.model.forward.tape import Array
@@ -52,7 +52,8 @@ class Weights:
     def layer(self, index: int) -> dict[str, Array]:
         """Return the tensors of layer `index` by their name within it, such as `attn_q.weight`."""
         prefix = f"blk.{index}."
-        names = [t.name for t in self.source.tensors if t.name.startswith(prefix) and not t.name.endswith(SCALE)]
+        names = [t.name for t in self.source.tensors if t.name.startswith(prefix)]
+        names = [name for name in names if not is_weight_scale(self.source, name)]
         found = {name.removeprefix(prefix): self.get(name) for name in names}
         return {name: x for name, x in found.items() if x is not None}
 

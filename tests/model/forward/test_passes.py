@@ -106,7 +106,7 @@ def test_every_gradient_is_that_of_finite_differences(path):
 def embedding_part(model, tokens, labels, direction):
     """Return the part of the embedding's rows: the gradients at the tokens, times the direction's rows."""
     _, g = likelihood_gradients(model, tokens, labels)
-    return float((g * model.embedding_scale * direction[tokens]).sum())
+    return float((g * model.architecture.embedding_scale * direction[tokens]).sum())
 
 
 def difference(source, texts, name, direction, step=1e-5):
@@ -141,7 +141,7 @@ def test_squared_gradients_of_an_embedding_are_summed_within_a_window_first(path
         tokens = np.array([[5, 7, 5], [7, 7, 9]], np.int32)
         g = np.random.default_rng(0).standard_normal((2, 3, model.architecture.hp.n_embd)).astype(np.float32)
         ids, squares = embedding_gradient(model, tokens, g)
-        scaled = g * np.float32(model.embedding_scale)
+        scaled = g * np.float32(model.architecture.embedding_scale)
         assert ids.tolist() == [5, 7, 9]
         expected = [
             (scaled[0, 0] + scaled[0, 2]) ** 2,

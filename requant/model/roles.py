@@ -117,6 +117,11 @@ def is_experts(name: str, shape: Sequence[int]) -> bool:
     return n_dims(shape) == 3 and role_of(name).endswith(("_exps", "_chexps"))
 
 
+def has_own_inputs(name: str, shape: Sequence[int]) -> bool:
+    """Return whether each matrix of the tensor has inputs of its own: experts, and the heads of latent attention."""
+    return is_experts(name, shape) or (n_dims(shape) == 3 and role_of(name) in ("attn_k_b", "attn_v_b"))
+
+
 def n_matrices(shape: Sequence[int]) -> int:
     """Return the number of (n_rows, n_per_row) matrices in a tensor: the product of the dimensions after the second."""
     return math.prod(shape[2:])

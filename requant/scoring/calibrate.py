@@ -16,7 +16,14 @@ from requant.container.imatrix import LOOKUP
 from requant.errors import UsageError
 from requant.model.forward.checkpoints import Checkpoints
 from requant.model.forward.memory import memory_needs
-from requant.model.forward.passes import RunnableModel, Tokens, check_tokens, embedding_gradient, read_model
+from requant.model.forward.passes import (
+    RunnableModel,
+    Tokens,
+    check_tokens,
+    embedding_gradient,
+    read_model,
+    side_inputs,
+)
 from requant.model.forward.weights import Weights
 from requant.scoring import gradient_run
 from requant.scoring.checkpoint import load_checkpoint, save_checkpoint
@@ -52,7 +59,9 @@ def calibrate(
     done = statistics.n_tokens // tokens.shape[1]
     progress(-(-done // batch) * gradient_run.n_steps(model.architecture, gradients=options.gradients))
     for first in range(done, len(tokens), batch):
-        run = GradientRun(model, tokens[first : first + batch], statistics, options.threads, progress, first)
+        part = tokens[first : first + batch]
+        side = side_inputs(model, part) if options.gradients else None
+        run = GradientRun(model, part, statistics, options.threads, progress, first, side)
         if options.gradients:
             _sum_gradients(run)
         else:

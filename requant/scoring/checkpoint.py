@@ -22,7 +22,7 @@ from requant.common.serialization import dump, parse, parse_record, to_plain
 from requant.container.imatrix import LOOKUP
 from requant.container.source import Source
 from requant.errors import InputOutputError, RequantError
-from requant.model.roles import is_experts, n_matrices
+from requant.model.roles import has_own_inputs, n_matrices
 from requant.scoring.statistics import SquareSums, Statistics
 
 SCHEMA = "requant.kept/1"
@@ -106,7 +106,7 @@ def _lengths(source: Source, key: _Matrix) -> tuple[int, int]:
     if key.name not in source:
         raise LookupError(key.name)
     tensor = source.tensor(key.name)
-    if not is_experts(key.name, tensor.shape):
+    if not has_own_inputs(key.name, tensor.shape):
         return tensor.n_per_row, tensor.n_rows
     if key.expert is None or key.expert >= n_matrices(tensor.shape):
         raise LookupError(key.expert)

@@ -31,7 +31,15 @@ from requant.formats import codec
 from requant.formats.codec import Floats
 from requant.model.forward.architecture import read_architecture
 from requant.model.forward.checkpoints import Checkpoints
-from requant.model.forward.passes import EMBEDDING, RunnableModel, check_tokens, embedding_gradient, read_model
+from requant.model.forward.passes import (
+    EMBEDDING,
+    RunnableModel,
+    check_tokens,
+    embedding_gradient,
+    read_model,
+    side_inputs,
+)
+from requant.model.forward.side_inputs import TABLE
 from requant.model.forward.tape import Array
 from requant.model.forward.weights import Weights
 from requant.model.roles import n_matrices
@@ -65,13 +73,16 @@ def score_by_gradients(
     check_tokens(model, tokens)
     statistics = Statistics(tokens.size, tokens.shape[1])
     scorer = _Scorer(source, {t.name: t for t in surveyed}, options, statistics)
-    run = GradientRun(model, tokens, statistics, options.threads, progress)
+    side = side_inputs(model, tokens)
+    run = GradientRun(model, tokens, statistics, options.threads, progress, side=side)
     with Checkpoints() as checkpoints:
         x = run.forward(checkpoints)
         normed, log_sum = run.output_gradient(x)
         output = _OutputMatrix(model, normed.reshape(-1, x.shape[-1]), log_sum.reshape(-1, 1))
         run.backward(x, checkpoints, scorer.score_layer)
     _score_ends(scorer, model, output, embedding_gradient(model, tokens, x))
+    if side is not None and side.squares is not None:
+        scorer.score(TABLE, _row_information(np.unique(tokens), side.squares))
     unseen = statistics.n_unseen(source)
     if unseen:
         notes.append(f"{unseen} experts saw no token and count as the others of their tensor; more --windows help")
@@ -224,18 +235,28 @@ def _information(matrices: Mapping[int, Sequence[tuple[Array, Array]]]) -> Infor
 
 def _score_ends(scorer: _Scorer, model: RunnableModel, output: _OutputMatrix, gradients: tuple[Array, Array]) -> None:
     """Score the embedding and the output, which may be one matrix."""
-    ids, squares = gradients
     tied = model.output_name == EMBEDDING
 
-    def information(matrix: int, rows: slice, at: WeightRows) -> Floats:
-        found = output.information(matrix, rows, at) if tied else np.zeros(at.shape, np.float32)
-        own = np.flatnonzero((ids >= rows.start) & (ids < rows.stop))
-        found[ids[own] - rows.start] += squares[own]
-        return found
+    looked_up = _row_information(*gradients)
 
-    scorer.score(EMBEDDING, information)
+    def information(matrix: int, rows: slice, at: WeightRows) -> Floats:
+        return output.information(matrix, rows, at) + looked_up(matrix, rows, at)
+
+    scorer.score(EMBEDDING, information if tied else looked_up)
     if not tied:
         scorer.score(model.output_name, output.information)
+
+
+def _row_information(ids: Array, squares: Array) -> Callable[[int, slice, WeightRows], Floats]:
+    """Return F of a table of which single rows are read: the squared gradients of the rows `ids`, 0 for others."""
+
+    def information(matrix: int, rows: slice, at: WeightRows) -> Floats:
+        found = np.zeros(at.shape, np.float32)
+        own = np.flatnonzero((ids >= rows.start) & (ids < rows.stop))
+        found[ids[own] - rows.start] = squares[own]
+        return found
+
+    return information
 
 
 def _measure_tensor(scorer: _Scorer, surveyed: TensorLosses, information: Information, factor: float) -> TensorLosses:

@@ -11,6 +11,7 @@ from requant.model.forward.architecture import Architecture
 from requant.model.forward.checkpoints import Checkpoints
 from requant.model.forward.layer import NULL_HOOK, Layer
 from requant.model.forward.passes import RunnableModel, Tokens, backward, forward, output_gradient
+from requant.model.forward.side_inputs import SideInputs
 from requant.model.forward.tape import Array
 from requant.scoring.statistics import SquareSums, Statistics, Sums
 
@@ -27,8 +28,9 @@ def n_steps(architecture: Architecture, *, gradients: bool = True) -> int:
 class GradientRun:
     """A model, the windows of tokens (n_windows, n_ctx) that it is run on, and the statistics to which sums are added.
 
-    first: index of the first window in the text. `progress` is called with steps done. Sums are added in the order of
-    the windows, so that they do not depend on the number of threads.
+    first: index of the first window in the text; side: of `side_inputs` for a model whose layers share arrays.
+    `progress` is called with steps done. Sums are added in the order of the windows, so that they do not depend on the
+    number of threads.
     """
 
     model: RunnableModel
@@ -37,6 +39,7 @@ class GradientRun:
     threads: int | None
     progress: Callable[[int], None]
     first: int = 0
+    side: SideInputs | None = None
 
     def forward(self, checkpoints: Checkpoints | None = None) -> Array:
         """Return the stream behind the last layer, (n_windows, n_ctx, n_embd).
@@ -53,6 +56,7 @@ class GradientRun:
 
         return forward(
             *(self.model, self.tokens),
+            side=self.side,
             hook=lambda window: NULL_HOOK if summers is None else summers[window],
             checkpoints=checkpoints,
             on_layer=finish,
@@ -84,7 +88,13 @@ class GradientRun:
                 hook(products)
             self.progress(1)
 
-        backward(self.model, g, checkpoints, hook=summers.__getitem__, on_layer=finish, threads=self.threads)
+        backward(
+            *(self.model, g, checkpoints),
+            hook=summers.__getitem__,
+            on_layer=finish,
+            threads=self.threads,
+            side=self.side,
+        )
 
     def _collect(self, summers: Sequence[_Summer], layer: Layer | None = None) -> Products:
         """Add the sums of all windows to the statistics, return the products that were kept, and empty the summers."""

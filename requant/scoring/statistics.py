@@ -19,7 +19,7 @@ from requant.container.part import PartFile
 from requant.container.source import Source
 from requant.errors import printable
 from requant.formats.codec import Floats
-from requant.model.roles import is_experts, n_matrices
+from requant.model.roles import has_own_inputs, n_matrices
 
 Sums = NDArray[np.float64]
 
@@ -89,9 +89,9 @@ class Statistics:
 
         The last are (n_matrices, n_rows), or None where no gradients were seen. None for a tensor that was not seen.
         """
-        experts = is_experts(name, shape)
-        n = n_matrices(shape) if experts else 1
-        found = [self.matrices.get((name, m if experts else None)) for m in range(n)]
+        own = has_own_inputs(name, shape)
+        n = n_matrices(shape) if own else 1
+        found = [self.matrices.get((name, m if own else None)) for m in range(n)]
         if not any(f is not None for f in found):
             return None
         counts = np.array([0 if f is None else f.count for f in found], np.float32)

@@ -18,34 +18,6 @@ from requant.model.keys import ArchitectureKeys
 STILL_WORKS = "an imatrix (--imatrix) and scores without data (--quick) still work"
 _LITE_VOCABULARY = 154880  # of GLM 4.7 Flash, whose files may lack the key of the gating
 
-# the tensors a layer may hold; one of another name would change the computation
-_MATRICES = (
-    *("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "attn_gate"),
-    *("attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b", "attn_k_b", "attn_v_b"),
-    *("ssm_in", "ssm_out", "ssm_alpha", "ssm_beta", "ssm_ba", "shortconv.in_proj", "shortconv.out_proj"),
-    *("ffn_gate", "ffn_up", "ffn_down", "ffn_gate_inp", "ffn_gate_inp_shexp", "ffn_latent_down", "ffn_latent_up"),
-    *("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"),
-    *("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"),
-)
-_NORMS = (
-    *("attn_norm", "attn_q_norm", "attn_k_norm", "attn_q_a_norm", "attn_kv_a_norm", "post_attention_norm"),
-    *("ffn_norm", "post_ffw_norm", "pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2", "ssm_norm"),
-)
-_OTHERS = ("ssm_conv1d.weight", "ssm_conv1d.bias", "ssm_dt.bias", "ssm_a", "ssm_d", "shortconv.conv.weight")
-_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-_KNOWN = frozenset(
-    [f"{name}.weight" for name in (*_MATRICES, *_NORMS)]
-    + [f"{name}{suffix}" for name in _MATRICES for suffix in (".bias", ".scale")]
-    + [*_OTHERS, *_FACTORS, "attn_rot_embd", "attn_sinks.weight", "exp_probs_b.bias", "layer_output_scale.weight"]
-    + ["ffn_norm"]  # so named in falcon-h1
-)
-_OUTSIDE = frozenset(
-    [
-        *("token_embd.weight", "token_embd_norm.weight", "output.weight", "output.bias", "output.scale"),
-        *("output_norm.weight", *_FACTORS),
-    ]
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Latent:
@@ -59,12 +31,16 @@ class Latent:
 
 @dataclass(frozen=True, slots=True)
 class Recurrence:
-    """The sizes of a recurrent mixer: of its state, groups of keys, heads, and the inner stream."""
+    """The sizes of a recurrent mixer: of its state, groups of keys, heads, and the inner stream.
+
+    least_decay: the bound of the logarithm of a decay that is sigmoid, 0 for an unbounded one.
+    """
 
     n_state: int
     n_groups: int
     n_heads: int
     n_inner: int
+    least_decay: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +71,12 @@ class Architecture:
     latent: Latent | None
     recurrence: Recurrence
     temperature: Temperature | None
+    reach: int  # tokens that attention with an indexer sees all of, 0 without one
+    clamps: tuple[float, ...]  # of the inner activations of experts, 0 for none
+    shared_clamps: tuple[float, ...]  # of dense parts and shared experts
+    layer_norm: bool  # norms subtract the mean
+    n_side: int  # width of the second embedding in each layer, 0 without one
+    n_shared: int  # layers at the end that read keys and values of earlier ones
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
@@ -103,6 +85,18 @@ class Architecture:
     def n_layers(self) -> int:
         """Layers that are run: all but those of multi-token prediction."""
         return self.hp.n_trunk
+
+    def key_layer(self, layer: int) -> int:
+        """Return the layer whose keys and values a layer reads: its own, or the last one of its kind that has some."""
+        n_own = self.n_layers - self.n_shared
+        if layer < n_own:
+            return layer
+        return n_own - (2 if self.windows[layer] else 1)
+
+    @property
+    def kept_layers(self) -> frozenset[int]:
+        """The layers whose keys and values later layers read."""
+        return frozenset(self.key_layer(il) for il in range(self.n_layers - self.n_shared, self.n_layers))
 
     def head_sizes(self, layer: int) -> tuple[int, int]:
         """Return the dimensions of a query or key, and of a value, in the layer."""
@@ -131,6 +125,7 @@ def read_architecture(source: Source) -> Architecture:
         family=family,
         hp=hp,
         eps=keys.number("attention.layer_norm_rms_epsilon", keys.number("attention.layer_norm_epsilon", 0.0) or None),
+        layer_norm=family.layer_norm and keys.get("attention.layer_norm_rms_epsilon") is None,
         rope=rope,
         rope_swa=_rope_swa(keys, family, rope, hp),
         rotates=_rotates(keys, family, windows),
@@ -143,8 +138,17 @@ def read_architecture(source: Source) -> Architecture:
         expert_groups=(keys.count("expert_group_count", 0), keys.count("expert_group_used_count", 0)),
         latent=latent,
         recurrence=Recurrence(
-            *(keys.count(f"ssm.{key}", 0) for key in ("state_size", "group_count", "time_step_rank", "inner_size"))
+            n_state=keys.count("kda.head_dim", keys.count("ssm.state_size", 0)),
+            n_groups=keys.count("ssm.group_count", 0),
+            n_heads=hp.time_step_rank,
+            n_inner=keys.count("ssm.inner_size", 0),
+            least_decay=keys.number("kda.gate_lower_bound", 0.0),
         ),
+        n_side=keys.count("embedding_length_per_layer_input", 0),
+        n_shared=keys.count("attention.shared_kv_layers", 0, high=max(0, hp.n_trunk - 2)),
+        reach=keys.count("attention.indexer.top_k", 0),
+        clamps=_clamps(keys, "swiglu_clamp_exp", hp.n_layers),
+        shared_clamps=_clamps(keys, "swiglu_clamp_shexp", hp.n_layers),
         temperature=_temperature(keys, rope),
         embedding_scale=keys.number("embedding_scale", 0.0) or (hp.n_embd**0.5 if family.scaled_embedding else 1.0),
         residual_scale=keys.number("residual_scale", 0.0) or 1.0,
@@ -164,7 +168,7 @@ def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
         attn_factor /= 1 + 0.1 * log_mul * math.log(factor)
         if keys.arch == "deepseek2":
             attn_factor *= (1 + 0.1 * log_mul * math.log(factor)) / (1 + 0.1 * math.log(factor))
-    n_dims = int(keys.number("rope.dimension_count", hp.key_length))
+    n_dims = int(keys.number("rope.dimension_count", hp.key_length)) // (2 if family.half_rotated else 1)
     if not 0 < n_dims <= hp.key_length or n_dims % 2:
         limit = f"an even number up to {hp.key_length}"
         raise keys.error("rope.dimension_count", "is out of range", got=n_dims, limit=limit)
@@ -184,18 +188,21 @@ def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
 def _rope_swa(keys: ArchitectureKeys, family: Family, rope: Rope, hp: Hyperparameters) -> Rope:
     """Return the rotation of layers with a window."""
     base = keys.number("rope.freq_base_swa", 10000.0 if family.window_rope == "own" else rope.base)
-    n_dims = keys.count("rope.dimension_count_swa", min(rope.n_dims, hp.key_length_swa), low=2, high=hp.key_length_swa)
+    usual = min(rope.n_dims * (2 if family.half_rotated else 1), hp.key_length_swa)
+    n_dims = keys.count("rope.dimension_count_swa", usual, low=2, high=hp.key_length_swa)
     if family.window_rope == "same":
         return replace(rope, base=base, n_dims=n_dims)
-    scale = rope.scale if keys.arch == "gemma2" else 1.0
-    return Rope(n_dims, rope.halves, base, scale=scale, attn_factor=rope.attn_factor)
+    return Rope(n_dims, rope.halves, base, attn_factor=1.0 if family.window_rope == "plain" else rope.attn_factor)
 
 
 def _rotates(keys: ArchitectureKeys, family: Family, windows: tuple[int, ...]) -> tuple[bool, ...]:
+    # of cohere2moe alone, which rotates in its first, dense layers
+    n_dense = keys.count("leading_dense_block_count", 0) if family.averaged_shared else 0
+
     def rotates(il: int) -> bool:
         match family.unrotated:
             case "full":
-                return windows[il] > 0
+                return windows[il] > 0 or not any(windows) or il < n_dense
             case "fourth":
                 return (il + 1) % 4 != 0
             case "keyed":
@@ -237,6 +244,13 @@ def _routing(keys: ArchitectureKeys, family: Family, hp: Hyperparameters) -> Rou
     return Routing(gating, normalized)
 
 
+def _clamps(keys: ArchitectureKeys, key: str, n_layers: int) -> tuple[float, ...]:
+    """Return one number per layer, from a scalar or an array; 0 where the key is absent."""
+    if not keys.is_per_layer(key, n_layers):
+        return (keys.number(key, 0.0),) * n_layers
+    return tuple(float(item) for item in keys.get(key))
+
+
 def _latent(keys: ArchitectureKeys) -> Latent | None:
     rank = keys.count("attention.kv_lora_rank", 0)
     if not rank:
@@ -259,15 +273,19 @@ def _temperature(keys: ArchitectureKeys, rope: Rope) -> Temperature | None:
 
 def _check_tensors(source: Source, hp: Hyperparameters) -> None:
     """Raise BadInput for a tensor that the forward pass would not use, and for a required one that is missing."""
+    family = FAMILIES[hp.arch]
+    inner, outer = family.layer_tensors(), family.outer_tensors()
     for tensor in source.tensors:
         prefix, _, rest = tensor.name.partition(".")
         layer, _, part = rest.partition(".")
-        known = part in _KNOWN if prefix == "blk" and layer.isdigit() else tensor.name in _OUTSIDE
+        known = part in inner if prefix == "blk" and layer.isdigit() else tensor.name in outer
         if not known and not (prefix == "blk" and layer.isdigit() and int(layer) >= hp.n_trunk):
             what = f"tensor '{brief(tensor.name)}' is not one that the forward pass of '{hp.arch}' knows"
             raise BadInput(source.path, what, hint=STILL_WORKS)
     needed = ["token_embd.weight"]
     needed += [] if "token_embd_norm.weight" in source else ["output_norm.weight"]
+    if "blk.0.inp_gate.weight" in source:
+        needed += ["per_layer_token_embd.weight", "per_layer_model_proj.weight", "per_layer_proj_norm.weight"]
     for il in range(hp.n_trunk):
         needed += [f"blk.{il}.{name}.weight" for name in _needed_in_layer(source, f"blk.{il}.")]
     for name in needed:
@@ -284,6 +302,8 @@ def _needed_in_layer(source: Source, prefix: str) -> list[str]:
         names += ["attn_kv_b"] if has("attn_kv_b") else ["attn_k_b", "attn_v_b"]
     elif has("ssm_alpha") or has("ssm_ba"):
         names += ["attn_qkv", "attn_gate", "ssm_conv1d", "ssm_norm", "ssm_out"]
+    elif has("ssm_f_a"):
+        names += ["attn_q", "attn_k", "attn_v", "ssm_beta", "ssm_g_a", "ssm_norm", "attn_output"]
     elif has("shortconv.in_proj"):
         names += ["shortconv.conv", "shortconv.out_proj"]
     elif has("attn_qkv"):

@@ -18,21 +18,28 @@ def attend(layer: Layer, x: Node) -> Node:
     """Mix the tokens of x (n_tokens, n_embd) by attention."""
     n, architecture = len(x), layer.architecture
     d_k, d_v = architecture.head_sizes(layer.index)
-    q, k, v = _project(layer, x)
+    source = architecture.key_layer(layer.index)
+    if source == layer.index:
+        q, k, v = _project(layer, x)
+        k, v = k.reshape(n, -1, d_k), v.reshape(n, -1, d_v)
+        if architecture.family.value_norm:
+            v = rms_norm(v, 1.0, architecture.eps)
+        k = _normalize_and_rotate(layer, "attn_k_norm", k)
+        held = layer.round_cache(k.value, v.value)
+        k, v = replace_value(k, held[0]), replace_value(v, held[1])
+        if layer.side is not None:
+            layer.side.keep(source, k, v)
+    else:
+        assert layer.side is not None
+        q, (k, v) = layer.product("attn_q", x), layer.side.take(source)
     gate = None
     if architecture.family.gate == "query":
         both = q.reshape(n, -1, 2 * d_k)
         q, gate = both[..., :d_k], both[..., d_k:]
-    q, k, v = q.reshape(n, -1, d_k), k.reshape(n, -1, d_k), v.reshape(n, -1, d_v)
-    if architecture.family.value_norm:
-        v = rms_norm(v, 1.0, architecture.eps)
-    k = _normalize_and_rotate(layer, "attn_k_norm", k)
-    q = heat(layer, _normalize_and_rotate(layer, "attn_q_norm", q))
-    held = layer.round_cache(k.value, v.value)
     mixed = attention(
-        q,
-        replace_value(k, held[0]),
-        replace_value(v, held[1]),
+        heat(layer, _normalize_and_rotate(layer, "attn_q_norm", q.reshape(n, -1, d_k))),
+        k,
+        v,
         scale=architecture.attention_scale or 1 / math.sqrt(d_k),
         cap=architecture.attention_cap,
         window=architecture.windows[layer.index],
@@ -62,7 +69,7 @@ def _project(layer: Layer, x: Node) -> tuple[Node, Node, Node]:
 def _normalize_and_rotate(layer: Layer, name: str, x: Node) -> Node:
     """Normalise queries or keys (n_tokens, n_head, d), per head or whole, and rotate them, in the family's order."""
     weight = layer.weights.get(f"{name}.weight")
-    if weight is not None and weight.size != x.shape[2]:
+    if weight is not None and weight.ndim == 1 and weight.size != x.shape[2]:
         n, n_head, d = x.shape
         x = layer.norm(name, x.reshape(n, n_head * d)).reshape(n, n_head, d)
     elif not layer.architecture.family.late_qk_norm:
@@ -119,6 +126,8 @@ def attend_to_latent(layer: Layer, x: Node) -> Node:
     mixed = attention(queries, keys, values, scale=architecture.attention_scale)
     if not layer.has("attn_kv_b"):
         mixed = _heads(layer, "attn_v_b", mixed)
+    if architecture.family.gate:
+        mixed = _gate(layer, x, mixed)
     return layer.product("attn_output", mixed.reshape(n, -1))
 
 

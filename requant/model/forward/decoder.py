@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from requant.model.forward.attention import attend, attend_to_latent
 from requant.model.forward.feed_forward import apply_pair, feed
-from requant.model.forward.recurrence import mix_by_delta_net, mix_by_mamba, mix_by_short_convolution
+from requant.model.forward.ops import gelu
+from requant.model.forward.recurrence import mix_by_delta_net, mix_by_kda, mix_by_mamba, mix_by_short_convolution
 
 if TYPE_CHECKING:
     from requant.model.forward.layer import Layer
@@ -31,6 +32,10 @@ def run_layer(layer: Layer, x: Node) -> Node:
     x = x + scale_by(mixed, scale)
     added = apply_pair(layer, x) if layer.has("pre_ffw_norm_2") else feed(layer, layer.norm(before, x))
     x = x + scale_by(layer.norm("post_ffw_norm", added), scale)
+    if layer.has("inp_gate"):
+        assert layer.side is not None
+        inner = gelu(layer.product("inp_gate", x)) * layer.side.side_embedding()
+        x = x + layer.norm("post_norm", layer.product("proj", inner))
     last = layer.weights.get("layer_output_scale.weight")
     return x if last is None else x * last
 
@@ -41,6 +46,8 @@ def _mix(layer: Layer, x: Node) -> Node | None:
         return attend_to_latent(layer, x)
     if layer.has("ssm_alpha") or layer.has("ssm_ba"):
         return mix_by_delta_net(layer, x)
+    if layer.has("ssm_f_a"):
+        return mix_by_kda(layer, x)
     if layer.has("shortconv.in_proj"):
         return mix_by_short_convolution(layer, x)
     attended = attend(layer, x) if layer.has("attn_output") else None

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from requant.model.forward.ops import GATED, pick, relu_squared, rms_norm, scatter, sigmoid, softmax
+from requant.model.forward.ops import GATED, clamp, pick, relu_squared, rms_norm, scatter, sigmoid, silu, softmax
 from requant.model.forward.tape import Array, Node
 
 if TYPE_CHECKING:
     from requant.model.forward.layer import Layer
 
+_LEAST_CLAMP = 1e-6  # below it, the engine does not clamp
 _LEAST_SUM = 2.0**-14  # the engine divides weights by no smaller sum
 
 
@@ -26,7 +27,7 @@ def feed(layer: Layer, x: Node) -> Node:
     if layer.has("ffn_gate_inp_shexp"):
         gate = layer.weights["ffn_gate_inp_shexp.weight"].reshape(-1, 1)
         shared = shared * sigmoid(x @ gate)
-    return out + shared
+    return (out + shared) * 0.5 if layer.architecture.family.averaged_shared else out + shared
 
 
 def apply_dense(layer: Layer, x: Node, suffix: str = "", expert: int | None = None) -> Node:
@@ -39,7 +40,13 @@ def apply_dense(layer: Layer, x: Node, suffix: str = "", expert: int | None = No
         if activation == "relu2":
             inner = relu_squared(up)
         elif layer.has(f"ffn_gate{suffix}"):
-            inner = GATED[activation](layer.product(f"ffn_gate{suffix}", x, expert), up)
+            gate = layer.product(f"ffn_gate{suffix}", x, expert)
+            architecture = layer.architecture
+            limit = (architecture.shared_clamps if expert is None else architecture.clamps)[layer.index]
+            if limit > _LEAST_CLAMP:
+                inner = clamp(silu(gate), high=limit) * clamp(up, low=-limit, high=limit)
+            else:
+                inner = GATED[activation](gate, up)
         else:
             inner = _gate_halves(up, activation)
     return layer.product(f"ffn_down{suffix}", inner, expert)

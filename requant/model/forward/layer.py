@@ -13,6 +13,7 @@ from requant.model.forward.tape import Array, Node
 if TYPE_CHECKING:
     from requant.model.forward.architecture import Architecture
     from requant.model.forward.rope import Rotation
+    from requant.model.forward.side_inputs import WindowInputs
 
 
 class Hook(Protocol):
@@ -52,7 +53,10 @@ def exact_cache(keys: Array, values: Array) -> tuple[Array, Array]:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer with its weights, its rotation for windows of one length (None without), and the hook of a window."""
+    """A layer with its weights, its rotation for windows of one length (None without), and what a window brings.
+
+    hook: of the window; side: the arrays that its layers share beside the stream, None in models without them.
+    """
 
     architecture: Architecture
     index: int
@@ -60,17 +64,19 @@ class Layer:
     rotation: Rotation | None
     round_cache: CacheRounding
     hook: Hook = NULL_HOOK
+    side: WindowInputs | None = None
 
     def has(self, part: str) -> bool:
-        """Return whether the layer has the tensor `part`.weight."""
-        return f"{part}.weight" in self.weights
+        """Return whether the layer has the tensor `part`.weight, or `part` as some norms are called."""
+        return f"{part}.weight" in self.weights or part in self.weights
 
     def norm(self, part: str, x: Node) -> Node:
         """Apply a norm, or return x itself where the layer does not have it."""
-        weight = self.weights.get(f"{part}.weight")
+        weight = self.weights.get(f"{part}.weight", self.weights.get(part))
         if weight is None:
             return x
-        return (layer_norm if self.architecture.family.layer_norm else rms_norm)(x, weight, self.architecture.eps)
+        eps = self.architecture.family.late_eps if part.startswith("post_") else 0.0
+        return (layer_norm if self.architecture.layer_norm else rms_norm)(x, weight, eps or self.architecture.eps)
 
     def product(self, part: str, x: Node, expert: int | None = None) -> Node:
         """Multiply x (n_tokens, n_per_row) by the matrix `part`, or one of its matrices, and add its bias."""

@@ -113,6 +113,12 @@ def gelu(x: Array) -> tuple[Array, Backward]:
 
 
 @primitive
+def clamp(x: Array, *, low: float = -math.inf, high: float) -> tuple[Array, Backward]:
+    """Return x within low and high, beyond which it has no slope."""
+    return np.clip(x, low, high), lambda g: g * ((x > low) & (x < high))
+
+
+@primitive
 def relu_squared(x: Array) -> tuple[Array, Backward]:
     """Return max(x, 0)^2."""
     positive = np.maximum(x, 0)

@@ -20,6 +20,7 @@ from requant.model.forward.decoder import run_layer
 from requant.model.forward.layer import NULL_HOOK, CacheRounding, Hook, Layer, exact_cache
 from requant.model.forward.ops import layer_norm, rms_norm, soft_cap
 from requant.model.forward.rope import rotation
+from requant.model.forward.side_inputs import LayerEmbedding, SideInputs, WindowInputs
 from requant.model.forward.tape import Array, Backward, Node, Tape
 from requant.model.forward.weights import Weights
 
@@ -70,6 +71,10 @@ def read_model(weights: Weights) -> RunnableModel:
 def check_tokens(model: RunnableModel, tokens: Tokens) -> None:
     """Raise BadInput for ids that are not in the vocabulary."""
     n_vocab = model.weights.source.tensor(EMBEDDING).n_rows
+    reach = model.architecture.reach
+    if reach and tokens.shape[1] > reach:
+        what = "attends to tokens that an indexer picks, which is not run: windows may hold what it sees of all"
+        raise BadInput(model.weights.source.path, what, got=tokens.shape[1], limit=reach, hint=f"--window {reach}")
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < n_vocab:
         bad = tokens[(tokens < 0) | (tokens >= n_vocab)][0]
         raise BadInput(model.weights.source.path, "has no such token", got=int(bad), limit=f"ids below {n_vocab}")
@@ -78,9 +83,27 @@ def check_tokens(model: RunnableModel, tokens: Tokens) -> None:
 def embed(model: RunnableModel, tokens: Tokens) -> Array:
     """Return the stream that enters the first layer."""
     ids, place = np.unique(tokens, return_inverse=True)
-    rows = model.weights.rows(EMBEDDING, ids) * model.weights.dtype(model.architecture.embedding_scale)
+    rows = _scale_rows(model, Node(model.weights.rows(EMBEDDING, ids))).value
     stream: Array = rows[place.reshape(tokens.shape)]
     return stream
+
+
+def _scale_rows(model: RunnableModel, rows: Node) -> Node:
+    """Turn rows of the embedding into what enters the first layer."""
+    architecture = model.architecture
+    if architecture.family.normed_embedding:
+        return rms_norm(rows, 1.0, architecture.eps)
+    scaled: Node = rows * model.weights.dtype(architecture.embedding_scale)
+    return scaled
+
+
+def side_inputs(model: RunnableModel, tokens: Tokens) -> SideInputs | None:
+    """Return the arrays that layers share beside the stream; None for a model without them."""
+    architecture = model.architecture
+    if not architecture.n_side and not architecture.n_shared:
+        return None
+    embedded = embed(model, tokens)
+    return SideInputs(architecture, model.weights, tokens, embedded, np.zeros_like(embedded))
 
 
 def layers(model: RunnableModel, n_ctx: int, order: Iterable[int]) -> Iterator[Layer]:
@@ -103,19 +126,27 @@ def forward(
     checkpoints: Checkpoints | None = None,
     on_layer: Callable[[Layer], None] = lambda _: None,
     threads: int | None = None,
+    side: SideInputs | None = None,
 ) -> Array:
     """Return the stream behind the last layer.
 
     hook: returns the hook of a window; checkpoints: store every layer's input; on_layer: called with each layer after
-    all windows passed it. Raises NumericFault, naming the layer, where the stream is no longer finite.
+    all windows passed it; side: of `side_inputs`, where the pass back needs it. Raises NumericFault, naming the layer,
+    where the stream is no longer finite.
     """
     x = embed(model, tokens)
+    side = side or side_inputs(model, tokens)
     for layer in layers(model, tokens.shape[1], range(model.architecture.n_layers)):
         if checkpoints is not None:
             checkpoints.put(layer.index, x)
 
-        def run(window: int, layer: Layer = layer) -> None:
-            x[window] = run_layer(replace(layer, hook=hook(window)), Node(x[window])).value
+        embedding = None if side is None else side.layer_embedding(layer.index)
+
+        def run(window: int, layer: Layer = layer, embedding: LayerEmbedding | None = embedding) -> None:
+            own = None if side is None else side.window(window, embedding)
+            x[window] = run_layer(replace(layer, hook=hook(window), side=own), Node(x[window])).value
+            if side is not None and own is not None:
+                side.store(window, own)
 
         for_each(run, len(x), threads)
         if not np.isfinite(x).all():
@@ -134,21 +165,41 @@ def backward(
     hook: WindowHooks,
     on_layer: Callable[[Layer], None] = lambda _: None,
     threads: int | None = None,
+    side: SideInputs | None = None,
 ) -> None:
     """Replace `g`, the gradient behind the last layer, by the gradient at the embedding; see `forward`."""
     x = np.empty_like(g)
     for layer in layers(model, g.shape[1], reversed(range(model.architecture.n_layers))):
         checkpoints.take(layer.index, x)
 
-        def run(window: int, layer: Layer = layer) -> None:
+        embedding = None if side is None else side.layer_embedding(layer.index)
+        shared: dict[int, WindowInputs] = {}
+
+        def run(
+            window: int,
+            layer: Layer = layer,
+            embedding: LayerEmbedding | None = embedding,
+            shared: dict[int, WindowInputs] = shared,
+        ) -> None:
             tape = Tape()
             stream = tape.leaf(x[window])
-            out = run_layer(replace(layer, hook=hook(window)), stream)
-            tape.backward([(out, g[window].copy())])  # a hook may keep it
+            own = None if side is None else side.window(window, embedding, tape)
+            out = run_layer(replace(layer, hook=hook(window), side=own), stream)
+            ends = [(out, g[window].copy())]  # a hook may keep it
+            if side is None or own is None:
+                tape.backward(ends)
+            else:
+                tape.backward([*ends, *side.ends(window, own)])
+                side.collect(window, own)
+                shared[window] = own
             g[window] = stream.grad
 
         for_each(run, len(x), threads)
+        if side is not None and embedding is not None:
+            side.collect_rows(embedding, shared)
         on_layer(layer)
+    if side is not None:
+        g += side.embedded_gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +219,7 @@ class Head:
     def normalize(self, x: Node) -> Node:
         """Apply the output norm: x (n, n_embd), the stream -> the inputs of the matrix."""
         architecture = self.model.architecture
-        return (layer_norm if architecture.family.layer_norm else rms_norm)(x, self.norm, architecture.eps)
+        return (layer_norm if architecture.layer_norm else rms_norm)(x, self.norm, architecture.eps)
 
     def logits(self, normed: Array) -> tuple[Array, Backward]:
         """Return the logits (n, n_vocab); back: their gradient -> the gradient at the product with the matrix."""
@@ -247,12 +298,17 @@ def embedding_gradient(model: RunnableModel, tokens: Tokens, g: Array) -> tuple[
     g: the gradient at the stream that enters the first layer.
     """
     ids = np.unique(tokens)
+    raw = model.weights.rows(EMBEDDING, ids)
     squares = np.zeros((len(ids), g.shape[-1]), g.dtype)
     for window, gradients in zip(tokens, g, strict=True):
-        own, place = np.unique(window, return_inverse=True)
-        sums = np.zeros((len(own), g.shape[-1]), g.dtype)
-        np.add.at(sums, place, gradients * g.dtype.type(model.architecture.embedding_scale))
-        squares[np.searchsorted(ids, own)] += sums * sums
+        place = np.searchsorted(ids, window)
+        tape = Tape()
+        rows = tape.leaf(raw[place])
+        tape.backward([(_scale_rows(model, rows), gradients)])
+        sums = np.zeros_like(squares)
+        assert rows.grad is not None
+        np.add.at(sums, place, rows.grad)
+        squares += sums * sums
     return ids, squares
 
 

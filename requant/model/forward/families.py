@@ -2,9 +2,9 @@
 
 A layer is a mixer (attention, latent attention, delta net, Mamba 2, short convolution, none, or two side by side) and a
 feed-forward part (dense, experts, experts and shared ones, a dense and a routed branch, none). Which ones, with which
-biases and norms, is told by the tensors that the layer has, among the parts that the row of its architecture names. The
-other differences are the fields of `Family`. To add an architecture, add a row to FAMILIES (docs/extending.md). Sources:
-the architectures' files in src/models of llama.cpp.
+biases and norms, is told by the layer's tensors, among the parts that its architecture's row names. The other
+differences are the fields of `Family`. To add an architecture, add a row to FAMILIES (docs/extending.md). Sources: the
+architectures' files in src/models of llama.cpp.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-# part of a layer -> its tensors: matrices first, which may have a bias and a weight scale, then others by their full names
+# part of a layer -> its tensors: first matrices, which may have a bias and a weight scale, then others by full names
 _PARTS: Mapping[str, tuple[str, str]] = {
     "attention": ("attn_q attn_k attn_v attn_qkv attn_output", "attn_rot_embd"),
     "qk norm": ("", "attn_q_norm.weight attn_k_norm.weight"),
@@ -38,7 +38,7 @@ _PARTS: Mapping[str, tuple[str, str]] = {
     "convolution": ("shortconv.in_proj shortconv.out_proj", "shortconv.conv.weight"),
     "dense": ("ffn_gate ffn_up ffn_down", ""),
     "experts": ("ffn_gate_inp ffn_gate_exps ffn_up_exps ffn_down_exps ffn_gate_up_exps", ""),
-    "selection": ("", "exp_probs_b.bias"),
+    "selection": ("", "exp_probs_b.bias exp_probs_b"),
     "latent experts": ("ffn_latent_down ffn_latent_up", ""),
     "shared": ("ffn_gate_shexp ffn_up_shexp ffn_down_shexp", ""),
     "shared gate": ("", "ffn_gate_inp_shexp.weight"),

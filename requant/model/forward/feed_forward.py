@@ -76,7 +76,7 @@ def _route(layer: Layer, logits: Node) -> tuple[Array, Node]:
     """Return the experts of each token (n_tokens, n_used) and their weights; a choice has no gradient."""
     architecture = layer.architecture
     routing, n_used = architecture.routing, architecture.hp.n_expert_used
-    bias = layer.weights.get("exp_probs_b.bias")
+    bias = layer.weights.get("exp_probs_b.bias", layer.weights.get("exp_probs_b"))
     # a softmax over all that is normalised over the chosen is a softmax over the chosen
     chosen_only = routing.gating == "chosen" or (routing.gating == "softmax" and routing.normalized and bias is None)
     activation = {"softmax": softmax, "sigmoid": sigmoid}

@@ -83,12 +83,12 @@ def check_tokens(model: RunnableModel, tokens: Tokens) -> None:
 def embed(model: RunnableModel, tokens: Tokens) -> Array:
     """Return the stream that enters the first layer."""
     ids, place = np.unique(tokens, return_inverse=True)
-    rows = _scale_rows(model, Node(model.weights.rows(EMBEDDING, ids))).value
+    rows = scale_rows(model, Node(model.weights.rows(EMBEDDING, ids))).value
     stream: Array = rows[place.reshape(tokens.shape)]
     return stream
 
 
-def _scale_rows(model: RunnableModel, rows: Node) -> Node:
+def scale_rows(model: RunnableModel, rows: Node) -> Node:
     """Turn rows of the embedding into what enters the first layer."""
     architecture = model.architecture
     if architecture.family.normed_embedding:
@@ -304,7 +304,7 @@ def embedding_gradient(model: RunnableModel, tokens: Tokens, g: Array) -> tuple[
         place = np.searchsorted(ids, window)
         tape = Tape()
         rows = tape.leaf(raw[place])
-        tape.backward([(_scale_rows(model, rows), gradients)])
+        tape.backward([(scale_rows(model, rows), gradients)])
         sums = np.zeros_like(squares)
         assert rows.grad is not None
         np.add.at(sums, place, rows.grad)

@@ -149,11 +149,11 @@ def speed_limit(tokens_per_second: float, timing: Timing) -> Limit:
     return Limit("--min-speed", math.floor(1e9 / tokens_per_second), timing.fixed_ns, unit="ns")
 
 
-def loss_limit(loss: float) -> Limit:
-    """--max-loss. Raises UsageError unless it is above 0."""
+def loss_limit(loss: float, cache_loss: float = 0.0) -> Limit:
+    """--max-loss; `cache_loss` of it is the KV cache's. Raises UsageError unless it is above 0."""
     if not 0 < loss < 1e3:
         raise UsageError(f"--max-loss must be above 0 and below 1000 (got {loss:g})")
-    return Limit("--max-loss", math.floor(loss / LOSS_UNIT), unit="loss")
+    return Limit("--max-loss", math.floor(loss / LOSS_UNIT), math.ceil(cache_loss / LOSS_UNIT), unit="loss")
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ class Deployment:
     """The engine, its limits and its memory, the same for every placement of a model.
 
     `vram`, `ram`: bytes, None without a limit. `parts`: bytes in VRAM that are neither weights, cache nor compute.
-    `mtp`: layers of multi-token prediction are loaded.
+    `mtp`: layers of multi-token prediction are loaded. `room`: bytes of VRAM for weights, None for all that are left.
     """
 
     hp: Hyperparameters
@@ -46,6 +46,7 @@ class Deployment:
     price: float = 0.0
     parts: Mapping[str, int] = field(default_factory=dict)
     mtp: bool = False
+    room: int | None = None
 
     @classmethod
     def for_request(cls, source: Source, losses: Losses, request: PlanRequest) -> tuple[Deployment, tuple[str, ...]]:
@@ -157,7 +158,8 @@ class Deployment:
             parts = {"kv_cache": on_gpu, "compute": self.memory.compute if k else 0, "copies": copied if k else 0}
             parts |= {**self.parts, "reserve": self.memory.reserve}
             parts = {name: size for name, size in parts.items() if size}
-            limits.append(vram_limit(self.vram, self.vram - sum(parts.values())))
+            left = self.vram - sum(parts.values())
+            limits.append(vram_limit(self.vram, left if self.room is None else min(left, self.room)))
         if self.ram is not None:
             limits.append(ram_limit(self.ram, sum(caches) - on_gpu + self.memory.compute))
         if self.min_speed is not None:

@@ -107,6 +107,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     effort: Effort = Effort.DEFAULT  # of the encoders
     measured_kld: float | None = None  # nats per token, on held-out text; None: not measured
+    cache_loss: float = 0.0  # measured for the KV cache's types, where these were chosen with the weights' types
     timing: Timing | None = None  # None: time was not considered
     runtime: Mapping[str, Any] = field(default_factory=dict)  # settings of the engine under which the figures hold
     layers: tuple[LayerSummary, ...] = field(default=(), repr=False)
@@ -138,6 +139,22 @@ class Plan:
     def bpw(self) -> float:
         """Bits per weight over all tensors of the file, copied ones included."""
         return 8 * self.n_bytes / max(self.n_weights, 1)
+
+    @property
+    def total_loss(self) -> float | None:
+        """The predicted loss of weights and KV cache; None where that of the weights is not known."""
+        return None if self.predicted_loss is None else self.predicted_loss + self.cache_loss
+
+    @property
+    def minimized(self) -> float:
+        """The figure that a larger budget never makes larger: total loss and price of the time, or bytes.
+
+        With --max-loss it is the bytes of tensors and KV cache.
+        """
+        if "max_loss" in self.budget:
+            return float(self.n_bytes + self.memory.get("kv_cache", 0))
+        price: float = self.budget.get("time_price", 0.0)
+        return (self.total_loss or 0.0) + price * 1e-9 * (self.ns_per_token or 0)
 
     def used(self, limit: Limit) -> int:
         """The part of the limit's budget that the plan takes, headers and buffers included."""

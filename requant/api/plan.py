@@ -10,6 +10,7 @@ from requant.api.invocation import record_options
 from requant.api.session import Session
 from requant.common.interrupt import run_interruptible
 from requant.common.serialization import dump
+from requant.common.units import format_size
 from requant.planning.explain import Explanation, Outlook, compute_outlook, explain_choice
 from requant.planning.frontier import N_POINTS, Point, compute_frontier
 from requant.planning.plan import Plan
@@ -18,15 +19,34 @@ from requant.scoring.losses import Losses
 
 
 def make_plans(session: Session, vrams: Sequence[int]) -> list[Plan]:
-    """Return one plan per budget, all from the same losses."""
+    """Return one plan per budget, all from the same losses, none worse than that of a smaller budget."""
     sessions = [replace(session, request=replace(session.request, vram=vram)) for vram in vrams]
     losses, importance = sessions[vrams.index(min(vrams))].find_losses()
-    planner, found = Planner(session.source, losses, importance.imatrix), []
+    planner, found = Planner(session.source, losses, importance.imatrix), dict[int, Plan]()
     with session.monitor.progress("solving", len(sessions), " plans") as advance:
-        for one in sessions:
-            found.append(record_options(run_interruptible(planner.best, one.request), one))
+        for vram in sorted(set(vrams)):
+            one = sessions[vrams.index(vram)]
+            plan = run_interruptible(planner.best, one.request)
+            smaller = min(found.values(), key=lambda plan: plan.minimized, default=plan)
+            found[vram] = record_options(_take_better(plan, smaller, vram), one)
             advance(1)
-    return found
+    return [found[vram] for vram in vrams]
+
+
+def _take_better(plan: Plan, smaller: Plan, vram: int) -> Plan:
+    """Return `plan`, or a better one for a smaller --vram as one for `vram`.
+
+    The plan for a smaller budget is better where a search ended at its time limit.
+    """
+    if plan.minimized <= smaller.minimized:
+        return plan
+    gap = None if plan.gap is None else 1 - (1 - plan.gap) * plan.minimized / smaller.minimized
+    limits = tuple(replace(x, budget=vram) if x.option == "--vram" else x for x in smaller.limits)
+    note = (
+        f"the plan for --vram {format_size(smaller.budget['vram'])}, which is better than what was found for this one"
+    )
+    budget = {**smaller.budget, "vram": vram}
+    return replace(smaller, limits=limits, budget=budget, gap=gap, notes=(*smaller.notes, note))
 
 
 def plans_to_json(found: Sequence[Plan]) -> str:

@@ -35,6 +35,7 @@ class Deployment:
 
     `vram`, `ram`: bytes, None without a limit. `parts`: bytes in VRAM that are neither weights, cache nor compute.
     `mtp`: layers of multi-token prediction are loaded. `room`: bytes of VRAM for weights, None for all that are left.
+    `spread`: with RAM, layers and experts may be on the CPU; without, the price of time does not count.
     """
 
     hp: Hyperparameters
@@ -47,6 +48,7 @@ class Deployment:
     parts: Mapping[str, int] = field(default_factory=dict)
     mtp: bool = False
     room: int | None = None
+    spread: bool = True
 
     @classmethod
     def for_request(cls, source: Source, losses: Losses, request: PlanRequest) -> tuple[Deployment, tuple[str, ...]]:
@@ -92,7 +94,7 @@ class Deployment:
     @property
     def chooses_layers(self) -> bool:
         """Return whether the number of layers on the GPU is open."""
-        return self.ram is not None and self.engine.has_gpu
+        return self.ram is not None and self.engine.has_gpu and self.spread
 
     @property
     def fixed_layers(self) -> int:
@@ -117,7 +119,7 @@ class Deployment:
             return (("gpu",) if k else ("cpu",)) if self.mtp else ("none",)
         if tensor.layer not in self.layers(k):
             return ("cpu",)
-        free = self.engine.experts and self.ram is not None and is_experts(tensor.name, tensor.shape)
+        free = self.engine.experts and self.ram is not None and self.spread and is_experts(tensor.name, tensor.shape)
         return ("gpu", "cpu") if free else ("gpu",)
 
     def share(self, tensor: TensorLosses, *, tied: bool) -> float:
@@ -174,7 +176,7 @@ class Deployment:
             unusable=self.engine.cannot,
             largest_on_cpu=copied if k and copied else None,
             timing=timing,
-            price=self.price if base.objective == "loss" else 0.0,
+            price=self.price if base.objective == "loss" and self.spread else 0.0,
         )
 
 

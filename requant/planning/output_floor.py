@@ -42,19 +42,15 @@ def solve_with_floor(
     with a lower floor is taken while it is better; it fits the larger budget too.
     """
 
-    def solve(losses: Losses, within: Constraints, *, why: bool = False) -> Solution | None:
+    def solve(losses: Losses, within: Constraints) -> Solution | None:
         try:
-            return solve_or_explain(losses, within, time_limit=time_limit, rel_gap=rel_gap, why=why)
+            return solve_or_explain(losses, within, time_limit=time_limit, rel_gap=rel_gap, why=False)
         except InfeasibleBudget:
-            if why:
-                raise
             return None
 
     floors = _floors(losses, constraints)
     top = next(floors)
-    if top.losses is losses:
-        return solve_or_explain(losses, constraints, time_limit=time_limit, rel_gap=rel_gap, why=why)
-    best, caps = solve(top.losses, constraints), top.least
+    best, caps = None if top.losses is losses else solve(top.losses, constraints), top.least
     for floor in floors:
         better = False
         for within in _cap_rooms(constraints, caps, floor.least):
@@ -72,7 +68,9 @@ def solve_with_floor(
     if best is not None:
         return best
     solution = solve_or_explain(losses, constraints, time_limit=time_limit, rel_gap=rel_gap, why=why)
-    return replace(solution, plan=replace(solution.plan, notes=(*solution.plan.notes, _BELOW_FLOOR)))
+    if any(step.mixture_costs(losses, constraints) for step in _steps(losses, constraints)):
+        solution = replace(solution, plan=replace(solution.plan, notes=(*solution.plan.notes, _BELOW_FLOOR)))
+    return solution
 
 
 def smallest_with_floor(losses: Losses, constraints: Constraints, option: str) -> int:
@@ -83,7 +81,7 @@ def smallest_with_floor(losses: Losses, constraints: Constraints, option: str) -
     k = next(k for k, limit in enumerate(constraints.limits) if limit.option == option)
     found = constrain(losses, constraints).least_cost(k)
     for step in _steps(losses, constraints):
-        if step.least[k] > found and step.mixture_costs(losses, constraints):
+        if step.least[k] > found and step.holds(constraints) and step.mixture_costs(losses, constraints):
             found = step.least[k]
     return found
 
@@ -108,7 +106,7 @@ class _Floor:
 def _floors(losses: Losses, constraints: Constraints) -> Iterator[_Floor]:
     """Yield the floors that hold within the limits, the highest first; the last is none."""
     for step in _steps(losses, constraints):
-        if costs := step.mixture_costs(losses, constraints):
+        if step.holds(constraints) and (costs := step.mixture_costs(losses, constraints)):
             tensors = tuple(step.held if t.name == step.held.name else t for t in losses.tensors)
             least = tuple(max(n, min(column)) for n, *column in zip(step.least, *costs, strict=True))
             yield _Floor(replace(losses, tensors=tensors), least)
@@ -123,6 +121,10 @@ class _Step:
     mixtures: tuple[str, ...]
     least: tuple[int, ...]
 
+    def holds(self, constraints: Constraints) -> bool:
+        """Return whether the smallest types fit with the floor."""
+        return _fits(self.least, constraints.limits)
+
     def mixture_costs(self, losses: Losses, constraints: Constraints) -> list[tuple[int, ...]]:
         """Return the costs of each of the mixtures that meets the limits."""
         costs = (_mixture_costs(losses, constraints, mixture) for mixture in self.mixtures)
@@ -130,7 +132,7 @@ class _Step:
 
 
 def _steps(losses: Losses, constraints: Constraints) -> Iterator[_Step]:
-    """Yield the floors with which the smallest types fit, from that of the largest mixture to that of the smallest."""
+    """Yield the floors from that of the largest mixture to that of the smallest."""
     last = "token_embd.weight" if is_tied({t.name for t in losses.tensors}) else "output.weight"
     index = next((i for i, t in enumerate(losses.tensors) if t.name == last and t.reason is None), None)
     bounded = losses.method in GRADIENT_FREE and any(limit.unit == "bytes" for limit in constraints.limits)
@@ -141,7 +143,7 @@ def _steps(losses: Losses, constraints: Constraints) -> Iterator[_Step]:
     for _, group in groupby(floors, lambda pair: pair[0].candidates):
         (held, *_), mixtures = zip(*group, strict=True)
         least = _least_costs(problem, index, held)
-        if held != tensor and least is not None and _fits(least, constraints.limits):
+        if held != tensor and least is not None:
             yield _Step(held, mixtures, least)
 
 

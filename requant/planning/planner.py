@@ -13,7 +13,7 @@ from requant.container.splitting import total_size
 from requant.errors import BadInput, InfeasibleBudget, brief
 from requant.model.engine_settings import CELL_PADDING, DEFAULT_UBATCH
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
-from requant.planning.constraints import LOSS_UNIT, size_limit
+from requant.planning.constraints import size_limit
 from requant.planning.output_layout import output_layouts
 from requant.planning.plan import Plan
 from requant.planning.request import MEMORY_OPTIONS, PlanRequest, check_request
@@ -21,7 +21,7 @@ from requant.planning.rules import AUTO, MAX_CONTEXT
 from requant.planning.searches import attempt, search_cache_types, search_context
 from requant.planning.settled import SettledRequest
 from requant.planning.summaries import compare_mixtures
-from requant.planning.ubatch import describe_batch
+from requant.planning.ubatch import BATCHES, describe_batch
 from requant.scoring.losses import IN_NATS, Losses
 
 if TYPE_CHECKING:
@@ -64,16 +64,24 @@ class Planner:
         alone = attempt(self._solve_settled, replace(request, ram=None), cache_loss=cache_loss)
         both = attempt(self._solve_settled, request, cache_loss=cache_loss)
         if isinstance(alone, Plan) and (isinstance(both, InfeasibleBudget) or _is_worse(both, alone)):
-            as_alone = replace(request, n_ubatch=alone.budget["ubatch"])
-            most = None if alone.predicted_loss is None else alone.predicted_loss + LOSS_UNIT * len(alone.choices)
-            bounded = attempt(self._solve_settled, as_alone, cache_loss=cache_loss, most_loss=most)
-            both = bounded if isinstance(bounded, Plan) else both
+            both = self._plan_on_gpu(request, alone, cache_loss) or both
         if isinstance(both, InfeasibleBudget):
             raise both
         return both
 
-    def _solve_settled(self, request: PlanRequest, *, cache_loss: float = 0.0, most_loss: float | None = None) -> Plan:
-        settled = SettledRequest.settle(self.source, self.losses, request, cache_loss=cache_loss, most_loss=most_loss)
+    def _plan_on_gpu(self, request: PlanRequest, alone: Plan, cache_loss: float) -> Plan | None:
+        """Return a plan with all layers on the GPU that is no worse than `alone`, the plan without --ram.
+
+        Its batch is the largest with which the RAM holds what is never in VRAM; None where there is none.
+        """
+        own = alone.budget["ubatch"]
+        smaller = (n for n in reversed(BATCHES) if n < own and request.n_ubatch is None)
+        requests = (replace(request, n_ubatch=n) for n in (own, *smaller))
+        found = (attempt(self._solve_settled, one, cache_loss=cache_loss, spread=False) for one in requests)
+        return next((x for x in found if isinstance(x, Plan) and not _is_worse(x, alone)), None)
+
+    def _solve_settled(self, request: PlanRequest, *, cache_loss: float = 0.0, spread: bool = True) -> Plan:
+        settled = SettledRequest.settle(self.source, self.losses, request, cache_loss=cache_loss, spread=spread)
         return settled.solve() if request.size is None else self._fit_file(settled, request.size)
 
     def _note_batch(self, plan: Plan, request: PlanRequest) -> Plan:

@@ -46,24 +46,22 @@ class SettledRequest:
         request: PlanRequest,
         *,
         cache_loss: float = 0.0,
-        most_loss: float | None = None,
+        spread: bool = True,
     ) -> SettledRequest:
         """Derive the constraints and the deployment, with the smallest batch where the batch is open.
 
-        cache_loss: of the request's cache types, a part of --max-loss. most_loss: a limit of the predicted loss where
-        the request has none.
+        cache_loss: of the request's cache types, a part of --max-loss. spread: False for all layers on the GPU.
         """
         base = replace(request.constraints, unusable=request.profile.cannot)
         deployment, notes, memories = None, tuple[str, ...](), tuple[Memory, ...]()
         if request.on_devices:
             deployment, notes = Deployment.for_request(source, losses, request)
+            deployment = replace(deployment, spread=spread)
         limits, objective = base.limits, base.objective
         if request.bpw is not None:
             limits = (*limits, bpw_limit(request.bpw, losses))
         if request.max_loss is not None:
             limits, objective = (*limits, loss_limit(request.max_loss, cache_loss)), "bytes"
-        elif most_loss is not None:
-            limits = (*limits, loss_limit(most_loss))
         if deployment is not None and leaves_batch_open(request):
             memories = batch_memories(deployment.hp, deployment.memory)
             deployment = _limit_room(deployment, memories, losses, base, request)
@@ -80,8 +78,6 @@ class SettledRequest:
             plan = self._place(where, constraints)
             if self.memories:
                 where, plan = self._enlarge_batch(where, constraints, plan)
-        if self.request.max_loss is None:  # a limit of the loss is then not the user's
-            plan = _drop_loss_limit(plan)
         return self._describe(replace(plan, notes=(*plan.notes, *self.notes)), where)
 
     def _enlarge_batch(self, where: Deployment, constraints: Constraints, plan: Plan) -> tuple[Deployment, Plan]:
@@ -134,10 +130,10 @@ class SettledRequest:
         more = (found.predicted_loss or 0) / best - 1
         cost = f"{more:.1%} more predicted loss than the best plan ({within:.0%} allowed)"
         note = f"{own} for {share:.0%} of the weights, at {cost}"
-        found = _drop_loss_limit(found)
         return replace(
             found,
-            budget={**found.budget, "prefer_within": within},
+            limits=tuple(limit for limit in found.limits if limit.option != "--max-loss"),
+            budget={key: value for key, value in found.budget.items() if key != "max_loss"} | {"prefer_within": within},
             gap=None,
             runtime=plan.runtime,
             notes=(*plan.notes, note),
@@ -187,11 +183,6 @@ class SettledRequest:
 def leaves_batch_open(request: PlanRequest) -> bool:
     """Return whether the batch is chosen with the types: only VRAM is limited, and no batch is given."""
     return request.vram is not None and request.ram is None and request.n_ubatch is None
-
-
-def _drop_loss_limit(plan: Plan) -> Plan:
-    limits = tuple(limit for limit in plan.limits if limit.option != "--max-loss")
-    return replace(plan, limits=limits, budget={k: v for k, v in plan.budget.items() if k != "max_loss"})
 
 
 def _limit_room(

@@ -40,11 +40,10 @@ def _take_better(plan: Plan, smaller: Plan, vram: int) -> Plan:
     """
     if plan.minimized <= smaller.minimized:
         return plan
-    gap = None if plan.gap is None else 1 - (1 - plan.gap) * plan.minimized / smaller.minimized
+    bound = None if plan.gap is None else (1 - plan.gap) * plan.minimized
+    gap = None if bound is None else max(0.0, 1 - bound / smaller.minimized) if smaller.minimized else 0.0
     limits = tuple(replace(x, budget=vram) if x.option == "--vram" else x for x in smaller.limits)
-    note = (
-        f"the plan for --vram {format_size(smaller.budget['vram'])}, which is better than what was found for this one"
-    )
+    note = f"the plan for --vram {format_size(smaller.budget['vram'])}: better than what was found for this one"
     budget = {**smaller.budget, "vram": vram}
     return replace(smaller, limits=limits, budget=budget, gap=gap, notes=(*smaller.notes, note))
 

@@ -55,7 +55,7 @@ def command(*, jobs: Path, state: Path | None, as_json: bool, **given: Any) -> N
 
 def _outputs_table(rows: Sequence[Row]) -> str:
     """Return a line for each output, then the failures."""
-    table = [["source", "budget", "output", "size", "bits/weight", "loss", ""]]
+    table = [["source", "budget", "output", "size", "bits/weight", "loss", "-ub", ""]]
     for row in rows:
         table.append(
             [
@@ -65,9 +65,10 @@ def _outputs_table(rows: Sequence[Row]) -> str:
                 "-" if row.size is None else format_size(row.size),
                 "-" if row.bpw is None else f"{row.bpw:.3f}",
                 "-" if row.predicted_loss is None else f"{row.predicted_loss:.4g}",
+                "-" if row.ubatch is None else str(row.ubatch),
                 row.status if not row.exit_code else f"{row.status} ({row.exit_code})",
             ]
         )
     failed = [f"{printable(row.output or row.source)}: {row.error}" for row in rows if row.error]
     legend = ["", _LOSS] if any(row.predicted_loss is not None for row in rows) else []
-    return "\n".join([*grid(table, right=(3, 4, 5)), *legend, *([""] if failed else []), *failed])
+    return "\n".join([*grid(table, right=(3, 4, 5, 6)), *legend, *([""] if failed else []), *failed])

@@ -83,6 +83,7 @@ def _plan_card(plan: Plan) -> str:
         ("source", f"{brief(plan.source, FILE_NAME)} ({plan.arch})"),
         ("size", f"{format_size(plan.n_bytes)}, {plan.bpw:.3f} bits per weight"),
         ("predicted loss", f"{loss}{unit}{gap}"),
+        ("batch", f"{plan.budget['ubatch']} tokens at once" if "ubatch" in plan.budget else None),
         ("measured", None if plan.measured_kld is None else f"{plan.measured_kld:.4g} nats per token"),
     ]
     budgets = (

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from requant.api.batch.state import state_folder
 from requant.common.atomic_write import has_schema, write_text
 from requant.common.serialization import dump, parse, read_text, to_plain
 from requant.conversion.record import record_path
 from requant.errors import BadInput, RequantError, printable
+
+if TYPE_CHECKING:
+    from requant.planning.plan import Plan
 
 SCHEMA = "requant.batch/1"
 SOME = 9  # the exit code where only some of the outputs exist
@@ -30,7 +33,10 @@ class Incomplete(RequantError):
 
 @dataclass(slots=True)
 class Row:
-    """An output, or a source that cannot be opened. Sizes in bytes; error: the message of the failure."""
+    """An output, or a source that cannot be opened. Sizes in bytes.
+
+    ubatch: the batch for which VRAM was planned. error: the message of the failure.
+    """
 
     job: str
     source: str
@@ -42,7 +48,12 @@ class Row:
     size: int | None = None
     bpw: float | None = None
     predicted_loss: float | None = None
+    ubatch: int | None = None
     seconds: float | None = None
+
+    def set_plan(self, plan: Plan) -> None:
+        """Set the figures of the plan."""
+        self.bpw, self.predicted_loss, self.ubatch = plan.bpw, plan.total_loss, plan.budget.get("ubatch")
 
 
 @dataclass(slots=True)

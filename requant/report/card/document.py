@@ -145,6 +145,7 @@ def _files_table(outputs: Sequence[CardOutput], overrides: CardOverrides) -> str
         ("Files", True, lambda o: str(len(o.files)) if len(o.files) > 1 else ""),
         ("Bits per weight", True, lambda o: f"{o.made.plan.bpw:.3f}"),
         ("KL, predicted", True, lambda o: _predicted_kl(o.made.plan)),
+        ("Batch (-ub)", True, lambda o: str(o.made.plan.budget.get("ubatch", ""))),
         ("KL, measured", True, lambda o: _measured_figure(o, "mean_kld", ".4g")),
         ("KL, 99 %", True, lambda o: _measured_figure(o, "p99_kld", ".4g")),
         ("Same top token", True, lambda o: _measured_figure(o, "same_top", ".2%").replace("%", " %")),

@@ -53,8 +53,10 @@ def request_options(plan: Plan) -> list[str]:
 
 
 def headline(plan: Plan, made: Conversion | None, evaluations: Sequence[Evaluation]) -> str:
-    """Return the figures: size, bits, predicted and measured loss, gap, speed."""
+    """Return the figures: size, bits, predicted and measured loss, batch, gap, speed."""
     cards = [*_size_cards(plan, made), *_loss_cards(plan)]
+    if "ubatch" in plan.budget:
+        cards.append(("Batch", f"{plan.budget['ubatch']:,}", "tokens at once (-ub)"))
     for found in [e for e in evaluations if may_measure(e, made)][:1]:
         cards += _measured_cards(found)
     if plan.predicted_loss is not None:

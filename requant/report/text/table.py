@@ -26,9 +26,9 @@ def plan_table(plan: Plan, width: int = WIDTH) -> str:
 
 
 def plans_table(plans: Sequence[Plan], vrams: Sequence[int], width: int = WIDTH) -> str:
-    """Return a line for each VRAM budget: weights, bits, predicted loss, gap, context, cache, layers on the GPU."""
+    """Return a line for each VRAM budget: weights, bits, predicted loss, batch, gap, context, cache, GPU layers."""
     loss = "loss, nats" if all(plan.method in IN_NATS for plan in plans) else "loss, points"
-    rows = [["--vram", "weights", "bits/weight", loss, "gap", "tokens", "K/V cache", "GPU layers", "tokens/s"]]
+    rows = [["--vram", "weights", "bits/weight", loss, "-ub", "gap", "tokens", "K/V cache", "GPU layers", "tokens/s"]]
     for plan, vram in zip(plans, vrams, strict=True):
         asked, ns = plan.budget, plan.ns_per_token
         rows.append(
@@ -36,7 +36,8 @@ def plans_table(plans: Sequence[Plan], vrams: Sequence[int], width: int = WIDTH)
                 format_size(vram),
                 format_size(plan.n_bytes),
                 f"{plan.bpw:.3f}",
-                f"{plan.predicted_loss:.4g}",
+                f"{plan.total_loss:.4g}",
+                str(asked.get("ubatch", "")),
                 "?" if plan.gap is None else percent(plan.gap, ".2g"),
                 str(asked.get("ctx", "")),
                 f"{asked.get('cache_type_k')}/{asked.get('cache_type_v')}".lower(),
@@ -44,7 +45,7 @@ def plans_table(plans: Sequence[Plan], vrams: Sequence[int], width: int = WIDTH)
                 "" if ns is None else _rate(ns),
             ]
         )
-    return "\n".join(fit_grid(rows, width, right=(0, 1, 2, 3, 4, 5, 7, 8), spare=(6, 4, 8, 7)))
+    return "\n".join(fit_grid(rows, width, right=(0, 1, 2, 3, 4, 5, 6, 8, 9), spare=(7, 5, 9, 8)))
 
 
 def layer_table(plan: Plan, width: int = WIDTH) -> str:
@@ -90,6 +91,7 @@ def summary(plan: Plan, width: int = WIDTH) -> str:
         ("tensors", f"{len(plan.choices)}: {len(plan.choices) - copied} quantized, {copied} copied"),
         ("size", f"{format_size(plan.n_bytes)} of tensors, {plan.bpw:.3f} bits per weight"),
         ("loss", _loss_figures(plan)),
+        *([("batch", f"{plan.budget['ubatch']} tokens at once")] if "ubatch" in plan.budget else []),
         *([] if plan.effort == Effort.DEFAULT else [("effort", plan.effort.name.lower())]),
         *((brief(limit.option), _limit_figures(plan, limit)) for limit in plan.limits),
         *_device_lines(plan),
@@ -140,6 +142,8 @@ def _loss_figures(plan: Plan) -> str:
     gap = "not known" if plan.gap is None else percent(plan.gap, ".2g")
     what = "predicted KL" if plan.method in IN_NATS else "predicted"
     loss = f"{what} {plan.predicted_loss:.4g} {loss_unit(plan.method)} ({brief(plan.method, REMARK)})"
+    if plan.cache_loss:
+        loss = f"{loss}, and of the KV cache {plan.cache_loss:.4g}"
     measured = "" if plan.measured_kld is None else f", measured {plan.measured_kld:.4g} nats on held-out text"
     return f"{loss}{measured}; proven gap {gap} ({brief(plan.solver, REMARK)})"
 

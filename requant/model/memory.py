@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from requant.container.infos import round_up
 from requant.errors import BadInput, UsageError, brief
@@ -63,19 +63,6 @@ def memory_for(
     """
     reserve = default_reserve(vram) if reserve is None else reserve
     return Memory(settings, kv_cache_bytes(hp, settings, padded=True), compute_bytes(hp, settings), reserve)
-
-
-def shrink_batch(hp: Hyperparameters, memory: Memory, vram: int, smallest: int) -> Memory:
-    """Halve n_ubatch, down to 32, until `smallest` bytes of weights fit beside the memory.
-
-    A smaller batch costs prompt speed, not quality; the plan must then state `-ub`. Returns `memory` unchanged where
-    the weights do not fit even so.
-    """
-    settings, tried = memory.settings, memory
-    while tried.weights_limit(vram) < smallest and settings.n_ubatch > 32:
-        settings = replace(settings, n_ubatch=max(32, min(settings.n_ubatch, settings.tokens) // 2))
-        tried = memory_for(hp, settings, reserve=memory.reserve)
-    return tried if tried.weights_limit(vram) >= smallest else memory
 
 
 def on_device(hp: Hyperparameters, name: str, *, tied: bool) -> bool:

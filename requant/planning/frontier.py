@@ -32,7 +32,8 @@ class Point:
     """The best plan of at most so many bits per weight: its size, the VRAM it needs without a reserve, its loss.
 
     `vram_bytes` counts cache and buffers at the request's context for batches of `ubatch` tokens, with all layers on
-    the GPU; both are None where that is not known for the architecture. `predicted_loss` is in the losses' unit, nats per token if they are from gradients.
+    the GPU; both are None where that is not known for the architecture. `predicted_loss` is in the losses' unit, nats
+    per token if they are from gradients.
     """
 
     bpw: float
@@ -65,7 +66,8 @@ def compute_frontier(
 ) -> list[Point]:
     """Compute up to `n` different plans from the smallest to the largest, spaced evenly in the logarithm of bytes.
 
-    The request's rules for types hold; of its memory options only context, batch and cache types count. Raises as `Planner.solve`.
+    The request's rules for types hold; of its memory options only context, batch and cache types count. Raises as
+    `Planner.solve`.
     """
     memory = _memory_beside_weights(planner, request)
     free = PlanRequest(

@@ -50,7 +50,10 @@ def solve_with_floor(
 
     floors = _floors(losses, constraints)
     top = next(floors)
-    best, caps = None if top.losses is losses else solve(top.losses, constraints), top.least
+    if top.losses is losses:
+        found = solve_or_explain(losses, constraints, time_limit=time_limit, rel_gap=rel_gap, why=why)
+        return _note_floor(found) if _is_floor_too_large(losses, constraints) else found
+    best, caps = solve(top.losses, constraints), top.least
     for floor in floors:
         better = False
         for within in _cap_rooms(constraints, caps, floor.least):
@@ -60,17 +63,23 @@ def solve_with_floor(
             better = True
             found = free if floor.losses is losses else solve(floor.losses, within)
             if found is not None and (best is None or found.value < best.value):
-                plan = replace(found.plan, limits=constraints.limits, notes=(*found.plan.notes, _BELOW_FLOOR))
-                best = replace(found, plan=plan)
+                best = _note_floor(replace(found, plan=replace(found.plan, limits=constraints.limits)))
         if not better and best is not None:
             break
         caps = tuple(map(min, caps, floor.least))
     if best is not None:
         return best
-    solution = solve_or_explain(losses, constraints, time_limit=time_limit, rel_gap=rel_gap, why=why)
-    if any(step.mixture_costs(losses, constraints) for step in _steps(losses, constraints)):
-        solution = replace(solution, plan=replace(solution.plan, notes=(*solution.plan.notes, _BELOW_FLOOR)))
-    return solution
+    return _note_floor(solve_or_explain(losses, constraints, time_limit=time_limit, rel_gap=rel_gap, why=why))
+
+
+def _note_floor(solution: Solution) -> Solution:
+    return replace(solution, plan=replace(solution.plan, notes=(*solution.plan.notes, _BELOW_FLOOR)))
+
+
+def _is_floor_too_large(losses: Losses, constraints: Constraints) -> bool:
+    """Return whether a mixture fits, but not the smallest types with its floor."""
+    steps = _steps(losses, constraints)
+    return any(not step.holds(constraints) and step.mixture_costs(losses, constraints) for step in steps)
 
 
 def smallest_with_floor(losses: Losses, constraints: Constraints, option: str) -> int:
@@ -109,7 +118,7 @@ def _floors(losses: Losses, constraints: Constraints) -> Iterator[_Floor]:
         if step.holds(constraints) and (costs := step.mixture_costs(losses, constraints)):
             tensors = tuple(step.held if t.name == step.held.name else t for t in losses.tensors)
             least = tuple(max(n, min(column)) for n, *column in zip(step.least, *costs, strict=True))
-            yield _Floor(replace(losses, tensors=tensors), least)
+            yield _Floor(losses if tensors == losses.tensors else replace(losses, tensors=tensors), least)
     yield _Floor(losses, (0,) * len(constraints.limits))
 
 
@@ -143,7 +152,7 @@ def _steps(losses: Losses, constraints: Constraints) -> Iterator[_Step]:
     for _, group in groupby(floors, lambda pair: pair[0].candidates):
         (held, *_), mixtures = zip(*group, strict=True)
         least = _least_costs(problem, index, held)
-        if held != tensor and least is not None:
+        if least is not None:
             yield _Step(held, mixtures, least)
 
 

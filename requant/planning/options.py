@@ -141,7 +141,7 @@ PLAN_OPTIONS = (  # in the order of the help
         _COUNT,
         MEMORY,
         help="Tokens computed at once.",
-        show_default="512 if they fit, else fewer",
+        show_default="512 where they cost the weights little, else fewer",
     ),
     PlanOption(
         *("reserve", "--reserve", _SIZE_OR_ZERO, MEMORY),

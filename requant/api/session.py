@@ -28,6 +28,8 @@ from requant.planning.request import (
     FromType,
     PlanFrom,
     PlanRequest,
+    check_loss_unit,
+    option_in_nats,
     plan_from_option,
 )
 from requant.planning.rules import AUTO
@@ -85,6 +87,23 @@ class Session:
         if not self.request.has_budget:
             raise UsageError("--measure chooses among plans for a budget; give --vram, --size or --bpw with it")
         check_can_run(self.source)
+
+    def check_loss_unit(self) -> None:
+        """Raise UsageError where an option is in nats per token and the losses are, or will be, in another unit."""
+        from requant.scoring.fisher import find_run_obstacle
+
+        quick = self.calibration.quick
+        if not isinstance(self.plan_from, FromBudget) or option_in_nats(self.request) is None:
+            return
+        obstacle = find_run_obstacle(self.source)
+        if obstacle is not None:
+            remedy = f"give --statistics, because the model cannot be run here ({obstacle.what})"
+        else:
+            remedy = "leave --quick out" if quick and self.losses is None else "score again without --quick"
+        if self.losses is not None:
+            check_loss_unit(self.request, self.losses.method, remedy)
+        elif quick or (obstacle is not None and self.calibration.statistics is None):
+            check_loss_unit(self.request, "dfix" if self.imatrix is None else "cfix", remedy)
 
     def make_plan(self, *, weigh: bool = False, measure: int | None = None) -> Planned:
         """Return the plan; for a budget the best one, scored first where no losses are given.
@@ -259,7 +278,7 @@ def open_session(
     imatrix = options.imatrix or calibration.statistics
     files = plan_from_option(plan_from).values()
     paths = [imatrix, options.losses, *files, calibration.text, calibration.tokens, calibration.statistics]
-    return Session(
+    session = Session(
         source=source,
         request=request,
         calibration=calibration,
@@ -271,6 +290,8 @@ def open_session(
         cluster=cluster,
         monitor=monitor,
     )
+    session.check_loss_unit()
+    return session
 
 
 def connect_cluster(address: str | None, tell: Callable[[str], None]) -> AbstractContextManager[Cluster | None]:

@@ -17,6 +17,7 @@ from requant.planning.request import PlanRequest
 from requant.planning.solver.solve import solve
 from requant.planning.summaries import reference_type, summarize_layers
 from requant.planning.ubatch import fit_batch
+from requant.scoring.losses import NATS, loss_unit
 
 if TYPE_CHECKING:
     from requant.planning.plan import Plan
@@ -49,6 +50,9 @@ class SettledRequest:
                 to_try = losses_to_try(losses, limited)
                 deployment, more = fit_batch(deployment, limited, to_try, default_reserve=request.reserve is None)
                 notes += more
+            if request.price is None and deployment.price and losses.method and loss_unit(losses.method) != NATS:
+                unit = loss_unit(losses.method)
+                notes += (f"a second per token counts as {deployment.price:g} {unit}; --min-speed says what you need",)
         limits, objective = base.limits, base.objective
         if request.bpw is not None:
             limits = (*limits, bpw_limit(request.bpw, losses))

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from requant.common.notebook import html
 from requant.common.serialization import dump, parse, parse_record, read_text, show_json, to_plain
@@ -18,7 +18,21 @@ if TYPE_CHECKING:
     from requant.scoring.statistics import Statistics
 
 LOSSES_SCHEMA = "requant.losses/1"
-IN_NATS = GRADIENTS, KFAC = "fisher", "kfac"  # methods whose losses are predicted KL divergence, in nats per token
+IN_NATS = GRADIENTS, KFAC = "fisher", "kfac"  # methods whose losses are predicted KL divergence
+NATS, POINTS = "nats per token", "points"  # units of losses
+
+
+def loss_unit(method: str | None) -> str:
+    """Return the unit of the losses of a method: NATS, or POINTS, which compare plans of the same losses only."""
+    return NATS if method in IN_NATS else POINTS
+
+
+def take_loss_unit(raw: dict[str, Any], path: object) -> None:
+    """Remove the unit from a JSON object with losses. Raise BadInput where it is not that of the object's method."""
+    expected = loss_unit(raw.get("method") if isinstance(raw.get("method"), str) else None)
+    got = raw.pop("loss_unit", expected)  # files of version 0.1.0 have none
+    if got != expected:
+        raise BadInput(path, "loss_unit is not that of the method", got=show_json(got), expected=expected)
 
 
 def parse_type_name(raw: str, where: str, path: object) -> str:
@@ -69,7 +83,7 @@ class Losses:
     source: str  # file name, no folder
     header_sha256: str
     arch: str
-    method: str  # fisher, kfac (both in nats), cfix, dfix
+    method: str  # fisher, kfac (both in nats per token), cfix, dfix (both in points)
     imatrix: str | None
     imatrix_sha256: str | None
     tensors: tuple[TensorLosses, ...] = field(repr=False)
@@ -84,12 +98,14 @@ class Losses:
 
     def to_json(self) -> str:
         """Return the file's text: ASCII, one candidate a line, the same for the same losses."""
-        return dump({"schema": LOSSES_SCHEMA} | to_plain(self))
+        return dump({"schema": LOSSES_SCHEMA, "loss_unit": loss_unit(self.method)} | to_plain(self))
 
     @classmethod
     def from_json(cls, text: str, path: object = "losses.json") -> Losses:
         """Return the losses in `text`. Raise BadInput that names `path`."""
-        losses: Losses = parse_record(cls, parse(text, LOSSES_SCHEMA, path), "", path)
+        raw = parse(text, LOSSES_SCHEMA, path)
+        take_loss_unit(raw, path)
+        losses: Losses = parse_record(cls, raw, "", path)
         check_unique((t.name for t in losses.tensors), path)
         for index, tensor in enumerate(losses.tensors):
             _check_tensor(tensor, f"tensors[{index}]", path)

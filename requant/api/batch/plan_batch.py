@@ -77,7 +77,7 @@ class _BatchPlanner:
                 self.context.batch.summary.set_status(item.row, "planned")
             if item.plan is None:
                 return
-            item.row.bpw, item.row.predicted_loss = item.plan.bpw, item.plan.predicted_loss
+            self.context.batch.summary.describe_plan(item.row, item.plan)
             if dry_run:
                 imatrix = read_importance_file(self.scores.find_importance(item, source))
                 item.row.size = total_size(output_layouts(source, item.plan, imatrix, item.options.splitting))

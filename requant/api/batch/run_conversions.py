@@ -134,7 +134,7 @@ class _ConversionRunner:
             raise InputOutputError(item.out, "was made, and is gone")
         record, made = read_conversion(record_path(file)), read_output(file, item.output_request())
         item.row.output, item.row.size = str(file), made.size
-        item.row.bpw, item.row.predicted_loss = record.plan.bpw, record.plan.predicted_loss
+        self.context.batch.summary.describe_plan(item.row, record.plan)
         return made
 
 

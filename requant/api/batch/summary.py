@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from requant.api.batch.state import state_folder
 from requant.common.atomic_write import has_schema, write_text
 from requant.common.serialization import dump, parse, read_text, to_plain
 from requant.conversion.record import record_path
 from requant.errors import BadInput, RequantError, printable
+
+if TYPE_CHECKING:
+    from requant.planning.plan import Plan
 
 SCHEMA = "requant.batch/1"
 SOME = 9  # the exit code where only some of the outputs exist
@@ -42,6 +45,7 @@ class Row:
     size: int | None = None
     bpw: float | None = None
     predicted_loss: float | None = None
+    loss_unit: str | None = None  # of predicted_loss
     seconds: float | None = None
 
 
@@ -74,6 +78,11 @@ class Summary:
         """Set the row to failed, with the exit code and the message of the failure."""
         self.set_status(row, "failed")
         row.exit_code, row.error = code, error
+
+    def describe_plan(self, row: Row, plan: Plan) -> None:
+        """Set the bits and the loss of a row's plan."""
+        row.bpw, row.predicted_loss = plan.bpw, plan.predicted_loss
+        row.loss_unit = None if plan.predicted_loss is None else plan.loss_unit
 
     def stop_running(self) -> None:
         """Set the rows that are running to stopped."""

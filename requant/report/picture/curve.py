@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from requant.planning.plan import Plan
 from requant.report.picture.parts import drawable_text
 from requant.report.view import NO_LOSS, Dot, LossCurve, sample_curve
-from requant.scoring.losses import IN_NATS
+from requant.scoring.losses import NATS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,10 +58,10 @@ def draw_curve(axes: Axes, curve: LossCurve, plan: Plan) -> None:
     axes.set_xlim(low / scale, high / scale)
     _set_loss_limits(axes, points if len(dots) < 2 else (*points, *dots))
     _set_ticks(axes)
-    what = "predicted KL divergence, nats per token" if plan.method in IN_NATS else "predicted loss"
+    what = "predicted KL divergence" if plan.loss_unit == NATS else "predicted"
     pool = "bytes in VRAM" if curve.pool == "VRAM" else "bytes of all tensors"
     axes.set_xlabel(f"{pool}, {unit}", labelpad=2)
-    axes.set_title(f"Loss: {what}", loc="left", fontsize=9.5, fontweight="bold", pad=5)
+    axes.set_title(f"Loss: {what}, {plan.loss_unit}", loc="left", fontsize=9.5, fontweight="bold", pad=5)
     axes.grid(color="#e4e4e4", lw=0.5)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

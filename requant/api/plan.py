@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
+from requant.api.importance import Importance, point_to_importance
 from requant.api.invocation import record_options
 from requant.api.session import Session
 from requant.common.interrupt import run_interruptible
@@ -17,16 +18,17 @@ from requant.planning.planner import Planner
 from requant.scoring.losses import Losses
 
 
-def make_plans(session: Session, vrams: Sequence[int]) -> list[Plan]:
-    """Return one plan per budget, all from the same losses."""
+def make_plans(session: Session, vrams: Sequence[int]) -> tuple[list[Plan], Importance]:
+    """Return one plan per budget, all from the same losses, and the importance to convert them with."""
     sessions = [replace(session, request=replace(session.request, vram=vram)) for vram in vrams]
     losses, importance = sessions[vrams.index(min(vrams))].find_losses()
     planner, found = Planner(session.source, losses, importance.imatrix), []
     with session.monitor.progress("solving", len(sessions), " plans") as advance:
         for one in sessions:
-            found.append(record_options(run_interruptible(planner.best, one.request), one))
+            plan = point_to_importance(run_interruptible(planner.best, one.request), importance, session.losses)
+            found.append(record_options(plan, one))
             advance(1)
-    return found
+    return found, importance
 
 
 def plans_to_json(found: Sequence[Plan]) -> str:

@@ -14,12 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from requant.common.notebook import html
-from requant.common.serialization import dump, hash_json, parse, parse_record, parse_value, read_text, to_plain
+from requant.common.serialization import (
+    IN_MEMORY,
+    dump,
+    hash_json,
+    parse,
+    parse_record,
+    parse_value,
+    read_text,
+    to_plain,
+)
 from requant.errors import BadInput, InfeasibleBudget, brief
 from requant.formats import Effort
 from requant.planning.constraints import Limit, Timing, Use, use_of
 from requant.planning.engines import ENGINES
-from requant.scoring.losses import bytes_of_type, check_unique, loss_unit, parse_type_name, take_loss_unit
+from requant.scoring.losses import (
+    bytes_of_type,
+    check_unique,
+    loss_unit,
+    parse_file_name,
+    parse_type_name,
+    take_loss_unit,
+)
 
 PLAN_SCHEMA = "requant.plan/2"
 EDITED = "the plan was edited after solving: how far it is from the best is not known"
@@ -115,6 +131,12 @@ class Plan:
     mixtures: tuple[Mixture, ...] = field(default=(), repr=False)  # those whose every type was scored, for comparison
     options: tuple[str, ...] = ()  # of `requant plan`, as typed on the command line; (): not known
     scoring: tuple[str, ...] = ()  # of `requant score`, where the losses came from a file
+    imatrix: str | None = None  # name of the importance to encode with, as outputs record it; None without
+    imatrix_sha256: str | None = None  # of its file
+    # the file of the importance, beside that of the plan; None: not in a file
+    imatrix_file: str | None = field(default=None, metadata={"parse": parse_file_name})
+    # the importance as an Imatrix, or the Path of the file that this plan was read from
+    importance: Any = field(default=None, repr=False, compare=False, metadata=IN_MEMORY)
 
     def __post_init__(self) -> None:
         for limit in self.limits:
@@ -204,7 +226,7 @@ class Plan:
 
 def read_plan(path: Path | str) -> Plan:
     """Read the plan in the file at `path`. Raises BadInput, InputOutputError, InfeasibleBudget."""
-    return Plan.from_json(read_text(path), path)
+    return replace(Plan.from_json(read_text(path), path), importance=Path(path))
 
 
 def _build_plan(raw: dict[str, Any], recorded: object, path: object) -> Plan:

@@ -148,18 +148,18 @@ def check_memory_options(request: PlanRequest) -> None:
 def option_in_nats(request: PlanRequest) -> tuple[str, str] | None:
     """Return the first option that compares predicted losses with nats per token, and what to give in its place."""
     if request.max_loss is not None:
-        return "--max-loss", "give --size, --bpw, --vram or --ram and measure the output with `requant evaluate`"
+        return "--max-loss", "give --size, --bpw, --vram or --ram"
     if AUTO in (request.cache_type_k, request.cache_type_v):
         return "a cache type of auto", "name the cache types"
     return ("--time-price", "give --min-speed") if request.price else None
 
 
 def check_loss_unit(request: PlanRequest, method: str, remedy: str) -> None:
-    """Raise UsageError where the request compares nats with losses of another unit; remedy: how to get them in nats."""
+    """Raise UsageError where the request compares nats with losses of another unit; remedy: the hint's first part."""
     found, unit = option_in_nats(request), loss_unit(method)
     if found is not None and unit != NATS:
         what = f"{found[0]} needs losses in {NATS}, and losses by {method} are in {unit}"
-        raise UsageError(f"{what}; {remedy}, or {found[1]}")
+        raise UsageError(f"{what}; {remedy}{found[1]}")
 
 
 def check_frontier(request: PlanRequest) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from requant.common.notebook import html
-from requant.common.serialization import dump, parse, parse_record, read_text, show_json, to_plain
+from requant.common.serialization import IN_MEMORY, dump, parse, parse_record, read_text, show_json, to_plain
 from requant.errors import BadInput, brief, suggest
 from requant.formats import FORMATS, Effort, by_name, format_of
 
@@ -33,6 +33,13 @@ def take_loss_unit(raw: dict[str, Any], path: object) -> None:
     got = raw.pop("loss_unit", expected)  # files of version 0.1.0 have none
     if got != expected:
         raise BadInput(path, "loss_unit is not that of the method", got=show_json(got), expected=expected)
+
+
+def parse_file_name(raw: str | None, where: str, path: object) -> str | None:
+    """Return the name of a file in the folder of a JSON file. Raise BadInput where it has a folder of its own."""
+    if raw is not None and (raw in ("", ".", "..") or "\0" in raw or Path(raw).name != raw):
+        raise BadInput(path, f"{where} must be the name of a file, without a folder", got=show_json(raw))
+    return raw
 
 
 def parse_type_name(raw: str, where: str, path: object) -> str:
@@ -84,14 +91,18 @@ class Losses:
     header_sha256: str
     arch: str
     method: str  # fisher, kfac (both in nats per token), cfix, dfix (both in points)
-    imatrix: str | None
-    imatrix_sha256: str | None
+    imatrix: str | None  # name of the importance that weighted the encoders, as outputs record it; None without
+    imatrix_sha256: str | None  # of its file
     tensors: tuple[TensorLosses, ...] = field(repr=False)
     notes: tuple[str, ...] = ()
     effort: Effort = Effort.DEFAULT  # of the encoders whose errors were measured
     caches: Mapping[str, float] = field(default_factory=dict)  # "K type/V type" -> measured loss of such a KV cache
     options: tuple[str, ...] = ()  # of `requant score`, as one types them; files without folders; (): not known
     calibration_text: str | None = None  # name of the text that gradients were taken on; None: the model was not run
+    # the file of the importance, beside that of the losses; None: not in a file
+    imatrix_file: str | None = field(default=None, metadata={"parse": parse_file_name})
+    # the importance as an Imatrix, or the Path of the file that these losses were read from
+    importance: Any = field(default=None, repr=False, compare=False, metadata=IN_MEMORY)
 
     def _repr_html_(self) -> str:
         return html(self)
@@ -122,7 +133,7 @@ class ScoringResult:
 
 def read_losses(path: Path | str) -> Losses:
     """Return the losses in the file at `path`. Raise BadInput, InputOutputError."""
-    return Losses.from_json(read_text(path), path)
+    return replace(Losses.from_json(read_text(path), path), importance=Path(path))
 
 
 def bytes_of_type(type_name: str, shape: tuple[int, ...], where: str, path: object) -> int:

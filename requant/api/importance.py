@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from requant.api.measure import read_importance
+from requant.common.files import hash_file, open_regular
 from requant.container.imatrix import Imatrix
-from requant.errors import FILE_NAME, BadInput, brief
+from requant.errors import FILE_NAME, BadInput, RequantError, brief
 from requant.planning.output_metadata import imatrix_used
 from requant.planning.plan import Plan
 
@@ -57,8 +59,8 @@ def find_importance(
 ) -> Importance:
     """Return the importance of --imatrix, else that of the plan, else that of the losses; `off`: --no-imatrix.
 
-    An imatrix that the plan or the losses point to is in memory with them, or in a file beside either. Raises BadInput
-    for an imatrix of another model, or another one than they point to.
+    An imatrix that the plan or the losses point to is in memory with them, or in a file beside either or beside the
+    model. Raises BadInput for an imatrix of another model, or another one than they point to.
     """
     made = losses if plan is None else plan
     if given is not None:
@@ -72,26 +74,34 @@ def find_importance(
     if isinstance(made.importance, Imatrix):
         return Importance(made.importance, made.imatrix_file)
     folders = [one.importance.parent for one in (plan, losses) if one is not None and isinstance(one.importance, Path)]
-    file = made.imatrix_file
-    path = None if file is None else next((folder / file for folder in folders if _exists(folder / file)), None)
-    what = "plan" if isinstance(made, Plan) else "losses"
-    if path is None:
-        kept = "was not kept in a file" if file is None else f"is not there: {brief(file, FILE_NAME)}"
-        fault = f"the importance that the {what} point{'s' * (what == 'plan')} to {kept}"
-        return Importance(missing=BadInput(made.importance or source.path, fault, hint=_HINT))
-    imatrix = read_importance(path, source)
-    assert imatrix is not None
-    if imatrix.sha256 != made.imatrix_sha256:
-        fault = f"is another importance than the {what} point{'s' * (what == 'plan')} to"
-        raise BadInput(path, fault, got=f"SHA-256 {imatrix.sha256}", expected=made.imatrix_sha256, hint=_HINT)
-    return Importance(replace(imatrix, known_as=made.imatrix), path.name, path)
+    what = "the plan points to" if isinstance(made, Plan) else "the losses point to"
+    if made.imatrix_file is None:
+        return Importance(missing=_missing(made, source, f"the importance that {what} was not kept in a file"))
+    others = []
+    for path in (folder / made.imatrix_file for folder in (*folders, source.path.parent)):
+        if (sha256 := _hash(path)) == made.imatrix_sha256:
+            imatrix = read_importance(path, source)
+            assert imatrix is not None
+            return Importance(replace(imatrix, known_as=made.imatrix), path.name, path)
+        others += [] if sha256 is None else [(path, sha256)]
+    for path, sha256 in others:
+        fault = f"is another file than the importance that {what}"
+        raise BadInput(path, fault, got=f"SHA-256 {sha256}", expected=made.imatrix_sha256, hint=_HINT)
+    name = brief(made.imatrix_file, FILE_NAME)
+    return Importance(missing=_missing(made, source, f"the importance that {what} is not there: {name}"))
 
 
-def _exists(path: Path) -> bool:
+def _missing(made: Plan | Losses, source: Source, fault: str) -> BadInput:
+    return BadInput(made.importance or source.path, fault, hint=_HINT)
+
+
+def _hash(path: Path) -> str | None:
+    """Return the SHA-256 of the file at `path`, None where there is none that can be read."""
     try:
-        return path.exists()
-    except OSError:  # a name that the file system does not take
-        return False
+        os.close(open_regular(path))
+        return hash_file(path)
+    except (RequantError, OSError, ValueError):  # also a name that the file system does not take
+        return None
 
 
 def point_to_importance(plan: Plan, importance: Importance, losses: Losses | None) -> Plan:

@@ -139,7 +139,7 @@ def test_the_drawn_curve_is_the_bound_on_a_logarithmic_axis_too(plan, one, other
     for a, b in itertools.pairwise(drawn):
         middle = (a.n_bytes + b.n_bytes) // 2
         if b.loss > NO_LOSS * drawn[0].loss and b.n_bytes - a.n_bytes > 200:  # bytes are whole; 0 has no logarithm
-            assert math.sqrt(a.loss * b.loss) == pytest.approx(least_loss_at(found, middle), rel=0.03)
+            assert math.sqrt(a.loss * b.loss) == pytest.approx(least_loss_at(found, middle), rel=0.06)
 
 
 @given(plans())

@@ -76,7 +76,9 @@ def find_importance(
     folders = [one.importance.parent for one in (plan, losses) if one is not None and isinstance(one.importance, Path)]
     what = "the plan points to" if isinstance(made, Plan) else "the losses point to"
     if made.imatrix_file is None:
-        return Importance(missing=_missing(made, source, f"the importance that {what} was not kept in a file"))
+        measured = isinstance(made, Plan) or made.imatrix == made.calibration_text  # else from before files were named
+        fault = f"the importance that {what} was not kept in a file"
+        return Importance(missing=_missing(made, source, fault) if measured else None)
     others = []
     for path in (folder / made.imatrix_file for folder in (*folders, source.path.parent)):
         if (sha256 := _hash(path)) == made.imatrix_sha256:

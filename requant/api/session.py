@@ -36,7 +36,7 @@ from requant.planning.request import (
 )
 from requant.planning.rules import AUTO
 from requant.scoring.calibration_data import read_windows
-from requant.scoring.losses import Losses, ScoringResult, read_losses
+from requant.scoring.losses import GRADIENTS, Losses, ScoringResult, read_losses
 from requant.scoring.options import DEFAULT_TYPES, CalibrationOptions, ScoringOptions
 
 if TYPE_CHECKING:
@@ -266,7 +266,11 @@ class Session:
             threads=self.options.threads,
             cluster=self.cluster,
         )
-        return score(self.source, self.calibration, options, self.monitor)
+        scored = score(self.source, self.calibration, options, self.monitor)
+        if not self.options.no_imatrix or scored.losses.method != GRADIENTS:
+            return scored
+        note = "no importance was measured: --no-imatrix was given, or no file (-o FILE) to keep it beside"
+        return replace(scored, losses=replace(scored.losses, notes=(*scored.losses.notes, note)))
 
 
 def measured_importance(scored: ScoringResult) -> Importance | None:

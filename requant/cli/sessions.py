@@ -22,7 +22,6 @@ def without_unkept(session: Session, kept: Path | None) -> Session:
     """Return the session; where it would measure importance and no file keeps that, one that measures none."""
     if kept is not None or not session.measures_importance:
         return session
-    messages.warn("no importance is measured, because there is no file to keep it in; -o FILE keeps it beside FILE")
     return replace(session, options=replace(session.options, no_imatrix=True))
 
 

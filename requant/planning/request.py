@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from requant.errors import UsageError
 from requant.model.engine_settings import EngineSettings
-from requant.planning.constraints import Constraints, Rule
+from requant.planning.constraints import Constraints, Rule, loss_limit
 from requant.planning.engines import ENGINES, Engine, engine_named
 from requant.planning.options import MEMORY, PLAN_OPTIONS
 from requant.planning.rules import AUTO, MAX_CONTEXT, read_tensor_types
@@ -156,6 +156,8 @@ def option_in_nats(request: PlanRequest) -> tuple[str, str] | None:
 
 def check_loss_unit(request: PlanRequest, method: str, remedy: str) -> None:
     """Raise UsageError where the request compares nats with losses of another unit; remedy: the hint's first part."""
+    if request.max_loss is not None:
+        loss_limit(request.max_loss)
     found, unit = option_in_nats(request), loss_unit(method)
     if found is not None and unit != NATS:
         what = f"{found[0]} needs losses in {NATS}, and losses by {method} are in {unit}"

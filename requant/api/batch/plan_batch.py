@@ -87,7 +87,11 @@ class _BatchPlanner:
         """Make the plan of `requant convert`; None where a dry run would have to score."""
         given, n = self._open_session(item, source), item.options.measure
         session = self._with_losses(item, source, given) if item.is_scored else given
-        return None if session is None else record_options(session.make_plan(measure=n).plan, given, n)
+        if session is None:
+            return None
+        plan = record_options(session.make_plan(measure=n).plan, given, n)
+        # the file of the importance in the state is private, and outputs do not record it
+        return plan if given.imatrix is not None else replace(plan, imatrix_file=None)
 
     def _save_plan(self, item: BatchItem, plan: Plan) -> None:
         path = plan_file(self.context.folder, item)

@@ -107,7 +107,10 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A type for every tensor of one source. Raises InfeasibleBudget where it is over its own limits."""
+    """A type for every tensor of one source. Raises InfeasibleBudget where it is over its own limits.
+
+    The JSON also has the `loss_unit` and the `sha256` of what decides the output.
+    """
 
     source: str
     header_sha256: str
@@ -133,8 +136,7 @@ class Plan:
     scoring: tuple[str, ...] = ()  # of `requant score`, where the losses came from a file
     imatrix: str | None = None  # name of the importance to encode with, as outputs record it; None without
     imatrix_sha256: str | None = None  # of its file
-    # the file of the importance, beside that of the plan; None: not in a file
-    imatrix_file: str | None = field(default=None, metadata={"parse": parse_file_name})
+    imatrix_file: str | None = field(default=None, metadata={"parse": parse_file_name})  # its file, in the same folder
     # the importance as an Imatrix, or the Path of the file that this plan was read from
     importance: Any = field(default=None, repr=False, compare=False, metadata=IN_MEMORY)
 

@@ -85,7 +85,7 @@ class TensorLosses:
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Every tensor of one source with the loss of every candidate, in file order."""
+    """Every tensor of one source with the loss of every candidate, in file order. The JSON also has the `loss_unit`."""
 
     source: str  # file name, no folder
     header_sha256: str
@@ -99,8 +99,7 @@ class Losses:
     caches: Mapping[str, float] = field(default_factory=dict)  # "K type/V type" -> measured loss of such a KV cache
     options: tuple[str, ...] = ()  # of `requant score`, as one types them; files without folders; (): not known
     calibration_text: str | None = None  # name of the text that gradients were taken on; None: the model was not run
-    # the file of the importance, beside that of the losses; None: not in a file
-    imatrix_file: str | None = field(default=None, metadata={"parse": parse_file_name})
+    imatrix_file: str | None = field(default=None, metadata={"parse": parse_file_name})  # its file, in the same folder
     # the importance as an Imatrix, or the Path of the file that these losses were read from
     importance: Any = field(default=None, repr=False, compare=False, metadata=IN_MEMORY)
 

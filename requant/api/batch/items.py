@@ -25,7 +25,7 @@ from requant.scoring.options import DEFAULT_TYPES, CalibrationOptions
 
 _CALIBRATION = {f.name for f in fields(CalibrationOptions)}
 _SCORING = _CALIBRATION | {"imatrix", "no_imatrix", "effort", "allow_requantize"}
-_SCORES = "requant.scores/2"  # the layout of kept scores; part of a request, so that others are made again
+_SCORES = 2  # layout of kept scores; part of a request, so that those of another layout are made again
 _PLANNING = {"plan", "type_name", "preset", "like", "measure"} | {option.keyword for option in PLAN_OPTIONS}
 _IRRELEVANT = {"threads", "no_verify", "losses"}  # to the bytes of the output
 

@@ -12,13 +12,15 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from requant.api.importance import Importance
 from requant.api.kernels import prepare_kernels
-from requant.api.session import Importance, Planned, Session
+from requant.api.session import Planned, Session
 from requant.common.atomic_write import check_writable, write_text
 from requant.common.files import identify_content, open_regular
 from requant.common.folders import check_space
 from requant.common.interrupt import run_interruptible
 from requant.common.serialization import to_plain
+from requant.container.imatrix import Imatrix, read_imatrix
 from requant.container.output import can_resume, claim_output, discard_unfinished, final_names
 from requant.container.part import PartFile, resolve_target
 from requant.conversion.options import DEFAULTS, KEEP_TYPE, Claim, ConversionOptions
@@ -30,7 +32,6 @@ from requant.scoring.losses import Losses
 
 if TYPE_CHECKING:
     from requant.common.monitor import Monitor
-    from requant.container.imatrix import Imatrix
     from requant.container.source import Source
     from requant.container.splitting import Splitting
 
@@ -63,15 +64,13 @@ class ConversionRun:
         head = journal.past.head or {}
         plan = Plan.from_json(json.dumps(head.get("plan")), journal.path)
         if head.get("imatrix") is not None and session.imatrix is None:
-            return Planned(plan, Importance(self._read_importance(head["imatrix"])))
-        return Planned(plan, Importance(session.imatrix))
+            return Planned(plan, Importance(replace(self._read_importance(head["imatrix"]), known_as=plan.imatrix)))
+        return Planned(plan, session.importance)
 
     def _read_importance(self, sha256: object) -> Imatrix:
-        from requant.scoring.statistics import read_statistics
-
         path, hint = self.importance_path, "--restart begins again"
         try:
-            found = read_statistics(path)
+            found = read_imatrix(path)
         except BadInput as error:
             what = f"what was measured for the unfinished output cannot be read: {error.what}"
             raise OutputRefused(path, what, hint=hint) from error
@@ -104,12 +103,9 @@ class ConversionRun:
         """Write the output and its record."""
         from requant.conversion.convert import convert
         from requant.conversion.prepare import formats_used
-        from requant.scoring.statistics import write_statistics
 
         plan, importance = planned.plan, planned.importance
-        if importance.statistics is not None:
-            statistics, text = importance.statistics
-            write_statistics(self.importance_path, statistics, session.source, text, force=True, inputs=session.inputs)
+        importance.save(self.importance_path, session.source, force=True, inputs=session.inputs)
         prepare_kernels(session.monitor, formats_used(plan))
         return convert(
             session.source,
@@ -138,12 +134,13 @@ def convert_to_file(
     output that exists or that another run writes.
     """
     session.check_measure(measure)
+    session.check_importance()
     options = replace(options, threads=session.options.threads, cluster=session.cluster)
     with _claim(session, out, options, measure=measure, restart=restart) as run:
         planned = run.resume(session)
         if planned is None:
             run.check_output(session)
-            planned = session.make_plan(weigh=True, measure=measure)
+            planned = session.make_plan(measure=measure)
         show(planned.plan)
         return run.convert(session, planned)
 
@@ -185,6 +182,7 @@ def _describe_request(session: Session, splitting: Splitting, measure: int | Non
         **plan_from_option(session.plan_from),
         "losses": session.options.losses,
         "imatrix": None if session.imatrix is None else session.imatrix.sha256,
+        "no_imatrix": session.options.no_imatrix,
         "effort": session.options.effort,
         "measure": measure,
         "allow_requantize": session.options.allow_requantize,

@@ -37,14 +37,15 @@ Report = Callable[[Progress], object]
 class Scoring(TypedDict, total=False):
     """How losses are measured.
 
-    imatrix: importance of this model (GGUF or .dat). text, tokens: files to run the model on, by default the text that
-    ships with requant. windows, window: how many (8), of how many tokens (512). quick: without running the model.
-    statistics: a file from `calibrate`. threads: all cores by default. cluster: address of a Dask scheduler. effort:
-    fast, default or best. allow_requantize: accept a source below Q8_0. progress: called with a `Progress` every now
-    and then.
+    imatrix: importance of this model (GGUF or .dat). no_imatrix: no importance, whatever plan or losses point to. text,
+    tokens: files to run the model on, by default the text that ships with requant. windows, window: how many (8), of
+    how many tokens (512). quick: without running the model. statistics: a file from `calibrate`. threads: all cores by
+    default. cluster: address of a Dask scheduler. effort: fast, default or best. allow_requantize: accept a source
+    below Q8_0. progress: called with a `Progress` every now and then.
     """
 
     imatrix: Where | None
+    no_imatrix: bool
     text: Where | None
     tokens: Where | None
     windows: int
@@ -195,6 +196,7 @@ def parse_session_options(given: Mapping[str, Any]) -> SessionOptions:
     losses, effort = given.get("losses"), given.get("effort")
     return SessionOptions(
         imatrix=_parse_path(given, "imatrix"),
+        no_imatrix=bool(given.get("no_imatrix")),
         losses=Path(losses) if isinstance(losses, str | os.PathLike) else losses,
         threads=parse_threads(given.get("threads")),
         effort=None if effort is None else parse_effort(effort),

@@ -110,9 +110,10 @@ class Model:
     ) -> Losses:
         """Return the predicted loss of every tensor in each of `types`: nats per token, if from gradients.
 
-        types: ten usual ones by default. emit_imatrix: a file for the importance that was measured on the way; force
-        replaces it. The other keywords are those of `keywords.Scoring`. Raises BadInput for files that do not fit,
-        UsageError, NumericFault for weights that are not finite, OutputRefused, InputOutputError.
+        types: ten usual ones by default. The losses hold the importance that was measured on the way, in memory;
+        emit_imatrix: a file for it, found again beside losses that are read from a file; force replaces it. The other
+        keywords are those of `keywords.Scoring`. Raises BadInput for files that do not fit, UsageError, OutputRefused,
+        InputOutputError, NumericFault for weights that are not finite.
         """
         check_keywords(asked, Scoring, "score")
         emitted = None if emit_imatrix is None else Path(emit_imatrix)

@@ -122,7 +122,8 @@ def _convert(session: Session, how: ConversionOutput) -> Conversion:
 
 def _dry_run(session: Session, how: ConversionOutput) -> Sequence[str | Drawing]:
     session.check_measure(how.measure)
-    planned = session.make_plan(weigh=True, measure=how.measure)
+    session.check_importance()
+    planned = session.make_plan(measure=how.measure)
     if how.as_json:
         return [planned.plan.to_json()]
     return [*terminal.plan_parts(planned.plan), *_list_files(session, planned, how)]

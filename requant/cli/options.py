@@ -56,7 +56,10 @@ threads = click.option(
 cluster = click.option(
     "--cluster", metavar="ADDRESS", help="Let the workers of a Dask scheduler do it: tcp://host:8786."
 )
-imatrix = file_option("--imatrix", shell_complete=GGUF, help="Importance matrix of this model (GGUF or .dat).")
+imatrix = _together(
+    file_option("--imatrix", shell_complete=GGUF, help="Importance matrix of this model (GGUF or .dat)."),
+    click.option("--no-imatrix", is_flag=True, help="Weigh no columns, whatever the plan or the losses point to."),
+)
 losses = file_option("--losses", shell_complete=JSON, help="Losses from `requant score`, instead of scoring now.")
 force = click.option("--force", is_flag=True, help="Replace files that exist.")
 single_type = click.option(

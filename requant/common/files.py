@@ -199,4 +199,8 @@ def identities(*paths: Path | None) -> frozenset[Identity]:
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of the file at `path`, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()

@@ -74,6 +74,7 @@ class Imatrix:
     legacy: bool
     chunk_size: int | None = None
     lookup: Floats | None = None  # (n_embd,), mean squared gradient at the embedding's rows, from `requant calibrate`
+    known_as: str | None = None  # the name that outputs record, where that is not the file's
 
     @property
     def n_tokens(self) -> int:
@@ -82,8 +83,8 @@ class Imatrix:
 
     @property
     def name(self) -> str:
-        """The file's name without its folder."""
-        return Path(self.path).name
+        """The name that outputs record: without a folder."""
+        return Path(self.known_as or self.path).name
 
 
 @dataclass(frozen=True, slots=True)

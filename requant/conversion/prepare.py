@@ -91,10 +91,13 @@ def compatibility_notes(
             raise BadInput(source.path, "the losses were made for another model", hint="score this one again")
         if losses.header_sha256 != source.header_sha256:
             notes.append("the losses were made for another file with the same tensors")
-        if losses.imatrix_sha256 != (None if imatrix is None else imatrix.sha256):
-            notes.append("the losses were made with another imatrix than the tensors")
         if losses.effort != plan.effort:
             notes.append(f"the losses were made with effort {losses.effort.name.lower()}")
+    sha256 = None if imatrix is None else imatrix.sha256
+    if losses is not None and losses.imatrix_sha256 != sha256:
+        notes.append("the losses were made with another imatrix than the tensors")
+    if plan.imatrix_sha256 not in (None, sha256):
+        notes.append("the plan was made for another imatrix than that of the tensors")
     # no imatrix covers an embedding: it is looked up, and has no inputs
     encoded = [c for c in plan.choices if not c.copied and (c.role != "token_embd" or c.name in importance)]
     if imatrix is not None and len(importance) < len(encoded):

@@ -108,8 +108,8 @@ PLAN_OPTIONS = (  # in the order of the help
     PlanOption("bpw", "--bpw", _NUMBER, BUDGET, help="Bits per weight over all tensors."),
     PlanOption(
         *("max_loss", "--max-loss", _NUMBER, BUDGET),
-        help="Predicted loss in nats per token to keep, with the fewest bytes.",
-        doc="predicted loss, in the losses' unit",
+        help="Predicted KL divergence to keep, in nats per token, with the fewest bytes; not with --quick.",
+        doc="predicted KL divergence to keep, in nats per token; only with losses in this unit",
     ),
     PlanOption(
         *("min_speed", "--min-speed", _NUMBER, BUDGET),
@@ -179,8 +179,8 @@ PLAN_OPTIONS = (  # in the order of the help
     ),
     PlanOption(
         *("price", "--time-price", _PRICE, MEMORY),
-        help="Nats of loss that a second per token is worth, with --ram.",
-        doc="loss that a second per token is worth",
+        help="Loss in nats per token that a second per token is worth, with --ram; not with --quick.",
+        doc="loss in nats per token that a second per token is worth; only with losses in this unit",
         show_default="0.2",
     ),
     PlanOption(

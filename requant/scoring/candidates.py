@@ -129,6 +129,7 @@ def build_losses(
         notes=tuple(notes),
         effort=effort,
         calibration_text=calibration_text,
+        importance=imatrix,
     )
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from requant.api.batch.context import FAILURES, BatchContext, plan_file, read_importance_file
 from requant.api.batch.items import BatchItem, check_outputs
-from requant.api.batch.score_cache import ScoreCache, measures_importance
+from requant.api.batch.score_cache import ScoreCache
 from requant.api.batch.state import empty_folder, seal_entry
+from requant.api.importance import find_importance
 from requant.api.invocation import record_options
 from requant.api.session import Session, open_session
 from requant.common.atomic_write import write_text
@@ -61,7 +62,7 @@ class _BatchPlanner:
                     *(source, item.options.request, item.types),
                     imatrix=session.imatrix,
                     allow_requantize=item.options.session_options.allow_requantize,
-                    has_importance=measures_importance(item, source),
+                    has_importance=session.measures_importance,
                 )
 
     def plan_item(self, item: BatchItem) -> None:
@@ -86,7 +87,11 @@ class _BatchPlanner:
         """Make the plan of `requant convert`; None where a dry run would have to score."""
         given, n = self._open_session(item, source), item.options.measure
         session = self._with_losses(item, source, given) if item.is_scored else given
-        return None if session is None else record_options(session.make_plan(weigh=True, measure=n).plan, given, n)
+        if session is None:
+            return None
+        plan = record_options(session.make_plan(measure=n).plan, given, n)
+        # the file of the importance in the state is private, and outputs do not record it
+        return plan if given.imatrix is not None else replace(plan, imatrix_file=None)
 
     def _save_plan(self, item: BatchItem, plan: Plan) -> None:
         path = plan_file(self.context.folder, item)
@@ -105,9 +110,10 @@ class _BatchPlanner:
         scores = self.scores.find_scores(item, source)
         if scores is None:
             return None
-        imatrix = session.imatrix or read_importance_file(scores.importance)
-        losses = self.scores.read_losses(scores)
-        session = replace(session, losses=losses, imatrix=imatrix)
+        losses, how = self.scores.read_losses(scores), item.options.session_options
+        given = how.imatrix or item.options.calibration.statistics
+        importance = find_importance(given, None, losses, source, off=how.no_imatrix)
+        session = replace(session, losses=losses, importance=importance)
         if self.context.options.dry_run:
             return session
         session.request.try_rules(losses)

@@ -12,7 +12,7 @@ from requant.report import shell
 from requant.report.figures import percent, reason_lines
 from requant.report.html import escape, head_cells, number_cell, table, tag, text
 from requant.report.start_command import start_command
-from requant.scoring.losses import IN_NATS
+from requant.scoring.losses import NATS
 
 if TYPE_CHECKING:
     from requant.conversion.record import Conversion
@@ -114,7 +114,7 @@ def may_measure(evaluation: Evaluation, made: Conversion | None) -> bool:
 
 def _evaluation_cells(plan: Plan, made: Conversion | None, evaluation: Evaluation) -> list[str]:
     predicted, kld = plan.predicted_loss, evaluation.mean_kld
-    if plan.method not in IN_NATS or not may_measure(evaluation, made):
+    if plan.loss_unit != NATS or not may_measure(evaluation, made):
         predicted = None
     cells = [
         "?" if predicted is None else f"{predicted:.4g}",

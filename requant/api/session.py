@@ -19,6 +19,7 @@ from requant.container.source import Source, open_source
 from requant.conversion.record import read_any_plan
 from requant.errors import UsageError
 from requant.formats import Effort, by_name
+from requant.model.kinds import LANGUAGE_MODEL, kind_of
 from requant.planning.planner import Planner, check_feasible, losses_without_scoring
 from requant.planning.request import (
     FromBudget,
@@ -94,6 +95,10 @@ class Session:
         the one of least KL divergence.
         """
         planned = self._make_plan(weigh, measure)
+        kind = kind_of(self.source.metadata, {t.name for t in self.source.tensors})
+        if kind is not LANGUAGE_MODEL:
+            runtime = {**planned.plan.runtime, "kind": kind.name}
+            planned = replace(planned, plan=replace(planned.plan, runtime=runtime))
         return replace(planned, plan=record_options(planned.plan, self, measure))
 
     def _make_plan(self, weigh: bool, measure: int | None) -> Planned:

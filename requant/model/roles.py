@@ -38,8 +38,11 @@ _FLOORS = {
     **dict.fromkeys(("per_layer_token_embd", "inp_gate", "proj"), "Q8_0"),
 }
 _FLOORS_IN_ARCH = {
-    ("eagle3", "fc"): "Q8_0",  # fuses three residual streams
-    ("eagle3", "output"): "Q6_K",
+    **{(arch, "fc"): "Q8_0" for arch in ("eagle3", "dflash")},  # fuses residual streams of the target
+    **{(arch, "output"): "Q6_K" for arch in ("eagle3", "dflash")},
+    ("gemma4-assistant", "token_embd"): "Q6_K",  # its output
+    # looked up by rows on the device, where few types are decoded by rows
+    **{("dflash", part): "Q8_0" for part in ("markov_w1", "selector_predecessor", "selector_successor")},
     ("glm5-next", "attn_q_a"): "Q8_0",
     ("glm5-next", "attn_q_b"): "Q8_0",
 }
@@ -60,9 +63,9 @@ def role_of(name: str) -> str:
 
 
 def layer_of(name: str) -> int | None:
-    """Return N of `blk.N.`, or None outside the layers."""
+    """Return N of `blk.N.`, or None outside the layers of the model; layers of a tower of images or sound are not."""
     match = _IN_A_LAYER.fullmatch(name)
-    return None if match is None else int(match["layer"])
+    return None if match is None or kept.is_of_tower(name) else int(match["layer"])
 
 
 def n_dims(shape: Sequence[int]) -> int:
@@ -147,7 +150,7 @@ def floor_type(arch: str, name: str) -> str | None:
     A tensor whose source has fewer bits is copied.
     """
     role = role_of(name)
-    if role.startswith("nextn.") or arch == "clip":
+    if role.startswith("nextn.") or arch == "clip" or kept.is_of_tower(name):
         return "Q8_0"
     return _FLOORS_IN_ARCH.get((arch, role)) or _FLOORS.get(role)
 
@@ -206,6 +209,6 @@ def _reason_unsuitable(arch: str, name: str, type_name: str, has_importance: boo
         return f"{role} does not survive {format_of(type_name).bpw:.2f} bits per weight"
     if needs_importance(type_name, role) and not has_importance:
         return "it needs an importance matrix that covers the tensor"
-    if type_name == "NVFP4" and arch == "eagle3":
+    if type_name == "NVFP4" and arch in ("eagle3", "gemma4-assistant"):
         return "the engine does not apply its second-level scale in a draft head"
     return None

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import printable
+from requant.model.auxiliary import ORDINARY_DRAFT
 from requant.model.engine_settings import DEFAULT_UBATCH
+from requant.model.kinds import LANGUAGE_MODEL, OUTPUT, kind_named
 from requant.planning.engines import engine_named, expert_patterns, is_prefix
 from requant.planning.plan import Plan
 from requant.report import shell
@@ -24,7 +26,11 @@ def start_command(plan: Plan, out: Path) -> str:
     """Return the line for a shell that starts the plan's engine with the model at `out`; for Ollama a Modelfile.
 
     A plan without a budget in VRAM or RAM has no context, batch and cache types, and the line none of their options.
+    A file that is no language model has a line of its own: `--mmproj` for a projector, `-md` for a draft head.
     """
+    kind = kind_named(plan.runtime.get("kind", "projector" if plan.arch == "clip" else None))
+    if kind is not LANGUAGE_MODEL and "ctx" not in plan.budget:
+        return shell.join_words([shell.file_argument(out) if word == OUTPUT else word for word in kind.start])
     family = engine_named(plan.runtime.get("engine")).family
     write = {"ollama": _modelfile, "koboldcpp": _koboldcpp, "sharpinference": _sharpinference}.get(family)
     if write is not None:
@@ -49,8 +55,8 @@ def _llama_server(plan: Plan, out: Path, *, ik: bool) -> list[str]:
         words += prefix if is_prefix(layers) else ["-ot", f"{expert_patterns(layers)}=CPU"]
     if draft := runtime.get("draft"):
         words += ["-md", shell.file_argument(draft), "-ngld", str(ALL_LAYERS)]
-        kind = "draft-eagle3" if runtime.get("draft_arch") == "eagle3" else "draft-simple"
-        words += [] if ik else ["--spec-type", kind]
+        named = "draft-eagle3" if runtime.get("draft_arch") == "eagle3" else ORDINARY_DRAFT  # plans of version 0.1
+        words += [] if ik else ["--spec-type", runtime.get("draft_type", named)]
     elif runtime.get("mtp"):
         words += ["--spec-type", "draft-mtp"]
     if projector := runtime.get("mmproj"):

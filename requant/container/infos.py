@@ -31,20 +31,27 @@ _NOT_IN_FILES = {
     38: "IQ4_NL_8_8, removed from ggml",
 }
 # types of ik_llama.cpp, a fork: enum ggml_type of its ggml.h
-_OF_THE_FORK = dict(
-    zip(
-        (*range(133, 142), *range(144, 159), 202, 206, 208, *range(210, 215), *range(216, 224), 229, 230, 233, 335)
-        + (*range(337, 341), 344, 352, 398, 399),
-        """
-        Q6_0 IQ1_BN IQ2_BN Q8_K64 IQ2_K IQ3_K IQ4_K IQ5_K IQ6_K
-        IQ4_KS IQ2_KS IQ4_KSS Q8_K16 Q8_K32 Q8_KR8 Q8_K128 Q8_KV IQ5_KS IQ2_KT IQ3_KT IQ4_KT IQ3_KS IQ2_KL IQ1_KT
-        Q4_0_R8 Q5_0_R4 Q8_0_R8 Q2_K_R4 Q3_K_R4 Q4_K_R4 Q5_K_R4 Q6_K_R4
-        IQ2_XXS_R4 IQ2_XS_R4 IQ3_XXS_R4 IQ1_S_R4 IQ4_NL_R4 IQ3_S_R4 IQ2_S_R4 IQ4_XS_R8 IQ1_M_R4 BF16_R16 Q6_0_R4
-        IQ2_BN_R4 IQ2_K_R4 IQ3_K_R4 IQ4_K_R4 IQ5_K_R4 IQ4_KS_R4 IQ5_KS_R4 Q8_KV_R8 Q8_K_R8
-        """.split(),
-        strict=True,
-    )
-)
+_OF_THE_FORK = {
+    first + i: name
+    for first, names in {
+        133: "Q6_0 IQ1_BN IQ2_BN Q8_K64 IQ2_K IQ3_K IQ4_K IQ5_K IQ6_K",
+        144: "IQ4_KS IQ2_KS IQ4_KSS Q8_K16 Q8_K32 Q8_KR8 Q8_K128 Q8_KV IQ5_KS IQ2_KT IQ3_KT IQ4_KT IQ3_KS IQ2_KL",
+        158: "IQ1_KT",
+        202: "Q4_0_R8",
+        206: "Q5_0_R4",
+        208: "Q8_0_R8",
+        210: "Q2_K_R4 Q3_K_R4 Q4_K_R4 Q5_K_R4 Q6_K_R4",
+        216: "IQ2_XXS_R4 IQ2_XS_R4 IQ3_XXS_R4 IQ1_S_R4 IQ4_NL_R4 IQ3_S_R4 IQ2_S_R4 IQ4_XS_R8",
+        229: "IQ1_M_R4 BF16_R16",
+        233: "Q6_0_R4",
+        335: "IQ2_BN_R4",
+        337: "IQ2_K_R4 IQ3_K_R4 IQ4_K_R4 IQ5_K_R4",
+        344: "IQ4_KS_R4",
+        352: "IQ5_KS_R4",
+        398: "Q8_KV_R8 Q8_K_R8",
+    }.items()
+    for i, name in enumerate(names.split())
+}
 
 
 @dataclass(frozen=True, slots=True)

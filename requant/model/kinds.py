@@ -83,8 +83,10 @@ _DIFFUSION = frozenset(
 )
 _DIFFUSION_TEXT = frozenset(["dream", "llada", "llada-moe", "rnd1"])
 _EMBEDDING = frozenset(
-    "bert eurobert gemma-embedding jina-bert-v2 jina-bert-v3 llama-embed modern-bert neo-bert nomic-bert "
-    "nomic-bert-moe t5encoder".split()  # noqa: SIM905
+    """
+    bert eurobert gemma-embedding jina-bert-v2 jina-bert-v3 llama-embed modern-bert neo-bert nomic-bert nomic-bert-moe
+    t5encoder
+    """.split()  # noqa: SIM905
 )
 _BY_ARCH = {
     "clip": "projector",
@@ -97,7 +99,7 @@ _BY_ARCH = {
     **dict.fromkeys(_EMBEDDING, "embedding"),
 }
 _POOLING_RANK = 4  # LLAMA_POOLING_TYPE_RANK
-_NO_HYPERPARAMETERS = ("projector", "diffusion")
+_NO_HYPERPARAMETERS = ("projector", "diffusion", "codec")
 
 
 def kind_named(name: object) -> FileKind:

@@ -11,7 +11,14 @@ from requant.container.infos import round_up
 from requant.errors import BadInput, UsageError, brief
 from requant.formats import by_name
 from requant.formats.base import DEVICE_ALIGNMENT
-from requant.model.auxiliary import draft_bytes, prediction_bytes, projector_bytes, tower_bytes
+from requant.model.auxiliary import (
+    ORDINARY_DRAFT,
+    draft_bytes,
+    draft_type,
+    prediction_bytes,
+    projector_bytes,
+    tower_bytes,
+)
 from requant.model.engine_settings import EngineSettings, engine_settings
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 from requant.model.kept import is_of_tower
@@ -22,6 +29,8 @@ from requant.model.weight_scales import SCALED_TYPE
 from requant.planning.constraints import Constraints, Timing, ram_limit, speed_limit, vram_limit
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from requant.container.source import Source
     from requant.planning.engines import Engine
     from requant.planning.request import PlanRequest
@@ -70,6 +79,7 @@ class Deployment:
         if tower := tower_bytes(source.tensors):
             parts["tower compute"] = tower
         if request.draft is not None:
+            _check_engine_drafts(request.draft, engine)
             parts |= draft_bytes(request.draft, source, settings)
         if request.mmproj is not None:
             parts |= projector_bytes(request.mmproj)
@@ -189,6 +199,12 @@ class Deployment:
             timing=timing,
             price=self.price if base.objective == "loss" and self.spread else 0.0,
         )
+
+
+def _check_engine_drafts(draft: Path, engine: Engine) -> None:
+    """Raise UsageError for a head that the engine has no option for."""
+    if (kind := draft_type(draft)) != ORDINARY_DRAFT and engine.family != "llama.cpp":
+        raise UsageError(f"--draft: {engine.name} is not known to start with a head of type {kind}; llama.cpp does")
 
 
 def _note_assumptions(deployment: Deployment, *, given: bool) -> tuple[str, ...]:

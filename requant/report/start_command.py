@@ -12,7 +12,7 @@ from typing import Any
 from requant.errors import printable
 from requant.model.auxiliary import ORDINARY_DRAFT
 from requant.model.engine_settings import DEFAULT_UBATCH
-from requant.model.kinds import LANGUAGE_MODEL, OUTPUT, kind_named
+from requant.model.kinds import LANGUAGE_MODEL, OUTPUT, PROJECTOR, FileKind, kind_named
 from requant.planning.engines import engine_named, expert_patterns, is_prefix
 from requant.planning.plan import Plan
 from requant.report import shell
@@ -22,13 +22,18 @@ DEFAULT_CACHE = "F16"
 _KOBOLD_CACHES = {"F16": 0, "BF16": 0, "Q8_0": 1, "Q4_0": 2}
 
 
+def kind_of_plan(plan: Plan) -> FileKind:
+    """Return the kind of the file that a plan is for; plans of version 0.1 do not name it."""
+    return kind_named(plan.runtime.get("kind", PROJECTOR.name if plan.arch == "clip" else None))
+
+
 def start_command(plan: Plan, out: Path) -> str:
     """Return the line for a shell that starts the plan's engine with the model at `out`; for Ollama a Modelfile.
 
     A plan without a budget in VRAM or RAM has no context, batch and cache types, and the line none of their options.
     A file that is no language model has a line of its own: `--mmproj` for a projector, `-md` for a draft head.
     """
-    kind = kind_named(plan.runtime.get("kind", "projector" if plan.arch == "clip" else None))
+    kind = kind_of_plan(plan)
     if kind is not LANGUAGE_MODEL and "ctx" not in plan.budget:
         return shell.join_words([shell.file_argument(out) if word == OUTPUT else word for word in kind.start])
     family = engine_named(plan.runtime.get("engine")).family

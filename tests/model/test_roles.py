@@ -40,7 +40,7 @@ LOW_BIT = {"IQ1_S", "IQ1_M", "IQ2_XXS", "TQ1_0", "TQ2_0", "Q1_0"}
         ("blk.7.attn_q.bias", "attn_q.bias", 7),
         ("blk.46.nextn.eh_proj.weight", "nextn.eh_proj", 46),
         ("blk.46.nextn.enorm.weight", "norm", 46),
-        ("v.blk.3.attn_q.weight", "v.attn_q", 3),
+        ("v.blk.3.attn_q.weight", "v.attn_q", None),
         ("rope_freqs.weight", "rope_freqs", None),
         ("blk.x.attn_q.weight", "blk.x.attn_q", None),
         ("blk.²3.attn_q.weight", "blk.²3.attn_q", None),

@@ -79,6 +79,14 @@ HINT = "a newer requant may know it"
             f"tensor 't' has too many elements (got {2**62} x 4)",
         ),
         (File(tensors=(Tensor("t", type_id=9999),)), f"tensor 't' has an unknown type (got 9999); {HINT}"),
+        (
+            File(tensors=(Tensor("t", type_id=139),)),
+            "tensor 't' has an unknown type (got 139: IQ4_K, a type of ik_llama.cpp); start from a model in types of llama.cpp",
+        ),
+        (
+            File(tensors=(Tensor("t", type_id=399),)),
+            "tensor 't' has an unknown type (got 399: Q8_K_R8, a type of ik_llama.cpp); start from a model in types of llama.cpp",
+        ),
         (File(tensors=(Tensor("t", type_id=-1),)), "tensor 't' has an unknown type (got -1)"),
         (File(tensors=(Tensor("t", type_id=4),)), "tensor 't' has an unknown type (got 4: Q4_2, removed from ggml)"),
         (

@@ -100,6 +100,8 @@ def _remarks(plan: Plan, made: Conversion | None) -> dict[str, list[str]]:
 def evaluation_section(plan: Plan, made: Conversion | None, evaluations: Sequence[Evaluation]) -> str:
     """Return predicted and measured KL, a row for each evaluation."""
     if not evaluations:
+        if (kind := kind_of_plan(plan)) is not LANGUAGE_MODEL:
+            return tag("p", f"The divergence is not measured: the file is {kind.words}.", class_="hint")
         how = tag("code", "requant evaluate --json")
         hint = f"The divergence was not measured; {how} does it, and the report takes what that prints."
         return tag("p", hint, class_="hint")

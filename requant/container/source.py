@@ -307,7 +307,8 @@ def require_model(source: Source) -> str:
     """Return the architecture's name. Raises BadInput for an adapter, an imatrix and anything else that is no model."""
     if (other := other_than_model(source)) is not None:
         words, hint = other
-        raise BadInput(source.path, f"is {words}, not a model", hint=hint)
+        kind = source.metadata.get_str("general.type")
+        raise BadInput(source.path, f"is not a model but {words}", got=kind and f"general.type '{kind}'", hint=hint)
     architecture = source.metadata.get_str("general.architecture")
     if architecture is None:
         raise BadInput(source.path, "is not a model: key 'general.architecture' is missing")

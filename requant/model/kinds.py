@@ -21,7 +21,7 @@ OUTPUT = "{}"  # the place of the file in a start command
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """What a file holds: its `name` for plans, in `words`, and the words of the `start` command.
+    """One kind of file: its `name` for plans, in `words`, and the words of the `start` command.
 
     `alone`: an engine starts it as a model, so it has a context and a budget in VRAM of its own. `beside`: how to count
     it in the budget of its model.

@@ -89,9 +89,9 @@ def test_every_tensor_gets_what_llama_quantize_gives(name):
 def test_every_tensor_of_a_hybrid_gets_what_llama_quantize_gives(name):
     golden = BY_LAYER[name]
     tensors, expected = [], {}
-    for row, layers, shape, type_id, *types in golden["rows"]:
+    for row, layers, dims, type_id, *types in golden["rows"]:
         names = [row.replace("blk.N.", f"blk.{layer}.") for layer in layers] or [row]
-        tensors += [Placed(name, tuple(shape), type_id) for name in names]
+        tensors += [Placed(name, tuple(dims), type_id) for name in names]
         expected |= dict.fromkeys(names, types)
     hp = hyperparameters(golden["keys"])
     for i, mixture in enumerate(golden["mixtures"]):

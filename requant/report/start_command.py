@@ -12,7 +12,7 @@ from typing import Any
 from requant.errors import printable
 from requant.model.auxiliary import ORDINARY_DRAFT
 from requant.model.engine_settings import DEFAULT_UBATCH
-from requant.model.kinds import LANGUAGE_MODEL, OUTPUT, PROJECTOR, FileKind, kind_named
+from requant.model.kinds import OUTPUT, PROJECTOR, FileKind, kind_named
 from requant.planning.engines import engine_named, expert_patterns, is_prefix
 from requant.planning.plan import Plan
 from requant.report import shell
@@ -34,7 +34,7 @@ def start_command(plan: Plan, out: Path) -> str:
     A file that is no language model has a line of its own: `--mmproj` for a projector, `-md` for a draft head.
     """
     kind = kind_of_plan(plan)
-    if kind is not LANGUAGE_MODEL and "ctx" not in plan.budget:
+    if not kind.alone:
         return shell.join_words([shell.file_argument(out) if word == OUTPUT else word for word in kind.start])
     family = engine_named(plan.runtime.get("engine")).family
     write = {"ollama": _modelfile, "koboldcpp": _koboldcpp, "sharpinference": _sharpinference}.get(family)
@@ -45,7 +45,8 @@ def start_command(plan: Plan, out: Path) -> str:
 
 def _llama_server(plan: Plan, out: Path, *, ik: bool) -> list[str]:
     budget, runtime = plan.budget, plan.runtime
-    words = ["llama-server", "-m", shell.file_argument(out), "-ngl", str(_n_gpu_layers(plan))]
+    words = [shell.file_argument(out) if word == OUTPUT else word for word in kind_of_plan(plan).start]
+    words += ["-ngl", str(_n_gpu_layers(plan))]
     if "ctx" in budget:
         # one sequence must be requested: the default is four, and windowed layers keep a cache for each
         words += ["-c", str(budget["ctx"]), "-np", str(budget.get("parallel", 1))]

@@ -221,3 +221,14 @@ def test_a_tower_in_the_models_own_file_has_a_device_and_a_line_in_the_budget(ca
     types = {c.name: c.type for c in mine}
     assert types["v.patch_embd.weight"] == types["mm.input_projection.weight"] == "F16"
     assert {layer.layer for layer in plan.layers} == {0, 1, None}  # its four layers are none of the model's two
+
+
+def test_an_embedding_model_is_started_as_one(capsys, tmp_path):
+    head = [weights("token_embd.weight", N_EMBD, N_VOCAB), weights("output.weight", N_EMBD, N_VOCAB)]
+    keys = (pair("qwen3.pooling_type", U32, 3),)
+    model = head_file("qwen3", [0, 1], 2, keys=keys, tensors=head).write(tmp_path / "m.gguf")
+    ran = run(capsys, "plan", model, "--vram", "40MiB", "--ctx", "512", "--quick")
+    assert ran.code == 0 and "llama-server -m OUT.gguf --embedding -ngl 99 -c 512" in ran.out, ran
+    ran = run(capsys, "plan", model, "--size", "8MB", "--quick")
+    assert ran.code == 0 and "llama-server -m OUT.gguf --embedding -ngl 99" in ran.out, ran
+    assert "an embedding model" in run(capsys, "inspect", model).out

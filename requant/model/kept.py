@@ -142,7 +142,7 @@ def reason_in_graph(arch: str, name: str, dims: int, projectors: Collection[str]
     A tensor of a tower must be known as the matrix of a product in the graph of one of the `projectors`; with none of
     them known, only the matrices of a tower's layers are.
     """
-    if not is_of_tower(name):
+    if arch != "clip" and not is_of_tower(name):
         return _first_reason(_ENGINE_KEEPS | _ENGINE_KEEPS_IN_ARCH.get(arch, {}), name)
     is_product = _LAYER_PRODUCT.fullmatch(name) or any(
         pattern.fullmatch(name) and not types.isdisjoint(projectors) for pattern, types in _OF_PROJECTOR

@@ -205,7 +205,7 @@ def _reason_unsuitable(arch: str, name: str, type_name: str, has_importance: boo
     role, floor = role_of(name), floor_type(arch, name)
     if floor is not None and is_below(type_name, floor):
         return f"{role} is never below {floor}"
-    if role in _NOT_LOW_BIT and format_of(type_name).bpw <= LOW_BIT_BPW:
+    if role.removeprefix("enc.").removeprefix("dec.") in _NOT_LOW_BIT and format_of(type_name).bpw <= LOW_BIT_BPW:
         return f"{role} does not survive {format_of(type_name).bpw:.2f} bits per weight"
     if needs_importance(type_name, role) and not has_importance:
         return "it needs an importance matrix that covers the tensor"

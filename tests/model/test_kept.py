@@ -81,7 +81,7 @@ def test_of_an_unknown_projector_only_the_matrices_of_its_layers_are_quantized()
     assert is_free("v.blk.0.attn_q.weight") and is_free("a.blk.11.ffn_down.weight")
     assert not is_free("mm.0.weight") and not is_free("mm.input_projection.weight") and not is_free("v.anything.weight")
     assert is_free("mm.0.weight", ("gemma3", "mlp")), "a file states a type for each modality"
-    assert not is_free("mm.0.weight", ())
+    assert not is_free("mm.0.weight", ()) and not is_free("t.blk.0.attn_q.weight") and not is_free("other.weight")
 
 
 @pytest.mark.parametrize(

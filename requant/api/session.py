@@ -21,6 +21,7 @@ from requant.container.source import Source, open_source
 from requant.conversion.record import read_any_plan
 from requant.errors import UsageError
 from requant.formats import Effort, by_name
+from requant.model.kinds import LANGUAGE_MODEL, kind_of
 from requant.planning.planner import Planner, check_feasible, losses_without_scoring
 from requant.planning.request import (
     FromBudget,
@@ -128,6 +129,9 @@ class Session:
             return Planned(record_options(self.plan, self), self.importance)
         planned = self._make_plan(weigh, measure)
         plan = point_to_importance(planned.plan, planned.importance, self.losses)
+        kind = kind_of(self.source.metadata, {t.name for t in self.source.tensors})
+        if kind is not LANGUAGE_MODEL:
+            plan = replace(plan, runtime={**plan.runtime, "kind": kind.name})
         return replace(planned, plan=record_options(plan, self, measure))
 
     def _make_plan(self, weigh: bool, measure: int | None) -> Planned:

@@ -284,12 +284,31 @@ def _collect_warnings(opened: tuple[SourceFile, ...]) -> list[str]:
     return lines
 
 
+def other_than_model(source: Source) -> tuple[str, str] | None:
+    """Return what a file holds that is no model, in words, and what to do with it; None for a model.
+
+    It is told by `general.type`, by the architecture of a control vector, or by the names of its tensors.
+    """
+    kind, names = source.metadata.get("general.type"), [t.name for t in source.tensors]
+    if kind == "imatrix":
+        return "an importance matrix", "pass it with --imatrix"
+    if kind == "adapter" or any(name.endswith(".lora_a") for name in names):
+        return "a LoRA adapter", "merge it into its model first, or pass it to the engine with --lora"
+    if source.metadata.get("general.architecture") == "controlvector" or (
+        names and all(name.startswith("direction.") for name in names)
+    ):
+        return "a control vector", "it has no matrices; pass it to the engine with --control-vector"
+    if not names and source.metadata.array_length("tokenizer.ggml.tokens"):
+        return "a vocabulary without weights", "pass the model itself"
+    return None
+
+
 def require_model(source: Source) -> str:
     """Return the architecture's name. Raises BadInput for an adapter, an imatrix and anything else that is no model."""
-    kind = source.metadata.get_str("general.type", "model")
-    if kind in {"adapter", "imatrix"}:
-        hint = "pass it with --imatrix" if kind == "imatrix" else "merge it into its model first"
-        raise BadInput(source.path, "is not a model", got=f"general.type '{kind}'", hint=hint)
+    if (other := other_than_model(source)) is not None:
+        words, hint = other
+        kind = source.metadata.get_str("general.type")
+        raise BadInput(source.path, f"is not a model but {words}", got=kind and f"general.type '{kind}'", hint=hint)
     architecture = source.metadata.get_str("general.architecture")
     if architecture is None:
         raise BadInput(source.path, "is not a model: key 'general.architecture' is missing")

@@ -149,9 +149,7 @@ PLAN_OPTIONS = (  # in the order of the help
         doc=_BYTES_DOC,
         show_default="1GiB, at most a tenth of --vram",
     ),
-    PlanOption(
-        "draft", "--draft", _GGUF, MEMORY, help="A draft model or EAGLE-3 head that shares the VRAM.", doc=_FILES_DOC
-    ),
+    PlanOption("draft", "--draft", _GGUF, MEMORY, help="A draft model or head that shares the VRAM.", doc=_FILES_DOC),
     PlanOption("mmproj", "--mmproj", _GGUF, MEMORY, help="A vision projector that shares the VRAM.", doc=_FILES_DOC),
     PlanOption("mtp", "--mtp", _FLAG, MEMORY, help="Layers of multi-token prediction are used."),
     PlanOption(

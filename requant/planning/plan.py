@@ -45,7 +45,15 @@ _START_KEYS: dict[str, dict[str, Any]] = {
     "budget": {"ctx": int, "parallel": int, "ubatch": int, "cache_type_k": str, "cache_type_v": str},
     "runtime": {
         **{"engine": str, "n_gpu_layers": int, "all_layers": bool, "experts_on_cpu": tuple[int, ...]},
-        **{"draft": str, "draft_arch": str, "mmproj": str, "mtp": bool, "reference_type": str},
+        **{
+            "draft": str,
+            "draft_arch": str,
+            "draft_type": str,
+            "mmproj": str,
+            "kind": str,
+            "mtp": bool,
+            "reference_type": str,
+        },
     },
 }
 

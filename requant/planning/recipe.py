@@ -16,6 +16,7 @@ from requant.container.source import Source, require_model
 from requant.errors import BadInput, UsageError, brief
 from requant.formats import Effort, by_name, format_of
 from requant.model.hyperparameters import read_hyperparameters
+from requant.model.kept import projector_types
 from requant.model.mixtures import mixture_types
 from requant.model.roles import fallback_type, is_below, never_quantize, usable_types
 from requant.planning.constraints import Constraints
@@ -133,8 +134,9 @@ def types_like(source: Source, other: Source) -> tuple[dict[str, str], list[str]
     common, n = sum(t.name in other for t in source.tensors), max(len(source.tensors), len(other.tensors))
     if 2 * common < n:
         raise BadInput(other.path, "is another model", got=f"{common} of {n} tensors in both", hint=hint)
+    projectors = projector_types(source.metadata)
     for tensor in source.tensors:
-        if never_quantize(arch, tensor.name, tensor.shape, tensor.type_id) is not None:
+        if never_quantize(arch, tensor.name, tensor.shape, tensor.type_id, projectors=projectors) is not None:
             continue
         fmt = other.tensor(tensor.name).format if tensor.name in other else None
         if fmt is not None and fmt.divides(tensor.n_per_row) and (fmt.can_encode or fmt == tensor.format):

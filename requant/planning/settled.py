@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from requant.container.source import Source, open_source, require_model
+from requant.container.source import Source
+from requant.model.auxiliary import draft_type
 from requant.model.memory import Memory, layer_caches
 from requant.planning.constraints import Constraints, Limit, bpw_limit, loss_limit
 from requant.planning.deployment import Deployment
@@ -178,7 +178,7 @@ class SettledRequest:
         files = {"draft": self.request.draft, "mmproj": self.request.mmproj}
         found: dict[str, object] = {name: path.name for name, path in files.items() if path is not None}
         if self.request.draft is not None:
-            found["draft_arch"] = _read_arch(self.request.draft)
+            found["draft_type"] = draft_type(self.request.draft)
         if self.request.mtp:
             found["mtp"] = True
         return found
@@ -206,8 +206,3 @@ def _limit_room(
     if request.max_loss is not None:
         return smallest
     return replace(smallest, room=weights_room(memories, deployment.vram, least) - beside)
-
-
-def _read_arch(path: Path) -> str:
-    with open_source(path) as source:
-        return require_model(source)

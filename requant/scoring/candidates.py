@@ -10,6 +10,7 @@ from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput, UsageError
 from requant.formats import FORMATS, BlockFormat, Effort, by_name, codec
 from requant.model.hyperparameters import check_counts, read_hyperparameters
+from requant.model.kept import projector_types
 from requant.model.memory import on_device
 from requant.model.roles import candidates, is_below, is_lookup, is_tied, layer_of, never_quantize, role_of
 from requant.scoring.losses import Candidate, Losses, TensorLosses
@@ -53,11 +54,13 @@ def survey_tensors(
     except BadInput:
         hp = None  # a budget in file size needs none of the keys
     tied = is_tied({t.name for t in source.tensors})
-    weights = sum(t.n_weights for t in source.tensors)
+    weights, projectors = sum(t.n_weights for t in source.tensors), projector_types(source.metadata)
     found = []
     for t in source.tensors:
         is_measured = has_importance or (imatrix is not None and importance_for(imatrix, t.name, t.shape) is not None)
-        reason = source.preserved.get(t.name) or never_quantize(arch, t.name, t.shape, t.type_id, model_weights=weights)
+        reason = source.preserved.get(t.name) or never_quantize(
+            arch, t.name, t.shape, t.type_id, model_weights=weights, projectors=projectors
+        )
         smaller, skipped = _smaller_types(arch, t, types, is_measured) if reason is None else ([], {})
         others = [Candidate(name, encoded_format(name).n_bytes(t.n_weights), 0.0) for name in smaller]
         found.append(

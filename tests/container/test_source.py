@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from gguf_files import ARCHITECTURE, STR, U32, File, Tensor, pair, split_files, split_pairs, write_files
+from gguf_files import ARCHITECTURE, ARR, STR, U32, File, Tensor, pair, split_files, split_pairs, write_files
 
 from requant.container.source import open_source, require_model
 from requant.errors import BadInput, SourceChanged
@@ -192,6 +192,21 @@ def test_closing_twice_does_no_harm(tmp_path):
 def test_adapters_and_imatrices_open_but_are_no_models(tmp_path, kind, text):
     path = File().with_pairs(pair("general.type", STR, kind)).write(tmp_path / "m.gguf")
     with open_source(path) as source, pytest.raises(BadInput, match=text):
+        require_model(source)
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (File(tensors=(Tensor("blk.0.attn_q.weight.lora_a", (32, 8)),)), "a LoRA adapter"),
+        (File(tensors=(Tensor("direction.1", (32,)), Tensor("direction.2", (32,)))), "a control vector"),
+        (File((pair(ARCHITECTURE, STR, "controlvector"),)), "a control vector"),
+        (File((pair("tokenizer.ggml.tokens", ARR, (STR, ["a"])),), ()), "a vocabulary without weights"),
+    ],
+)
+def test_other_files_are_told_by_what_is_in_them(tmp_path, file, words):
+    said = f"is not a model but {words}"
+    with open_source(file.write(tmp_path / "m.gguf")) as source, pytest.raises(BadInput, match=said):
         require_model(source)
 
 

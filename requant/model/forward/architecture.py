@@ -16,6 +16,7 @@ from requant.errors import BadInput, brief
 from requant.model.forward.rope import Rope
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 from requant.model.keys import ArchitectureKeys
+from requant.model.kinds import check_is_language_model
 
 STILL_WORKS = "an imatrix (--imatrix) and scores without data (--quick) still work"
 
@@ -91,6 +92,7 @@ class Architecture:
 def read_architecture(source: Source) -> Architecture:
     """Read the architecture of `source`; raise BadInput where it, or a part of it, cannot be run."""
     arch = require_model(source)
+    check_is_language_model(source.metadata)
     if arch not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise BadInput(source.path, f"the forward pass does not know '{arch}' (it knows {known})", hint=STILL_WORKS)

@@ -9,7 +9,7 @@ from pathlib import Path
 from requant.container.metadata import Metadata
 from requant.errors import BadInput, printable, quote
 
-MAX_SHARDS = 512  # one descriptor each, and the usual limit is 1024; the largest model seen has 191
+MAX_SHARDS = 65_535  # of a u16, as engines store the count; the largest model seen has 1,148
 _SHARD_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 

@@ -30,6 +30,12 @@ def first_name(name: str) -> str:
     return name if match is None else shard_name(match[1], 1, int(match[3]))
 
 
+def n_files_of(name: str) -> int:
+    """The number of files of a model, by the name of one of them."""
+    match = _SHARD_NAME.fullmatch(name)
+    return 1 if match is None else int(match[3])
+
+
 def shard_paths(path: Path, metadata: Metadata) -> list[Path]:
     """Every file of the model that `path` belongs to, first shard first; just `path` where it is not split.
 

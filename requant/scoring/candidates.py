@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from requant.container.imatrix import Imatrix, importance_for
+from requant.container.imatrix import Imatrix, describe_shared_rows, importance_for
 from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput, UsageError
 from requant.formats import FORMATS, BlockFormat, Effort, by_name, codec
@@ -30,6 +30,8 @@ def survey_to_score(
     notes = check_requantization(source, surveyed, options.allow_requantize)
     for name in options.types:
         encoded_format(name)
+    if options.imatrix is not None:
+        notes += describe_shared_rows(options.imatrix, ((t.name, t.shape) for t in surveyed if t.reason is None))
     return surveyed, notes
 
 

@@ -115,7 +115,9 @@ class Session:
                 )
             case FromModel(path):
                 with open_source(path) as other:
-                    return Planned(recipe.clone_plan(self.source, other, allow_requantize=again), given)
+                    return Planned(
+                        recipe.clone_plan(self.source, other, imatrix=self.imatrix, allow_requantize=again), given
+                    )
             case FromBudget():
                 losses, importance = self.find_losses(weigh=weigh)
                 if measure is not None:

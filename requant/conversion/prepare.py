@@ -76,7 +76,10 @@ def find_importance(source: Source, plan: Plan, imatrix: Imatrix | None) -> dict
     if missing:
         names = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
         what = f"{len(missing)} tensors have a type that needs an importance matrix, and none covers them: {names}"
-        raise BadInput(source.path if imatrix is None else imatrix.path, what, hint="pass one with --imatrix")
+        if imatrix is None:
+            raise BadInput(source.path, what, hint="pass one with --imatrix")
+        hint = "plan again with this --imatrix, or give these tensors a type that needs none: --tensor-type REGEX=q4_k"
+        raise BadInput(imatrix.path, what, hint=hint)
     return found
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from requant.container.source import Source, open_source, require_model
 from requant.model.memory import layer_caches
+from requant.planning.asked_types import add_asked_types
 from requant.planning.constraints import Constraints, Limit, bpw_limit, loss_limit
 from requant.planning.deployment import Deployment
 from requant.planning.options import PREFERENCE
@@ -40,6 +41,7 @@ class SettledRequest:
     @classmethod
     def settle(cls, source: Source, losses: Losses, request: PlanRequest) -> SettledRequest:
         """Derive the constraints and the deployment, with a batch that fits where VRAM alone is given."""
+        losses = add_asked_types(losses, request.constraints)
         base = replace(request.constraints, unusable=request.profile.cannot)
         deployment, notes = None, tuple[str, ...]()
         if request.on_devices:

@@ -24,7 +24,6 @@ def convert(capsys, tmp_path, losses):
         (["--type", "Q4_K_M"], "it is a mixture of types, which --preset takes; did you mean Q4_K"),
         (["--types", "Q4_0,Q5K", "--bpw", "4"], "did you mean Q5_K?"),
         (["--preset", "q4km"], "did you mean Q4_K_M"),
-        (["--preset", "Q4_K"], "did you mean Q4_K_S or Q4_K_M "),
         (["--engine", "ollma"], "did you mean ollama?"),
         (["--engine", "LLAMA.CPP-CUD"], "did you mean llama.cpp-cuda"),
         (["--effort", "bst"], "did you mean best?"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -103,17 +104,27 @@ class PartFile:
         lost. Raises OutputRefused where the file found is not an unfinished output, InputOutputError where there is no
         room.
         """
+        self.check_found(header)
         if self._n_bytes():
-            if not self._is_ours(header):
-                hint = "it stands where the unfinished output goes; move it away"
-                hint += ", or --restart discards it" if self._keep else ""
-                raise OutputRefused(self.file, "is not an unfinished output of this command", hint=hint)
             # removed, not truncated: its name may be a second link to a file that somebody wants
             self.file.unlink()
             old, self._opened = self._opened, self._acquire()
             old.close()
         self._is_new = True
         self._reserve()
+
+    def check_found(self, header: bytes = b"") -> None:
+        """Raise OutputRefused where the file found is not an unfinished output; `header` as for `begin`."""
+        if self._n_bytes() and not self._is_ours(header):
+            hint = "it stands where the unfinished output goes; move it away"
+            hint += ", or --restart discards it" if self._keep else ""
+            raise OutputRefused(self.file, "is not an unfinished output of this command", hint=hint)
+
+    def check_size(self) -> None:
+        """Raise InputOutputError where a limit of the process forbids a file of this size."""
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if most != resource.RLIM_INFINITY and self.size > most:
+            raise self._no_room(OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
 
     def abandon(self) -> None:
         """Release the lock, and remove the file if `begin` made it."""
@@ -334,6 +345,16 @@ class PartFile:
     def close(self) -> None:
         """Release the lock, and leave the file; may be called more than once."""
         self._opened.close()
+
+
+def check_place(path: Path, size: int, *, force: bool, inputs: frozenset[Identity]) -> None:
+    """Raise what would keep a PartFile of `size` bytes from being made at `path`, and leave no file there."""
+    part = PartFile(path, size, force=force, inputs=inputs, keep=True)
+    try:
+        part.check_found()
+        part.check_size()
+    finally:
+        part.abandon()
 
 
 class PublishedFile:

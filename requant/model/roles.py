@@ -17,7 +17,6 @@ _IN_A_LAYER = re.compile(r"(?:(?P<tower>.+)\.)?blk\.(?P<layer>[0-9]+)\.(?P<part>
 # a matrix below both bounds saves too few bytes for the risk
 TINY_WEIGHTS = 2**19  # 1 MiB in F16
 TINY_SHARE = 10_000  # one part in so many of the model's weights
-TOO_SMALL = "it is too small to save anything"
 
 LOW_BIT_BPW = 2.1  # at or below it: IQ1_S, IQ1_M, IQ2_XXS, TQ1_0, TQ2_0, Q1_0
 # attn_qkv and attn_kv_b hold the K and V projections in fused form
@@ -145,7 +144,7 @@ def never_quantize(
     than 512 Ki weights (1 MiB in F16) and less than 1/10000 of the model.
     """
     tiny = 0 if model_weights is None else min(TINY_WEIGHTS, model_weights / TINY_SHARE)
-    too_small = TOO_SMALL if math.prod(shape) < tiny else None
+    too_small = "it is too small to save anything" if math.prod(shape) < tiny else None
     return _reason_by_shape(name, shape, type_id) or _reason_by_name(arch, name) or too_small
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from requant.formats import by_name
-from requant.model.roles import TOO_SMALL, candidates, is_below
+from requant.model.roles import candidates, is_below
 from requant.planning.constraints import Constraints
 from requant.planning.rule_matches import deciding_pins
-from requant.scoring.losses import Candidate, Losses, TensorLosses
+from requant.scoring.losses import TOO_SMALL, Candidate, Losses, TensorLosses
 
 
 def add_asked_types(losses: Losses, constraints: Constraints) -> Losses:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from requant.errors import REMARK, UsageError, brief, find_similar
-from requant.model.roles import TOO_SMALL
 from requant.planning.constraints import Constraints, Rule, compile_pattern
-from requant.scoring.losses import Losses
+from requant.scoring.losses import TOO_SMALL, Losses
 
 _SHOWN = 10  # faults that a message names
 

@@ -12,7 +12,7 @@ from requant.formats import FORMATS, BlockFormat, Effort, by_name, codec
 from requant.model.hyperparameters import check_counts, read_hyperparameters
 from requant.model.memory import on_device
 from requant.model.roles import candidates, is_below, is_lookup, is_tied, layer_of, never_quantize, role_of
-from requant.scoring.losses import Candidate, Losses, TensorLosses
+from requant.scoring.losses import TOO_SMALL, Candidate, Losses, TensorLosses
 from requant.scoring.options import DEFAULT_TYPES, ScoringOptions
 
 # as in llama-quantize: weights that were already rounded to fewer bits lose more than their size shows
@@ -59,7 +59,9 @@ def survey_tensors(
     found = []
     for t in source.tensors:
         is_measured = has_importance or (imatrix is not None and importance_for(imatrix, t.name, t.shape) is not None)
-        reason = source.preserved.get(t.name) or never_quantize(arch, t.name, t.shape, t.type_id, model_weights=weights)
+        reason = source.preserved.get(t.name) or never_quantize(arch, t.name, t.shape, t.type_id)
+        if reason is None and never_quantize(arch, t.name, t.shape, t.type_id, model_weights=weights) is not None:
+            reason = TOO_SMALL
         smaller, skipped = _smaller_types(arch, t, types, is_measured) if reason is None else ([], {})
         others = [Candidate(name, encoded_format(name).n_bytes(t.n_weights), 0.0) for name in smaller]
         found.append(

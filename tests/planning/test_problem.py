@@ -2,7 +2,6 @@ import pytest
 from strategies import model, tensor
 
 from requant.errors import UsageError
-from requant.model.roles import TOO_SMALL
 from requant.planning.asked_types import add_asked_types
 from requant.planning.constraints import (
     Constraints,
@@ -22,6 +21,7 @@ from requant.planning.rule_matches import check_rules
 from requant.planning.rules import parse_rule, parse_type, parse_types
 from requant.planning.solver.problem import constrain
 from requant.planning.solver.solve import solve
+from requant.scoring.losses import TOO_SMALL
 
 SOME = {"Q2_K": 3.0, "Q4_K": 0.5, "Q6_K": 0.1}
 LOSSES = model(

@@ -102,10 +102,10 @@ class ConversionRun:
         for found in stale:
             found.unlink(missing_ok=True)
 
-    def check_output(self, session: Session) -> None:
+    def check_output(self, session: Session, *, discards: bool) -> None:
         """Raise, before any long work, what would keep the output and its record from being written."""
         force = self.options.force
-        check_place(self.out, 0, force=force, inputs=session.inputs)
+        check_place(self.out, 0, force=force, inputs=session.inputs, discards=discards)
         check_writable(record_path(self.out), force=force, inputs=session.inputs, own=OUTPUT_SCHEMA)
         if session.needs_scoring:  # the exact size is known only after hours of scoring
             parts = [self.out.with_name(f"{name}.part") for name in final_names(self.claim.journal)]
@@ -120,19 +120,19 @@ class ConversionRun:
 
         found = None if restart else self.resume(session)
         if found is None:
-            self.check_output(session)
+            self.check_output(session, discards=restart)
         planned = found or session.make_plan(weigh=True, measure=measure)
         prepared = prepare_output(
             session.source, planned.plan, planned.importance.imatrix, session.losses, self.options.splitting
         )
         if found is None:
-            self._check_files(session, prepared.layouts)
+            self._check_files(session, prepared.layouts, discards=restart)
         return Trial(planned, prepared)
 
-    def _check_files(self, session: Session, layouts: Sequence[Layout]) -> None:
+    def _check_files(self, session: Session, layouts: Sequence[Layout], *, discards: bool) -> None:
         paths = output_paths(self.out, layouts)
         for path, layout in zip(paths, layouts, strict=True):
-            check_place(path, layout.size, force=self.options.force, inputs=session.inputs)
+            check_place(path, layout.size, force=self.options.force, inputs=session.inputs, discards=discards)
         targets = [resolve_target(path) for path in paths]
         parts = [target.with_name(f"{target.name}.part") for target in targets]
         check_space(targets[0].parent, total_size(layouts), parts)

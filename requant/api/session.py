@@ -142,11 +142,14 @@ class Session:
     def _types(self) -> tuple[str, ...]:
         return self.request.types_to_score(DEFAULT_TYPES)
 
-    def find_losses(self, *, weigh: bool = False) -> tuple[Losses, Importance]:
-        """Return the losses, given or measured now, and the importance: with `weigh` that measured on the way."""
+    def find_losses(self, *, weigh: bool = False, any_budget: bool = False) -> tuple[Losses, Importance]:
+        """Return the losses, given or measured now, and the importance: with `weigh` that measured on the way.
+
+        any_budget: measure all candidates, whatever the budget of the request.
+        """
         losses, importance = self.losses, Importance(self.imatrix)
         if losses is None:
-            scored = self._score_candidates(weigh)
+            scored = self.score(self._types, weigh=weigh) if any_budget else self._score_candidates(weigh)
             losses = scored.losses
             statistics, text = scored.statistics, losses.calibration_text
             if statistics is not None and text is not None:

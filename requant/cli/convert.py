@@ -14,6 +14,7 @@ from requant.cli import messages, options, terminal
 from requant.cli.command import Command, WordChoice
 from requant.cli.sessions import open_model_session
 from requant.common.units import format_size
+from requant.container.part import resolve_target
 from requant.container.splitting import WHOLE, Splitting, output_paths, total_size
 from requant.conversion.options import POLICIES, ConversionOptions
 from requant.errors import UsageError, printable
@@ -105,6 +106,7 @@ def command(*, how: ConversionOutput, **given: Any) -> None:
     plan_from = choose_plan_from(given["request"], *decided)
     how.check()
     with open_model_session(**given, plan_from=plan_from) as session:
+        resolve_target(how.out)
         publish.check_output_reports(how.reports, how.out, force=how.force, inputs=session.inputs)
         if how.dry_run:
             messages.print_result(*_dry_run(session, how))

@@ -35,7 +35,8 @@ def nearest_folder(folder: Path) -> Path:
     """Return `folder`, or the nearest one above it. Raises InputOutputError where a folder cannot be made in it."""
     found = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not found.is_dir():
-        raise InputOutputError(folder, f"cannot be made: {os.strerror(errno.ENOTDIR)}")
+        code = errno.EEXIST if found == folder else errno.ENOTDIR
+        raise InputOutputError(folder, f"cannot be made: {os.strerror(code)}")
     if not os.access(found, os.W_OK | os.X_OK):
         raise InputOutputError(folder, f"cannot be made: {os.strerror(errno.EACCES)}")
     return found

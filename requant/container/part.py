@@ -347,11 +347,15 @@ class PartFile:
         self._opened.close()
 
 
-def check_place(path: Path, size: int, *, force: bool, inputs: frozenset[Identity]) -> None:
-    """Raise what would keep a PartFile of `size` bytes from being made at `path`, and leave no file there."""
+def check_place(path: Path, size: int, *, force: bool, inputs: frozenset[Identity], discards: bool = False) -> None:
+    """Raise what would keep a PartFile of `size` bytes from being made at `path`, and leave no file there.
+
+    discards: what an earlier run left there is to be discarded.
+    """
     part = PartFile(path, size, force=force, inputs=inputs, keep=True)
     try:
-        part.check_found()
+        if not discards:
+            part.check_found()
         part.check_size()
     finally:
         part.abandon()

@@ -36,11 +36,24 @@ def parse_bytes(value: int | str, option: str, least: int = 1) -> int:
     try:
         return parse_size(str(int(value)) if _is_whole(value) else value, least)  # type: ignore[arg-type]
     except (UsageError, TypeError) as error:
+        if isinstance(value, str) and _is_list(value, least):
+            what = f"'{brief(value)}' is a list, and this option takes one size; --vram of plan takes several"
+            raise UsageError(f"{option}: {what}") from error
         raise UsageError(f"{option}: {error}") from error
 
 
+def _is_list(text: str, least: int) -> bool:
+    """Return whether `text` is a list of sizes, each with its unit."""
+    try:
+        return all(not part.strip().isdigit() and parse_size(part, least) for part in text.split(","))
+    except UsageError:
+        return False
+
+
 def parse_sizes(text: str, option: str) -> tuple[int, ...]:
-    """Return the bytes of each size in a comma-separated list. Raises UsageError."""
+    """Return the bytes of each size in a comma-separated list. Raises UsageError, for a decimal comma too."""
+    if re.fullmatch(r"\s*\d+,\d+\s*[A-Za-z]+\s*", text):  # a list whose first size has no unit
+        return (parse_bytes(text, option),)
     return tuple(parse_bytes(part, option) for part in text.split(","))
 
 

@@ -23,7 +23,7 @@ from requant.planning.request import (
     check_frontier,
     choose_plan_from,
 )
-from requant.planning.rules import parse_count, parse_text, parse_written_type
+from requant.planning.rules import parse_count, parse_mixture, parse_written_type
 from requant.scoring.losses import Losses
 from requant.scoring.options import CalibrationOptions, check_calibration
 
@@ -171,7 +171,7 @@ def parse_plan_from(request: PlanRequest, given: Mapping[str, Any]) -> PlanFrom:
         request,
         plan=Path(plan) if isinstance(plan, str | os.PathLike) else plan,
         type_name=None if type_name is None else parse_written_type(type_name, "--type"),
-        preset=None if given.get("preset") is None else parse_text(given["preset"], "--preset"),
+        preset=None if given.get("preset") is None else parse_mixture(given["preset"], "--preset"),
         like=_parse_path(given, "like"),
     )
 

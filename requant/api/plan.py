@@ -60,7 +60,7 @@ def plans_to_json(found: Sequence[Plan]) -> str:
 
 def compute_curve(session: Session) -> tuple[list[Point], Losses]:
     """Compute the curve of loss against bytes; return it with the losses."""
-    losses, importance = session.find_losses()
+    losses, importance = session.find_losses(any_budget=True)
     planner = Planner(session.source, losses, importance.imatrix)
     with session.monitor.progress("solving", N_POINTS, " plans") as advance:
         return run_interruptible(compute_frontier, planner, session.request, progress=advance), losses

@@ -151,7 +151,9 @@ class Session:
                 )
             case FromModel(path):
                 with open_source(path) as other:
-                    return Planned(recipe.clone_plan(self.source, other, allow_requantize=again), given)
+                    return Planned(
+                        recipe.clone_plan(self.source, other, imatrix=self.imatrix, allow_requantize=again), given
+                    )
             case _:
                 losses, importance = self.find_losses(weigh=weigh)
                 if measure is not None:
@@ -176,11 +178,15 @@ class Session:
     def _types(self) -> tuple[str, ...]:
         return self.request.types_to_score(DEFAULT_TYPES)
 
-    def find_losses(self, *, weigh: bool = True) -> tuple[Losses, Importance]:
-        """Return the losses, given or measured now, and the importance: with `weigh` that measured on the way."""
+    def find_losses(self, *, weigh: bool = True, any_budget: bool = False) -> tuple[Losses, Importance]:
+        """Return the losses, given or measured now, and the importance: with `weigh` that measured on the way.
+
+        any_budget: measure all candidates, whatever the budget of the request.
+        """
         losses, importance = self.losses, self.importance
         if losses is None:
-            scored = self._score_candidates(weigh and self.measures_importance)
+            weigh = weigh and self.measures_importance
+            scored = self.score(self._types, weigh=weigh) if any_budget else self._score_candidates(weigh)
             losses = scored.losses
             importance = measured_importance(scored) or importance
         self.request.try_rules(losses)

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from requant.common.files import Identity, identity, open_regular, read_into
+from requant.common.open_files import OpenFile
 from requant.container.header import Header, combine_sha256, read_header
 from requant.container.shards import check_shard, check_shards, shard_paths
 from requant.errors import BadInput, InputOutputError, SourceChanged, printable, quote
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _WARNED = 20  # warnings to show of a file; it may have a million unusual tensors
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
+_REMOVED = "was removed while it was being read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +84,20 @@ class SourceTensor:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """An open file: its path, descriptor, header, and its `stat` result when it was opened."""
+    """An open file: its path, header, and its `stat` result when it was opened."""
 
     path: Path
-    descriptor: int
+    file: OpenFile
     header: Header
     status: os.stat_result
+
+    def read_into(self, target: memoryview, offset: int) -> None:
+        """Fill `target` with the bytes from `offset` on.
+
+        Raises SourceChanged where the file is shorter now or has become another one, InputOutputError.
+        """
+        with self.file.use() as descriptor:
+            read_into(self.path, descriptor, target, offset)
 
 
 @dataclass(slots=True)
@@ -158,7 +168,7 @@ class Source:
         if rows.size:
             file = self.opened[tensor.file]
             offset = file.header.data_start + tensor.info.offset + first_row * tensor.row_bytes
-            read_into(file.path, file.descriptor, rows.reshape(-1).data, offset)
+            file.read_into(rows.reshape(-1).data, offset)
         return rows
 
     def check_unchanged(self) -> None:
@@ -167,15 +177,10 @@ class Source:
             try:
                 now = file.path.stat()
             except FileNotFoundError as error:
-                raise SourceChanged(file.path, "was removed while it was being read") from error
+                raise SourceChanged(file.path, _REMOVED) from error
             except OSError as error:
                 raise InputOutputError(file.path, f"cannot be checked again: {error.strerror}") from error
-            for name in ("st_dev", "st_ino", "st_size", "st_mtime_ns"):
-                before, after = getattr(file.status, name), getattr(now, name)
-                if before != after:
-                    raise SourceChanged(
-                        file.path, f"changed while it was being read: {name[3:]} was {before}, now {after}"
-                    )
+            _check_same(file.path, file.status, now)
 
     @property
     def is_closed(self) -> bool:
@@ -230,17 +235,41 @@ def open_files(paths: Sequence[Path]) -> Source:
 
 
 def _open(path: Path) -> SourceFile:
-    descriptor = open_regular(path)
+    status: os.stat_result
+
+    def reopen() -> int:
+        try:
+            descriptor = open_regular(path)
+        except BadInput as error:
+            raise error if isinstance(error, InputOutputError) else SourceChanged(path, _REMOVED) from error
+        try:
+            _check_same(path, status, os.fstat(descriptor))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    file = OpenFile(lambda: open_regular(path), reopen)
     try:
-        return SourceFile(path, descriptor, read_header(path, descriptor), os.fstat(descriptor))
+        with file.use() as descriptor:
+            status = os.fstat(descriptor)
+            return SourceFile(path, file, read_header(path, descriptor), status)
     except BaseException:
-        os.close(descriptor)
+        file.close()
         raise
+
+
+def _check_same(path: Path, before: os.stat_result, now: os.stat_result) -> None:
+    """Raise SourceChanged, with the old and new value, where a file is not the one that was opened, or was written."""
+    for name in ("st_dev", "st_ino", "st_size", "st_mtime_ns"):
+        was, has = getattr(before, name), getattr(now, name)
+        if was != has:
+            raise SourceChanged(path, f"changed while it was being read: {name[3:]} was {was}, now {has}")
 
 
 def _close(files: Iterable[SourceFile]) -> None:
     for file in files:
-        os.close(file.descriptor)
+        file.file.close()
 
 
 def _assemble(opened: tuple[SourceFile, ...]) -> Source:

@@ -51,6 +51,7 @@ _MIXTURES = {
     "Q6_K": ("Q6_K", 6.56),
     "Q8_0": ("Q8_0", 8.5),
 }
+MIXTURE_ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # as in llama-quantize
 _OUTPUT_AS_Q5_K = frozenset(["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS"])
 _EMBEDDING = {
     **dict.fromkeys(["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS"], "Q2_K"),

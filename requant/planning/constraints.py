@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 LOSS_STEP = 1e-12  # of a loss; a loss limit is a whole number of them
 _HELD_BY_HOST = ("token_embd", "per_layer_token_embd")  # roles that are always in RAM
 _FILTERS = threading.Lock()  # warning filters belong to the whole process
+_BRACKETS = re.compile(r"\\.|\[\^?\]?(?:\[:[a-z]+:\]|\\.|[^]\\])*\]", re.DOTALL)  # an escape, or a set with classes
+_CLASSES = {  # of POSIX, as std::regex takes them: what stands for them in a set
+    **{"digit": "0-9", "d": "0-9", "xdigit": "0-9A-Fa-f", "lower": "a-z", "upper": "A-Z", "alpha": "A-Za-z"},
+    **{"alnum": "0-9A-Za-z", "w": "0-9A-Za-z_", "space": r"\s", "s": r"\s", "blank": r" \t"},
+    **{"cntrl": r"\x00-\x1f\x7f", "graph": "!-~", "print": " -~", "punct": r"!-/:-@\[-`{-~"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +178,21 @@ def compile_pattern(pattern: str, option: str) -> re.Pattern[str]:
     """Compile the regular expression that an option gives. Raises UsageError."""
     try:
         with _FILTERS, warnings.catch_warnings():
-            # Python only warns of sets like [[:digit:]], which it reads unlike other engines; refuse them
+            # Python only warns of sets within sets, which it reads unlike other engines; refuse them
             warnings.simplefilter("error", FutureWarning)
-            return re.compile(pattern)
+            return re.compile(_spell_out_classes(pattern))
     except (re.error, FutureWarning, OverflowError, RecursionError) as error:
         raise UsageError(f"{option}: '{brief(pattern)}' is not a regular expression: {error}") from error
+
+
+def _spell_out_classes(pattern: str) -> str:
+    """Return the expression with the classes of POSIX, `[[:digit:]]`, as Python spells them; others are left in."""
+
+    def spell_out(brackets: re.Match[str]) -> str:
+        inside = re.sub(r"\[:([a-z]+):\]", lambda name: _CLASSES.get(name[1], name[0]), brackets[0][1:])
+        return brackets[0][0] + inside
+
+    return _BRACKETS.sub(spell_out, pattern)
 
 
 @dataclass(frozen=True, slots=True)

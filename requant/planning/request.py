@@ -12,8 +12,8 @@ from requant.model.engine_settings import EngineSettings
 from requant.planning.constraints import Constraints, Rule, loss_limit
 from requant.planning.engines import ENGINES, Engine, engine_named
 from requant.planning.options import MEMORY, PLAN_OPTIONS
+from requant.planning.rule_matches import check_rules
 from requant.planning.rules import AUTO, MAX_CONTEXT, read_tensor_types
-from requant.planning.solver.problem import check_rules
 from requant.scoring.losses import NATS, loss_unit
 
 if TYPE_CHECKING:

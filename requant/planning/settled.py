@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from requant.container.source import Source
 from requant.model.auxiliary import draft_type
 from requant.model.memory import Memory, layer_caches
+from requant.planning.asked_types import add_asked_types
 from requant.planning.constraints import Constraints, Limit, bpw_limit, loss_limit
 from requant.planning.deployment import Deployment
 from requant.planning.options import PREFERENCE
@@ -53,6 +54,7 @@ class SettledRequest:
 
         cache_loss: of the request's cache types, a part of --max-loss. spread: False for all layers on the GPU.
         """
+        losses = add_asked_types(losses, request.constraints)
         base = replace(request.constraints, unusable=request.profile.cannot)
         deployment, notes, memories = None, tuple[str, ...](), tuple[Memory, ...]()
         if request.on_devices:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from requant.scoring.statistics import Statistics
 
 LOSSES_SCHEMA = "requant.losses/1"
+TOO_SMALL = "it is too small to save anything"  # the reason of a tensor that keeps its type unless a pin names another
 IN_NATS = GRADIENTS, KFAC = "fisher", "kfac"  # methods whose losses are predicted KL divergence
 NATS, POINTS = "nats per token", "points"  # units of losses
 

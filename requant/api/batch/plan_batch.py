@@ -11,10 +11,14 @@ from requant.api.batch.state import empty_folder, seal_entry
 from requant.api.importance import find_importance
 from requant.api.invocation import record_options
 from requant.api.session import Session, open_session
-from requant.common.atomic_write import write_text
+from requant.common.atomic_write import check_writable, write_text
+from requant.common.folders import check_space, nearest_folder
 from requant.common.interrupt import run_interruptible
+from requant.container.part import check_place
 from requant.container.source import Source, open_source
-from requant.container.splitting import total_size
+from requant.container.splitting import output_paths, total_size
+from requant.conversion.prepare import prepare_output
+from requant.conversion.record import OUTPUT_SCHEMA, record_path
 from requant.planning.output_layout import output_layouts
 from requant.planning.plan import Plan, read_plan
 from requant.planning.planner import check_feasible
@@ -80,8 +84,28 @@ class _BatchPlanner:
                 return
             item.row.set_plan(item.plan)
             if dry_run:
-                imatrix = read_importance_file(self.scores.find_importance(item, source))
-                item.row.size = total_size(output_layouts(source, item.plan, imatrix, item.options.splitting))
+                self._try_item(item, item.plan, source)
+
+    def _try_item(self, item: BatchItem, plan: Plan, source: Source) -> None:
+        """Set the row's size. Raise what can be found before the first byte of an output that is not there yet."""
+        given, splitting = read_importance_file(self.scores.find_importance(item, source)), item.options.splitting
+        if given is None and item.is_scored and self._open_session(item, source).measures_importance:
+            layouts = output_layouts(source, plan, None, splitting)  # the importance is measured with the losses
+        else:
+            layouts = prepare_output(source, plan, given, None, splitting).layouts
+        item.row.size = total_size(layouts)
+        if item.out is None:
+            return
+        if self.context.find_output(item, lambda: given)[0] is not None:
+            self.context.batch.summary.set_status(item.row, "skipped")
+            return
+        force, inputs = self.context.options.force, source.identities
+        folder = nearest_folder(item.out.parent)
+        if folder == item.out.parent:
+            for path, layout in zip(output_paths(item.out, layouts), layouts, strict=True):
+                check_place(path, layout.size, force=force, inputs=inputs)
+            check_writable(record_path(item.out), force=force, inputs=inputs, own=OUTPUT_SCHEMA)
+        check_space(folder, item.row.size, [])
 
     def _make_plan(self, item: BatchItem, source: Source) -> Plan | None:
         """Make the plan of `requant convert`; None where a dry run would have to score."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -17,12 +16,14 @@ from requant.api.session import Importance, Planned, Session
 from requant.common.atomic_write import check_writable, write_text
 from requant.common.files import identify_content, open_regular
 from requant.common.folders import check_space
+from requant.common.inputs import own_files
 from requant.common.interrupt import run_interruptible
 from requant.common.serialization import to_plain
-from requant.container.output import can_resume, claim_output, discard_unfinished, final_names
+from requant.common.sidecars import Sidecar
+from requant.container.output import can_resume, claim_output, discard_unfinished
 from requant.container.part import PartFile, resolve_target
 from requant.conversion.options import DEFAULTS, KEEP_TYPE, Claim, ConversionOptions
-from requant.conversion.record import OUTPUT_SCHEMA, Conversion, record_path
+from requant.conversion.record import Conversion, is_record_of_output, record_path
 from requant.errors import BadInput, InputOutputError, OutputRefused
 from requant.planning.plan import Plan
 from requant.planning.request import plan_from_option
@@ -46,9 +47,9 @@ class ConversionRun:
     options: ConversionOptions
 
     @property
-    def importance_path(self) -> Path:
+    def importance(self) -> Sidecar:
         """The file in which importance that was measured while planning is kept until the output is finished."""
-        return _importance_path(self.out)
+        return _importance_sidecar(self.out)
 
     def resume(self, session: Session) -> Planned | None:
         """Return the plan of an unfinished run of the same command, and the importance that it measured.
@@ -69,9 +70,11 @@ class ConversionRun:
     def _read_importance(self, sha256: object) -> Imatrix:
         from requant.scoring.statistics import read_statistics
 
-        path, hint = self.importance_path, "--restart begins again"
+        path, hint = self.importance.path, "--restart begins again"
         try:
-            found = read_statistics(path)
+            self.importance.check()
+            with own_files():
+                found = read_statistics(path)
         except BadInput as error:
             what = f"what was measured for the unfinished output cannot be read: {error.what}"
             raise OutputRefused(path, what, hint=hint) from error
@@ -79,25 +82,13 @@ class ConversionRun:
             raise OutputRefused(path, "is not as it was written", hint=hint)
         return found
 
-    def remove_leftovers(self) -> None:
-        """Remove temporary files of killed runs; safe, because this run holds the claim."""
-        journal, path = self.claim.journal, self.importance_path
-        stale = [path.with_name(f"{path.name}.part")]
-        if journal.past.head is None:
-            stale.append(path)
-        for name in {self.out.name, *final_names(journal)[:1]}:  # the record of a split output is beside its first file
-            record = record_path(self.out.with_name(name))
-            stale += record.parent.glob(f"{glob.escape(record.name)}.{'[0-9a-f]' * 8}.part")
-        for found in stale:
-            found.unlink(missing_ok=True)
-
     def check_output(self, session: Session) -> None:
         """Raise, before any long work, what would keep the output and its record from being written."""
         force = self.options.force
-        with PartFile(self.out, 0, force=force, inputs=session.inputs):
-            check_writable(record_path(self.out), force=force, inputs=session.inputs, own=OUTPUT_SCHEMA)
+        with PartFile(self.out, 0, force=force):
+            check_writable(record_path(self.out), force=force, is_own=is_record_of_output)
         if session.needs_scoring:  # the exact size is known only after hours of scoring
-            parts = [self.out.with_name(f"{name}.part") for name in final_names(self.claim.journal)]
+            parts = [self.out.with_name(f"{name}.part") for name in self.claim.journal.past.file_names()]
             check_space(resolve_target(self.out).parent, session.least_bytes(), parts)
 
     def convert(self, session: Session, planned: Planned) -> Conversion:
@@ -109,7 +100,8 @@ class ConversionRun:
         plan, importance = planned.plan, planned.importance
         if importance.statistics is not None:
             statistics, text = importance.statistics
-            write_statistics(self.importance_path, statistics, session.source, text, force=True, inputs=session.inputs)
+            path, name = self.importance.path, self.out.name
+            write_statistics(path, statistics, session.source, text, force=False, sidecar_of=name)
         prepare_kernels(session.monitor, formats_used(plan))
         return convert(
             session.source,
@@ -156,27 +148,35 @@ def _claim(
 
     def write_record(made: Conversion) -> None:
         path = record_path(made.output)
-        write_text(path, made.to_json(), force=options.force, inputs=session.inputs, own=OUTPUT_SCHEMA)
+        write_text(path, made.to_json(), force=options.force, is_own=is_record_of_output)
 
+    importance = _importance_sidecar(out)
     with claim_output(out) as journal:
         session.monitor.warn(*journal.warnings)
+        importance.check()
         if restart:
-            discard_unfinished(journal, out, session.inputs)
+            discard_unfinished(journal, out)
+        if journal.past.head is None:
+            importance.remove()  # of a run that was killed
         claim = Claim(
             journal,
             _describe_request(session, options.splitting, measure),
-            extras=(_importance_path(out),),
+            extras=(importance,),
             keep=session.needs_scoring,
             record=write_record,
         )
-        run = ConversionRun(out, claim, options)
-        run.remove_leftovers()
-        yield run
+        yield ConversionRun(out, claim, options)
 
 
-def _importance_path(out: Path) -> Path:
+def _importance_sidecar(out: Path) -> Sidecar:
     target = resolve_target(out)
-    return target.with_name(f"{target.name}.part.imatrix")
+
+    def is_ours(descriptor: int) -> bool:
+        from requant.scoring.statistics import SIDECAR_HEAD, is_sidecar_of
+
+        return is_sidecar_of(out.name, os.pread(descriptor, SIDECAR_HEAD, 0))
+
+    return Sidecar(target.with_name(f"{target.name}.part.imatrix"), "the importance of this output", is_ours)
 
 
 def _describe_request(session: Session, splitting: Splitting, measure: int | None) -> dict[str, Any]:

@@ -23,12 +23,12 @@ def score_to_files(session: Session, *, emitted: Path | None = None, force: bool
         if session.imatrix is not None or session.calibration.quick:
             raise UsageError("--emit-imatrix: nothing is measured with --imatrix, --statistics or --quick")
         check_can_run(session.source)
-        check_writable(emitted, force=force, inputs=session.inputs)
+        check_writable(emitted, force=force)
     scored = session.score(session.request.types, weigh=emitted is not None)
     if emitted is not None:
         from requant.scoring.statistics import write_statistics
 
         statistics, text = scored.statistics, scored.losses.calibration_text
         assert statistics is not None and text is not None
-        write_statistics(emitted, statistics, session.source, text, force=force, inputs=session.inputs)
+        write_statistics(emitted, statistics, session.source, text, force=force)
     return replace(scored.losses, options=score_arguments(session))

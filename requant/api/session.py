@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,9 @@ from requant.api.invocation import record_options
 from requant.api.kernels import prepare_kernels
 from requant.api.measure import check_can_run, read_importance, score
 from requant.api.session_options import SessionOptions
-from requant.common.files import Identity, identities
 from requant.common.interrupt import run_interruptible
 from requant.common.monitor import SILENT, Monitor
-from requant.container.source import Source, open_source
+from requant.container.source import Source, add_model_inputs, open_source
 from requant.conversion.record import read_any_plan
 from requant.errors import UsageError
 from requant.formats import Effort, by_name
@@ -60,7 +59,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """An open model with the options of planning; `losses` and `imatrix` were read, `inputs` are all files read."""
+    """An open model with the options of planning; `losses` and `imatrix` were read."""
 
     source: Source
     request: PlanRequest
@@ -69,7 +68,6 @@ class Session:
     options: SessionOptions
     imatrix: Imatrix | None
     losses: Losses | None
-    inputs: frozenset[Identity]
     cluster: Cluster | None = None
     monitor: Monitor = SILENT
 
@@ -257,8 +255,9 @@ def open_session(
     """
     plan_from, options = plan_from or FromBudget(), options or SessionOptions()
     imatrix = options.imatrix or calibration.statistics
-    files = plan_from_option(plan_from).values()
-    paths = [imatrix, options.losses, *files, calibration.text, calibration.tokens, calibration.statistics]
+    source.add_to_inputs()
+    groups = (request, calibration, options)
+    add_model_inputs(*plan_from_option(plan_from).values(), *(getattr(g, f.name) for g in groups for f in fields(g)))
     return Session(
         source=source,
         request=request,
@@ -267,7 +266,6 @@ def open_session(
         options=options,
         imatrix=read_importance(imatrix, source),
         losses=read_losses(options.losses) if isinstance(options.losses, Path) else options.losses,
-        inputs=source.identities | identities(*(path for path in paths if isinstance(path, Path))),
         cluster=cluster,
         monitor=monitor,
     )

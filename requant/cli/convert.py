@@ -109,7 +109,7 @@ def command(*, how: ConversionOutput, **given: Any) -> None:
 
 
 def _convert(session: Session, how: ConversionOutput) -> Conversion:
-    publish.check_output_reports(how.reports, how.out, force=how.force, inputs=session.inputs)
+    publish.check_output_reports(how.reports, how.out, force=how.force)
     return convert_to_file(
         session,
         how.out,

@@ -50,11 +50,11 @@ class PlanOutputs:
         if self.recipe is not None and not one:
             raise UsageError("--emit-tensor-types is of one plan; give one --vram and no --frontier")
 
-    def check_paths(self, session: Session) -> None:
+    def check_paths(self) -> None:
         """Raise OutputRefused or InputOutputError for a file that cannot be written."""
         for path in (*self.plan_paths(), self.recipe):
             if path is not None:
-                check_writable(path, force=self.force, inputs=session.inputs)
+                check_writable(path, force=self.force)
 
     def plan_paths(self) -> Sequence[Path | None]:
         """Return the path of each plan; with several --vram the budget is part of the name."""
@@ -63,10 +63,10 @@ class PlanOutputs:
             return [out] * max(1, len(self.vrams))
         return [out.with_name(f"{out.stem}-{size_label(size)}{out.suffix}") for size in self.vrams]
 
-    def write(self, session: Session, path: Path | None, text: str) -> None:
+    def write(self, path: Path | None, text: str) -> None:
         """Write a text, if there is a path for it."""
         if path is not None:
-            write_text(path, text, force=self.force, inputs=session.inputs)
+            write_text(path, text, force=self.force)
 
 
 @click.command("plan", cls=Command)
@@ -101,7 +101,7 @@ def command(*, outputs: PlanOutputs, preset: str | None, like: Path | None, **gi
     plan_from = FromBudget(like) if outputs.frontier else choose_plan_from(request, None, None, preset, like, others=())
     outputs.check_options(request, has_losses=given["session_options"].losses is not None)
     with open_model_session(**given, plan_from=plan_from) as session:
-        outputs.check_paths(session)
+        outputs.check_paths()
         make = _frontier if outputs.frontier else _several_plans if len(outputs.vrams) > 1 else _one_plan
         parts = make(session, outputs)
     messages.print_result(*parts)
@@ -111,22 +111,22 @@ def _frontier(session: Session, outputs: PlanOutputs) -> Sequence[str]:
     points, losses = planning.compute_curve(session)
     in_json = outputs.as_json or (outputs.out is not None and outputs.out.suffix == ".json")
     text = curve_to_json(points, losses) if in_json else curve_to_csv(points)
-    outputs.write(session, outputs.out, text)
+    outputs.write(outputs.out, text)
     return [text.removesuffix("\n")]
 
 
 def _several_plans(session: Session, outputs: PlanOutputs) -> Sequence[str]:
     plans, vrams = planning.make_plans(session, outputs.vrams), outputs.vrams
     for plan, path in zip(plans, outputs.plan_paths(), strict=True):
-        outputs.write(session, path, plan.to_json())
+        outputs.write(path, plan.to_json())
     return [planning.plans_to_json(plans) if outputs.as_json else plans_table(plans, vrams, terminal.width())]
 
 
 def _one_plan(session: Session, outputs: PlanOutputs) -> Sequence[str | Drawing]:
     plan = session.make_plan().plan
-    outputs.write(session, outputs.out, plan.to_json())
+    outputs.write(outputs.out, plan.to_json())
     if outputs.recipe is not None:
-        outputs.write(session, outputs.recipe, tensor_type_file(plan))
+        outputs.write(outputs.recipe, tensor_type_file(plan))
     if outputs.explain is not None:
         found, more = planning.explain_tensor(session, plan, outputs.explain)
         return [explanation_json(found, plan, more) if outputs.as_json else explanation_text(found, plan, more)]

@@ -46,8 +46,8 @@ def command(
         raise UsageError("nowhere to put the losses; say -o LOSSES.json or --json")
     with open_model_session(request=build_request({"types": types}), **given) as session:
         if out is not None:
-            check_writable(out, force=force, inputs=session.inputs)
+            check_writable(out, force=force)
         losses = score_to_files(session, emitted=emit, force=force)
         if out is not None:
-            write_text(out, losses.to_json(), force=force, inputs=session.inputs)
+            write_text(out, losses.to_json(), force=force)
     messages.print_result(losses.to_json() if as_json else losses_table(losses, terminal.width()))

@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING
 
 from requant.common.files import (
     NOT_SUPPORTED,
-    Identity,
-    identity,
     irregular_kind,
     lock_file,
-    open_or_make,
     open_regular,
     read_into,
     room_hint,
     write_from,
 )
 from requant.common.folders import check_space, sync_folder
+from requant.common.inputs import identity, is_input, own_files, restrict
+from requant.common.sidecars import Sidecar
 from requant.common.units import format_size
 from requant.container.header import Header, read_header
 from requant.errors import BadInput, InputOutputError, OutputRefused, printable
@@ -57,17 +56,17 @@ class PartFile:
     """A file of `size` bytes that will be at `path`. Use as a context manager: leaving it unpublished removes it.
 
     Opening checks everything before a byte is written: raises OutputRefused where `path` is taken (`force` allows
-    replacing a regular file), is one of `inputs` (which nothing allows) or is being written by another run, and
-    InputOutputError where there is no room or no permission. A symbolic link is followed to its target.
-    `warnings` are the guarantees that the file system cannot give.
+    replacing a regular file), is one of the inputs (which nothing allows) or is being written by another run, and where
+    the part file is not ours; InputOutputError where there is no room or no permission. A symbolic link is followed to
+    its target. `warnings` are the guarantees that the file system cannot give.
 
     keep: the contents that an earlier run left in the part file stay until `begin`, `found` tells whether they have the
-    right size; leaving does not remove the file, `abandon` does if it is of this run, `remove` always.
+    right size; leaving does not remove the file, `abandon` does if it is of this run, `discard` if it is of any run.
     """
 
-    def __init__(self, path: Path, size: int, *, force: bool, inputs: frozenset[Identity], keep: bool = False) -> None:
+    def __init__(self, path: Path, size: int, *, force: bool, keep: bool = False) -> None:
         self.path, self.size, self.warnings = Path(path), size, list[str]()
-        self._force, self._inputs, self._keep = force, inputs, keep
+        self._force, self._keep = force, keep
         self.target = resolve_target(path)
         self.file = self.target.with_name(self.target.name + ".part")
         self._check_target()
@@ -102,16 +101,24 @@ class PartFile:
         room.
         """
         if os.fstat(self._descriptor).st_size:
-            if not self._is_ours(header):
-                hint = "it stands where the unfinished output goes; move it away"
-                hint += ", or --restart discards it" if self._keep else ""
-                raise OutputRefused(self.file, "is not an unfinished output of this command", hint=hint)
+            self.check_ours(header)
             # removed, not truncated: its name may be a second link to a file that somebody wants
             self.file.unlink()
             old, self._descriptor = self._descriptor, self._acquire()
             os.close(old)
         self._is_new = True
         self._reserve()
+
+    def check_ours(self, header: bytes = b"") -> None:
+        """Raise OutputRefused where the file found is not an unfinished output; `header` as for `begin`."""
+        if not self._is_ours(header):
+            hint = "it stands where the unfinished output goes; move it away"
+            raise OutputRefused(self.file, "is not an unfinished output of this command", hint=hint)
+
+    def resume(self, header: bytes) -> None:
+        """Keep the contents found, without the header that an earlier run may have written. Raises as `begin` does."""
+        self.check_ours(header)
+        self.blank()
 
     def abandon(self) -> None:
         """Release the lock, and remove the file if `begin` made it."""
@@ -178,8 +185,10 @@ class PartFile:
         """
         if not self._is_part(self._descriptor):
             raise InputOutputError(self.file, "was moved or replaced while it was being written")
-        self._check_target()
+        replaced = self._check_target()
         try:
+            if not restrict(self._descriptor, replaced):
+                self.warnings.append("the output's file system keeps no permissions: others may read the output")
             self._rename()
         except FileExistsError as error:
             raise self._taken() from error
@@ -194,22 +203,23 @@ class PartFile:
         self.seal(header)
         self.put_in_place()
 
-    def _check_target(self) -> None:
-        """Refuse a target that must not be replaced; run again before publishing."""
+    def _check_target(self) -> os.stat_result | None:
+        """Refuse a target that must not be replaced, and return its status; run again before publishing."""
         try:
             status = self.target.stat()
         except FileNotFoundError:
-            return
+            return None
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
         kind = irregular_kind(status)
         if kind is not None:
             raise OutputRefused(self.path, f"is {kind}, not a regular file", hint="choose another output")
-        if identity(status) in self._inputs:
+        if is_input(status):
             what = f"is one of the inputs ({printable(str(self.target))})"
             raise OutputRefused(self.path, what, hint="--force does not help; choose another output")
         if not self._force:
             raise self._taken()
+        return status
 
     def _unusable(self, error: OSError | ValueError) -> BadInput:
         if isinstance(error, ValueError):
@@ -223,7 +233,8 @@ class PartFile:
 
     def _acquire(self) -> int:
         """Open and lock the part file, made if missing. Raises OutputRefused where another run has it."""
-        descriptor = open_or_make(self.file, "an unfinished output", self._inputs)
+        names = 2 if self._is_target() else 1
+        descriptor = Sidecar(self.file, "an unfinished output", names=names).open_or_make()
         try:
             # check the name again: its last owner may have published, and a new one begun, before the lock
             if lock_file(self.file, descriptor, self.warnings) and self._is_part(descriptor):
@@ -245,11 +256,16 @@ class PartFile:
         return self.file.exists() and self.target.exists() and self.file.samefile(self.target)
 
     def _is_ours(self, header: bytes) -> bool:
-        """Return whether the file begins like an unfinished output, or .part and target are hard links to one file."""
+        """Return whether the file begins like an unfinished output, or .part and target are hard links to one file.
+
+        A run that was stopped while it wrote the header leaves any part of it, and zeros.
+        """
         if self._is_target():
             return True
         found = os.pread(self._descriptor, max(len(header), len(BLANK)), 0)
-        return found == header or not any(found[: len(BLANK)])
+        if found == header or not any(found[: len(BLANK)]):
+            return True
+        return len(found) == len(header) and all(a in (0, b) for a, b in zip(found, header, strict=True))
 
     def _reserve(self) -> None:
         """Allocate the whole size, so that a full disk fails now and not after hours."""
@@ -307,7 +323,8 @@ class PublishedFile:
 
     def __init__(self, path: Path) -> None:
         self.file, self.warnings = path, list[str]()
-        self._descriptor = open_regular(path)
+        with own_files():
+            self._descriptor = open_regular(path)
 
     def read_at(self, offset: int, target: memoryview) -> None:
         """Fill `target` with the bytes from `offset` on. Raises as `read_into`."""

@@ -6,22 +6,23 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from requant.common.files import Identity
+from requant.common.atomic_write import IsOwn, read_head, write_file
 from requant.common.notebook import html
 from requant.container.imatrix import COUNTS, GRADIENTS, LOOKUP, SUMS, Entry, Imatrix, entry_of, read_imatrix
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
-from requant.container.part import PartFile
 from requant.container.source import Source
 from requant.errors import printable
 from requant.formats.codec import Floats
 from requant.model.roles import is_experts, n_matrices
 
 Sums = NDArray[np.float64]
+SIDECAR_HEAD = 4096  # bytes of a sidecar that contain the name of its output
 
 
 @dataclass(slots=True)
@@ -116,12 +117,22 @@ def read_statistics(path: Path) -> Imatrix:
     return replace(found, path=found.datasets[0] if found.datasets else "", sha256=_digest(found.entries))
 
 
+def is_sidecar_of(out: str, head: bytes) -> bool:
+    """Return whether a file that begins with `head` was written as the sidecar of the output called `out`."""
+    return head.startswith(b"GGUF") and Metadata("", {}).with_values(_sidecar_key(out)).encode() in head
+
+
+def _sidecar_key(out: str) -> dict[str, tuple[str, str]]:
+    return {"requant.sidecar_of": ("str", printable(out))}
+
+
 def write_statistics(
-    path: Path, statistics: Statistics, source: Source, text: str, *, force: bool, inputs: frozenset[Identity]
+    path: Path, statistics: Statistics, source: Source, text: str, *, force: bool, sidecar_of: str | None = None
 ) -> None:
     """Write `statistics` to `path` as a GGUF importance matrix, gradients in tensors `W.g_sum2` that others ignore.
 
-    text: name of the text that the tokens are from. Raises OutputRefused, InputOutputError.
+    text: name of the text that the tokens are from. sidecar_of: the name of the unfinished output whose sidecar this
+    is, by which `is_sidecar` knows it; such a file is replaced. Raises OutputRefused, InputOutputError.
     """
     arrays: dict[str, Floats] = {}
     for tensor in source.tensors:
@@ -142,8 +153,20 @@ def write_statistics(
             "imatrix.chunk_size": ("u32", statistics.n_ctx),
         }
     )
+    is_own: IsOwn | None = None
+    if sidecar_of is not None:
+        metadata = metadata.with_values(_sidecar_key(sidecar_of))
+
+        def is_own(path: Path) -> bool:
+            return is_sidecar_of(sidecar_of, read_head(path, SIDECAR_HEAD))
+
     layout = lay_out(metadata, [(name, x.shape[::-1], 0) for name, x in arrays.items()], path)
-    with PartFile(path, layout.size, force=force, inputs=inputs) as part:
+
+    def fill(file: IO[bytes]) -> None:
+        file.write(layout.header)
         for placed in layout.tensors:
-            part.write_at(placed.offset, arrays[placed.name].reshape(-1).view(np.uint8))
-        part.publish(layout.header)
+            file.write(bytes(placed.offset - file.tell()))
+            file.write(arrays[placed.name].reshape(-1).view(np.uint8).data)
+        file.write(bytes(layout.size - file.tell()))
+
+    write_file(path, fill, force=force, is_own=is_own)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from requant.api.batch.context import FAILURES, BatchContext, plan_file, read_importance_file
 from requant.api.batch.items import BatchItem, check_outputs
 from requant.api.batch.score_cache import ScoreCache, measures_importance
-from requant.api.batch.state import empty_folder, seal_entry
+from requant.api.batch.state import make_folder, seal_entry, write_state
 from requant.api.invocation import record_options
 from requant.api.session import Session, open_session
-from requant.common.atomic_write import write_text
+from requant.common.inputs import collect_part, own_files
 from requant.common.interrupt import run_interruptible
 from requant.container.source import Source, open_source
 from requant.container.splitting import total_size
@@ -50,7 +50,8 @@ class _BatchPlanner:
         path = plan_file(self.context.folder, item)
         files = self.context.read_entry(path.parent, item.plan_request())
         if files is not None:
-            item.plan = read_plan(files[path.name])
+            with own_files():
+                item.plan = read_plan(files[path.name])
             return
         with open_source(item.source.path) as source:
             session = self._open_session(item, source)
@@ -67,7 +68,7 @@ class _BatchPlanner:
     def plan_item(self, item: BatchItem) -> None:
         """Make the plan where there is none yet, and set the output's path and the row's figures."""
         dry_run = self.context.options.dry_run
-        with open_source(item.source.path) as source:
+        with collect_part(), open_source(item.source.path) as source:
             if item.plan is None:
                 item.plan = self._make_plan(item, source)
                 if item.plan is not None and not dry_run:
@@ -90,9 +91,9 @@ class _BatchPlanner:
 
     def _save_plan(self, item: BatchItem, plan: Plan) -> None:
         path = plan_file(self.context.folder, item)
-        empty_folder(path.parent)
-        write_text(path, plan.to_json(), force=True, inputs=frozenset())
-        seal_entry(path.parent, item.plan_request())
+        make_folder(path.parent)
+        write_state(path, plan.to_json())
+        seal_entry(path.parent, item.plan_request(), [path.name])
 
     def _open_session(self, item: BatchItem, source: Source) -> Session:
         how, monitor = item.options, self.context.monitor

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from requant.api.batch.context import BatchContext, WorkerFailure
 from requant.api.batch.items import BatchItem
-from requant.api.batch.state import empty_folder, read_entry, seal_entry
+from requant.api.batch.state import make_folder, read_entry, remove_state, seal_entry, write_state
 from requant.api.batch.workers import WorkerExit, WorkerTask
-from requant.common.atomic_write import write_text
+from requant.common.inputs import own_files
 from requant.common.serialization import hash_json
 from requant.container.imatrix import read_imatrix
 from requant.container.source import Source
@@ -59,13 +59,16 @@ class ScoreCache:
     def read_losses(self, scores: CachedScores) -> Losses:
         """Read the losses, or return them where they were the last read."""
         if self._last is None or self._last[0] != scores.losses:
-            self._last = scores.losses, read_losses(scores.losses)
+            with own_files():
+                self._last = scores.losses, read_losses(scores.losses)
         return self._last[1]
 
     def replace_losses(self, item: BatchItem, scores: CachedScores, losses: Losses) -> None:
         """Replace the cached losses by `losses`, which also have those of the KV cache."""
-        write_text(scores.losses, losses.to_json(), force=True, inputs=frozenset())
-        seal_entry(scores.losses.parent, item.score_request())
+        folder = scores.losses.parent
+        write_state(scores.losses, losses.to_json())
+        found = [scores.losses] if scores.importance is None else [scores.losses, scores.importance]
+        seal_entry(folder, item.score_request(), [str(path.relative_to(folder)) for path in found])
         self._last = scores.losses, losses
 
     def find_importance(self, item: BatchItem, source: Source) -> Path | None:
@@ -79,13 +82,15 @@ class ScoreCache:
 
     def _score(self, item: BatchItem, folder: Path, measured: bool) -> dict[str, Path]:
         """Score in a worker, into `folder`; `measured`: with importance. Raises WorkerFailure."""
-        empty_folder(folder)
+        emitted, names = folder / _IMPORTANCE / "measured", [_LOSSES]
+        make_folder(emitted.parent)
+        for path in (folder / _LOSSES, emitted):
+            remove_state(path)
         self._last = None
         words = ["score", str(item.source.path), f"--output={folder / _LOSSES}", f"--types={','.join(item.types)}"]
         words += item.score_arguments()
         if item.options.session_options.threads is not None:
             words.append(f"--threads={item.options.session_options.threads}")
-        emitted = empty_folder(folder / _IMPORTANCE) / "measured"
         if measured:
             words.append(f"--emit-imatrix={emitted}")
 
@@ -98,10 +103,14 @@ class ScoreCache:
         task = WorkerTask(item, words, str(source))
         self.context.workers.run_tasks([task], 1, lambda _: inform(f"scoring {source}"), on_exit)
         if measured:  # under the name that a single command gives it, which outputs record
-            found = read_imatrix(emitted)
+            with own_files():
+                found = read_imatrix(emitted)
             name = os.fsdecode(found.datasets[0].encode(errors="surrogateescape"))
-            emitted.rename(emitted.with_name(Path(name).name))
-        seal_entry(folder, item.score_request())
+            named = emitted.with_name(Path(name).name)
+            remove_state(named)
+            emitted.rename(named)
+            names.append(str(named.relative_to(folder)))
+        seal_entry(folder, item.score_request(), names)
         files = read_entry(folder, item.score_request())
         assert files is not None
         return files

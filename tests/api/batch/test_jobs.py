@@ -252,9 +252,10 @@ def test_a_template_is_checked(tmp_path):
 
 
 def test_what_is_kept_answers_its_request_only_while_it_is_whole(tmp_path):
-    folder = state.empty_folder(tmp_path / "plans" / "x")
+    folder = tmp_path / "plans" / "x"
+    state.make_folder(folder)
     (folder / "plan.json").write_text("a plan")
-    state.seal_entry(folder, "request")
+    state.seal_entry(folder, "request", ["plan.json"])
     assert state.read_entry(folder, "request") == {"plan.json": folder / "plan.json"}
     assert state.read_entry(folder, "another") is None and state.read_entry(tmp_path, "request") is None
     (folder / "plan.json").write_text("b plan")
@@ -275,7 +276,7 @@ def test_a_large_file_is_sealed_by_its_content_too(monkeypatch, tmp_path):
     monkeypatch.setattr(state, "_MAX_HASHED", 4)
     (tmp_path / "importance").write_text("larger than that")
     assert isinstance(state.content_key(tmp_path / "importance"), tuple)
-    state.seal_entry(tmp_path, "request")
+    state.seal_entry(tmp_path, "request", ["importance"])
     assert state.read_entry(tmp_path, "request") == {"importance": tmp_path / "importance"}
 
 

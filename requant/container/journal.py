@@ -27,7 +27,7 @@ from requant.errors import InputOutputError, OutputRefused, printable
 
 Line = dict[str, Any]
 
-_FIRST_LINE = re.compile(rb'[0-9a-f]{8} \{"owner": \{"pid": ')  # it may be torn
+_FIRST_LINE = b'{"owner": {"pid": '  # after its checksum and a space, with which it may end
 _MAX_HEAD = 1 << 20  # bytes in which a journal has a whole line
 _MAX_JOURNAL = 1 << 28  # bytes; a model of a trillion weights has a tenth of that
 
@@ -181,7 +181,7 @@ def _stem(name: str) -> str:
 def _is_journal(descriptor: int) -> bool:
     """Return whether an open file has a line of a journal, or is empty or zero, as a killed run may leave it."""
     data = os.pread(descriptor, _MAX_HEAD, 0)
-    if not any(data) or _FIRST_LINE.match(data):
+    if not any(data) or (re.match(rb"[0-9a-f]{8} ", data) and _FIRST_LINE.startswith(data[9:][: len(_FIRST_LINE)])):
         return True
     return any(_parse_line(line) is not None for line in data.split(b"\n"))
 

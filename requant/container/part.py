@@ -253,7 +253,9 @@ class PartFile:
 
     def _is_target(self) -> bool:
         """Return whether .part and target are hard links to one file: a run stopped between link and removal."""
-        return self.file.exists() and self.target.exists() and self.file.samefile(self.target)
+        with contextlib.suppress(OSError):
+            return self.file.samefile(self.target)
+        return False
 
     def _is_ours(self, header: bytes) -> bool:
         """Return whether the file begins like an unfinished output, or .part and target are hard links to one file.

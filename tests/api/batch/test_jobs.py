@@ -142,7 +142,7 @@ def test_a_folder_is_its_models_and_of_a_split_one_the_first_shard(tmp_path):
     assert seen["a-Q4_K.gguf"] == OWN and "adapter" in seen["lora.gguf"]
     assert "projector" in seen["vision.gguf"]
     assert "mmproj" in seen["a-mmproj.gguf"] and "imatrix" in seen["a.imatrix.gguf"]
-    assert len(seen["c-00001-of-00003.gguf"].files) == 3
+    assert len(seen["c-00001-of-00003.gguf"].identity["files"]) == 3
     assert isinstance(read_source(made, named=True), BatchSource)  # asked for by name
 
 

@@ -11,6 +11,7 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -21,9 +22,14 @@ from requant.errors import InputOutputError, OutputRefused
 _HEAD = 200  # bytes of a file that contain its schema
 _UNNAMED: int = getattr(os, "O_TMPFILE", 0)
 _NO_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS}  # of a file system or kernel without
+_NO_LINKS = NOT_SUPPORTED | {errno.EMLINK}
 _BLOCK = 2**20
 
 IsOwn = Callable[[Path], bool]  # whether an existing file may be replaced without `force`
+
+
+class _NoLinks(Exception):
+    """The file system cannot give a name to a file without one."""
 
 
 def check_writable(path: Path, *, force: bool, is_own: IsOwn | None = None) -> None:
@@ -55,8 +61,24 @@ def write_bytes(path: Path, data: bytes, *, force: bool, is_own: IsOwn | None = 
 def write_file(path: Path, fill: Callable[[IO[bytes]], None], *, force: bool, is_own: IsOwn | None = None) -> None:
     """Write what `fill` writes to `path`. Raises as `check_writable` does."""
     target = _resolve_target(path)
-    _check_target(path, target, force, is_own)
-    with _open_new(target) as (descriptor, named):
+    check = partial(_check_target, path, target, force, is_own)
+    check()
+    try:
+        _write_new(path, target, fill, check)
+    except _NoLinks:
+        _write_new(path, target, fill, check, unnamed=False)
+
+
+def _write_new(
+    path: Path,
+    target: Path,
+    fill: Callable[[IO[bytes]], None],
+    check: Callable[[], os.stat_result | None],
+    *,
+    unnamed: bool = True,
+) -> None:
+    """Write a new file and give it its name; `unnamed`: raise _NoLinks where the file system cannot do that."""
+    with _open_new(target, unnamed=unnamed) as (descriptor, named):
         try:
             with open(descriptor, "wb", closefd=False) as file:
                 fill(file)
@@ -64,13 +86,15 @@ def write_file(path: Path, fill: Callable[[IO[bytes]], None], *, force: bool, is
                 os.fsync(descriptor)
         except OSError as error:
             raise InputOutputError(target, f"cannot be written: {error.strerror}") from error
-        replaced = _check_target(path, target, force, is_own)
+        replaced = check()
         try:
             restrict(descriptor, replaced)
             _put_in_place(descriptor, named, target, replaced is not None)
         except FileExistsError as error:
             raise _taken(path) from error
         except OSError as error:
+            if named is None and error.errno in _NO_LINKS:
+                raise _NoLinks from error
             raise InputOutputError(path, f"cannot be put in place: {error.strerror}") from error
 
 
@@ -119,11 +143,11 @@ def _taken(path: Path) -> OutputRefused:
 
 
 @contextlib.contextmanager
-def _open_new(target: Path) -> Iterator[tuple[int, Path | None]]:
+def _open_new(target: Path, *, unnamed: bool = True) -> Iterator[tuple[int, Path | None]]:
     """Open a new file in the folder of `target`, and yield its descriptor and its name, None where it has none."""
     named = None
     try:
-        descriptor = _open_unnamed(target.parent)
+        descriptor = _open_unnamed(target.parent) if unnamed else None
         if descriptor is None:
             named = _temporary(target)
             descriptor = create_file(named)
@@ -190,7 +214,7 @@ def _link_or_replace(named: Path, target: Path) -> None:
     try:
         os.link(named, target)
     except OSError as error:
-        if error.errno not in NOT_SUPPORTED:
+        if error.errno not in _NO_LINKS:
             raise
         os.replace(named, target)  # noqa: PTH105
 

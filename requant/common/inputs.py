@@ -69,9 +69,9 @@ def own_files() -> Iterator[None]:
 
 
 def add_input(path: Path, status: os.stat_result) -> None:
-    """Add a file that is opened for reading to the inputs, if they are collected."""
+    """Add a regular file that is opened for reading to the inputs, if they are collected."""
     for inputs in (_all.get(), _part.get()):
-        if inputs is not None and not _own.get():
+        if inputs is not None and not _own.get() and stat.S_ISREG(status.st_mode):
             inputs[identity(status)] = _Input(path, status)
 
 
@@ -99,7 +99,7 @@ def find_input(status: os.stat_result) -> Path | None:
 
 def input_paths() -> list[Path]:
     """Return the paths of all inputs so far."""
-    return [found.path for found in (_all.get() or {}).values()]
+    return [found.path for found in tuple((_all.get() or {}).values())]
 
 
 def forget_input(status: os.stat_result) -> None:
@@ -137,7 +137,7 @@ def _limit_mode(group: int, *others: os.stat_result) -> int:
     """
     inputs = _all.get() if _part.get() is None else _part.get()
     mode = _READ_WRITE
-    for status in (*(found.status for found in (inputs or {}).values()), *others):
+    for status in (*(found.status for found in tuple((inputs or {}).values())), *others):
         own = status.st_mode
         of_all = own & own >> 3 & 0o6  # what both its group and all others may do
         mode &= _OWNER | (own & 0o66 if status.st_gid == group else of_all << 3 | of_all)

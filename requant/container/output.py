@@ -8,8 +8,10 @@ name last of all.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -224,12 +226,26 @@ class Output:
         past = self.journal.past
         lost = {i for i, part in enumerate(self._parts) if not part.found}
         for i, part in enumerate(self._parts):
-            part.begin(self.layouts[i].header) if i in lost else part.resume(self.layouts[i].header)
+            header = self.layouts[i].header
+            part.begin(header) if i in lost else part.resume(header, partial(self._has_piece, i))
         self.records = tuple(r for r in past.records if r.get("file") not in lost)
         n_begun = len({str(r["tensor"]) for r in self.records if "tensor" in r})
         self.notes.append(f"resuming {n_begun}/{sum(len(layout.tensors) for layout in self.layouts)} tensors")
         if past.n_dropped:
             self.notes.append(f"{past.n_dropped} damaged lines of the journal were dropped")
+
+    def _has_piece(self, i: int) -> bool:
+        """Return whether the i-th file has one of the pieces that are recorded of it."""
+        for line in self.journal.past.records:
+            offset, n_bytes = line.get("offset"), line.get("bytes")
+            if line.get("file") != i or not isinstance(offset, int) or not isinstance(n_bytes, int):
+                continue
+            if 0 <= offset < offset + n_bytes <= self._parts[i].size:
+                data = bytearray(n_bytes)
+                self._parts[i].read_at(offset, memoryview(data))
+                if hashlib.sha256(data).hexdigest() == line.get("sha256"):
+                    return True
+        return False
 
     def _close(self) -> None:
         """Close everything; remove it where nothing is worth keeping."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -115,9 +116,13 @@ class PartFile:
             hint = "it stands where the unfinished output goes; move it away"
             raise OutputRefused(self.file, "is not an unfinished output of this command", hint=hint)
 
-    def resume(self, header: bytes) -> None:
-        """Keep the contents found, without the header that an earlier run may have written. Raises as `begin` does."""
-        self.check_ours(header)
+    def resume(self, header: bytes, has_piece: Callable[[], bool]) -> None:
+        """Keep the contents found, without the header that an earlier run may have written. Raises as `begin` does.
+
+        has_piece: returns whether they have a piece that an earlier run wrote; such a file is ours, however damaged.
+        """
+        if not has_piece():
+            self.check_ours(header)
         self.blank()
 
     def abandon(self) -> None:
@@ -267,7 +272,9 @@ class PartFile:
         found = os.pread(self._descriptor, max(len(header), len(BLANK)), 0)
         if found == header or not any(found[: len(BLANK)]):
             return True
-        return len(found) == len(header) and all(a in (0, b) for a, b in zip(found, header, strict=True))
+        if len(found) != len(header) or os.fstat(self._descriptor).st_size != self.size:
+            return False
+        return all(a in (0, b) for a, b in zip(found, header, strict=True))
 
     def _reserve(self) -> None:
         """Allocate the whole size, so that a full disk fails now and not after hours."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from requant.common.atomic_write import check_writable, read_head, write_text
+from requant.common.atomic_write import write_text
 from requant.common.files import hash_file, identify_content, lock_file
 from requant.common.inputs import own_files
 from requant.common.serialization import dump, hash_json, parse, parse_record, read_text, to_plain
@@ -64,7 +65,7 @@ def hold_lock(folder: Path) -> Iterator[None]:
     descriptor = Sidecar(folder / "lock", "the lock of a batch", lambda file: not os.fstat(file).st_size).open_or_make()
     try:
         for name in (SUMMARY, REPORTS):
-            check_writable(folder / name, force=False, is_own=_is_state)
+            _state_file(folder / name).check()
         if not lock_file(folder, descriptor, warnings=[]):
             raise OutputRefused(folder, "another run is at work on this batch")
         yield
@@ -82,19 +83,22 @@ def make_folder(folder: Path) -> None:
 
 def write_state(path: Path, text: str) -> None:
     """Write a file of state, in place of an older one. Raises OutputRefused for a file that is none."""
-    write_text(path, text, force=False, is_own=_is_state)
+    _state_file(path).check()
+    write_text(path, text, force=True)
 
 
 def remove_state(path: Path) -> None:
     """Remove a file of state, if it is there. Raises OutputRefused for a file that is none."""
-    Sidecar(path, "a file of a batch", lambda file: _is_start_of_state(os.pread(file, _HEAD, 0))).remove()
+    _state_file(path).remove()
 
 
-def _is_state(path: Path) -> bool:
-    return _is_start_of_state(read_head(path, _HEAD))
+def _state_file(path: Path) -> Sidecar:
+    # it is replaced and removed, never written into, so it may have other names
+    return Sidecar(path, "a file of a batch", _is_state, names=sys.maxsize)
 
 
-def _is_start_of_state(head: bytes) -> bool:
+def _is_state(descriptor: int) -> bool:
+    head = os.pread(descriptor, _HEAD, 0)
     return not head or _SCHEMA_START in head or (head.startswith(b"GGUF") and b"imatrix" in head)
 
 

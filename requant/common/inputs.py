@@ -97,11 +97,6 @@ def find_input(status: os.stat_result) -> Path | None:
     return None if found is None else found.path
 
 
-def input_paths() -> list[Path]:
-    """Return the paths of all inputs so far."""
-    return [found.path for found in tuple((_all.get() or {}).values())]
-
-
 def forget_input(status: os.stat_result) -> None:
     """Forget an input that has gone, whose inode a new file has got."""
     for inputs in (_all.get(), _part.get()):

@@ -11,7 +11,7 @@ from commands import TINY, assert_failed, names, run
 from conversions import half, small_model
 
 import requant
-from requant.common.inputs import collect_inputs, input_paths
+from requant.common import inputs
 from requant.errors import OutputRefused
 
 FITS = ("--vram", "64MiB", "--ctx", "64", "--reserve", "0", "--quick", "--force")
@@ -270,11 +270,11 @@ def test_whatever_a_command_opens_is_an_input(capsys, tmp_path, made, listening)
         ("report", given / "o.gguf", "-o", out / "o.md", "--evaluation", given / "evaluation.json", "--source", model),
         ("batch", given / "b.toml", "--state", out / "state"),
     ):
-        with collect_inputs():
+        with inputs.collect_inputs():
             listening.append(set())
             assert run(capsys, *words).code == 0, words
             opened = {os.path.realpath(path) for path in listening.pop() if path.startswith(str(given))}
-            assert opened and opened <= set(map(os.path.realpath, input_paths())), words
+            assert opened and opened <= {os.path.realpath(found.path) for found in inputs._all.get().values()}, words
 
 
 def test_names_of_files_that_no_run_uses_stay(capsys, tmp_path):

@@ -16,9 +16,8 @@ from requant.api.batch.sources import BatchSource, find_sources, read_source
 from requant.api.batch.state import content_key
 from requant.api.batch.summary import Row, Summary
 from requant.api.session_options import SessionOptions
-from requant.common.inputs import find_input, input_paths
+from requant.common.inputs import find_input
 from requant.common.serialization import hash_json
-from requant.container.shards import whole_name
 from requant.container.source import add_model_inputs
 from requant.container.splitting import Splitting
 from requant.conversion.record import record_path
@@ -51,7 +50,7 @@ ParseOptions = Callable[[Sequence[str]], ConvertOptions]  # of a command line; r
 
 @dataclass(slots=True)
 class BatchItem:
-    """A source and a budget, with their options, row, plan and output path as far as they are known."""
+    """A source and a budget, with their options, row, plan, output path and its files as far as they are known."""
 
     source: BatchSource
     budget: JobBudget
@@ -61,6 +60,7 @@ class BatchItem:
     row: Row
     plan: Plan | None = None
     out: Path | None = None
+    files: tuple[Path, ...] = ()  # of an output that is split
 
     @property
     def is_scored(self) -> bool:
@@ -184,7 +184,6 @@ def _parse_budget(
 def check_outputs(path: Path, items: Iterable[BatchItem]) -> None:
     """Raise BadInput where two items would write the same file, OutputRefused where one would write an input."""
     items = list(items)
-    inputs = {(os.path.realpath(found.parent), _output_name(found)): found for found in input_paths()}
     taken: dict[str, BatchItem] = {}
     for item in items:
         if item.out is None:
@@ -194,15 +193,10 @@ def check_outputs(path: Path, items: Iterable[BatchItem]) -> None:
             hint = "put {budget} or {stem} into the output's name, or give the budgets a label"
             both = " and ".join(f"{i.budget.where} for {printable(i.source.path.name)}" for i in (other, item))
             raise BadInput(path, f"{both} would both be {printable(str(item.out))}", hint=hint)
-        found = inputs.get((os.path.realpath(item.out.parent), _output_name(item.out)))
-        for file in (item.out, record_path(item.out)):
+        files = item.files or (item.out,)
+        for file in (item.out, *files, record_path(files[0])):
             with suppress(OSError, ValueError):
-                found = find_input(file.stat()) or found
-        if found is not None:
-            what = f"would replace an input of this batch ({printable(str(found))})"
-            raise OutputRefused(item.out, what, hint="give the output another name")
-
-
-def _output_name(path: Path) -> str:
-    """Return the name of the output that a file is of: itself, one of its shards, or a record."""
-    return whole_name(path.name.removesuffix(".requant.json")).removesuffix(".gguf")
+                found = find_input(file.stat())
+                if found is not None:
+                    what = f"would replace an input of this batch ({printable(str(found))})"
+                    raise OutputRefused(file, what, hint="give the output another name")

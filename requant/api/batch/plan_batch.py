@@ -13,7 +13,7 @@ from requant.api.session import Session, open_session
 from requant.common.inputs import collect_part, own_files
 from requant.common.interrupt import run_interruptible
 from requant.container.source import Source, open_source
-from requant.container.splitting import total_size
+from requant.container.splitting import WHOLE, output_paths, total_size
 from requant.planning.output_layout import output_layouts
 from requant.planning.plan import Plan, read_plan
 from requant.planning.planner import check_feasible
@@ -79,9 +79,11 @@ class _BatchPlanner:
             if item.plan is None:
                 return
             item.row.set_plan(item.plan)
-            if dry_run:
+            if dry_run or item.options.splitting != WHOLE:
                 imatrix = read_importance_file(self.scores.find_importance(item, source))
-                item.row.size = total_size(output_layouts(source, item.plan, imatrix, item.options.splitting))
+                layouts = output_layouts(source, item.plan, imatrix, item.options.splitting)
+                item.files = () if item.out is None else tuple(output_paths(item.out, layouts))
+                item.row.size = total_size(layouts) if dry_run else None
 
     def _make_plan(self, item: BatchItem, source: Source) -> Plan | None:
         """Make the plan of `requant convert`; None where a dry run would have to score."""

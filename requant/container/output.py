@@ -8,10 +8,8 @@ name last of all.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -218,34 +216,21 @@ class Output:
         self._has_records = False
         sync_folder(self.journal.path.parent)
         check_space(self._parts[0].target.parent, sum(sizes), self.part_files)
-        for part, layout in zip(self._parts, self.layouts, strict=True):
-            part.begin(layout.header)
+        for part in self._parts:
+            part.begin()
 
     def _resume(self) -> None:
         """Take over the records of earlier runs, except those of part files that are gone."""
         past = self.journal.past
         lost = {i for i, part in enumerate(self._parts) if not part.found}
         for i, part in enumerate(self._parts):
-            header = self.layouts[i].header
-            part.begin(header) if i in lost else part.resume(header, partial(self._has_piece, i))
+            known = part.has_part_of(self.layouts[i].header) or _has_piece(part, i, past.records)
+            part.begin(known=known) if i in lost else part.resume(known=known)
         self.records = tuple(r for r in past.records if r.get("file") not in lost)
         n_begun = len({str(r["tensor"]) for r in self.records if "tensor" in r})
         self.notes.append(f"resuming {n_begun}/{sum(len(layout.tensors) for layout in self.layouts)} tensors")
         if past.n_dropped:
             self.notes.append(f"{past.n_dropped} damaged lines of the journal were dropped")
-
-    def _has_piece(self, i: int) -> bool:
-        """Return whether the i-th file has one of the pieces that are recorded of it."""
-        for line in self.journal.past.records:
-            offset, n_bytes = line.get("offset"), line.get("bytes")
-            if line.get("file") != i or not isinstance(offset, int) or not isinstance(n_bytes, int):
-                continue
-            if 0 <= offset < offset + n_bytes <= self._parts[i].size:
-                data = bytearray(n_bytes)
-                self._parts[i].read_at(offset, memoryview(data))
-                if hashlib.sha256(data).hexdigest() == line.get("sha256"):
-                    return True
-        return False
 
     def _close(self) -> None:
         """Close everything; remove it where nothing is worth keeping."""
@@ -289,16 +274,25 @@ def discard_unfinished(journal: Journal, path: Path) -> None:
 
     Raises OutputRefused, before anything is removed, where a file is not of an unfinished output; InputOutputError.
     """
-    sizes = {resolve_target(path): 0}
-    for name, size in journal.past.files():
-        sizes[resolve_target(Path(path).with_name(name))] = size
+    past = journal.past
+    files = [(resolve_target(Path(path).with_name(name)), size) for name, size in past.files()]
     with contextlib.ExitStack() as stack:
-        parts = []
-        for target, size in sizes.items():
-            if target.with_name(f"{target.name}.part").exists():
+        parts = list[PartFile]()
+        for i, (target, size) in enumerate([*files, (resolve_target(path), 0)]):
+            if target.with_name(f"{target.name}.part").exists() and target not in [part.target for part in parts]:
                 parts.append(stack.enter_context(PartFile(target, size, force=True, keep=True)))
-                if not parts[-1].found:  # of the size in the journal, it may have any part of a header
-                    parts[-1].check_ours()
+                parts[-1].check_ours(known=_has_piece(parts[-1], i, past.records))
         for part in parts:
             part.remove()
     journal.clear()
+
+
+def _has_piece(part: PartFile, number: int, records: Sequence[Line]) -> bool:
+    """Return whether the part file, of the file of that number, has one of the pieces that are recorded of it."""
+    for line in records:
+        offset, n_bytes = line.get("offset"), line.get("bytes")
+        if line.get("file") != number or not isinstance(offset, int) or not isinstance(n_bytes, int):
+            continue
+        if part.has_bytes(offset, n_bytes, line.get("sha256")):
+            return True
+    return False

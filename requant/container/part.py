@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -94,15 +94,14 @@ class PartFile:
         else:
             self.abandon()
 
-    def begin(self, header: bytes = b"") -> None:
+    def begin(self, *, known: bool = False) -> None:
         """Replace the file found by an empty one with room for the whole size.
 
-        header: the final header; a file that already begins with it is ours: a run sealed it and then its journal was
-        lost. Raises OutputRefused where the file found is not an unfinished output, InputOutputError where there is no
-        room.
+        known: a journal shows that an earlier run wrote it. Raises OutputRefused where the file found is not an
+        unfinished output, InputOutputError where there is no room.
         """
         if os.fstat(self._descriptor).st_size:
-            self.check_ours(header)
+            self.check_ours(known=known)
             # removed, not truncated: its name may be a second link to a file that somebody wants
             self.file.unlink()
             old, self._descriptor = self._descriptor, self._acquire()
@@ -110,20 +109,29 @@ class PartFile:
         self._is_new = True
         self._reserve()
 
-    def check_ours(self, header: bytes = b"") -> None:
-        """Raise OutputRefused where the file found is not an unfinished output; `header` as for `begin`."""
-        if not self._is_ours(header):
+    def resume(self, *, known: bool) -> None:
+        """Keep the contents found, without the header that the earlier run may have written. Raises as `begin` does."""
+        self.check_ours(known=known)
+        self.blank()
+
+    def check_ours(self, *, known: bool) -> None:
+        """Raise OutputRefused where the file found is not an unfinished output; `known` as for `begin`."""
+        if not known and not self._is_ours():
             hint = "it stands where the unfinished output goes; move it away"
             raise OutputRefused(self.file, "is not an unfinished output of this command", hint=hint)
 
-    def resume(self, header: bytes, has_piece: Callable[[], bool]) -> None:
-        """Keep the contents found, without the header that an earlier run may have written. Raises as `begin` does.
+    def has_part_of(self, header: bytes) -> bool:
+        """Return whether the file begins with bytes of `header` and zeros, as a run leaves it that stopped there."""
+        found = os.pread(self._descriptor, len(header), 0)
+        return found == header or (len(found) == len(header) and all(map(_is_zero_or, found, header)))
 
-        has_piece: returns whether they have a piece that an earlier run wrote; such a file is ours, however damaged.
-        """
-        if not has_piece():
-            self.check_ours(header)
-        self.blank()
+    def has_bytes(self, offset: int, n_bytes: int, sha256: object) -> bool:
+        """Return whether the file has `n_bytes` at `offset` whose digest, in hex, is `sha256`."""
+        if not 0 <= offset < offset + n_bytes <= os.fstat(self._descriptor).st_size:
+            return False
+        data = bytearray(n_bytes)
+        self.read_at(offset, memoryview(data))
+        return hashlib.sha256(data).hexdigest() == sha256
 
     def abandon(self) -> None:
         """Release the lock, and remove the file if `begin` made it."""
@@ -262,19 +270,9 @@ class PartFile:
             return self.file.samefile(self.target)
         return False
 
-    def _is_ours(self, header: bytes) -> bool:
-        """Return whether the file begins like an unfinished output, or .part and target are hard links to one file.
-
-        A run that was stopped while it wrote the header leaves any part of it, and zeros.
-        """
-        if self._is_target():
-            return True
-        found = os.pread(self._descriptor, max(len(header), len(BLANK)), 0)
-        if found == header or not any(found[: len(BLANK)]):
-            return True
-        if len(found) != len(header) or os.fstat(self._descriptor).st_size != self.size:
-            return False
-        return all(a in (0, b) for a, b in zip(found, header, strict=True))
+    def _is_ours(self) -> bool:
+        """Return whether the file begins like an unfinished output, or .part and target are hard links to one file."""
+        return self._is_target() or not any(os.pread(self._descriptor, len(BLANK), 0))
 
     def _reserve(self) -> None:
         """Allocate the whole size, so that a full disk fails now and not after hours."""
@@ -325,6 +323,10 @@ class PartFile:
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
+
+
+def _is_zero_or(found: int, expected: int) -> bool:
+    return found in (0, expected)
 
 
 class PublishedFile:

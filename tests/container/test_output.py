@@ -133,13 +133,15 @@ def test_a_header_of_an_earlier_run_is_taken_away_until_the_file_is_whole(tmp_pa
         assert (tmp_path / PARTS[0]).read_bytes()[:24] == bytes(24)
 
 
-def test_sealed_parts_whose_journal_is_lost_are_made_again(tmp_path):
+def test_sealed_parts_whose_journal_is_lost_may_be_somebodys_and_are_kept(tmp_path):
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
         output.seal()
     (tmp_path / JOURNAL).unlink()
-    output = finished(tmp_path)
-    assert output.records == () and names(tmp_path) == NAMES
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    with pytest.raises(OutputRefused, match=f"{PARTS[0]}: is not an unfinished output"):
+        finished(tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before and before.keys() == set(PARTS)
 
 
 def test_damaged_lines_are_told_of(tmp_path):
@@ -437,7 +439,7 @@ def test_restart_does_not_follow_a_journal_out_of_the_folder(tmp_path):
     folder.mkdir()
     (tmp_path / "x.part").write_bytes(b"precious")
     shard = "o-00001-of-00002.gguf"
-    (tmp_path / "in" / f"{shard}.part").write_bytes(b"ours")
+    (tmp_path / "in" / f"{shard}.part").write_bytes(bytes(4))
     odd = [["../x", 8], [str(tmp_path / "x"), 8], ["..", 1], ["", 1], [5, 1], [], "z", ["o.gguf"], [shard, 4, "h"]]
     with claim_output(folder / "o.gguf") as journal:
         journal.begin({"files": odd})

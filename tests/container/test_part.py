@@ -626,22 +626,26 @@ def test_a_part_file_of_somebody_else_beside_an_output_is_kept(tmp_path):
     assert part.read_bytes() == b"somebody else's, of no matter what size"
 
 
-def test_a_part_sealed_with_the_same_header_is_ours(tmp_path):
-    path = tmp_path / "o.gguf"
+def test_a_sealed_part_is_ours_only_where_a_journal_says_so(tmp_path):
+    path, header, other = tmp_path / "o.gguf", LAYOUT.header, LAYOUT.header[:4] + b"\4" + LAYOUT.header[5:]
     with PartFile(path, LAYOUT.size, force=False, keep=True) as part:
         part.begin()
         _fill(part)
-        part.seal(LAYOUT.header)
-    for header in (b"", LAYOUT.header[:4] + b"\4" + LAYOUT.header[5:]):
+        part.seal(header)
+    sealed = part.file.read_bytes()
+    for act in (PartFile.begin, lambda part: part.resume(known=part.has_part_of(other))):
         with (
             PartFile(path, LAYOUT.size, force=False, keep=True) as part,
             pytest.raises(OutputRefused, match="is not an unfinished output"),
         ):
             assert part.found
-            part.begin(header)
-    with PartFile(path, LAYOUT.size, force=False, keep=True) as part:
-        part.begin(LAYOUT.header)
-        assert not any(part.file.read_bytes())
+            act(part)
+        assert part.file.read_bytes() == sealed  # it may be somebody's finished model
+    for torn in (header, header[:30], header[:4] + bytes(4) + header[8:]):
+        part.file.write_bytes(torn.ljust(len(header), b"\0") + sealed[len(header) :])
+        with PartFile(path, LAYOUT.size, force=False, keep=True) as part:
+            part.resume(known=part.has_part_of(header))
+        assert part.file.read_bytes()[:24] == bytes(24) and part.file.read_bytes()[-99:] == sealed[-99:]
 
 
 def test_every_refusal_names_the_output_and_what_to_do(tmp_path):

@@ -131,7 +131,7 @@ class InfeasibleBudget(RequantError):
 
 
 class OutputRefused(BadInput):
-    """The output path is taken, or is one of the inputs."""
+    """The output path is taken or is one of the inputs, or a file that is not ours has the name of one of our own."""
 
     exit_code = 5
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -18,14 +17,16 @@ from requant.api.session import Planned, Session
 from requant.common.atomic_write import check_writable, write_text
 from requant.common.files import identify_content, open_regular
 from requant.common.folders import check_space
+from requant.common.inputs import own_files
 from requant.common.interrupt import run_interruptible
 from requant.common.serialization import to_plain
+from requant.common.sidecars import Sidecar
 from requant.container.imatrix import Imatrix, read_imatrix
-from requant.container.output import can_resume, claim_output, discard_unfinished, final_names
+from requant.container.output import can_resume, claim_output, discard_unfinished
 from requant.container.part import check_place, resolve_target
 from requant.container.splitting import output_paths, total_size
 from requant.conversion.options import DEFAULTS, KEEP_TYPE, Claim, ConversionOptions
-from requant.conversion.record import OUTPUT_SCHEMA, Conversion, record_path
+from requant.conversion.record import Conversion, is_record_of_output, record_path
 from requant.errors import BadInput, InputOutputError, OutputRefused
 from requant.planning.plan import Plan
 from requant.planning.request import plan_from_option
@@ -58,9 +59,9 @@ class ConversionRun:
     options: ConversionOptions
 
     @property
-    def importance_path(self) -> Path:
+    def importance(self) -> Sidecar:
         """The file in which importance that was measured while planning is kept until the output is finished."""
-        return _importance_path(self.out)
+        return _importance_sidecar(self.out)
 
     def resume(self, session: Session) -> Planned | None:
         """Return the plan of an unfinished run of the same command, and the importance that it measured.
@@ -79,9 +80,13 @@ class ConversionRun:
         return Planned(plan, session.importance)
 
     def _read_importance(self, sha256: object) -> Imatrix:
-        path, hint = self.importance_path, "--restart begins again"
+        from requant.scoring.statistics import hash_sidecar
+
+        path, hint = self.importance.path, "--restart begins again"
         try:
-            found = read_imatrix(path)
+            self.importance.check()
+            with own_files():
+                found = replace(read_imatrix(path), sha256=hash_sidecar(path))
         except BadInput as error:
             what = f"what was measured for the unfinished output cannot be read: {error.what}"
             raise OutputRefused(path, what, hint=hint) from error
@@ -89,25 +94,13 @@ class ConversionRun:
             raise OutputRefused(path, "is not as it was written", hint=hint)
         return found
 
-    def remove_leftovers(self) -> None:
-        """Remove temporary files of killed runs; safe, because this run holds the claim."""
-        journal, path = self.claim.journal, self.importance_path
-        stale = [path.with_name(f"{path.name}.part")]
-        if journal.past.head is None:
-            stale.append(path)
-        for name in {self.out.name, *final_names(journal)[:1]}:  # the record of a split output is beside its first file
-            record = record_path(self.out.with_name(name))
-            stale += record.parent.glob(f"{glob.escape(record.name)}.{'[0-9a-f]' * 8}.part")
-        for found in stale:
-            found.unlink(missing_ok=True)
-
     def check_output(self, session: Session, *, discards: bool) -> None:
         """Raise, before any long work, what would keep the output and its record from being written."""
         force = self.options.force
-        check_place(self.out, 0, force=force, inputs=session.inputs, discards=discards)
-        check_writable(record_path(self.out), force=force, inputs=session.inputs, own=OUTPUT_SCHEMA)
+        check_place(self.out, 0, force=force, discards=discards)
+        check_writable(record_path(self.out), force=force, is_own=is_record_of_output)
         if session.needs_scoring:  # the exact size is known only after hours of scoring
-            parts = [self.out.with_name(f"{name}.part") for name in final_names(self.claim.journal)]
+            parts = [self.out.with_name(f"{name}.part") for name in self.claim.journal.past.file_names()]
             check_space(resolve_target(self.out).parent, session.least_bytes(), parts)
 
     def prepare(self, session: Session, measure: int | None, *, restart: bool) -> Trial:
@@ -131,7 +124,7 @@ class ConversionRun:
     def _check_files(self, session: Session, layouts: Sequence[Layout], *, discards: bool) -> None:
         paths = output_paths(self.out, layouts)
         for path, layout in zip(paths, layouts, strict=True):
-            check_place(path, layout.size, force=self.options.force, inputs=session.inputs, discards=discards)
+            check_place(path, layout.size, force=self.options.force, discards=discards)
         targets = [resolve_target(path) for path in paths]
         parts = [target.with_name(f"{target.name}.part") for target in targets]
         check_space(targets[0].parent, total_size(layouts), parts)
@@ -142,7 +135,7 @@ class ConversionRun:
         from requant.conversion.prepare import formats_used
 
         plan, importance = planned.plan, planned.importance
-        importance.save(self.importance_path, session.source, force=True, inputs=session.inputs)
+        importance.save(self.importance.path, session.source, force=False, sidecar_of=self.out.name)
         prepare_kernels(session.monitor, formats_used(plan))
         return convert(
             session.source,
@@ -172,8 +165,9 @@ def convert_to_file(
     """
     with _claim(session, out, options, measure) as run:
         if restart:
-            discard_unfinished(run.claim.journal, out, session.inputs)
-        run.remove_leftovers()
+            discard_unfinished(run.claim.journal, out)
+        if run.claim.journal.past.head is None:
+            run.importance.remove()  # of a run that was killed
         planned = run.prepare(session, measure, restart=restart).planned
         show(planned.plan)
         return run.convert(session, planned)
@@ -204,23 +198,31 @@ def _claim(session: Session, out: Path, options: ConversionOptions, measure: int
 
     def write_record(made: Conversion) -> None:
         path = record_path(made.output)
-        write_text(path, made.to_json(), force=options.force, inputs=session.inputs, own=OUTPUT_SCHEMA)
+        write_text(path, made.to_json(), force=options.force, is_own=is_record_of_output)
 
+    importance = _importance_sidecar(out)
     with claim_output(out) as journal:
         session.monitor.warn(*journal.warnings)
+        importance.check()
         claim = Claim(
             journal,
             _describe_request(session, options.splitting, measure),
-            extras=(_importance_path(out),),
+            extras=(importance,),
             keep=session.needs_scoring,
             record=write_record,
         )
         yield ConversionRun(out, claim, options)
 
 
-def _importance_path(out: Path) -> Path:
+def _importance_sidecar(out: Path) -> Sidecar:
     target = resolve_target(out)
-    return target.with_name(f"{target.name}.part.imatrix")
+
+    def is_ours(descriptor: int) -> bool:
+        from requant.scoring.statistics import SIDECAR_HEAD, is_sidecar_of
+
+        return is_sidecar_of(out.name, os.pread(descriptor, SIDECAR_HEAD, 0))
+
+    return Sidecar(target.with_name(f"{target.name}.part.imatrix"), "the importance of this output", is_ours)
 
 
 def _describe_request(session: Session, splitting: Splitting, measure: int | None) -> dict[str, Any]:

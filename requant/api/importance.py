@@ -15,7 +15,6 @@ from requant.planning.output_metadata import imatrix_used
 from requant.planning.plan import Plan
 
 if TYPE_CHECKING:
-    from requant.common.files import Identity
     from requant.container.source import Source
     from requant.scoring.losses import Losses
     from requant.scoring.statistics import Statistics
@@ -38,14 +37,17 @@ class Importance:
     statistics: tuple[Statistics, str] | None = None
     missing: BadInput | None = None
 
-    def save(self, out: Path, source: Source, *, force: bool, inputs: frozenset[Identity]) -> str | None:
-        """Write what was measured to the file `out`, and return its name; None where nothing was measured."""
+    def save(self, out: Path, source: Source, *, force: bool, sidecar_of: str | None = None) -> str | None:
+        """Write what was measured to the file `out`, and return its name; None where nothing was measured.
+
+        sidecar_of: the name of the unfinished output whose sidecar the file is.
+        """
         if self.statistics is None:
             return None
         from requant.scoring.statistics import write_statistics
 
         statistics, text = self.statistics
-        write_statistics(out, statistics, source, text, force=force, inputs=inputs)
+        write_statistics(out, statistics, source, text, force=force, sidecar_of=sidecar_of)
         return out.name
 
 

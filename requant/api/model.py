@@ -31,7 +31,7 @@ from requant.api.keywords import (
     parse_threads,
 )
 from requant.api.session import Session, connect_cluster, open_session
-from requant.common.files import identities
+from requant.common.inputs import collect_inputs
 from requant.common.monitor import SILENT, Progress, report_to
 from requant.container.source import Source, open_source, require_model
 from requant.container.splitting import Splitting
@@ -100,6 +100,7 @@ class Model:
         return inspect(self.source, request.settings, request.reserve or 0)
 
     @document_keywords(Scoring)
+    @collect_inputs()
     def score(
         self,
         *,
@@ -145,6 +146,7 @@ class Model:
         return Curve(losses.source, losses.method, tuple(points))
 
     @document_keywords(Planning)
+    @collect_inputs()
     def convert(
         self,
         out: Where,
@@ -227,6 +229,7 @@ class Model:
         with _open_other(base) as other:
             return measuring.evaluate(self.opened(), other, asked, report_to(progress), threads=n)
 
+    @collect_inputs()
     def calibrate(
         self,
         out: Where,
@@ -253,9 +256,7 @@ class Model:
             max_memory=None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
             threads=parse_threads(threads),
         )
-        source = self.opened()
-        inputs = source.identities | identities(asked.text, asked.tokens)
-        return measuring.calibrate(source, asked, options, Path(out), report_to(progress), force=force, inputs=inputs)
+        return measuring.calibrate(self.opened(), asked, options, Path(out), report_to(progress), force=force)
 
     @contextmanager
     def _open_conversion(self, asked: Mapping[str, Any], nonfinite: str) -> Iterator[Session]:

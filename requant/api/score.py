@@ -33,14 +33,14 @@ def score_to_files(
         kept = emitted or (None if out is None else importance_file(out))
     for path in (out, kept):
         if path is not None:
-            check_writable(path, force=force, inputs=session.inputs)
+            check_writable(path, force=force)
     scored = session.score(session.request.types, weigh=session.measures_importance)
     losses = replace(scored.losses, options=score_arguments(session))
     if session.imatrix is not None:
         losses = replace(losses, imatrix_file=session.importance.file)
     measured = measured_importance(scored)
     if measured is not None and kept is not None:
-        losses = replace(losses, imatrix_file=measured.save(kept, session.source, force=force, inputs=session.inputs))
+        losses = replace(losses, imatrix_file=measured.save(kept, session.source, force=force))
     if out is not None:
-        write_text(out, losses.to_json(), force=force, inputs=session.inputs)
+        write_text(out, losses.to_json(), force=force)
     return losses

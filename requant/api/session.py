@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +13,10 @@ from requant.api.invocation import record_options
 from requant.api.kernels import prepare_kernels
 from requant.api.measure import check_can_run, score
 from requant.api.session_options import SessionOptions
-from requant.common.files import Identity, identities
 from requant.common.interrupt import run_interruptible
 from requant.common.monitor import SILENT, Monitor
 from requant.container.imatrix import Imatrix
-from requant.container.source import Source, open_source
+from requant.container.source import Source, add_model_inputs, open_source
 from requant.conversion.record import read_any_plan
 from requant.errors import UsageError
 from requant.formats import Effort, by_name
@@ -55,7 +54,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """An open model with the options of planning; `inputs` are all files read, losses, plan and imatrix among them."""
+    """An open model with the options of planning; losses, plan and imatrix were read."""
 
     source: Source
     request: PlanRequest
@@ -65,7 +64,6 @@ class Session:
     importance: Importance
     losses: Losses | None
     plan: Plan | None  # of --plan
-    inputs: frozenset[Identity]
     cluster: Cluster | None = None
     monitor: Monitor = SILENT
 
@@ -309,12 +307,13 @@ def open_session(
     imatrix = options.imatrix or calibration.statistics
     if options.no_imatrix and imatrix is not None:
         raise UsageError("--no-imatrix and --imatrix or --statistics cannot be given together")
+    source.add_to_inputs()
+    groups = (request, calibration, options)
+    add_model_inputs(*plan_from_option(plan_from).values(), *(getattr(g, f.name) for g in groups for f in fields(g)))
     losses = read_losses(options.losses) if isinstance(options.losses, Path) else options.losses
     plan = plan_from.plan if isinstance(plan_from, FromPlan) else None
     plan = read_any_plan(plan) if isinstance(plan, Path) else plan
     importance = find_importance(imatrix, plan, losses, source, off=options.no_imatrix)
-    files = plan_from_option(plan_from).values()
-    paths = [importance.path, options.losses, *files, calibration.text, calibration.tokens, calibration.statistics]
     session = Session(
         source=source,
         request=request,
@@ -324,7 +323,6 @@ def open_session(
         importance=importance,
         losses=losses,
         plan=plan,
-        inputs=source.identities | identities(*(path for path in paths if isinstance(path, Path))),
         cluster=cluster,
         monitor=monitor,
     )

@@ -107,7 +107,7 @@ def command(*, how: ConversionOutput, **given: Any) -> None:
     how.check()
     with open_model_session(**given, plan_from=plan_from) as session:
         resolve_target(how.out)
-        publish.check_output_reports(how.reports, how.out, force=how.force, inputs=session.inputs)
+        publish.check_output_reports(how.reports, how.out, force=how.force)
         if how.dry_run:
             messages.print_result(*_dry_run(session, how))
             return

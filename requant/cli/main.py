@@ -10,6 +10,7 @@ import click
 from requant.cli import console, messages
 from requant.cli.command import common, write_options, write_page
 from requant.cli.help_pages import HEADINGS, MAIN, Page
+from requant.common.inputs import collect_inputs
 from requant.errors import find_similar
 
 # command -> first line of its help, here so that `requant --help` imports no command
@@ -61,6 +62,11 @@ class LazyGroup(click.Group):
         if not ctx.resilient_parsing:
             console.reset()
         return super().parse_args(ctx, [*args[1:2], "--help"] if args[:1] == ["help"] else args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, and collect its inputs from here on."""
+        with collect_inputs():
+            return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands, without importing them."""

@@ -56,7 +56,7 @@ class PlanOutputs:
         measured = self.out is not None and session.needs_scoring and session.measures_importance and not self.frontier
         for path in (*self.plan_paths(), self.recipe, *([importance_file(self.out)] if measured and self.out else [])):
             if path is not None:
-                check_writable(path, force=self.force, inputs=session.inputs)
+                check_writable(path, force=self.force)
 
     def plan_paths(self) -> Sequence[Path | None]:
         """Return the path of each plan; with several --vram the budget is part of the name."""
@@ -69,12 +69,12 @@ class PlanOutputs:
         """Write importance that scoring measured beside -o, and return its file's name; None without any."""
         if self.out is None:
             return None
-        return importance.save(importance_file(self.out), session.source, force=self.force, inputs=session.inputs)
+        return importance.save(importance_file(self.out), session.source, force=self.force)
 
-    def write(self, session: Session, path: Path | None, text: str) -> None:
+    def write(self, path: Path | None, text: str) -> None:
         """Write a text, if there is a path for it."""
         if path is not None:
-            write_text(path, text, force=self.force, inputs=session.inputs)
+            write_text(path, text, force=self.force)
 
 
 @click.command("plan", cls=Command)
@@ -124,7 +124,7 @@ def _frontier(session: Session, outputs: PlanOutputs) -> Sequence[str]:
     points, losses = planning.compute_curve(session)
     in_json = outputs.as_json or (outputs.out is not None and outputs.out.suffix == ".json")
     text = curve_to_json(points, losses) if in_json else curve_to_csv(points)
-    outputs.write(session, outputs.out, text)
+    outputs.write(outputs.out, text)
     return [text.removesuffix("\n")]
 
 
@@ -133,7 +133,7 @@ def _several_plans(session: Session, outputs: PlanOutputs) -> Sequence[str]:
     if (file := outputs.save_importance(session, importance)) is not None:
         plans = [replace(plan, imatrix_file=file) if plan.imatrix else plan for plan in plans]
     for plan, path in zip(plans, outputs.plan_paths(), strict=True):
-        outputs.write(session, path, plan.to_json())
+        outputs.write(path, plan.to_json())
     return [planning.plans_to_json(plans) if outputs.as_json else plans_table(plans, vrams, terminal.width())]
 
 
@@ -142,9 +142,9 @@ def _one_plan(session: Session, outputs: PlanOutputs) -> Sequence[str | Drawing]
     plan, file = planned.plan, outputs.save_importance(session, planned.importance)
     if file is not None and plan.imatrix is not None:
         plan = replace(plan, imatrix_file=file)
-    outputs.write(session, outputs.out, plan.to_json())
+    outputs.write(outputs.out, plan.to_json())
     if outputs.recipe is not None:
-        outputs.write(session, outputs.recipe, tensor_type_file(plan))
+        outputs.write(outputs.recipe, tensor_type_file(plan))
     if outputs.explain is not None:
         found, more = planning.explain_tensor(session, plan, outputs.explain)
         return [explanation_json(found, plan, more) if outputs.as_json else explanation_text(found, plan, more)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from requant.common.inputs import add_input
 from requant.common.units import format_size
 from requant.errors import MISSING, REMARK, BadInput, InputOutputError, brief, missing_file
 
@@ -33,6 +35,7 @@ def read_text(path: Path | str) -> str:
     """Read the text file at `path`. Raises BadInput where it is missing, huge or no UTF-8, InputOutputError."""
     try:
         with Path(path).open("rb") as file:
+            add_input(Path(path), os.fstat(file.fileno()))
             data = bytearray()
             while len(data) <= _MAX_FILE and (part := file.read(_BLOCK)):  # read(_MAX_FILE) would allocate all of it
                 data += part

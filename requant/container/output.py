@@ -14,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from requant.common.files import Identity
 from requant.common.folders import check_space, sync_folder
+from requant.common.inputs import own_files
+from requant.common.sidecars import Sidecar
 from requant.container.header import parse_header
 from requant.container.journal import Journal, Line
 from requant.container.layout import Layout
@@ -45,7 +46,7 @@ class Output:
 
     Use as a context manager: leaving it unpublished keeps the recorded pieces, or removes everything where there are
     none; `keep` keeps the journal even then, because its plan took long to make. records: of earlier runs.
-    is_published: only `finish` is left to do. extras: files that are removed with the journal. warnings: guarantees
+    is_published: only `finish` is left to do. extras: sidecars that are removed with the journal. warnings: guarantees
     that the file system cannot give.
 
     Opening raises what `PartFile` raises, and OutputRefused where the journal has another head.
@@ -59,15 +60,14 @@ class Output:
         journal: Journal,
         *,
         force: bool,
-        inputs: frozenset[Identity],
-        extras: Sequence[Path] = (),
+        extras: Sequence[Sidecar] = (),
         keep: bool = False,
     ) -> None:
         self.paths, self.layouts, self.journal = tuple(map(Path, paths)), tuple(layouts), journal
         self.records: tuple[Line, ...] = ()
         self.notes: list[str] = []
         self._head = head | {"files": [[p.name, x.size, x.sha256] for p, x in zip(paths, layouts, strict=True)]}
-        self._force, self._inputs, self._extras = force, inputs, extras
+        self._force, self._extras = force, extras
         self._parts: list[PartFile] = []
         self._published: list[PublishedFile] = []
         self._pending: list[Line] = []
@@ -167,8 +167,7 @@ class Output:
         sync_folder(self.journal.path.parent)  # the final names must be on disk before the journal is removed
         with contextlib.suppress(InputOutputError):  # the output is complete, whatever fails here
             self.journal.clear()  # no run may resume once the extras are removed
-        for path in self._extras:
-            path.unlink(missing_ok=True)
+        self._remove_extras()
         self.journal.remove()
         with contextlib.suppress(InputOutputError):  # the next run removes a journal that reappears
             sync_folder(self.journal.path.parent)
@@ -195,14 +194,15 @@ class Output:
         if not target.exists() or (part.exists() and not part.samefile(target)):
             return False
         try:
-            return parse_header(target).sha256 == self.layouts[i].sha256
+            with own_files():
+                return parse_header(target).sha256 == self.layouts[i].sha256
         except BadInput:
             return False
 
     def _open(self) -> None:
         sizes = [layout.size for layout in self.layouts]
         for path, size in zip(self.paths, sizes, strict=True):
-            self._parts.append(PartFile(path, size, force=self._force, inputs=self._inputs, keep=True))
+            self._parts.append(PartFile(path, size, force=self._force, keep=True))
         if can_resume(self.journal, self._head, self.paths[0]):
             check_space(self._parts[0].target.parent, sum(sizes), self.part_files)
             self._resume()
@@ -216,15 +216,16 @@ class Output:
         self._has_records = False
         sync_folder(self.journal.path.parent)
         check_space(self._parts[0].target.parent, sum(sizes), self.part_files)
-        for part, layout in zip(self._parts, self.layouts, strict=True):
-            part.begin(layout.header)
+        for part in self._parts:
+            part.begin()
 
     def _resume(self) -> None:
         """Take over the records of earlier runs, except those of part files that are gone."""
         past = self.journal.past
         lost = {i for i, part in enumerate(self._parts) if not part.found}
         for i, part in enumerate(self._parts):
-            part.begin(self.layouts[i].header) if i in lost else part.blank()
+            known = part.has_part_of(self.layouts[i].header) or _has_piece(part, i, past.records)
+            part.begin(known=known) if i in lost else part.resume(known=known)
         self.records = tuple(r for r in past.records if r.get("file") not in lost)
         n_begun = len({str(r["tensor"]) for r in self.records if "tensor" in r})
         self.notes.append(f"resuming {n_begun}/{sum(len(layout.tensors) for layout in self.layouts)} tensors")
@@ -241,10 +242,14 @@ class Output:
         for placed in self._published:
             placed.close()
         if not self._has_records and not (self._keep and self.journal.has_head):
-            for path in self._extras:
-                path.unlink(missing_ok=True)
+            self._remove_extras()
             self.journal.remove()
         self.journal.close()
+
+    def _remove_extras(self) -> None:
+        for sidecar in self._extras:
+            with contextlib.suppress(RequantError):  # it has been exchanged meanwhile, and is left alone
+                sidecar.remove()
 
 
 def can_resume(journal: Journal, head: Line, path: Path) -> bool:
@@ -264,19 +269,30 @@ def can_resume(journal: Journal, head: Line, path: Path) -> bool:
     return True
 
 
-def discard_unfinished(journal: Journal, path: Path, inputs: frozenset[Identity]) -> None:
-    """Remove the unfinished output at `path` and clear its journal. Raises OutputRefused, InputOutputError."""
-    for target in {
-        resolve_target(path),
-        *(resolve_target(Path(path).with_name(name)) for name in final_names(journal)),
-    }:
-        if target.with_name(f"{target.name}.part").exists():
-            PartFile(target, 0, force=True, inputs=inputs, keep=True).remove()
+def discard_unfinished(journal: Journal, path: Path) -> None:
+    """Remove the unfinished output at `path` and clear its journal.
+
+    Raises OutputRefused, before anything is removed, where a file is not of an unfinished output; InputOutputError.
+    """
+    past = journal.past
+    files = [(resolve_target(Path(path).with_name(name)), size) for name, size in past.files()]
+    with contextlib.ExitStack() as stack:
+        parts = list[PartFile]()
+        for i, (target, size) in enumerate([*files, (resolve_target(path), 0)]):
+            if target.with_name(f"{target.name}.part").exists() and target not in [part.target for part in parts]:
+                parts.append(stack.enter_context(PartFile(target, size, force=True, keep=True)))
+                parts[-1].check_ours(known=_has_piece(parts[-1], i, past.records))
+        for part in parts:
+            part.remove()
     journal.clear()
 
 
-def final_names(journal: Journal) -> list[str]:
-    """The names that the files of the unfinished output of `journal` will get, in order."""
-    files = [] if journal.past.head is None else journal.past.head.get("files")
-    listed = [file[0] for file in files if isinstance(file, list) and file] if isinstance(files, list) else []
-    return [name for name in listed if isinstance(name, str) and name == Path(name).name not in ("", "..")]
+def _has_piece(part: PartFile, number: int, records: Sequence[Line]) -> bool:
+    """Return whether the part file, of the file of that number, has one of the pieces that are recorded of it."""
+    for line in records:
+        offset, n_bytes = line.get("offset"), line.get("bytes")
+        if line.get("file") != number or not isinstance(offset, int) or not isinstance(n_bytes, int):
+            continue
+        if part.has_bytes(offset, n_bytes, line.get("sha256")):
+            return True
+    return False

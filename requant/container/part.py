@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import resource
 from pathlib import Path
@@ -16,18 +17,17 @@ from typing import TYPE_CHECKING
 
 from requant.common.files import (
     NOT_SUPPORTED,
-    Identity,
-    identity,
     irregular_kind,
     lock_file,
-    open_or_make,
     open_regular,
     read_into,
     room_hint,
     write_from,
 )
 from requant.common.folders import check_space, sync_folder
+from requant.common.inputs import Identity, identity, is_input, own_files, restrict
 from requant.common.open_files import OpenFile
+from requant.common.sidecars import Sidecar
 from requant.common.units import format_size
 from requant.container.header import Header, read_header
 from requant.errors import BadInput, InputOutputError, OutputRefused, printable
@@ -59,17 +59,17 @@ class PartFile:
     """A file of `size` bytes that will be at `path`. Use as a context manager: leaving it unpublished removes it.
 
     Opening checks everything before a byte is written: raises OutputRefused where `path` is taken (`force` allows
-    replacing a regular file), is one of `inputs` (which nothing allows) or is being written by another run, and
-    InputOutputError where there is no room or no permission. A symbolic link is followed to its target.
-    `warnings` are the guarantees that the file system cannot give.
+    replacing a regular file), is one of the inputs (which nothing allows) or is being written by another run, and where
+    the part file is not ours; InputOutputError where there is no room or no permission. A symbolic link is followed to
+    its target. `warnings` are the guarantees that the file system cannot give.
 
     keep: the contents that an earlier run left in the part file stay until `begin`, `found` tells whether they have the
-    right size; leaving does not remove the file, `abandon` does if it is of this run, `remove` always.
+    right size; leaving does not remove the file, `abandon` does if it is of this run, `discard` if it is of any run.
     """
 
-    def __init__(self, path: Path, size: int, *, force: bool, inputs: frozenset[Identity], keep: bool = False) -> None:
+    def __init__(self, path: Path, size: int, *, force: bool, keep: bool = False) -> None:
         self.path, self.size, self.warnings = Path(path), size, list[str]()
-        self._force, self._inputs, self._keep = force, inputs, keep
+        self._force, self._keep = force, keep
         self.target = resolve_target(path)
         self.file = self.target.with_name(self.target.name + ".part")
         self._check_target()
@@ -97,15 +97,14 @@ class PartFile:
         else:
             self.abandon()
 
-    def begin(self, header: bytes = b"") -> None:
+    def begin(self, *, known: bool = False) -> None:
         """Replace the file found by an empty one with room for the whole size.
 
-        header: the final header; a file that already begins with it is ours: a run sealed it and then its journal was
-        lost. Raises OutputRefused where the file found is not an unfinished output, InputOutputError where there is no
-        room.
+        known: a journal shows that an earlier run wrote it. Raises OutputRefused where the file found is not an
+        unfinished output, InputOutputError where there is no room.
         """
-        self.check_found(header)
         if self._n_bytes():
+            self.check_ours(known=known)
             # removed, not truncated: its name may be a second link to a file that somebody wants
             self.file.unlink()
             old, self._opened = self._opened, self._acquire()
@@ -113,18 +112,36 @@ class PartFile:
         self._is_new = True
         self._reserve()
 
-    def check_found(self, header: bytes = b"") -> None:
-        """Raise OutputRefused where the file found is not an unfinished output; `header` as for `begin`."""
-        if self._n_bytes() and not self._is_ours(header):
-            hint = "it stands where the unfinished output goes; move it away"
-            hint += ", or --restart discards it" if self._keep else ""
-            raise OutputRefused(self.file, "is not an unfinished output of this command", hint=hint)
-
     def check_size(self) -> None:
         """Raise InputOutputError where a limit of the process forbids a file of this size."""
         most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         if most != resource.RLIM_INFINITY and self.size > most:
             raise self._no_room(OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
+
+    def resume(self, *, known: bool) -> None:
+        """Keep the contents found, without the header that the earlier run may have written. Raises as `begin` does."""
+        self.check_ours(known=known)
+        self.blank()
+
+    def check_ours(self, *, known: bool) -> None:
+        """Raise OutputRefused where the file found is not an unfinished output; `known` as for `begin`."""
+        if not known and not self._is_ours():
+            hint = "it stands where the unfinished output goes; move it away"
+            raise OutputRefused(self.file, "is not an unfinished output of this command", hint=hint)
+
+    def has_part_of(self, header: bytes) -> bool:
+        """Return whether the file begins with bytes of `header` and zeros, as a run leaves it that stopped there."""
+        with self._opened.use() as descriptor:
+            found = os.pread(descriptor, len(header), 0)
+        return found == header or (len(found) == len(header) and all(map(_is_zero_or, found, header)))
+
+    def has_bytes(self, offset: int, n_bytes: int, sha256: object) -> bool:
+        """Return whether the file has `n_bytes` at `offset` whose digest, in hex, is `sha256`."""
+        if not 0 <= offset < offset + n_bytes <= self._n_bytes():
+            return False
+        data = bytearray(n_bytes)
+        self.read_at(offset, memoryview(data))
+        return hashlib.sha256(data).hexdigest() == sha256
 
     def abandon(self) -> None:
         """Release the lock, and remove the file if `begin` made it."""
@@ -192,8 +209,12 @@ class PartFile:
         with self._opened.use() as descriptor:
             if not self._is_part(descriptor):
                 raise InputOutputError(self.file, "was moved or replaced while it was being written")
-        self._check_target()
+        replaced = self._check_target()
         try:
+            with self._opened.use() as descriptor:
+                is_restricted = restrict(descriptor, replaced)
+            if not is_restricted:
+                self.warnings.append("the output's file system keeps no permissions: others may read the output")
             self._rename()
         except FileExistsError as error:
             raise self._taken() from error
@@ -208,22 +229,23 @@ class PartFile:
         self.seal(header)
         self.put_in_place()
 
-    def _check_target(self) -> None:
-        """Refuse a target that must not be replaced; run again before publishing."""
+    def _check_target(self) -> os.stat_result | None:
+        """Refuse a target that must not be replaced, and return its status; run again before publishing."""
         try:
             status = self.target.stat()
         except FileNotFoundError:
-            return
+            return None
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
         kind = irregular_kind(status)
         if kind is not None:
             raise OutputRefused(self.path, f"is {kind}, not a regular file", hint="choose another output")
-        if identity(status) in self._inputs:
+        if is_input(status):
             what = f"is one of the inputs ({printable(str(self.target))})"
             raise OutputRefused(self.path, what, hint="--force does not help; choose another output")
         if not self._force:
             raise self._taken()
+        return status
 
     def _unusable(self, error: OSError | ValueError) -> BadInput:
         if isinstance(error, ValueError):
@@ -254,7 +276,8 @@ class PartFile:
         return OpenFile(make, remake, self._flush)  # its data is on disk before it is closed: a failure shows only once
 
     def _open_locked(self) -> int:
-        descriptor = open_or_make(self.file, "an unfinished output", self._inputs)
+        names = 2 if self._is_target() else 1
+        descriptor = Sidecar(self.file, "an unfinished output", names=names).open_or_make()
         try:
             # check the name again: its last owner may have published, and a new one begun, before the lock
             if lock_file(self.file, descriptor, self.warnings) and self._is_part(descriptor):
@@ -286,15 +309,16 @@ class PartFile:
 
     def _is_target(self) -> bool:
         """Return whether .part and target are hard links to one file: a run stopped between link and removal."""
-        return self.file.exists() and self.target.exists() and self.file.samefile(self.target)
+        with contextlib.suppress(OSError):
+            return self.file.samefile(self.target)
+        return False
 
-    def _is_ours(self, header: bytes) -> bool:
+    def _is_ours(self) -> bool:
         """Return whether the file begins like an unfinished output, or .part and target are hard links to one file."""
         if self._is_target():
             return True
         with self._opened.use() as descriptor:
-            found = os.pread(descriptor, max(len(header), len(BLANK)), 0)
-        return found == header or not any(found[: len(BLANK)])
+            return not any(os.pread(descriptor, len(BLANK), 0))
 
     def _reserve(self) -> None:
         """Allocate the whole size, so that a full disk fails now and not after hours."""
@@ -347,18 +371,22 @@ class PartFile:
         self._opened.close()
 
 
-def check_place(path: Path, size: int, *, force: bool, inputs: frozenset[Identity], discards: bool = False) -> None:
+def check_place(path: Path, size: int, *, force: bool, discards: bool = False) -> None:
     """Raise what would keep a PartFile of `size` bytes from being made at `path`, and leave no file there.
 
     discards: what an earlier run left there is to be discarded.
     """
-    part = PartFile(path, size, force=force, inputs=inputs, keep=True)
+    part = PartFile(path, size, force=force, keep=True)
     try:
         if not discards:
-            part.check_found()
+            part.check_ours(known=False)
         part.check_size()
     finally:
         part.abandon()
+
+
+def _is_zero_or(found: int, expected: int) -> bool:
+    return found in (0, expected)
 
 
 class PublishedFile:
@@ -366,7 +394,12 @@ class PublishedFile:
 
     def __init__(self, path: Path) -> None:
         self.file, self.warnings = path, list[str]()
-        self._opened = OpenFile(lambda: open_regular(path), lambda: open_regular(path))
+
+        def open_own() -> int:
+            with own_files():
+                return open_regular(path)
+
+        self._opened = OpenFile(open_own, open_own)
 
     def read_at(self, offset: int, target: memoryview) -> None:
         """Fill `target` with the bytes from `offset` on. Raises as `read_into`."""

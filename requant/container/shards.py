@@ -36,6 +36,14 @@ def n_files_of(name: str) -> int:
     return 1 if match is None else int(match[3])
 
 
+def named_shards(path: Path) -> list[Path]:
+    """The paths of all shards of which `path` is one by its name, whether they exist or not."""
+    match = _SHARD_NAME.fullmatch(path.name)
+    if match is None or int(match[3]) > MAX_SHARDS:
+        return []
+    return [path.with_name(shard_name(match[1], i, int(match[3]))) for i in range(1, int(match[3]) + 1)]
+
+
 def shard_paths(path: Path, metadata: Metadata) -> list[Path]:
     """Every file of the model that `path` belongs to, first shard first; just `path` where it is not split.
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from requant.common.files import Identity, identity, open_regular, read_into
+from requant.common.files import open_regular, read_into
+from requant.common.inputs import add_input, add_inputs
 from requant.common.open_files import OpenFile
 from requant.container.header import Header, combine_sha256, read_header
-from requant.container.shards import check_shard, check_shards, shard_paths
+from requant.container.shards import check_shard, check_shards, named_shards, shard_paths
 from requant.errors import BadInput, InputOutputError, SourceChanged, printable, quote
 
 if TYPE_CHECKING:
@@ -139,10 +140,10 @@ class Source:
         """Bytes that belong to no tensor, all files together."""
         return sum(f.header.trailing_bytes for f in self.opened)
 
-    @property
-    def identities(self) -> frozenset[Identity]:
-        """Device and inode of every file: an output must be none of them."""
-        return frozenset(identity(f.status) for f in self.opened)
+    def add_to_inputs(self) -> None:
+        """Add every file to the inputs of the command or call, which may have begun after they were opened."""
+        for file in self.opened:
+            add_input(file.path, file.status)
 
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
@@ -220,6 +221,12 @@ def open_source(path: Path) -> Source:
     except BaseException:
         _close(opened)
         raise
+
+
+def add_model_inputs(*given: object) -> None:
+    """Do the same as `add_inputs`, for the other shards of split models too."""
+    paths = [path for path in given if isinstance(path, Path)]
+    add_inputs(*paths, *(shard for path in paths for shard in named_shards(path)))
 
 
 def open_files(paths: Sequence[Path]) -> Source:

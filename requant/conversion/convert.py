@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from requant._version import __version__
-from requant.common.files import Identity, identities
+from requant.common.inputs import add_inputs, collect_inputs, own_files
 from requant.common.monitor import SILENT, Monitor
 from requant.common.threads import n_threads
 from requant.container.imatrix import Imatrix
@@ -64,6 +64,9 @@ def convert(
     """
     n_bytes = count_progress_bytes(source, plan, verify=options.verify)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(collect_inputs())
+        source.add_to_inputs()
+        add_inputs(None if imatrix is None else Path(imatrix.path))
         stack.enter_context(monitor.resumable())
         progress = stack.enter_context(monitor.progress("converting", n_bytes))
         prepared = prepare_output(source, plan, imatrix, losses, options.splitting)
@@ -74,7 +77,6 @@ def convert(
             _head(source, plan, imatrix, claimed.request),
             claimed.journal,
             force=options.force,
-            inputs=source.identities | _identity(imatrix),
             extras=claimed.extras,
             keep=claimed.keep,
         )
@@ -123,11 +125,6 @@ def _head(source: Source, plan: Plan, imatrix: Imatrix | None, request: Mapping[
     return resume_key(source, request) | {"imatrix": None if imatrix is None else imatrix.sha256, "plan": choices}
 
 
-def _identity(imatrix: Imatrix | None) -> frozenset[Identity]:
-    """The identity of the imatrix's file, which is an input too; it may be gone since it was read."""
-    return frozenset() if imatrix is None else identities(Path(imatrix.path))
-
-
 def _write(
     source: Source,
     output: Output,
@@ -165,7 +162,7 @@ def _verify(
     output: Output, source: Source, made: Conversion, options: ConversionOptions, progress: Callable[[int], None]
 ) -> None:
     """Raise InputOutputError where the sealed output does not read back as it was written."""
-    with open_files(output.part_files) as target:
+    with own_files(), open_files(output.part_files) as target:
         found = verify_output(
             target, source=source, record=made, threads=options.threads, cluster=options.cluster, progress=progress
         )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from requant.common.sidecars import Sidecar
 from requant.container.journal import Journal
 from requant.container.splitting import WHOLE, Splitting
 
@@ -42,13 +42,13 @@ class Claim:
     """An output that only this run writes, and what belongs to it.
 
     journal: of the output, open and locked. request: all options that decide what the output becomes, as JSON; a run
-    that resumes must have the same. extras: files that are removed with the journal. keep: keep the journal even where
-    nothing is written yet, for a plan that took long to make. record: called with the conversion once the output has
-    its name, before the journal is removed.
+    that resumes must have the same. extras: sidecars that are removed with the journal. keep: keep the journal even
+    where nothing is written yet, for a plan that took long to make. record: called with the conversion once the output
+    has its name, before the journal is removed.
     """
 
     journal: Journal
     request: Mapping[str, Any] = field(default_factory=dict)
-    extras: Sequence[Path] = ()
+    extras: Sequence[Sidecar] = ()
     keep: bool = False
     record: Callable[[Conversion], None] = lambda _: None

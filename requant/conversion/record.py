@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_type_hints
 
-from requant.common.atomic_write import has_schema
+from requant.common.atomic_write import has_schema, read_head
 from requant.common.notebook import html
 from requant.common.serialization import dump, parse, parse_value, read_text, to_plain
 from requant.errors import BadInput, brief, quote
@@ -15,6 +15,7 @@ from requant.planning.plan import Plan, read_plan
 from requant.scoring.losses import parse_file_name, parse_type_name
 
 OUTPUT_SCHEMA = "requant.output/1"
+_HEAD = 2048  # bytes of a record that contain the name of its output
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,12 @@ def record_path(out: Path) -> Path:
     """The path of the record of the output at `out`: OUT.requant.json beside it."""
     out = Path(out)
     return out.with_name(f"{out.name}.requant.json")
+
+
+def is_record_of_output(path: Path) -> bool:
+    """Return whether the file at `path` is the record of the output whose record has this name."""
+    name = json.dumps(path.name.removesuffix(".requant.json"))
+    return has_schema(path, OUTPUT_SCHEMA) and f'"output": {name}'.encode() in read_head(path, _HEAD)
 
 
 def read_conversion(path: Path | str) -> Conversion:

@@ -19,7 +19,7 @@ from requant.model.forward.memory import memory_needs
 from requant.model.forward.passes import RunnableModel, Tokens, check_tokens, embedding_gradient, read_model
 from requant.model.forward.weights import Weights
 from requant.scoring import gradient_run
-from requant.scoring.checkpoint import load_checkpoint, save_checkpoint
+from requant.scoring.checkpoint import checkpoint_sidecar, load_checkpoint, save_checkpoint
 from requant.scoring.gradient_run import GradientRun
 from requant.scoring.statistics import SquareSums, Statistics
 
@@ -61,7 +61,7 @@ def calibrate(
         if checkpoint is not None:
             save_checkpoint(checkpoint, identity, statistics)
     if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+        checkpoint_sidecar(checkpoint).remove()
     source.check_unchanged()
     return statistics
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
+from requant.common.inputs import add_input
 from requant.container.source import Source
 from requant.errors import MISSING, BadInput, InputOutputError, UsageError, missing_file
 from requant.model.tokenizer import Ids, read_tokenizer
@@ -46,7 +48,7 @@ def read_text_windows(path: Path, source: Source, size: WindowSpec) -> TokenWind
     Raises BadInput for a text that is no UTF-8, is too short, or is mostly unknown to the vocabulary.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = _read_all(path, "utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(path, "is no UTF-8 text", got=f"byte {error.object[error.start]} at {error.start}") from error
     except (OSError, ValueError) as error:
@@ -64,7 +66,7 @@ def shipped_windows(source: Source, size: WindowSpec) -> TokenWindows:
 def read_token_windows(path: Path, source: Source, size: WindowSpec) -> TokenWindows:
     """Return windows of the ids in the file at `path`: whole numbers with white space or commas between them."""
     try:
-        words = Path(path).read_text(encoding="ascii").replace(",", " ").split()
+        words = _read_all(path, "ascii").replace(",", " ").split()
         ids = np.array([int(word) for word in words], np.int64)
     except OSError as error:
         raise _read_error(path, error) from error
@@ -74,6 +76,12 @@ def read_token_windows(path: Path, source: Source, size: WindowSpec) -> TokenWin
     if ids.size and not 0 <= ids.min() <= ids.max() < n_vocab:
         raise BadInput(path, "has an id that is no token of the model", got=int(ids.max()), limit=f"0 to {n_vocab - 1}")
     return _cut_windows(path, ids.astype(np.int32), Path(path).name, size, None)
+
+
+def _read_all(path: Path, encoding: str) -> str:
+    with Path(path).open(encoding=encoding) as file:
+        add_input(Path(path), os.fstat(file.fileno()))
+        return file.read()
 
 
 def _read_error(path: Path, error: OSError | ValueError) -> BadInput:

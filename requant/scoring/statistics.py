@@ -6,22 +6,24 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from requant.common.files import Identity
+from requant.common.atomic_write import read_head, write_file
 from requant.common.notebook import html
 from requant.container.imatrix import COUNTS, GRADIENTS, LOOKUP, SUMS, Imatrix, entry_of
 from requant.container.layout import Layout, lay_out
 from requant.container.metadata import Metadata
-from requant.container.part import PartFile
-from requant.container.source import Source
+from requant.container.source import Source, open_files
 from requant.errors import printable
 from requant.formats.codec import Floats
 from requant.model.roles import is_experts, n_matrices
 
 Sums = NDArray[np.float64]
+SIDECAR_HEAD = 4096  # bytes of a sidecar that contain the name of its output
+_SIDECAR_OF = "requant.sidecar_of"
 
 
 @dataclass(slots=True)
@@ -105,7 +107,29 @@ class Statistics:
         return inputs, counts, np.array(gradients, np.float32)
 
 
-def _lay_out(statistics: Statistics, source: Source, text: str, path: object) -> tuple[Layout, dict[str, Floats]]:
+def is_sidecar_of(out: str, head: bytes) -> bool:
+    """Return whether a file that begins with `head` was written as the sidecar of the output called `out`."""
+    return head.startswith(b"GGUF") and Metadata("", {}).with_values(_sidecar_key(out)).encode() in head
+
+
+def _sidecar_key(out: str) -> dict[str, tuple[str, str]]:
+    return {_SIDECAR_OF: ("str", printable(out))}
+
+
+def hash_sidecar(path: Path) -> str:
+    """Return the SHA-256, in hex, that the statistics in the sidecar at `path` have in a file that is none.
+
+    Raises BadInput, InputOutputError.
+    """
+    with open_files([path]) as source:
+        tensors = [(t.name, t.shape, t.type_id) for t in source.tensors]
+        layout = lay_out(source.metadata.with_values({_SIDECAR_OF: None}), tensors, path)
+        return _hash_file(layout, {t.name: source.read_rows(t) for t in source.tensors})
+
+
+def _lay_out(
+    statistics: Statistics, source: Source, text: str, path: object, sidecar_of: str | None = None
+) -> tuple[Layout, dict[str, Floats]]:
     """Lay out the file of the statistics of `source`; return it with the tensors' arrays by name."""
     arrays: dict[str, Floats] = {}
     for tensor in source.tensors:
@@ -124,12 +148,13 @@ def _lay_out(statistics: Statistics, source: Source, text: str, path: object) ->
             "imatrix.datasets": ("arr_str", [printable(text)]),
             "imatrix.chunk_count": ("u32", statistics.n_tokens // statistics.n_ctx),
             "imatrix.chunk_size": ("u32", statistics.n_ctx),
+            **({} if sidecar_of is None else _sidecar_key(sidecar_of)),
         }
     )
     return lay_out(metadata, [(name, x.shape[::-1], 0) for name, x in arrays.items()], path), arrays
 
 
-def _hash_file(layout: Layout, arrays: Mapping[str, Floats]) -> str:
+def _hash_file(layout: Layout, arrays: Mapping[str, NDArray[Any]]) -> str:
     """Return the SHA-256 of the file's bytes, in hex, without writing it."""
     digest, end = hashlib.sha256(layout.header), len(layout.header)
     for placed in layout.tensors:
@@ -141,14 +166,23 @@ def _hash_file(layout: Layout, arrays: Mapping[str, Floats]) -> str:
 
 
 def write_statistics(
-    path: Path, statistics: Statistics, source: Source, text: str, *, force: bool, inputs: frozenset[Identity]
+    path: Path, statistics: Statistics, source: Source, text: str, *, force: bool, sidecar_of: str | None = None
 ) -> None:
     """Write `statistics` to `path` as a GGUF importance matrix, gradients in tensors `W.g_sum2` that others ignore.
 
-    text: name of the text that the tokens are from. Raises OutputRefused, InputOutputError.
+    text: name of the text that the tokens are from. sidecar_of: the name of the unfinished output whose sidecar this
+    is, by which `is_sidecar_of` knows it; such a file is replaced. Raises OutputRefused, InputOutputError.
     """
-    layout, arrays = _lay_out(statistics, source, text, path)
-    with PartFile(path, layout.size, force=force, inputs=inputs) as part:
+    layout, arrays = _lay_out(statistics, source, text, path, sidecar_of)
+
+    def is_own(path: Path) -> bool:
+        return sidecar_of is not None and is_sidecar_of(sidecar_of, read_head(path, SIDECAR_HEAD))
+
+    def fill(file: IO[bytes]) -> None:
+        file.write(layout.header)
         for placed in layout.tensors:
-            part.write_at(placed.offset, arrays[placed.name].reshape(-1).view(np.uint8))
-        part.publish(layout.header)
+            file.write(bytes(placed.offset - file.tell()))
+            file.write(arrays[placed.name].reshape(-1).view(np.uint8).data)
+        file.write(bytes(layout.size - file.tell()))
+
+    write_file(path, fill, force=force, is_own=is_own)

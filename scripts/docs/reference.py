@@ -244,6 +244,8 @@ class Bare:
 
 def written(function: types.FunctionType) -> inspect.Signature:
     """The signature as it stands in the source, where another is shown to help() and to notebooks."""
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
     plain_function = types.FunctionType(function.__code__, function.__globals__, function.__name__)
     plain_function.__defaults__, plain_function.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
     plain_function.__annotations__ = function.__annotations__

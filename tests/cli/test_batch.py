@@ -387,7 +387,7 @@ def test_an_output_that_is_a_source_is_refused_whatever_is_forced(capsys, tmp_pa
     data = source.read_bytes()
     for output in ("m.gguf", "link.gguf"):
         jobs = write_jobs(tmp_path, [{"source": "m.gguf", "output": output, "type": "Q8_0"}])
-        assert_failed(run(capsys, "batch", jobs, "--force"), 5, "is a source of this batch")
+        assert_failed(run(capsys, "batch", jobs, "--force"), 5, "would replace an input of this batch")
     assert source.read_bytes() == data
 
 

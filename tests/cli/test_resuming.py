@@ -8,6 +8,7 @@ from conversions import half, small_model
 
 from requant.api import session as job
 from requant.container import output as output_module
+from requant.container.header import parse_header
 from requant.container.source import open_source
 from requant.errors import InputOutputError
 
@@ -112,7 +113,9 @@ def test_importance_that_was_damaged_meanwhile_is_refused(capsys, tmp_path):
     killed(20, "convert", TINY, out, *words)
     kept = tmp_path / "out.gguf.part.imatrix"
     content = bytearray(kept.read_bytes())
-    content[len(content) // 2] ^= 1
+    header = parse_header(kept)
+    sums = next(t for t in header.tensors if t.name.endswith(".in_sum2"))
+    content[header.data_start + sums.offset + 1] ^= 1
     kept.write_bytes(content)
     assert_failed(run(capsys, "convert", TINY, out, *words), 5, "is not as it was written", "--restart")
     kept.unlink()

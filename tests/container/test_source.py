@@ -40,7 +40,7 @@ def test_any_shard_opens_the_whole_model(tmp_path, given):
             (f"blk.{i}.w{j}.weight", i) for i in range(3) for j in range(2)
         ]
         assert require_model(source) == "llama"
-        assert len(source.identities) == 3
+        assert len(source.opened) == 3
         for path, tensor in zip((p for p in paths for _ in range(2)), source.tensors, strict=True):
             assert source.read_rows(tensor).tobytes() in path.read_bytes()
 

@@ -124,7 +124,7 @@ def test_any_end_of_the_journal_may_be_lost_or_damaged(tmp_path_factory, data):
         content = bytearray(journal.read_bytes())
         at = data.draw(st.integers(0, len(content) - 1))
         if data.draw(st.booleans()):
-            del content[at:]
+            del content[at if at > 8 else 0 :]  # of fewer bytes nobody can tell whether they are of a journal
         else:
             content[at] ^= 1 << data.draw(st.integers(0, 7))
         journal.write_bytes(content)

@@ -7,18 +7,19 @@ from dataclasses import dataclass, replace
 from requant.api.batch.context import FAILURES, BatchContext, plan_file, read_importance_file
 from requant.api.batch.items import BatchItem, check_outputs
 from requant.api.batch.score_cache import ScoreCache
-from requant.api.batch.state import empty_folder, seal_entry
+from requant.api.batch.state import make_folder, seal_entry, write_state
 from requant.api.importance import find_importance
 from requant.api.invocation import record_options
 from requant.api.session import Session, open_session
-from requant.common.atomic_write import check_writable, write_text
+from requant.common.atomic_write import check_writable
 from requant.common.folders import check_space, nearest_folder
+from requant.common.inputs import collect_part, own_files
 from requant.common.interrupt import run_interruptible
 from requant.container.part import check_place
 from requant.container.source import Source, open_source
-from requant.container.splitting import output_paths, total_size
+from requant.container.splitting import WHOLE, output_paths, total_size
 from requant.conversion.prepare import prepare_output
-from requant.conversion.record import OUTPUT_SCHEMA, record_path
+from requant.conversion.record import is_record_of_output, record_path
 from requant.planning.output_layout import output_layouts
 from requant.planning.plan import Plan, read_plan
 from requant.planning.planner import check_feasible
@@ -55,7 +56,8 @@ class _BatchPlanner:
         path = plan_file(self.context.folder, item)
         files = self.context.read_entry(path.parent, item.plan_request())
         if files is not None:
-            item.plan = read_plan(files[path.name])
+            with own_files():
+                item.plan = read_plan(files[path.name])
             return
         with open_source(item.source.path) as source:
             session = self._open_session(item, source)
@@ -72,7 +74,7 @@ class _BatchPlanner:
     def plan_item(self, item: BatchItem) -> None:
         """Make the plan where there is none yet, and set the output's path and the row's figures."""
         dry_run = self.context.options.dry_run
-        with open_source(item.source.path) as source:
+        with collect_part(), open_source(item.source.path) as source:
             if item.plan is None:
                 item.plan = self._make_plan(item, source)
                 if item.plan is not None and not dry_run:
@@ -85,6 +87,10 @@ class _BatchPlanner:
             item.row.set_plan(item.plan)
             if dry_run:
                 self._try_item(item, item.plan, source)
+            elif item.options.splitting != WHOLE:
+                given = read_importance_file(self.scores.find_importance(item, source))
+                layouts = output_layouts(source, item.plan, given, item.options.splitting)
+                item.files = () if item.out is None else tuple(output_paths(item.out, layouts))
 
     def _try_item(self, item: BatchItem, plan: Plan, source: Source) -> None:
         """Set the row's size. Raise what can be found before the first byte of an output that is not there yet."""
@@ -96,15 +102,16 @@ class _BatchPlanner:
         item.row.size = total_size(layouts)
         if item.out is None:
             return
+        item.files = tuple(output_paths(item.out, layouts))
         if self.context.find_output(item, lambda: given)[0] is not None:
             self.context.batch.summary.set_status(item.row, "skipped")
             return
-        force, inputs = self.context.options.force, source.identities
+        force = self.context.options.force
         folder = nearest_folder(item.out.parent)
         if folder == item.out.parent:
-            for path, layout in zip(output_paths(item.out, layouts), layouts, strict=True):
-                check_place(path, layout.size, force=force, inputs=inputs)
-            check_writable(record_path(item.out), force=force, inputs=inputs, own=OUTPUT_SCHEMA)
+            for path, layout in zip(item.files, layouts, strict=True):
+                check_place(path, layout.size, force=force)
+            check_writable(record_path(item.out), force=force, is_own=is_record_of_output)
         check_space(folder, item.row.size, [])
 
     def _make_plan(self, item: BatchItem, source: Source) -> Plan | None:
@@ -119,9 +126,9 @@ class _BatchPlanner:
 
     def _save_plan(self, item: BatchItem, plan: Plan) -> None:
         path = plan_file(self.context.folder, item)
-        empty_folder(path.parent)
-        write_text(path, plan.to_json(), force=True, inputs=frozenset())
-        seal_entry(path.parent, item.plan_request())
+        make_folder(path.parent)
+        write_state(path, plan.to_json())
+        seal_entry(path.parent, item.plan_request(), [path.name])
 
     def _open_session(self, item: BatchItem, source: Source) -> Session:
         how, monitor = item.options, self.context.monitor

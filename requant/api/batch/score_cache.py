@@ -8,10 +8,10 @@ from pathlib import Path
 
 from requant.api.batch.context import BatchContext, WorkerFailure
 from requant.api.batch.items import BatchItem
-from requant.api.batch.state import empty_folder, read_entry, seal_entry
+from requant.api.batch.state import make_folder, read_entry, remove_state, seal_entry, write_state
 from requant.api.batch.workers import WorkerExit, WorkerTask
 from requant.api.importance import importance_file
-from requant.common.atomic_write import write_text
+from requant.common.inputs import own_files
 from requant.common.serialization import hash_json
 from requant.container.source import Source
 from requant.errors import RequantError
@@ -57,13 +57,16 @@ class ScoreCache:
     def read_losses(self, scores: CachedScores) -> Losses:
         """Read the losses, or return them where they were the last read."""
         if self._last is None or self._last[0] != scores.losses:
-            self._last = scores.losses, read_losses(scores.losses)
+            with own_files():
+                self._last = scores.losses, read_losses(scores.losses)
         return self._last[1]
 
     def replace_losses(self, item: BatchItem, scores: CachedScores, losses: Losses) -> None:
         """Replace the cached losses by `losses`, which also have those of the KV cache."""
-        write_text(scores.losses, losses.to_json(), force=True, inputs=frozenset())
-        seal_entry(scores.losses.parent, item.score_request())
+        folder = scores.losses.parent
+        write_state(scores.losses, losses.to_json())
+        found = [scores.losses] if scores.importance is None else [scores.losses, scores.importance]
+        seal_entry(folder, item.score_request(), [str(path.relative_to(folder)) for path in found])
         self._last = scores.losses, losses
 
     def find_importance(self, item: BatchItem, source: Source) -> Path | None:
@@ -77,7 +80,11 @@ class ScoreCache:
 
     def _score(self, item: BatchItem, folder: Path) -> dict[str, Path]:
         """Score in a worker, into `folder`. Raises WorkerFailure."""
-        empty_folder(folder)
+        losses = folder / _LOSSES
+        measured = importance_file(losses)
+        make_folder(folder)
+        for path in (losses, measured):
+            remove_state(path)
         self._last = None
         words = ["score", str(item.source.path), f"--output={folder / _LOSSES}", f"--types={','.join(item.types)}"]
         words += item.score_arguments()
@@ -92,7 +99,8 @@ class ScoreCache:
         source, inform = item.source.path, self.context.monitor.info
         task = WorkerTask(item, words, str(source))
         self.context.workers.run_tasks([task], 1, lambda _: inform(f"scoring {source}"), on_exit)
-        seal_entry(folder, item.score_request())
+        names = [path.name for path in (losses, measured) if path.exists()]
+        seal_entry(folder, item.score_request(), names)
         files = read_entry(folder, item.score_request())
         assert files is not None
         return files

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.api.batch.names import template_fields
-from requant.common.files import Identity
+from requant.common.inputs import own_files
 from requant.container.shards import first_name
 from requant.container.source import Source, open_source, other_than_model
 from requant.errors import BadInput, printable
@@ -30,7 +30,6 @@ class BatchSource:
 
     path: Path
     identity: Mapping[str, Any]
-    files: frozenset[Identity]
     newest: int  # modification time of its newest file, in ns since the epoch
     fields: Mapping[str, str]
 
@@ -76,9 +75,14 @@ def read_source(path: Path, *, named: bool) -> BatchSource | str:
     auxiliary = next((word for word in _AUXILIARY if word in path.name.lower()), None)
     if auxiliary is not None and not named:
         return f"its name says {auxiliary}"
-    with open_source(path) as source:
+    with own_files():  # it may be an output of this batch, which is no input
+        source = open_source(path)
+    with source:
         reason = None if named else _exclusion_reason(source)
-        return _describe_source(source) if reason is None else reason
+        if reason is not None:
+            return reason
+        source.add_to_inputs()
+        return _describe_source(source)
 
 
 def _exclusion_reason(source: Source) -> str | None:
@@ -98,7 +102,6 @@ def _describe_source(source: Source) -> BatchSource:
     return BatchSource(
         path=source.path,
         identity={"header_sha256": source.header_sha256, "files": files},
-        files=source.identities,
         newest=max(f.status.st_mtime_ns for f in source.opened),
         fields=template_fields(source.path, source.metadata, sum(math.prod(t.shape) for t in source.tensors)),
     )

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from requant.api.batch.state import state_folder
-from requant.common.atomic_write import has_schema, write_text
+from requant.api.batch.state import SUMMARY, state_folder, write_state
+from requant.common.atomic_write import has_schema
 from requant.common.serialization import dump, parse, read_text, to_plain
 from requant.conversion.record import record_path
 from requant.errors import BadInput, RequantError, printable
@@ -119,7 +119,7 @@ class Summary:
 
     def write(self, folder: Path) -> None:
         """Write `summary.json` into the folder of state."""
-        write_text(folder / "summary.json", self.to_json(), force=True, inputs=frozenset())
+        write_state(folder / SUMMARY, self.to_json())
 
 
 def _printable_row(row: Row) -> object:
@@ -131,7 +131,7 @@ def output_records(path: Path) -> list[Path]:
     if path.is_dir():
         return [path]
     if path.suffix.lower() == ".toml":
-        path = state_folder(path) / "summary.json"
+        path = state_folder(path) / SUMMARY
         if not path.exists():
             raise BadInput(path, "is not there: the batch has not been run, or keeps its state elsewhere")
     if not has_schema(path, SCHEMA):

@@ -148,7 +148,7 @@ def test_a_folder_is_its_models_and_of_a_split_one_the_first_shard(tmp_path):
     assert "head of multi-token prediction" in seen["mtp-a.gguf"] and "EAGLE-3" in seen["eagle3-a.gguf"]
     assert isinstance(read_source(models / "mtp-a.gguf", named=True), BatchSource)
     assert "mmproj" in seen["a-mmproj.gguf"] and "imatrix" in seen["a.imatrix.gguf"]
-    assert len(seen["c-00001-of-00003.gguf"].files) == 3
+    assert len(seen["c-00001-of-00003.gguf"].identity["files"]) == 3
     assert isinstance(read_source(made, named=True), BatchSource)  # asked for by name
 
 
@@ -258,9 +258,10 @@ def test_a_template_is_checked(tmp_path):
 
 
 def test_what_is_kept_answers_its_request_only_while_it_is_whole(tmp_path):
-    folder = state.empty_folder(tmp_path / "plans" / "x")
+    folder = tmp_path / "plans" / "x"
+    state.make_folder(folder)
     (folder / "plan.json").write_text("a plan")
-    state.seal_entry(folder, "request")
+    state.seal_entry(folder, "request", ["plan.json"])
     assert state.read_entry(folder, "request") == {"plan.json": folder / "plan.json"}
     assert state.read_entry(folder, "another") is None and state.read_entry(tmp_path, "request") is None
     (folder / "plan.json").write_text("b plan")
@@ -281,7 +282,7 @@ def test_a_large_file_is_sealed_by_its_content_too(monkeypatch, tmp_path):
     monkeypatch.setattr(state, "_MAX_HASHED", 4)
     (tmp_path / "importance").write_text("larger than that")
     assert isinstance(state.content_key(tmp_path / "importance"), tuple)
-    state.seal_entry(tmp_path, "request")
+    state.seal_entry(tmp_path, "request", ["importance"])
     assert state.read_entry(tmp_path, "request") == {"importance": tmp_path / "importance"}
 
 

@@ -37,7 +37,7 @@ from requant.container.source import Source, open_source, require_model
 from requant.container.splitting import Splitting
 from requant.conversion.options import KEEP_TYPE, POLICIES, ConversionOptions
 from requant.conversion.record import Conversion, read_conversion
-from requant.conversion.verify import Verification
+from requant.conversion.verification import Verification
 from requant.errors import UsageError
 from requant.model.inspection import Inspection, inspect
 from requant.planning.frontier import Curve
@@ -312,18 +312,27 @@ def verify(
     *,
     source: Model | Where | None = None,
     plan: Plan | Where | None = None,
+    full: bool = False,
+    imatrix: Where | None = None,
     threads: int | None = None,
     progress: Report | None = None,
 ) -> Verification:
-    """Read every byte of the file `out`, and compare it with its record, a plan and its source.
+    """Read every byte of the file `out`, and compare it with its record or its digests, a plan and its source.
 
-    plan: a plan, or the file of one, or a record that is not beside `out`. The `findings` are empty where it is sound;
-    that is no exception. Raises BadInput for a file that is no GGUF, InputOutputError.
+    plan: a plan, or the file of one, or a record that is not beside `out`. full: encode the source again by the plan,
+    and compare every byte; imatrix: the file of the importance that `out` was made with. The result's `verdict` and
+    `compared` say what that shows; `findings` are no exception. Raises BadInput for a file that is no GGUF or an
+    imatrix that is not the same, UsageError, InputOutputError.
     """
     wanted = plan if plan is None or isinstance(plan, Plan) else Path(plan)
     n = parse_threads(threads)
     with _open_other(source) as origin:
-        return verifying.verify(Path(out), origin, wanted, report_to(progress), threads=n)
+        return verifying.verify(
+            *(Path(out), origin, wanted, report_to(progress)),
+            full=full,
+            imatrix=None if imatrix is None else Path(imatrix),
+            threads=n,
+        )
 
 
 def _open_other(model: Model | Where | None) -> AbstractContextManager[Source | None]:

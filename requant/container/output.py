@@ -8,15 +8,15 @@ name last of all.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from requant.common.files import Identity
+from requant.common.files import Identity, open_regular
 from requant.common.folders import check_space, sync_folder
-from requant.container.header import parse_header
 from requant.container.journal import Journal, Line
 from requant.container.layout import Layout
 from requant.container.part import PartFile, PublishedFile, resolve_target
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 COMMIT_BYTES, COMMIT_SECONDS = 2**30, 30.0  # at most this much is written again after a crash
-_SEALED, _INVALID = "sealed", "invalid"
+_SEALED, _INVALID, _DROPPED = "sealed", "invalid", "dropped"
 
 
 def claim_output(path: Path) -> Journal:
@@ -148,11 +148,15 @@ class Output:
         self._pending.clear()
         self._unflushed, self._last_flush, self._failed = 0, time.monotonic(), False
 
-    def seal(self) -> None:
-        """Write the headers, last of all, and read them back. Raises InputOutputError."""
+    def seal(self, layouts: Sequence[Layout]) -> None:
+        """Write the headers, last of all, and read them back; layouts: with digests. Raises InputOutputError."""
         self.flush()
-        for part, layout in zip(self._parts, self.layouts, strict=True):
+        for part, layout in zip(self._parts, layouts, strict=True):
             part.seal(layout.header)
+
+    def drop_records(self, tensors: Collection[str]) -> None:
+        """Drop the records of `tensors`, which were found wrong, so that the next run makes them again."""
+        self.journal.append([{_DROPPED: sorted(tensors)}])
 
     def publish(self) -> None:
         """Give the sealed files their names, the first one last. Raises OutputRefused, InputOutputError."""
@@ -195,9 +199,13 @@ class Output:
         if not target.exists() or (part.exists() and not part.samefile(target)):
             return False
         try:
-            return parse_header(target).sha256 == self.layouts[i].sha256
+            descriptor = open_regular(target)
         except BadInput:
             return False
+        try:
+            return self.layouts[i].begins(os.pread(descriptor, len(self.layouts[i].header), 0))
+        finally:
+            os.close(descriptor)
 
     def _open(self) -> None:
         sizes = [layout.size for layout in self.layouts]
@@ -217,15 +225,15 @@ class Output:
         sync_folder(self.journal.path.parent)
         check_space(self._parts[0].target.parent, sum(sizes), self.part_files)
         for part, layout in zip(self._parts, self.layouts, strict=True):
-            part.begin(layout.header)
+            part.begin(layout)
 
     def _resume(self) -> None:
         """Take over the records of earlier runs, except those of part files that are gone."""
         past = self.journal.past
         lost = {i for i, part in enumerate(self._parts) if not part.found}
         for i, part in enumerate(self._parts):
-            part.begin(self.layouts[i].header) if i in lost else part.blank()
-        self.records = tuple(r for r in past.records if r.get("file") not in lost)
+            part.begin(self.layouts[i]) if i in lost else part.blank()
+        self.records = tuple(r for r in _kept_records(past.records) if r.get("file") not in lost)
         n_begun = len({str(r["tensor"]) for r in self.records if "tensor" in r})
         self.notes.append(f"resuming {n_begun}/{sum(len(layout.tensors) for layout in self.layouts)} tensors")
         if past.n_dropped:
@@ -245,6 +253,15 @@ class Output:
                 path.unlink(missing_ok=True)
             self.journal.remove()
         self.journal.close()
+
+
+def _kept_records(lines: Sequence[Line]) -> Iterator[Line]:
+    """Yield the records that no later line drops."""
+    dropped = ((i, line.get(_DROPPED)) for i, line in enumerate(lines))
+    last = {str(name): i for i, names in dropped if isinstance(names, list) for name in names}
+    for i, line in enumerate(lines):
+        if i > last.get(str(line.get("tensor")), -1):
+            yield line
 
 
 def can_resume(journal: Journal, head: Line, path: Path) -> bool:

@@ -35,6 +35,8 @@ from requant.errors import BadInput, InputOutputError, OutputRefused, printable
 if TYPE_CHECKING:
     import numpy as np
 
+    from requant.container.layout import Layout
+
 BLANK = bytes(24)  # the fixed part of a GGUF header
 
 
@@ -97,14 +99,14 @@ class PartFile:
         else:
             self.abandon()
 
-    def begin(self, header: bytes = b"") -> None:
+    def begin(self, layout: Layout | None = None) -> None:
         """Replace the file found by an empty one with room for the whole size.
 
-        header: the final header; a file that already begins with it is ours: a run sealed it and then its journal was
+        layout: of the file; one that already begins with its header is ours: a run sealed it and then its journal was
         lost. Raises OutputRefused where the file found is not an unfinished output, InputOutputError where there is no
         room.
         """
-        self.check_found(header)
+        self.check_found(layout)
         if self._n_bytes():
             # removed, not truncated: its name may be a second link to a file that somebody wants
             self.file.unlink()
@@ -113,9 +115,9 @@ class PartFile:
         self._is_new = True
         self._reserve()
 
-    def check_found(self, header: bytes = b"") -> None:
-        """Raise OutputRefused where the file found is not an unfinished output; `header` as for `begin`."""
-        if self._n_bytes() and not self._is_ours(header):
+    def check_found(self, layout: Layout | None = None) -> None:
+        """Raise OutputRefused where the file found is not an unfinished output; `layout` as for `begin`."""
+        if self._n_bytes() and not self._is_ours(layout):
             hint = "it stands where the unfinished output goes; move it away"
             hint += ", or --restart discards it" if self._keep else ""
             raise OutputRefused(self.file, "is not an unfinished output of this command", hint=hint)
@@ -288,13 +290,13 @@ class PartFile:
         """Return whether .part and target are hard links to one file: a run stopped between link and removal."""
         return self.file.exists() and self.target.exists() and self.file.samefile(self.target)
 
-    def _is_ours(self, header: bytes) -> bool:
+    def _is_ours(self, layout: Layout | None) -> bool:
         """Return whether the file begins like an unfinished output, or .part and target are hard links to one file."""
         if self._is_target():
             return True
         with self._opened.use() as descriptor:
-            found = os.pread(descriptor, max(len(header), len(BLANK)), 0)
-        return found == header or not any(found[: len(BLANK)])
+            found = os.pread(descriptor, len(BLANK if layout is None else layout.header), 0)
+        return not any(found[: len(BLANK)]) or (layout is not None and layout.begins(found))
 
     def _reserve(self) -> None:
         """Allocate the whole size, so that a full disk fails now and not after hours."""

@@ -7,6 +7,7 @@ same errors. No chunk crosses from one expert to the next, because each has its 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,8 @@ class TensorJob:
     """A tensor to write as `format` at `offset` of a file of the output.
 
     importance: (n_matrices, n_per_row) or None. scales: (1,) or (n_matrices,), by which the weights are divided before
-    they are encoded, or None.
+    they are encoded, or None. source_sha256: with scales, the digest in hex of the rows of each piece that they were
+    found from.
     """
 
     tensor: SourceTensor
@@ -54,6 +56,7 @@ class TensorJob:
     importance: Floats | None
     effort: Effort
     scales: Floats | None = None
+    source_sha256: tuple[str, ...] = ()
 
     @property
     def row_bytes(self) -> int:
@@ -77,10 +80,14 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class EncodedChunk:
-    """A chunk's bytes as written; errors: (4,) float64, the sums of codec.row_errors over its rows, None for a copy."""
+    """A chunk's bytes as written, and its rows of the source, None where these were not read.
+
+    errors: (4,) float64, the sums of codec.row_errors over its rows, None for a copy.
+    """
 
     chunk: Chunk
     data: Bytes
+    source: Bytes | None
     errors: NDArray[np.float64] | None
     anomalies: Anomalies
 
@@ -103,9 +110,14 @@ class Piece:
         return self.job.tensor.name
 
     @property
+    def n_rows(self) -> int:
+        """Rows of its tensor."""
+        return sum(chunk.n_rows for chunk in self.chunks)
+
+    @property
     def n_bytes(self) -> int:
         """Bytes in the output."""
-        return sum(chunk.n_rows for chunk in self.chunks) * self.job.row_bytes
+        return self.n_rows * self.job.row_bytes
 
     @property
     def is_last(self) -> bool:
@@ -115,9 +127,11 @@ class Piece:
 
     @property
     def place(self) -> dict[str, int | str]:
-        """Its tensor, number, file, offset and bytes in the output: the key of its record in the journal."""
+        """Its tensor, number, scales, and its file, offset and bytes in the output: the key of its record."""
         offset = self.job.offset + self.chunks[0].first_row * self.job.row_bytes
-        where = {"file": self.job.file, "offset": offset, "bytes": self.n_bytes}
+        where: dict[str, int | str] = {"file": self.job.file, "offset": offset, "bytes": self.n_bytes}
+        if self.job.scales is not None:
+            where["scales"] = hashlib.sha256(self.job.scales.data).hexdigest()
         return {"tensor": self.name, "piece": self.number, **where}
 
 
@@ -153,24 +167,27 @@ def rows_per_copy(tensor: SourceTensor) -> int:
 
 
 def write_chunk(source: Readable, output: Writable, chunk: Chunk) -> EncodedChunk:
-    """Read, encode and write the chunk. Raises NumericFault for weights that are not finite or are lost in the format.
+    """Read, encode and write the chunk. Raises as `encode_chunk`, and InputOutputError."""
+    done, job = encode_chunk(source, chunk), chunk.job
+    start = job.offset + chunk.first_row * done.data.shape[1]
+    with name_tensor_in_errors(job):
+        output.write_at(job.file, start, done.data)
+    return done
+
+
+def encode_chunk(source: Readable, chunk: Chunk) -> EncodedChunk:
+    """Read and encode the chunk. Raises NumericFault for weights that are not finite or are lost in the format.
 
     Copies of tensors in `source.preserved` may hold weights that are not finite.
     """
     job = chunk.job
     data = source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)
-    errors, anomalies = None, Anomalies()
-    if job.choice.copied:
-        found = find_nonfinite(data, job.tensor, chunk.first_row)
-        if found is not None and job.tensor.name not in source.preserved:
-            raise nonfinite_fault(source, job.tensor)
-        anomalies = anomalies if found is None else Anomalies(found.count, found.first)
-    else:
-        data, errors, anomalies = _encode(source, data, chunk)
-    start = job.offset + chunk.first_row * data.shape[1]
-    with name_tensor_in_errors(job):
-        output.write_at(job.file, start, data)
-    return EncodedChunk(chunk, data, errors, anomalies)
+    if not job.choice.copied:
+        return EncodedChunk(chunk, *_encode(source, data, chunk))
+    found = find_nonfinite(data, job.tensor, chunk.first_row)
+    if found is not None and job.tensor.name not in source.preserved:
+        raise nonfinite_fault(source, job.tensor)
+    return EncodedChunk(chunk, data, data, None, Anomalies() if found is None else Anomalies(found.count, found.first))
 
 
 @contextlib.contextmanager
@@ -183,16 +200,26 @@ def name_tensor_in_errors(job: TensorJob) -> Iterator[None]:
         raise InputOutputError(error.path, what, hint=error.hint) from error
 
 
-def read_chunk(output: Writable, chunk: Chunk) -> EncodedChunk:
-    """Read the chunk as an earlier run wrote it."""
+def read_chunk(source: Readable | None, output: Writable, chunk: Chunk) -> EncodedChunk:
+    """Read the chunk as an earlier run wrote it, and its rows of the source where one is given."""
     job = chunk.job
+    rows = None if source is None else source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)
     data = np.empty((chunk.n_rows, job.row_bytes if job.tensor.n_rows else 0), np.uint8)
     if data.size:
         output.read_at(job.file, job.offset + chunk.first_row * data.shape[1], data.reshape(-1).data)
-    return EncodedChunk(chunk, data, None, Anomalies())
+    return EncodedChunk(chunk, data, rows, None, Anomalies())
 
 
-def _encode(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray[np.float64], Anomalies]:
+def hash_rows(source: Readable, piece: Piece) -> str:
+    """Return the SHA-256, in hex, of the piece's rows of the source."""
+    digest = hashlib.sha256()
+    for chunk in piece.chunks:
+        digest.update(source.read_rows(piece.job.tensor, chunk.first_row, chunk.n_rows).reshape(-1).data)
+    return digest.hexdigest()
+
+
+def _encode(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, Bytes, NDArray[np.float64], Anomalies]:
+    """Return the encoded rows, the rows themselves, the sums of their errors, and their anomalies."""
     job = chunk.job
     x = codec.dequantize(data, job.tensor.format)
     if codec.first_nonfinite(x) is not None:
@@ -214,14 +241,17 @@ def _encode(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray
             what = f"row {chunk.first_row + lost} has a weight of {peak:.6g}, which overflows: relative error"
         raise lost_weights_fault(job, what, codec.relative_error(errors[lost : lost + 1, [0, 1, 0, 1]]), limit, path)
     blocks = 0 if importance is None else np.count_nonzero(codec.find_unweighted_blocks(x, job.format, importance))
-    return encoded, errors.sum(axis=0), Anomalies(unweighted=int(blocks), vanished=codec.vanished_rows(errors))
+    return encoded, data, errors.sum(axis=0), Anomalies(unweighted=int(blocks), vanished=codec.vanished_rows(errors))
 
 
-def find_peak(source: Readable, chunk: Chunk) -> float:
-    """Return the largest magnitude among the chunk's weights."""
-    job = chunk.job
-    data = source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)
-    return float(np.abs(codec.dequantize(data, job.tensor.format)).max(initial=0))
+def find_peaks(source: Readable, piece: Piece) -> tuple[list[float], str]:
+    """Return the largest magnitude among the weights of each chunk, and the SHA-256 of the piece's rows in hex."""
+    peaks, digest, tensor = list[float](), hashlib.sha256(), piece.job.tensor
+    for chunk in piece.chunks:
+        data = source.read_rows(tensor, chunk.first_row, chunk.n_rows)
+        digest.update(data.reshape(-1).data)
+        peaks.append(float(np.abs(codec.dequantize(data, tensor.format)).max(initial=0)))
+    return peaks, digest.hexdigest()
 
 
 def lost_weights_fault(job: TensorJob, what: str, error: float, limit: float, path: Path) -> NumericFault:

@@ -50,12 +50,21 @@ class Anomalies:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceDigest:
+    """The SHA-256, in hex, of `n_rows` rows of a tensor of the source, as they were read to make the output."""
+
+    n_rows: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Converted:
     """One tensor as it was written.
 
     rmse: relative error over the whole tensor, measured, weighted by importance if there was any; 0 for a copy.
     rmse_unweighted: the same with all columns alike. sha256: of its bytes in the output, in hex. odd: its numeric
-    anomalies, None without any.
+    anomalies, None without any. source: the digests of all its rows in the source, in order; () in old records and for
+    a scale that was added. weighted: importance was used; None in old records.
     """
 
     name: str
@@ -66,6 +75,8 @@ class Converted:
     rmse_unweighted: float
     sha256: str
     odd: Anomalies | None = None
+    source: tuple[SourceDigest, ...] = ()
+    weighted: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -635,15 +636,15 @@ def test_a_part_sealed_with_the_same_header_is_ours(tmp_path):
         part.begin()
         _fill(part)
         part.seal(LAYOUT.header)
-    for header in (b"", LAYOUT.header[:-1] + b"\1"):
+    for layout in (None, replace(LAYOUT, header=LAYOUT.header[:-1] + b"\1")):
         with (
             PartFile(path, LAYOUT.size, force=False, inputs=NOBODY, keep=True) as part,
             pytest.raises(OutputRefused, match="is not an unfinished output"),
         ):
             assert part.found
-            part.begin(header)
+            part.begin(layout)
     with PartFile(path, LAYOUT.size, force=False, inputs=NOBODY, keep=True) as part:
-        part.begin(LAYOUT.header)
+        part.begin(LAYOUT)
         assert not any(part.file.read_bytes())
 
 

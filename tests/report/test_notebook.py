@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import requant
-from requant.conversion.verify import Verification
+from requant.conversion.verification import Verification
 from requant.errors import REMARK, brief
 from requant.planning.frontier import Curve, Point
 from requant.report import html as markup

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from requant.api import measure as measuring
 from requant.api import plan as planning
 from requant.api import score as scoring
 from requant.api import verify as verifying
-from requant.api.convert import apply_nonfinite_policy
 from requant.api.keywords import (
     Planning,
     Report,
@@ -30,7 +29,7 @@ from requant.api.keywords import (
     parse_session_options,
     parse_threads,
 )
-from requant.api.session import Session, connect_cluster, open_session
+from requant.api.session import Session, apply_nonfinite_policy, connect_cluster, open_session
 from requant.common.files import identities
 from requant.common.monitor import SILENT, Progress, report_to
 from requant.container.source import Source, open_source, require_model
@@ -264,19 +263,20 @@ class Model:
             raise UsageError(f"--nonfinite must be {' or '.join(POLICIES)}")
         request = parse_request(asked)
         plan_from = parse_plan_from(request, asked)
-        with self._open_session(asked, request, plan_from, fresh=nonfinite == KEEP_TYPE) as session:
-            apply_nonfinite_policy(session.source, nonfinite, session.monitor, threads=session.options.threads)
+        with self._open_session(asked, request, plan_from, nonfinite) as session:
             yield session
 
     @contextmanager
     def _open_session(
-        self, asked: Mapping[str, Any], request: PlanRequest, plan_from: PlanFrom, *, fresh: bool = False
+        self, asked: Mapping[str, Any], request: PlanRequest, plan_from: PlanFrom, nonfinite: str = POLICIES[0]
     ) -> Iterator[Session]:
-        """Open a session with the other keywords; fresh: of a source that it may change."""
-        calibration, options = parse_calibration(asked), parse_session_options(asked)
+        """Open a session with the other keywords, of a source of its own where the policy may change that."""
+        calibration = parse_calibration(asked)
+        options = replace(parse_session_options(asked), nonfinite=nonfinite)
         monitor = report_to(asked.get("progress"))
         with ExitStack() as stack:
-            source = stack.enter_context(open_source(self.path)) if fresh else self.opened()
+            source = stack.enter_context(open_source(self.path)) if nonfinite == KEEP_TYPE else self.opened()
+            apply_nonfinite_policy(source, options, monitor)
             workers = stack.enter_context(connect_cluster(asked.get("cluster"), monitor.info))
             yield open_session(source, request, calibration, plan_from, options, cluster=workers, monitor=monitor)
 

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from requant.common.files import read_into
 from requant.container.header import combine_sha256
 from requant.container.metadata import ARRAY_HEAD
 
@@ -72,7 +71,7 @@ def hash_headers(target: Source) -> bytes:
     hashes = [file.header.sha256 for file in target.opened]
     file = target.opened[0]
     header = bytearray(file.header.data_start)
-    read_into(file.path, file.descriptor, memoryview(header), 0)
+    file.read_into(memoryview(header), 0)
     start, stop = target.metadata.find_items(KEY)
     header[start:stop] = bytes(stop - start)
     hashes[0] = hashlib.sha256(header).hexdigest()

@@ -20,13 +20,13 @@ from requant.common.folders import check_space, sync_folder
 from requant.container.journal import Journal, Line
 from requant.container.layout import Layout
 from requant.container.part import PartFile, PublishedFile, resolve_target
-from requant.errors import BadInput, InputOutputError, OutputRefused, RequantError, SourceChanged
+from requant.errors import BadInput, InputOutputError, NumericFault, OutputRefused, RequantError, SourceChanged
 
 if TYPE_CHECKING:
     import numpy as np
 
 COMMIT_BYTES, COMMIT_SECONDS = 2**30, 30.0  # at most this much is written again after a crash
-_SEALED, _INVALID, _DROPPED = "sealed", "invalid", "dropped"
+_SEALED, _INVALID, _DROPPED, _HOPELESS = "sealed", "invalid", "dropped", "hopeless"
 
 
 def claim_output(path: Path) -> Journal:
@@ -111,6 +111,8 @@ class Output:
                     part.blank()  # with its header, the next run would not take it for an unfinished output
             elif not self.is_published:
                 self.flush()
+                if isinstance(error, NumericFault) and self._has_records:
+                    self.journal.append([{_HOPELESS: error.what}])  # another command may have the place
         self._close()
 
     def write_at(self, file: int, offset: int, data: bytes | memoryview | np.ndarray) -> None:
@@ -267,13 +269,14 @@ def _kept_records(lines: Sequence[Line]) -> Iterator[Line]:
 def can_resume(journal: Journal, head: Line, path: Path) -> bool:
     """Return whether the journal can be resumed: it has a head with all values of `head`.
 
-    Raises OutputRefused, naming `path`, where it has records of another head: another command's work would be lost.
+    Raises OutputRefused, naming `path`, where it has records of another head: another command's work would be lost,
+    unless that command ended in a NumericFault, as it would again.
     """
     past = journal.past
     if past.head is None or any(_INVALID in record for record in past.records):
         return False
     difference = past.difference(head)
-    if difference is not None and not past.records:
+    if difference is not None and (not past.records or _HOPELESS in past.records[-1]):
         return False
     if difference is not None:
         what = f"is unfinished, begun by another command: {difference}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,5 +259,7 @@ def find_peaks(source: Readable, piece: Piece) -> tuple[list[float], str]:
 def lost_weights_fault(job: TensorJob, what: str, error: float, limit: float, path: Path) -> NumericFault:
     """The fault for a tensor that does not survive in the chosen format."""
     what = f"tensor {quote(job.tensor.name)} as {job.format.name}, {what}"
-    hint = f"--tensor-type '{job.tensor.name}={job.tensor.format.name.lower()}' keeps it, with --restart"
+    name, own = job.tensor.name, job.tensor.format.name
+    pattern = name if re.fullmatch(r"[\w.\-]+", name) else re.escape(name)
+    hint = f"--tensor-type {shlex.quote(f'^{pattern}$={own.lower()}')} keeps it; in a --plan set its type to {own}"
     return NumericFault(path, what, got=f"{error:.3g}", limit=f"{limit:.3g}", hint=hint)

@@ -16,7 +16,7 @@ from requant.conversion.options import ConversionOptions
 from requant.conversion.prepare import find_importance
 from requant.conversion.record import Conversion
 from requant.conversion.second_level import add_scales, combine_scales
-from requant.errors import BadInput, NumericFault, brief, printable, quote
+from requant.errors import BadInput, NumericFault, brief, quote
 from requant.formats import KERNELS, format_of
 from requant.formats.codec import Bytes
 from requant.planning.output_layout import weight_scale_names
@@ -46,11 +46,11 @@ class Encodings:
 
     def compared(self) -> Iterator[str]:
         """Yield lines on what is compared, and what is not."""
-        yield f"encoded again: every byte of {len(self.choices)} tensors"
+        yield f"encoded again: every byte of {len(self.choices)} encoded tensors"
         if self.left_out and self.record is not None:
-            name = printable(self.record.imatrix or "")
-            what = f"not encoded again: {len(self.left_out)} tensors, weighted by importance that is not given"
-            yield f"{what} ({brief(name)}, SHA-256 {self.record.imatrix_sha256!s:.12}); --imatrix gives it"
+            importance = f"{brief(self.record.imatrix or '')}, SHA-256 {self.record.imatrix_sha256!s:.12}"
+            what = f"not encoded again: {len(self.left_out)} encoded tensors"
+            yield f"{what}, weighted by importance that is not given ({importance}); give its file with --imatrix"
         if self.other_kernels:
             yield self.other_kernels
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from requant.common.cluster import Cluster, Step
 from requant.common.threads import in_order, n_threads
-from requant.container.digests import read_digests
+from requant.container.digests import KEY, read_digests
 from requant.container.remote import RemoteReader, RemoteSource, remote_sources
 from requant.container.source import Source, SourceTensor
 from requant.conversion.check_rows import (
@@ -105,19 +105,21 @@ def verify_output(
         sum(t.n_bytes for t in target.tensors),
         against,
         tuple(findings),
-        compared=tuple(_describe_comparisons(against, tensors)),
+        compared=tuple(_describe_comparisons(against, tensors, KEY in target.metadata)),
         wrong_tensors=tuple(wrong),
         misread_tensors=tuple(t.name for t in tensors if t.misread),
         other_source=bool(strangers),
     )
 
 
-def _describe_comparisons(against: tuple[str, ...], tensors: list[CheckedTensor]) -> Iterator[str]:
-    """Yield a line for each thing that the output was compared with."""
+def _describe_comparisons(against: tuple[str, ...], tensors: list[CheckedTensor], has_digests: bool) -> Iterator[str]:
+    """Yield a line for each thing that the output was compared with; has_digests: in its metadata, of any form."""
     if RECORD in against:
         yield "record: header and every byte of every tensor, by their SHA-256"
     elif DIGESTS in against:
         yield "digests in its metadata: header and every byte of every tensor"
+    elif has_digests:
+        yield "digests in its metadata: not compared, their form is not known"
     if SOURCE not in against:
         return
     n = {how: sum(t.how == how for t in tensors) for how in (COPY, SAMPLE, NOTHING)}

@@ -108,7 +108,7 @@ def test_a_plan_has_a_column_for_each_layer_and_its_budget(results):
 def test_figures_are_those_of_the_result(results):
     page = safe(results["evaluation"]._repr_html_())
     assert f"{results['evaluation'].ppl:.4f}" in page.text and "0.000000" in page.text
-    assert "it is sound" in safe(results["verification"]._repr_html_()).text
+    assert "the same bytes as were written" in safe(results["verification"]._repr_html_()).text
     assert f"{results['losses'].tensors[0].candidates[0].loss:.3g}" in safe(results["losses"]._repr_html_()).text
 
 

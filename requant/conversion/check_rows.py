@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from requant.container.remote import Readable
 from requant.container.source import Source, SourceTensor
-from requant.conversion.chunks import COPY_BYTES
+from requant.conversion.chunks import COPY_BYTES, hash_leaves
 from requant.conversion.record import Converted, SourceDigest
 from requant.errors import quote
 from requant.formats import codec
@@ -30,7 +30,7 @@ class RowRange:
 
     how: COPY compares every byte, SAMPLE some rows, NOTHING none. scales: per matrix, the scale that the engine applies
     to the output's weights over that for the source's weights. digest: number of the source's digest in the record that
-    these rows are a part of, None where it has none.
+    these rows are a part of, None where it has none; it is of `leaf_rows` each.
     """
 
     tensor: SourceTensor
@@ -40,18 +40,19 @@ class RowRange:
     how: str
     scales: Floats
     digest: int | None
+    leaf_rows: int
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedRows:
     """The bytes of a range of rows, its first fault, and the sums of codec.row_errors over its sampled rows.
 
-    source: the rows of the source, where their digest is recorded.
+    source: the digests of the rows of the source, as `hash_leaves` returns them, where they are recorded.
     """
 
     rows: RowRange
     data: Bytes
-    source: Bytes | None
+    source: bytes
     fault: str | None
     errors: NDArray[np.float64]
     nonfinite: Nonfinite | None
@@ -85,14 +86,15 @@ def split_into_ranges(
         scales = scales if new is None else scales * new
         scales = scales if old is None else scales * old**-1
     digests = () if origin is None or recorded is None else recorded.source
-    parts: list[tuple[int | None, int]] = [(i, digest.n_rows) for i, digest in enumerate(digests)]
-    if sum(n for _, n in parts) != tensor.n_rows:
-        parts = [(None, tensor.n_rows)]
-    most = max(1, COPY_BYTES // max(1, tensor.row_bytes, 0 if origin is None else origin.row_bytes))
+    parts: list[tuple[int | None, int, int]] = [(i, x.n_rows, x.leaf_rows) for i, x in enumerate(digests)]
+    if sum(n for _, n, _ in parts) != tensor.n_rows or not all(leaf for *_, leaf in parts):
+        parts = [(None, tensor.n_rows, 1)]
+    most = COPY_BYTES // max(1, tensor.row_bytes, 0 if origin is None else origin.row_bytes)
     start = 0
-    for number, n in parts:
-        for first in range(start, start + max(1, n), most):
-            yield RowRange(tensor, first, min(most, start + n - first), origin, how, scales, number)
+    for number, n, leaf in parts:
+        step = max(leaf, most - most % leaf)
+        for first in range(start, start + max(1, n), step):
+            yield RowRange(tensor, first, min(step, start + n - first), origin, how, scales, number, leaf)
         start += n
 
 
@@ -124,7 +126,8 @@ def check_rows(target: Readable, source: Readable | None, rows: RowRange) -> Che
         elif rows.how == SAMPLE:
             fault, errors = _sampled_errors(data, original, source, rows)
     found = find_nonfinite(data, rows.tensor, rows.first_row)
-    return CheckedRows(rows, data, original, fault, errors.sum(axis=0), found)
+    digests = b"" if original is None or rows.digest is None else hash_leaves(original, rows.leaf_rows)
+    return CheckedRows(rows, data, digests, fault, errors.sum(axis=0), found)
 
 
 def _byte_difference(data: Bytes, original: Bytes, rows: RowRange) -> str | None:
@@ -171,8 +174,8 @@ def sum_up(ranges: Iterable[CheckedRows], recorded: Converted | None) -> Checked
     hashes = [hashlib.sha256() for _ in wanted]
     for checked in ranges:
         digest.update(checked.data.reshape(-1).data)
-        if checked.source is not None and checked.rows.digest is not None:
-            hashes[checked.rows.digest].update(checked.source.reshape(-1).data)
+        if checked.rows.digest is not None:
+            hashes[checked.rows.digest].update(checked.source)
         total += checked.errors
         bad += [] if checked.nonfinite is None else [checked.nonfinite]
         fault = fault or checked.fault
@@ -199,7 +202,7 @@ def _describe_misread(name: str, found: list[str], wanted: tuple[SourceDigest, .
     first = next(i for i, digest in enumerate(wanted) if digest.sha256 != found[i])
     start = sum(digest.n_rows for digest in wanted[:first])
     rows = f"rows {start} to {start + wanted[first].n_rows - 1} of the source"
-    figures = f"have sha256 {found[first]:.12}, record {wanted[first].sha256:.12}"
+    figures = f"have the digest {found[first]:.12}, record {wanted[first].sha256:.12}"
     return f"tensor {name} was made from other bytes: {rows} {figures}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import re
 import shlex
 from collections.abc import Iterator
@@ -65,6 +66,27 @@ class TensorJob:
         """Bytes of a row in the output."""
         return self.format.n_bytes(self.tensor.n_per_row)
 
+    @property
+    def n_matrices(self) -> int:
+        """Number of matrices with importance or a scale of their own; a chunk is of one of them."""
+        own = [len(values) for values in (self.importance, self.scales) if values is not None]
+        return 1 if self.choice.copied else max(own, default=1)
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of a chunk; the last one of a matrix may have fewer."""
+        return max(1, COPY_BYTES // max(1, self.tensor.row_bytes) if self.choice.copied else self._encoded_rows)
+
+    @property
+    def _encoded_rows(self) -> int:
+        return CHUNK_WEIGHTS // max(1, self.tensor.n_per_row)
+
+    @property
+    def leaf_rows(self) -> int:
+        """Rows of the source that are hashed together: every chunk is whole leaves, but for the last of the tensor."""
+        n = self.n_matrices
+        return self.chunk_rows if n == 1 else math.gcd(self.chunk_rows, self.tensor.n_rows // n)
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -82,14 +104,14 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class EncodedChunk:
-    """A chunk's bytes as written, and its rows of the source, None where these were not read.
+    """A chunk's bytes as written; source: the digests of its rows of the source, as `hash_leaves` returns them.
 
     errors: (4,) float64, the sums of codec.row_errors over its rows, None for a copy.
     """
 
     chunk: Chunk
     data: Bytes
-    source: Bytes | None
+    source: bytes
     errors: NDArray[np.float64] | None
     anomalies: Anomalies
 
@@ -153,19 +175,20 @@ def split_into_pieces(job: TensorJob) -> Iterator[Piece]:
 
 def split_into_chunks(job: TensorJob) -> Iterator[Chunk]:
     """The job's chunks in the order of the rows; at least one, which may be empty."""
-    tensor, n_matrices = job.tensor, 1
-    most = rows_per_copy(tensor) if job.choice.copied else max(1, CHUNK_WEIGHTS // max(1, tensor.n_per_row))
-    if not job.choice.copied:
-        n_matrices = max([len(values) for values in (job.importance, job.scales) if values is not None], default=1)
-    n = max(1, tensor.n_rows // n_matrices)
+    tensor, most = job.tensor, job.chunk_rows
+    n = max(1, tensor.n_rows // job.n_matrices)
     for start in range(0, max(1, tensor.n_rows), n):
         for first in range(start, start + n, most):
             yield Chunk(job, first, min(most, start + n - first, tensor.n_rows))
 
 
-def rows_per_copy(tensor: SourceTensor) -> int:
-    """Number of rows to copy or read at a time."""
-    return max(1, COPY_BYTES // max(1, tensor.row_bytes))
+def hash_leaves(rows: Bytes, leaf_rows: int) -> bytes:
+    """Return the SHA-256 of each `leaf_rows` of `rows`, one after the other; the digest of a piece is that of these.
+
+    So a thread hashes what it has read, and the digest of a piece costs the thread that collects them nothing.
+    """
+    parts = (rows[first : first + leaf_rows] for first in range(0, max(1, len(rows)), leaf_rows))
+    return b"".join(hashlib.sha256(part.reshape(-1).data).digest() for part in parts)
 
 
 def write_chunk(source: Readable, output: Writable, chunk: Chunk) -> EncodedChunk:
@@ -184,12 +207,15 @@ def encode_chunk(source: Readable, chunk: Chunk) -> EncodedChunk:
     """
     job = chunk.job
     data = source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)
+    digests = hash_leaves(data, job.leaf_rows)
     if not job.choice.copied:
-        return EncodedChunk(chunk, *_encode(source, data, chunk))
+        encoded, errors, anomalies = _encode(source, data, chunk)
+        return EncodedChunk(chunk, encoded, digests, errors, anomalies)
     found = find_nonfinite(data, job.tensor, chunk.first_row)
     if found is not None and job.tensor.name not in source.preserved:
         raise nonfinite_fault(source, job.tensor)
-    return EncodedChunk(chunk, data, data, None, Anomalies() if found is None else Anomalies(found.count, found.first))
+    anomalies = Anomalies() if found is None else Anomalies(found.count, found.first)
+    return EncodedChunk(chunk, data, digests, None, anomalies)
 
 
 @contextlib.contextmanager
@@ -204,24 +230,24 @@ def name_tensor_in_errors(job: TensorJob) -> Iterator[None]:
 
 def read_chunk(source: Readable | None, output: Writable, chunk: Chunk) -> EncodedChunk:
     """Read the chunk as an earlier run wrote it, and its rows of the source where one is given."""
-    job = chunk.job
-    rows = None if source is None else source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)
+    job, digests = chunk.job, b""
+    if source is not None:
+        digests = hash_leaves(source.read_rows(job.tensor, chunk.first_row, chunk.n_rows), job.leaf_rows)
     data = np.empty((chunk.n_rows, job.row_bytes if job.tensor.n_rows else 0), np.uint8)
     if data.size:
         output.read_at(job.file, job.offset + chunk.first_row * data.shape[1], data.reshape(-1).data)
-    return EncodedChunk(chunk, data, rows, None, Anomalies())
+    return EncodedChunk(chunk, data, digests, None, Anomalies())
 
 
 def hash_rows(source: Readable, piece: Piece) -> str:
-    """Return the SHA-256, in hex, of the piece's rows of the source."""
-    digest = hashlib.sha256()
+    """Return the digest, in hex, of the piece's rows of the source."""
+    digest, job = hashlib.sha256(), piece.job
     for chunk in piece.chunks:
-        digest.update(source.read_rows(piece.job.tensor, chunk.first_row, chunk.n_rows).reshape(-1).data)
+        digest.update(hash_leaves(source.read_rows(job.tensor, chunk.first_row, chunk.n_rows), job.leaf_rows))
     return digest.hexdigest()
 
 
-def _encode(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, Bytes, NDArray[np.float64], Anomalies]:
-    """Return the encoded rows, the rows themselves, the sums of their errors, and their anomalies."""
+def _encode(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray[np.float64], Anomalies]:
     job = chunk.job
     x = codec.dequantize(data, job.tensor.format)
     if codec.first_nonfinite(x) is not None:
@@ -243,15 +269,15 @@ def _encode(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, Bytes, 
             what = f"row {chunk.first_row + lost} has a weight of {peak:.6g}, which overflows: relative error"
         raise lost_weights_fault(job, what, codec.relative_error(errors[lost : lost + 1, [0, 1, 0, 1]]), limit, path)
     blocks = 0 if importance is None else np.count_nonzero(codec.find_unweighted_blocks(x, job.format, importance))
-    return encoded, data, errors.sum(axis=0), Anomalies(unweighted=int(blocks), vanished=codec.vanished_rows(errors))
+    return encoded, errors.sum(axis=0), Anomalies(unweighted=int(blocks), vanished=codec.vanished_rows(errors))
 
 
 def find_peaks(source: Readable, piece: Piece) -> tuple[list[float], str]:
-    """Return the largest magnitude among the weights of each chunk, and the SHA-256 of the piece's rows in hex."""
+    """Return the largest magnitude among the weights of each chunk, and the digest of the piece's rows in hex."""
     peaks, digest, tensor = list[float](), hashlib.sha256(), piece.job.tensor
     for chunk in piece.chunks:
         data = source.read_rows(tensor, chunk.first_row, chunk.n_rows)
-        digest.update(data.reshape(-1).data)
+        digest.update(hash_leaves(data, piece.job.leaf_rows))
         peaks.append(float(np.abs(codec.dequantize(data, tensor.format)).max(initial=0)))
     return peaks, digest.hexdigest()
 

@@ -51,9 +51,13 @@ class Anomalies:
 
 @dataclass(frozen=True, slots=True)
 class SourceDigest:
-    """The SHA-256, in hex, of `n_rows` rows of a tensor of the source, as they were read to make the output."""
+    """The digest, in hex, of `n_rows` rows of a tensor of the source, as they were read to make the output.
+
+    It is the SHA-256 of the SHA-256 of each `leaf_rows` of them, one after the other.
+    """
 
     n_rows: int
+    leaf_rows: int
     sha256: str
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from requant.common.threads import in_order, n_threads
 from requant.container.output import Output
 from requant.container.source import Source
-from requant.conversion.chunks import TensorJob, find_peaks, split_into_pieces
+from requant.conversion.chunks import TensorJob, find_peaks, hash_leaves, split_into_pieces
 from requant.conversion.options import ConversionOptions
 from requant.conversion.record import Converted, SourceDigest
 from requant.conversion.write_on_cluster import find_peaks_on_cluster
@@ -68,5 +68,8 @@ def combine_scales(source: Source, job: TensorJob) -> tuple[Bytes, tuple[SourceD
     assert job.scales is not None
     before = read_weight_scales(source, job.tensor)
     scales = job.scales if before is None else job.scales * before
-    digests = () if before is None else (SourceDigest(1, hashlib.sha256(before.astype("<f4").data).hexdigest()),)
+    digests: tuple[SourceDigest, ...] = ()
+    if before is not None:
+        leaf = hash_leaves(before.astype("<f4").view(np.uint8).reshape(1, -1), 1)
+        digests = (SourceDigest(1, 1, hashlib.sha256(leaf).hexdigest()),)
     return scales.astype("<f4").view(np.uint8).reshape(1, -1), digests

@@ -184,8 +184,7 @@ class PieceBuilder:
             self._whole = self._before.copy() if piece.number else self._piece  # in piece 0 both digests are one
         data = done.data.reshape(-1).data
         self._piece.update(data)
-        if done.source is not None:
-            self._source.update(done.source.reshape(-1).data)
+        self._source.update(done.source)
         if self._whole is not self._piece:
             self._whole.update(data)
         self._anomalies += done.anomalies
@@ -215,7 +214,7 @@ def collect_tensors(source: Source, output: Output, pieces: Iterable[WrittenPiec
             output.record(written.line, piece.n_bytes)
         if piece.number == 0:
             total, anomalies, digests = np.zeros(4), Anomalies(), []
-        digests.append(SourceDigest(piece.n_rows, written.source_sha256))
+        digests.append(SourceDigest(piece.n_rows, piece.job.leaf_rows, written.source_sha256))
         total = total if written.errors is None else total + written.errors
         anomalies += written.anomalies
         if written.tensor_sha256 is not None:

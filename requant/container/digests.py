@@ -9,7 +9,7 @@ whatever order another tool has written it. The array has its size before a byte
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -27,11 +27,22 @@ N_BYTES = 16  # of a digest
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """The digests in a file: of its headers, and of the tensors that were written."""
+    """The digests in a file: of its headers, and of the tensors that were written, one after the other."""
 
     headers: bytes
-    tensors: frozenset[bytes]
-    n_tensors: int
+    tensors: bytes
+
+    @property
+    def n_tensors(self) -> int:
+        """Number of tensors that were written."""
+        return len(self.tensors) // N_BYTES
+
+    def without(self, found: Mapping[str, bytes]) -> list[str]:
+        """Return the names in `found`, {name: digest}, whose digest is not among those of the tensors."""
+        names = {digest: name for name, digest in found.items()}
+        for at in range(0, len(self.tensors), N_BYTES):
+            names.pop(self.tensors[at : at + N_BYTES], None)
+        return list(names.values())
 
 
 def reserve_digests(n_tensors: int) -> dict[str, tuple[str, object]]:
@@ -62,8 +73,7 @@ def read_digests(target: Source) -> Digests | None:
     if value is None or value.type_name != "arr_u8" or target.metadata.get(SCHEMA_KEY) != SCHEMA:
         return None
     items = value.raw[ARRAY_HEAD:]
-    found = [items[at : at + N_BYTES] for at in range(0, len(items), N_BYTES)]
-    return Digests(found[0], frozenset(found[1:]), len(found) - 1) if found else None
+    return Digests(items[:N_BYTES], items[N_BYTES:]) if items and len(items) % N_BYTES == 0 else None
 
 
 def hash_headers(target: Source) -> bytes:

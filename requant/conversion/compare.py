@@ -30,8 +30,7 @@ def compare_with_record(target: Source, record: Conversion) -> list[str]:
 
 def find_other_tensors(target: Source, digests: Digests, sha256: Mapping[str, str]) -> list[str]:
     """Return the tensors without a digest in the metadata; sha256: of each tensor's bytes, by name, in hex."""
-    found = ((t.name, digest_tensor(t.name, t.type_id, t.shape, sha256[t.name])) for t in target.tensors)
-    return [name for name, digest in found if digest not in digests.tensors]
+    return digests.without({t.name: digest_tensor(t.name, t.type_id, t.shape, sha256[t.name]) for t in target.tensors})
 
 
 def compare_with_digests(

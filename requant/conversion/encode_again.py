@@ -25,7 +25,7 @@ from requant.planning.plan import Choice, Plan
 
 @dataclass(frozen=True, slots=True)
 class Encodings:
-    """What to encode again: the plan's choices, without those whose importance is not given.
+    """The choices of a plan that are encoded again: without those whose importance is not given.
 
     left_out: the tensors without their importance. record: of the output, None where only a plan is given.
     """

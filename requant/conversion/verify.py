@@ -79,6 +79,7 @@ def verify_output(
     in the threads that need them where the caller has not done so. Raises InputOutputError.
     """
     findings = [] if record is None else compare_with_record(target, record)
+    has_other_record = bool(findings)
     strangers, origin = list[str](), None
     if source is not None:
         strangers = describe_other_source(target, source, record)
@@ -93,10 +94,14 @@ def verify_output(
         tensors = list(results)
     findings += [line for tensor in tensors for line in tensor.findings]
     digests, wrong = read_digests(target), [t.name for t in tensors if t.findings]
-    if digests is not None and (record is None or len(findings) == len(strangers)):
+    if digests is not None:
         others = find_other_tensors(target, digests, {t.name: t.sha256 for t in tensors})
-        findings += compare_with_digests(target, digests, others, wrong)
-        wrong = list(dict.fromkeys((*wrong, *others)))
+        lines = list(compare_with_digests(target, digests, others, wrong))
+        if record is None or len(findings) == len(strangers):
+            findings += lines
+            wrong = list(dict.fromkeys((*wrong, *others)))
+        elif has_other_record and not others and not lines:
+            findings.append("by the digests in its own metadata it is as it was written: the record is of another file")
     given = ((RECORD, record), (DIGESTS, digests), (SOURCE, origin))
     against = tuple(name for name, known in given if known is not None)
     return Verification(

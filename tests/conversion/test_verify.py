@@ -424,3 +424,28 @@ def test_digests_of_a_split_output_are_in_its_first_file(tmp_path):
         assert verify(shard).verdict == "same"
     flip(shards[-1], UP, 0)
     assert verify(out).findings == (f"tensor '{UP}' is not as it was written, by its digest in the metadata",)
+
+
+def test_the_record_of_another_file_is_told_from_damage(pair_of_files, tmp_path):
+    source, out = pair_of_files
+    other = convert(source, plan_for(source, "Q4_0", "Q8_0"), tmp_path / "other.gguf")
+    record_path(out).write_text(replace(other, output=out).to_json())
+    assert verify(out).findings[-1].startswith("by the digests in its own metadata it is as it was written: the record")
+    flip(out, Q, 0)
+    assert not any("of another file" in line for line in verify(out).findings)
+
+
+@pytest.mark.parametrize("digests", [[], [[300, 0, "0"]], [[2**62, 1, "0"]], [[100, 100, "0"]], None], ids=str)
+def test_a_record_without_usable_digests_of_the_source_compares_the_rest(pair_of_files, digests):
+    """Old records have none; those that do not suit the tensor are not believed."""
+    source, out = pair_of_files
+    raw = json.loads(record_path(out).read_text())
+    for tensor in raw["tensors"]:
+        if digests is None:
+            del tensor["source"], tensor["weighted"]
+        else:
+            tensor["source"] = [dict(zip(("n_rows", "leaf_rows", "sha256"), x, strict=True)) for x in digests]
+    record_path(out).write_text(json.dumps(raw))
+    found = verify(out, source=source)
+    assert found.ok and found.verdict == "same"
+    assert found.compared[-1] == "source: 1 copied tensors byte for byte, 2 encoded tensors by up to 64 rows each"

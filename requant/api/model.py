@@ -162,8 +162,8 @@ class Model:
         """Convert the model to the file `out`, by a plan, one type for all, a preset or a budget; return its record.
 
         The output is there only if all went well, its record OUT.requant.json beside it. A run that was stopped goes on
-        when it is called in the same way again; restart begins anew. force: replace files that exist. no_verify: do not
-        read the output again. measure: of so many plans near the best, that of least measured divergence. nonfinite:
+        when it is called in the same way again; restart begins anew. force: replace files that exist. no_verify: read
+        neither output nor source again. measure: of so many plans near the best, that of least measured divergence. nonfinite:
         "keep-type" copies tensors that hold NaN or infinity. keep_split, max_shard_size: how the output is split. The
         other keywords are those of `plan`. Raises what `plan` does, and OutputRefused where the output is there or in
         use, InputOutputError, SourceChanged, NumericFault for weights that do not survive in their type.

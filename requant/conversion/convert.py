@@ -54,8 +54,8 @@ def convert(
 ) -> Conversion:
     """Write what `plan` makes of `source` to the file `out`, and return its record; the bytes do not depend on threads.
 
-    The output gets its name only when all of it is written and, with `options.verify`, was read again and compared with
-    the source. The same call resumes a run that was stopped. losses: those that the plan was made from; they are
+    The output gets its name only when all of it is written and, with `options.verify`, it and the source were compared
+    once more. The same call resumes a run that was stopped. losses: those that the plan was made from; they are
     checked against the source, the plan and the imatrix. claim: that of the caller on `out`; without one the output is
     claimed here. monitor: is given the bytes of each finished chunk, `count_progress_bytes` in all, and lines about
     what an earlier run left. The kernels of `formats_used` are compiled in the threads that need them where the caller

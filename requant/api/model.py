@@ -163,10 +163,10 @@ class Model:
 
         The output is there only if all went well, its record OUT.requant.json beside it. A run that was stopped goes on
         when it is called in the same way again; restart begins anew. force: replace files that exist. no_verify: read
-        neither output nor source again. measure: of so many plans near the best, that of least measured divergence. nonfinite:
-        "keep-type" copies tensors that hold NaN or infinity. keep_split, max_shard_size: how the output is split. The
-        other keywords are those of `plan`. Raises what `plan` does, and OutputRefused where the output is there or in
-        use, InputOutputError, SourceChanged, NumericFault for weights that do not survive in their type.
+        neither output nor source again. measure: of so many plans near the best, that of least measured divergence.
+        nonfinite: "keep-type" copies tensors that hold NaN or infinity. keep_split, max_shard_size: how the output is
+        split. The other keywords are those of `plan`. Raises what `plan` does, and OutputRefused where the output is
+        there or in use, InputOutputError, SourceChanged, NumericFault for weights that do not survive in their type.
         """
         check_keywords(asked, Planning, "convert")
         options = ConversionOptions(_parse_splitting(keep_split, max_shard_size), force=force, verify=not no_verify)

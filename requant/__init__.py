@@ -32,7 +32,7 @@ _EXPORTS = {
     **dict.fromkeys(["Plan", "read_plan"], "planning.plan"),
     "Progress": "common.monitor",
     "Statistics": "scoring.statistics",
-    "Verification": "conversion.verify",
+    "Verification": "conversion.verification",
     "format_size": "common.units",
 }
 __all__ = [

@@ -10,17 +10,14 @@ from requant.api.measure import read_importance
 from requant.common.atomic_write import has_schema
 from requant.common.interrupt import run_interruptible
 from requant.common.monitor import Monitor
-from requant.container.imatrix import Imatrix
 from requant.container.source import Source, open_source
 from requant.conversion.compare import compare_with_plan
 from requant.conversion.encode_again import Encodings, choose_encodings, compare_encodings
 from requant.conversion.prepare import formats_used
-from requant.conversion.record import Conversion
 from requant.conversion.verification import ENCODINGS, PLAN, Verification
 from requant.conversion.verify import find_record, verify_output
 from requant.errors import UsageError
 from requant.planning.plan import PLAN_SCHEMA, Plan, read_plan
-from requant.scoring.statistics import read_statistics
 
 
 def verify(
@@ -48,7 +45,7 @@ def verify(
     with open_source(out) as target:
         record, encodings = find_record(target, path), None
         if full and source is not None:
-            encodings = choose_encodings(target, record, plan, _read_importance(imatrix, source, record))
+            encodings = choose_encodings(target, record, plan, read_importance(imatrix, source))
         sources = [target] if source is None else [target, source]
         prepare_kernels(monitor, {t.format for s in sources for t in s.tensors}, encode=False)
         with monitor.progress("verifying", sum(t.n_bytes for t in target.tensors)) as advance:
@@ -63,14 +60,6 @@ def verify(
         if encodings is None or source is None or found.other_source:
             return found
         return _encode_again(found, (target, source), encodings, monitor, threads)
-
-
-def _read_importance(path: Path | None, source: Source, record: Conversion | None) -> Imatrix | None:
-    """Return the importance in the file at `path`; that which scoring measured has the digest of its values."""
-    found = read_importance(path, source)
-    if found is None or path is None or record is None or found.sha256 == record.imatrix_sha256:
-        return found
-    return replace(found, sha256=read_statistics(path).sha256)
 
 
 def _encode_again(

@@ -24,10 +24,12 @@ DECIDING = {
     **dict.fromkeys(("ctx", "parallel", "ubatch"), (VRAM, None, 64)),
     **dict.fromkeys(("draft", "mmproj"), (VRAM, None, TINY)),
     **dict.fromkeys(("mtp", "assume"), (VRAM, None, True)),
-    **{name: (QUICK, None, x) for name, x in (("engine", "ollama"), ("max_loss", 0.1), ("size", "4MiB"))},
-    **{name: (VRAM, None, x) for name, x in (("min_speed", 3.0), ("bandwidth", "gpu=400"), ("time_price", 0.1))},
+    **{name: (QUICK, None, x) for name, x in (("engine", "ollama"), ("size", "4MiB"))},
+    **{name: (VRAM, None, x) for name, x in (("min_speed", 3.0), ("bandwidth", "gpu=400"))},
     **dict.fromkeys(("output_tensor_type", "token_embedding_type"), (TYPE, None, "Q6_K")),
     "prefer_within": (VRAM | {"engine": "llama.cpp-blackwell"}, None, 0.1),
+    "max_loss": ({"bpw": 6}, None, 0.1),
+    "time_price": ({"vram": "1GiB"}, None, 0.1),
     "vram": (VRAM, "1GiB", "2GiB"),
     "bpw": (QUICK, 6, 7),
     "tensor_type": (TYPE, None, {"attn_v": "Q6_K"}),
@@ -49,6 +51,7 @@ DECIDING = {
     "losses": (QUICK, None, "losses.json"),
     "measure": (QUICK, None, 2),
     "nonfinite": (TYPE, None, "keep-type"),
+    "no_imatrix": (TYPE, None, True),
     "effort": (TYPE, None, "fast"),
     "allow_requantize": (TYPE, None, True),
     "keep": (TYPE, None, True),
@@ -69,8 +72,8 @@ def folder(tmp_path, monkeypatch):
     """A folder of small inputs, in which conversions stop before they begin, and tell their request."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rules.txt").write_text("attn_q=q6_k\n")
-    for name, bits in (("plan.json", "8"), ("other.json", "6")):
-        (tmp_path / name).write_text(bits)
+    for name, text in PLANS.items():
+        (tmp_path / name).write_text(text)
     (tmp_path / "losses.json").write_text(LOSSES)
     requests = []
 
@@ -84,6 +87,10 @@ def folder(tmp_path, monkeypatch):
 
 with open(TINY) as model:
     LOSSES = model.score(quick=True, types="Q4_0,Q8_0").to_json()
+    PLANS = {
+        f"{name}.json": model.plan(preset=preset).to_json()
+        for name, preset in (("plan", "Q4_K_M"), ("other", "Q5_K_M"))
+    }
 
 
 def words_of(options):

@@ -77,7 +77,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "losses.json").write_text(LOSSES)
     requests = []
 
-    def claim(session, out, options, *, measure, restart):
+    def claim(session, out, options, measure):
         requests.append(api_convert._describe_request(session, options.splitting, measure))
         raise OutputRefused(out, "the conversion would begin now")
 

@@ -18,14 +18,13 @@ from requant.common.atomic_write import check_writable, write_text
 from requant.common.files import identify_content, open_regular
 from requant.common.folders import check_space
 from requant.common.inputs import own_files
-from requant.common.interrupt import run_interruptible
 from requant.common.serialization import to_plain
 from requant.common.sidecars import Sidecar
 from requant.container.imatrix import Imatrix, read_imatrix
 from requant.container.output import can_resume, claim_output, discard_unfinished
 from requant.container.part import check_place, resolve_target
 from requant.container.splitting import output_paths, total_size
-from requant.conversion.options import DEFAULTS, KEEP_TYPE, Claim, ConversionOptions
+from requant.conversion.options import DEFAULTS, POLICIES, Claim, ConversionOptions
 from requant.conversion.record import Conversion, is_record_of_output, record_path
 from requant.errors import BadInput, InputOutputError, OutputRefused
 from requant.planning.plan import Plan
@@ -33,9 +32,7 @@ from requant.planning.request import plan_from_option
 from requant.scoring.losses import Losses
 
 if TYPE_CHECKING:
-    from requant.common.monitor import Monitor
     from requant.container.layout import Layout
-    from requant.container.source import Source
     from requant.container.splitting import Splitting
     from requant.conversion.prepare import PreparedOutput
 
@@ -235,6 +232,7 @@ def _describe_request(session: Session, splitting: Splitting, measure: int | Non
         "effort": session.options.effort,
         "measure": measure,
         "allow_requantize": session.options.allow_requantize,
+        "nonfinite": None if session.options.nonfinite == POLICIES[0] else session.options.nonfinite,
         "keep_split": splitting.keep,
         "max_shard_size": splitting.max_size,
     }
@@ -263,15 +261,3 @@ def _identify_file(path: Path) -> dict[str, Any]:
     if isinstance(found, str):
         return {"file": path.name, "sha256": found}
     return {"file": path.name, "size": found[0], "mtime_ns": found[1]}
-
-
-def apply_nonfinite_policy(source: Source, nonfinite: str, monitor: Monitor, *, threads: int | None) -> None:
-    """Apply --nonfinite: with `keep-type`, read all of the model and preserve the tensors that hold NaN or infinity."""
-    from requant.model.nonfinite import preserve_nonfinite
-
-    if nonfinite != KEEP_TYPE:
-        return
-    prepare_kernels(monitor, {t.format for t in source.tensors}, encode=False)
-    with monitor.progress("scanning", sum(t.n_bytes for t in source.tensors)) as advance:
-        found = run_interruptible(preserve_nonfinite, source, threads=threads, progress=advance)
-    monitor.warn(*found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from requant.api import measure as measuring
 from requant.api import plan as planning
 from requant.api import score as scoring
 from requant.api import verify as verifying
-from requant.api.convert import apply_nonfinite_policy
 from requant.api.keywords import (
     Planning,
     Report,
@@ -30,14 +29,14 @@ from requant.api.keywords import (
     parse_session_options,
     parse_threads,
 )
-from requant.api.session import Session, connect_cluster, open_session
+from requant.api.session import Session, apply_nonfinite_policy, connect_cluster, open_session
 from requant.common.inputs import collect_inputs
 from requant.common.monitor import SILENT, Progress, report_to
 from requant.container.source import Source, open_source, require_model
 from requant.container.splitting import Splitting
 from requant.conversion.options import KEEP_TYPE, POLICIES, ConversionOptions
 from requant.conversion.record import Conversion, read_conversion
-from requant.conversion.verify import Verification
+from requant.conversion.verification import Verification
 from requant.errors import UsageError
 from requant.model.inspection import Inspection, inspect
 from requant.planning.frontier import Curve
@@ -165,11 +164,11 @@ class Model:
         """Convert the model to the file `out`, by a plan, one type for all, a preset or a budget; return its record.
 
         The output is there only if all went well, its record OUT.requant.json beside it. A run that was stopped goes on
-        when it is called in the same way again; restart begins anew. force: replace files that exist. no_verify: do not
-        read the output again. measure: of so many plans near the best, that of least measured divergence. nonfinite:
-        "keep-type" copies tensors that hold NaN or infinity. keep_split, max_shard_size: how the output is split. The
-        other keywords are those of `plan`. Raises what `plan` does, and OutputRefused where the output is there or in
-        use, InputOutputError, SourceChanged, NumericFault for weights that do not survive in their type.
+        when it is called in the same way again; restart begins anew. force: replace files that exist. no_verify: read
+        neither output nor source again. measure: of so many plans near the best, that of least measured divergence.
+        nonfinite: "keep-type" copies tensors that hold NaN or infinity. keep_split, max_shard_size: how the output is
+        split. The other keywords are those of `plan`. Raises what `plan` does, and OutputRefused where the output is
+        there or in use, InputOutputError, SourceChanged, NumericFault for weights that do not survive in their type.
         """
         check_keywords(asked, Planning, "convert")
         options = ConversionOptions(_parse_splitting(keep_split, max_shard_size), force=force, verify=not no_verify)
@@ -265,19 +264,20 @@ class Model:
             raise UsageError(f"--nonfinite must be {' or '.join(POLICIES)}")
         request = parse_request(asked)
         plan_from = parse_plan_from(request, asked)
-        with self._open_session(asked, request, plan_from, fresh=nonfinite == KEEP_TYPE) as session:
-            apply_nonfinite_policy(session.source, nonfinite, session.monitor, threads=session.options.threads)
+        with self._open_session(asked, request, plan_from, nonfinite) as session:
             yield session
 
     @contextmanager
     def _open_session(
-        self, asked: Mapping[str, Any], request: PlanRequest, plan_from: PlanFrom, *, fresh: bool = False
+        self, asked: Mapping[str, Any], request: PlanRequest, plan_from: PlanFrom, nonfinite: str = POLICIES[0]
     ) -> Iterator[Session]:
-        """Open a session with the other keywords; fresh: of a source that it may change."""
-        calibration, options = parse_calibration(asked), parse_session_options(asked)
+        """Open a session with the other keywords, of a source of its own where the policy may change that."""
+        calibration = parse_calibration(asked)
+        options = replace(parse_session_options(asked), nonfinite=nonfinite)
         monitor = report_to(asked.get("progress"))
         with ExitStack() as stack:
-            source = stack.enter_context(open_source(self.path)) if fresh else self.opened()
+            source = stack.enter_context(open_source(self.path)) if nonfinite == KEEP_TYPE else self.opened()
+            apply_nonfinite_policy(source, options, monitor)
             workers = stack.enter_context(connect_cluster(asked.get("cluster"), monitor.info))
             yield open_session(source, request, calibration, plan_from, options, cluster=workers, monitor=monitor)
 
@@ -313,18 +313,27 @@ def verify(
     *,
     source: Model | Where | None = None,
     plan: Plan | Where | None = None,
+    full: bool = False,
+    imatrix: Where | None = None,
     threads: int | None = None,
     progress: Report | None = None,
 ) -> Verification:
-    """Read every byte of the file `out`, and compare it with its record, a plan and its source.
+    """Read every byte of the file `out`, and compare it with its record or its digests, a plan and its source.
 
-    plan: a plan, or the file of one, or a record that is not beside `out`. The `findings` are empty where it is sound;
-    that is no exception. Raises BadInput for a file that is no GGUF, InputOutputError.
+    plan: a plan, or the file of one, or a record that is not beside `out`. full: encode the source again by the plan,
+    and compare every byte; imatrix: the file of the importance that `out` was made with. The result's `verdict` and
+    `compared` say what that shows; `findings` are no exception. Raises BadInput for a file that is no GGUF or an
+    imatrix that is not the same, UsageError, InputOutputError.
     """
     wanted = plan if plan is None or isinstance(plan, Plan) else Path(plan)
     n = parse_threads(threads)
     with _open_other(source) as origin:
-        return verifying.verify(Path(out), origin, wanted, report_to(progress), threads=n)
+        return verifying.verify(
+            *(Path(out), origin, wanted, report_to(progress)),
+            full=full,
+            imatrix=None if imatrix is None else Path(imatrix),
+            threads=n,
+        )
 
 
 def _open_other(model: Model | Where | None) -> AbstractContextManager[Source | None]:

@@ -17,6 +17,7 @@ from requant.common.interrupt import run_interruptible
 from requant.common.monitor import SILENT, Monitor
 from requant.container.imatrix import Imatrix
 from requant.container.source import Source, add_model_inputs, open_source
+from requant.conversion.options import KEEP_TYPE
 from requant.conversion.record import read_any_plan
 from requant.errors import UsageError
 from requant.formats import Effort, by_name
@@ -338,3 +339,15 @@ def connect_cluster(address: str | None, tell: Callable[[str], None]) -> Abstrac
     from requant.formats.jit import fingerprint
 
     return Cluster(address, fingerprint, tell)
+
+
+def apply_nonfinite_policy(source: Source, options: SessionOptions, monitor: Monitor) -> None:
+    """Apply --nonfinite: with `keep-type`, read all of the model and preserve the tensors that hold NaN or infinity."""
+    from requant.model.nonfinite import preserve_nonfinite
+
+    if options.nonfinite != KEEP_TYPE:
+        return
+    prepare_kernels(monitor, {t.format for t in source.tensors}, encode=False)
+    with monitor.progress("scanning", sum(t.n_bytes for t in source.tensors)) as advance:
+        found = run_interruptible(preserve_nonfinite, source, threads=options.threads, progress=advance)
+    monitor.warn(*found)

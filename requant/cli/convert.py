@@ -77,7 +77,7 @@ class ConversionOutput:
     is_flag=True,
     help="Make all checks that come before the first byte, show the plan, write nothing.",
 )
-@click.option("--no-verify", is_flag=True, help="Do not read the output again.")
+@click.option("--no-verify", is_flag=True, help="Read neither the output nor the source again.")
 @click.option(
     "--nonfinite",
     type=WordChoice(POLICIES),

@@ -8,26 +8,27 @@ name last of all.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from requant.common.files import open_regular
 from requant.common.folders import check_space, sync_folder
 from requant.common.inputs import own_files
 from requant.common.sidecars import Sidecar
-from requant.container.header import parse_header
 from requant.container.journal import Journal, Line
 from requant.container.layout import Layout
 from requant.container.part import PartFile, PublishedFile, resolve_target
-from requant.errors import BadInput, InputOutputError, OutputRefused, RequantError, SourceChanged
+from requant.errors import BadInput, InputOutputError, NumericFault, OutputRefused, RequantError, SourceChanged
 
 if TYPE_CHECKING:
     import numpy as np
 
 COMMIT_BYTES, COMMIT_SECONDS = 2**30, 30.0  # at most this much is written again after a crash
-_SEALED, _INVALID = "sealed", "invalid"
+_SEALED, _INVALID, _DROPPED, _HOPELESS = "sealed", "invalid", "dropped", "hopeless"
 
 
 def claim_output(path: Path) -> Journal:
@@ -111,6 +112,8 @@ class Output:
                     part.blank()  # with its header, the next run would not take it for an unfinished output
             elif not self.is_published:
                 self.flush()
+                if isinstance(error, NumericFault) and self._has_records:
+                    self.journal.append([{_HOPELESS: error.what}])  # another command may have the place
         self._close()
 
     def write_at(self, file: int, offset: int, data: bytes | memoryview | np.ndarray) -> None:
@@ -148,11 +151,15 @@ class Output:
         self._pending.clear()
         self._unflushed, self._last_flush, self._failed = 0, time.monotonic(), False
 
-    def seal(self) -> None:
-        """Write the headers, last of all, and read them back. Raises InputOutputError."""
+    def seal(self, layouts: Sequence[Layout]) -> None:
+        """Write the headers, last of all, and read them back; layouts: with digests. Raises InputOutputError."""
         self.flush()
-        for part, layout in zip(self._parts, self.layouts, strict=True):
+        for part, layout in zip(self._parts, layouts, strict=True):
             part.seal(layout.header)
+
+    def drop_records(self, tensors: Collection[str]) -> None:
+        """Drop the records of `tensors`, which were found wrong, so that the next run makes them again."""
+        self.journal.append([{_DROPPED: sorted(tensors)}])
 
     def publish(self) -> None:
         """Give the sealed files their names, the first one last. Raises OutputRefused, InputOutputError."""
@@ -195,9 +202,13 @@ class Output:
             return False
         try:
             with own_files():
-                return parse_header(target).sha256 == self.layouts[i].sha256
+                descriptor = open_regular(target)
         except BadInput:
             return False
+        try:
+            return self.layouts[i].begins(os.pread(descriptor, len(self.layouts[i].header), 0))
+        finally:
+            os.close(descriptor)
 
     def _open(self) -> None:
         sizes = [layout.size for layout in self.layouts]
@@ -224,9 +235,9 @@ class Output:
         past = self.journal.past
         lost = {i for i, part in enumerate(self._parts) if not part.found}
         for i, part in enumerate(self._parts):
-            known = part.has_part_of(self.layouts[i].header) or _has_piece(part, i, past.records)
+            known = part.has_part_of(self.layouts[i]) or _has_piece(part, i, past.records)
             part.begin(known=known) if i in lost else part.resume(known=known)
-        self.records = tuple(r for r in past.records if r.get("file") not in lost)
+        self.records = tuple(r for r in _kept_records(past.records) if r.get("file") not in lost)
         n_begun = len({str(r["tensor"]) for r in self.records if "tensor" in r})
         self.notes.append(f"resuming {n_begun}/{sum(len(layout.tensors) for layout in self.layouts)} tensors")
         if past.n_dropped:
@@ -252,16 +263,26 @@ class Output:
                 sidecar.remove()
 
 
+def _kept_records(lines: Sequence[Line]) -> Iterator[Line]:
+    """Yield the records that no later line drops."""
+    dropped = ((i, line.get(_DROPPED)) for i, line in enumerate(lines))
+    last = {str(name): i for i, names in dropped if isinstance(names, list) for name in names}
+    for i, line in enumerate(lines):
+        if i > last.get(str(line.get("tensor")), -1):
+            yield line
+
+
 def can_resume(journal: Journal, head: Line, path: Path) -> bool:
     """Return whether the journal can be resumed: it has a head with all values of `head`.
 
-    Raises OutputRefused, naming `path`, where it has records of another head: another command's work would be lost.
+    Raises OutputRefused, naming `path`, where it has records of another head: another command's work would be lost,
+    unless that command ended in a NumericFault, as it would again.
     """
     past = journal.past
     if past.head is None or any(_INVALID in record for record in past.records):
         return False
     difference = past.difference(head)
-    if difference is not None and not past.records:
+    if difference is not None and (not past.records or _HOPELESS in past.records[-1]):
         return False
     if difference is not None:
         what = f"is unfinished, begun by another command: {difference}"

@@ -35,6 +35,8 @@ from requant.errors import BadInput, InputOutputError, OutputRefused, printable
 if TYPE_CHECKING:
     import numpy as np
 
+    from requant.container.layout import Layout
+
 BLANK = bytes(24)  # the fixed part of a GGUF header
 
 
@@ -129,11 +131,16 @@ class PartFile:
             hint = "it stands where the unfinished output goes; move it away"
             raise OutputRefused(self.file, "is not an unfinished output of this command", hint=hint)
 
-    def has_part_of(self, header: bytes) -> bool:
-        """Return whether the file begins with bytes of `header` and zeros, as a run leaves it that stopped there."""
+    def has_part_of(self, layout: Layout) -> bool:
+        """Return whether the file begins with bytes of its header, with any digests, and zeros.
+
+        A run that stopped while it wrote the header leaves it so.
+        """
+        header, (start, stop) = layout.header, layout.digests
         with self._opened.use() as descriptor:
             found = os.pread(descriptor, len(header), 0)
-        return found == header or (len(found) == len(header) and all(map(_is_zero_or, found, header)))
+        rest = found[:start] + header[start:stop] + found[stop:]
+        return len(found) == len(header) and all(map(_is_zero_or, rest, header))
 
     def has_bytes(self, offset: int, n_bytes: int, sha256: object) -> bool:
         """Return whether the file has `n_bytes` at `offset` whose digest, in hex, is `sha256`."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from requant.container.digests import Digests, digest_tensor, hash_headers
 from requant.container.shards import n_files_of
 from requant.container.source import Source
 from requant.conversion.record import Conversion
@@ -25,6 +26,29 @@ def compare_with_record(target: Source, record: Conversion) -> list[str]:
         what = "the header is not the one that was written"
         return [f"{what}: sha256 {target.header_sha256:.12}, record {record.header_sha256:.12}"]
     return lines
+
+
+def find_other_tensors(target: Source, digests: Digests, sha256: Mapping[str, str]) -> list[str]:
+    """Return the tensors without a digest in the metadata; sha256: of each tensor's bytes, by name, in hex."""
+    return digests.without({t.name: digest_tensor(t.name, t.type_id, t.shape, sha256[t.name]) for t in target.tensors})
+
+
+def compare_with_digests(
+    target: Source, digests: Digests, wrong: Sequence[str], known: Collection[str]
+) -> Iterator[str]:
+    """Compare the headers with the digest in the metadata; yield the `wrong` tensors too, without those `known`."""
+    tensors, new = target.tensors, [name for name in wrong if name not in known]
+    whole = not wrong and len(tensors) == digests.n_tensors
+    if hash_headers(target) == digests.headers:
+        yield from (f"tensor {quote(name)} is not as it was written, by its digest in the metadata" for name in new)
+    elif whole:
+        what = f"all {len(tensors)} tensors are as they were written, but the header is not"
+        yield f"{what}: another tool has edited or split the file since, or the header is damaged"
+    else:
+        shown = f"{len(wrong)} of {len(tensors)} tensors are not those that were written"
+        shown += f", the first {quote(wrong[0])}" if wrong else ""
+        shown += "" if len(tensors) == digests.n_tensors else f"; {digests.n_tensors} tensors were written"
+        yield f"the header and {shown}: another tool has changed the file since, or it is damaged"
 
 
 def _compare_names(found: list[str], wanted: list[str], where: str) -> Iterator[str]:

@@ -22,8 +22,8 @@ POLICIES = ("error", KEEP_TYPE)  # for tensors that hold NaN or infinity
 class ConversionOptions:
     """Options of writing an output; none of them changes the bytes of the tensors.
 
-    splitting: into which files. force: replace files that exist. verify: read the output again and compare it with the
-    source before it gets its name. threads: None for one per processor. cluster: its workers do all that takes long;
+    splitting: into which files. force: replace files that exist. verify: read output and source again and compare them
+    before the output gets its name. threads: None for one per processor. cluster: its workers do all that takes long;
     they must share the storage of source and output.
     """
 

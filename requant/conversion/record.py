@@ -51,12 +51,25 @@ class Anomalies:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceDigest:
+    """The digest, in hex, of `n_rows` rows of a tensor of the source, as they were read to make the output.
+
+    It is the SHA-256 of the SHA-256 of each `leaf_rows` of them, one after the other.
+    """
+
+    n_rows: int
+    leaf_rows: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Converted:
     """One tensor as it was written.
 
     rmse: relative error over the whole tensor, measured, weighted by importance if there was any; 0 for a copy.
     rmse_unweighted: the same with all columns alike. sha256: of its bytes in the output, in hex. odd: its numeric
-    anomalies, None without any.
+    anomalies, None without any. source: the digests of all its rows in the source, in order; () in old records and for
+    a scale that was added. weighted: importance was used; None in old records.
     """
 
     name: str
@@ -67,6 +80,8 @@ class Converted:
     rmse_unweighted: float
     sha256: str
     odd: Anomalies | None = None
+    source: tuple[SourceDigest, ...] = ()
+    weighted: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

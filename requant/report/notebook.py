@@ -9,7 +9,7 @@ from statistics import median_high
 
 from requant.common.units import format_size
 from requant.conversion.record import Conversion
-from requant.conversion.verify import Verification
+from requant.conversion.verification import Verification
 from requant.errors import FILE_NAME, brief
 from requant.model.inspection import Inspection
 from requant.model.roles import layer_of
@@ -19,6 +19,7 @@ from requant.planning.summaries import REFERENCE_BPW, nearest_type, reference_ty
 from requant.report.figures import bits_per_weight, percent
 from requant.report.notebook_parts import card, fact_table, figure_table, layer_chart, line_chart, stacked_bar
 from requant.report.text.inspection import count_weights, name_files
+from requant.report.text.result import VERDICTS
 from requant.report.view import budget_bars
 from requant.scoring.evaluate import Evaluation
 from requant.scoring.losses import Losses, TensorLosses, loss_unit
@@ -138,8 +139,9 @@ def _verification_card(checked: Verification) -> str:
     rows = [
         ("output", checked.output),
         ("read", f"{checked.n_tensors} tensors, {format_size(checked.n_bytes)}"),
-        ("against", " and ".join(checked.against)),
-        ("found", f"{len(findings)} findings" if findings else "nothing: it is sound"),
+        ("verdict", VERDICTS[checked.verdict]),
+        ("compared", "; ".join(checked.compared) or "nothing"),
+        ("found", f"{len(findings)} findings" if findings else "nothing"),
     ]
     listed = figure_table(("finding",), [(finding,) for finding in findings[:_MOST_FINDINGS]]) if findings else ""
     return card("Verification", fact_table(rows), listed)

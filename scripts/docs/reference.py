@@ -66,7 +66,14 @@ FILES = {
         "`requant plan --frontier --json`: `points`, a list of them",
         "requant.planning.frontier.Point",
     ),
-    "requant.verify": ("`requant verify --json`", "requant.conversion.verify.Verification"),
+    "requant.verify": (
+        "`requant verify --json`, with its [verdict](../reliability.md#what-verification-compares)",
+        "requant.conversion.verification.Verification",
+    ),
+    "requant.digests": (
+        "the [digests](../reliability.md#what-verification-compares) in the metadata of an output",
+        None,
+    ),
     "requant.diff": ("`requant diff --json`", None),
     "requant.inspect": ("`requant inspect --json`", "requant.model.inspection.Inspection"),
     "requant.evaluation": ("`requant evaluate --json`", "requant.scoring.evaluate.Evaluation"),
@@ -90,6 +97,7 @@ PARTS = {  # dataclasses inside of others
     "requant.conversion.record.Conversion": [
         "requant.conversion.record.Converted",
         "requant.conversion.record.Anomalies",
+        "requant.conversion.record.SourceDigest",
     ],
     "requant.model.inspection.Inspection": [
         f"requant.model.inspection.{name}" for name in ("Share", "TensorEntry", "Needs")

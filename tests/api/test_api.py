@@ -122,7 +122,7 @@ def test_a_model_goes_from_scoring_to_a_verified_output(model, losses, tmp_path)
     assert [(s.what, s.unit) for s in steps[:1]] == [("converting", "B")]
     assert steps[0].done == 0 and steps[-1].done == steps[-1].total
     found = requant.verify(made.output, source=model, plan=plan)
-    assert found.ok and found.against == ("record", "source", "plan")
+    assert found.ok and found.against == ("record", "digests", "source", "plan")
     read = requant.read_conversion(tmp_path / "out.gguf.requant.json")
     assert read.plan == plan and read.tensors == made.tensors
     wrong = requant.verify(made.output, plan=replace(plan, choices=plan.choices[:1], limits=()), threads=1)

@@ -132,6 +132,21 @@ def test_a_run_without_force_keeps_what_appeared_meanwhile_and_what_was_done(cap
     assert run(capsys, "convert", TINY, out, "--type", "Q4_K", "--force").code == 0
 
 
+def test_an_output_that_was_damaged_before_its_record_was_written_is_made_again_as_the_error_says(
+    capsys, tmp_path, monkeypatch
+):
+    out, words = tmp_path / "out.gguf", ["--type", "Q4_K"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(output_module.Output, "finish", lambda self: no_space(tmp_path))
+        assert run(capsys, "convert", TINY, out, *words).code == 6
+    whole = out.read_bytes()
+    out.write_bytes(whole[:-100] + bytes(100))
+    ran = run(capsys, "convert", TINY, out, *words)
+    assert ran.code == 6 and "is not as it was written; --restart and --force make it again" in ran.err
+    assert run(capsys, "convert", TINY, out, *words, "--restart", "--force").code == 0
+    assert out.read_bytes() == whole and run(capsys, "verify", out).code == 0
+
+
 @pytest.mark.parametrize("size", ["2MiB", "3MB"])
 def test_a_split_output_is_verified_shown_and_named_by_its_first_file(capsys, tmp_path, size):
     ran = run(capsys, "convert", TINY, tmp_path / "out.gguf", "--type", "Q4_K", "--max-shard-size", size)

@@ -60,7 +60,7 @@ def finished(folder, **options):
         if not output.is_published:
             done = {record["file"] for record in output.records if "file" in record}
             fill(output, set(range(len(output.layouts))) - done)
-            output.seal()
+            output.seal(output.layouts)
             output.publish()
         output.finish()
     return output
@@ -127,7 +127,7 @@ def test_a_part_that_was_lost_or_cut_is_begun_again(tmp_path):
 def test_a_header_of_an_earlier_run_is_taken_away_until_the_file_is_whole(tmp_path):
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
-        output.seal()
+        output.seal(output.layouts)
     assert (tmp_path / PARTS[0]).read_bytes()[:4] == b"GGUF"
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal):
         assert (tmp_path / PARTS[0]).read_bytes()[:24] == bytes(24)
@@ -136,7 +136,7 @@ def test_a_header_of_an_earlier_run_is_taken_away_until_the_file_is_whole(tmp_pa
 def test_sealed_parts_whose_journal_is_lost_may_be_somebodys_and_are_kept(tmp_path):
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
-        output.seal()
+        output.seal(output.layouts)
     (tmp_path / JOURNAL).unlink()
     before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
     with pytest.raises(OutputRefused, match=f"{PARTS[0]}: is not an unfinished output"):
@@ -273,7 +273,7 @@ def test_headers_come_after_the_data_and_the_first_name_last(tmp_path, monkeypat
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
         calls = logged(monkeypatch, tmp_path)
-        output.seal()
+        output.seal(output.layouts)
         assert calls == [*PARTS, JOURNAL, *(name for name in PARTS for _ in range(2))]
         assert all((tmp_path / name).read_bytes()[:4] == b"GGUF" for name in PARTS)
         calls.clear()
@@ -309,7 +309,7 @@ def test_a_run_stopped_while_it_publishes_is_finished_by_the_next(tmp_path, monk
 
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
-        output.seal()
+        output.seal(output.layouts)
         monkeypatch.setattr(os, "link", limited)
         if n_placed < 3:
             with pytest.raises(KeyboardInterrupt):
@@ -329,7 +329,7 @@ def test_a_run_stopped_while_it_publishes_is_finished_by_the_next(tmp_path, monk
 def test_a_published_output_is_read_and_never_written(tmp_path):
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
-        output.seal()
+        output.seal(output.layouts)
         output.publish()
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         assert output.is_published and [r.get("tensor") for r in output.records] == ["t0", "t1", "t2", None]
@@ -346,7 +346,7 @@ def test_a_published_output_is_read_and_never_written(tmp_path):
 def test_an_output_exchanged_after_it_was_published_is_not_finished(tmp_path):
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
-        output.seal()
+        output.seal(output.layouts)
         output.publish()
     (tmp_path / NAMES[2]).unlink()
     File().write(tmp_path / NAMES[2])
@@ -371,7 +371,7 @@ def test_descriptors_are_closed_whatever_happens(tmp_path):
     stopped(tmp_path)
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output, [2])
-        output.seal()
+        output.seal(output.layouts)
         output.publish()
     finished(tmp_path)
     (tmp_path / NAMES[0]).rename(tmp_path / "away")
@@ -568,7 +568,7 @@ def test_what_has_no_records_binds_nobody(tmp_path):
 def test_names_taken_back_are_on_disk_before_the_headers_go(tmp_path, monkeypatch):
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
-        output.seal()
+        output.seal(output.layouts)
         output.publish()
     (tmp_path / NAMES[1]).rename(tmp_path / PARTS[1])
     calls = logged(monkeypatch, tmp_path)

@@ -98,7 +98,7 @@ def _planned(source):
     if plan is not None:
         _shown(plan_table(plan))
         attempt(lambda: tensor_type_file(plan))
-        attempt(lambda: output_metadata(source, plan, None))
+        attempt(lambda: output_metadata(source, plan, None, 1))
 
 
 def gguf_imatrix(path, depth):

@@ -256,7 +256,7 @@ def test_layers_are_summed_up_in_plan_and_metadata(source, losses, tmp_path):
     assert sum(s.loss for s in plan.layers) == pytest.approx(plan.predicted_loss)
     assert all(s.sensitivity > 0 and s.kv_bytes == 512 * 2 * 128 * 2 for s in plan.layers[:-1])
     assert Plan.from_json(plan.to_json()) == plan
-    metadata = output_metadata(source, plan, None)
+    metadata = output_metadata(source, plan, None, 0)
     assert metadata.get("requant.layer.bytes") == [s.n_bytes for s in plan.layers[:-1]]
     assert metadata.get("requant.layer.device") == [s.device for s in plan.layers[:-1]]
     assert metadata.get("requant.source.header_sha256") == source.header_sha256

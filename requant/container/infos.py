@@ -58,8 +58,8 @@ class TensorInfo:
 
     @property
     def n_rows(self) -> int:
-        """All dimensions but the first multiplied."""
-        return math.prod(self.shape[1:])
+        """All dimensions but the first multiplied; 0 for a tensor without elements, whatever its dimensions."""
+        return math.prod(self.shape[1:]) if self.n_weights else 0
 
     @property
     def row_bytes(self) -> int:
@@ -119,13 +119,22 @@ def _read_shape(cursor: Cursor, what: str) -> tuple[int, ...]:
     n_dims = cursor.u32(f"{what}, number of dimensions")
     if n_dims > MAX_DIMS:
         raise BadInput(cursor.path, f"{what} has too many dimensions", got=n_dims, limit=MAX_DIMS)
-    shape = tuple(cursor.u64(f"{what}, dimension {i}") for i in range(n_dims))
+    return check_shape(tuple(cursor.u64(f"{what}, dimension {i}") for i in range(n_dims)), what, cursor.path)
+
+
+def check_shape(shape: tuple[int, ...], what: str, path: object) -> tuple[int, ...]:
+    """Return `shape`, of the tensor `what` in the file at `path`.
+
+    Raises BadInput for more than four dimensions, and for 2^63 elements or more, which no reader can count.
+    """
+    if len(shape) > MAX_DIMS:
+        raise BadInput(path, f"{what} has too many dimensions", got=len(shape), limit=MAX_DIMS)
     n_weights = 1
     for length in shape:
         # ggml skips the zeros in this product but not the factors before them
         n_weights *= length
         if max(length, n_weights) > _MAX_INT64:
-            raise BadInput(cursor.path, f"{what} has too many elements", got=" x ".join(map(str, shape)))
+            raise BadInput(path, f"{what} has too many elements", got=" x ".join(map(str, shape)))
     return shape
 
 

@@ -118,8 +118,11 @@ def is_experts(name: str, shape: Sequence[int]) -> bool:
 
 
 def n_matrices(shape: Sequence[int]) -> int:
-    """Return the number of (n_rows, n_per_row) matrices in a tensor: the product of the dimensions after the second."""
-    return math.prod(shape[2:])
+    """Return the number of (n_rows, n_per_row) matrices in a tensor: the product of the dimensions after the second.
+
+    It is 1 for a tensor without elements.
+    """
+    return math.prod(shape[2:]) if math.prod(shape) else 1
 
 
 def is_tied(names: Collection[str]) -> bool:

@@ -23,9 +23,9 @@ from requant.errors import MISSING, REMARK, BadInput, InputOutputError, brief, m
 
 _LINE = 160  # characters of a JSON value that is kept on one line
 _BLOCK = 1 << 18  # bytes read at once
-_MAX_FLOAT = 1e100
+MAX_FLOAT = 1e100
 _MAX_FILE = 1 << 28  # bytes; 1000 tensors x 30 types are about 4 MiB
-_MAX_DIGITS = 101  # of a whole number: those of _MAX_FLOAT
+_MAX_DIGITS = 101  # of a whole number: those of MAX_FLOAT
 # bytes of memory that the parsed values behind a character take at most: an object, a list, a value after a comma
 _MEMORY = {"{": 240, "[": 72, ",": 64}
 _MAX_MEMORY = 12  # bytes for each byte of the file; files that requant writes have up to 8
@@ -171,7 +171,7 @@ _SCALARS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("true or false", lambda x: isinstance(x, bool)),
     int: ("a whole number from 0 to 2^63", lambda x: type(x) is int and 0 <= x < 2**63),
     # products and quotients of a few such figures are finite too
-    float: ("a finite number from 0 to 1e100", lambda x: type(x) in (int, float) and 0 <= x <= _MAX_FLOAT),
+    float: ("a finite number from 0 to 1e100", lambda x: type(x) in (int, float) and 0 <= x <= MAX_FLOAT),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
 from requant.container.part import PartFile
 from requant.container.source import Source
-from requant.errors import printable
+from requant.errors import NumericFault, printable, quote
 from requant.formats.codec import Floats
+from requant.model.forward.architecture import STILL_WORKS
 from requant.model.roles import is_experts, n_matrices
 
 Sums = NDArray[np.float64]
@@ -67,11 +68,7 @@ class Statistics:
 
     def imatrix(self, source: Source, name: str) -> Imatrix:
         """Return the statistics as an importance matrix called `name`, of the tensors of `source` that were seen."""
-        entries = {}
-        for tensor in source.tensors:
-            arrays = self.arrays(tensor.name, tensor.shape)
-            if arrays is not None:
-                entries[tensor.name] = entry_of(*arrays)
+        entries = {name: entry_of(*arrays) for name, arrays in self.finite_arrays(source)}
         lookup = self.matrices.get((LOOKUP, None))
         return Imatrix(
             path=name,
@@ -84,6 +81,17 @@ class Statistics:
             lookup=None if lookup is None else (np.asarray(lookup.gradients) / self.n_tokens).astype(np.float32),
         )
 
+    def finite_arrays(self, source: Source) -> Iterator[tuple[str, tuple[Floats, Floats, Floats | None]]]:
+        """Yield the name and the `arrays` of every tensor of `source` that was seen. Raise NumericFault for infinity."""
+        for tensor in source.tensors:
+            found = self.arrays(tensor.name, tensor.shape)
+            if found is None:
+                continue
+            if not all(np.isfinite(x).all() for x in found if x is not None):
+                what = f"the inputs or gradients of tensor {quote(tensor.name)} are too large to be squared"
+                raise NumericFault(source.path, what, hint=f"the file is damaged; {STILL_WORKS}")
+            yield tensor.name, found
+
     def arrays(self, name: str, shape: Sequence[int]) -> tuple[Floats, Floats, Floats | None] | None:
         """Return sums of squared inputs (n_matrices, n_per_row), counts (n_matrices,), and sums of squared gradients.
 
@@ -94,13 +102,14 @@ class Statistics:
         found = [self.matrices.get((name, m if experts else None)) for m in range(n)]
         if not any(f is not None for f in found):
             return None
-        counts = np.array([0 if f is None else f.count for f in found], np.float32)
-        inputs = np.array([np.broadcast_to(0.0 if f is None else f.inputs, shape[0]) for f in found], np.float32)
-        if all(f is None or np.ndim(f.gradients) == 0 for f in found):
-            return inputs, counts, None
-        width = max(np.size(f.gradients) for f in found if f is not None)
-        gradients = [np.broadcast_to(0.0 if f is None else f.gradients, width) for f in found]
-        return inputs, counts, np.array(gradients, np.float32)
+        with np.errstate(over="ignore"):  # infinity is the caller's to find
+            counts = np.array([0 if f is None else f.count for f in found], np.float32)
+            inputs = np.array([np.broadcast_to(0.0 if f is None else f.inputs, shape[0]) for f in found], np.float32)
+            if all(f is None or np.ndim(f.gradients) == 0 for f in found):
+                return inputs, counts, None
+            width = max(np.size(f.gradients) for f in found if f is not None)
+            gradients = [np.broadcast_to(0.0 if f is None else f.gradients, width) for f in found]
+            return inputs, counts, np.array(gradients, np.float32)
 
 
 def _digest(entries: Mapping[str, Entry]) -> str:
@@ -121,17 +130,14 @@ def write_statistics(
 ) -> None:
     """Write `statistics` to `path` as a GGUF importance matrix, gradients in tensors `W.g_sum2` that others ignore.
 
-    text: name of the text that the tokens are from. Raises OutputRefused, InputOutputError.
+    text: name of the text that the tokens are from. Raises OutputRefused, InputOutputError, NumericFault.
     """
     arrays: dict[str, Floats] = {}
-    for tensor in source.tensors:
-        found = statistics.arrays(tensor.name, tensor.shape)
-        if found is not None:
-            sums, counts, gradients = found
-            arrays[tensor.name + SUMS] = sums
-            arrays[tensor.name + COUNTS] = counts[:, None]
-            if gradients is not None:
-                arrays[tensor.name + GRADIENTS] = gradients
+    for name, (sums, counts, gradients) in statistics.finite_arrays(source):
+        arrays[name + SUMS] = sums
+        arrays[name + COUNTS] = counts[:, None]
+        if gradients is not None:
+            arrays[name + GRADIENTS] = gradients
     if (LOOKUP, None) in statistics.matrices:
         arrays[LOOKUP + GRADIENTS] = np.array(statistics.matrices[LOOKUP, None].gradients, np.float32)
     metadata = Metadata(str(path), {}).with_values(

@@ -24,9 +24,11 @@ LABEL = re.compile(r"[A-Z0-9_]{1,40}")  # of an encoding: the characters that ll
 REPORTS = ("html", "png", "svg")  # kinds of report on a single output
 _MAX_FILE = 1 << 22  # bytes
 _MAX_PARTS, _MAX_WORD = 8, 200  # parts of a dotted key; characters of a key or number without quotes
-# strings of one line and of several, and comments
+# strings of several lines and of one, closed or not, and comments
 _QUOTED = re.compile(
-    r'''"""(?:[^"\\]|\\.|"(?!""))*"""|\'{3}(?:[^']|\'(?!''))*\'{3}|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|#[^\n]*''', re.DOTALL
+    r'''"""(?:[^"\\]|\\.|"(?!""))*(?:"{3,5}|\Z)|\'{3}(?:[^']|\'(?!''))*(?:\'{3,5}|\Z)'''
+    r'''|"(?:[^"\\\n]|\\[^\n])*"?|'[^'\n]*'?|#[^\n]*''',
+    re.DOTALL,
 )
 _ENDS = re.compile(r"[\r\n=,\[\]{}]")  # characters that end a key or number
 

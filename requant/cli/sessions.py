@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from requant.api.session import Session, connect_cluster, open_session
 from requant.cli import messages
 from requant.container.source import open_source
+from requant.model.tensor_shapes import describe_misfits
 
 if TYPE_CHECKING:
     from requant.api.session_options import SessionOptions
@@ -31,7 +32,7 @@ def open_model_session(
     """Open a session on the model at `model`; nonfinite: the policy for NaN and infinity, applied to it first."""
     monitor = messages.MONITOR
     with open_source(model) as source, connect_cluster(cluster, messages.info) as workers:
-        messages.warn(*source.warnings)
+        messages.warn(*source.warnings, *describe_misfits(source))
         if nonfinite is not None:
             from requant.api.convert import apply_nonfinite_policy
 

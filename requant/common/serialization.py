@@ -89,9 +89,10 @@ def parse(text: str, schema: str, path: object) -> dict[str, Any]:
     if memory > limit:
         what = "holds too many values for its size"
         raise BadInput(path, what, got=f"{format_size(memory)} of memory", limit=format_size(limit))
-    hooks = {"parse_int": _parse_integer, "parse_constant": _refuse_constant, "object_pairs_hook": _refuse_duplicates}
     try:
-        raw = json.loads(text, **hooks)
+        raw = json.loads(
+            text, parse_int=_parse_integer, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates
+        )
     except (ValueError, RecursionError) as error:
         raise BadInput(path, f"is not valid JSON: {brief(str(error), REMARK)}") from error
     found = raw.pop("schema", None) if isinstance(raw, dict) else None

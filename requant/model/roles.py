@@ -155,7 +155,7 @@ def _reason_by_shape(name: str, shape: Sequence[int], type_id: int) -> str | Non
     if math.prod(shape) == 0:
         return "it is empty"
     if type_id not in FORMATS or not FORMATS[type_id].can_decode:
-        return "its type holds no weights"
+        return "weights of its type are not read"
     if n_dims(shape) < 2:
         return "it is no matrix"
     return None if name.endswith("weight") else "it is no weight"

@@ -15,7 +15,7 @@ from typing import Any
 
 from requant.common.notebook import html
 from requant.common.serialization import dump, hash_json, parse, parse_record, parse_value, read_text, to_plain
-from requant.container.infos import check_shape
+from requant.common.shapes import check_shape
 from requant.errors import BadInput, InfeasibleBudget, brief
 from requant.formats import Effort
 from requant.planning.constraints import Limit, Timing, Use, use_of

@@ -35,6 +35,7 @@ from requant.model.forward.ops import Array, soft_cap
 from requant.model.forward.passes import EMBEDDING, RunnableModel, check_tokens, embedding_gradient, read_model
 from requant.model.forward.weights import Weights
 from requant.model.roles import n_matrices
+from requant.model.tensor_shapes import Misfit
 from requant.model.weight_scales import SCALED_TYPE, read_weight_scales, takes_weight_scale, weight_scale_for
 from requant.scoring import gradient_run
 from requant.scoring.calibration_data import TokenWindows
@@ -127,12 +128,14 @@ def _factored_information(statistics: Imatrix, tensor: SourceTensor) -> Informat
 
 
 def find_run_obstacle(source: Source) -> BadInput | None:
-    """Return why the model cannot be run, and so has no gradients, or None."""
+    """Return why the model cannot be run, and so has no gradients, or None. Raise Misfit where no engine runs it."""
     require_model(source)
     for name, why in source.preserved.items():
         return BadInput(source.path, f"tensor '{brief(name)}' is no good to compute with: {why}")
     try:
         read_architecture(source)
+    except Misfit:
+        raise
     except BadInput as error:
         return error
     return None

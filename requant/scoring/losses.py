@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from requant.common.notebook import html
 from requant.common.serialization import dump, parse, parse_record, read_text, show_json, to_plain
-from requant.container.infos import check_shape
+from requant.common.shapes import check_shape
 from requant.errors import BadInput, brief, suggest
 from requant.formats import FORMATS, Effort, by_name, format_of
 

@@ -82,7 +82,7 @@ class Statistics:
         )
 
     def finite_arrays(self, source: Source) -> Iterator[tuple[str, tuple[Floats, Floats, Floats | None]]]:
-        """Yield the name and the `arrays` of every tensor of `source` that was seen. Raise NumericFault for infinity."""
+        """Yield name and `arrays` of each tensor of `source` that was seen. Raise NumericFault for infinity."""
         for tensor in source.tensors:
             found = self.arrays(tensor.name, tensor.shape)
             if found is None:

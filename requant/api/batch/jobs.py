@@ -27,7 +27,7 @@ _MAX_PARTS, _MAX_WORD = 8, 200  # parts of a dotted key; characters of a key or 
 # strings of several lines and of one, closed or not, and comments
 _QUOTED = re.compile(
     r'''"""(?:[^"\\]|\\.|"(?!""))*(?:"{3,5}|\Z)|\'{3}(?:[^']|\'(?!''))*(?:\'{3,5}|\Z)'''
-    r'''|"(?:[^"\\\n]|\\[^\n])*"?|'[^'\n]*'?|#[^\n]*''',
+    r"""|"(?:[^"\\\n]|\\[^\n])*"?|'[^'\n]*'?|#[^\n]*""",
     re.DOTALL,
 )
 _ENDS = re.compile(r"[\r\n=,\[\]{}]")  # characters that end a key or number

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from requant.container.source import Source, require_model
 from requant.errors import BadInput, brief
 from requant.model.forward.rope import Rope
-from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
+from requant.model.hyperparameters import Hyperparameters, check_counts, read_hyperparameters
 from requant.model.keys import ArchitectureKeys
+from requant.model.tensor_shapes import check_fit
 
 STILL_WORKS = "an imatrix (--imatrix) and scores without data (--quick) still work"
 
@@ -89,13 +90,18 @@ class Architecture:
 
 
 def read_architecture(source: Source) -> Architecture:
-    """Read the architecture of `source`; raise BadInput where it, or a part of it, cannot be run."""
+    """Read the architecture of `source`; raise BadInput where it, or a part of it, cannot be run.
+
+    The error is a Misfit where other models of the architecture can be run.
+    """
     arch = require_model(source)
     if arch not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise BadInput(source.path, f"the forward pass does not know '{arch}' (it knows {known})", hint=STILL_WORKS)
+    check_counts(source.metadata)
     hp = read_hyperparameters(source.metadata, source.tensors)
     _check_tensors(source, hp)
+    check_fit(source, hp)
     keys = ArchitectureKeys(source.metadata, arch)
     family = FAMILIES[arch]
     windows = (0,) * hp.n_layers
@@ -130,12 +136,8 @@ def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
     log_mul = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
     if yarn and log_mul and factor > 1:  # then the length is not 1 + ln(factor)/10, but that over this
         attn_factor /= 1 + 0.1 * log_mul * math.log(factor)
-    n_dims = int(keys.number("rope.dimension_count", hp.key_length))
-    if not 0 < n_dims <= hp.key_length or n_dims % 2:
-        limit = f"an even number up to {hp.key_length}"
-        raise keys.error("rope.dimension_count", "is out of range", got=n_dims, limit=limit)
     return Rope(
-        n_dims=n_dims,
+        n_dims=hp.n_rotated,
         halves=family.halves,
         base=keys.number("rope.freq_base", 10000.0),
         scale=1.0 if kind == "none" else 1 / factor,
@@ -148,7 +150,7 @@ def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
 
 
 def _check_tensors(source: Source, hp: Hyperparameters) -> None:
-    """Raise BadInput for a tensor that the forward pass would not use, and for a required one that is missing."""
+    """Raise BadInput for a tensor that the forward pass would not use."""
     for tensor in source.tensors:
         prefix, _, rest = tensor.name.partition(".")
         layer, _, part = rest.partition(".")
@@ -156,12 +158,3 @@ def _check_tensors(source: Source, hp: Hyperparameters) -> None:
         if not known and not (prefix == "blk" and layer.isdigit() and int(layer) >= hp.n_trunk):
             what = f"tensor '{brief(tensor.name)}' is not one that the forward pass of '{hp.arch}' knows"
             raise BadInput(source.path, what, hint=STILL_WORKS)
-    needed = ["token_embd.weight", "output_norm.weight"]
-    for il in range(hp.n_trunk):
-        names = ["attn_norm", "attn_output", "ffn_norm"]
-        names += ["attn_qkv"] if f"blk.{il}.attn_qkv.weight" in source else ["attn_q", "attn_k", "attn_v"]
-        experts = f"blk.{il}.ffn_gate_inp.weight" in source
-        names += ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"] if experts else ["ffn_up", "ffn_down"]
-        needed += [f"blk.{il}.{name}.weight" for name in names]
-    for name in needed:
-        source.tensor(name)  # BadInput where it is missing

@@ -120,6 +120,8 @@ def find_misfits(source: Source, hp: Hyperparameters) -> Iterator[Misfit]:
     if shapes and (hp.n_rotated % 2 or not 0 < hp.n_rotated <= most):
         what, limit = f"key '{hp.arch}.rope.dimension_count' is out of range", f"an even number up to {most}"
         yield Misfit(source.path, what, got=hp.n_rotated, limit=limit)
+    if shapes and hp.n_expert and not hp.n_expert_used:
+        yield Misfit(source.path, f"key '{hp.arch}.expert_used_count' is missing", expected=f"1 to {hp.n_expert}")
     for tensor in source.tensors:
         what, layer = f"tensor {quote(tensor.name)}", _own_layer(tensor)
         if layer >= hp.n_layers:

@@ -18,6 +18,7 @@ from requant.model.hyperparameters import Hyperparameters, check_counts, read_hy
 from requant.model.keys import ArchitectureKeys
 from requant.model.tensor_shapes import check_fit
 
+_LEAST_FACTOR = 1e-6  # of the scaling of rotations, and the largest is its inverse
 STILL_WORKS = "an imatrix (--imatrix) and scores without data (--quick) still work"
 
 
@@ -109,7 +110,7 @@ def read_architecture(source: Source) -> Architecture:
         windows = tuple(hp.windows.size if own else 0 for own in hp.windows.layers)
     per_head = hp.n_embd // hp.n_head[0] if family.large == hp.n_layers else hp.key_length
     rope = _rope(keys, hp, family)
-    swa_base = keys.number("rope.freq_base_swa", rope.base if arch == "gemma2" else 10000.0)
+    swa_base = keys.positive("rope.freq_base_swa", rope.base if arch == "gemma2" else 10000.0)
     swa_scale = rope.scale if arch == "gemma2" else 1.0
     swa = Rope(rope.n_dims, rope.halves, swa_base, scale=swa_scale, attn_factor=rope.attn_factor)
     return Architecture(
@@ -131,6 +132,9 @@ def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise keys.error("rope.scaling.type", "is not known", got=brief(str(kind)), hint=STILL_WORKS)
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
+    if not _LEAST_FACTOR <= factor <= 1 / _LEAST_FACTOR:
+        limit = f"{_LEAST_FACTOR:g} to {1 / _LEAST_FACTOR:g}"
+        raise keys.error("rope.scaling.factor", "is out of range", got=factor, limit=limit)
     yarn = kind == "yarn"
     attn_factor = keys.number("rope.scaling.attn_factor", 1.0)
     log_mul = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
@@ -139,13 +143,13 @@ def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
     return Rope(
         n_dims=hp.n_rotated,
         halves=family.halves,
-        base=keys.number("rope.freq_base", 10000.0),
+        base=keys.positive("rope.freq_base", 10000.0),
         scale=1.0 if kind == "none" else 1 / factor,
         yarn=yarn,
-        n_ctx_orig=int(keys.number("rope.scaling.original_context_length", hp.context_length)),
+        n_ctx_orig=keys.count("rope.scaling.original_context_length", hp.context_length, low=1),
         attn_factor=attn_factor,
-        beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
+        beta_fast=keys.positive("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=keys.positive("rope.scaling.yarn_beta_slow", 1.0),
     )
 
 

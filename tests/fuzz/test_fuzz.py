@@ -1,6 +1,6 @@
 """Mutants of every kind of file, 40,000 a run and 200,000 in the slow tests: used or refused in one line.
 
-Each at once, and without much memory.
+Each within a limit of time and of memory.
 """
 
 import os

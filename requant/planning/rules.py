@@ -169,7 +169,7 @@ def parse_patterns(value: str | Iterable[str], _: str) -> tuple[str, ...]:
 def read_tensor_types(path: Path) -> tuple[Rule, ...]:
     """Read the rules of a tensor-type file, in order. Raises BadInput naming the line, InputOutputError."""
     option = "--tensor-type-file"
-    rules = []
+    rules = list[Rule]()
     for number, word in _words(read_text(path, _MAX_FILE)):
         if len(rules) >= _MAX_RULES:
             raise BadInput(path, f"line {number}: too many rules", limit=_MAX_RULES)

@@ -10,6 +10,7 @@ from requant.api.kernels import prepare_kernels
 from requant.common.interrupt import run_interruptible
 from requant.container.source import Source, require_model
 from requant.formats import by_name
+from requant.model.kept import projector_types
 from requant.model.roles import never_quantize
 from requant.scoring.calibration_data import read_windows
 from requant.scoring.losses import ScoringResult
@@ -123,6 +124,7 @@ def read_importance(path: Path | None, source: Source) -> Imatrix | None:
         return None
     from requant.container.imatrix import coverage, read_imatrix
 
-    arch, imatrix = require_model(source), read_imatrix(path)
-    coverage(imatrix, [t for t in source.tensors if never_quantize(arch, t.name, t.shape, t.type_id) is None])
+    arch, imatrix, projectors = require_model(source), read_imatrix(path), projector_types(source.metadata)
+    reasons = ((t, never_quantize(arch, t.name, t.shape, t.type_id, projectors=projectors)) for t in source.tensors)
+    coverage(imatrix, [t for t, reason in reasons if reason is None])
     return imatrix

@@ -111,9 +111,10 @@ class Model:
     ) -> Losses:
         """Return the predicted loss of every tensor in each of `types`: nats per token, if from gradients.
 
-        types: ten usual ones by default. emit_imatrix: a file for the importance that was measured on the way; force
-        replaces it. The other keywords are those of `keywords.Scoring`. Raises BadInput for files that do not fit,
-        UsageError, NumericFault for weights that are not finite, OutputRefused, InputOutputError.
+        types: ten usual ones by default. The losses hold the importance that was measured on the way, in memory;
+        emit_imatrix: a file for it, found again beside losses that are read from a file; force replaces it. The other
+        keywords are those of `keywords.Scoring`. Raises BadInput for files that do not fit, UsageError, OutputRefused,
+        InputOutputError, NumericFault for weights that are not finite.
         """
         check_keywords(asked, Scoring, "score")
         emitted = None if emit_imatrix is None else Path(emit_imatrix)
@@ -170,17 +171,38 @@ class Model:
         use, InputOutputError, SourceChanged, NumericFault for weights that do not survive in their type.
         """
         check_keywords(asked, Planning, "convert")
-        if nonfinite not in POLICIES:
-            raise UsageError(f"--nonfinite must be {' or '.join(POLICIES)}")
-        parts = Splitting(
-            keep_split, None if max_shard_size is None else parse_bytes(max_shard_size, "--max-shard-size")
-        )
-        options = ConversionOptions(parts, force=force, verify=not no_verify)
-        request, n = parse_request(asked), None if measure is None else parse_count(measure, "--measure", 1, 64)
-        plan_from = parse_plan_from(request, {**asked, "plan": plan, "type": type})
-        with self._open_session(asked, request, plan_from, fresh=nonfinite == KEEP_TYPE) as session:
-            apply_nonfinite_policy(session.source, nonfinite, session.monitor, threads=session.options.threads)
+        options = ConversionOptions(_parse_splitting(keep_split, max_shard_size), force=force, verify=not no_verify)
+        n = None if measure is None else parse_count(measure, "--measure", 1, 64)
+        with self._open_conversion({**asked, "plan": plan, "type": type}, nonfinite) as session:
             return converting.convert_to_file(session, Path(out), options=options, measure=n, restart=restart)
+
+    @document_keywords(Planning)
+    def try_convert(
+        self,
+        out: Where,
+        plan: Plan | Where | None = None,
+        *,
+        type: str | None = None,
+        measure: int | None = None,
+        nonfinite: str = POLICIES[0],
+        keep_split: bool = False,
+        max_shard_size: Size | None = None,
+        force: bool = False,
+        restart: bool = False,
+        **asked: Unpack[Planning],
+    ) -> Plan:
+        """Return the plan by which `convert` with the same keywords would write, and leave no file.
+
+        Everything is checked that `convert` checks before the first byte; it raises what `convert` raises until then,
+        and its notes are RequantWarnings.
+        """
+        check_keywords(asked, Planning, "try_convert")
+        options = ConversionOptions(_parse_splitting(keep_split, max_shard_size), force=force)
+        n = None if measure is None else parse_count(measure, "--measure", 1, 64)
+        with self._open_conversion({**asked, "plan": plan, "type": type}, nonfinite) as session:
+            found = converting.try_conversion(session, Path(out), options=options, measure=n, restart=restart)
+            session.monitor.warn(*found.prepared.notes)
+            return found.planned.plan
 
     def evaluate(
         self,
@@ -237,6 +259,17 @@ class Model:
         return measuring.calibrate(source, asked, options, Path(out), report_to(progress), force=force, inputs=inputs)
 
     @contextmanager
+    def _open_conversion(self, asked: Mapping[str, Any], nonfinite: str) -> Iterator[Session]:
+        """Open a session to convert with; `asked` may have a plan or a type too."""
+        if nonfinite not in POLICIES:
+            raise UsageError(f"--nonfinite must be {' or '.join(POLICIES)}")
+        request = parse_request(asked)
+        plan_from = parse_plan_from(request, asked)
+        with self._open_session(asked, request, plan_from, fresh=nonfinite == KEEP_TYPE) as session:
+            apply_nonfinite_policy(session.source, nonfinite, session.monitor, threads=session.options.threads)
+            yield session
+
+    @contextmanager
     def _open_session(
         self, asked: Mapping[str, Any], request: PlanRequest, plan_from: PlanFrom, *, fresh: bool = False
     ) -> Iterator[Session]:
@@ -253,6 +286,11 @@ class Model:
         if self.source.is_closed:
             raise UsageError("the model is closed; open it again")
         return self.source
+
+
+def _parse_splitting(keep_split: bool, max_shard_size: Size | None) -> Splitting:
+    most = None if max_shard_size is None else parse_bytes(max_shard_size, "--max-shard-size")
+    return Splitting(keep_split, most)
 
 
 def open(path: Where) -> Model:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
+from requant.api.importance import Importance, point_to_importance
 from requant.api.invocation import record_options
 from requant.api.session import Session
 from requant.common.interrupt import run_interruptible
@@ -18,8 +19,11 @@ from requant.planning.planner import Planner
 from requant.scoring.losses import Losses
 
 
-def make_plans(session: Session, vrams: Sequence[int]) -> list[Plan]:
-    """Return one plan per budget, all from the same losses, none worse than that of a smaller budget."""
+def make_plans(session: Session, vrams: Sequence[int]) -> tuple[list[Plan], Importance]:
+    """Return one plan per budget, all from the same losses, and the importance to convert them with.
+
+    No plan is worse than that of a smaller budget.
+    """
     sessions = [replace(session, request=replace(session.request, vram=vram)) for vram in vrams]
     losses, importance = sessions[vrams.index(min(vrams))].find_losses()
     planner, found = Planner(session.source, losses, importance.imatrix), dict[int, Plan]()
@@ -28,9 +32,10 @@ def make_plans(session: Session, vrams: Sequence[int]) -> list[Plan]:
             one = sessions[vrams.index(vram)]
             plan = run_interruptible(planner.best, one.request)
             smaller = min(found.values(), key=lambda plan: plan.minimized, default=plan)
-            found[vram] = record_options(_take_better(plan, smaller, vram), one)
+            plan = point_to_importance(_take_better(plan, smaller, vram), importance, session.losses)
+            found[vram] = record_options(plan, one)
             advance(1)
-    return [found[vram] for vram in vrams]
+    return [found[vram] for vram in vrams], importance
 
 
 def _take_better(plan: Plan, smaller: Plan, vram: int) -> Plan:
@@ -55,7 +60,7 @@ def plans_to_json(found: Sequence[Plan]) -> str:
 
 def compute_curve(session: Session) -> tuple[list[Point], Losses]:
     """Compute the curve of loss against bytes; return it with the losses."""
-    losses, importance = session.find_losses()
+    losses, importance = session.find_losses(any_budget=True)
     planner = Planner(session.source, losses, importance.imatrix)
     with session.monitor.progress("solving", N_POINTS, " plans") as advance:
         return run_interruptible(compute_frontier, planner, session.request, progress=advance), losses

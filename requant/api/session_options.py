@@ -13,10 +13,12 @@ from requant.scoring.losses import Losses
 class SessionOptions:
     """Options of scoring and encoding in a session; losses: given as data or as a file, None to measure them.
 
-    effort: None for that of the losses or the plan. threads: None for one per processor.
+    no_imatrix: weigh no columns, whatever the plan or the losses
+    point to. effort: None for that of the losses or the plan. threads: None for one per processor.
     """
 
     imatrix: Path | None = None
+    no_imatrix: bool = False
     losses: Losses | Path | None = None
     threads: int | None = None
     effort: Effort | None = None

@@ -20,6 +20,7 @@ from requant.cli import messages, report
 from requant.cli.batch_options import COMMON, key_options
 from requant.common.atomic_write import check_writable, write_text
 from requant.common.files import hash_file
+from requant.common.folders import nearest_folder
 from requant.common.serialization import dump, hash_json, parse, parse_record, read_text, to_plain
 from requant.conversion.record import record_path
 from requant.errors import BadInput, InputOutputError, OutputRefused, UsageError, printable
@@ -52,8 +53,8 @@ class BatchReports:
     memory: Path
     force: bool
 
-    def check_targets(self, items: Sequence[BatchItem]) -> None:
-        """Raise every error that would keep the reports from being written."""
+    def check_targets(self, items: Sequence[BatchItem], *, make_folders: bool = True) -> None:
+        """Raise every error that would keep the reports from being written; without `make_folders` make none."""
         written = self._read_memory()
         outputs = {os.path.realpath(p) for i in items if i.out is not None for p in (i.out, record_path(i.out))}
         files = frozenset(identity for item in items for identity in item.source.files)
@@ -61,8 +62,10 @@ class BatchReports:
             if os.path.realpath(path) in outputs:
                 raise OutputRefused(path, "is one of the outputs", hint="give the card another name")
             known = os.path.realpath(path) in written.files
-            _make_folder(path)
-            check_writable(path, force=self.force or known, inputs=files)
+            if make_folders:
+                _make_folder(path)
+            if nearest_folder(path.parent) == path.parent:
+                check_writable(path, force=self.force or known, inputs=files)
         check_library(f".{kind}" for kind in self.table.beside)
 
     def write_reports(self, items: Sequence[BatchItem]) -> None:

@@ -39,8 +39,8 @@ HEADINGS = {
         "--repo",
     ),
     "Scoring": (
-        *("--losses", "--imatrix", "--statistics", "--quick", "--text", "--tokens", "--windows", "--window"),
-        *("--no-gradients", "--effort", "--measure"),
+        *("--losses", "--imatrix", "--no-imatrix", "--statistics", "--quick", "--text", "--tokens", "--windows"),
+        *("--window", "--no-gradients", "--effort", "--measure"),
     ),
     "Output": (
         *("--output", "--emit-imatrix", "--emit-tensor-types", "--explain", "--frontier", "--tensors", "--json"),

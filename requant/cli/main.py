@@ -27,6 +27,16 @@ COMMANDS = {
 }
 
 
+_SYNONYMS = {  # what other tools call it
+    **dict.fromkeys(["quantize", "quantise", "quant", "compress", "llama-quantize"], "convert"),
+    **dict.fromkeys(["imatrix", "llama-imatrix"], "calibrate"),
+    **dict.fromkeys(["perplexity", "ppl", "llama-perplexity", "measure"], "evaluate"),
+    **dict.fromkeys(["info", "show", "dump", "ls"], "inspect"),
+    **dict.fromkeys(["compare"], "diff"),
+    **dict.fromkeys(["check", "test"], "verify"),
+}
+
+
 def find_command(name: str) -> click.Command:
     """Import the command of that name."""
     command: click.Command = importlib.import_module(f"requant.cli.{name}").command
@@ -79,8 +89,10 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command. Raises click.UsageError naming the nearest one."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
-            near = find_similar(args[0], [*COMMANDS, "help"], 1)
+            near = [_SYNONYMS[args[0]]] if args[0] in _SYNONYMS else find_similar(args[0], [*COMMANDS, "help"], 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+            if args[0].lower().endswith(".gguf"):
+                hint = "the command comes first: requant convert MODEL OUT.gguf, or requant inspect MODEL"
             raise click.UsageError(f"no command '{args[0]}'; {hint}", ctx)
         return super().resolve_command(ctx, args)
 

@@ -169,6 +169,8 @@ def _usage(error: click.ClickException) -> str:
     if isinstance(error, click.NoSuchOption):
         near = find_similar(error.option_name, error.possibilities or (), 1)
         message = f"no option '{error.option_name}'{f'; did you mean {near[0]}?' if near else ''}"
+    if isinstance(error, click.MissingParameter) and error.param is not None and error.param.name == "out":
+        message += ": name the output after the model, as in requant convert MODEL OUT.gguf --vram 12GiB"
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "requant"
     return f"{message[:1].lower()}{message[1:]}{'' if message.endswith('?') else ';'} see {path} --help"

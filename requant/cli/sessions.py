@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from requant.api.session_options import SessionOptions
     from requant.planning.request import PlanFrom, PlanRequest
     from requant.scoring.options import CalibrationOptions
+
+
+def without_unkept(session: Session, kept: Path | None) -> Session:
+    """Return the session; where it would measure importance and no file keeps that, one that measures none."""
+    if kept is not None or not session.measures_importance:
+        return session
+    return replace(session, options=replace(session.options, no_imatrix=True))
 
 
 @contextmanager

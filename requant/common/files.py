@@ -99,7 +99,8 @@ def _open_error(path: Path, error: OSError | ValueError) -> BadInput:
         return missing_file(path)
     if error.errno == errno.ELOOP:
         return BadInput(path, "is a loop of symbolic links")
-    return InputOutputError(path, f"cannot be opened: {error.strerror}")
+    hint = "raise the limit on open files: ulimit -n 4096" if error.errno == errno.EMFILE else None
+    return InputOutputError(path, f"cannot be opened: {error.strerror}", hint=hint)
 
 
 def read_into(path: object, descriptor: int, target: memoryview, offset: int) -> None:
@@ -199,4 +200,8 @@ def identities(*paths: Path | None) -> frozenset[Identity]:
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of the file at `path`, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()

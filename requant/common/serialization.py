@@ -2,7 +2,8 @@
 
 An unknown key, a missing one, a wrong type, a number that is not finite or is negative: each is a BadInput that names
 its place in the file. A field may name a parser of its value, `field(metadata={"parse": f})`, which is called with the
-value, its place and the path. An IntEnum is its member's name in small letters.
+value, its place and the path. A field with `metadata=IN_MEMORY` is not in the JSON. An IntEnum is its member's name
+in small letters.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from requant.common.units import format_size
 from requant.errors import MISSING, REMARK, BadInput, InputOutputError, brief, missing_file
 
+IN_MEMORY = {"in_memory": True}  # metadata of a field
 _LINE = 160  # characters of a JSON value that is kept on one line
 _BLOCK = 1 << 18  # bytes read at once
 MAX_FLOAT = 1e100
@@ -58,7 +60,7 @@ def read_text(path: Path | str, most: int = _MAX_FILE) -> str:
 def to_plain(value: Any) -> Any:
     """Convert dataclasses to dicts in field order, tuples to lists, members of an IntEnum to their names."""
     if is_dataclass(value):
-        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value) if f.metadata != IN_MEMORY}
     if isinstance(value, IntEnum):
         return value.name.lower()
     if isinstance(value, Mapping):
@@ -128,10 +130,11 @@ def parse_record(kind: Any, raw: Any, where: str, path: object) -> Any:
     if not isinstance(raw, dict):
         raise _type_error(where, "an object", raw, path)
     hints, prefix = _hints(kind), where and f"{where}."
-    if unknown := [key for key in raw if key not in hints]:
+    kept = [f for f in fields(kind) if f.metadata != IN_MEMORY]
+    if unknown := sorted(raw.keys() - {f.name for f in kept}):
         raise BadInput(path, f"{prefix}{brief(unknown[0])} is not a key of this file")
     values = {}
-    for f in fields(kind):
+    for f in kept:
         if f.name in raw:
             values[f.name] = parse_value(hints[f.name], raw[f.name], prefix + f.name, path)
             if (parser := f.metadata.get("parse")) is not None:

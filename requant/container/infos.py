@@ -29,6 +29,28 @@ _NOT_IN_FILES = {
     37: "IQ4_NL_4_8, removed from ggml",
     38: "IQ4_NL_8_8, removed from ggml",
 }
+# types of ik_llama.cpp, a fork: enum ggml_type of its ggml.h
+_OF_THE_FORK = {
+    first + i: name
+    for first, names in {
+        133: "Q6_0 IQ1_BN IQ2_BN Q8_K64 IQ2_K IQ3_K IQ4_K IQ5_K IQ6_K",
+        144: "IQ4_KS IQ2_KS IQ4_KSS Q8_K16 Q8_K32 Q8_KR8 Q8_K128 Q8_KV IQ5_KS IQ2_KT IQ3_KT IQ4_KT IQ3_KS IQ2_KL",
+        158: "IQ1_KT",
+        202: "Q4_0_R8",
+        206: "Q5_0_R4",
+        208: "Q8_0_R8",
+        210: "Q2_K_R4 Q3_K_R4 Q4_K_R4 Q5_K_R4 Q6_K_R4",
+        216: "IQ2_XXS_R4 IQ2_XS_R4 IQ3_XXS_R4 IQ1_S_R4 IQ4_NL_R4 IQ3_S_R4 IQ2_S_R4 IQ4_XS_R8",
+        229: "IQ1_M_R4 BF16_R16",
+        233: "Q6_0_R4",
+        335: "IQ2_BN_R4",
+        337: "IQ2_K_R4 IQ3_K_R4 IQ4_K_R4 IQ5_K_R4",
+        344: "IQ4_KS_R4",
+        352: "IQ5_KS_R4",
+        398: "Q8_KV_R8 Q8_K_R8",
+    }.items()
+    for i, name in enumerate(names.split())
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +148,8 @@ def _read_type(cursor: Cursor, what: str, shape: tuple[int, ...]) -> int:
     if type_id not in FORMATS:
         known = _NOT_IN_FILES.get(type_id)
         hint = None if known or type_id < 0 else "a newer requant may know it"
+        if (forked := _OF_THE_FORK.get(type_id)) is not None:
+            known, hint = f"{forked}, a type of ik_llama.cpp", "start from a model in types of llama.cpp"
         raise BadInput(
             cursor.path, f"{what} has an unknown type", got=f"{type_id}: {known}" if known else type_id, hint=hint
         )

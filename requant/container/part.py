@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from requant.common.files import (
     write_from,
 )
 from requant.common.folders import check_space, sync_folder
+from requant.common.open_files import OpenFile
 from requant.common.units import format_size
 from requant.container.header import Header, read_header
 from requant.errors import BadInput, InputOutputError, OutputRefused, printable
@@ -71,8 +73,9 @@ class PartFile:
         self.target = resolve_target(path)
         self.file = self.target.with_name(self.target.name + ".part")
         self._check_target()
-        self._descriptor = self._acquire()
-        n_found = os.fstat(self._descriptor).st_size
+        self._sync_error: InputOutputError | None = None
+        self._opened = self._acquire()
+        n_found = self._n_bytes()
         self.found, self._is_new = keep and n_found == size > 0, not n_found
         try:
             self._check_target()  # again: another run may have published it just before our lock
@@ -101,17 +104,27 @@ class PartFile:
         lost. Raises OutputRefused where the file found is not an unfinished output, InputOutputError where there is no
         room.
         """
-        if os.fstat(self._descriptor).st_size:
-            if not self._is_ours(header):
-                hint = "it stands where the unfinished output goes; move it away"
-                hint += ", or --restart discards it" if self._keep else ""
-                raise OutputRefused(self.file, "is not an unfinished output of this command", hint=hint)
+        self.check_found(header)
+        if self._n_bytes():
             # removed, not truncated: its name may be a second link to a file that somebody wants
             self.file.unlink()
-            old, self._descriptor = self._descriptor, self._acquire()
-            os.close(old)
+            old, self._opened = self._opened, self._acquire()
+            old.close()
         self._is_new = True
         self._reserve()
+
+    def check_found(self, header: bytes = b"") -> None:
+        """Raise OutputRefused where the file found is not an unfinished output; `header` as for `begin`."""
+        if self._n_bytes() and not self._is_ours(header):
+            hint = "it stands where the unfinished output goes; move it away"
+            hint += ", or --restart discards it" if self._keep else ""
+            raise OutputRefused(self.file, "is not an unfinished output of this command", hint=hint)
+
+    def check_size(self) -> None:
+        """Raise InputOutputError where a limit of the process forbids a file of this size."""
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if most != resource.RLIM_INFINITY and self.size > most:
+            raise self._no_room(OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
 
     def abandon(self) -> None:
         """Release the lock, and remove the file if `begin` made it."""
@@ -122,9 +135,9 @@ class PartFile:
 
     def remove(self) -> None:
         """Remove the file, if it is still the one that was opened, and release the lock."""
-        if self._descriptor >= 0:
-            with contextlib.suppress(OSError):
-                if self._is_part(self._descriptor):
+        if not self._opened.is_closed:
+            with contextlib.suppress(OSError), self._opened.use() as descriptor:
+                if self._is_part(descriptor):
                     self.file.unlink()
             self.close()
 
@@ -136,21 +149,21 @@ class PartFile:
         view = memoryview(data)  # type: ignore[arg-type]
         view = view.cast("B") if view.nbytes else memoryview(b"")  # a view with a zero in its shape cannot be cast
         assert 0 <= offset <= offset + len(view) <= self.size, (offset, len(view), self.size)
-        write_from(self.file, self._descriptor, view, offset)
+        with self._opened.use() as descriptor:
+            write_from(self.file, descriptor, view, offset)
 
     def read_at(self, offset: int, target: memoryview) -> None:
         """Fill `target` with the bytes from `offset` on; safe from any thread. Raises as `read_into`."""
-        read_into(self.file, self._descriptor, target, offset)
+        with self._opened.use() as descriptor:
+            read_into(self.file, descriptor, target, offset)
 
     def sync(self) -> None:
         """Wait until the data is on disk. Raises InputOutputError; the caller must not try again.
 
         After a failure the kernel may have dropped the pages and report success for the next attempt.
         """
-        try:
-            os.fdatasync(self._descriptor)
-        except OSError as error:
-            raise InputOutputError(self.file, f"flushing to disk failed: {error.strerror}") from error
+        with self._opened.use() as descriptor:
+            self._flush(descriptor)
 
     def blank(self) -> None:
         """Remove the header that an earlier run may have written, and the final name, if it has that too."""
@@ -176,8 +189,9 @@ class PartFile:
 
         Raises OutputRefused where the name has been taken meanwhile, InputOutputError where the system fails.
         """
-        if not self._is_part(self._descriptor):
-            raise InputOutputError(self.file, "was moved or replaced while it was being written")
+        with self._opened.use() as descriptor:
+            if not self._is_part(descriptor):
+                raise InputOutputError(self.file, "was moved or replaced while it was being written")
         self._check_target()
         try:
             self._rename()
@@ -221,8 +235,25 @@ class PartFile:
     def _taken(self) -> OutputRefused:
         return OutputRefused(self.path, "already exists", hint="--force replaces it")
 
-    def _acquire(self) -> int:
+    def _acquire(self) -> OpenFile:
         """Open and lock the part file, made if missing. Raises OutputRefused where another run has it."""
+        identities: list[Identity] = []
+
+        def make() -> int:
+            descriptor = self._open_locked()
+            identities.append(identity(os.fstat(descriptor)))
+            return descriptor
+
+        def remake() -> int:
+            descriptor = self._open_locked()
+            if identity(os.fstat(descriptor)) != identities[0]:
+                os.close(descriptor)
+                raise InputOutputError(self.file, "was moved or replaced while it was being written")
+            return descriptor
+
+        return OpenFile(make, remake, self._flush)  # its data is on disk before it is closed: a failure shows only once
+
+    def _open_locked(self) -> int:
         descriptor = open_or_make(self.file, "an unfinished output", self._inputs)
         try:
             # check the name again: its last owner may have published, and a new one begun, before the lock
@@ -232,6 +263,19 @@ class PartFile:
         except BaseException:
             os.close(descriptor)
             raise
+
+    def _flush(self, descriptor: int) -> None:
+        try:
+            if self._sync_error is not None:
+                raise self._sync_error
+            os.fdatasync(descriptor)
+        except OSError as error:
+            self._sync_error = InputOutputError(self.file, f"flushing to disk failed: {error.strerror}")
+            raise self._sync_error from error
+
+    def _n_bytes(self) -> int:
+        with self._opened.use() as descriptor:
+            return os.fstat(descriptor).st_size
 
     def _is_part(self, descriptor: int) -> bool:
         """Return whether the part file's name is still that of the open file, as it must be while the lock is held."""
@@ -248,22 +292,24 @@ class PartFile:
         """Return whether the file begins like an unfinished output, or .part and target are hard links to one file."""
         if self._is_target():
             return True
-        found = os.pread(self._descriptor, max(len(header), len(BLANK)), 0)
+        with self._opened.use() as descriptor:
+            found = os.pread(descriptor, max(len(header), len(BLANK)), 0)
         return found == header or not any(found[: len(BLANK)])
 
     def _reserve(self) -> None:
         """Allocate the whole size, so that a full disk fails now and not after hours."""
-        try:
-            if self.size:
-                os.posix_fallocate(self._descriptor, 0, self.size)
-        except OSError as error:
-            if error.errno not in NOT_SUPPORTED:
-                raise self._no_room(error) from error
+        with self._opened.use() as descriptor:
             try:
-                os.ftruncate(self._descriptor, self.size)
-            except OSError as second:
-                raise self._no_room(second) from second
-            self.warnings.append("the output's file system reserves no space: a full disk may show late")
+                if self.size:
+                    os.posix_fallocate(descriptor, 0, self.size)
+            except OSError as error:
+                if error.errno not in NOT_SUPPORTED:
+                    raise self._no_room(error) from error
+                try:
+                    os.ftruncate(descriptor, self.size)
+                except OSError as second:
+                    raise self._no_room(second) from second
+                self.warnings.append("the output's file system reserves no space: a full disk may show late")
 
     def _no_room(self, error: OSError) -> InputOutputError:
         what = f"{format_size(self.size)} cannot be reserved: {error.strerror}"
@@ -271,8 +317,9 @@ class PartFile:
 
     def _read_back(self, header: bytes) -> Header:
         try:
-            parsed = read_header(self.file, self._descriptor)
-            same = os.pread(self._descriptor, len(header), 0) == header
+            with self._opened.use() as descriptor:
+                parsed = read_header(self.file, descriptor)
+                same = os.pread(descriptor, len(header), 0) == header
         except (BadInput, OSError) as error:
             raise InputOutputError(self.file, f"does not read back as a sound GGUF file: {error}") from error
         if not same:
@@ -297,9 +344,21 @@ class PartFile:
 
     def close(self) -> None:
         """Release the lock, and leave the file; may be called more than once."""
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
+        self._opened.close()
+
+
+def check_place(path: Path, size: int, *, force: bool, inputs: frozenset[Identity], discards: bool = False) -> None:
+    """Raise what would keep a PartFile of `size` bytes from being made at `path`, and leave no file there.
+
+    discards: what an earlier run left there is to be discarded.
+    """
+    part = PartFile(path, size, force=force, inputs=inputs, keep=True)
+    try:
+        if not discards:
+            part.check_found()
+        part.check_size()
+    finally:
+        part.abandon()
 
 
 class PublishedFile:
@@ -307,12 +366,13 @@ class PublishedFile:
 
     def __init__(self, path: Path) -> None:
         self.file, self.warnings = path, list[str]()
-        self._descriptor = open_regular(path)
+        self._opened = OpenFile(lambda: open_regular(path), lambda: open_regular(path))
 
     def read_at(self, offset: int, target: memoryview) -> None:
         """Fill `target` with the bytes from `offset` on. Raises as `read_into`."""
-        read_into(self.file, self._descriptor, target, offset)
+        with self._opened.use() as descriptor:
+            read_into(self.file, descriptor, target, offset)
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._descriptor)
+        self._opened.close()

@@ -209,6 +209,9 @@ def _encode(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray
     lost = codec.lost_row(errors, limit)
     if lost is not None:
         path, what = source.files[job.tensor.file], f"row {chunk.first_row + lost} is lost: relative error"
+        if not np.isfinite(errors[lost, 1]):
+            peak = np.abs(x[lost]).max()
+            what = f"row {chunk.first_row + lost} has a weight of {peak:.6g}, which overflows: relative error"
         raise lost_weights_fault(job, what, codec.relative_error(errors[lost : lost + 1, [0, 1, 0, 1]]), limit, path)
     blocks = 0 if importance is None else np.count_nonzero(codec.find_unweighted_blocks(x, job.format, importance))
     return encoded, errors.sum(axis=0), Anomalies(unweighted=int(blocks), vanished=codec.vanished_rows(errors))

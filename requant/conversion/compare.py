@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from requant.container.shards import n_files_of
 from requant.container.source import Source
 from requant.conversion.record import Conversion
 from requant.errors import brief, quote
@@ -36,16 +37,30 @@ def _compare_names(found: list[str], wanted: list[str], where: str) -> Iterator[
 
 
 def describe_other_source(target: Source, source: Source, record: Conversion | None) -> list[str]:
-    """Return one line where the output was made from another source than `source`, by its record or its metadata."""
+    """Return one line where the output was made from another source than `source`, by its record or its metadata.
+
+    A source with the same tensors and keys in another number of files is the same: its headers differ in the keys of
+    the split alone.
+    """
     key = "requant.source.header_sha256"
     written = target.metadata.get(key) if record is None else record.plan.header_sha256
-    if written in (None, source.header_sha256):
+    if written in (None, source.header_sha256) or _is_split_otherwise(target, source, record):
         return []
     origin = "another source" if record is None else brief(record.plan.source)
     return [
         f"it was made from {origin} (sha256 of its header {written!s:.12}), "
         f"not from {brief(source.name)} ({source.header_sha256:.12}): the two are not compared"
     ]
+
+
+def _is_split_otherwise(target: Source, source: Source, record: Conversion | None) -> bool:
+    """Return whether `source` differs from the one that the output was made from in its number of files alone."""
+    name = target.metadata.get("requant.source.name") if record is None else record.plan.source
+    if not isinstance(name, str) or n_files_of(name) == len(source.files):
+        return False
+    types = {} if record is None else {choice.name: choice.source_type for choice in record.plan.choices}
+    same_types = all(types.get(t.name, t.format.name) == t.format.name for t in source.tensors)
+    return same_types and not any(compare_metadata(target, source)) and not any(compare_tensors(target, source))
 
 
 def compare_metadata(target: Source, source: Source) -> Iterator[str]:

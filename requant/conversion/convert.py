@@ -153,7 +153,7 @@ def _conversion(output: Output, plan: Plan, imatrix: Imatrix | None, tensors: tu
         size=total_size(output.layouts),
         header_sha256=headers_sha256(output.layouts),
         version=__version__,
-        imatrix=None if used is None else Path(used.path).name,
+        imatrix=None if used is None else used.name,
         imatrix_sha256=None if used is None else used.sha256,
         plan=plan,
         tensors=tensors,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -12,7 +12,7 @@ from requant.common.notebook import html
 from requant.common.serialization import dump, parse, parse_value, read_text, to_plain
 from requant.errors import BadInput, brief, quote
 from requant.planning.plan import Plan, read_plan
-from requant.scoring.losses import parse_type_name
+from requant.scoring.losses import parse_file_name, parse_type_name
 
 OUTPUT_SCHEMA = "requant.output/1"
 
@@ -99,8 +99,7 @@ class Conversion:
         raw = parse(text, OUTPUT_SCHEMA, path)
         plan = Plan.from_json(json.dumps(raw.pop("plan", None)), path)
         output = parse_value(str, raw.pop("output", None), "output", path)
-        if output in ("", ".", "..") or Path(output).name != output:
-            raise BadInput(path, "output must be the name of a file, without a folder", got=output)
+        parse_file_name(output, "output", path)
         hints = _plain_fields()
         if unknown := sorted(raw.keys() - hints.keys()):
             raise BadInput(path, f"{brief(unknown[0])} is not a key of this file")
@@ -125,4 +124,6 @@ def read_conversion(path: Path | str) -> Conversion:
 
 def read_any_plan(path: Path) -> Plan:
     """Read the plan or the plan of the record at `path`. Raises BadInput, InputOutputError, InfeasibleBudget."""
-    return read_conversion(path).plan if has_schema(path, OUTPUT_SCHEMA) else read_plan(path)
+    if not has_schema(path, OUTPUT_SCHEMA):
+        return read_plan(path)
+    return replace(read_conversion(path).plan, importance=Path(path))

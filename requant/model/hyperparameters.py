@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from requant.errors import BadInput
 from requant.model.cache_kinds import ATTENTION, RECURRENT, Caches, caches_of
 from requant.model.keys import ArchitectureKeys
+from requant.model.kinds import check_is_language_model
 from requant.model.windows import SlidingWindows, windows_of
 
 if TYPE_CHECKING:
@@ -70,9 +71,11 @@ def read_hyperparameters(metadata: Metadata, tensors: Iterable[SourceTensor] = (
     arch = metadata.get("general.architecture")
     if not isinstance(arch, str) or not arch:
         raise BadInput(metadata.path, "key 'general.architecture' is missing or no string", hint="is it a model?")
+    check_is_language_model(metadata)
     keys = ArchitectureKeys(metadata, arch)
     n_layers = keys.count("block_count", low=1, high=MAX_LAYERS)
-    n_nextn = keys.count("nextn_predict_layers", 0, high=n_layers - 1)
+    # a gemma4-assistant counts its own layers there, and has no trunk
+    n_nextn = 0 if arch == "gemma4-assistant" else keys.count("nextn_predict_layers", 0, high=n_layers - 1)
     n_embd = keys.count("embedding_length", low=1)
     least = 0 if arch in RECURRENT else 1
     n_head = keys.per_layer("attention.head_count", n_layers, 0 if least == 0 else None, low=least)

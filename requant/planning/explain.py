@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from requant.planning.planner import Planner
     from requant.planning.request import PlanRequest
 
+_LISTED = 40  # names in a message
 MORE = 100 * 2**20  # bytes more of a limit, for the outlook
 
 
@@ -53,7 +54,9 @@ def explain_choice(planner: Planner, request: PlanRequest, plan: Plan, name: str
     """Explain the type that the tensor called `name` has in `plan`. Raises UsageError where there is no such tensor."""
     tensors = {t.name: t for t in planner.losses.tensors}
     if name not in tensors:
-        raise UsageError(f"--explain: no tensor '{brief(name)}'; {suggest(name, list(tensors))}")
+        part = [brief(known) for known in tensors if name in known]
+        hint = f"it is part of {', '.join(part[:_LISTED])}" + ", ..." * (len(part) > _LISTED)
+        raise UsageError(f"--explain: no tensor '{brief(name)}'; {hint if part else suggest(name, list(tensors))}")
     tensor, choice = tensors[name], next(c for c in plan.choices if c.name == name)
     if tensor.reason is not None:
         return Explanation(choice, ())

@@ -17,6 +17,7 @@ from requant.model.hyperparameters import read_hyperparameters
 from requant.model.memory import Memory, memory_for
 from requant.planning.output_layout import output_layouts
 from requant.planning.request import PlanRequest
+from requant.scoring.losses import loss_unit
 
 if TYPE_CHECKING:
     from requant.planning.plan import Plan
@@ -32,8 +33,7 @@ class Point:
     """The best plan of at most so many bits per weight: its size, the VRAM it needs without a reserve, its loss.
 
     `vram_bytes` counts cache and buffers at the request's context for batches of `ubatch` tokens, with all layers on
-    the GPU; both are None where that is not known for the architecture. `predicted_loss` is in the losses' unit, nats
-    per token if they are from gradients.
+    the GPU; both are None where that is not known for the architecture. `predicted_loss` is in the losses' unit.
     """
 
     bpw: float
@@ -133,4 +133,5 @@ def curve_to_csv(points: list[Point]) -> str:
 def curve_to_json(points: list[Point], losses: Losses) -> str:
     """Return the object with the schema requant.frontier/1."""
     head = {"schema": FRONTIER_SCHEMA, "source": losses.source, "header_sha256": losses.header_sha256}
-    return dump(head | {"method": losses.method, "points": [to_plain(p) for p in points]})
+    how = {"method": losses.method, "loss_unit": loss_unit(losses.method)}
+    return dump(head | how | {"points": [to_plain(p) for p in points]})

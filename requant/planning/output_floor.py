@@ -61,9 +61,9 @@ def solve_with_floor(
             if free is None or (best is not None and free.value >= best.value):
                 continue  # a floor only adds to that
             better = True
-            found = free if floor.losses is losses else solve(floor.losses, within)
-            if found is not None and (best is None or found.value < best.value):
-                best = _note_floor(replace(found, plan=replace(found.plan, limits=constraints.limits)))
+            held = free if floor.losses is losses else solve(floor.losses, within)
+            if held is not None and (best is None or held.value < best.value):
+                best = _note_floor(replace(held, plan=replace(held.plan, limits=constraints.limits)))
         if not better and best is not None:
             break
         caps = tuple(map(min, caps, floor.least))

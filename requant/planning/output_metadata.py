@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from requant._version import __version__
@@ -98,7 +97,7 @@ def _imatrix_values(imatrix: Imatrix) -> Mapping[str, tuple[str, Any] | None]:
     """The keys for an imatrix; its name without the folder, which is private."""
     file, dataset, entries, chunks = _IMATRIX_KEYS
     values: Changes = {
-        file: ("str", _truncate(Path(imatrix.path).name)),
+        file: ("str", _truncate(imatrix.name)),
         entries: ("u32", len(imatrix.entries)),
     }
     if imatrix.datasets:

@@ -161,11 +161,11 @@ def check_feasible(
     from requant.scoring.candidates import build_losses, check_requantization, survey_tensors
 
     tensors = survey_tensors(source, types=types, imatrix=imatrix, has_importance=has_importance)
-    check_requantization(source, tensors, allow_requantize)
     types_kv = [("F16" if x == AUTO else x) for x in (request.cache_type_k, request.cache_type_v)]
     n_ctx = CELL_PADDING if request.n_ctx == MAX_CONTEXT else request.n_ctx
     smallest = replace(request, cache_type_k=types_kv[0], cache_type_v=types_kv[1], n_ctx=n_ctx)
     Planner(source, build_losses(source, tensors, ""), imatrix).solve(smallest)
+    check_requantization(source, tensors, allow_requantize)  # last: what is wrong with the request is told first
 
 
 def losses_without_scoring(source: Source, request: PlanRequest) -> Losses | None:

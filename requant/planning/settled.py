@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from requant.container.source import Source, open_source, require_model
+from requant.container.source import Source
+from requant.model.auxiliary import draft_type
 from requant.model.memory import Memory, layer_caches
+from requant.planning.asked_types import add_asked_types
 from requant.planning.constraints import Constraints, Limit, bpw_limit, loss_limit
 from requant.planning.deployment import Deployment
 from requant.planning.options import PREFERENCE
@@ -17,6 +18,7 @@ from requant.planning.request import PlanRequest
 from requant.planning.solver.solve import solve
 from requant.planning.summaries import reference_type, summarize_layers
 from requant.planning.ubatch import batch_memories, largest_batch, smallest_memory, weights_room
+from requant.scoring.losses import NATS, loss_unit
 
 if TYPE_CHECKING:
     from requant.planning.plan import Plan
@@ -52,11 +54,15 @@ class SettledRequest:
 
         cache_loss: of the request's cache types, a part of --max-loss. spread: False for all layers on the GPU.
         """
+        losses = add_asked_types(losses, request.constraints)
         base = replace(request.constraints, unusable=request.profile.cannot)
         deployment, notes, memories = None, tuple[str, ...](), tuple[Memory, ...]()
         if request.on_devices:
             deployment, notes = Deployment.for_request(source, losses, request)
             deployment = replace(deployment, spread=spread)
+            if request.price is None and deployment.price and losses.method and loss_unit(losses.method) != NATS:
+                unit = loss_unit(losses.method)
+                notes += (f"a second per token counts as {deployment.price:g} {unit}; --min-speed says what you need",)
         limits, objective = base.limits, base.objective
         if request.bpw is not None:
             limits = (*limits, bpw_limit(request.bpw, losses))
@@ -174,7 +180,7 @@ class SettledRequest:
         files = {"draft": self.request.draft, "mmproj": self.request.mmproj}
         found: dict[str, object] = {name: path.name for name, path in files.items() if path is not None}
         if self.request.draft is not None:
-            found["draft_arch"] = _read_arch(self.request.draft)
+            found["draft_type"] = draft_type(self.request.draft)
         if self.request.mtp:
             found["mtp"] = True
         return found
@@ -202,8 +208,3 @@ def _limit_room(
     if request.max_loss is not None:
         return smallest
     return replace(smallest, room=weights_room(memories, deployment.vram, least) - beside)
-
-
-def _read_arch(path: Path) -> str:
-    with open_source(path) as source:
-        return require_model(source)

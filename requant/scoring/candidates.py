@@ -6,14 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from requant.common.serialization import MAX_FLOAT
-from requant.container.imatrix import Imatrix, importance_for
+from requant.container.imatrix import Imatrix, describe_shared_rows, importance_for
 from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput, UsageError, quote
 from requant.formats import FORMATS, BlockFormat, Effort, by_name, codec
 from requant.model.hyperparameters import check_counts, read_hyperparameters
+from requant.model.kept import projector_types
 from requant.model.memory import on_device
 from requant.model.roles import candidates, is_below, is_lookup, is_tied, layer_of, never_quantize, role_of
-from requant.scoring.losses import Candidate, Losses, TensorLosses
+from requant.scoring.losses import TOO_SMALL, Candidate, Losses, TensorLosses
 from requant.scoring.options import DEFAULT_TYPES, ScoringOptions
 
 # as in llama-quantize: weights that were already rounded to fewer bits lose more than their size shows
@@ -33,6 +34,8 @@ def survey_to_score(
     notes = check_requantization(source, surveyed, options.allow_requantize)
     for name in options.types:
         encoded_format(name)
+    if options.imatrix is not None:
+        notes += describe_shared_rows(options.imatrix, ((t.name, t.shape) for t in surveyed if t.reason is None))
     return surveyed, notes
 
 
@@ -56,11 +59,14 @@ def survey_tensors(
     except BadInput:
         hp = None  # a budget in file size needs none of the keys
     tied = is_tied({t.name for t in source.tensors})
-    weights = sum(t.n_weights for t in source.tensors)
+    weights, projectors = sum(t.n_weights for t in source.tensors), projector_types(source.metadata)
     found = []
     for t in source.tensors:
         is_measured = has_importance or (imatrix is not None and importance_for(imatrix, t.name, t.shape) is not None)
-        reason = source.preserved.get(t.name) or never_quantize(arch, t.name, t.shape, t.type_id, model_weights=weights)
+        args = arch, t.name, t.shape, t.type_id
+        reason = source.preserved.get(t.name) or never_quantize(*args, projectors=projectors)
+        if reason is None and never_quantize(*args, model_weights=weights, projectors=projectors) is not None:
+            reason = TOO_SMALL
         smaller, skipped = _smaller_types(arch, t, types, is_measured) if reason is None else ([], {})
         others = [Candidate(name, encoded_format(name).n_bytes(t.n_weights), 0.0) for name in smaller]
         found.append(
@@ -137,6 +143,7 @@ def build_losses(
         notes=tuple(notes),
         effort=effort,
         calibration_text=calibration_text,
+        importance=imatrix,
     )
 
 

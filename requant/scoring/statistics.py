@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from requant.common.files import Identity
 from requant.common.notebook import html
-from requant.container.imatrix import COUNTS, GRADIENTS, LOOKUP, SUMS, Entry, Imatrix, entry_of, read_imatrix
-from requant.container.layout import lay_out
+from requant.container.imatrix import COUNTS, GRADIENTS, LOOKUP, SUMS, Imatrix, entry_of
+from requant.container.layout import Layout, lay_out
 from requant.container.metadata import Metadata
 from requant.container.part import PartFile
 from requant.container.source import Source
@@ -67,13 +67,19 @@ class Statistics:
         )
 
     def imatrix(self, source: Source, name: str) -> Imatrix:
-        """Return the statistics as an importance matrix called `name`, of the tensors of `source` that were seen."""
-        entries = {name: entry_of(*arrays) for name, arrays in self.finite_arrays(source)}
+        """Return the importance matrix of the file that `write_statistics` writes; name: of the text."""
+        layout, arrays = _lay_out(self, source, name, name)
         lookup = self.matrices.get((LOOKUP, None))
         return Imatrix(
             path=name,
-            sha256=_digest(entries),
-            entries=entries,
+            sha256=_hash_file(layout, arrays),
+            entries={
+                tensor.name: entry_of(
+                    arrays[tensor.name + SUMS], arrays[tensor.name + COUNTS][:, 0], arrays.get(tensor.name + GRADIENTS)
+                )
+                for tensor in source.tensors
+                if tensor.name + SUMS in arrays
+            },
             datasets=(name,),
             chunk_count=self.n_tokens // self.n_ctx,
             legacy=False,
@@ -112,26 +118,8 @@ class Statistics:
             return inputs, counts, np.array(gradients, np.float32)
 
 
-def _digest(entries: Mapping[str, Entry]) -> str:
-    digest = hashlib.sha256()
-    for key, entry in entries.items():
-        digest.update(key.encode() + entry.importance.tobytes())
-    return digest.hexdigest()
-
-
-def read_statistics(path: Path) -> Imatrix:
-    """Return what `Statistics.imatrix` gave for the statistics in the file. Raise what `read_imatrix` raises."""
-    found = read_imatrix(path)
-    return replace(found, path=found.datasets[0] if found.datasets else "", sha256=_digest(found.entries))
-
-
-def write_statistics(
-    path: Path, statistics: Statistics, source: Source, text: str, *, force: bool, inputs: frozenset[Identity]
-) -> None:
-    """Write `statistics` to `path` as a GGUF importance matrix, gradients in tensors `W.g_sum2` that others ignore.
-
-    text: name of the text that the tokens are from. Raises OutputRefused, InputOutputError, NumericFault.
-    """
+def _lay_out(statistics: Statistics, source: Source, text: str, path: object) -> tuple[Layout, dict[str, Floats]]:
+    """Lay out the file of the statistics of `source`; return it with the tensors' arrays by name."""
     arrays: dict[str, Floats] = {}
     for name, (sums, counts, gradients) in statistics.finite_arrays(source):
         arrays[name + SUMS] = sums
@@ -148,7 +136,28 @@ def write_statistics(
             "imatrix.chunk_size": ("u32", statistics.n_ctx),
         }
     )
-    layout = lay_out(metadata, [(name, x.shape[::-1], 0) for name, x in arrays.items()], path)
+    return lay_out(metadata, [(name, x.shape[::-1], 0) for name, x in arrays.items()], path), arrays
+
+
+def _hash_file(layout: Layout, arrays: Mapping[str, Floats]) -> str:
+    """Return the SHA-256 of the file's bytes, in hex, without writing it."""
+    digest, end = hashlib.sha256(layout.header), len(layout.header)
+    for placed in layout.tensors:
+        digest.update(bytes(placed.offset - end))
+        digest.update(np.ascontiguousarray(arrays[placed.name]).data)
+        end = placed.offset + placed.n_bytes
+    digest.update(bytes(layout.size - end))
+    return digest.hexdigest()
+
+
+def write_statistics(
+    path: Path, statistics: Statistics, source: Source, text: str, *, force: bool, inputs: frozenset[Identity]
+) -> None:
+    """Write `statistics` to `path` as a GGUF importance matrix, gradients in tensors `W.g_sum2` that others ignore.
+
+    text: name of the text that the tokens are from. Raises OutputRefused, InputOutputError.
+    """
+    layout, arrays = _lay_out(statistics, source, text, path)
     with PartFile(path, layout.size, force=force, inputs=inputs) as part:
         for placed in layout.tensors:
             part.write_at(placed.offset, arrays[placed.name].reshape(-1).view(np.uint8))

@@ -29,6 +29,7 @@ from requant.cli.command import common
 from requant.cli.help_pages import ENVIRONMENT, EXIT_CODES, OTHER, Page, full_headings
 from requant.cli.help_pages import PAGES as MANUAL
 from requant.cli.main import COMMANDS, main
+from requant.common.serialization import IN_MEMORY
 from requant.formats import FORMATS, BlockFormat
 from requant.model import cache_kinds, mixtures
 from requant.model.forward.architecture import FAMILIES
@@ -292,7 +293,8 @@ def comments_of(kind: type) -> dict[str, str]:
 
 def fields_table(kind: type) -> str:
     comments = comments_of(kind)
-    rows = [(f"`{f.name}`", f"`{shown_type(f.type)}`", comments.get(f.name, "")) for f in dataclasses.fields(kind)]
+    kept = (f for f in dataclasses.fields(kind) if f.metadata != IN_MEMORY)
+    rows = [(f"`{f.name}`", f"`{shown_type(f.type)}`", comments.get(f.name, "")) for f in kept]
     return table(["field", "type", ""], rows)
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from commands import TINY, assert_failed, names, run, start
+from commands import TINY, assert_failed, names, run, spawn, start
 from conversions import half, small_model
 
 from requant.api import session as job
@@ -154,3 +154,30 @@ def test_a_failed_run_that_got_nowhere_leaves_nothing(capsys, tmp_path, monkeypa
     model = small_model(half("blk.0.attn_q.weight", (256, 8))).write(tmp_path / "model.gguf")
     assert run(capsys, "convert", model, tmp_path / "out.gguf", "--type", "Q4_K").code == 6
     assert names(tmp_path) == ["model.gguf"]
+
+
+def test_50_descriptors_are_enough_for_any_number_of_files(tmp_path):
+    few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))"
+    for folder, before in (("few", few), ("many", "")):
+        (tmp_path / folder).mkdir()
+        out = tmp_path / folder / "out.gguf"
+        assert spawn("convert", TINY, out, "--type", "Q4_K", "--max-shard-size", "600KB", before=before).code == 0
+    made = [name for name in names(tmp_path / "few") if name.endswith(".gguf")]
+    assert len(made) > 8
+    for name in made:
+        assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
+    again = tmp_path / "few" / "again.gguf"
+    assert (
+        spawn(
+            "convert",
+            tmp_path / "few" / made[0],
+            again,
+            "--type",
+            "Q4_0",
+            "--allow-requantize",
+            "--keep-split",
+            before=few,
+        ).code
+        == 0
+    )
+    assert spawn("verify", again.with_name(made[0].replace("out", "again")), before=few).code == 0

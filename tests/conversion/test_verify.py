@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conversions import NORM, convert, half, normal, plan_for, single, small_model
-from gguf_files import STR, U32, Tensor, pair
+from gguf_files import STR, U32, File, Tensor, pair, split_pairs, write_files
 from real_models import IMATRIX, TINY
 
 from requant.container.imatrix import read_imatrix
@@ -229,3 +229,41 @@ def test_the_result_as_json(pair_of_files):
     assert raw["output"] == "out.gguf"
     assert raw["findings"] == list(checked.findings)
     assert (raw["tensors"], raw["bytes"]) == (3, checked.n_bytes)
+
+
+def _split(model, stem, *sizes):
+    """The files of `model` split into parts of so many tensors, by name."""
+    files, n, left = {}, len(model.tensors), list(model.tensors)
+    for i, size in enumerate(sizes):
+        pairs = (() if i else model.pairs) + split_pairs(i, len(sizes), n)
+        files[f"{stem}-{i + 1:05d}-of-{len(sizes):05d}.gguf"] = File(pairs, tuple(left[:size]))
+        left = left[size:]
+    return files
+
+
+@pytest.mark.parametrize("with_record", [True, False], ids=["record", "no record"])
+@pytest.mark.parametrize("given", ["whole", "parts", "more parts"])
+@pytest.mark.parametrize("made_of", ["whole", "parts"])
+def test_a_source_in_another_number_of_files_is_the_same_source(tmp_path, made_of, given, with_record):
+    whole = small_model(half(Q, (256, 300)), single(UP, (512, 6), seed=1))
+    whole.write(tmp_path / "whole.gguf")
+    write_files(tmp_path, _split(whole, "parts", 2, 1) | _split(whole, "more", 0, 1, 2))
+    files = {"whole": "whole.gguf", "parts": "parts-00001-of-00002.gguf", "more parts": "more-00002-of-00003.gguf"}
+    with open_source(tmp_path / files[made_of]) as source:
+        made = convert(source, plan_for(source, "Q8_0", "Q4_0"), tmp_path / "out.gguf")
+    if with_record:
+        record_path(made.output).write_text(made.to_json())
+    with open_source(tmp_path / files[given]) as source:
+        found = verify(made.output, source=source)
+        assert not found.findings and "source" in found.against
+        flip(made.output, NORM, 1)
+        assert any(NORM in line for line in verify(made.output, source=source).findings)
+
+
+def test_a_source_in_another_number_of_files_with_another_key_is_another_source(tmp_path):
+    whole = small_model()
+    with open_source(whole.write(tmp_path / "whole.gguf")) as source:
+        made = convert(source, plan_for(source, "Q8_0"), tmp_path / "out.gguf")
+    other = replace(whole, pairs=(*whole.pairs, pair("general.name", STR, "other")))
+    with open_source(write_files(tmp_path, _split(other, "other", 2, 1))[0]) as source:
+        assert verify(made.output, source=source).other_source

@@ -204,7 +204,7 @@ def plan(path, depth):
         return "refused"
     found.sha256()
     for limit in found.limits:
-        limit.show(found.used(limit))
+        found.show(limit, found.used(limit))
     if depth > 0:
         again = type(found).from_json(found.to_json())
         assert again.types() == found.types()

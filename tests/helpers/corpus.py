@@ -334,7 +334,7 @@ CASES = {
     "data_q4k_scale_nan": _values((256, 2), 12, bytes(144) + struct.pack("<e", math.nan) + bytes(142)),
     "data_mxfp4_e_ff": _values((32, 2), 39, bytes(17) + b"\xff" + bytes(16)),
     # split models
-    "split_count_65535": _splits({0: _shard(0, count=65_535)}, "key 'split.count' is too large"),
+    "split_count_65535": _splits({0: _shard(0, count=65_535)}, "its name must end in '-00001-of-65535.gguf'"),
     "split_no_out_of_range": _splits({0: _shard(0, no=2)}, "key 'split.no' is out of range"),
     "split_tensors_count_wrong": _splits(
         {0: _shard(0, n_tensors=3), 1: _shard(1, n_tensors=3)}, "does not fit the shards"

@@ -196,7 +196,7 @@ def test_a_table_of_budgets_falls_and_has_the_batch(source, monkeypatch):
         return best(self, replace(request, vram=9 * MIB) if request.vram == given[-1] else request)
 
     monkeypatch.setattr(Planner, "best", poor)
-    plans = make_plans(replace(session, losses=losses), given)
+    plans, _ = make_plans(replace(session, losses=losses), given)
     check_never_worse(plans)
     assert "better than what was found" in plans[-1].notes[-1] and plans[-1].budget["vram"] == given[-1]
     assert next(x.budget for x in plans[-1].limits if x.option == "--vram") == given[-1]

@@ -24,7 +24,8 @@ from requant.planning.request import FromBudget, PlanFrom, PlanRequest
 from requant.scoring.options import DEFAULT_TYPES, CalibrationOptions
 
 _CALIBRATION = {f.name for f in fields(CalibrationOptions)}
-_SCORING = _CALIBRATION | {"imatrix", "effort", "allow_requantize"}
+_SCORING = _CALIBRATION | {"imatrix", "no_imatrix", "effort", "allow_requantize"}
+_SCORES = 2  # layout of kept scores; part of a request, so that those of another layout are made again
 _PLANNING = {"plan", "type_name", "preset", "like", "measure"} | {option.keyword for option in PLAN_OPTIONS}
 _IRRELEVANT = {"threads", "no_verify", "losses"}  # to the bytes of the output
 
@@ -78,7 +79,8 @@ class BatchItem:
 
     def score_request(self) -> str:
         """Return the hash of all that decides the losses."""
-        return hash_json([__version__, self.source.identity, self._select_values(_SCORING), list(self.types)])
+        values = self._select_values(_SCORING)
+        return hash_json([__version__, _SCORES, self.source.identity, values, list(self.types)])
 
     def plan_request(self) -> str:
         """Return the hash of all that decides the plan."""

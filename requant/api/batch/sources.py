@@ -15,8 +15,9 @@ from typing import Any
 from requant.api.batch.names import template_fields
 from requant.common.files import Identity
 from requant.container.shards import first_name
-from requant.container.source import Source, open_source
+from requant.container.source import Source, open_source, other_than_model
 from requant.errors import BadInput, printable
+from requant.model.kinds import PROJECTOR, kind_of
 
 _MAX_ENTRIES = 100_000  # files and folders to look at for one pattern
 OWN = "requant made it"  # why an output is not a source
@@ -130,8 +131,11 @@ def _exclusion_reason(source: Source) -> str | None:
     kind = source.metadata.get("general.type", "model")
     if kind != "model":
         return f"general.type is {printable(str(kind))[:40]}"
-    if source.metadata.get("general.architecture") == "clip":
-        return "it is a projector"
+    if (other := other_than_model(source)) is not None:
+        return f"it is {other[0]}"
+    file_kind = kind_of(source.metadata, {t.name for t in source.tensors})
+    if file_kind is PROJECTOR or file_kind.is_draft:
+        return f"it is {file_kind.words}"
     if not any(t.n_weights for t in source.tensors):
         return "it holds no weights"
     return OWN if "requant.plan_sha256" in source.metadata else None

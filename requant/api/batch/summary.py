@@ -49,11 +49,13 @@ class Row:
     bpw: float | None = None
     predicted_loss: float | None = None
     ubatch: int | None = None
+    loss_unit: str | None = None  # of predicted_loss
     seconds: float | None = None
 
     def set_plan(self, plan: Plan) -> None:
         """Set the figures of the plan."""
         self.bpw, self.predicted_loss, self.ubatch = plan.bpw, plan.total_loss, plan.budget.get("ubatch")
+        self.loss_unit = None if plan.predicted_loss is None else plan.loss_unit
 
 
 @dataclass(slots=True)

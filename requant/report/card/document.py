@@ -27,7 +27,7 @@ from requant.report.card.reproduce import reproduction_commands
 from requant.report.shell import file_argument, join_words
 from requant.report.start_command import start_command
 from requant.scoring.evaluate import Evaluation
-from requant.scoring.losses import IN_NATS
+from requant.scoring.losses import NATS
 
 _HUB = "https://huggingface.co"
 
@@ -156,7 +156,7 @@ def _files_table(outputs: Sequence[CardOutput], overrides: CardOverrides) -> str
 
 
 def _predicted_kl(plan: Plan) -> str:
-    return f"{plan.predicted_loss:.4g}" if plan.predicted_loss is not None and plan.method in IN_NATS else ""
+    return f"{plan.predicted_loss:.4g}" if plan.predicted_loss is not None and plan.loss_unit == NATS else ""
 
 
 def _measured_figure(output: CardOutput, name: str, form: str) -> str:

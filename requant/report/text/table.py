@@ -12,10 +12,10 @@ from requant.errors import FILE_NAME, REMARK, brief
 from requant.formats import Effort, by_bits, format_of
 from requant.planning.constraints import Limit, name_part
 from requant.planning.plan import EDITED, Plan
-from requant.report.figures import count_tensors, loss_unit, percent, reason_lines
+from requant.report.figures import count_tensors, percent, reason_lines
 from requant.report.text.grid import GAP, WIDTH, display_width, fit_grid, grid, label_lines
 from requant.report.view import budget_bar
-from requant.scoring.losses import IN_NATS, Losses, TensorLosses
+from requant.scoring.losses import NATS, Losses, TensorLosses, loss_unit
 
 _NAMED = 3  # tensors named beside a reason that several share
 
@@ -27,7 +27,7 @@ def plan_table(plan: Plan, width: int = WIDTH) -> str:
 
 def plans_table(plans: Sequence[Plan], vrams: Sequence[int], width: int = WIDTH) -> str:
     """Return a line for each VRAM budget: weights, bits, predicted loss, batch, gap, context, cache, GPU layers."""
-    loss = "loss, nats" if all(plan.method in IN_NATS for plan in plans) else "loss, points"
+    loss = f"loss, {plans[0].loss_unit.split()[0]}"
     rows = [["--vram", "weights", "bits/weight", loss, "-ub", "gap", "tokens", "K/V cache", "GPU layers", "tokens/s"]]
     for plan, vram in zip(plans, vrams, strict=True):
         asked, ns = plan.budget, plan.ns_per_token
@@ -140,8 +140,8 @@ def _loss_figures(plan: Plan) -> str:
         edited = EDITED in plan.notes
         return "not known, the plan was edited" if edited else f"not measured ({brief(plan.method, REMARK)})"
     gap = "not known" if plan.gap is None else percent(plan.gap, ".2g")
-    what = "predicted KL" if plan.method in IN_NATS else "predicted"
-    loss = f"{what} {plan.predicted_loss:.4g} {loss_unit(plan.method)} ({brief(plan.method, REMARK)})"
+    what, more = ("predicted KL", "") if plan.loss_unit == NATS else ("predicted", ", no KL divergence")
+    loss = f"{what} {plan.predicted_loss:.4g} {plan.loss_unit}{more} ({brief(plan.method, REMARK)})"
     if plan.cache_loss:
         loss = f"{loss}, and of the KV cache {plan.cache_loss:.4g}"
     measured = "" if plan.measured_kld is None else f", measured {plan.measured_kld:.4g} nats on held-out text"
@@ -151,7 +151,7 @@ def _loss_figures(plan: Plan) -> str:
 def _limit_figures(plan: Plan, limit: Limit) -> str:
     used = plan.used(limit)
     if limit.unit != "bytes":
-        return f"{limit.show(used)} of {limit.show(limit.budget)}"
+        return f"{plan.show(limit, used)} of {plan.show(limit, limit.budget)}"
     if limit.n_weights:
         return f"{8 * used / limit.n_weights:.4f} of {limit.bpw:.4f} bits per weight"
     filled = budget_bar(plan, limit)
@@ -190,7 +190,7 @@ def _expert_sensitivities(plan: Plan, on_cpu: set[int]) -> list[str]:
     if not all(sides):
         return []
     others, left = (math.fsum(x) / len(x) for x in sides)
-    what = f"sensitivity at {plan.runtime.get('reference_type')}, in {loss_unit(plan.method)}"
+    what = f"sensitivity at {plan.runtime.get('reference_type')}, in {plan.loss_unit}"
     return [f"{what}: {left:.3g} a layer of these, {others:.3g} of the others"]
 
 

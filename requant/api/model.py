@@ -39,6 +39,7 @@ from requant.conversion.record import Conversion, read_conversion
 from requant.conversion.verification import Verification
 from requant.errors import UsageError
 from requant.model.inspection import Inspection, inspect
+from requant.model.tensor_shapes import describe_misfits
 from requant.planning.frontier import Curve
 from requant.planning.plan import Plan, read_plan
 from requant.planning.request import FromBudget, PlanFrom, PlanRequest
@@ -304,7 +305,7 @@ def open(path: Where) -> Model:
     except BaseException:
         source.close()
         raise
-    SILENT.warn(*source.warnings)
+    SILENT.warn(*source.warnings, *describe_misfits(source))
     return Model(source.path, source)
 
 

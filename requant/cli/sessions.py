@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from requant.api.session import Session, apply_nonfinite_policy, connect_cluster, open_session
 from requant.cli import messages
 from requant.container.source import open_source
+from requant.model.tensor_shapes import describe_misfits
 
 if TYPE_CHECKING:
     from requant.api.session_options import SessionOptions
@@ -38,7 +39,7 @@ def open_model_session(
     """Open a session on the model at `model`; its policy for NaN and infinity is applied first."""
     monitor = messages.MONITOR
     with open_source(model) as source, connect_cluster(cluster, messages.info) as workers:
-        messages.warn(*source.warnings)
+        messages.warn(*source.warnings, *describe_misfits(source))
         apply_nonfinite_policy(source, session_options, monitor)
         yield open_session(
             *(source, request, calibration, plan_from, session_options), cluster=workers, monitor=monitor

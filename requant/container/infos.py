@@ -7,6 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from requant.common.shapes import MAX_DIMS, MAX_INT64, check_shape
 from requant.errors import BadInput, printable, quote
 from requant.formats import FORMATS
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from requant.formats.base import BlockFormat
 
 MAX_NAME = 63  # bytes; GGML_MAX_NAME without the NUL
-MAX_DIMS = 4
-_MAX_INT64 = 2**63 - 1
 # types that ggml has or had, but not in files
 _NOT_IN_FILES = {
     4: "Q4_2, removed from ggml",
@@ -80,8 +79,8 @@ class TensorInfo:
 
     @property
     def n_rows(self) -> int:
-        """All dimensions but the first multiplied."""
-        return math.prod(self.shape[1:])
+        """All dimensions but the first multiplied; 0 for a tensor without elements, whatever its dimensions."""
+        return math.prod(self.shape[1:]) if self.n_weights else 0
 
     @property
     def row_bytes(self) -> int:
@@ -120,7 +119,7 @@ def read_infos(cursor: Cursor, n_tensors: int, alignment: int, warnings: list[st
         if offset != expected:
             raise BadInput(cursor.path, f"{what} has the wrong data offset", got=offset, limit=f"exactly {expected}")
         tensors[name] = info = TensorInfo(name, shape, type_id, offset)
-        if info.n_bytes > _MAX_INT64 - alignment - expected:
+        if info.n_bytes > MAX_INT64 - alignment - expected:
             raise BadInput(cursor.path, f"{what} is too large to address", got=f"{info.n_bytes} bytes")
         expected += round_up(info.n_bytes, alignment)
     return tuple(tensors.values())
@@ -141,14 +140,7 @@ def _read_shape(cursor: Cursor, what: str) -> tuple[int, ...]:
     n_dims = cursor.u32(f"{what}, number of dimensions")
     if n_dims > MAX_DIMS:
         raise BadInput(cursor.path, f"{what} has too many dimensions", got=n_dims, limit=MAX_DIMS)
-    shape = tuple(cursor.u64(f"{what}, dimension {i}") for i in range(n_dims))
-    n_weights = 1
-    for length in shape:
-        # ggml skips the zeros in this product but not the factors before them
-        n_weights *= length
-        if max(length, n_weights) > _MAX_INT64:
-            raise BadInput(cursor.path, f"{what} has too many elements", got=" x ".join(map(str, shape)))
-    return shape
+    return check_shape(tuple(cursor.u64(f"{what}, dimension {i}") for i in range(n_dims)), what, cursor.path)
 
 
 def _read_type(cursor: Cursor, what: str, shape: tuple[int, ...]) -> int:

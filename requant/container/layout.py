@@ -8,8 +8,9 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from requant.common.shapes import check_shape
 from requant.container.digests import KEY
-from requant.container.infos import MAX_DIMS, MAX_NAME, round_up
+from requant.container.infos import MAX_NAME, round_up
 from requant.container.metadata import Metadata, read_alignment
 from requant.errors import BadInput, quote
 from requant.formats import FORMATS
@@ -84,8 +85,7 @@ def _n_bytes(path: object, name: str, shape: tuple[int, ...], type_id: int, seen
     if name in seen:
         raise BadInput(path, f"{what} would be written twice")
     seen.add(name)
-    if len(shape) > MAX_DIMS:
-        raise BadInput(path, f"{what} has too many dimensions", got=len(shape), limit=MAX_DIMS)
+    check_shape(shape, what, path)
     block = FORMATS[type_id]
     n_per_row = shape[0] if shape else 1
     if not block.divides(n_per_row):

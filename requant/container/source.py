@@ -59,7 +59,7 @@ class SourceTensor:
 
     @property
     def n_rows(self) -> int:
-        """All dimensions but the first multiplied."""
+        """All dimensions but the first multiplied; 0 for a tensor without elements."""
         return self.info.n_rows
 
     @property
@@ -164,7 +164,7 @@ class Source:
         n = tensor.n_rows - first_row if n_rows is None else n_rows
         assert 0 <= first_row <= first_row + n <= tensor.n_rows, (tensor.name, first_row, n_rows)
         assert not self._closed
-        # without rows, row_bytes may be any number
+        # a row of a tensor without elements may have any number of bytes
         rows = np.empty((n, tensor.row_bytes if tensor.n_rows else 0), np.uint8)
         if rows.size:
             file = self.opened[tensor.file]

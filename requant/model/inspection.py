@@ -13,11 +13,12 @@ from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput
 from requant.model.auxiliary import head_memory, tower_bytes
 from requant.model.engine_settings import EngineSettings, engine_settings
-from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
+from requant.model.hyperparameters import Hyperparameters, check_counts, read_hyperparameters
 from requant.model.kept import projector_types
 from requant.model.kinds import FileKind, describe_kind, kind_of
 from requant.model.memory import device_bytes, memory_for, on_device
 from requant.model.roles import is_tied, never_quantize, role_of
+from requant.model.tensor_shapes import describe_misfits
 
 SCHEMA = "requant.inspect/1"
 _UNROUNDED = ("F32", "F16", "BF16")
@@ -110,9 +111,11 @@ def inspect(source: Source, settings: Mapping[str, Any] = MappingProxyType({}), 
     VRAM to leave free. Raises BadInput for a file that is no model.
     """
     arch, warnings = require_model(source), list(source.warnings)
+    warnings += describe_misfits(source)
     kind, hp, needs = kind_of(source.metadata, {t.name for t in source.tensors}), None, None
     try:
         if kind.has_hyperparameters:
+            check_counts(source.metadata)
             hp = read_hyperparameters(source.metadata, source.tensors)
             needs = _needs(source, hp, kind, engine_settings(hp, settings), reserve)
     except BadInput as error:

@@ -82,8 +82,11 @@ def is_experts(name: str, shape: Sequence[int]) -> bool:
 
 
 def n_matrices(shape: Sequence[int]) -> int:
-    """Return the number of (n_rows, n_per_row) matrices in a tensor: the product of the dimensions after the second."""
-    return math.prod(shape[2:])
+    """Return the number of (n_rows, n_per_row) matrices in a tensor: the product of the dimensions after the second.
+
+    It is 1 for a tensor without elements.
+    """
+    return math.prod(shape[2:]) if math.prod(shape) else 1
 
 
 def is_tied(names: Collection[str]) -> bool:
@@ -138,7 +141,7 @@ def _reason_by_shape(name: str, shape: Sequence[int], type_id: int) -> str | Non
     if math.prod(shape) == 0:
         return "it is empty"
     if type_id not in FORMATS or not FORMATS[type_id].can_decode:
-        return "its type holds no weights"
+        return "weights of its type are not read"
     if n_dims(shape) < 2:
         return "it is no matrix"
     return None if name.endswith("weight") else "it is no weight"

@@ -24,6 +24,7 @@ from requant.common.serialization import (
     read_text,
     to_plain,
 )
+from requant.common.shapes import check_shape
 from requant.errors import BadInput, InfeasibleBudget, brief
 from requant.formats import Effort
 from requant.planning.constraints import Limit, Timing, Use, use_of
@@ -65,7 +66,7 @@ class Choice:
     name: str
     role: str
     layer: int | None
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = field(metadata={"parse": check_shape})
     source_type: str = field(metadata={"parse": parse_type_name})
     type: str = field(metadata={"parse": parse_type_name})
     n_bytes: int

@@ -20,6 +20,7 @@ from requant.planning.engines import engine_named, parse_bandwidth
 MAX_CONTEXT = -1  # --ctx max
 AUTO = "AUTO"  # a cache type that planning chooses
 LARGEST = 2**31 - 1  # of a whole number
+_MAX_FILE, _MAX_RULES = 1 << 22, 10_000  # bytes and rules of a tensor-type file; each is tried on every tensor
 _FAULTS = 10  # lines of a file that a message names
 _JOINED = re.compile(r"[^=]+=([A-Za-z0-9_]+),.*=")  # rules as --custom-q of ik_llama.cpp takes them
 
@@ -193,8 +194,10 @@ def parse_patterns(value: str | Iterable[str], _: str) -> tuple[str, ...]:
 def read_tensor_types(path: Path) -> tuple[Rule, ...]:
     """Read the rules of a tensor-type file, in order. Raises BadInput naming every line at fault, InputOutputError."""
     option = "--tensor-type-file"
-    rules, faults = [], list[str]()
-    for number, word in _words(read_text(path)):
+    rules, faults = list[Rule](), list[str]()
+    for number, word in _words(read_text(path, _MAX_FILE)):
+        if len(rules) >= _MAX_RULES:
+            raise BadInput(path, f"line {number}: too many rules", limit=_MAX_RULES)
         try:
             rules.append(parse_rule(word, option))
         except UsageError as error:

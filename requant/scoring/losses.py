@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from requant.common.notebook import html
 from requant.common.serialization import IN_MEMORY, dump, parse, parse_record, read_text, show_json, to_plain
+from requant.common.shapes import check_shape
 from requant.errors import BadInput, brief, suggest
 from requant.formats import FORMATS, Effort, by_name, format_of
 
@@ -70,7 +71,7 @@ class TensorLosses:
     name: str
     role: str
     layer: int | None
-    shape: tuple[int, ...]  # ggml order, shape[0] is n_per_row
+    shape: tuple[int, ...] = field(metadata={"parse": check_shape})  # ggml order, shape[0] is n_per_row
     source_type: str = field(metadata={"parse": parse_type_name})
     n_bytes: int  # in the source
     on_gpu: bool  # counts against VRAM

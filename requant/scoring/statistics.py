@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -17,8 +17,9 @@ from requant.container.imatrix import COUNTS, GRADIENTS, LOOKUP, SUMS, Imatrix, 
 from requant.container.layout import Layout, lay_out
 from requant.container.metadata import Metadata
 from requant.container.source import Source, open_files
-from requant.errors import printable
+from requant.errors import NumericFault, printable, quote
 from requant.formats.codec import Floats
+from requant.model.forward.architecture import STILL_WORKS
 from requant.model.roles import is_experts, n_matrices
 
 Sums = NDArray[np.float64]
@@ -88,6 +89,17 @@ class Statistics:
             lookup=None if lookup is None else (np.asarray(lookup.gradients) / self.n_tokens).astype(np.float32),
         )
 
+    def finite_arrays(self, source: Source) -> Iterator[tuple[str, tuple[Floats, Floats, Floats | None]]]:
+        """Yield name and `arrays` of each tensor of `source` that was seen. Raise NumericFault for infinity."""
+        for tensor in source.tensors:
+            found = self.arrays(tensor.name, tensor.shape)
+            if found is None:
+                continue
+            if not all(np.isfinite(x).all() for x in found if x is not None):
+                what = f"the inputs or gradients of tensor {quote(tensor.name)} are too large to be squared"
+                raise NumericFault(source.path, what, hint=f"the file is damaged; {STILL_WORKS}")
+            yield tensor.name, found
+
     def arrays(self, name: str, shape: Sequence[int]) -> tuple[Floats, Floats, Floats | None] | None:
         """Return sums of squared inputs (n_matrices, n_per_row), counts (n_matrices,), and sums of squared gradients.
 
@@ -98,13 +110,14 @@ class Statistics:
         found = [self.matrices.get((name, m if experts else None)) for m in range(n)]
         if not any(f is not None for f in found):
             return None
-        counts = np.array([0 if f is None else f.count for f in found], np.float32)
-        inputs = np.array([np.broadcast_to(0.0 if f is None else f.inputs, shape[0]) for f in found], np.float32)
-        if all(f is None or np.ndim(f.gradients) == 0 for f in found):
-            return inputs, counts, None
-        width = max(np.size(f.gradients) for f in found if f is not None)
-        gradients = [np.broadcast_to(0.0 if f is None else f.gradients, width) for f in found]
-        return inputs, counts, np.array(gradients, np.float32)
+        with np.errstate(over="ignore"):  # infinity is the caller's to find
+            counts = np.array([0 if f is None else f.count for f in found], np.float32)
+            inputs = np.array([np.broadcast_to(0.0 if f is None else f.inputs, shape[0]) for f in found], np.float32)
+            if all(f is None or np.ndim(f.gradients) == 0 for f in found):
+                return inputs, counts, None
+            width = max(np.size(f.gradients) for f in found if f is not None)
+            gradients = [np.broadcast_to(0.0 if f is None else f.gradients, width) for f in found]
+            return inputs, counts, np.array(gradients, np.float32)
 
 
 def is_sidecar_of(out: str, head: bytes) -> bool:
@@ -132,14 +145,11 @@ def _lay_out(
 ) -> tuple[Layout, dict[str, Floats]]:
     """Lay out the file of the statistics of `source`; return it with the tensors' arrays by name."""
     arrays: dict[str, Floats] = {}
-    for tensor in source.tensors:
-        found = statistics.arrays(tensor.name, tensor.shape)
-        if found is not None:
-            sums, counts, gradients = found
-            arrays[tensor.name + SUMS] = sums
-            arrays[tensor.name + COUNTS] = counts[:, None]
-            if gradients is not None:
-                arrays[tensor.name + GRADIENTS] = gradients
+    for name, (sums, counts, gradients) in statistics.finite_arrays(source):
+        arrays[name + SUMS] = sums
+        arrays[name + COUNTS] = counts[:, None]
+        if gradients is not None:
+            arrays[name + GRADIENTS] = gradients
     if (LOOKUP, None) in statistics.matrices:
         arrays[LOOKUP + GRADIENTS] = np.array(statistics.matrices[LOOKUP, None].gradients, np.float32)
     metadata = Metadata(str(path), {}).with_values(

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from requant.container.source import Source, require_model
 from requant.errors import BadInput, brief
 from requant.model.forward.rope import Rope
-from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
+from requant.model.hyperparameters import Hyperparameters, check_counts, read_hyperparameters
 from requant.model.keys import ArchitectureKeys
 from requant.model.kinds import check_is_language_model
+from requant.model.tensor_shapes import check_fit
 
+_LEAST_FACTOR = 1e-6  # of the scaling of rotations, and the largest is its inverse
 STILL_WORKS = "an imatrix (--imatrix) and scores without data (--quick) still work"
 
 
@@ -90,14 +92,19 @@ class Architecture:
 
 
 def read_architecture(source: Source) -> Architecture:
-    """Read the architecture of `source`; raise BadInput where it, or a part of it, cannot be run."""
+    """Read the architecture of `source`; raise BadInput where it, or a part of it, cannot be run.
+
+    The error is a Misfit where other models of the architecture can be run.
+    """
     arch = require_model(source)
     check_is_language_model(source.metadata)
     if arch not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise BadInput(source.path, f"the forward pass does not know '{arch}' (it knows {known})", hint=STILL_WORKS)
+    check_counts(source.metadata)
     hp = read_hyperparameters(source.metadata, source.tensors)
     _check_tensors(source, hp)
+    check_fit(source, hp)
     keys = ArchitectureKeys(source.metadata, arch)
     family = FAMILIES[arch]
     windows = (0,) * hp.n_layers
@@ -105,7 +112,7 @@ def read_architecture(source: Source) -> Architecture:
         windows = tuple(hp.windows.size if own else 0 for own in hp.windows.layers)
     per_head = hp.n_embd // hp.n_head[0] if family.large == hp.n_layers else hp.key_length
     rope = _rope(keys, hp, family)
-    swa_base = keys.number("rope.freq_base_swa", rope.base if arch == "gemma2" else 10000.0)
+    swa_base = keys.positive("rope.freq_base_swa", rope.base if arch == "gemma2" else 10000.0)
     swa_scale = rope.scale if arch == "gemma2" else 1.0
     swa = Rope(rope.n_dims, rope.halves, swa_base, scale=swa_scale, attn_factor=rope.attn_factor)
     return Architecture(
@@ -127,30 +134,29 @@ def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise keys.error("rope.scaling.type", "is not known", got=brief(str(kind)), hint=STILL_WORKS)
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
+    if not _LEAST_FACTOR <= factor <= 1 / _LEAST_FACTOR:
+        limit = f"{_LEAST_FACTOR:g} to {1 / _LEAST_FACTOR:g}"
+        raise keys.error("rope.scaling.factor", "is out of range", got=factor, limit=limit)
     yarn = kind == "yarn"
     attn_factor = keys.number("rope.scaling.attn_factor", 1.0)
     log_mul = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
     if yarn and log_mul and factor > 1:  # then the length is not 1 + ln(factor)/10, but that over this
         attn_factor /= 1 + 0.1 * log_mul * math.log(factor)
-    n_dims = int(keys.number("rope.dimension_count", hp.key_length))
-    if not 0 < n_dims <= hp.key_length or n_dims % 2:
-        limit = f"an even number up to {hp.key_length}"
-        raise keys.error("rope.dimension_count", "is out of range", got=n_dims, limit=limit)
     return Rope(
-        n_dims=n_dims,
+        n_dims=hp.n_rotated,
         halves=family.halves,
-        base=keys.number("rope.freq_base", 10000.0),
+        base=keys.positive("rope.freq_base", 10000.0),
         scale=1.0 if kind == "none" else 1 / factor,
         yarn=yarn,
-        n_ctx_orig=int(keys.number("rope.scaling.original_context_length", hp.context_length)),
+        n_ctx_orig=keys.count("rope.scaling.original_context_length", hp.context_length, low=1),
         attn_factor=attn_factor,
-        beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
+        beta_fast=keys.positive("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=keys.positive("rope.scaling.yarn_beta_slow", 1.0),
     )
 
 
 def _check_tensors(source: Source, hp: Hyperparameters) -> None:
-    """Raise BadInput for a tensor that the forward pass would not use, and for a required one that is missing."""
+    """Raise BadInput for a tensor that the forward pass would not use."""
     for tensor in source.tensors:
         prefix, _, rest = tensor.name.partition(".")
         layer, _, part = rest.partition(".")
@@ -158,12 +164,3 @@ def _check_tensors(source: Source, hp: Hyperparameters) -> None:
         if not known and not (prefix == "blk" and layer.isdigit() and int(layer) >= hp.n_trunk):
             what = f"tensor '{brief(tensor.name)}' is not one that the forward pass of '{hp.arch}' knows"
             raise BadInput(source.path, what, hint=STILL_WORKS)
-    needed = ["token_embd.weight", "output_norm.weight"]
-    for il in range(hp.n_trunk):
-        names = ["attn_norm", "attn_output", "ffn_norm"]
-        names += ["attn_qkv"] if f"blk.{il}.attn_qkv.weight" in source else ["attn_q", "attn_k", "attn_v"]
-        experts = f"blk.{il}.ffn_gate_inp.weight" in source
-        names += ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"] if experts else ["ffn_up", "ffn_down"]
-        needed += [f"blk.{il}.{name}.weight" for name in names]
-    for name in needed:
-        source.tensor(name)  # BadInput where it is missing

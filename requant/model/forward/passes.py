@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from requant.common.threads import for_each
 from requant.errors import BadInput, NumericFault
-from requant.model.forward.architecture import Architecture, read_architecture
+from requant.model.forward.architecture import STILL_WORKS, Architecture, read_architecture
 from requant.model.forward.layer import NULL_HOOK, CacheRounding, Hook, Layer, exact_cache
 from requant.model.forward.ops import Array, Backward, rms_norm, soft_cap
 from requant.model.forward.rope import rotation
@@ -106,12 +106,15 @@ def forward(
             x[window] = replace(layer, hook=hook(window)).run(x[window])[0]
 
         for_each(run, len(x), threads)
-        if not np.isfinite(x).all():
-            what = f"activations behind layer {layer.index} are not finite"
-            hint = "the file is damaged, or its weights do not suit this architecture"
-            raise NumericFault(model.weights.source.path, what, hint=hint)
+        _check_finite(model, x, f"activations behind layer {layer.index}")
         on_layer(layer)
     return x
+
+
+def _check_finite(model: RunnableModel, x: Array, what: str) -> None:
+    if not np.isfinite(x).all():
+        hint = f"the file is damaged, or its weights do not suit this architecture; {STILL_WORKS}"
+        raise NumericFault(model.weights.source.path, f"{what} are not finite", hint=hint)
 
 
 def backward(
@@ -123,7 +126,10 @@ def backward(
     on_layer: Callable[[Layer], None] = lambda _: None,
     threads: int | None = None,
 ) -> None:
-    """Replace `g`, the gradient behind the last layer, by the gradient at the embedding; see `forward`."""
+    """Replace `g`, the gradient behind the last layer, by the gradient at the embedding; see `forward`.
+
+    Raises NumericFault, naming the layer, where the gradient is no longer finite.
+    """
     x = np.empty_like(g)
     for layer in layers(model, g.shape[1], reversed(range(model.architecture.n_layers))):
         checkpoints.take(layer.index, x)
@@ -133,6 +139,7 @@ def backward(
             g[window] = back(g[window].copy())  # a hook may keep it
 
         for_each(run, len(x), threads)
+        _check_finite(model, g, f"gradients at layer {layer.index}")
         on_layer(layer)
 
 
@@ -204,6 +211,7 @@ def output_gradient(
             normed[window, part], log_sum[window, part] = found
 
     for_each(run, len(x), threads)
+    _check_finite(model, x, "gradients behind the last layer")
     return normed, log_sum
 
 
@@ -233,7 +241,8 @@ def embedding_gradient(model: RunnableModel, tokens: Tokens, g: Array) -> tuple[
         own, place = np.unique(window, return_inverse=True)
         sums = np.zeros((len(own), g.shape[-1]), g.dtype)
         np.add.at(sums, place, gradients * g.dtype.type(model.embedding_scale))
-        squares[np.searchsorted(ids, own)] += sums * sums
+        with np.errstate(over="ignore"):  # a loss that is not finite is left out
+            squares[np.searchsorted(ids, own)] += sums * sums
     return ids, squares
 
 

@@ -76,20 +76,21 @@ class ConversionRun:
             return Planned(plan, Importance(replace(self._read_importance(head["imatrix"]), known_as=plan.imatrix)))
         return Planned(plan, session.importance)
 
-    def _read_importance(self, sha256: object) -> Imatrix:
+    def _read_importance(self, wanted: object) -> Imatrix:
         from requant.scoring.statistics import hash_sidecar
 
         path, hint = self.importance.path, "--restart begins again"
         try:
             self.importance.check()
             with own_files():
-                found = replace(read_imatrix(path), sha256=hash_sidecar(path))
+                found = read_imatrix(path)
+                sha256 = hash_sidecar(path)
         except BadInput as error:
             what = f"what was measured for the unfinished output cannot be read: {error.what}"
             raise OutputRefused(path, what, hint=hint) from error
-        if found.sha256 != sha256:
+        if sha256 != wanted:
             raise OutputRefused(path, "is not as it was written", hint=hint)
-        return found
+        return replace(found, sha256=sha256, path=found.datasets[0] if found.datasets else "")
 
     def check_output(self, session: Session, *, discards: bool) -> None:
         """Raise, before any long work, what would keep the output and its record from being written."""

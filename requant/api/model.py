@@ -178,6 +178,7 @@ class Model:
             return converting.convert_to_file(session, Path(out), options=options, measure=n, restart=restart)
 
     @document_keywords(Planning)
+    @collect_inputs()
     def try_convert(
         self,
         out: Where,

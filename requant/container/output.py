@@ -15,13 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from requant.common.files import open_regular
+from requant.common.files import open_regular, read_into
 from requant.common.folders import check_space, sync_folder
 from requant.common.inputs import own_files
+from requant.common.open_files import OpenFile
 from requant.common.sidecars import Sidecar
 from requant.container.journal import Journal, Line
 from requant.container.layout import Layout
-from requant.container.part import PartFile, PublishedFile, resolve_target
+from requant.container.part import PartFile, resolve_target
 from requant.errors import BadInput, InputOutputError, NumericFault, OutputRefused, RequantError, SourceChanged
 
 if TYPE_CHECKING:
@@ -261,6 +262,28 @@ class Output:
         for sidecar in self._extras:
             with contextlib.suppress(RequantError):  # it has been exchanged meanwhile, and is left alone
                 sidecar.remove()
+
+
+class PublishedFile:
+    """A file that an earlier run has published at `path`, to be read as a PartFile is."""
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.warnings = path, list[str]()
+
+        def open_own() -> int:
+            with own_files():
+                return open_regular(path)
+
+        self._opened = OpenFile(open_own, open_own)
+
+    def read_at(self, offset: int, target: memoryview) -> None:
+        """Fill `target` with the bytes from `offset` on. Raises as `read_into`."""
+        with self._opened.use() as descriptor:
+            read_into(self.file, descriptor, target, offset)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._opened.close()
 
 
 def _kept_records(lines: Sequence[Line]) -> Iterator[Line]:

@@ -19,13 +19,12 @@ from requant.common.files import (
     NOT_SUPPORTED,
     irregular_kind,
     lock_file,
-    open_regular,
     read_into,
     room_hint,
     write_from,
 )
 from requant.common.folders import check_space, sync_folder
-from requant.common.inputs import Identity, identity, is_input, own_files, restrict
+from requant.common.inputs import Identity, identity, is_input, restrict
 from requant.common.open_files import OpenFile
 from requant.common.sidecars import Sidecar
 from requant.common.units import format_size
@@ -394,25 +393,3 @@ def check_place(path: Path, size: int, *, force: bool, discards: bool = False) -
 
 def _is_zero_or(found: int, expected: int) -> bool:
     return found in (0, expected)
-
-
-class PublishedFile:
-    """A file that an earlier run has published at `path`, to be read as a PartFile is."""
-
-    def __init__(self, path: Path) -> None:
-        self.file, self.warnings = path, list[str]()
-
-        def open_own() -> int:
-            with own_files():
-                return open_regular(path)
-
-        self._opened = OpenFile(open_own, open_own)
-
-    def read_at(self, offset: int, target: memoryview) -> None:
-        """Fill `target` with the bytes from `offset` on. Raises as `read_into`."""
-        with self._opened.use() as descriptor:
-            read_into(self.file, descriptor, target, offset)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._opened.close()

@@ -97,8 +97,7 @@ def convert(
             if options.verify:
                 _verify(output, source, made, options, progress)
             output.publish()
-        odd = [line for t in tensors if t.odd is not None for line in t.odd.notes(t.name)]
-        made = replace(made, notes=(*prepared.notes, *odd))
+        made = replace(made, notes=(*prepared.notes, *made.notes))
         claimed.record(made)  # without the output's warnings: a resumed run does not know those of earlier runs
         output.finish()
     return replace(made, notes=(*made.notes, *output.warnings))
@@ -150,6 +149,7 @@ def _conversion(
     path: Path, layouts: Sequence[Layout], plan: Plan, imatrix: Imatrix | None, tensors: tuple[Converted, ...]
 ) -> Conversion:
     used = imatrix_used(plan, imatrix)
+    odd = [line for t in tensors if t.odd is not None for line in t.odd.notes(t.name)]
     return Conversion(
         output=path,
         size=total_size(layouts),
@@ -159,6 +159,7 @@ def _conversion(
         imatrix_sha256=None if used is None else used.sha256,
         plan=plan,
         tensors=tensors,
+        notes=tuple(odd),
         kernels=KERNELS,
     )
 

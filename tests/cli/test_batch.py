@@ -98,7 +98,7 @@ def test_a_batch_makes_the_bytes_of_single_conversions_from_one_scoring(capsys, 
     found, err = batch(jobs)
     assert found["schema"] == "requant.batch/1" and statuses(found) == ["done", "done"] and err.count("scoring") == 1
     outputs = [Path(row["output"]) for row in found["jobs"]]
-    assert [p.name for p in outputs] == ["tiny-llama-10M-Q2_K_FILE4M.gguf", "tiny-llama-10M-Q6_K_12M_CTX512.gguf"]
+    assert [p.name for p in outputs] == ["tiny-llama-10M-Q2_K_FILE4M.gguf", "tiny-llama-10M-Q8_0_12M_CTX512.gguf"]
     singly = ("--size", "4MiB"), ("--vram", "12MiB", "--ctx", 512)
     for asked, out, row in zip(singly, outputs, found["jobs"], strict=True):
         alone = tmp_path / "alone.gguf"
@@ -278,7 +278,7 @@ def test_damaged_state_is_told_and_made_again(tmp_path):
     assert statuses(batch(jobs)[0]) == ["skipped"]
     out.unlink()
     Path(f"{out}.requant.json").unlink()
-    for path in [*kept.glob("scores/*/importance/*"), *kept.glob("plans/*/plan.json")]:
+    for path in [*kept.glob("scores/*/*.imatrix.gguf"), *kept.glob("plans/*/plan.json")]:
         path.write_bytes(path.read_bytes()[:-20])
     found, err = batch(jobs)
     assert sum("it is made again" in line for line in err.splitlines()) == 2 and err.count("scoring") == 1
@@ -346,7 +346,7 @@ def test_a_dry_run_shows_the_matrix_and_writes_nothing(capsys, tmp_path, losses)
     asked = ("--losses", losses, "--imatrix", IMATRIX, "--bpw", 4.5)
     assert run(capsys, "convert", TINY, out, *asked).code == 0 and out.stat().st_size == first["size"]
     table = run(capsys, "batch", jobs, "--dry-run").out.splitlines()
-    assert table[0].split() == ["source", "budget", "output", "size", "bits/weight", "loss"] and len(table) == 6
+    assert table[0].split() == ["source", "budget", "output", "size", "bits/weight", "loss", "-ub"] and len(table) == 6
 
 
 @pytest.mark.parametrize(

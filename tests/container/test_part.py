@@ -19,7 +19,8 @@ from requant.common.inputs import add_inputs, collect_inputs
 from requant.container.header import parse_header
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
-from requant.container.part import PartFile, PublishedFile, resolve_target
+from requant.container.output import PublishedFile
+from requant.container.part import PartFile, resolve_target
 from requant.errors import InputOutputError, OutputRefused, SourceChanged
 
 LAYOUT = lay_out(Metadata("m", {}).with_values({"k": ("u8", 1)}), [("a", (256, 64), 0), ("b", (5,), 0)], "out")

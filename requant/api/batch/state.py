@@ -155,7 +155,7 @@ def find_output(out: Path) -> Path | None:
 
 def read_output(file: Path, request: str = "") -> MadeOutput:
     """Read the headers of the output at `file`, the answer to `request`. Raises BadInput, InputOutputError."""
-    with open_source(file) as output:
+    with own_files(), open_source(file) as output:
         size = sum(f.header.file_size for f in output.opened)
         return MadeOutput(request, file.name, size, output.header_sha256)
 
@@ -192,7 +192,9 @@ def matches_record(file: Path, plan: Plan, imatrix_sha256: str | None, newest: i
     For an output without an entry. newest: the source's modification time, in ns since the epoch.
     """
     try:
-        record, found = read_conversion(record_path(file)), read_output(file)
+        with own_files():
+            record = read_conversion(record_path(file))
+        found = read_output(file)
         same = record.plan.to_json() == plan.to_json() and record.imatrix_sha256 == imatrix_sha256
         whole = (found.size, found.header_sha256) == (record.size, record.header_sha256)
         return same and whole and file.stat().st_mtime_ns > newest

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from requant.common.monitor import Progress
     from requant.common.units import format_size
     from requant.conversion.record import Conversion, read_conversion
-    from requant.conversion.verify import Verification
+    from requant.conversion.verification import Verification
     from requant.model.inspection import Inspection
     from requant.planning.frontier import Curve
     from requant.planning.plan import Plan, read_plan
@@ -32,7 +32,7 @@ _EXPORTS = {
     **dict.fromkeys(["Plan", "read_plan"], "planning.plan"),
     "Progress": "common.monitor",
     "Statistics": "scoring.statistics",
-    "Verification": "conversion.verify",
+    "Verification": "conversion.verification",
     "format_size": "common.units",
 }
 __all__ = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -130,7 +131,7 @@ class InfeasibleBudget(RequantError):
 
 
 class OutputRefused(BadInput):
-    """The output path is taken, or is one of the inputs."""
+    """The output path is taken or is one of the inputs, or a file that is not ours has the name of one of our own."""
 
     exit_code = 5
 
@@ -157,6 +158,14 @@ class RequantWarning(UserWarning):
     """Something unusual that does not stop the run; the command line prints it on stderr."""
 
 
+_URL = re.compile(r"(https?|ftp|s3):/+")
+_HUB = re.compile(  # an address or a name of Hugging Face: repository, and perhaps a file
+    r"(?:hf:/*|(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/+)(?P<repo>[\w.-]+/[\w.-]+)"
+    r"(?::[\w.-]+|(?:/(?:resolve|blob|raw|tree)/[^/]+)?/?(?P<file>[^?]*))(?:\?.*)?"
+)
+_REPOSITORY = re.compile(
+    r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.gguf)(?<!\.json)(?<!\.txt)(?<!\.toml)(?::[\w.-]+)?"
+)
 _LOOKED_AT = 1000  # files of a folder among which to look for a similar name
 _WORD = 300  # characters of a word to compare with others
 _SUGGESTED = 50  # words to list; ggml has fewer types
@@ -178,9 +187,19 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def missing_file(path: Path) -> BadInput:
-    """The error for a file at `path` that does not exist; its hint suggests another one."""
+    """The error for a file at `path` that does not exist; its hint suggests another one, or how to fetch it."""
     if path.is_symlink():
         return BadInput(path, "links to a file that is not there")
+    text = _URL.sub(r"\1://", str(path))  # a Path has one slash
+    if (hub := _HUB.fullmatch(text)) is not None:
+        words = ("hf", "download", hub["repo"], *([hub["file"]] if hub["file"] else []))
+        hint = f"fetch it first: {shlex.join(words)}"
+        return BadInput(text, "is on Hugging Face, and requant reads files", hint=hint)
+    if _URL.match(text):
+        return BadInput(text, "is an address, and requant reads files", hint="fetch it first, with curl -LO for one")
+    if _REPOSITORY.fullmatch(text) and not path.parent.exists():
+        hint = f"for a model on Hugging Face, fetch it first: hf download {text.partition(':')[0]}"
+        return BadInput(path, "no such file, and there is no such folder", hint=hint)
     return BadInput(path, "no such file", hint=_suggest_beside(path))
 
 

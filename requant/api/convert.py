@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from requant.api.importance import Importance
 from requant.api.kernels import prepare_kernels
-from requant.api.session import Importance, Planned, Session
+from requant.api.session import Planned, Session
 from requant.common.atomic_write import check_writable, write_text
 from requant.common.files import identify_content, open_regular
 from requant.common.folders import check_space
-from requant.common.interrupt import run_interruptible
+from requant.common.inputs import own_files
 from requant.common.serialization import to_plain
-from requant.container.output import can_resume, claim_output, discard_unfinished, final_names
-from requant.container.part import PartFile, resolve_target
-from requant.conversion.options import DEFAULTS, KEEP_TYPE, Claim, ConversionOptions
-from requant.conversion.record import OUTPUT_SCHEMA, Conversion, record_path
+from requant.common.sidecars import Sidecar
+from requant.container.imatrix import Imatrix, read_imatrix
+from requant.container.output import can_resume, claim_output, discard_unfinished
+from requant.container.part import check_place, resolve_target
+from requant.container.splitting import output_paths, total_size
+from requant.conversion.options import DEFAULTS, POLICIES, Claim, ConversionOptions
+from requant.conversion.record import Conversion, is_record_of_output, record_path
 from requant.errors import BadInput, InputOutputError, OutputRefused
 from requant.planning.plan import Plan
 from requant.planning.request import plan_from_option
 from requant.scoring.losses import Losses
 
 if TYPE_CHECKING:
-    from requant.common.monitor import Monitor
-    from requant.container.imatrix import Imatrix
-    from requant.container.source import Source
+    from requant.container.layout import Layout
     from requant.container.splitting import Splitting
+    from requant.conversion.prepare import PreparedOutput
 
 _MAX_HASHED = 2**26  # bytes; a larger file is identified by size and time, not by its content
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A conversion before its first byte: the plan with its importance, and the files and notes that it makes."""
+
+    planned: Planned
+    prepared: PreparedOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +56,9 @@ class ConversionRun:
     options: ConversionOptions
 
     @property
-    def importance_path(self) -> Path:
+    def importance(self) -> Sidecar:
         """The file in which importance that was measured while planning is kept until the output is finished."""
-        return _importance_path(self.out)
+        return _importance_sidecar(self.out)
 
     def resume(self, session: Session) -> Planned | None:
         """Return the plan of an unfinished run of the same command, and the importance that it measured.
@@ -63,53 +73,67 @@ class ConversionRun:
         head = journal.past.head or {}
         plan = Plan.from_json(json.dumps(head.get("plan")), journal.path)
         if head.get("imatrix") is not None and session.imatrix is None:
-            return Planned(plan, Importance(self._read_importance(head["imatrix"])))
-        return Planned(plan, Importance(session.imatrix))
+            return Planned(plan, Importance(replace(self._read_importance(head["imatrix"]), known_as=plan.imatrix)))
+        return Planned(plan, session.importance)
 
-    def _read_importance(self, sha256: object) -> Imatrix:
-        from requant.scoring.statistics import read_statistics
+    def _read_importance(self, wanted: object) -> Imatrix:
+        from requant.scoring.statistics import hash_sidecar
 
-        path, hint = self.importance_path, "--restart begins again"
+        path, hint = self.importance.path, "--restart begins again"
         try:
-            found = read_statistics(path)
+            self.importance.check()
+            with own_files():
+                found = read_imatrix(path)
+                sha256 = hash_sidecar(path)
         except BadInput as error:
             what = f"what was measured for the unfinished output cannot be read: {error.what}"
             raise OutputRefused(path, what, hint=hint) from error
-        if found.sha256 != sha256:
+        if sha256 != wanted:
             raise OutputRefused(path, "is not as it was written", hint=hint)
-        return found
+        return replace(found, sha256=sha256, path=found.datasets[0] if found.datasets else "")
 
-    def remove_leftovers(self) -> None:
-        """Remove temporary files of killed runs; safe, because this run holds the claim."""
-        journal, path = self.claim.journal, self.importance_path
-        stale = [path.with_name(f"{path.name}.part")]
-        if journal.past.head is None:
-            stale.append(path)
-        for name in {self.out.name, *final_names(journal)[:1]}:  # the record of a split output is beside its first file
-            record = record_path(self.out.with_name(name))
-            stale += record.parent.glob(f"{glob.escape(record.name)}.{'[0-9a-f]' * 8}.part")
-        for found in stale:
-            found.unlink(missing_ok=True)
-
-    def check_output(self, session: Session) -> None:
+    def check_output(self, session: Session, *, discards: bool) -> None:
         """Raise, before any long work, what would keep the output and its record from being written."""
         force = self.options.force
-        with PartFile(self.out, 0, force=force, inputs=session.inputs):
-            check_writable(record_path(self.out), force=force, inputs=session.inputs, own=OUTPUT_SCHEMA)
+        check_place(self.out, 0, force=force, discards=discards)
+        check_writable(record_path(self.out), force=force, is_own=is_record_of_output)
         if session.needs_scoring:  # the exact size is known only after hours of scoring
-            parts = [self.out.with_name(f"{name}.part") for name in final_names(self.claim.journal)]
+            parts = [self.out.with_name(f"{name}.part") for name in self.claim.journal.past.file_names()]
             check_space(resolve_target(self.out).parent, session.least_bytes(), parts)
+
+    def prepare(self, session: Session, measure: int | None, *, restart: bool) -> Trial:
+        """Return the plan, new or that of an unfinished run, and the files that it makes.
+
+        Raises all that can be found before the first byte of the output is written.
+        """
+        from requant.conversion.prepare import prepare_output
+
+        found = None if restart else self.resume(session)
+        if found is None:
+            self.check_output(session, discards=restart)
+        planned = found or session.make_plan(measure=measure)
+        prepared = prepare_output(
+            session.source, planned.plan, planned.importance.imatrix, session.losses, self.options.splitting
+        )
+        if found is None:
+            self._check_files(session, prepared.layouts, discards=restart)
+        return Trial(planned, prepared)
+
+    def _check_files(self, session: Session, layouts: Sequence[Layout], *, discards: bool) -> None:
+        paths = output_paths(self.out, layouts)
+        for path, layout in zip(paths, layouts, strict=True):
+            check_place(path, layout.size, force=self.options.force, discards=discards)
+        targets = [resolve_target(path) for path in paths]
+        parts = [target.with_name(f"{target.name}.part") for target in targets]
+        check_space(targets[0].parent, total_size(layouts), parts)
 
     def convert(self, session: Session, planned: Planned) -> Conversion:
         """Write the output and its record."""
         from requant.conversion.convert import convert
         from requant.conversion.prepare import formats_used
-        from requant.scoring.statistics import write_statistics
 
         plan, importance = planned.plan, planned.importance
-        if importance.statistics is not None:
-            statistics, text = importance.statistics
-            write_statistics(self.importance_path, statistics, session.source, text, force=True, inputs=session.inputs)
+        importance.save(self.importance.path, session.source, force=False, sidecar_of=self.out.name)
         prepare_kernels(session.monitor, formats_used(plan))
         return convert(
             session.source,
@@ -137,46 +161,66 @@ def convert_to_file(
     Threads and cluster are those of the session. Raises what planning and converting raise, and OutputRefused for an
     output that exists or that another run writes.
     """
-    session.check_measure(measure)
-    options = replace(options, threads=session.options.threads, cluster=session.cluster)
-    with _claim(session, out, options, measure=measure, restart=restart) as run:
-        planned = run.resume(session)
-        if planned is None:
-            run.check_output(session)
-            planned = session.make_plan(weigh=True, measure=measure)
+    with _claim(session, out, options, measure) as run:
+        if restart:
+            discard_unfinished(run.claim.journal, out)
+        if run.claim.journal.past.head is None:
+            run.importance.remove()  # of a run that was killed
+        planned = run.prepare(session, measure, restart=restart).planned
         show(planned.plan)
         return run.convert(session, planned)
 
 
+def try_conversion(
+    session: Session,
+    out: Path,
+    *,
+    options: ConversionOptions = DEFAULTS,
+    measure: int | None = None,
+    restart: bool = False,
+) -> Trial:
+    """Do what `convert_to_file` does before the first byte of the output, with all its checks; leave no file.
+
+    Raises what `convert_to_file` raises before that.
+    """
+    with _claim(session, out, options, measure) as run:
+        return run.prepare(session, measure, restart=restart)
+
+
 @contextlib.contextmanager
-def _claim(
-    session: Session, out: Path, options: ConversionOptions, *, measure: int | None, restart: bool
-) -> Iterator[ConversionRun]:
-    """Claim the output for this run alone; with `restart` discard what an earlier run left."""
+def _claim(session: Session, out: Path, options: ConversionOptions, measure: int | None) -> Iterator[ConversionRun]:
+    """Claim the output for this run alone."""
+    session.check_measure(measure)
+    session.check_importance()
+    options = replace(options, threads=session.options.threads, cluster=session.cluster)
 
     def write_record(made: Conversion) -> None:
         path = record_path(made.output)
-        write_text(path, made.to_json(), force=options.force, inputs=session.inputs, own=OUTPUT_SCHEMA)
+        write_text(path, made.to_json(), force=options.force, is_own=is_record_of_output)
 
+    importance = _importance_sidecar(out)
     with claim_output(out) as journal:
         session.monitor.warn(*journal.warnings)
-        if restart:
-            discard_unfinished(journal, out, session.inputs)
+        importance.check()
         claim = Claim(
             journal,
             _describe_request(session, options.splitting, measure),
-            extras=(_importance_path(out),),
+            extras=(importance,),
             keep=session.needs_scoring,
             record=write_record,
         )
-        run = ConversionRun(out, claim, options)
-        run.remove_leftovers()
-        yield run
+        yield ConversionRun(out, claim, options)
 
 
-def _importance_path(out: Path) -> Path:
+def _importance_sidecar(out: Path) -> Sidecar:
     target = resolve_target(out)
-    return target.with_name(f"{target.name}.part.imatrix")
+
+    def is_ours(descriptor: int) -> bool:
+        from requant.scoring.statistics import SIDECAR_HEAD, is_sidecar_of
+
+        return is_sidecar_of(out.name, os.pread(descriptor, SIDECAR_HEAD, 0))
+
+    return Sidecar(target.with_name(f"{target.name}.part.imatrix"), "the importance of this output", is_ours)
 
 
 def _describe_request(session: Session, splitting: Splitting, measure: int | None) -> dict[str, Any]:
@@ -185,9 +229,11 @@ def _describe_request(session: Session, splitting: Splitting, measure: int | Non
         **plan_from_option(session.plan_from),
         "losses": session.options.losses,
         "imatrix": None if session.imatrix is None else session.imatrix.sha256,
+        "no_imatrix": session.options.no_imatrix,
         "effort": session.options.effort,
         "measure": measure,
         "allow_requantize": session.options.allow_requantize,
+        "nonfinite": None if session.options.nonfinite == POLICIES[0] else session.options.nonfinite,
         "keep_split": splitting.keep,
         "max_shard_size": splitting.max_size,
     }
@@ -216,15 +262,3 @@ def _identify_file(path: Path) -> dict[str, Any]:
     if isinstance(found, str):
         return {"file": path.name, "sha256": found}
     return {"file": path.name, "size": found[0], "mtime_ns": found[1]}
-
-
-def apply_nonfinite_policy(source: Source, nonfinite: str, monitor: Monitor, *, threads: int | None) -> None:
-    """Apply --nonfinite: with `keep-type`, read all of the model and preserve the tensors that hold NaN or infinity."""
-    from requant.model.nonfinite import preserve_nonfinite
-
-    if nonfinite != KEEP_TYPE:
-        return
-    prepare_kernels(monitor, {t.format for t in source.tensors}, encode=False)
-    with monitor.progress("scanning", sum(t.n_bytes for t in source.tensors)) as advance:
-        found = run_interruptible(preserve_nonfinite, source, threads=threads, progress=advance)
-    monitor.warn(*found)

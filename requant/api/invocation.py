@@ -74,10 +74,12 @@ def _calibration_words(calibration: CalibrationOptions) -> Iterator[str]:
 
 
 def _encoding_words(session: Session) -> Iterator[str]:
-    """Yield --imatrix, --effort and --allow-requantize where given. An imatrix given by --statistics is left out."""
-    imatrix, effort = session.imatrix, session.options.effort
-    if imatrix is not None and Path(imatrix.path) != session.calibration.statistics:
-        yield f"--imatrix={Path(imatrix.path).name}"
+    """Yield --imatrix, --no-imatrix, --effort and --allow-requantize where given."""
+    imatrix, effort = session.options.imatrix, session.options.effort
+    if imatrix is not None:
+        yield f"--imatrix={imatrix.name}"
+    if session.options.no_imatrix:
+        yield "--no-imatrix"
     if effort is not None and effort != Effort.DEFAULT:
         yield f"--effort={effort.name.lower()}"
     if session.options.allow_requantize:

@@ -23,7 +23,7 @@ from requant.planning.request import (
     check_frontier,
     choose_plan_from,
 )
-from requant.planning.rules import parse_count, parse_text, parse_written_type
+from requant.planning.rules import parse_count, parse_mixture, parse_written_type
 from requant.scoring.losses import Losses
 from requant.scoring.options import CalibrationOptions, check_calibration
 
@@ -37,14 +37,15 @@ Report = Callable[[Progress], object]
 class Scoring(TypedDict, total=False):
     """How losses are measured.
 
-    imatrix: importance of this model (GGUF or .dat). text, tokens: files to run the model on, by default the text that
-    ships with requant. windows, window: how many (8), of how many tokens (512). quick: without running the model.
-    statistics: a file from `calibrate`. threads: all cores by default. cluster: address of a Dask scheduler. effort:
-    fast, default or best. allow_requantize: accept a source below Q8_0. progress: called with a `Progress` every now
-    and then.
+    imatrix: importance of this model (GGUF or .dat). no_imatrix: no importance, whatever plan or losses point to. text,
+    tokens: files to run the model on, by default the text that ships with requant. windows, window: how many (8), of
+    how many tokens (512). quick: without running the model. statistics: a file from `calibrate`. threads: all cores by
+    default. cluster: address of a Dask scheduler. effort: fast, default or best. allow_requantize: accept a source
+    below Q8_0. progress: called with a `Progress` every now and then.
     """
 
     imatrix: Where | None
+    no_imatrix: bool
     text: Where | None
     tokens: Where | None
     windows: int
@@ -170,7 +171,7 @@ def parse_plan_from(request: PlanRequest, given: Mapping[str, Any]) -> PlanFrom:
         request,
         plan=Path(plan) if isinstance(plan, str | os.PathLike) else plan,
         type_name=None if type_name is None else parse_written_type(type_name, "--type"),
-        preset=None if given.get("preset") is None else parse_text(given["preset"], "--preset"),
+        preset=None if given.get("preset") is None else parse_mixture(given["preset"], "--preset"),
         like=_parse_path(given, "like"),
     )
 
@@ -195,6 +196,7 @@ def parse_session_options(given: Mapping[str, Any]) -> SessionOptions:
     losses, effort = given.get("losses"), given.get("effort")
     return SessionOptions(
         imatrix=_parse_path(given, "imatrix"),
+        no_imatrix=bool(given.get("no_imatrix")),
         losses=Path(losses) if isinstance(losses, str | os.PathLike) else losses,
         threads=parse_threads(given.get("threads")),
         effort=None if effort is None else parse_effort(effort),

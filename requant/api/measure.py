@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from requant.api.kernels import prepare_kernels
+from requant.common.atomic_write import check_writable
+from requant.common.inputs import add_inputs
 from requant.common.interrupt import run_interruptible
 from requant.container.source import Source, require_model
 from requant.formats import by_name
+from requant.model.kept import projector_types
 from requant.model.roles import never_quantize
 from requant.scoring.calibration_data import read_windows
 from requant.scoring.losses import ScoringResult
 
 if TYPE_CHECKING:
-    from requant.common.files import Identity
     from requant.common.monitor import Monitor
     from requant.container.imatrix import Imatrix
     from requant.scoring.evaluate import Evaluation
@@ -60,27 +62,27 @@ def calibrate(
     monitor: Monitor,
     *,
     force: bool,
-    inputs: frozenset[Identity],
 ) -> Statistics:
     """Write the statistics of the model on the text to `out`, and return them; a stopped run leaves a checkpoint."""
-    from requant.container.part import PartFile
     from requant.scoring import calibrate as calibrate_
+    from requant.scoring.checkpoint import checkpoint_sidecar
     from requant.scoring.statistics import write_statistics
 
-    with PartFile(out, 0, force=force, inputs=inputs):
-        pass
+    source.add_to_inputs()
+    add_inputs(calibration.text, calibration.tokens)
+    check_writable(out, force=force)
+    checkpoint = checkpoint_sidecar(out.with_name(f"{out.name}.part.npz"))
+    checkpoint.check()
     with monitor.working("reading text"):
         text = run_interruptible(read_windows, calibration, source)
     monitor.warn(*text.notes)
     prepare_kernels(monitor, {t.format for t in source.tensors}, encode=False)
-    checkpoint = out.with_name(f"{out.name}.part.npz")
     steps = calibrate_.n_steps(source, text.windows, options)
     with monitor.progress("calibrating", steps, " layers") as advance:
         found = run_interruptible(
-            calibrate_.calibrate, source, text.windows, options, checkpoint=checkpoint, progress=advance
+            calibrate_.calibrate, source, text.windows, options, checkpoint=checkpoint.path, progress=advance
         )
-    write_statistics(out, found, source, text.name, force=force, inputs=inputs)
-    checkpoint.unlink(missing_ok=True)
+    write_statistics(out, found, source, text.name, force=force)
     return found
 
 
@@ -123,6 +125,7 @@ def read_importance(path: Path | None, source: Source) -> Imatrix | None:
         return None
     from requant.container.imatrix import coverage, read_imatrix
 
-    arch, imatrix = require_model(source), read_imatrix(path)
-    coverage(imatrix, [t for t in source.tensors if never_quantize(arch, t.name, t.shape, t.type_id) is None])
+    arch, imatrix, projectors = require_model(source), read_imatrix(path), projector_types(source.metadata)
+    reasons = ((t, never_quantize(arch, t.name, t.shape, t.type_id, projectors=projectors)) for t in source.tensors)
+    coverage(imatrix, [t for t, reason in reasons if reason is None])
     return imatrix

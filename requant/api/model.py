@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from requant.api import measure as measuring
 from requant.api import plan as planning
 from requant.api import score as scoring
 from requant.api import verify as verifying
-from requant.api.convert import apply_nonfinite_policy
 from requant.api.keywords import (
     Planning,
     Report,
@@ -30,16 +29,17 @@ from requant.api.keywords import (
     parse_session_options,
     parse_threads,
 )
-from requant.api.session import Session, connect_cluster, open_session
-from requant.common.files import identities
+from requant.api.session import Session, apply_nonfinite_policy, connect_cluster, open_session
+from requant.common.inputs import collect_inputs
 from requant.common.monitor import SILENT, Progress, report_to
 from requant.container.source import Source, open_source, require_model
 from requant.container.splitting import Splitting
 from requant.conversion.options import KEEP_TYPE, POLICIES, ConversionOptions
 from requant.conversion.record import Conversion, read_conversion
-from requant.conversion.verify import Verification
+from requant.conversion.verification import Verification
 from requant.errors import UsageError
 from requant.model.inspection import Inspection, inspect
+from requant.model.tensor_shapes import describe_misfits
 from requant.planning.frontier import Curve
 from requant.planning.plan import Plan, read_plan
 from requant.planning.request import FromBudget, PlanFrom, PlanRequest
@@ -100,6 +100,7 @@ class Model:
         return inspect(self.source, request.settings, request.reserve or 0)
 
     @document_keywords(Scoring)
+    @collect_inputs()
     def score(
         self,
         *,
@@ -110,9 +111,10 @@ class Model:
     ) -> Losses:
         """Return the predicted loss of every tensor in each of `types`: nats per token, if from gradients.
 
-        types: ten usual ones by default. emit_imatrix: a file for the importance that was measured on the way; force
-        replaces it. The other keywords are those of `keywords.Scoring`. Raises BadInput for files that do not fit,
-        UsageError, NumericFault for weights that are not finite, OutputRefused, InputOutputError.
+        types: ten usual ones by default. The losses hold the importance that was measured on the way, in memory;
+        emit_imatrix: a file for it, found again beside losses that are read from a file; force replaces it. The other
+        keywords are those of `keywords.Scoring`. Raises BadInput for files that do not fit, UsageError, OutputRefused,
+        InputOutputError, NumericFault for weights that are not finite.
         """
         check_keywords(asked, Scoring, "score")
         emitted = None if emit_imatrix is None else Path(emit_imatrix)
@@ -144,6 +146,7 @@ class Model:
         return Curve(losses.source, losses.method, tuple(points))
 
     @document_keywords(Planning)
+    @collect_inputs()
     def convert(
         self,
         out: Where,
@@ -162,24 +165,46 @@ class Model:
         """Convert the model to the file `out`, by a plan, one type for all, a preset or a budget; return its record.
 
         The output is there only if all went well, its record OUT.requant.json beside it. A run that was stopped goes on
-        when it is called in the same way again; restart begins anew. force: replace files that exist. no_verify: do not
-        read the output again. measure: of so many plans near the best, that of least measured divergence. nonfinite:
-        "keep-type" copies tensors that hold NaN or infinity. keep_split, max_shard_size: how the output is split. The
-        other keywords are those of `plan`. Raises what `plan` does, and OutputRefused where the output is there or in
-        use, InputOutputError, SourceChanged, NumericFault for weights that do not survive in their type.
+        when it is called in the same way again; restart begins anew. force: replace files that exist. no_verify: read
+        neither output nor source again. measure: of so many plans near the best, that of least measured divergence.
+        nonfinite: "keep-type" copies tensors that hold NaN or infinity. keep_split, max_shard_size: how the output is
+        split. The other keywords are those of `plan`. Raises what `plan` does, and OutputRefused where the output is
+        there or in use, InputOutputError, SourceChanged, NumericFault for weights that do not survive in their type.
         """
         check_keywords(asked, Planning, "convert")
-        if nonfinite not in POLICIES:
-            raise UsageError(f"--nonfinite must be {' or '.join(POLICIES)}")
-        parts = Splitting(
-            keep_split, None if max_shard_size is None else parse_bytes(max_shard_size, "--max-shard-size")
-        )
-        options = ConversionOptions(parts, force=force, verify=not no_verify)
-        request, n = parse_request(asked), None if measure is None else parse_count(measure, "--measure", 1, 64)
-        plan_from = parse_plan_from(request, {**asked, "plan": plan, "type": type})
-        with self._open_session(asked, request, plan_from, fresh=nonfinite == KEEP_TYPE) as session:
-            apply_nonfinite_policy(session.source, nonfinite, session.monitor, threads=session.options.threads)
+        options = ConversionOptions(_parse_splitting(keep_split, max_shard_size), force=force, verify=not no_verify)
+        n = None if measure is None else parse_count(measure, "--measure", 1, 64)
+        with self._open_conversion({**asked, "plan": plan, "type": type}, nonfinite) as session:
             return converting.convert_to_file(session, Path(out), options=options, measure=n, restart=restart)
+
+    @document_keywords(Planning)
+    @collect_inputs()
+    def try_convert(
+        self,
+        out: Where,
+        plan: Plan | Where | None = None,
+        *,
+        type: str | None = None,
+        measure: int | None = None,
+        nonfinite: str = POLICIES[0],
+        keep_split: bool = False,
+        max_shard_size: Size | None = None,
+        force: bool = False,
+        restart: bool = False,
+        **asked: Unpack[Planning],
+    ) -> Plan:
+        """Return the plan by which `convert` with the same keywords would write, and leave no file.
+
+        Everything is checked that `convert` checks before the first byte; it raises what `convert` raises until then,
+        and its notes are RequantWarnings.
+        """
+        check_keywords(asked, Planning, "try_convert")
+        options = ConversionOptions(_parse_splitting(keep_split, max_shard_size), force=force)
+        n = None if measure is None else parse_count(measure, "--measure", 1, 64)
+        with self._open_conversion({**asked, "plan": plan, "type": type}, nonfinite) as session:
+            found = converting.try_conversion(session, Path(out), options=options, measure=n, restart=restart)
+            session.monitor.warn(*found.prepared.notes)
+            return found.planned.plan
 
     def evaluate(
         self,
@@ -205,6 +230,7 @@ class Model:
         with _open_other(base) as other:
             return measuring.evaluate(self.opened(), other, asked, report_to(progress), threads=n)
 
+    @collect_inputs()
     def calibrate(
         self,
         out: Where,
@@ -231,19 +257,29 @@ class Model:
             max_memory=None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
             threads=parse_threads(threads),
         )
-        source = self.opened()
-        inputs = source.identities | identities(asked.text, asked.tokens)
-        return measuring.calibrate(source, asked, options, Path(out), report_to(progress), force=force, inputs=inputs)
+        return measuring.calibrate(self.opened(), asked, options, Path(out), report_to(progress), force=force)
+
+    @contextmanager
+    def _open_conversion(self, asked: Mapping[str, Any], nonfinite: str) -> Iterator[Session]:
+        """Open a session to convert with; `asked` may have a plan or a type too."""
+        if nonfinite not in POLICIES:
+            raise UsageError(f"--nonfinite must be {' or '.join(POLICIES)}")
+        request = parse_request(asked)
+        plan_from = parse_plan_from(request, asked)
+        with self._open_session(asked, request, plan_from, nonfinite) as session:
+            yield session
 
     @contextmanager
     def _open_session(
-        self, asked: Mapping[str, Any], request: PlanRequest, plan_from: PlanFrom, *, fresh: bool = False
+        self, asked: Mapping[str, Any], request: PlanRequest, plan_from: PlanFrom, nonfinite: str = POLICIES[0]
     ) -> Iterator[Session]:
-        """Open a session with the other keywords; fresh: of a source that it may change."""
-        calibration, options = parse_calibration(asked), parse_session_options(asked)
+        """Open a session with the other keywords, of a source of its own where the policy may change that."""
+        calibration = parse_calibration(asked)
+        options = replace(parse_session_options(asked), nonfinite=nonfinite)
         monitor = report_to(asked.get("progress"))
         with ExitStack() as stack:
-            source = stack.enter_context(open_source(self.path)) if fresh else self.opened()
+            source = stack.enter_context(open_source(self.path)) if nonfinite == KEEP_TYPE else self.opened()
+            apply_nonfinite_policy(source, options, monitor)
             workers = stack.enter_context(connect_cluster(asked.get("cluster"), monitor.info))
             yield open_session(source, request, calibration, plan_from, options, cluster=workers, monitor=monitor)
 
@@ -252,6 +288,11 @@ class Model:
         if self.source.is_closed:
             raise UsageError("the model is closed; open it again")
         return self.source
+
+
+def _parse_splitting(keep_split: bool, max_shard_size: Size | None) -> Splitting:
+    most = None if max_shard_size is None else parse_bytes(max_shard_size, "--max-shard-size")
+    return Splitting(keep_split, most)
 
 
 def open(path: Where) -> Model:
@@ -265,7 +306,7 @@ def open(path: Where) -> Model:
     except BaseException:
         source.close()
         raise
-    SILENT.warn(*source.warnings)
+    SILENT.warn(*source.warnings, *describe_misfits(source))
     return Model(source.path, source)
 
 
@@ -274,18 +315,27 @@ def verify(
     *,
     source: Model | Where | None = None,
     plan: Plan | Where | None = None,
+    full: bool = False,
+    imatrix: Where | None = None,
     threads: int | None = None,
     progress: Report | None = None,
 ) -> Verification:
-    """Read every byte of the file `out`, and compare it with its record, a plan and its source.
+    """Read every byte of the file `out`, and compare it with its record or its digests, a plan and its source.
 
-    plan: a plan, or the file of one, or a record that is not beside `out`. The `findings` are empty where it is sound;
-    that is no exception. Raises BadInput for a file that is no GGUF, InputOutputError.
+    plan: a plan, or the file of one, or a record that is not beside `out`. full: encode the source again by the plan,
+    and compare every byte; imatrix: the file of the importance that `out` was made with. The result's `verdict` and
+    `compared` say what that shows; `findings` are no exception. Raises BadInput for a file that is no GGUF or an
+    imatrix that is not the same, UsageError, InputOutputError.
     """
     wanted = plan if plan is None or isinstance(plan, Plan) else Path(plan)
     n = parse_threads(threads)
     with _open_other(source) as origin:
-        return verifying.verify(Path(out), origin, wanted, report_to(progress), threads=n)
+        return verifying.verify(
+            *(Path(out), origin, wanted, report_to(progress)),
+            full=full,
+            imatrix=None if imatrix is None else Path(imatrix),
+            threads=n,
+        )
 
 
 def _open_other(model: Model | Where | None) -> AbstractContextManager[Source | None]:

@@ -1,34 +1,46 @@
-"""Scoring as a command: losses, and the importance measured on the way, written to a file."""
+"""Scoring as a command: losses, and the importance measured on the way in a file beside theirs."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+from requant.api.importance import importance_file
 from requant.api.invocation import score_arguments
 from requant.api.measure import check_can_run
-from requant.api.session import Session
-from requant.common.atomic_write import check_writable
+from requant.api.session import Session, measured_importance
+from requant.common.atomic_write import check_writable, write_text
 from requant.errors import UsageError
 from requant.scoring.losses import Losses
 
 
-def score_to_files(session: Session, *, emitted: Path | None = None, force: bool = False) -> Losses:
-    """Return the losses of the types requested; write the importance measured on the way to `emitted`.
+def score_to_files(
+    session: Session, *, out: Path | None = None, emitted: Path | None = None, force: bool = False
+) -> Losses:
+    """Return the losses of the types requested, and write them to `out`.
 
+    The importance measured on the way is part of the losses, and is written to `emitted`, by default beside `out`.
     Raises what scoring and writing raise, and UsageError, BadInput or OutputRefused, before any work, where importance
-    cannot be measured or written.
+    cannot be measured or a file cannot be written.
     """
-    if emitted is not None:
-        if session.imatrix is not None or session.calibration.quick:
-            raise UsageError("--emit-imatrix: nothing is measured with --imatrix, --statistics or --quick")
+    if emitted is not None and not session.measures_importance:
+        if session.imatrix is not None or session.calibration.quick or session.options.no_imatrix:
+            others = "--imatrix, --no-imatrix, --statistics or --quick"
+            raise UsageError(f"--emit-imatrix: nothing is measured with {others}")
         check_can_run(session.source)
-        check_writable(emitted, force=force, inputs=session.inputs)
-    scored = session.score(session.request.types, weigh=emitted is not None)
-    if emitted is not None:
-        from requant.scoring.statistics import write_statistics
-
-        statistics, text = scored.statistics, scored.losses.calibration_text
-        assert statistics is not None and text is not None
-        write_statistics(emitted, statistics, session.source, text, force=force, inputs=session.inputs)
-    return replace(scored.losses, options=score_arguments(session))
+    kept = None
+    if session.measures_importance:
+        kept = emitted or (None if out is None else importance_file(out))
+    for path in (out, kept):
+        if path is not None:
+            check_writable(path, force=force)
+    scored = session.score(session.request.types, weigh=session.measures_importance)
+    losses = replace(scored.losses, options=score_arguments(session))
+    if session.imatrix is not None:
+        losses = replace(losses, imatrix_file=session.importance.file)
+    measured = measured_importance(scored)
+    if measured is not None and kept is not None:
+        losses = replace(losses, imatrix_file=measured.save(kept, session.source, force=force))
+    if out is not None:
+        write_text(out, losses.to_json(), force=force)
+    return losses

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from requant.api.importance import Importance, find_importance, point_to_importance
 from requant.api.invocation import record_options
 from requant.api.kernels import prepare_kernels
-from requant.api.measure import check_can_run, read_importance, score
+from requant.api.measure import check_can_run, score
 from requant.api.session_options import SessionOptions
-from requant.common.files import Identity, identities
 from requant.common.interrupt import run_interruptible
 from requant.common.monitor import SILENT, Monitor
-from requant.container.source import Source, open_source
+from requant.container.imatrix import Imatrix
+from requant.container.source import Source, add_model_inputs, open_source
+from requant.conversion.options import KEEP_TYPE
 from requant.conversion.record import read_any_plan
 from requant.errors import UsageError
 from requant.formats import Effort, by_name
+from requant.model.kinds import LANGUAGE_MODEL, kind_of
 from requant.planning.planner import Planner, check_feasible, losses_without_scoring
 from requant.planning.request import (
     FromBudget,
@@ -28,26 +31,18 @@ from requant.planning.request import (
     FromType,
     PlanFrom,
     PlanRequest,
+    check_loss_unit,
+    option_in_nats,
     plan_from_option,
 )
 from requant.planning.rules import AUTO
 from requant.scoring.calibration_data import read_windows
-from requant.scoring.losses import Losses, ScoringResult, read_losses
+from requant.scoring.losses import GRADIENTS, Losses, ScoringResult, read_losses
 from requant.scoring.options import DEFAULT_TYPES, CalibrationOptions, ScoringOptions
 
 if TYPE_CHECKING:
     from requant.common.cluster import Cluster
-    from requant.container.imatrix import Imatrix
     from requant.planning.plan import Plan
-    from requant.scoring.statistics import Statistics
-
-
-@dataclass(frozen=True, slots=True)
-class Importance:
-    """The importance matrix that encoders use; statistics: what scoring measured it from, and the text's name."""
-
-    imatrix: Imatrix | None
-    statistics: tuple[Statistics, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +55,32 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """An open model with the options of planning; `losses` and `imatrix` were read, `inputs` are all files read."""
+    """An open model with the options of planning; losses, plan and imatrix were read."""
 
     source: Source
     request: PlanRequest
     calibration: CalibrationOptions
     plan_from: PlanFrom
     options: SessionOptions
-    imatrix: Imatrix | None
+    importance: Importance
     losses: Losses | None
-    inputs: frozenset[Identity]
+    plan: Plan | None  # of --plan
     cluster: Cluster | None = None
     monitor: Monitor = SILENT
+
+    @property
+    def imatrix(self) -> Imatrix | None:
+        """Return the importance matrix, None without one or before scoring measures it."""
+        return self.importance.imatrix
+
+    @property
+    def measures_importance(self) -> bool:
+        """Return whether scoring also measures importance: it runs the model, and no imatrix is given or unwanted."""
+        from requant.scoring.fisher import find_run_obstacle
+
+        if self.imatrix is not None or self.options.no_imatrix or self.calibration.quick:
+            return False
+        return find_run_obstacle(self.source) is None
 
     @property
     def needs_scoring(self) -> bool:
@@ -86,23 +95,49 @@ class Session:
             raise UsageError("--measure chooses among plans for a budget; give --vram, --size or --bpw with it")
         check_can_run(self.source)
 
-    def make_plan(self, *, weigh: bool = False, measure: int | None = None) -> Planned:
+    def check_loss_unit(self) -> None:
+        """Raise UsageError where an option is in nats per token and the losses are, or will be, in another unit."""
+        from requant.scoring.fisher import find_run_obstacle
+
+        quick = self.calibration.quick
+        if not isinstance(self.plan_from, FromBudget) or option_in_nats(self.request) is None:
+            return
+        obstacle = find_run_obstacle(self.source)
+        if obstacle is not None:
+            remedy = f"the model cannot be run, which others need: {obstacle.what}; "
+        else:
+            remedy = f"{'leave --quick out' if quick and self.losses is None else 'score again without --quick'}, or "
+        if self.losses is not None:
+            check_loss_unit(self.request, self.losses.method, remedy)
+        elif quick or (obstacle is not None and self.calibration.statistics is None):
+            check_loss_unit(self.request, "dfix" if self.imatrix is None else "cfix", remedy)
+
+    def check_importance(self) -> None:
+        """Raise BadInput where the imatrix that the plan or the losses point to is missing, before all encoding."""
+        if self.importance.missing is not None:
+            raise self.importance.missing
+
+    def make_plan(self, *, weigh: bool = True, measure: int | None = None) -> Planned:
         """Return the plan; for a budget the best one, scored first where no losses are given.
 
-        --effort, where it is given, replaces that of the plan or the losses. weigh: without an imatrix, take the
-        importance that scoring measures. measure: build so many plans near the best, run each on held-out text, return
+        --effort, where it is given, replaces that of the plan or the losses. weigh: take the importance that scoring
+        measures, where it does. measure: build so many plans near the best, run each on held-out text, return
         the one of least KL divergence.
         """
+        if self.plan is not None:
+            return Planned(record_options(self.plan, self), self.importance)
         planned = self._make_plan(weigh, measure)
-        return replace(planned, plan=record_options(planned.plan, self, measure))
+        plan = point_to_importance(planned.plan, planned.importance, self.losses)
+        kind = kind_of(self.source.metadata, {t.name for t in self.source.tensors})
+        if kind is not LANGUAGE_MODEL:
+            plan = replace(plan, runtime={**plan.runtime, "kind": kind.name})
+        return replace(planned, plan=record_options(plan, self, measure))
 
     def _make_plan(self, weigh: bool, measure: int | None) -> Planned:
         from requant.planning import recipe
 
-        given, again = Importance(self.imatrix), self.options.allow_requantize
+        given, again = self.importance, self.options.allow_requantize
         match self.plan_from:
-            case FromPlan(plan):
-                return Planned(read_any_plan(plan) if isinstance(plan, Path) else plan, given)
             case FromType(name):
                 constraints = self.request.constraints
                 plan = recipe.uniform_plan(
@@ -115,8 +150,10 @@ class Session:
                 )
             case FromModel(path):
                 with open_source(path) as other:
-                    return Planned(recipe.clone_plan(self.source, other, allow_requantize=again), given)
-            case FromBudget():
+                    return Planned(
+                        recipe.clone_plan(self.source, other, imatrix=self.imatrix, allow_requantize=again), given
+                    )
+            case _:
                 losses, importance = self.find_losses(weigh=weigh)
                 if measure is not None:
                     return Planned(self._measure_plans(losses, importance.imatrix, measure), importance)
@@ -140,15 +177,17 @@ class Session:
     def _types(self) -> tuple[str, ...]:
         return self.request.types_to_score(DEFAULT_TYPES)
 
-    def find_losses(self, *, weigh: bool = False) -> tuple[Losses, Importance]:
-        """Return the losses, given or measured now, and the importance: with `weigh` that measured on the way."""
-        losses, importance = self.losses, Importance(self.imatrix)
+    def find_losses(self, *, weigh: bool = True, any_budget: bool = False) -> tuple[Losses, Importance]:
+        """Return the losses, given or measured now, and the importance: with `weigh` that measured on the way.
+
+        any_budget: measure all candidates, whatever the budget of the request.
+        """
+        losses, importance = self.losses, self.importance
         if losses is None:
-            scored = self._score_candidates(weigh)
+            weigh = weigh and self.measures_importance
+            scored = self.score(self._types, weigh=weigh) if any_budget else self._score_candidates(weigh)
             losses = scored.losses
-            statistics, text = scored.statistics, losses.calibration_text
-            if statistics is not None and text is not None:
-                importance = Importance(statistics.imatrix(self.source, text), (statistics, text))
+            importance = measured_importance(scored) or importance
         self.request.try_rules(losses)
         return self._limit_types(self.add_cache_losses(losses)), importance
 
@@ -214,15 +253,13 @@ class Session:
 
     def _score_candidates(self, weigh: bool) -> ScoringResult:
         """Score, or return losses that keep every tensor if the model fits as it is. Raise first if no plan fits."""
-        from requant.scoring.fisher import find_run_obstacle
-
         check_feasible(
             self.source,
             self.request,
             self._types,
             imatrix=self.imatrix,
             allow_requantize=self.options.allow_requantize,
-            has_importance=weigh and not self.calibration.quick and find_run_obstacle(self.source) is None,
+            has_importance=weigh,
         )
         whole = self.losses_without_scoring()
         return self.score(self._types, weigh=weigh) if whole is None else ScoringResult(whole)
@@ -238,7 +275,19 @@ class Session:
             threads=self.options.threads,
             cluster=self.cluster,
         )
-        return score(self.source, self.calibration, options, self.monitor)
+        scored = score(self.source, self.calibration, options, self.monitor)
+        if not self.options.no_imatrix or scored.losses.method != GRADIENTS:
+            return scored
+        note = "no importance was measured: --no-imatrix was given, or no file (-o FILE) to keep it beside"
+        return replace(scored, losses=replace(scored.losses, notes=(*scored.losses.notes, note)))
+
+
+def measured_importance(scored: ScoringResult) -> Importance | None:
+    """Return the importance that was measured while scoring, None without any."""
+    imatrix, text = scored.losses.importance, scored.losses.calibration_text
+    if scored.statistics is None or text is None or not isinstance(imatrix, Imatrix):
+        return None
+    return Importance(imatrix, statistics=(scored.statistics, text))
 
 
 def open_session(
@@ -253,24 +302,33 @@ def open_session(
 ) -> Session:
     """Open a session: read the small input files. Raises BadInput, InputOutputError.
 
-    plan_from: by default the budget of the request; a plan file is read later, by `make_plan`.
+    plan_from: by default the budget of the request.
     """
     plan_from, options = plan_from or FromBudget(), options or SessionOptions()
     imatrix = options.imatrix or calibration.statistics
-    files = plan_from_option(plan_from).values()
-    paths = [imatrix, options.losses, *files, calibration.text, calibration.tokens, calibration.statistics]
-    return Session(
+    if options.no_imatrix and imatrix is not None:
+        raise UsageError("--no-imatrix and --imatrix or --statistics cannot be given together")
+    source.add_to_inputs()
+    groups = (request, calibration, options)
+    add_model_inputs(*plan_from_option(plan_from).values(), *(getattr(g, f.name) for g in groups for f in fields(g)))
+    losses = read_losses(options.losses) if isinstance(options.losses, Path) else options.losses
+    plan = plan_from.plan if isinstance(plan_from, FromPlan) else None
+    plan = read_any_plan(plan) if isinstance(plan, Path) else plan
+    importance = find_importance(imatrix, plan, losses, source, off=options.no_imatrix)
+    session = Session(
         source=source,
         request=request,
         calibration=calibration,
         plan_from=plan_from,
         options=options,
-        imatrix=read_importance(imatrix, source),
-        losses=read_losses(options.losses) if isinstance(options.losses, Path) else options.losses,
-        inputs=source.identities | identities(*(path for path in paths if isinstance(path, Path))),
+        importance=importance,
+        losses=losses,
+        plan=plan,
         cluster=cluster,
         monitor=monitor,
     )
+    session.check_loss_unit()
+    return session
 
 
 def connect_cluster(address: str | None, tell: Callable[[str], None]) -> AbstractContextManager[Cluster | None]:
@@ -281,3 +339,15 @@ def connect_cluster(address: str | None, tell: Callable[[str], None]) -> Abstrac
     from requant.formats.jit import fingerprint
 
     return Cluster(address, fingerprint, tell)
+
+
+def apply_nonfinite_policy(source: Source, options: SessionOptions, monitor: Monitor) -> None:
+    """Apply --nonfinite: with `keep-type`, read all of the model and preserve the tensors that hold NaN or infinity."""
+    from requant.model.nonfinite import preserve_nonfinite
+
+    if options.nonfinite != KEEP_TYPE:
+        return
+    prepare_kernels(monitor, {t.format for t in source.tensors}, encode=False)
+    with monitor.progress("scanning", sum(t.n_bytes for t in source.tensors)) as advance:
+        found = run_interruptible(preserve_nonfinite, source, threads=options.threads, progress=advance)
+    monitor.warn(*found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from requant.conversion.options import POLICIES
 from requant.formats import Effort
 from requant.scoring.losses import Losses
 
@@ -13,11 +14,15 @@ from requant.scoring.losses import Losses
 class SessionOptions:
     """Options of scoring and encoding in a session; losses: given as data or as a file, None to measure them.
 
-    effort: None for that of the losses or the plan. threads: None for one per processor.
+    no_imatrix: weigh no columns, whatever the plan or the losses point to. effort: None for that of the losses or the
+    plan. threads: None for one per processor. nonfinite: of a conversion, its policy for tensors that hold NaN or
+    infinity.
     """
 
     imatrix: Path | None = None
+    no_imatrix: bool = False
     losses: Losses | Path | None = None
     threads: int | None = None
     effort: Effort | None = None
     allow_requantize: bool = False
+    nonfinite: str = POLICIES[0]

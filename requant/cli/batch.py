@@ -13,11 +13,15 @@ from requant.cli.command import Command
 from requant.common.units import format_size
 from requant.errors import printable
 from requant.report.text.grid import grid
+from requant.scoring.losses import NATS, POINTS
 
 if TYPE_CHECKING:
     from requant.api.batch.summary import Row
 
-_LOSS = "loss: predicted, in nats per token; of plans scored without gradients in points of their own"
+_UNITS = {
+    NATS: f"in {NATS}: a KL divergence",
+    POINTS: "in points, which compare plans of one model and are no KL divergence",
+}
 
 
 @click.command("batch", cls=Command)
@@ -55,7 +59,7 @@ def command(*, jobs: Path, state: Path | None, as_json: bool, **given: Any) -> N
 
 def _outputs_table(rows: Sequence[Row]) -> str:
     """Return a line for each output, then the failures."""
-    table = [["source", "budget", "output", "size", "bits/weight", "loss", ""]]
+    table = [["source", "budget", "output", "size", "bits/weight", "loss", "-ub", ""]]
     for row in rows:
         table.append(
             [
@@ -64,10 +68,12 @@ def _outputs_table(rows: Sequence[Row]) -> str:
                 printable(row.output or "-"),
                 "-" if row.size is None else format_size(row.size),
                 "-" if row.bpw is None else f"{row.bpw:.3f}",
-                "-" if row.predicted_loss is None else f"{row.predicted_loss:.4g}",
+                "-" if row.predicted_loss is None else f"{row.predicted_loss:.4g} {str(row.loss_unit).split()[0]}",
+                "-" if row.ubatch is None else str(row.ubatch),
                 row.status if not row.exit_code else f"{row.status} ({row.exit_code})",
             ]
         )
     failed = [f"{printable(row.output or row.source)}: {row.error}" for row in rows if row.error]
-    legend = ["", _LOSS] if any(row.predicted_loss is not None for row in rows) else []
-    return "\n".join([*grid(table, right=(3, 4, 5)), *legend, *([""] if failed else []), *failed])
+    units = {row.loss_unit: None for row in rows if row.loss_unit is not None}
+    legend = ["", *(f"loss: predicted, {_UNITS[unit]}" for unit in units)] if units else []
+    return "\n".join([*grid(table, right=(3, 4, 5, 6)), *legend, *([""] if failed else []), *failed])

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING
 import click
 
 from requant.api.batch.jobs import ReportTable, read_report_table
+from requant.api.batch.state import REPORTS, write_state
 from requant.api.batch.summary import GOOD
 from requant.cli import messages, report
 from requant.cli.batch_options import COMMON, key_options
-from requant.common.atomic_write import check_writable, write_text
+from requant.common.atomic_write import check_writable
 from requant.common.files import hash_file
+from requant.common.folders import nearest_folder
+from requant.common.inputs import collect_part, own_files
 from requant.common.serialization import dump, hash_json, parse, parse_record, read_text, to_plain
 from requant.conversion.record import record_path
 from requant.errors import BadInput, InputOutputError, OutputRefused, UsageError, printable
@@ -52,17 +55,18 @@ class BatchReports:
     memory: Path
     force: bool
 
-    def check_targets(self, items: Sequence[BatchItem]) -> None:
-        """Raise every error that would keep the reports from being written."""
+    def check_targets(self, items: Sequence[BatchItem], *, make_folders: bool = True) -> None:
+        """Raise every error that would keep the reports from being written; without `make_folders` make none."""
         written = self._read_memory()
         outputs = {os.path.realpath(p) for i in items if i.out is not None for p in (i.out, record_path(i.out))}
-        files = frozenset(identity for item in items for identity in item.source.files)
         for path in self._targets(items):
             if os.path.realpath(path) in outputs:
                 raise OutputRefused(path, "is one of the outputs", hint="give the card another name")
             known = os.path.realpath(path) in written.files
-            _make_folder(path)
-            check_writable(path, force=self.force or known, inputs=files)
+            if make_folders:
+                _make_folder(path)
+            if nearest_folder(path.parent) == path.parent:
+                check_writable(path, force=self.force or known)
         check_library(f".{kind}" for kind in self.table.beside)
 
     def write_reports(self, items: Sequence[BatchItem]) -> None:
@@ -86,16 +90,16 @@ class BatchReports:
                 continue
             _make_folder(target)
             overrides = self.overrides if target == self.table.card else CardOverrides()
-            publish.write_reports(
-                *([target], subjects, overrides, sources),
-                force=self.force or own is not None,
-                inputs=publish.input_identities(subjects, *sources),
-                known=known,
-                monitor=messages.MONITOR,
-            )
+            with collect_part():
+                publish.write_reports(
+                    *([target], subjects, overrides, sources),
+                    force=self.force or own is not None,
+                    known=known,
+                    monitor=messages.MONITOR,
+                )
             files[key] = hash_file(target)
         text = dump({"schema": _SCHEMA} | to_plain(WrittenReports(request, files)))
-        write_text(self.memory, text, force=True, inputs=frozenset())
+        write_state(self.memory, text)
 
     def _tasks(
         self, items: Sequence[BatchItem], subjects: Sequence[publish.Subject]
@@ -121,7 +125,8 @@ class BatchReports:
         if not self.memory.exists():
             return WrittenReports()
         try:
-            raw = parse(read_text(self.memory), _SCHEMA, self.memory)
+            with own_files():
+                raw = parse(read_text(self.memory), _SCHEMA, self.memory)
             written: WrittenReports = parse_record(WrittenReports, raw, "", self.memory)
         except BadInput as error:
             messages.warn(f"{error}; files that are there are nobody's")
@@ -154,4 +159,4 @@ def read_reports(jobs: Path, folder: Path, *, force: bool) -> BatchReports | Non
     except (click.ClickException, UsageError) as error:
         what = error.format_message() if isinstance(error, click.ClickException) else str(error)
         raise BadInput(jobs, f"[report]: {printable(' '.join(what.split()))}") from error
-    return BatchReports(table, overrides, folder / "reports.json", force)
+    return BatchReports(table, overrides, folder / REPORTS, force)

@@ -10,7 +10,6 @@ import click
 from requant.api import measure as measuring
 from requant.cli import messages, options
 from requant.cli.command import Command
-from requant.common.files import identities
 from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.planning.rules import parse_bytes
@@ -47,6 +46,5 @@ def command(*, model: Path, out: Path | None, text: Path | None, tokens: Path | 
     run = StatisticsOptions(gradients=not how.pop("no_gradients"), **how)
     with open_source(model) as source:
         messages.warn(*source.warnings)
-        inputs = source.identities | identities(text, tokens)
-        found = measuring.calibrate(source, asked, run, out, messages.MONITOR, force=force, inputs=inputs)
+        found = measuring.calibrate(source, asked, run, out, messages.MONITOR, force=force)
     messages.print_result(statistics_text(found, source, out))

@@ -20,6 +20,7 @@ from requant.cli.help_pages import ENVIRONMENT, EXIT_CODES, OTHER, PAGES, Page, 
 from requant.common.units import format_size
 from requant.errors import UsageError, brief, suggest
 
+_HELP = {"-h": False, "--help": False}
 _WRITTEN = frozenset(["out", "recipe", "emit", "state", "targets", "reports"])  # parameters that are paths of outputs
 
 
@@ -81,6 +82,15 @@ class Command(click.Command):
     def page(self) -> Page:
         """The files, examples and exit codes of the help."""
         return PAGES.get(self.name or "", Page())
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words. Raises UsageError for those of other tools."""
+        if not ctx.resilient_parsing:
+            from requant.cli.foreign_words import check_words
+
+            named = [p for p in self.params if isinstance(p, click.Option)]
+            check_words(args, {name: not p.is_flag for p in named for name in p.opts} | _HELP, self.name or "")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; at the verbose level log its files and its time."""

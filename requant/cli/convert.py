@@ -9,22 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from requant.api.convert import convert_to_file
+from requant.api.convert import convert_to_file, try_conversion
 from requant.cli import messages, options, terminal
 from requant.cli.command import Command, WordChoice
 from requant.cli.sessions import open_model_session
 from requant.common.units import format_size
+from requant.container.part import resolve_target
 from requant.container.splitting import WHOLE, Splitting, output_paths, total_size
 from requant.conversion.options import POLICIES, ConversionOptions
 from requant.errors import UsageError, printable
-from requant.planning.output_layout import output_layouts
 from requant.planning.request import choose_plan_from
 from requant.report import publish
 from requant.report.start_command import start_command
 from requant.report.text.result import conversion_text
 
 if TYPE_CHECKING:
-    from requant.api.session import Planned, Session
+    from requant.api.session import Session
+    from requant.container.layout import Layout
     from requant.conversion.record import Conversion
     from requant.report.text.bars import Drawing
 
@@ -44,14 +45,17 @@ class ConversionOutput:
     restart: bool
     as_json: bool
 
+    @property
+    def options(self) -> ConversionOptions:
+        """Return how the output is written."""
+        return ConversionOptions(self.splitting, force=self.force, verify=not self.no_verify)
+
     def check(self) -> None:
         """Raise UsageError for options that cannot go together."""
         if str(self.out) == "-":
             raise UsageError("OUT: a model is not written to stdout; name a file")
         if len(self.vrams) > 1:
             raise UsageError("convert makes one file; give one --vram, or plan for all of them first")
-        if self.reports and self.dry_run:
-            raise UsageError("--dry-run writes nothing; leave --report out")
 
 
 @click.command("convert", cls=Command)
@@ -68,8 +72,12 @@ class ConversionOutput:
 @click.option(
     "--measure", type=click.IntRange(1, 64), metavar="N", help="Measure N plans near the best; keep the best."
 )
-@click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
-@click.option("--no-verify", is_flag=True, help="Do not read the output again.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Make all checks that come before the first byte, show the plan, write nothing.",
+)
+@click.option("--no-verify", is_flag=True, help="Read neither the output nor the source again.")
 @click.option(
     "--nonfinite",
     type=WordChoice(POLICIES),
@@ -98,6 +106,8 @@ def command(*, how: ConversionOutput, **given: Any) -> None:
     plan_from = choose_plan_from(given["request"], *decided)
     how.check()
     with open_model_session(**given, plan_from=plan_from) as session:
+        resolve_target(how.out)
+        publish.check_output_reports(how.reports, how.out, force=how.force)
         if how.dry_run:
             messages.print_result(*_dry_run(session, how))
             return
@@ -109,11 +119,10 @@ def command(*, how: ConversionOutput, **given: Any) -> None:
 
 
 def _convert(session: Session, how: ConversionOutput) -> Conversion:
-    publish.check_output_reports(how.reports, how.out, force=how.force, inputs=session.inputs)
     return convert_to_file(
         session,
         how.out,
-        options=ConversionOptions(how.splitting, force=how.force, verify=not how.no_verify),
+        options=how.options,
         measure=how.measure,
         restart=how.restart,
         show=lambda plan: None if how.as_json else messages.print_result(*terminal.plan_parts(plan)),
@@ -121,18 +130,17 @@ def _convert(session: Session, how: ConversionOutput) -> Conversion:
 
 
 def _dry_run(session: Session, how: ConversionOutput) -> Sequence[str | Drawing]:
-    session.check_measure(how.measure)
-    planned = session.make_plan(weigh=True, measure=how.measure)
+    found = try_conversion(session, how.out, options=how.options, measure=how.measure, restart=how.restart)
+    messages.warn(*found.prepared.notes)
     if how.as_json:
-        return [planned.plan.to_json()]
-    return [*terminal.plan_parts(planned.plan), *_list_files(session, planned, how)]
+        return [found.planned.plan.to_json()]
+    return [*terminal.plan_parts(found.planned.plan), *_list_files(found.prepared.layouts, how)]
 
 
-def _list_files(session: Session, planned: Planned, how: ConversionOutput) -> list[str]:
+def _list_files(layouts: Sequence[Layout], how: ConversionOutput) -> list[str]:
     """Return a line that names the files of an output that is split."""
     if how.splitting == WHOLE:
         return []
-    layouts = output_layouts(session.source, planned.plan, planned.importance.imatrix, how.splitting)
     paths = [printable(str(path)) for path in output_paths(how.out, layouts)]
     names = paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]}"
     return [f"{len(paths)} file{'s' * (len(paths) > 1)}, {format_size(total_size(layouts))} in all: {names}"]

@@ -27,7 +27,7 @@ def _check_data(calibration: CalibrationOptions) -> None:
 @click.command("evaluate", cls=Command)
 @options.model
 @options.file_option("--base", shell_complete=options.GGUF, help="The model to measure the divergence from.")
-@options.text
+@options.own_text
 @options.tokens
 @options.windows(None)
 @options.window

@@ -13,7 +13,7 @@ EXIT_CODES = {
     2: "usage",
     3: "bad input: not a GGUF, damaged, another model's imatrix, ...",
     4: "the budget is too small; the smallest that fits is named",
-    5: "output refused: it exists (--force), is the input, or is being written",
+    5: "output refused: it exists (--force), is an input, is being written, or its .part is not requant's",
     6: "I/O: disk full, no permission, read errors, no memory",
     7: "the source changed while it was read",
     8: "numbers failed a check: NaN in the source, or a type that cannot hold these weights",
@@ -39,8 +39,8 @@ HEADINGS = {
         "--repo",
     ),
     "Scoring": (
-        *("--losses", "--imatrix", "--statistics", "--quick", "--text", "--tokens", "--windows", "--window"),
-        *("--no-gradients", "--effort", "--measure"),
+        *("--losses", "--imatrix", "--no-imatrix", "--statistics", "--quick", "--text", "--tokens", "--windows"),
+        *("--window", "--no-gradients", "--effort", "--measure"),
     ),
     "Output": (
         *("--output", "--emit-imatrix", "--emit-tensor-types", "--explain", "--frontier", "--tensors", "--json"),

@@ -10,6 +10,7 @@ import click
 from requant.cli import console, messages
 from requant.cli.command import common, write_options, write_page
 from requant.cli.help_pages import HEADINGS, MAIN, Page
+from requant.common.inputs import collect_inputs
 from requant.errors import find_similar
 
 # command -> first line of its help, here so that `requant --help` imports no command
@@ -24,6 +25,16 @@ COMMANDS = {
     "diff": "Compare two plans or two models: types, bytes, predicted loss.",
     "verify": "Check a converted model against its record, plan and source.",
     "evaluate": "Measure perplexity, and the divergence from another model.",
+}
+
+
+_SYNONYMS = {  # what other tools call it
+    **dict.fromkeys(["quantize", "quantise", "quant", "compress", "llama-quantize"], "convert"),
+    **dict.fromkeys(["imatrix", "llama-imatrix"], "calibrate"),
+    **dict.fromkeys(["perplexity", "ppl", "llama-perplexity", "measure"], "evaluate"),
+    **dict.fromkeys(["info", "show", "dump", "ls"], "inspect"),
+    **dict.fromkeys(["compare"], "diff"),
+    **dict.fromkeys(["check", "test"], "verify"),
 }
 
 
@@ -52,6 +63,11 @@ class LazyGroup(click.Group):
             console.reset()
         return super().parse_args(ctx, [*args[1:2], "--help"] if args[:1] == ["help"] else args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, and collect its inputs from here on."""
+        with collect_inputs():
+            return super().invoke(ctx)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands, without importing them."""
         with formatter.section("Commands"):
@@ -79,8 +95,10 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command. Raises click.UsageError naming the nearest one."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
-            near = find_similar(args[0], [*COMMANDS, "help"], 1)
+            near = [_SYNONYMS[args[0]]] if args[0] in _SYNONYMS else find_similar(args[0], [*COMMANDS, "help"], 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+            if args[0].lower().endswith(".gguf"):
+                hint = "the command comes first: requant convert MODEL OUT.gguf, or requant inspect MODEL"
             raise click.UsageError(f"no command '{args[0]}'; {hint}", ctx)
         return super().resolve_command(ctx, args)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import sys
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 _SPARE = "close other programs, or give fewer --threads"
 _NO_THREAD = "can't start new thread"  # Python's RuntimeError where the system has no more threads
+_NO_ROOM = ("Cannot allocate memory", "failed to map segment")  # the system's words for a library without memory
+_AMPLE = 2**30  # bytes of address space
 _GRACE = 1.0  # seconds from a signal to the end of the process
 _state: dict[str, Any] = {"signal": 0, "stopped": False, "said": False, "then": "run the same command again"}
 
@@ -49,6 +52,9 @@ def prepare() -> None:
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _stop)
     _watch_signals()
+    if 0 <= resource.getrlimit(resource.RLIMIT_AS)[0] < _AMPLE:
+        # each thread of OpenBLAS takes 32 MiB, and OpenBLAS ends the process where there is no room for them
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     warnings.showwarning = _show_warning
     sys.excepthook = _report_bug
     for stream in (sys.stdout, sys.stderr):
@@ -69,8 +75,8 @@ def exit_code_of(command: Callable[[], object]) -> int:
     except Stopped as stop:
         _state["stopped"] = True
         return _stopped(stop.number)
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and str(error) != _NO_THREAD:
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not _is_exhaustion(error):
             raise
         return _failed(_describe_exhaustion(error), InputOutputError.exit_code)
     except OSError as error:
@@ -137,14 +143,20 @@ def _failed(message: str, code: int) -> int:
     return code
 
 
-def _describe_exhaustion(error: MemoryError | RuntimeError) -> str:
-    """Describe which resource is exhausted: threads, or memory with the size asked for and any limit."""
-    import resource
+def _is_exhaustion(error: BaseException) -> bool:
+    """Return whether memory or threads are exhausted, also while a library is being loaded."""
+    if isinstance(error, ImportError):
+        causes = [error, error.__cause__, error.__context__]  # NumPy wraps the error of the library
+        return any(word in str(cause) for cause in causes for word in _NO_ROOM)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and str(error) == _NO_THREAD)
 
-    if not isinstance(error, MemoryError):
+
+def _describe_exhaustion(error: BaseException) -> str:
+    """Describe which resource is exhausted: threads, or memory with the size asked for and any limit."""
+    if isinstance(error, RuntimeError):
         return f"no more threads can be started; {_SPARE}"
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    figures = [f"got {error}"] if str(error) else []
+    figures = [f"got {error}"] if isinstance(error, MemoryError) and str(error) else []
     figures += [] if limit == resource.RLIM_INFINITY else [f"limit {format_size(limit)}, ulimit -v"]
     return f"out of memory{' (' + ', '.join(figures) + ')' if figures else ''}; {_SPARE}"
 
@@ -157,6 +169,8 @@ def _usage(error: click.ClickException) -> str:
     if isinstance(error, click.NoSuchOption):
         near = find_similar(error.option_name, error.possibilities or (), 1)
         message = f"no option '{error.option_name}'{f'; did you mean {near[0]}?' if near else ''}"
+    if isinstance(error, click.MissingParameter) and error.param is not None and error.param.name == "out":
+        message += ": name the output after the model, as in requant convert MODEL OUT.gguf --vram 12GiB"
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "requant"
     return f"{message[:1].lower()}{message[1:]}{'' if message.endswith('?') else ';'} see {path} --help"

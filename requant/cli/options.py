@@ -56,7 +56,10 @@ threads = click.option(
 cluster = click.option(
     "--cluster", metavar="ADDRESS", help="Let the workers of a Dask scheduler do it: tcp://host:8786."
 )
-imatrix = file_option("--imatrix", shell_complete=GGUF, help="Importance matrix of this model (GGUF or .dat).")
+imatrix = _together(
+    file_option("--imatrix", shell_complete=GGUF, help="Importance matrix of this model (GGUF or .dat)."),
+    click.option("--no-imatrix", is_flag=True, help="Weigh no columns, whatever the plan or the losses point to."),
+)
 losses = file_option("--losses", shell_complete=JSON, help="Losses from `requant score`, instead of scoring now.")
 force = click.option("--force", is_flag=True, help="Replace files that exist.")
 single_type = click.option(
@@ -77,6 +80,7 @@ allow_requantize = click.option(
     "--allow-requantize", is_flag=True, help="Accept a model that is already quantized below Q8_0."
 )
 text = file_option("--text", help="UTF-8 text to run the model on.", show_default="one that ships with requant")
+own_text = file_option("--text", help="UTF-8 text to run the model on; this or --tokens is needed.")
 tokens = file_option("--tokens", help="Token ids to run the model on, instead of a text.")
 window = click.option(
     "--window",

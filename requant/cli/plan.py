@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from requant.api import plan as planning
+from requant.api.importance import Importance, importance_file
 from requant.api.session import Session
 from requant.cli import messages, options, terminal
 from requant.cli.command import Command
-from requant.cli.sessions import open_model_session
+from requant.cli.sessions import open_model_session, without_unkept
 from requant.common.atomic_write import check_writable, write_text
 from requant.common.units import size_label
 from requant.errors import UsageError
@@ -52,9 +53,10 @@ class PlanOutputs:
 
     def check_paths(self, session: Session) -> None:
         """Raise OutputRefused or InputOutputError for a file that cannot be written."""
-        for path in (*self.plan_paths(), self.recipe):
+        measured = self.out is not None and session.needs_scoring and session.measures_importance and not self.frontier
+        for path in (*self.plan_paths(), self.recipe, *([importance_file(self.out)] if measured and self.out else [])):
             if path is not None:
-                check_writable(path, force=self.force, inputs=session.inputs)
+                check_writable(path, force=self.force)
 
     def plan_paths(self) -> Sequence[Path | None]:
         """Return the path of each plan; with several --vram the budget is part of the name."""
@@ -63,10 +65,16 @@ class PlanOutputs:
             return [out] * max(1, len(self.vrams))
         return [out.with_name(f"{out.stem}-{size_label(size)}{out.suffix}") for size in self.vrams]
 
-    def write(self, session: Session, path: Path | None, text: str) -> None:
+    def save_importance(self, session: Session, importance: Importance) -> str | None:
+        """Write importance that scoring measured beside -o, and return its file's name; None without any."""
+        if self.out is None:
+            return None
+        return importance.save(importance_file(self.out), session.source, force=self.force)
+
+    def write(self, path: Path | None, text: str) -> None:
         """Write a text, if there is a path for it."""
         if path is not None:
-            write_text(path, text, force=self.force, inputs=session.inputs)
+            write_text(path, text, force=self.force)
 
 
 @click.command("plan", cls=Command)
@@ -93,14 +101,19 @@ def command(*, outputs: PlanOutputs, preset: str | None, like: Path | None, **gi
     """Choose a type, and a device, for each tensor within a budget.
 
     The choice is of least predicted loss among all that fit, with a proven gap. Without --losses the model is scored
-    first. Nothing is converted: give the plan to `requant convert --plan`. Several --vram give several plans.
+    first, and the importance measured on the way is written beside -o. Nothing is converted: give the plan to `requant
+    convert --plan`. Several --vram give several plans.
     """
     request: PlanRequest = given["request"]
     if outputs.frontier:
         check_frontier(request)
     plan_from = FromBudget(like) if outputs.frontier else choose_plan_from(request, None, None, preset, like, others=())
     outputs.check_options(request, has_losses=given["session_options"].losses is not None)
-    with open_model_session(**given, plan_from=plan_from) as session:
+    with open_model_session(**given, plan_from=plan_from) as opened:
+        unkept = outputs.as_json and opened.needs_scoring and not outputs.frontier
+        session = without_unkept(opened, outputs.out) if unkept else opened
+        if session.importance.missing is not None:
+            messages.warn(str(session.importance.missing))
         outputs.check_paths(session)
         make = _frontier if outputs.frontier else _several_plans if len(outputs.vrams) > 1 else _one_plan
         parts = make(session, outputs)
@@ -111,22 +124,27 @@ def _frontier(session: Session, outputs: PlanOutputs) -> Sequence[str]:
     points, losses = planning.compute_curve(session)
     in_json = outputs.as_json or (outputs.out is not None and outputs.out.suffix == ".json")
     text = curve_to_json(points, losses) if in_json else curve_to_csv(points)
-    outputs.write(session, outputs.out, text)
+    outputs.write(outputs.out, text)
     return [text.removesuffix("\n")]
 
 
 def _several_plans(session: Session, outputs: PlanOutputs) -> Sequence[str]:
-    plans, vrams = planning.make_plans(session, outputs.vrams), outputs.vrams
+    (plans, importance), vrams = planning.make_plans(session, outputs.vrams), outputs.vrams
+    if (file := outputs.save_importance(session, importance)) is not None:
+        plans = [replace(plan, imatrix_file=file) if plan.imatrix else plan for plan in plans]
     for plan, path in zip(plans, outputs.plan_paths(), strict=True):
-        outputs.write(session, path, plan.to_json())
+        outputs.write(path, plan.to_json())
     return [planning.plans_to_json(plans) if outputs.as_json else plans_table(plans, vrams, terminal.width())]
 
 
 def _one_plan(session: Session, outputs: PlanOutputs) -> Sequence[str | Drawing]:
-    plan = session.make_plan().plan
-    outputs.write(session, outputs.out, plan.to_json())
+    planned = session.make_plan()
+    plan, file = planned.plan, outputs.save_importance(session, planned.importance)
+    if file is not None and plan.imatrix is not None:
+        plan = replace(plan, imatrix_file=file)
+    outputs.write(outputs.out, plan.to_json())
     if outputs.recipe is not None:
-        outputs.write(session, outputs.recipe, tensor_type_file(plan))
+        outputs.write(outputs.recipe, tensor_type_file(plan))
     if outputs.explain is not None:
         found, more = planning.explain_tensor(session, plan, outputs.explain)
         return [explanation_json(found, plan, more) if outputs.as_json else explanation_text(found, plan, more)]

@@ -13,6 +13,7 @@ from requant.api.batch.summary import output_records
 from requant.cli import completion, messages, options
 from requant.cli.command import Command
 from requant.common.units import format_size
+from requant.container.source import add_model_inputs
 from requant.errors import UsageError, printable
 from requant.report import publish
 from requant.report.card.origin import REPOSITORY, CardOverrides
@@ -89,9 +90,9 @@ def command(*, inputs: Paths, targets: Paths, evaluations: Paths, sources: Paths
     _check_kinds(targets, overrides, (*sources, *evaluations))
     records = (path for source in inputs for path in output_records(source))
     subjects = publish.add_evaluations(publish.read_subjects(records), evaluations)
-    files = publish.input_identities(subjects, *inputs, *evaluations, *sources)
-    publish.check_targets(targets, force=force, inputs=files)
-    publish.write_reports(targets, subjects, overrides, sources, force=force, inputs=files, monitor=messages.MONITOR)
+    add_model_inputs(*inputs, *sources)
+    publish.check_targets(targets, force=force)
+    publish.write_reports(targets, subjects, overrides, sources, force=force, monitor=messages.MONITOR)
     for path in targets:
         messages.print_result(f"{path}: {format_size(path.stat().st_size)}")
 

@@ -10,8 +10,7 @@ import click
 from requant.api.score import score_to_files
 from requant.cli import messages, options, terminal
 from requant.cli.command import Command
-from requant.cli.sessions import open_model_session
-from requant.common.atomic_write import check_writable, write_text
+from requant.cli.sessions import open_model_session, without_unkept
 from requant.errors import UsageError
 from requant.planning.request import build_request
 from requant.report.text.table import losses_table
@@ -21,7 +20,7 @@ from requant.report.text.table import losses_table
 @options.model
 @options.result_file("losses")
 @options.file_option(
-    "--emit-imatrix", "emit", help="Write the importance measured on the way: an --imatrix for convert."
+    "--emit-imatrix", "emit", help="Write the importance measured on the way to this file, not beside -o."
 )
 @options.imatrix
 @options.calibration
@@ -40,14 +39,11 @@ def command(
 
     Every matrix is encoded in every type; what that changes is weighed by gradients of the model on a text, which
     gives a predicted KL divergence in nats per token. The model is run a layer at a time, on the CPU. The losses serve
-    any number of plans.
+    any number of plans. The importance measured on the way is written beside them, as LOSSES.imatrix.gguf; plan and
+    convert find it there.
     """
     if out is None and not as_json:
         raise UsageError("nowhere to put the losses; say -o LOSSES.json or --json")
     with open_model_session(request=build_request({"types": types}), **given) as session:
-        if out is not None:
-            check_writable(out, force=force, inputs=session.inputs)
-        losses = score_to_files(session, emitted=emit, force=force)
-        if out is not None:
-            write_text(out, losses.to_json(), force=force, inputs=session.inputs)
+        losses = score_to_files(without_unkept(session, out or emit), out=out, emitted=emit, force=force)
     messages.print_result(losses.to_json() if as_json else losses_table(losses, terminal.width()))

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from requant.api.session import Session, connect_cluster, open_session
+from requant.api.session import Session, apply_nonfinite_policy, connect_cluster, open_session
 from requant.cli import messages
 from requant.container.source import open_source
+from requant.model.tensor_shapes import describe_misfits
 
 if TYPE_CHECKING:
     from requant.api.session_options import SessionOptions
     from requant.planning.request import PlanFrom, PlanRequest
     from requant.scoring.options import CalibrationOptions
+
+
+def without_unkept(session: Session, kept: Path | None) -> Session:
+    """Return the session; where it would measure importance and no file keeps that, one that measures none."""
+    if kept is not None or not session.measures_importance:
+        return session
+    return replace(session, options=replace(session.options, no_imatrix=True))
 
 
 @contextmanager
@@ -26,16 +35,12 @@ def open_model_session(
     session_options: SessionOptions,
     plan_from: PlanFrom | None = None,
     cluster: str | None = None,
-    nonfinite: str | None = None,
 ) -> Iterator[Session]:
-    """Open a session on the model at `model`; nonfinite: the policy for NaN and infinity, applied to it first."""
+    """Open a session on the model at `model`; its policy for NaN and infinity is applied first."""
     monitor = messages.MONITOR
     with open_source(model) as source, connect_cluster(cluster, messages.info) as workers:
-        messages.warn(*source.warnings)
-        if nonfinite is not None:
-            from requant.api.convert import apply_nonfinite_policy
-
-            apply_nonfinite_policy(source, nonfinite, monitor, threads=session_options.threads)
+        messages.warn(*source.warnings, *describe_misfits(source))
+        apply_nonfinite_policy(source, session_options, monitor)
         yield open_session(
             *(source, request, calibration, plan_from, session_options), cluster=workers, monitor=monitor
         )

@@ -23,21 +23,33 @@ from requant.report.text.result import verification_text
 @options.file_option(
     *("--plan", "wanted"), shell_complete=options.JSON, help="A plan, or the record if not beside OUT."
 )
+@click.option("--full", is_flag=True, help="Encode the source again, and compare every byte.")
+@options.file_option("--imatrix", shell_complete=options.GGUF, help="The importance OUT was made with, for --full.")
 @options.threads
 @options.json_output
-def command(*, target: Path, model: Path | None, wanted: Path | None, threads: int | None, as_json: bool) -> None:
-    """Read every byte of a converted model and compare it with its record, plan and source.
+def command(
+    *,
+    target: Path,
+    model: Path | None,
+    wanted: Path | None,
+    full: bool,
+    imatrix: Path | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Read every byte of a converted model and compare it with what is known of it.
 
-    Every block is decoded; with --source a sample of rows is compared with what they were made from, and copies byte
-    for byte. A model that is not sound is exit code 3, with a line for each finding on stdout.
+    The verdict is one of three. The same bytes as were written: by its record, or by the digests in its metadata.
+    Plausible against the source: --source compares copies byte for byte, and 64 rows of every encoded tensor. Only
+    readable: compared with nothing. Findings are exit code 3, with a line for each on stdout.
     """
     with ExitStack() as stack:
         source = None if model is None else stack.enter_context(open_source(model))
-        found = verify(target, source, wanted, messages.MONITOR, threads=threads)
+        found = verify(target, source, wanted, messages.MONITOR, full=full, imatrix=imatrix, threads=threads)
     messages.print_result(found.to_json() if as_json else verification_text(found))
     if found.ok:
         return
-    if found.is_itself_sound:
+    if found.has_only_other_source:
         hint = "give --source the model that it was made from; in the file itself nothing is wrong"
         raise BadInput(model, f"is not the source of {printable(str(target))}", hint=hint)
     n = len(found.findings)

@@ -13,10 +13,11 @@ import importlib
 import logging
 import pickle
 import re
+import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future, TimeoutError
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from time import monotonic, sleep
@@ -237,13 +238,27 @@ class Cluster:
         refused = f"--cluster: '{printable(self.address)}' is no address of a scheduler; as in tcp://host:8786"
         if found is None or not 0 < int(found[1]) < 2**16:
             raise UsageError(refused)
+        protocol, separator, _ = self.address.partition("://")
+        if separator and protocol not in self._dask.comm.registry.backends:
+            raise UsageError(refused)
+        client: Future[Any] = Future()
+
+        def connect() -> None:
+            try:
+                client.set_result(_client_class()(self.address, timeout=_CONNECT, set_as_default=False, name="requant"))
+            except BaseException as error:  # noqa: BLE001, whatever a peer that is no scheduler leads to
+                client.set_exception(error)
+
+        # Dask's own limit does not hold where a peer accepts the connection and says nothing
+        threading.Thread(target=connect, daemon=True).start()
         try:
-            return self._dask.Client(self.address, timeout=_CONNECT, set_as_default=False, name="requant")
-        except ValueError as error:  # a protocol that Dask does not know
-            raise UsageError(refused) from error
-        except _LOST as error:
+            error = client.exception(_CONNECT)
+        except TimeoutError as late:
+            error = late
+        if error is not None:
             hint = "start one with `dask scheduler`, or correct the address"
             raise InputOutputError(self.address, "no scheduler answers there", hint=hint) from error
+        return client.result()
 
 
 def _run_task(fingerprint: Fingerprint, wanted: tuple[str, str], packed: bytes, before: list[Any]) -> Any:
@@ -268,6 +283,11 @@ def _run_task(fingerprint: Fingerprint, wanted: tuple[str, str], packed: bytes, 
 
 def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {printable(' '.join(str(error).split()))[:500]}".rstrip(": ")
+
+
+def _client_class() -> Any:
+    """Return Dask's class of clients; one that could not connect is dropped at once, without closing it for 10 s."""
+    return type("Client", (importlib.import_module("distributed").Client,), {"__del__": lambda _: None})
 
 
 def _import_dask() -> Any:

@@ -8,9 +8,9 @@ import fcntl
 import hashlib
 import os
 import stat
-from contextlib import suppress
 from pathlib import Path
 
+from requant.common.inputs import add_input, forget_input, mode_in, restrict
 from requant.errors import (
     FILE_NAME,
     MISSING,
@@ -25,8 +25,6 @@ from requant.errors import (
 
 NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOLCK}  # by the file system
 
-Identity = tuple[int, int]  # (st_dev, st_ino), the same for all paths of a file
-
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a FIFO",
@@ -35,11 +33,6 @@ _KINDS = {
     stat.S_IFBLK: "a block device",
     stat.S_IFLNK: "a symbolic link",
 }
-
-
-def identity(status: os.stat_result) -> Identity:
-    """The device and inode of a stat result."""
-    return status.st_dev, status.st_ino
 
 
 def identify_content(path: Path, max_hashed: int) -> str | tuple[int, int]:
@@ -60,7 +53,7 @@ def irregular_kind(status: os.stat_result) -> str | None:
 
 
 def open_regular(path: Path) -> int:
-    """Open `path` for reading; the caller closes the descriptor.
+    """Open `path` for reading, as an input; the caller closes the descriptor.
 
     Raises BadInput for a missing path, a dangling link and anything but a regular file; InputOutputError for other
     failures, such as missing permission.
@@ -73,10 +66,12 @@ def open_regular(path: Path) -> int:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:
         raise _open_error(path, error) from error
-    kind = irregular_kind(os.fstat(descriptor))
+    status = os.fstat(descriptor)
+    kind = irregular_kind(status)
     if kind is not None:
         os.close(descriptor)
         raise BadInput(path, f"is {kind}, not a regular file")
+    add_input(path, status)
     return descriptor
 
 
@@ -99,7 +94,8 @@ def _open_error(path: Path, error: OSError | ValueError) -> BadInput:
         return missing_file(path)
     if error.errno == errno.ELOOP:
         return BadInput(path, "is a loop of symbolic links")
-    return InputOutputError(path, f"cannot be opened: {error.strerror}")
+    hint = "raise the limit on open files: ulimit -n 4096" if error.errno == errno.EMFILE else None
+    return InputOutputError(path, f"cannot be opened: {error.strerror}", hint=hint)
 
 
 def read_into(path: object, descriptor: int, target: memoryview, offset: int) -> None:
@@ -144,26 +140,28 @@ def room_hint(error: OSError, path: Path) -> str | None:
     return None
 
 
-def open_or_make(path: Path, what: str, inputs: frozenset[Identity] = frozenset()) -> int:
-    """Open the regular file at `path` for reading and writing, made if missing; `what` is a noun for it.
+def create_file(path: Path) -> int:
+    """Create the file at `path` for reading and writing, with the permissions of an output.
 
-    Raises OutputRefused where anything else or one of `inputs` is there, InputOutputError.
+    Raises OutputRefused where a file has appeared there, InputOutputError.
     """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        status = path.lstat() if os.path.lexists(path) else None
-        kind = None if status is None else irregular_kind(status)
-        if status is not None and (kind is not None or identity(status) in inputs):
-            is_not = f"is {kind}, not {what}" if kind else f"is one of the inputs, not {what}"
-            raise OutputRefused(path, is_not, hint="it stands where the unfinished output goes; move it away")
-        # the umask decides whether other users may read the model
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        return os.open(path, flags | (os.O_EXCL if status is None else 0), 0o666)
+        descriptor = os.open(path, flags, mode_in(path.parent))
+        begin_output(descriptor)
     except FileExistsError as error:
         raise OutputRefused(path, "has just been made by another run") from error
     except OSError as error:
         if not path.parent.exists():
             raise missing_folder(path.parent) from error
         raise InputOutputError(path, f"cannot be created: {error.strerror}") from error
+    return descriptor
+
+
+def begin_output(descriptor: int) -> None:
+    """Tell a new, open file from the inputs, and take from it the permissions that one of them lacks."""
+    forget_input(os.fstat(descriptor))
+    restrict(descriptor)
 
 
 def missing_folder(folder: Path) -> InputOutputError:
@@ -187,16 +185,10 @@ def lock_file(path: Path, descriptor: int, warnings: list[str]) -> bool:
     return True
 
 
-def identities(*paths: Path | None) -> frozenset[Identity]:
-    """The identities of those of `paths` that exist: no output may be one of them."""
-    found = set()
-    for path in paths:
-        with suppress(OSError, ValueError):
-            if path is not None:
-                found.add(identity(path.stat()))
-    return frozenset(found)
-
-
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of the file at `path`, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()

@@ -31,6 +31,17 @@ def sync_folder(path: Path) -> bool:
     return True
 
 
+def nearest_folder(folder: Path) -> Path:
+    """Return `folder`, or the nearest one above it. Raises InputOutputError where a folder cannot be made in it."""
+    found = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not found.is_dir():
+        code = errno.EEXIST if found == folder else errno.ENOTDIR
+        raise InputOutputError(folder, f"cannot be made: {os.strerror(code)}")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise InputOutputError(folder, f"cannot be made: {os.strerror(errno.EACCES)}")
+    return found
+
+
 def check_space(folder: Path, need: int, parts: list[Path]) -> None:
     """Raise InputOutputError where `folder` has less than `need` bytes free; those of `parts` count as free."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextvars import copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
@@ -44,7 +45,7 @@ def run_interruptible(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
         finally:
             steps.put(None)
 
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=copy_context().run, args=(run,), daemon=True).start()
     try:
         while (n := _wait_for_step(steps)) is not None:
             progress(n)

@@ -2,13 +2,15 @@
 
 An unknown key, a missing one, a wrong type, a number that is not finite or is negative: each is a BadInput that names
 its place in the file. A field may name a parser of its value, `field(metadata={"parse": f})`, which is called with the
-value, its place and the path. An IntEnum is its member's name in small letters.
+value, its place and the path. A field with `metadata=IN_MEMORY` is not in the JSON. An IntEnum is its member's name
+in small letters.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -18,28 +20,39 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from requant.common.inputs import add_input
 from requant.common.units import format_size
 from requant.errors import MISSING, REMARK, BadInput, InputOutputError, brief, missing_file
 
+IN_MEMORY = {"in_memory": True}  # metadata of a field
 _LINE = 160  # characters of a JSON value that is kept on one line
 _BLOCK = 1 << 18  # bytes read at once
-_MAX_FLOAT = 1e100
+MAX_FLOAT = 1e100
 _MAX_FILE = 1 << 28  # bytes; 1000 tensors x 30 types are about 4 MiB
+_MAX_DIGITS = 101  # of a whole number: those of MAX_FLOAT
+# bytes of memory that the parsed values behind a character take at most: an object, a list, a value after a comma
+_MEMORY = {"{": 240, "[": 72, ",": 64}
+_MAX_MEMORY = 12  # bytes for each byte of the file; files that requant writes have up to 8
+_FREE_MEMORY = 1 << 22  # bytes that any file may take
 
 
-def read_text(path: Path | str) -> str:
-    """Read the text file at `path`. Raises BadInput where it is missing, huge or no UTF-8, InputOutputError."""
+def read_text(path: Path | str, most: int = _MAX_FILE) -> str:
+    """Read the text file at `path`, of at most `most` bytes.
+
+    Raises BadInput where it is missing, longer or no UTF-8, InputOutputError.
+    """
     try:
         with Path(path).open("rb") as file:
+            add_input(Path(path), os.fstat(file.fileno()))
             data = bytearray()
-            while len(data) <= _MAX_FILE and (part := file.read(_BLOCK)):  # read(_MAX_FILE) would allocate all of it
+            while len(data) <= most and (part := file.read(_BLOCK)):  # read(most) would allocate all of it
                 data += part
     except MISSING as error:
         raise missing_file(Path(path)) from error
     except OSError as error:
         raise InputOutputError(path, f"cannot be read: {error.strerror}") from error
-    if len(data) > _MAX_FILE:
-        raise BadInput(path, "is too large for such a file", limit=format_size(_MAX_FILE))
+    if len(data) > most:
+        raise BadInput(path, "is too large for such a file", limit=format_size(most))
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -50,7 +63,7 @@ def read_text(path: Path | str) -> str:
 def to_plain(value: Any) -> Any:
     """Convert dataclasses to dicts in field order, tuples to lists, members of an IntEnum to their names."""
     if is_dataclass(value):
-        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value) if f.metadata != IN_MEMORY}
     if isinstance(value, IntEnum):
         return value.name.lower()
     if isinstance(value, Mapping):
@@ -73,15 +86,30 @@ def dump(value: Any, indent: str = "") -> str:
 
 
 def parse(text: str, schema: str, path: object) -> dict[str, Any]:
-    """Parse the JSON object in `text`, and return it without its `schema`. Raises BadInput for another schema."""
+    """Parse the JSON object in `text`, and return it without its `schema`.
+
+    Raises BadInput for another schema, and before it parses a text whose values would take far more memory than it.
+    """
+    memory, limit = sum(text.count(c) * n for c, n in _MEMORY.items()), _FREE_MEMORY + _MAX_MEMORY * len(text)
+    if memory > limit:
+        what = "holds too many values for its size"
+        raise BadInput(path, what, got=f"{format_size(memory)} of memory", limit=format_size(limit))
     try:
-        raw = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
+        raw = json.loads(
+            text, parse_int=_parse_integer, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates
+        )
     except (ValueError, RecursionError) as error:
         raise BadInput(path, f"is not valid JSON: {brief(str(error), REMARK)}") from error
     found = raw.pop("schema", None) if isinstance(raw, dict) else None
     if found != schema:
         raise BadInput(path, "is another kind of file", got=f"schema {show_json(found)}", expected=schema)
     return raw  # type: ignore[no-any-return]
+
+
+def _parse_integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number has {len(text)} digits, {_MAX_DIGITS} at most")
+    return int(text)
 
 
 def _refuse_constant(text: str) -> float:
@@ -105,10 +133,11 @@ def parse_record(kind: Any, raw: Any, where: str, path: object) -> Any:
     if not isinstance(raw, dict):
         raise _type_error(where, "an object", raw, path)
     hints, prefix = _hints(kind), where and f"{where}."
-    if unknown := [key for key in raw if key not in hints]:
+    kept = [f for f in fields(kind) if f.metadata != IN_MEMORY]
+    if unknown := sorted(raw.keys() - {f.name for f in kept}):
         raise BadInput(path, f"{prefix}{brief(unknown[0])} is not a key of this file")
     values = {}
-    for f in fields(kind):
+    for f in kept:
         if f.name in raw:
             values[f.name] = parse_value(hints[f.name], raw[f.name], prefix + f.name, path)
             if (parser := f.metadata.get("parse")) is not None:
@@ -149,7 +178,7 @@ _SCALARS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("true or false", lambda x: isinstance(x, bool)),
     int: ("a whole number from 0 to 2^63", lambda x: type(x) is int and 0 <= x < 2**63),
     # products and quotients of a few such figures are finite too
-    float: ("a finite number from 0 to 1e100", lambda x: type(x) in (int, float) and 0 <= x <= _MAX_FLOAT),
+    float: ("a finite number from 0 to 1e100", lambda x: type(x) in (int, float) and 0 <= x <= MAX_FLOAT),
 }
 
 

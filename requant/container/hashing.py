@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from requant.common.files import read_into
 from requant.container.source import Source
 
 _BLOCK = 1 << 22  # bytes read at once
@@ -32,7 +31,7 @@ def hash_files(source: Source, progress: Callable[[int], None] = lambda _: None)
         digest, size = hashlib.sha256(), file.header.file_size
         for offset in range(0, size, _BLOCK):
             block = memoryview(buffer)[: min(_BLOCK, size - offset)]
-            read_into(file.path, file.descriptor, block, offset)
+            file.read_into(block, offset)
             digest.update(block)
             progress(len(block))
         found.append(FileHash(file.path.name, size, digest.hexdigest()))

@@ -18,6 +18,7 @@ from requant.container.infos import TensorInfo, decode_text, read_infos, round_u
 from requant.container.metadata import (
     ARRAY,
     BOOL,
+    FIXED_BYTES,
     MAX_KEY,
     STRING,
     TYPE_NAMES,
@@ -32,7 +33,6 @@ from requant.errors import BadInput, quote
 __all__ = ["Header", "TensorInfo", "parse_header", "read_header"]
 
 MAX_KEYS, MAX_TENSORS = 65_536, 1_048_576
-_FIXED = 24  # bytes of magic, version and the two counts
 _MIN_PAIR, _MIN_TENSOR = 13, 25  # bytes: nothing shorter can be written
 
 
@@ -97,9 +97,9 @@ def read_header(path: Path, descriptor: int) -> Header:
 
 def _read_fixed(cursor: Cursor) -> tuple[int, int, int]:
     """Read the version, the number of tensors and the number of pairs."""
-    first = min(_FIXED, cursor.file_size)
+    first = min(FIXED_BYTES, cursor.file_size)
     cursor.require(first, "the header")
-    if first < _FIXED or cursor.buffer[:4] != b"GGUF":
+    if first < FIXED_BYTES or cursor.buffer[:4] != b"GGUF":
         raise not_gguf_error(cursor.path, bytes(cursor.buffer[:64]), cursor.file_size)
     cursor.position = 4
     version = cursor.u32("the version")

@@ -74,6 +74,7 @@ class Imatrix:
     legacy: bool
     chunk_size: int | None = None
     lookup: Floats | None = None  # (n_embd,), mean squared gradient at the embedding's rows, from `requant calibrate`
+    known_as: str | None = None  # the name that outputs record, where that is not the file's
 
     @property
     def n_tokens(self) -> int:
@@ -82,8 +83,8 @@ class Imatrix:
 
     @property
     def name(self) -> str:
-        """The file's name without its folder."""
-        return Path(self.path).name
+        """The name that outputs record: without a folder."""
+        return Path(self.known_as or self.path).name
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +118,24 @@ def read_imatrix(path: Path) -> Imatrix:
 def importance_for(imatrix: Imatrix, name: str, shape: Sequence[int]) -> Floats | None:
     """Importance (n_matrices, n_per_row) float32 of a tensor of `shape`, or None where the file has none.
 
-    The values are as measured, not scaled. Raises BadInput where the entry's size is
-    not the tensor's.
+    The values are as measured, not scaled; a single row serves all matrices (`shares_row`). Raises BadInput where the
+    entry's size is not the tensor's.
     """
     found = _find_entry(imatrix, name, shape)
     return None if found is None else found.importance
+
+
+def shares_row(imatrix: Imatrix, name: str, shape: Sequence[int]) -> bool:
+    """Return whether the file has one row for all matrices of a tensor, as older versions of llama-imatrix wrote it."""
+    entry = imatrix.entries.get(name)
+    return entry is not None and math.prod(shape[2:]) > 1 and entry.importance.size == shape[0]
+
+
+def describe_shared_rows(imatrix: Imatrix, tensors: Iterable[tuple[str, Sequence[int]]]) -> list[str]:
+    """Return a line on those of `tensors`, by name and shape, whose matrices share a row of importance; else none."""
+    n = sum(shares_row(imatrix, name, shape) for name, shape in tensors)
+    what = "the imatrix is of an older collector: one row of importance serves all experts or heads of"
+    return [f"{what} {n} tensor{'s' * (n > 1)}"] if n else []
 
 
 def coverage(imatrix: Imatrix, tensors: Iterable[SourceTensor]) -> Coverage:
@@ -154,6 +168,9 @@ def _find_entry(imatrix: Imatrix, name: str, shape: Sequence[int]) -> Entry | No
     if entry is None or not shape:
         return None
     n_per_row, n_matrices = shape[0], math.prod(shape[2:])
+    if shares_row(imatrix, name, shape):
+        rows = np.repeat(entry.importance.reshape(1, n_per_row), n_matrices, axis=0)
+        return None if entry.is_empty else Entry(rows, np.repeat(entry.counts, n_matrices))
     same = entry.importance.size == n_per_row * n_matrices
     if not same or (not imatrix.legacy and entry.importance.shape[1] != n_per_row):
         raise BadInput(

@@ -7,6 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from requant.common.shapes import MAX_DIMS, MAX_INT64, check_shape
 from requant.errors import BadInput, printable, quote
 from requant.formats import FORMATS
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from requant.formats.base import BlockFormat
 
 MAX_NAME = 63  # bytes; GGML_MAX_NAME without the NUL
-MAX_DIMS = 4
-_MAX_INT64 = 2**63 - 1
 # types that ggml has or had, but not in files
 _NOT_IN_FILES = {
     4: "Q4_2, removed from ggml",
@@ -29,6 +28,28 @@ _NOT_IN_FILES = {
     36: "IQ4_NL_4_4, removed from ggml",
     37: "IQ4_NL_4_8, removed from ggml",
     38: "IQ4_NL_8_8, removed from ggml",
+}
+# types of ik_llama.cpp, a fork: enum ggml_type of its ggml.h
+_OF_THE_FORK = {
+    first + i: name
+    for first, names in {
+        133: "Q6_0 IQ1_BN IQ2_BN Q8_K64 IQ2_K IQ3_K IQ4_K IQ5_K IQ6_K",
+        144: "IQ4_KS IQ2_KS IQ4_KSS Q8_K16 Q8_K32 Q8_KR8 Q8_K128 Q8_KV IQ5_KS IQ2_KT IQ3_KT IQ4_KT IQ3_KS IQ2_KL",
+        158: "IQ1_KT",
+        202: "Q4_0_R8",
+        206: "Q5_0_R4",
+        208: "Q8_0_R8",
+        210: "Q2_K_R4 Q3_K_R4 Q4_K_R4 Q5_K_R4 Q6_K_R4",
+        216: "IQ2_XXS_R4 IQ2_XS_R4 IQ3_XXS_R4 IQ1_S_R4 IQ4_NL_R4 IQ3_S_R4 IQ2_S_R4 IQ4_XS_R8",
+        229: "IQ1_M_R4 BF16_R16",
+        233: "Q6_0_R4",
+        335: "IQ2_BN_R4",
+        337: "IQ2_K_R4 IQ3_K_R4 IQ4_K_R4 IQ5_K_R4",
+        344: "IQ4_KS_R4",
+        352: "IQ5_KS_R4",
+        398: "Q8_KV_R8 Q8_K_R8",
+    }.items()
+    for i, name in enumerate(names.split())
 }
 
 
@@ -58,8 +79,8 @@ class TensorInfo:
 
     @property
     def n_rows(self) -> int:
-        """All dimensions but the first multiplied."""
-        return math.prod(self.shape[1:])
+        """All dimensions but the first multiplied; 0 for a tensor without elements, whatever its dimensions."""
+        return math.prod(self.shape[1:]) if self.n_weights else 0
 
     @property
     def row_bytes(self) -> int:
@@ -98,7 +119,7 @@ def read_infos(cursor: Cursor, n_tensors: int, alignment: int, warnings: list[st
         if offset != expected:
             raise BadInput(cursor.path, f"{what} has the wrong data offset", got=offset, limit=f"exactly {expected}")
         tensors[name] = info = TensorInfo(name, shape, type_id, offset)
-        if info.n_bytes > _MAX_INT64 - alignment - expected:
+        if info.n_bytes > MAX_INT64 - alignment - expected:
             raise BadInput(cursor.path, f"{what} is too large to address", got=f"{info.n_bytes} bytes")
         expected += round_up(info.n_bytes, alignment)
     return tuple(tensors.values())
@@ -119,14 +140,7 @@ def _read_shape(cursor: Cursor, what: str) -> tuple[int, ...]:
     n_dims = cursor.u32(f"{what}, number of dimensions")
     if n_dims > MAX_DIMS:
         raise BadInput(cursor.path, f"{what} has too many dimensions", got=n_dims, limit=MAX_DIMS)
-    shape = tuple(cursor.u64(f"{what}, dimension {i}") for i in range(n_dims))
-    n_weights = 1
-    for length in shape:
-        # ggml skips the zeros in this product but not the factors before them
-        n_weights *= length
-        if max(length, n_weights) > _MAX_INT64:
-            raise BadInput(cursor.path, f"{what} has too many elements", got=" x ".join(map(str, shape)))
-    return shape
+    return check_shape(tuple(cursor.u64(f"{what}, dimension {i}") for i in range(n_dims)), what, cursor.path)
 
 
 def _read_type(cursor: Cursor, what: str, shape: tuple[int, ...]) -> int:
@@ -134,6 +148,8 @@ def _read_type(cursor: Cursor, what: str, shape: tuple[int, ...]) -> int:
     if type_id not in FORMATS:
         known = _NOT_IN_FILES.get(type_id)
         hint = None if known or type_id < 0 else "a newer requant may know it"
+        if (forked := _OF_THE_FORK.get(type_id)) is not None:
+            known, hint = f"{forked}, a type of ik_llama.cpp", "start from a model in types of llama.cpp"
         raise BadInput(
             cursor.path, f"{what} has an unknown type", got=f"{type_id}: {known}" if known else type_id, hint=hint
         )

@@ -12,17 +12,23 @@ import datetime
 import json
 import os
 import platform
+import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from requant.common.files import identity, lock_file, open_or_make, read_into, write_from
+from requant.common.files import lock_file, read_into, write_from
+from requant.common.inputs import identity
+from requant.common.sidecars import Sidecar
+from requant.container.shards import whole_name
 from requant.errors import InputOutputError, OutputRefused, printable
 
 Line = dict[str, Any]
 
+_FIRST_LINE = b'{"owner": {"pid": '  # after its checksum and a space, with which it may end
+_MAX_HEAD = 1 << 20  # bytes in which a journal has a whole line
 _MAX_JOURNAL = 1 << 28  # bytes; a model of a trillion weights has a tenth of that
 
 
@@ -35,6 +41,20 @@ class JournalContents:
     owner: Line | None = None
     n_bytes: int = 0
     n_dropped: int = 0
+
+    def file_names(self) -> list[str]:
+        """The names that the files of the unfinished output will get, in order."""
+        return [name for name, _ in self.files()]
+
+    def files(self) -> list[tuple[str, int]]:
+        """The names and the sizes of the files of the unfinished output, in order."""
+        listed = (self.head or {}).get("files")
+        found = [f for f in listed if isinstance(f, list) and len(f) > 1] if isinstance(listed, list) else []
+        return [
+            (f[0], f[1])
+            for f in found
+            if isinstance(f[0], str) and f[0] == Path(f[0]).name not in ("", "..") and isinstance(f[1], int)
+        ]
 
     def difference(self, head: Line) -> str | None:
         """Describe the first value of another `head` that differs in this one; None where all are the same."""
@@ -60,18 +80,19 @@ def _show_value(value: object) -> str:
 class Journal:
     """The journal at `path` of the output `out`, opened and locked; `past` are the contents of earlier runs.
 
-    Raises OutputRefused where another run has it, or where it is no regular file; InputOutputError. Closing leaves the
-    file if it has a head.
+    Raises OutputRefused where another run has it, and where the file is no journal or that of another output;
+    InputOutputError. Closing leaves the file if it has a head.
     """
 
     def __init__(self, path: Path, out: Path) -> None:
         self.path, self.warnings = path, list[str]()
-        self._descriptor = open_or_make(path, "a journal")
+        self._descriptor = Sidecar(path, "a journal", _is_journal).open_or_make()
         try:
             self.past = self._read()
             if not lock_file(path, self._descriptor, self.warnings) or not self._is_named():
                 raise OutputRefused(out, f"another run is writing it: {_show_owner(self.past.owner)}")
             self.past = self._read()  # again: the last owner may have added lines before it released the lock
+            self._check_output(out)
             self.has_head, self._end = self.past.head is not None, self.past.n_bytes
             os.ftruncate(self._descriptor, self._end)
             self.append([{"owner": _describe_owner()}], sync=False)
@@ -132,6 +153,13 @@ class Journal:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
 
+    def _check_output(self, out: Path) -> None:
+        """Raise OutputRefused where the head is that of an output of another name."""
+        for name in self.past.file_names():
+            if _stem(name) != _stem(out.name):
+                what = f"is the journal of another output, {printable(name)}"
+                raise OutputRefused(self.path, what, hint="move it away, or give the output its name")
+
     def _is_named(self) -> bool:
         """Return whether the path still names the open file: its last owner may have removed it before our lock."""
         try:
@@ -143,6 +171,19 @@ class Journal:
         data = bytearray(min(os.fstat(self._descriptor).st_size, _MAX_JOURNAL))
         read_into(self.path, self._descriptor, memoryview(data), 0)
         return _parse_journal(bytes(data))
+
+
+def _stem(name: str) -> str:
+    """Return what the names of an output and of its shards share."""
+    return whole_name(name).removesuffix(".gguf")
+
+
+def _is_journal(descriptor: int) -> bool:
+    """Return whether an open file has a line of a journal, or is empty or zero, as a killed run may leave it."""
+    data = os.pread(descriptor, _MAX_HEAD, 0)
+    if not any(data) or (re.match(rb"[0-9a-f]{8} ", data) and _FIRST_LINE.startswith(data[9:][: len(_FIRST_LINE)])):
+        return True
+    return any(_parse_line(line) is not None for line in data.split(b"\n"))
 
 
 def _parse_journal(data: bytes) -> JournalContents:

@@ -8,13 +8,14 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from requant.container.infos import MAX_DIMS, MAX_NAME, round_up
+from requant.common.shapes import check_shape
+from requant.container.digests import KEY
+from requant.container.infos import MAX_NAME, round_up
 from requant.container.metadata import Metadata, read_alignment
 from requant.errors import BadInput, quote
 from requant.formats import FORMATS
 
 VERSION = 3
-FIXED_BYTES = 24  # magic, version and the two counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +31,21 @@ class PlacedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A file's header, padded up to `data_start`, its tensors, and its size with the last tensor's padding."""
+    """A file's header, padded up to `data_start`, its tensors, and its size with the last tensor's padding.
+
+    digests: where the bytes of the header begin and end that are zero until all tensors are written; (0, 0) for none.
+    """
 
     header: bytes
     data_start: int
     tensors: tuple[PlacedTensor, ...]
     size: int
+    digests: tuple[int, int] = (0, 0)
+
+    def begins(self, data: bytes) -> bool:
+        """Return whether `data` begins with this header, whatever digests it holds."""
+        (start, stop), n = self.digests, len(self.header)
+        return len(data) >= n and data[:start] == self.header[:start] and data[stop:n] == self.header[stop:]
 
     @property
     def sha256(self) -> str:
@@ -64,7 +74,7 @@ def lay_out(metadata: Metadata, tensors: Iterable[tuple[str, tuple[int, ...], in
     header = header.ljust(round_up(len(header), alignment), b"\0")
     start = len(header)
     moved = tuple(PlacedTensor(t.name, t.shape, t.type_id, start + t.offset, t.n_bytes) for t in placed)
-    return Layout(header, start, moved, start + offset)
+    return Layout(header, start, moved, start + offset, metadata.find_items(KEY))
 
 
 def _n_bytes(path: object, name: str, shape: tuple[int, ...], type_id: int, seen: set[str]) -> int:
@@ -75,8 +85,7 @@ def _n_bytes(path: object, name: str, shape: tuple[int, ...], type_id: int, seen
     if name in seen:
         raise BadInput(path, f"{what} would be written twice")
     seen.add(name)
-    if len(shape) > MAX_DIMS:
-        raise BadInput(path, f"{what} has too many dimensions", got=len(shape), limit=MAX_DIMS)
+    check_shape(shape, what, path)
     block = FORMATS[type_id]
     n_per_row = shape[0] if shape else 1
     if not block.divides(n_per_row):

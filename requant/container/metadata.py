@@ -31,6 +31,8 @@ WIDTHS = {type_id: struct.calcsize("<" + char) for type_id, char in SCALARS.valu
 TYPE_NAMES = {type_id: name for name, (type_id, _) in SCALARS.items()} | {STRING: "str", ARRAY: "arr"}
 _CHARS = dict(SCALARS.values())
 
+FIXED_BYTES = 24  # of a header: magic, version and the two counts
+ARRAY_HEAD = 12  # bytes of an array's item type and count
 DEFAULT_ALIGNMENT = 32  # bytes; GGUF_DEFAULT_ALIGNMENT
 MAX_ALIGNMENT = 2**20
 MAX_KEY = 65_535  # bytes; the specification's limit
@@ -140,6 +142,15 @@ class Metadata:
                 edited[key] = encode_value(key, *change)
         return Metadata(self.path, edited)
 
+    def find_items(self, key: str) -> tuple[int, int]:
+        """Return where the items of the array `key` begin and end in a header; (0, 0) where there is no such array."""
+        position = FIXED_BYTES
+        for name, value in self.values.items():
+            position += len(_encode_string(name)) + 4 + len(value.raw)
+            if name == key and value.type_id == ARRAY:
+                return position - len(value.raw) + ARRAY_HEAD, position
+        return 0, 0
+
     def encode(self) -> bytes:
         """Encode the whole key-value section of a header."""
         parts = []
@@ -171,8 +182,8 @@ def decode_value(value: Value) -> Any:
         return _decode_numbers(value.type_id, value.raw, 0, 1)[0]
     item_type, count = struct.unpack_from("<IQ", value.raw)
     if item_type == STRING:
-        return _decode_strings(value.raw, 12, count)
-    return _decode_numbers(item_type, value.raw, 12, count)
+        return _decode_strings(value.raw, ARRAY_HEAD, count)
+    return _decode_numbers(item_type, value.raw, ARRAY_HEAD, count)
 
 
 def _decode_numbers(type_id: int, raw: bytes, start: int, count: int) -> list[Any]:
@@ -195,11 +206,11 @@ def encode_value(key: str, type_name: str, value: Any) -> Value:
         if type_name.startswith("arr_"):
             item_name, items = type_name[4:], list(value)
             item_type = STRING if item_name == "str" else SCALARS[item_name][0]
-            packed = b"".join(_encode_item(item_name, item) for item in items)
+            packed = bytes(items) if item_name == "u8" else b"".join(_encode_item(item_name, item) for item in items)
             return Value(ARRAY, struct.pack("<IQ", item_type, len(items)) + packed)
         type_id = STRING if type_name == "str" else SCALARS[type_name][0]
         return Value(type_id, _encode_item(type_name, value))
-    except (struct.error, OverflowError, TypeError, AttributeError, UnicodeEncodeError) as error:
+    except (struct.error, OverflowError, TypeError, AttributeError, ValueError) as error:
         shown = printable(f"{value!r:.60}")
         raise UsageError(f"metadata key {quote(key)} cannot hold {shown} as {type_name}: {error}") from error
     except KeyError as error:

@@ -8,25 +8,28 @@ name last of all.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from requant.common.files import Identity
+from requant.common.files import open_regular, read_into
 from requant.common.folders import check_space, sync_folder
-from requant.container.header import parse_header
+from requant.common.inputs import own_files
+from requant.common.open_files import OpenFile
+from requant.common.sidecars import Sidecar
 from requant.container.journal import Journal, Line
 from requant.container.layout import Layout
-from requant.container.part import PartFile, PublishedFile, resolve_target
-from requant.errors import BadInput, InputOutputError, OutputRefused, RequantError, SourceChanged
+from requant.container.part import PartFile, resolve_target
+from requant.errors import BadInput, InputOutputError, NumericFault, OutputRefused, RequantError, SourceChanged
 
 if TYPE_CHECKING:
     import numpy as np
 
 COMMIT_BYTES, COMMIT_SECONDS = 2**30, 30.0  # at most this much is written again after a crash
-_SEALED, _INVALID = "sealed", "invalid"
+_SEALED, _INVALID, _DROPPED, _HOPELESS = "sealed", "invalid", "dropped", "hopeless"
 
 
 def claim_output(path: Path) -> Journal:
@@ -45,7 +48,7 @@ class Output:
 
     Use as a context manager: leaving it unpublished keeps the recorded pieces, or removes everything where there are
     none; `keep` keeps the journal even then, because its plan took long to make. records: of earlier runs.
-    is_published: only `finish` is left to do. extras: files that are removed with the journal. warnings: guarantees
+    is_published: only `finish` is left to do. extras: sidecars that are removed with the journal. warnings: guarantees
     that the file system cannot give.
 
     Opening raises what `PartFile` raises, and OutputRefused where the journal has another head.
@@ -59,15 +62,14 @@ class Output:
         journal: Journal,
         *,
         force: bool,
-        inputs: frozenset[Identity],
-        extras: Sequence[Path] = (),
+        extras: Sequence[Sidecar] = (),
         keep: bool = False,
     ) -> None:
         self.paths, self.layouts, self.journal = tuple(map(Path, paths)), tuple(layouts), journal
         self.records: tuple[Line, ...] = ()
         self.notes: list[str] = []
         self._head = head | {"files": [[p.name, x.size, x.sha256] for p, x in zip(paths, layouts, strict=True)]}
-        self._force, self._inputs, self._extras = force, inputs, extras
+        self._force, self._extras = force, extras
         self._parts: list[PartFile] = []
         self._published: list[PublishedFile] = []
         self._pending: list[Line] = []
@@ -111,6 +113,8 @@ class Output:
                     part.blank()  # with its header, the next run would not take it for an unfinished output
             elif not self.is_published:
                 self.flush()
+                if isinstance(error, NumericFault) and self._has_records:
+                    self.journal.append([{_HOPELESS: error.what}])  # another command may have the place
         self._close()
 
     def write_at(self, file: int, offset: int, data: bytes | memoryview | np.ndarray) -> None:
@@ -148,11 +152,15 @@ class Output:
         self._pending.clear()
         self._unflushed, self._last_flush, self._failed = 0, time.monotonic(), False
 
-    def seal(self) -> None:
-        """Write the headers, last of all, and read them back. Raises InputOutputError."""
+    def seal(self, layouts: Sequence[Layout]) -> None:
+        """Write the headers, last of all, and read them back; layouts: with digests. Raises InputOutputError."""
         self.flush()
-        for part, layout in zip(self._parts, self.layouts, strict=True):
+        for part, layout in zip(self._parts, layouts, strict=True):
             part.seal(layout.header)
+
+    def drop_records(self, tensors: Collection[str]) -> None:
+        """Drop the records of `tensors`, which were found wrong, so that the next run makes them again."""
+        self.journal.append([{_DROPPED: sorted(tensors)}])
 
     def publish(self) -> None:
         """Give the sealed files their names, the first one last. Raises OutputRefused, InputOutputError."""
@@ -167,8 +175,7 @@ class Output:
         sync_folder(self.journal.path.parent)  # the final names must be on disk before the journal is removed
         with contextlib.suppress(InputOutputError):  # the output is complete, whatever fails here
             self.journal.clear()  # no run may resume once the extras are removed
-        for path in self._extras:
-            path.unlink(missing_ok=True)
+        self._remove_extras()
         self.journal.remove()
         with contextlib.suppress(InputOutputError):  # the next run removes a journal that reappears
             sync_folder(self.journal.path.parent)
@@ -195,14 +202,19 @@ class Output:
         if not target.exists() or (part.exists() and not part.samefile(target)):
             return False
         try:
-            return parse_header(target).sha256 == self.layouts[i].sha256
+            with own_files():
+                descriptor = open_regular(target)
         except BadInput:
             return False
+        try:
+            return self.layouts[i].begins(os.pread(descriptor, len(self.layouts[i].header), 0))
+        finally:
+            os.close(descriptor)
 
     def _open(self) -> None:
         sizes = [layout.size for layout in self.layouts]
         for path, size in zip(self.paths, sizes, strict=True):
-            self._parts.append(PartFile(path, size, force=self._force, inputs=self._inputs, keep=True))
+            self._parts.append(PartFile(path, size, force=self._force, keep=True))
         if can_resume(self.journal, self._head, self.paths[0]):
             check_space(self._parts[0].target.parent, sum(sizes), self.part_files)
             self._resume()
@@ -216,16 +228,17 @@ class Output:
         self._has_records = False
         sync_folder(self.journal.path.parent)
         check_space(self._parts[0].target.parent, sum(sizes), self.part_files)
-        for part, layout in zip(self._parts, self.layouts, strict=True):
-            part.begin(layout.header)
+        for part in self._parts:
+            part.begin()
 
     def _resume(self) -> None:
         """Take over the records of earlier runs, except those of part files that are gone."""
         past = self.journal.past
         lost = {i for i, part in enumerate(self._parts) if not part.found}
         for i, part in enumerate(self._parts):
-            part.begin(self.layouts[i].header) if i in lost else part.blank()
-        self.records = tuple(r for r in past.records if r.get("file") not in lost)
+            known = part.has_part_of(self.layouts[i]) or _has_piece(part, i, past.records)
+            part.begin(known=known) if i in lost else part.resume(known=known)
+        self.records = tuple(r for r in _kept_records(past.records) if r.get("file") not in lost)
         n_begun = len({str(r["tensor"]) for r in self.records if "tensor" in r})
         self.notes.append(f"resuming {n_begun}/{sum(len(layout.tensors) for layout in self.layouts)} tensors")
         if past.n_dropped:
@@ -241,22 +254,58 @@ class Output:
         for placed in self._published:
             placed.close()
         if not self._has_records and not (self._keep and self.journal.has_head):
-            for path in self._extras:
-                path.unlink(missing_ok=True)
+            self._remove_extras()
             self.journal.remove()
         self.journal.close()
+
+    def _remove_extras(self) -> None:
+        for sidecar in self._extras:
+            with contextlib.suppress(RequantError):  # it has been exchanged meanwhile, and is left alone
+                sidecar.remove()
+
+
+class PublishedFile:
+    """A file that an earlier run has published at `path`, to be read as a PartFile is."""
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.warnings = path, list[str]()
+
+        def open_own() -> int:
+            with own_files():
+                return open_regular(path)
+
+        self._opened = OpenFile(open_own, open_own)
+
+    def read_at(self, offset: int, target: memoryview) -> None:
+        """Fill `target` with the bytes from `offset` on. Raises as `read_into`."""
+        with self._opened.use() as descriptor:
+            read_into(self.file, descriptor, target, offset)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._opened.close()
+
+
+def _kept_records(lines: Sequence[Line]) -> Iterator[Line]:
+    """Yield the records that no later line drops."""
+    dropped = ((i, line.get(_DROPPED)) for i, line in enumerate(lines))
+    last = {str(name): i for i, names in dropped if isinstance(names, list) for name in names}
+    for i, line in enumerate(lines):
+        if i > last.get(str(line.get("tensor")), -1):
+            yield line
 
 
 def can_resume(journal: Journal, head: Line, path: Path) -> bool:
     """Return whether the journal can be resumed: it has a head with all values of `head`.
 
-    Raises OutputRefused, naming `path`, where it has records of another head: another command's work would be lost.
+    Raises OutputRefused, naming `path`, where it has records of another head: another command's work would be lost,
+    unless that command ended in a NumericFault, as it would again.
     """
     past = journal.past
     if past.head is None or any(_INVALID in record for record in past.records):
         return False
     difference = past.difference(head)
-    if difference is not None and not past.records:
+    if difference is not None and (not past.records or _HOPELESS in past.records[-1]):
         return False
     if difference is not None:
         what = f"is unfinished, begun by another command: {difference}"
@@ -264,19 +313,30 @@ def can_resume(journal: Journal, head: Line, path: Path) -> bool:
     return True
 
 
-def discard_unfinished(journal: Journal, path: Path, inputs: frozenset[Identity]) -> None:
-    """Remove the unfinished output at `path` and clear its journal. Raises OutputRefused, InputOutputError."""
-    for target in {
-        resolve_target(path),
-        *(resolve_target(Path(path).with_name(name)) for name in final_names(journal)),
-    }:
-        if target.with_name(f"{target.name}.part").exists():
-            PartFile(target, 0, force=True, inputs=inputs, keep=True).remove()
+def discard_unfinished(journal: Journal, path: Path) -> None:
+    """Remove the unfinished output at `path` and clear its journal.
+
+    Raises OutputRefused, before anything is removed, where a file is not of an unfinished output; InputOutputError.
+    """
+    past = journal.past
+    files = [(resolve_target(Path(path).with_name(name)), size) for name, size in past.files()]
+    with contextlib.ExitStack() as stack:
+        parts = list[PartFile]()
+        for i, (target, size) in enumerate([*files, (resolve_target(path), 0)]):
+            if target.with_name(f"{target.name}.part").exists() and target not in [part.target for part in parts]:
+                parts.append(stack.enter_context(PartFile(target, size, force=True, keep=True)))
+                parts[-1].check_ours(known=_has_piece(parts[-1], i, past.records))
+        for part in parts:
+            part.remove()
     journal.clear()
 
 
-def final_names(journal: Journal) -> list[str]:
-    """The names that the files of the unfinished output of `journal` will get, in order."""
-    files = [] if journal.past.head is None else journal.past.head.get("files")
-    listed = [file[0] for file in files if isinstance(file, list) and file] if isinstance(files, list) else []
-    return [name for name in listed if isinstance(name, str) and name == Path(name).name not in ("", "..")]
+def _has_piece(part: PartFile, number: int, records: Sequence[Line]) -> bool:
+    """Return whether the part file, of the file of that number, has one of the pieces that are recorded of it."""
+    for line in records:
+        offset, n_bytes = line.get("offset"), line.get("bytes")
+        if line.get("file") != number or not isinstance(offset, int) or not isinstance(n_bytes, int):
+            continue
+        if part.has_bytes(offset, n_bytes, line.get("sha256")):
+            return True
+    return False

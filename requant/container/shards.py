@@ -9,7 +9,7 @@ from pathlib import Path
 from requant.container.metadata import Metadata
 from requant.errors import BadInput, printable, quote
 
-MAX_SHARDS = 512  # one descriptor each, and the usual limit is 1024; the largest model seen has 191
+MAX_SHARDS = 65_535  # of a u16, as engines store the count; the largest model seen has 1,148
 _SHARD_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
@@ -28,6 +28,20 @@ def first_name(name: str) -> str:
     """The file name of the first shard for that of any shard; any other name as it is."""
     match = _SHARD_NAME.fullmatch(name)
     return name if match is None else shard_name(match[1], 1, int(match[3]))
+
+
+def n_files_of(name: str) -> int:
+    """The number of files of a model, by the name of one of them."""
+    match = _SHARD_NAME.fullmatch(name)
+    return 1 if match is None else int(match[3])
+
+
+def named_shards(path: Path) -> list[Path]:
+    """The paths of all shards of which `path` is one by its name, whether they exist or not."""
+    match = _SHARD_NAME.fullmatch(path.name)
+    if match is None or int(match[3]) > MAX_SHARDS:
+        return []
+    return [path.with_name(shard_name(match[1], i, int(match[3]))) for i in range(1, int(match[3]) + 1)]
 
 
 def shard_paths(path: Path, metadata: Metadata) -> list[Path]:

@@ -10,9 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from requant.common.files import Identity, identity, open_regular, read_into
+from requant.common.files import open_regular, read_into
+from requant.common.inputs import add_input, add_inputs
+from requant.common.open_files import OpenFile
 from requant.container.header import Header, combine_sha256, read_header
-from requant.container.shards import check_shard, check_shards, shard_paths
+from requant.container.shards import check_shard, check_shards, named_shards, shard_paths
 from requant.errors import BadInput, InputOutputError, SourceChanged, printable, quote
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 _WARNED = 20  # warnings to show of a file; it may have a million unusual tensors
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
+_REMOVED = "was removed while it was being read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class SourceTensor:
 
     @property
     def n_rows(self) -> int:
-        """All dimensions but the first multiplied."""
+        """All dimensions but the first multiplied; 0 for a tensor without elements."""
         return self.info.n_rows
 
     @property
@@ -82,12 +85,20 @@ class SourceTensor:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """An open file: its path, descriptor, header, and its `stat` result when it was opened."""
+    """An open file: its path, header, and its `stat` result when it was opened."""
 
     path: Path
-    descriptor: int
+    file: OpenFile
     header: Header
     status: os.stat_result
+
+    def read_into(self, target: memoryview, offset: int) -> None:
+        """Fill `target` with the bytes from `offset` on.
+
+        Raises SourceChanged where the file is shorter now or has become another one, InputOutputError.
+        """
+        with self.file.use() as descriptor:
+            read_into(self.path, descriptor, target, offset)
 
 
 @dataclass(slots=True)
@@ -129,10 +140,10 @@ class Source:
         """Bytes that belong to no tensor, all files together."""
         return sum(f.header.trailing_bytes for f in self.opened)
 
-    @property
-    def identities(self) -> frozenset[Identity]:
-        """Device and inode of every file: an output must be none of them."""
-        return frozenset(identity(f.status) for f in self.opened)
+    def add_to_inputs(self) -> None:
+        """Add every file to the inputs of the command or call, which may have begun after they were opened."""
+        for file in self.opened:
+            add_input(file.path, file.status)
 
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
@@ -153,12 +164,12 @@ class Source:
         n = tensor.n_rows - first_row if n_rows is None else n_rows
         assert 0 <= first_row <= first_row + n <= tensor.n_rows, (tensor.name, first_row, n_rows)
         assert not self._closed
-        # without rows, row_bytes may be any number
+        # a row of a tensor without elements may have any number of bytes
         rows = np.empty((n, tensor.row_bytes if tensor.n_rows else 0), np.uint8)
         if rows.size:
             file = self.opened[tensor.file]
             offset = file.header.data_start + tensor.info.offset + first_row * tensor.row_bytes
-            read_into(file.path, file.descriptor, rows.reshape(-1).data, offset)
+            file.read_into(rows.reshape(-1).data, offset)
         return rows
 
     def check_unchanged(self) -> None:
@@ -167,15 +178,10 @@ class Source:
             try:
                 now = file.path.stat()
             except FileNotFoundError as error:
-                raise SourceChanged(file.path, "was removed while it was being read") from error
+                raise SourceChanged(file.path, _REMOVED) from error
             except OSError as error:
                 raise InputOutputError(file.path, f"cannot be checked again: {error.strerror}") from error
-            for name in ("st_dev", "st_ino", "st_size", "st_mtime_ns"):
-                before, after = getattr(file.status, name), getattr(now, name)
-                if before != after:
-                    raise SourceChanged(
-                        file.path, f"changed while it was being read: {name[3:]} was {before}, now {after}"
-                    )
+            _check_same(file.path, file.status, now)
 
     @property
     def is_closed(self) -> bool:
@@ -217,6 +223,12 @@ def open_source(path: Path) -> Source:
         raise
 
 
+def add_model_inputs(*given: object) -> None:
+    """Do the same as `add_inputs`, for the other shards of split models too."""
+    paths = [path for path in given if isinstance(path, Path)]
+    add_inputs(*paths, *(shard for path in paths for shard in named_shards(path)))
+
+
 def open_files(paths: Sequence[Path]) -> Source:
     """Open the source whose files, in their order, are at `paths`, whatever their names. Raises as `open_source`."""
     opened: list[SourceFile] = []
@@ -230,17 +242,41 @@ def open_files(paths: Sequence[Path]) -> Source:
 
 
 def _open(path: Path) -> SourceFile:
-    descriptor = open_regular(path)
+    status: os.stat_result
+
+    def reopen() -> int:
+        try:
+            descriptor = open_regular(path)
+        except BadInput as error:
+            raise error if isinstance(error, InputOutputError) else SourceChanged(path, _REMOVED) from error
+        try:
+            _check_same(path, status, os.fstat(descriptor))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    file = OpenFile(lambda: open_regular(path), reopen)
     try:
-        return SourceFile(path, descriptor, read_header(path, descriptor), os.fstat(descriptor))
+        with file.use() as descriptor:
+            status = os.fstat(descriptor)
+            return SourceFile(path, file, read_header(path, descriptor), status)
     except BaseException:
-        os.close(descriptor)
+        file.close()
         raise
+
+
+def _check_same(path: Path, before: os.stat_result, now: os.stat_result) -> None:
+    """Raise SourceChanged, with the old and new value, where a file is not the one that was opened, or was written."""
+    for name in ("st_dev", "st_ino", "st_size", "st_mtime_ns"):
+        was, has = getattr(before, name), getattr(now, name)
+        if was != has:
+            raise SourceChanged(path, f"changed while it was being read: {name[3:]} was {was}, now {has}")
 
 
 def _close(files: Iterable[SourceFile]) -> None:
     for file in files:
-        os.close(file.descriptor)
+        file.file.close()
 
 
 def _assemble(opened: tuple[SourceFile, ...]) -> Source:
@@ -284,12 +320,31 @@ def _collect_warnings(opened: tuple[SourceFile, ...]) -> list[str]:
     return lines
 
 
+def other_than_model(source: Source) -> tuple[str, str] | None:
+    """Return what a file holds that is no model, in words, and what to do with it; None for a model.
+
+    It is told by `general.type`, by the architecture of a control vector, or by the names of its tensors.
+    """
+    kind, names = source.metadata.get("general.type"), [t.name for t in source.tensors]
+    if kind == "imatrix":
+        return "an importance matrix", "pass it with --imatrix"
+    if kind == "adapter" or any(name.endswith(".lora_a") for name in names):
+        return "a LoRA adapter", "merge it into its model first, or pass it to the engine with --lora"
+    if source.metadata.get("general.architecture") == "controlvector" or (
+        names and all(name.startswith("direction.") for name in names)
+    ):
+        return "a control vector", "it has no matrices; pass it to the engine with --control-vector"
+    if not names and source.metadata.array_length("tokenizer.ggml.tokens"):
+        return "a vocabulary without weights", "pass the model itself"
+    return None
+
+
 def require_model(source: Source) -> str:
     """Return the architecture's name. Raises BadInput for an adapter, an imatrix and anything else that is no model."""
-    kind = source.metadata.get_str("general.type", "model")
-    if kind in {"adapter", "imatrix"}:
-        hint = "pass it with --imatrix" if kind == "imatrix" else "merge it into its model first"
-        raise BadInput(source.path, "is not a model", got=f"general.type '{kind}'", hint=hint)
+    if (other := other_than_model(source)) is not None:
+        words, hint = other
+        kind = source.metadata.get_str("general.type")
+        raise BadInput(source.path, f"is not a model but {words}", got=kind and f"general.type '{kind}'", hint=hint)
     architecture = source.metadata.get_str("general.architecture")
     if architecture is None:
         raise BadInput(source.path, "is not a model: key 'general.architecture' is missing")

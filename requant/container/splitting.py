@@ -13,8 +13,8 @@ from pathlib import Path
 from requant.common.units import format_size
 from requant.container.header import combine_sha256
 from requant.container.infos import round_up
-from requant.container.layout import FIXED_BYTES, Layout, info_bytes, lay_out
-from requant.container.metadata import Metadata, read_alignment
+from requant.container.layout import Layout, info_bytes, lay_out
+from requant.container.metadata import FIXED_BYTES, Metadata, read_alignment
 from requant.container.shards import MAX_SHARDS, shard_name, whole_name
 from requant.errors import BadInput, quote
 from requant.formats import FORMATS

@@ -7,6 +7,10 @@ same errors. No chunk crosses from one expert to the next, because each has its 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import math
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +47,8 @@ class TensorJob:
     """A tensor to write as `format` at `offset` of a file of the output.
 
     importance: (n_matrices, n_per_row) or None. scales: (1,) or (n_matrices,), by which the weights are divided before
-    they are encoded, or None.
+    they are encoded, or None. source_sha256: with scales, the digest in hex of the rows of each piece that they were
+    found from.
     """
 
     tensor: SourceTensor
@@ -54,11 +59,33 @@ class TensorJob:
     importance: Floats | None
     effort: Effort
     scales: Floats | None = None
+    source_sha256: tuple[str, ...] = ()
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a row in the output."""
         return self.format.n_bytes(self.tensor.n_per_row)
+
+    @property
+    def n_matrices(self) -> int:
+        """Number of matrices with importance or a scale of their own; a chunk is of one of them."""
+        own = [len(values) for values in (self.importance, self.scales) if values is not None]
+        return 1 if self.choice.copied else max(own, default=1)
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of a chunk; the last one of a matrix may have fewer."""
+        return max(1, COPY_BYTES // max(1, self.tensor.row_bytes) if self.choice.copied else self._encoded_rows)
+
+    @property
+    def _encoded_rows(self) -> int:
+        return CHUNK_WEIGHTS // max(1, self.tensor.n_per_row)
+
+    @property
+    def leaf_rows(self) -> int:
+        """Rows of the source that are hashed together: every chunk is whole leaves, but for the last of the tensor."""
+        n = self.n_matrices
+        return self.chunk_rows if n == 1 else math.gcd(self.chunk_rows, self.tensor.n_rows // n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +104,14 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class EncodedChunk:
-    """A chunk's bytes as written; errors: (4,) float64, the sums of codec.row_errors over its rows, None for a copy."""
+    """A chunk's bytes as written; source: the digests of its rows of the source, as `hash_leaves` returns them.
+
+    errors: (4,) float64, the sums of codec.row_errors over its rows, None for a copy.
+    """
 
     chunk: Chunk
     data: Bytes
+    source: bytes
     errors: NDArray[np.float64] | None
     anomalies: Anomalies
 
@@ -103,9 +134,14 @@ class Piece:
         return self.job.tensor.name
 
     @property
+    def n_rows(self) -> int:
+        """Rows of its tensor."""
+        return sum(chunk.n_rows for chunk in self.chunks)
+
+    @property
     def n_bytes(self) -> int:
         """Bytes in the output."""
-        return sum(chunk.n_rows for chunk in self.chunks) * self.job.row_bytes
+        return self.n_rows * self.job.row_bytes
 
     @property
     def is_last(self) -> bool:
@@ -115,9 +151,11 @@ class Piece:
 
     @property
     def place(self) -> dict[str, int | str]:
-        """Its tensor, number, file, offset and bytes in the output: the key of its record in the journal."""
+        """Its tensor, number, scales, and its file, offset and bytes in the output: the key of its record."""
         offset = self.job.offset + self.chunks[0].first_row * self.job.row_bytes
-        where = {"file": self.job.file, "offset": offset, "bytes": self.n_bytes}
+        where: dict[str, int | str] = {"file": self.job.file, "offset": offset, "bytes": self.n_bytes}
+        if self.job.scales is not None:
+            where["scales"] = hashlib.sha256(self.job.scales.data).hexdigest()
         return {"tensor": self.name, "piece": self.number, **where}
 
 
@@ -137,40 +175,47 @@ def split_into_pieces(job: TensorJob) -> Iterator[Piece]:
 
 def split_into_chunks(job: TensorJob) -> Iterator[Chunk]:
     """The job's chunks in the order of the rows; at least one, which may be empty."""
-    tensor, n_matrices = job.tensor, 1
-    most = rows_per_copy(tensor) if job.choice.copied else max(1, CHUNK_WEIGHTS // max(1, tensor.n_per_row))
-    if not job.choice.copied:
-        n_matrices = max([len(values) for values in (job.importance, job.scales) if values is not None], default=1)
-    n = max(1, tensor.n_rows // n_matrices)
+    tensor, most = job.tensor, job.chunk_rows
+    n = max(1, tensor.n_rows // job.n_matrices)
     for start in range(0, max(1, tensor.n_rows), n):
         for first in range(start, start + n, most):
             yield Chunk(job, first, min(most, start + n - first, tensor.n_rows))
 
 
-def rows_per_copy(tensor: SourceTensor) -> int:
-    """Number of rows to copy or read at a time."""
-    return max(1, COPY_BYTES // max(1, tensor.row_bytes))
+def hash_leaves(rows: Bytes, leaf_rows: int) -> bytes:
+    """Return the SHA-256 of each `leaf_rows` of `rows`, one after the other; the digest of a piece is that of these.
+
+    So a thread hashes what it has read, and the digest of a piece costs the thread that collects them nothing.
+    """
+    parts = (rows[first : first + leaf_rows] for first in range(0, max(1, len(rows)), leaf_rows))
+    return b"".join(hashlib.sha256(part.reshape(-1).data).digest() for part in parts)
 
 
 def write_chunk(source: Readable, output: Writable, chunk: Chunk) -> EncodedChunk:
-    """Read, encode and write the chunk. Raises NumericFault for weights that are not finite or are lost in the format.
+    """Read, encode and write the chunk. Raises as `encode_chunk`, and InputOutputError."""
+    done, job = encode_chunk(source, chunk), chunk.job
+    start = job.offset + chunk.first_row * done.data.shape[1]
+    with name_tensor_in_errors(job):
+        output.write_at(job.file, start, done.data)
+    return done
+
+
+def encode_chunk(source: Readable, chunk: Chunk) -> EncodedChunk:
+    """Read and encode the chunk. Raises NumericFault for weights that are not finite or are lost in the format.
 
     Copies of tensors in `source.preserved` may hold weights that are not finite.
     """
     job = chunk.job
     data = source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)
-    errors, anomalies = None, Anomalies()
-    if job.choice.copied:
-        found = find_nonfinite(data, job.tensor, chunk.first_row)
-        if found is not None and job.tensor.name not in source.preserved:
-            raise nonfinite_fault(source, job.tensor)
-        anomalies = anomalies if found is None else Anomalies(found.count, found.first)
-    else:
-        data, errors, anomalies = _encode(source, data, chunk)
-    start = job.offset + chunk.first_row * data.shape[1]
-    with name_tensor_in_errors(job):
-        output.write_at(job.file, start, data)
-    return EncodedChunk(chunk, data, errors, anomalies)
+    digests = hash_leaves(data, job.leaf_rows)
+    if not job.choice.copied:
+        encoded, errors, anomalies = _encode(source, data, chunk)
+        return EncodedChunk(chunk, encoded, digests, errors, anomalies)
+    found = find_nonfinite(data, job.tensor, chunk.first_row)
+    if found is not None and job.tensor.name not in source.preserved:
+        raise nonfinite_fault(source, job.tensor)
+    anomalies = Anomalies() if found is None else Anomalies(found.count, found.first)
+    return EncodedChunk(chunk, data, digests, None, anomalies)
 
 
 @contextlib.contextmanager
@@ -183,13 +228,23 @@ def name_tensor_in_errors(job: TensorJob) -> Iterator[None]:
         raise InputOutputError(error.path, what, hint=error.hint) from error
 
 
-def read_chunk(output: Writable, chunk: Chunk) -> EncodedChunk:
-    """Read the chunk as an earlier run wrote it."""
-    job = chunk.job
+def read_chunk(source: Readable | None, output: Writable, chunk: Chunk) -> EncodedChunk:
+    """Read the chunk as an earlier run wrote it, and its rows of the source where one is given."""
+    job, digests = chunk.job, b""
+    if source is not None:
+        digests = hash_leaves(source.read_rows(job.tensor, chunk.first_row, chunk.n_rows), job.leaf_rows)
     data = np.empty((chunk.n_rows, job.row_bytes if job.tensor.n_rows else 0), np.uint8)
     if data.size:
         output.read_at(job.file, job.offset + chunk.first_row * data.shape[1], data.reshape(-1).data)
-    return EncodedChunk(chunk, data, None, Anomalies())
+    return EncodedChunk(chunk, data, digests, None, Anomalies())
+
+
+def hash_rows(source: Readable, piece: Piece) -> str:
+    """Return the digest, in hex, of the piece's rows of the source."""
+    digest, job = hashlib.sha256(), piece.job
+    for chunk in piece.chunks:
+        digest.update(hash_leaves(source.read_rows(job.tensor, chunk.first_row, chunk.n_rows), job.leaf_rows))
+    return digest.hexdigest()
 
 
 def _encode(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray[np.float64], Anomalies]:
@@ -209,20 +264,28 @@ def _encode(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray
     lost = codec.lost_row(errors, limit)
     if lost is not None:
         path, what = source.files[job.tensor.file], f"row {chunk.first_row + lost} is lost: relative error"
+        if not np.isfinite(errors[lost, 1]):
+            peak = np.abs(x[lost]).max()
+            what = f"row {chunk.first_row + lost} has a weight of {peak:.6g}, which overflows: relative error"
         raise lost_weights_fault(job, what, codec.relative_error(errors[lost : lost + 1, [0, 1, 0, 1]]), limit, path)
     blocks = 0 if importance is None else np.count_nonzero(codec.find_unweighted_blocks(x, job.format, importance))
     return encoded, errors.sum(axis=0), Anomalies(unweighted=int(blocks), vanished=codec.vanished_rows(errors))
 
 
-def find_peak(source: Readable, chunk: Chunk) -> float:
-    """Return the largest magnitude among the chunk's weights."""
-    job = chunk.job
-    data = source.read_rows(job.tensor, chunk.first_row, chunk.n_rows)
-    return float(np.abs(codec.dequantize(data, job.tensor.format)).max(initial=0))
+def find_peaks(source: Readable, piece: Piece) -> tuple[list[float], str]:
+    """Return the largest magnitude among the weights of each chunk, and the digest of the piece's rows in hex."""
+    peaks, digest, tensor = list[float](), hashlib.sha256(), piece.job.tensor
+    for chunk in piece.chunks:
+        data = source.read_rows(tensor, chunk.first_row, chunk.n_rows)
+        digest.update(hash_leaves(data, piece.job.leaf_rows))
+        peaks.append(float(np.abs(codec.dequantize(data, tensor.format)).max(initial=0)))
+    return peaks, digest.hexdigest()
 
 
 def lost_weights_fault(job: TensorJob, what: str, error: float, limit: float, path: Path) -> NumericFault:
     """The fault for a tensor that does not survive in the chosen format."""
     what = f"tensor {quote(job.tensor.name)} as {job.format.name}, {what}"
-    hint = f"--tensor-type '{job.tensor.name}={job.tensor.format.name.lower()}' keeps it, with --restart"
+    name, own = job.tensor.name, job.tensor.format.name
+    pattern = name if re.fullmatch(r"[\w.\-]+", name) else re.escape(name)
+    hint = f"--tensor-type {shlex.quote(f'^{pattern}$={own.lower()}')} keeps it; in a --plan set its type to {own}"
     return NumericFault(path, what, got=f"{error:.3g}", limit=f"{limit:.3g}", hint=hint)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from requant.container.digests import Digests, digest_tensor, hash_headers
+from requant.container.shards import n_files_of
 from requant.container.source import Source
 from requant.conversion.record import Conversion
 from requant.errors import brief, quote
@@ -26,6 +28,29 @@ def compare_with_record(target: Source, record: Conversion) -> list[str]:
     return lines
 
 
+def find_other_tensors(target: Source, digests: Digests, sha256: Mapping[str, str]) -> list[str]:
+    """Return the tensors without a digest in the metadata; sha256: of each tensor's bytes, by name, in hex."""
+    return digests.without({t.name: digest_tensor(t.name, t.type_id, t.shape, sha256[t.name]) for t in target.tensors})
+
+
+def compare_with_digests(
+    target: Source, digests: Digests, wrong: Sequence[str], known: Collection[str]
+) -> Iterator[str]:
+    """Compare the headers with the digest in the metadata; yield the `wrong` tensors too, without those `known`."""
+    tensors, new = target.tensors, [name for name in wrong if name not in known]
+    whole = not wrong and len(tensors) == digests.n_tensors
+    if hash_headers(target) == digests.headers:
+        yield from (f"tensor {quote(name)} is not as it was written, by its digest in the metadata" for name in new)
+    elif whole:
+        what = f"all {len(tensors)} tensors are as they were written, but the header is not"
+        yield f"{what}: another tool has edited or split the file since, or the header is damaged"
+    else:
+        shown = f"{len(wrong)} of {len(tensors)} tensors are not those that were written"
+        shown += f", the first {quote(wrong[0])}" if wrong else ""
+        shown += "" if len(tensors) == digests.n_tensors else f"; {digests.n_tensors} tensors were written"
+        yield f"the header and {shown}: another tool has changed the file since, or it is damaged"
+
+
 def _compare_names(found: list[str], wanted: list[str], where: str) -> Iterator[str]:
     for name in sorted(set(wanted) - set(found)):
         yield f"tensor {quote(name)} of {where} is missing"
@@ -36,16 +61,30 @@ def _compare_names(found: list[str], wanted: list[str], where: str) -> Iterator[
 
 
 def describe_other_source(target: Source, source: Source, record: Conversion | None) -> list[str]:
-    """Return one line where the output was made from another source than `source`, by its record or its metadata."""
+    """Return one line where the output was made from another source than `source`, by its record or its metadata.
+
+    A source with the same tensors and keys in another number of files is the same: its headers differ in the keys of
+    the split alone.
+    """
     key = "requant.source.header_sha256"
     written = target.metadata.get(key) if record is None else record.plan.header_sha256
-    if written in (None, source.header_sha256):
+    if written in (None, source.header_sha256) or _is_split_otherwise(target, source, record):
         return []
     origin = "another source" if record is None else brief(record.plan.source)
     return [
         f"it was made from {origin} (sha256 of its header {written!s:.12}), "
         f"not from {brief(source.name)} ({source.header_sha256:.12}): the two are not compared"
     ]
+
+
+def _is_split_otherwise(target: Source, source: Source, record: Conversion | None) -> bool:
+    """Return whether `source` differs from the one that the output was made from in its number of files alone."""
+    name = target.metadata.get("requant.source.name") if record is None else record.plan.source
+    if not isinstance(name, str) or n_files_of(name) == len(source.files):
+        return False
+    types = {} if record is None else {choice.name: choice.source_type for choice in record.plan.choices}
+    same_types = all(types.get(t.name, t.format.name) == t.format.name for t in source.tensors)
+    return same_types and not any(compare_metadata(target, source)) and not any(compare_tensors(target, source))
 
 
 def compare_metadata(target: Source, source: Source) -> Iterator[str]:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from requant._version import __version__
-from requant.common.files import Identity, identities
+from requant.common.inputs import add_inputs, collect_inputs, own_files
 from requant.common.monitor import SILENT, Monitor
 from requant.common.threads import n_threads
+from requant.container.digests import fill_in_digests
 from requant.container.imatrix import Imatrix
 from requant.container.journal import Line
+from requant.container.layout import Layout
 from requant.container.output import Output, claim_output
 from requant.container.source import Source, open_files
 from requant.container.splitting import headers_sha256, output_paths, total_size
@@ -29,14 +31,14 @@ from requant.conversion.second_level import add_scales, write_scales
 from requant.conversion.verify import verify_output
 from requant.conversion.write import collect_tensors, write_pieces
 from requant.conversion.write_on_cluster import write_pieces_on_cluster
-from requant.errors import InputOutputError
+from requant.errors import InputOutputError, quote
 from requant.formats import KERNELS
 from requant.formats.jit import SOURCE_STATE
 from requant.planning.output_metadata import imatrix_used
 from requant.planning.plan import Plan
 from requant.scoring.losses import Losses
 
-_HEAD_VERSION = 1
+_HEAD_VERSION = 2
 
 
 def convert(
@@ -52,8 +54,8 @@ def convert(
 ) -> Conversion:
     """Write what `plan` makes of `source` to the file `out`, and return its record; the bytes do not depend on threads.
 
-    The output gets its name only when all of it is written and, with `options.verify`, was read again and compared with
-    the source. The same call resumes a run that was stopped. losses: those that the plan was made from; they are
+    The output gets its name only when all of it is written and, with `options.verify`, it and the source were compared
+    once more. The same call resumes a run that was stopped. losses: those that the plan was made from; they are
     checked against the source, the plan and the imatrix. claim: that of the caller on `out`; without one the output is
     claimed here. monitor: is given the bytes of each finished chunk, `count_progress_bytes` in all, and lines about
     what an earlier run left. The kernels of `formats_used` are compiled in the threads that need them where the caller
@@ -64,6 +66,9 @@ def convert(
     """
     n_bytes = count_progress_bytes(source, plan, verify=options.verify)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(collect_inputs())
+        source.add_to_inputs()
+        add_inputs(None if imatrix is None else Path(imatrix.path))
         stack.enter_context(monitor.resumable())
         progress = stack.enter_context(monitor.progress("converting", n_bytes))
         prepared = prepare_output(source, plan, imatrix, losses, options.splitting)
@@ -74,7 +79,6 @@ def convert(
             _head(source, plan, imatrix, claimed.request),
             claimed.journal,
             force=options.force,
-            inputs=source.identities | _identity(imatrix),
             extras=claimed.extras,
             keep=claimed.keep,
         )
@@ -85,15 +89,15 @@ def convert(
         found = _write(source, output, jobs, options, progress=progress, info=monitor.info)
         found |= {made.name: made for made in write_scales(source, output, jobs, prepared.scaled)}
         tensors = tuple(found[t.name] for layout in output.layouts for t in layout.tensors)
-        made = _conversion(output, plan, imatrix, tensors)
+        layouts = fill_in_digests(output.layouts, [t.sha256 for t in tensors])
+        made = _conversion(output.paths[0], layouts, plan, imatrix, tensors)
         source.check_unchanged()
         if not output.is_published:
-            output.seal()
+            output.seal(layouts)
             if options.verify:
                 _verify(output, source, made, options, progress)
             output.publish()
-        odd = [line for t in tensors if t.odd is not None for line in t.odd.notes(t.name)]
-        made = replace(made, notes=(*prepared.notes, *odd))
+        made = replace(made, notes=(*prepared.notes, *made.notes))
         claimed.record(made)  # without the output's warnings: a resumed run does not know those of earlier runs
         output.finish()
     return replace(made, notes=(*made.notes, *output.warnings))
@@ -123,11 +127,6 @@ def _head(source: Source, plan: Plan, imatrix: Imatrix | None, request: Mapping[
     return resume_key(source, request) | {"imatrix": None if imatrix is None else imatrix.sha256, "plan": choices}
 
 
-def _identity(imatrix: Imatrix | None) -> frozenset[Identity]:
-    """The identity of the imatrix's file, which is an input too; it may be gone since it was read."""
-    return frozenset() if imatrix is None else identities(Path(imatrix.path))
-
-
 def _write(
     source: Source,
     output: Output,
@@ -146,17 +145,21 @@ def _write(
         return {made.name: made for made in collect_tensors(source, output, pieces)}
 
 
-def _conversion(output: Output, plan: Plan, imatrix: Imatrix | None, tensors: tuple[Converted, ...]) -> Conversion:
+def _conversion(
+    path: Path, layouts: Sequence[Layout], plan: Plan, imatrix: Imatrix | None, tensors: tuple[Converted, ...]
+) -> Conversion:
     used = imatrix_used(plan, imatrix)
+    odd = [line for t in tensors if t.odd is not None for line in t.odd.notes(t.name)]
     return Conversion(
-        output=output.paths[0],
-        size=total_size(output.layouts),
-        header_sha256=headers_sha256(output.layouts),
+        output=path,
+        size=total_size(layouts),
+        header_sha256=headers_sha256(layouts),
         version=__version__,
-        imatrix=None if used is None else Path(used.path).name,
+        imatrix=None if used is None else used.name,
         imatrix_sha256=None if used is None else used.sha256,
         plan=plan,
         tensors=tensors,
+        notes=tuple(odd),
         kernels=KERNELS,
     )
 
@@ -164,12 +167,31 @@ def _conversion(output: Output, plan: Plan, imatrix: Imatrix | None, tensors: tu
 def _verify(
     output: Output, source: Source, made: Conversion, options: ConversionOptions, progress: Callable[[int], None]
 ) -> None:
-    """Raise InputOutputError where the sealed output does not read back as it was written."""
-    with open_files(output.part_files) as target:
+    """Raise InputOutputError where the sealed output is not as it was written, or was not made from the source's bytes.
+
+    The records of the tensors that are wrong are dropped first, so that the next run makes these again.
+    """
+    with own_files(), open_files(output.part_files) as target:
         found = verify_output(
             target, source=source, record=made, threads=options.threads, cluster=options.cluster, progress=progress
         )
     if not found.ok:
         source.check_unchanged()
+        output.drop_records(found.wrong_tensors)
+        if found.misread_tensors:
+            raise _misread_fault(source, found.misread_tensors)
         what = f"does not read back as it was written: {found.findings[0]}"
-        raise InputOutputError(output.part_files[0], what, hint="check the disk, then run it again")
+        hint = f"check the disk, then run it again: {_count_tensors(found.wrong_tensors)} made again"
+        raise InputOutputError(output.part_files[0], what, hint=hint)
+
+
+def _misread_fault(source: Source, names: Sequence[str]) -> InputOutputError:
+    """The error for tensors whose bytes in the source are not those that the output was made from."""
+    what = f"tensor {quote(names[0])} has other bytes than were read to make the output"
+    hint = "a read failed unnoticed, or the file was changed: check disk and memory, then run it again: "
+    hint += f"{_count_tensors(names)} made again"
+    return InputOutputError(source.files[source.tensor(names[0]).file], what, hint=hint)
+
+
+def _count_tensors(names: Sequence[str]) -> str:
+    return "one tensor is" if len(names) == 1 else f"{len(names)} tensors are" if names else "only the header is"

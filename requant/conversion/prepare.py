@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from requant.container.imatrix import Imatrix, importance_for
+from requant.container.imatrix import Imatrix, describe_shared_rows, importance_for
 from requant.container.layout import Layout
 from requant.container.source import Source
 from requant.container.splitting import Splitting
@@ -76,7 +76,10 @@ def find_importance(source: Source, plan: Plan, imatrix: Imatrix | None) -> dict
     if missing:
         names = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
         what = f"{len(missing)} tensors have a type that needs an importance matrix, and none covers them: {names}"
-        raise BadInput(source.path if imatrix is None else imatrix.path, what, hint="pass one with --imatrix")
+        if imatrix is None:
+            raise BadInput(source.path, what, hint="pass one with --imatrix")
+        hint = "plan again with this --imatrix, or give these tensors a type that needs none: --tensor-type REGEX=q4_k"
+        raise BadInput(imatrix.path, what, hint=hint)
     return found
 
 
@@ -91,12 +94,18 @@ def compatibility_notes(
             raise BadInput(source.path, "the losses were made for another model", hint="score this one again")
         if losses.header_sha256 != source.header_sha256:
             notes.append("the losses were made for another file with the same tensors")
-        if losses.imatrix_sha256 != (None if imatrix is None else imatrix.sha256):
-            notes.append("the losses were made with another imatrix than the tensors")
         if losses.effort != plan.effort:
             notes.append(f"the losses were made with effort {losses.effort.name.lower()}")
+    sha256 = None if imatrix is None else imatrix.sha256
+    if losses is not None and losses.imatrix_sha256 != sha256:
+        notes.append("the losses were made with another imatrix than the tensors")
+    if plan.imatrix_sha256 not in (None, sha256):
+        notes.append("the plan was made for another imatrix than that of the tensors")
     # no imatrix covers an embedding: it is looked up, and has no inputs
     encoded = [c for c in plan.choices if not c.copied and (c.role != "token_embd" or c.name in importance)]
-    if imatrix is not None and len(importance) < len(encoded):
-        notes.append(f"the imatrix does not cover {len(encoded) - len(importance)} of {len(encoded)} encoded tensors")
-    return notes
+    if imatrix is not None:
+        if len(importance) < len(encoded):
+            n = len(encoded) - len(importance)
+            notes.append(f"the imatrix does not cover {n} of {len(encoded)} encoded tensors")
+        notes += describe_shared_rows(imatrix, ((c.name, c.shape) for c in encoded))
+    return [note for note in notes if note not in plan.notes]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_type_hints
 
-from requant.common.atomic_write import has_schema
+from requant.common.atomic_write import has_schema, read_head
 from requant.common.notebook import html
 from requant.common.serialization import dump, parse, parse_value, read_text, to_plain
 from requant.errors import BadInput, brief, quote
 from requant.planning.plan import Plan, read_plan
-from requant.scoring.losses import parse_type_name
+from requant.scoring.losses import parse_file_name, parse_type_name
 
 OUTPUT_SCHEMA = "requant.output/1"
+_HEAD = 2048  # bytes of a record that contain the name of its output
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,25 @@ class Anomalies:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceDigest:
+    """The digest, in hex, of `n_rows` rows of a tensor of the source, as they were read to make the output.
+
+    It is the SHA-256 of the SHA-256 of each `leaf_rows` of them, one after the other.
+    """
+
+    n_rows: int
+    leaf_rows: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Converted:
     """One tensor as it was written.
 
     rmse: relative error over the whole tensor, measured, weighted by importance if there was any; 0 for a copy.
     rmse_unweighted: the same with all columns alike. sha256: of its bytes in the output, in hex. odd: its numeric
-    anomalies, None without any.
+    anomalies, None without any. source: the digests of all its rows in the source, in order; () in old records and for
+    a scale that was added. weighted: importance was used; None in old records.
     """
 
     name: str
@@ -66,6 +80,8 @@ class Converted:
     rmse_unweighted: float
     sha256: str
     odd: Anomalies | None = None
+    source: tuple[SourceDigest, ...] = ()
+    weighted: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +115,7 @@ class Conversion:
         raw = parse(text, OUTPUT_SCHEMA, path)
         plan = Plan.from_json(json.dumps(raw.pop("plan", None)), path)
         output = parse_value(str, raw.pop("output", None), "output", path)
-        if output in ("", ".", "..") or Path(output).name != output:
-            raise BadInput(path, "output must be the name of a file, without a folder", got=output)
+        parse_file_name(output, "output", path)
         hints = _plain_fields()
         if unknown := sorted(raw.keys() - hints.keys()):
             raise BadInput(path, f"{brief(unknown[0])} is not a key of this file")
@@ -118,6 +133,12 @@ def record_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.requant.json")
 
 
+def is_record_of_output(path: Path) -> bool:
+    """Return whether the file at `path` is the record of the output whose record has this name."""
+    name = json.dumps(path.name.removesuffix(".requant.json"))
+    return has_schema(path, OUTPUT_SCHEMA) and f'"output": {name}'.encode() in read_head(path, _HEAD)
+
+
 def read_conversion(path: Path | str) -> Conversion:
     """Read the record in the file at `path`. Raises BadInput, InputOutputError, InfeasibleBudget."""
     return Conversion.from_json(read_text(path), path)
@@ -125,4 +146,6 @@ def read_conversion(path: Path | str) -> Conversion:
 
 def read_any_plan(path: Path) -> Plan:
     """Read the plan or the plan of the record at `path`. Raises BadInput, InputOutputError, InfeasibleBudget."""
-    return read_conversion(path).plan if has_schema(path, OUTPUT_SCHEMA) else read_plan(path)
+    if not has_schema(path, OUTPUT_SCHEMA):
+        return read_plan(path)
+    return replace(read_conversion(path).plan, importance=Path(path))

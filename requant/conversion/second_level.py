@@ -6,17 +6,19 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from requant.common.threads import in_order, n_threads
 from requant.container.output import Output
 from requant.container.source import Source
-from requant.conversion.chunks import Piece, TensorJob, find_peak, split_into_pieces
+from requant.conversion.chunks import TensorJob, find_peaks, hash_leaves, split_into_pieces
 from requant.conversion.options import ConversionOptions
-from requant.conversion.record import Converted
+from requant.conversion.record import Converted, SourceDigest
 from requant.conversion.write_on_cluster import find_peaks_on_cluster
 from requant.formats import codec
+from requant.formats.codec import Bytes
 from requant.model.weight_scales import read_weight_scales, weight_scale_shape
 
 
@@ -28,21 +30,23 @@ def add_scales(
     jobs = [replace(job, scales=empty.get(job.tensor.name)) for job in jobs]
     pieces = [piece for job in jobs if job.scales is not None for piece in split_into_pieces(job)]
 
-    def find_peaks(piece: Piece) -> list[float]:
-        return [find_peak(source, chunk) for chunk in piece.chunks]
-
+    digests: dict[str, list[str]] = {name: [] for name in scaled}
     if options.cluster is None:
-        run = in_order(find_peaks, pieces, n_threads(options.threads))
+        run = in_order(partial(find_peaks, source), pieces, n_threads(options.threads))
     else:
         run = find_peaks_on_cluster(options.cluster, source, pieces)
     with contextlib.closing(run) as results:
-        for piece, values in zip(pieces, results, strict=True):
+        for piece, (values, sha256) in zip(pieces, results, strict=True):
             peaks = empty[piece.name]
+            digests[piece.name].append(sha256)
             for chunk, value in zip(piece.chunks, values, strict=True):
                 matrix = chunk.first_row * len(peaks) // piece.job.tensor.n_rows
                 peaks[matrix] = max(peaks[matrix], value)
     scales = {n: np.array([codec.second_scale(float(p)) for p in peaks], np.float32) for n, peaks in empty.items()}
-    return [replace(job, scales=scales.get(job.tensor.name)) for job in jobs]
+    return [
+        replace(job, scales=scales.get(job.tensor.name), source_sha256=tuple(digests.get(job.tensor.name, ())))
+        for job in jobs
+    ]
 
 
 def write_scales(
@@ -51,10 +55,21 @@ def write_scales(
     """Write the scales of `jobs`, each times the scale that the source already has for that matrix."""
     for job in jobs:
         if job.scales is not None:
-            before = read_weight_scales(source, job.tensor)
-            scales = job.scales if before is None else job.scales * before
-            name, data = scaled[job.tensor.name], scales.astype("<f4").view(np.uint8).reshape(1, -1)
+            name, (data, digests) = scaled[job.tensor.name], combine_scales(source, job)
             ((file, placed),) = ((i, t) for i, x in enumerate(output.layouts) for t in x.tensors if t.name == name)
             if not output.is_published:
                 output.write_at(file, placed.offset, data)
-            yield Converted(name, "F32", "F32", data.size, 0.0, 0.0, hashlib.sha256(data.data).hexdigest())
+            sha256 = hashlib.sha256(data.data).hexdigest()
+            yield Converted(name, "F32", "F32", data.size, 0.0, 0.0, sha256, source=digests, weighted=False)
+
+
+def combine_scales(source: Source, job: TensorJob) -> tuple[Bytes, tuple[SourceDigest, ...]]:
+    """Return the bytes (1, n) of the scales of `job` times those of the source, and the digest of the latter."""
+    assert job.scales is not None
+    before = read_weight_scales(source, job.tensor)
+    scales = job.scales if before is None else job.scales * before
+    digests: tuple[SourceDigest, ...] = ()
+    if before is not None:
+        leaf = hash_leaves(before.astype("<f4").view(np.uint8).reshape(1, -1), 1)
+        digests = (SourceDigest(1, 1, hashlib.sha256(leaf).hexdigest()),)
+    return scales.astype("<f4").view(np.uint8).reshape(1, -1), digests

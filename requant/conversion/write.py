@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +20,21 @@ from requant.common.serialization import parse_record, to_plain
 from requant.common.threads import in_order
 from requant.container.journal import Line
 from requant.container.output import Output
+from requant.container.remote import Readable
 from requant.container.source import Source
 from requant.conversion.chunks import (
     Chunk,
     EncodedChunk,
     Piece,
     TensorJob,
+    hash_rows,
     lost_weights_fault,
     read_chunk,
     split_into_pieces,
     write_chunk,
 )
-from requant.conversion.record import Anomalies, Converted
-from requant.errors import BadInput, NumericFault, quote
+from requant.conversion.record import Anomalies, Converted, SourceDigest
+from requant.errors import BadInput, InputOutputError, NumericFault, SourceChanged, quote
 from requant.formats import codec
 
 _CHECK_EVERY = 64  # chunks between two checks of the source for changes
@@ -45,12 +48,14 @@ Sums = NDArray[np.float64]  # (4,), sums over rows of the columns of codec.row_e
 class WrittenPiece:
     """A piece as it stands in the output.
 
-    sha256: of its bytes, in hex. errors: None for a copy. tensor_sha256: with the last piece of a tensor, the digest of
-    all bytes of the tensor. is_new: not from an earlier run.
+    sha256: of its bytes, in hex. source_sha256: of the rows of the source that it was made from. errors: None for a
+    copy. tensor_sha256: with the last piece of a tensor, the digest of all bytes of the tensor. is_new: not from an
+    earlier run.
     """
 
     piece: Piece
     sha256: str
+    source_sha256: str
     errors: Sums | None
     anomalies: Anomalies
     tensor_sha256: str | None = None
@@ -60,7 +65,8 @@ class WrittenPiece:
     def line(self) -> Line:
         """Its record in the journal."""
         errors = None if self.errors is None else [float(e) for e in self.errors]
-        return {**self.piece.place, "sha256": self.sha256, "errors": errors, "odd": to_plain(self.anomalies)}
+        digests = {"sha256": self.sha256, "source_sha256": self.source_sha256}
+        return {**self.piece.place, **digests, "errors": errors, "odd": to_plain(self.anomalies)}
 
 
 def find_recorded(piece: Piece, lines: Mapping[tuple[str, int], Line]) -> WrittenPiece | None:
@@ -68,18 +74,22 @@ def find_recorded(piece: Piece, lines: Mapping[tuple[str, int], Line]) -> Writte
     line = lines.get((piece.name, piece.number), {})
     if any(line.get(key) != value for key, value in piece.place.items()):
         return None
-    digest, errors = line.get("sha256"), line.get("errors")
+    sha256, source_sha256, errors = (line.get(key) for key in ("sha256", "source_sha256", "errors"))
     try:
         anomalies = parse_record(Anomalies, line.get("odd"), "odd", "")
     except BadInput:
         return None
-    if not isinstance(digest, str) or len(digest) != _HEX or (errors is None) != piece.job.choice.copied:
+    if not _is_digest(sha256) or not _is_digest(source_sha256) or (errors is None) != piece.job.choice.copied:
         return None
     if errors is None:
-        return WrittenPiece(piece, digest, None, anomalies, is_new=False)
+        return WrittenPiece(piece, sha256, source_sha256, None, anomalies, is_new=False)
     if not isinstance(errors, list) or len(errors) != 4 or not all(type(e) is float and e >= 0 for e in errors):
         return None
-    return WrittenPiece(piece, digest, np.array(errors), anomalies, is_new=False)
+    return WrittenPiece(piece, sha256, source_sha256, np.array(errors), anomalies, is_new=False)
+
+
+def _is_digest(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and len(value) == _HEX
 
 
 def index_records(records: Iterable[Line]) -> dict[tuple[str, int], Line]:
@@ -104,15 +114,18 @@ def write_pieces(
     """Write the pieces of `jobs`, in order, in threads of this process, or read them again as earlier runs left them.
 
     `progress` is called with the source bytes of each chunk, `info` with a line on what must be made again. Raises
-    SourceChanged instead of NumericFault where the source has changed meanwhile.
+    SourceChanged where the source is not that of the earlier runs, and instead of NumericFault where it has changed
+    meanwhile.
     """
+    origin = None if output.is_published else source
     lines = index_records(output.records)
     pieces = ((piece, find_recorded(piece, lines)) for job in jobs for piece in split_into_pieces(job))
     steps = ((piece, before, chunk) for piece, before in pieces for chunk in piece.chunks)
 
     def carry_over(step: tuple[Piece, WrittenPiece | None, Chunk]) -> tuple[Piece, WrittenPiece | None, EncodedChunk]:
         piece, before, chunk = step
-        return piece, before, write_chunk(source, output, chunk) if before is None else read_chunk(output, chunk)
+        made = write_chunk(source, output, chunk) if before is None else read_chunk(origin, output, chunk)
+        return piece, before, made
 
     builder = PieceBuilder()
     with contextlib.closing(in_order(carry_over, steps, threads)) as results:
@@ -124,6 +137,8 @@ def write_pieces(
                 builder.add(piece, done)
                 if done.chunk is not piece.chunks[-1]:
                     continue
+                if before is not None and origin is not None and builder.source_sha256 != before.source_sha256:
+                    check_source_rows(origin, piece, before.source_sha256)
                 if before is not None and builder.sha256 != before.sha256:
                     info(NOT_AS_RECORDED.format(quote(piece.name)))
                     for chunk in piece.chunks:
@@ -136,11 +151,19 @@ def write_pieces(
             raise
 
 
+def check_source_rows(source: Readable, piece: Piece, sha256: str) -> None:
+    """Read the piece's rows of the source again. Raises SourceChanged unless their digest is `sha256`."""
+    if hash_rows(source, piece) != sha256:
+        what = f"changed since the unfinished output was begun: tensor {quote(piece.name)} has other bytes"
+        raise SourceChanged(source.files[piece.job.tensor.file], what, hint="run it again: all of it is made again")
+
+
 class PieceBuilder:
-    """The running digest of a tensor, and the digest and errors of its current piece."""
+    """The running digest of a tensor, and the digests and errors of its current piece."""
 
     def __init__(self) -> None:
         self._before = self._whole = self._piece = hashlib.sha256()
+        self._source = hashlib.sha256()
         self._errors, self._anomalies = np.zeros(4), Anomalies()
 
     @property
@@ -148,13 +171,20 @@ class PieceBuilder:
         """The digest of the piece, in hex."""
         return self._piece.hexdigest()
 
+    @property
+    def source_sha256(self) -> str:
+        """The digest of the piece's rows of the source, in hex."""
+        return self._source.hexdigest()
+
     def add(self, piece: Piece, done: EncodedChunk) -> None:
         """Add a chunk. The first chunk of a piece starts its digest, also when the piece is made a second time."""
         if done.chunk is piece.chunks[0]:
-            self._piece, self._errors, self._anomalies = hashlib.sha256(), np.zeros(4), Anomalies()
+            self._piece, self._source = hashlib.sha256(), hashlib.sha256()
+            self._errors, self._anomalies = np.zeros(4), Anomalies()
             self._whole = self._before.copy() if piece.number else self._piece  # in piece 0 both digests are one
         data = done.data.reshape(-1).data
         self._piece.update(data)
+        self._source.update(done.source)
         if self._whole is not self._piece:
             self._whole.update(data)
         self._anomalies += done.anomalies
@@ -168,7 +198,7 @@ class PieceBuilder:
         if before is not None:
             return replace(before, tensor_sha256=tensor)
         errors = None if piece.job.choice.copied else self._errors
-        return WrittenPiece(piece, self.sha256, errors, self._anomalies, tensor)
+        return WrittenPiece(piece, self.sha256, self.source_sha256, errors, self._anomalies, tensor)
 
 
 def collect_tensors(source: Source, output: Output, pieces: Iterable[WrittenPiece]) -> Iterator[Converted]:
@@ -176,20 +206,31 @@ def collect_tensors(source: Source, output: Output, pieces: Iterable[WrittenPiec
 
     Raises NumericFault where the error of a tensor is above the ceiling of its format.
     """
-    total, anomalies = np.zeros(4), Anomalies()
+    total, anomalies, digests = np.zeros(4), Anomalies(), list[SourceDigest]()
     for written in pieces:
         piece = written.piece
         if written.is_new:
+            _check_scales(source, written)
             output.record(written.line, piece.n_bytes)
         if piece.number == 0:
-            total, anomalies = np.zeros(4), Anomalies()
+            total, anomalies, digests = np.zeros(4), Anomalies(), []
+        digests.append(SourceDigest(piece.n_rows, piece.job.leaf_rows, written.source_sha256))
         total = total if written.errors is None else total + written.errors
         anomalies += written.anomalies
         if written.tensor_sha256 is not None:
-            yield _describe_tensor(source, piece.job, total, anomalies, written.tensor_sha256)
+            made = _describe_tensor(source, piece.job, total, written.tensor_sha256)
+            yield replace(made, odd=None if anomalies == Anomalies() else anomalies, source=tuple(digests))
 
 
-def _describe_tensor(source: Source, job: TensorJob, total: Sums, anomalies: Anomalies, sha256: str) -> Converted:
+def _check_scales(source: Source, written: WrittenPiece) -> None:
+    """Raise InputOutputError where the rows that the scales were found from are not those that were encoded."""
+    piece, job = written.piece, written.piece.job
+    if job.scales is not None and job.source_sha256[piece.number] != written.source_sha256:
+        what = f"two reads of the same rows of tensor {quote(piece.name)} differ"
+        raise InputOutputError(source.files[job.tensor.file], what, hint="check disk and memory, then run it again")
+
+
+def _describe_tensor(source: Source, job: TensorJob, total: Sums, sha256: str) -> Converted:
     error = codec.relative_error(total[None, :])
     limit = codec.ceiling(total[0], job.tensor.n_weights, job.format)
     if not job.choice.copied and not error <= limit:
@@ -202,5 +243,5 @@ def _describe_tensor(source: Source, job: TensorJob, total: Sums, anomalies: Ano
         rmse=error,
         rmse_unweighted=math.sqrt(total[1] / total[0]) if total[0] > 0 else 0.0,
         sha256=sha256,
-        odd=None if anomalies == Anomalies() else anomalies,
+        weighted=job.importance is not None,
     )

@@ -31,14 +31,22 @@ from requant.conversion.chunks import (
     COPY_BYTES,
     Piece,
     TensorJob,
-    find_peak,
+    find_peaks,
     name_tensor_in_errors,
     read_chunk,
     split_into_pieces,
     write_chunk,
 )
 from requant.conversion.record import Anomalies
-from requant.conversion.write import NOT_AS_RECORDED, WrittenPiece, find_recorded, index_records, write_pieces
+from requant.conversion.write import (
+    NOT_AS_RECORDED,
+    PieceBuilder,
+    WrittenPiece,
+    check_source_rows,
+    find_recorded,
+    index_records,
+    write_pieces,
+)
 from requant.errors import InputOutputError, NumericFault, quote
 from requant.formats.codec import Floats
 
@@ -64,11 +72,14 @@ class _PackedPiece:
 
 @dataclass(frozen=True, slots=True)
 class _WriteTask:
-    """A piece to write; sha256: the digest that an earlier run recorded: a piece that still has it is not written."""
+    """A piece to write; recorded: its digest and that of its source, as an earlier run recorded them, or None.
+
+    A piece that still has its digest is not written.
+    """
 
     packed: _PackedPiece
     target: RemoteOutput
-    sha256: str | None
+    recorded: tuple[str, str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +87,7 @@ class _WriteResult:
     """The result of a `_WriteTask`; errors: those of `WrittenPiece`, None where the bytes are of an earlier run."""
 
     sha256: str
+    source_sha256: str
     errors: tuple[float, ...] | None
     anomalies: Anomalies
     is_new: bool
@@ -129,8 +141,8 @@ def write_pieces_on_cluster(
 
 def find_peaks_on_cluster(
     cluster: Cluster, source: Source, pieces: Iterable[Piece]
-) -> Generator[list[float], None, None]:
-    """The peaks of the chunks of each of `pieces`, in their order."""
+) -> Generator[tuple[list[float], str], None, None]:
+    """The result of `find_peaks` for each of `pieces`, in their order."""
     origins = remote_sources(source)
     packed = (_PackedPiece(origins[piece.job.tensor.file], _replace_importance(piece, None)) for piece in pieces)
     return cluster.in_order(_find_peaks, packed, lambda found: f"tensor {quote(found.piece.name)}")
@@ -147,7 +159,8 @@ def _make_steps(source: Source, output: Output, jobs: Sequence[TensorJob]) -> It
         for piece in split_into_pieces(job):
             before = find_recorded(piece, lines)
             packed = _pack_piece(origins[job.tensor.file], piece)
-            task = _WriteTask(packed, targets[job.file], None if before is None else before.sha256)
+            recorded = None if before is None else (before.sha256, before.source_sha256)
+            task = _WriteTask(packed, targets[job.file], recorded)
             pieces.append(Step(_write_piece, task, name, about=(piece, before)))
             sizes.append(piece.n_bytes)
             yield pieces[-1]
@@ -181,32 +194,32 @@ def _unpack_result(
     if before is not None and not found.is_new:
         return replace(before, tensor_sha256=whole)
     errors = None if found.errors is None else np.array(found.errors)
-    return WrittenPiece(piece, found.sha256, errors, found.anomalies, whole)
+    return WrittenPiece(piece, found.sha256, found.source_sha256, errors, found.anomalies, whole)
 
 
 def _write_piece(task: _WriteTask) -> _WriteResult:
     """Write the piece on a worker, if it is not there, and wait until it is on disk."""
     piece = task.packed.unpack()
     with RemoteWriter(task.target) as output, RemoteReader(task.packed.origin) as source:
-        if task.sha256 is not None:
-            digest = hashlib.sha256()
+        builder = PieceBuilder()
+        if task.recorded is not None:
+            sha256, source_sha256 = task.recorded
             for chunk in piece.chunks:
-                digest.update(read_chunk(output, chunk).data.reshape(-1).data)
-            if digest.hexdigest() == task.sha256:
-                return _WriteResult(task.sha256, None, Anomalies(), is_new=False)
-        digest, errors, anomalies = hashlib.sha256(), np.zeros(4), Anomalies()
+                builder.add(piece, read_chunk(source, output, chunk))
+            if builder.source_sha256 != source_sha256:
+                check_source_rows(source, piece, source_sha256)
+            if builder.sha256 == sha256:
+                return _WriteResult(sha256, source_sha256, None, Anomalies(), is_new=False)
         try:
             for chunk in piece.chunks:
-                done = write_chunk(source, output, chunk)
-                digest.update(done.data.reshape(-1).data)
-                errors += 0 if done.errors is None else done.errors
-                anomalies += done.anomalies
+                builder.add(piece, write_chunk(source, output, chunk))
         finally:
             source.check_unchanged()  # implausible numbers may come from a file that is being replaced
         with name_tensor_in_errors(piece.job):
             output.sync()
-    figures = None if piece.job.choice.copied else tuple(errors.tolist())
-    return _WriteResult(digest.hexdigest(), figures, anomalies, is_new=True)
+    made = builder.build(piece, None)
+    figures = None if made.errors is None else tuple(made.errors.tolist())
+    return _WriteResult(made.sha256, made.source_sha256, figures, made.anomalies, is_new=True)
 
 
 def _hash_tensor(tensor: _HashTask, *results: _WriteResult) -> str:
@@ -227,6 +240,6 @@ def _hash_tensor(tensor: _HashTask, *results: _WriteResult) -> str:
     return whole.hexdigest()
 
 
-def _find_peaks(packed: _PackedPiece) -> list[float]:
+def _find_peaks(packed: _PackedPiece) -> tuple[list[float], str]:
     with RemoteReader(packed.origin) as source:
-        return [find_peak(source, chunk) for chunk in packed.piece.chunks]
+        return find_peaks(source, packed.piece)

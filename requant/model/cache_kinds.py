@@ -24,9 +24,9 @@ _HYBRID = frozenset(_INTERVAL) | _NO_HEADS | _NEMOTRON | _BOTH
 ATTENTION = frozenset(
     """
     afmoe apertus arcee arctic baichuan bailingmoe bailingmoe2 bitnet bloom chameleon chatglm codeshell cogvlm
-    cohere2 cohere2moe command-r dbrx deci deepseek deepseek2 deepseek2-ocr dots1 eagle3 ernie4_5 ernie4_5-moe
-    exaone exaone-moe exaone4 falcon gemma gemma2 gemma3 gemma3n gemma4 glm4 glm4moe gpt-oss gpt2 gptj gptneox
-    granite granitemoe grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 laguna
+    cohere2 cohere2moe command-r dbrx deci deepseek deepseek2 deepseek2-ocr dflash dots1 eagle3 ernie4_5 ernie4_5-moe
+    exaone exaone-moe exaone4 falcon gemma gemma2 gemma3 gemma3n gemma4 gemma4-assistant glm4 glm4moe gpt-oss gpt2
+    gptj gptneox granite granitemoe grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 laguna
     llama llama4 maincoder mellum minicpm minicpm3 minimax-m2 mistral3 mistral4 mpt nemotron olmo olmo2 olmoe
     openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo plamo3 plm qwen qwen2 qwen2moe qwen2vl qwen3
     qwen3moe qwen3vl qwen3vlmoe refact seed_oss smallthinker smollm3 stablelm starcoder starcoder2 step35 mimo2
@@ -34,7 +34,7 @@ ATTENTION = frozenset(
     """.split()  # noqa: SIM905
 )
 _GEMMA3N_OWN_KV = 20  # layers with a cache, a constant of the engine
-_SHARED_KV = frozenset(["gemma4"])
+_SHARED_KV = frozenset(["gemma4", "gemma4-assistant"])
 _RWKV_TOKEN_SHIFT = 2
 
 
@@ -91,6 +91,8 @@ def caches_of(
     attends = kept if arch in _BOTH else [k and not s for k, s in zip(kept, stateful, strict=True)]
     n_conv, n_state = _state(keys, n_embd, n_head[0]) if any(recurrent) else (0, 0)
     if not any(recurrent) and any(count(key, 0) for key in ("ssm.state_size", "shortconv.l_cache", "kda.head_dim")):
+        known = False
+    if count("hyper_connection.count", 0):  # a DSpark head with the layers of DeepSeek-V4
         known = False
     return Caches(tuple(attends), tuple(recurrent), latent, n_conv, n_state, known)
 

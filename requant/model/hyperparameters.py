@@ -5,13 +5,14 @@ Source: load_hparams in llama.cpp's src/llama-model.cpp; the defaults are its ow
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from requant.errors import BadInput
 from requant.model.cache_kinds import ATTENTION, RECURRENT, Caches, caches_of
 from requant.model.keys import ArchitectureKeys
+from requant.model.kinds import check_is_language_model
 from requant.model.windows import SlidingWindows, windows_of
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Hyperparameters:
     `n_layers` includes the `n_nextn` multi-token-prediction layers at the end; `windows` is None where the
     architecture requires a window and the file states none. `key_length_swa` and `value_length_swa` are the head
     sizes of layers with a window. `n_draft_vocab`: tokens that a draft head chooses from, 0 for other models;
-    `time_step_rank`: of recurrent layers.
+    `time_step_rank`: of recurrent layers; `n_rotated`: dimensions of a key that turn with its position.
     """
 
     path: str
@@ -52,6 +53,7 @@ class Hyperparameters:
     n_ff_shared: int
     n_draft_vocab: int
     time_step_rank: int
+    n_rotated: int
     caches: Caches
 
     @property
@@ -69,9 +71,11 @@ def read_hyperparameters(metadata: Metadata, tensors: Iterable[SourceTensor] = (
     arch = metadata.get("general.architecture")
     if not isinstance(arch, str) or not arch:
         raise BadInput(metadata.path, "key 'general.architecture' is missing or no string", hint="is it a model?")
+    check_is_language_model(metadata)
     keys = ArchitectureKeys(metadata, arch)
     n_layers = keys.count("block_count", low=1, high=MAX_LAYERS)
-    n_nextn = keys.count("nextn_predict_layers", 0, high=n_layers - 1)
+    # a gemma4-assistant counts its own layers there, and has no trunk
+    n_nextn = 0 if arch == "gemma4-assistant" else keys.count("nextn_predict_layers", 0, high=n_layers - 1)
     n_embd = keys.count("embedding_length", low=1)
     least = 0 if arch in RECURRENT else 1
     n_head = keys.per_layer("attention.head_count", n_layers, 0 if least == 0 else None, low=least)
@@ -107,6 +111,7 @@ def read_hyperparameters(metadata: Metadata, tensors: Iterable[SourceTensor] = (
         n_ff_shared=_n_ff_shared(keys, n_ff_expert),
         n_draft_vocab=next((t.shape[0] for t in tensors if t.name == "d2t"), 0),
         time_step_rank=keys.count("ssm.time_step_rank", 0),
+        n_rotated=keys.count("rope.dimension_count", key_length),
         caches=caches_of(
             keys, n_layers, n_trunk, n_embd=n_embd, n_head=n_head, n_head_kv=n_head_kv, n_ff=n_ff, latent=latent
         ),
@@ -114,14 +119,28 @@ def read_hyperparameters(metadata: Metadata, tensors: Iterable[SourceTensor] = (
 
 
 def check_counts(metadata: Metadata) -> None:
-    """Raise BadInput for a number of layers or heads that no engine accepts; the keys may be missing."""
+    """Raise BadInput for a number of layers, heads or experts that no engine accepts; the keys may be missing."""
     arch = metadata.get("general.architecture")
     if not isinstance(arch, str) or not arch:
         return
     keys = ArchitectureKeys(metadata, arch)
     n_layers = keys.count("block_count", MAX_LAYERS, low=1, high=MAX_LAYERS)
     if arch in ATTENTION and keys.array_length("attention.head_count") in (None, n_layers):
-        keys.per_layer("attention.head_count", n_layers, 1, low=1)
+        _check_key_heads(keys, keys.per_layer("attention.head_count", n_layers, 1, low=1))
+        n_expert, used = keys.count("expert_count", 0), keys.largest("expert_used_count", 1)
+        if n_expert and not 1 <= used <= n_expert:
+            raise keys.error("expert_used_count", "is out of range", got=used, limit=f"1 to {n_expert} experts")
+
+
+def _check_key_heads(keys: ArchitectureKeys, n_head: Sequence[int]) -> None:
+    """Raise BadInput where the heads of a layer are no multiple of its KV heads, which several of them share."""
+    key = "attention.head_count_kv"
+    if keys.array_length(key) not in (None, len(n_head)):
+        return
+    for heads, shared in zip(n_head, keys.per_layer(key, len(n_head), n_head), strict=True):
+        if shared and heads % shared:
+            what = f"is no divisor of the heads: {heads} heads to {shared} KV heads; the engine refuses such a model"
+            raise keys.error(key, what)
 
 
 def _n_vocab(keys: ArchitectureKeys, tensors: Iterable[SourceTensor]) -> int:

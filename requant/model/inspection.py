@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -11,10 +11,14 @@ from requant.common.notebook import html
 from requant.common.serialization import dump, to_plain
 from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput
+from requant.model.auxiliary import head_memory, tower_bytes
 from requant.model.engine_settings import EngineSettings, engine_settings
-from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
+from requant.model.hyperparameters import Hyperparameters, check_counts, read_hyperparameters
+from requant.model.kept import projector_types
+from requant.model.kinds import FileKind, describe_kind, kind_of
 from requant.model.memory import device_bytes, memory_for, on_device
 from requant.model.roles import is_tied, never_quantize, role_of
+from requant.model.tensor_shapes import describe_misfits
 
 SCHEMA = "requant.inspect/1"
 _UNROUNDED = ("F32", "F16", "BF16")
@@ -70,11 +74,15 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """The facts of a model from its header; `needs` is None, with a warning, where they are not known."""
+    """The facts of a model from its header; `needs` is None, with a warning, where they are not known.
+
+    kind: what the file holds, in words, with the type of a projector.
+    """
 
     files: tuple[str, ...]
     version: int
     arch: str
+    kind: str
     title: str | None  # general.name
     file_bytes: int
     weights: int
@@ -103,19 +111,24 @@ def inspect(source: Source, settings: Mapping[str, Any] = MappingProxyType({}), 
     VRAM to leave free. Raises BadInput for a file that is no model.
     """
     arch, warnings = require_model(source), list(source.warnings)
-    hp, needs = None, None
+    warnings += describe_misfits(source)
+    kind, hp, needs = kind_of(source.metadata, {t.name for t in source.tensors}), None, None
     try:
-        hp = read_hyperparameters(source.metadata, source.tensors)
-        needs = _needs(source, hp, engine_settings(hp, settings), reserve)
+        if kind.has_hyperparameters:
+            check_counts(source.metadata)
+            hp = read_hyperparameters(source.metadata, source.tensors)
+            needs = _needs(source, hp, kind, engine_settings(hp, settings), reserve)
     except BadInput as error:
         warnings.append(error.what)
     weights, n_bytes = sum(t.n_weights for t in source.tensors), sum(t.n_bytes for t in source.tensors)
     title = source.metadata.get("general.name")
-    tensors = tuple(_describe_tensor(arch, t) for t in source.tensors)
+    projectors = projector_types(source.metadata)
+    tensors = tuple(_describe_tensor(arch, t, projectors) for t in source.tensors)
     return Inspection(
         files=tuple(path.name for path in source.files),
         version=source.version,
         arch=arch,
+        kind=describe_kind(source.metadata, kind),
         title=title if isinstance(title, str) else None,
         file_bytes=sum(f.header.file_size for f in source.opened),
         weights=weights,
@@ -131,20 +144,26 @@ def inspect(source: Source, settings: Mapping[str, Any] = MappingProxyType({}), 
     )
 
 
-def _needs(source: Source, hp: Hyperparameters, settings: EngineSettings, reserve: int) -> Needs:
-    memory = memory_for(hp, settings, reserve=reserve)
-    tied = is_tied({t.name for t in source.tensors})
-    held = (t for t in source.tensors if on_device(hp, t.name, tied=tied) and t.shape)
+def _needs(source: Source, hp: Hyperparameters, kind: FileKind, settings: EngineSettings, reserve: int) -> Needs:
+    if kind.is_draft:
+        found = head_memory(source, hp, kind, settings)
+        weights, kv_cache, compute = found.weights, found.kv_cache, found.compute
+    else:
+        memory = memory_for(hp, settings, reserve=reserve)
+        tied = is_tied({t.name for t in source.tensors})
+        held = (t for t in source.tensors if on_device(hp, t.name, tied=tied) and t.shape)
+        weights = sum(device_bytes(t.format, t.shape) for t in held)
+        kv_cache, compute = memory.kv_cache, memory.compute + tower_bytes(source.tensors)
     return Needs(
         n_ctx=settings.n_ctx,
         n_parallel=settings.n_parallel,
         n_ubatch=settings.n_ubatch,
         cache_type_k=settings.cache_type_k,
         cache_type_v=settings.cache_type_v,
-        weights=sum(device_bytes(t.format, t.shape) for t in held),
-        kv_cache=memory.kv_cache,
-        compute=memory.compute,
-        reserve=memory.reserve,
+        weights=weights,
+        kv_cache=kv_cache,
+        compute=compute,
+        reserve=reserve,
     )
 
 
@@ -164,8 +183,8 @@ def _dimensions(hp: Hyperparameters) -> dict[str, Any]:
     }
 
 
-def _describe_tensor(arch: str, t: SourceTensor) -> TensorEntry:
-    reason = never_quantize(arch, t.name, t.shape, t.type_id)
+def _describe_tensor(arch: str, t: SourceTensor, projectors: Collection[str]) -> TensorEntry:
+    reason = never_quantize(arch, t.name, t.shape, t.type_id, projectors=projectors)
     return TensorEntry(t.name, role_of(t.name), t.shape, t.format.name, t.n_bytes, reason)
 
 

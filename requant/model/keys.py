@@ -41,6 +41,13 @@ class ArchitectureKeys:
             raise self.error(key, "is missing" if value is None else "is not finite", got=value)
         return value
 
+    def positive(self, key: str, default: float) -> float:
+        """Return a finite number above 0, `default` where the key is absent."""
+        value = self.number(key, default)
+        if value <= 0:
+            raise self.error(key, "must be above 0", got=value)
+        return value
+
     def count(self, key: str, default: int | None = None, *, low: int = 0, high: int = MAX_COUNT) -> int:
         """Return an integer within [low, high]; `default` where the key is absent, an error without one."""
         value = self.get(key) if self.array_length(key) is None else []

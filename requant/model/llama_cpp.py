@@ -95,10 +95,10 @@ _MODEL_DEFAULTS = {
     **{"n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "lazy_mode": 1, "main_gpu": 0, "vocab_only": False},
     **{"check_tensors": False, "use_extra_bufts": True, "no_host": False, "no_alloc": False},
 }
-OnNode = Callable[["Engine", GraphNode, bool], bool]  # node, whether it is asked -> wanted, or to go on
+OnNode = Callable[["LlamaCpp", GraphNode, bool], bool]  # node, whether it is asked -> wanted, or to go on
 
 
-class Engine:
+class LlamaCpp:
     """llama.cpp with one model loaded on the CPU; a context manager.
 
     n_ctx: tokens of a window. on_node: called for each node of the graph, first to ask whether it is wanted, then with
@@ -131,7 +131,7 @@ class Engine:
         vocabulary = self._library.llama_model_get_vocab(self._model)
         self.n_vocab = int(self._library.llama_vocab_n_tokens(vocabulary))
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> LlamaCpp:
         return self
 
     def __exit__(self, *_: object) -> None:

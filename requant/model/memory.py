@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from requant.container.infos import round_up
 from requant.errors import BadInput, UsageError, brief
@@ -23,6 +23,7 @@ MIB = 2**20
 DEFAULT_RESERVE = 1024 * MIB  # bytes; llama.cpp's --fit-target
 RESERVE_SHARE = 10  # the default reserve is at most one part in ten of the budget
 ROW_PADDING = 512  # weights; MATRIX_ROW_PADDING of ggml-cuda
+_WITH_ENCODER = ("eagle3", "dflash")  # heads that first encode hidden states of the target
 COMPUTE_MARGIN = 64  # one part in 64 is added, for shapes that were not measured
 
 
@@ -65,23 +66,11 @@ def memory_for(
     return Memory(settings, kv_cache_bytes(hp, settings, padded=True), compute_bytes(hp, settings), reserve)
 
 
-def shrink_batch(hp: Hyperparameters, memory: Memory, vram: int, smallest: int) -> Memory:
-    """Halve n_ubatch, down to 32, until `smallest` bytes of weights fit beside the memory.
-
-    A smaller batch costs prompt speed, not quality; the plan must then state `-ub`. Returns `memory` unchanged where
-    the weights do not fit even so.
-    """
-    settings, tried = memory.settings, memory
-    while tried.weights_limit(vram) < smallest and settings.n_ubatch > 32:
-        settings = replace(settings, n_ubatch=max(32, min(settings.n_ubatch, settings.tokens) // 2))
-        tried = memory_for(hp, settings, reserve=memory.reserve)
-    return tried if tried.weights_limit(vram) >= smallest else memory
-
-
 def on_device(hp: Hyperparameters, name: str, *, tied: bool) -> bool:
     """Return whether the tensor takes VRAM with every layer offloaded.
 
-    Lookup tables stay in host memory, and multi-token-prediction layers are loaded only on request.
+    Lookup tables stay in host memory, and multi-token-prediction layers are loaded only on request. A tower of images
+    or sound is on the GPU, as llama.cpp has it by default.
     """
     layer = layer_of(name)
     return not is_lookup(name, tied=tied) and (layer is None or layer < hp.n_trunk)
@@ -206,7 +195,7 @@ def compute_bytes(hp: Hyperparameters, settings: EngineSettings) -> int:
 
     The buffer must hold the largest moment of the graph, of T = n_ubatch tokens in float32, beside the masks:
 
-        logits     4 n_vocab n_outputs                    a draft head: 4 T (n_vocab + n_draft_vocab + 2 n_embd)
+        logits     4 n_vocab n_outputs                    eagle3, dflash: 4 T (n_vocab + n_draft_vocab + 2 n_embd)
                                                           + 4 T of Q, K and V without flash attention
         feed       4 T (3 n_ff)                           gate, up, their product
         experts    4 T (n_used (3 n_ff_expert + n_embd) + 3 n_ff_shared + 2 n_expert)
@@ -239,7 +228,7 @@ def compute_bytes(hp: Hyperparameters, settings: EngineSettings) -> int:
 
 def _logits_bytes(hp: Hyperparameters, settings: EngineSettings, shapes: Sequence[LayerShape]) -> int:
     per_value = 4 * settings.tokens
-    if hp.n_draft_vocab:  # its logits are spread over the target's vocabulary
+    if hp.arch in _WITH_ENCODER:  # every token has logits; a reduced vocabulary's are spread over the target's
         n_bytes = per_value * (hp.n_vocab + hp.n_draft_vocab + 2 * hp.n_embd)
     else:
         n_bytes = 4 * hp.n_vocab * min(settings.tokens, settings.n_outputs or settings.tokens)

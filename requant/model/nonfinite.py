@@ -65,7 +65,8 @@ def nonfinite_fault(source: Readable, tensor: SourceTensor) -> NumericFault:
     row, column = divmod(found.first, tensor.n_per_row)
     got = float(codec.dequantize(source.read_rows(tensor, row, 1), tensor.format)[0, column])
     what = f"{what}: {found.count} of {tensor.n_weights} weights, the first at weight {found.first}"
-    return NumericFault(path, what, got=got, hint=_HINT)
+    own = f"the plan gives it another type, which cannot hold that; set it to {tensor.format.name} there"
+    return NumericFault(path, what, got=got, hint=own if tensor.name in source.preserved else _HINT)
 
 
 def preserve_nonfinite(

@@ -1,6 +1,6 @@
 """Tensor roles: a tensor's role and layer by its name, whether it may be quantized, and to which types.
 
-Sources: tensor_allows_quantization, tensor_type_fallback and tensor_requires_imatrix in llama.cpp's
+Sources: tensor_type_fallback and tensor_requires_imatrix in llama.cpp's
 src/llama-quant.cpp; the floors and the low-bit ban go beyond it and are based on published measurements.
 """
 
@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 
 from requant.formats import FORMATS, format_of
+from requant.model import kept
 
 _IN_A_LAYER = re.compile(r"(?:(?P<tower>.+)\.)?blk\.(?P<layer>[0-9]+)\.(?P<part>.+)")
 
@@ -32,53 +33,16 @@ _FALLBACK = {
     **{"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"},
 }
 
-# part of the name -> why the tensor keeps its type
-_KEEP: dict[str, str] = {
-    "_norm.weight": "normalisation weights are applied element by element",
-    "ffn_gate_inp": "a router decides which experts run",
-    "ffn_gate_tid2eid.weight": "a routing table holds indices",
-    "altup": "the alternating-update matrices are tiny",
-    "laurel": "the low-rank residual matrices are tiny",
-    "per_layer_model_proj": "the per-layer projection is small and sensitive",
-    **dict.fromkeys(("ssm_conv1d", "shortconv.conv.weight"), "a short convolution is tiny"),
-    **dict.fromkeys(
-        ("ssm_alpha", "ssm_beta", "ssm_ba", "ssm_dt"), "the gates of a recurrent state are small and sensitive"
-    ),
-    **dict.fromkeys(("indexer.k_proj.weight", "indexer.q_proj.weight"), "the indexer's projections are tiny"),
-    **dict.fromkeys(("attn_rel_b.weight", ".rel_pos"), "a position bias is tiny"),
-    **dict.fromkeys(
-        (
-            f"time_mix_{part}.weight"
-            for part in "first w0 w1 w2 v0 v1 v2 a0 a1 a2 g1 g2 decay_w1 decay_w2 lerp_fused".split()  # noqa: SIM905
-        ),
-        "the time-mix matrices are small and sensitive",
-    ),
-    **dict.fromkeys((".position_embd", "sam.pos_embd"), "a position table is added to the stream"),
-    **dict.fromkeys(
-        ("sam.neck.", "sam.net_", ".patch_embd", ".patch_merger", "a.rvq.codebook", "mm.a.code_embd"),
-        "the engine reads this multimodal tensor as it is",
-    ),
-}
-_KEEP_EXACTLY = {
-    "position_embd.weight": "a position table is added to the stream",
-    "token_types.weight": "a token type table is added to the stream",
-}
-_KEEP_IN_ARCH: dict[str, tuple[str, ...]] = {
-    "glm5-next": (
-        *("hc_", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj"),
-        *("indexer_compressor_gate", "indexer_compressor_ape"),
-        *("ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight", "ssm_g_b.weight", "ssm_beta.weight"),
-        *("attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight"),
-    )
-}
-
 _FLOORS = {
     **dict.fromkeys(("attn_k_b", "attn_v_b", "attn_kv_a_mqa"), "Q8_0"),  # latent attention: every head goes through
     **dict.fromkeys(("per_layer_token_embd", "inp_gate", "proj"), "Q8_0"),
 }
 _FLOORS_IN_ARCH = {
-    ("eagle3", "fc"): "Q8_0",  # fuses three residual streams
-    ("eagle3", "output"): "Q6_K",
+    **{(arch, "fc"): "Q8_0" for arch in ("eagle3", "dflash")},  # fuses residual streams of the target
+    **{(arch, "output"): "Q6_K" for arch in ("eagle3", "dflash")},
+    ("gemma4-assistant", "token_embd"): "Q6_K",  # its output
+    # looked up by rows on the device, where few types are decoded by rows
+    **{("dflash", part): "Q8_0" for part in ("markov_w1", "selector_predecessor", "selector_successor")},
     ("glm5-next", "attn_q_a"): "Q8_0",
     ("glm5-next", "attn_q_b"): "Q8_0",
 }
@@ -99,9 +63,9 @@ def role_of(name: str) -> str:
 
 
 def layer_of(name: str) -> int | None:
-    """Return N of `blk.N.`, or None outside the layers."""
+    """Return N of `blk.N.`, or None outside the layers of the model; layers of a tower of images or sound are not."""
     match = _IN_A_LAYER.fullmatch(name)
-    return None if match is None else int(match["layer"])
+    return None if match is None or kept.is_of_tower(name) else int(match["layer"])
 
 
 def n_dims(shape: Sequence[int]) -> int:
@@ -123,8 +87,11 @@ def has_own_inputs(name: str, shape: Sequence[int]) -> bool:
 
 
 def n_matrices(shape: Sequence[int]) -> int:
-    """Return the number of (n_rows, n_per_row) matrices in a tensor: the product of the dimensions after the second."""
-    return math.prod(shape[2:])
+    """Return the number of (n_rows, n_per_row) matrices in a tensor: the product of the dimensions after the second.
+
+    It is 1 for a tensor without elements.
+    """
+    return math.prod(shape[2:]) if math.prod(shape) else 1
 
 
 def is_tied(names: Collection[str]) -> bool:
@@ -141,34 +108,48 @@ def is_lookup(name: str, *, tied: bool) -> bool:
 
 
 def never_quantize(
-    arch: str, name: str, shape: Sequence[int], type_id: int, *, model_weights: int | None = None
+    arch: str,
+    name: str,
+    shape: Sequence[int],
+    type_id: int,
+    *,
+    model_weights: int | None = None,
+    projectors: Collection[str] = (),
 ) -> str | None:
     """Return why the tensor must keep its type, or None if it may be quantized.
 
-    With `model_weights`, the number of weights in the whole model, tiny matrices keep theirs too: those with fewer
-    than 512 Ki weights (1 MiB in F16) and less than 1/10000 of the model.
+    projectors: the types that the file states (`kept.projector_types`). With `model_weights`, the number of weights in
+    the whole model, tiny matrices keep theirs too: those with fewer than 512 Ki weights (1 MiB in F16) and less than
+    1/10000 of the model.
     """
     tiny = 0 if model_weights is None else min(TINY_WEIGHTS, model_weights / TINY_SHARE)
     too_small = "it is too small to save anything" if math.prod(shape) < tiny else None
-    return _reason_by_shape(name, shape, type_id) or _reason_by_name(arch, name) or too_small
+    return (
+        _reason_by_shape(name, shape, type_id)
+        or kept.reason_in_llama_quantize(arch, name)
+        or kept.reason_in_graph(arch, name, n_dims(shape), projectors)
+        or kept.reason_of_this_project(name)
+        or too_small
+    )
+
+
+def has_mixture_type(arch: str, name: str, shape: Sequence[int], type_id: int) -> bool:
+    """Return whether a mixture gives the tensor a type: llama-quantize quantizes it, and the engine only multiplies."""
+    return (
+        _reason_by_shape(name, shape, type_id)
+        or kept.reason_in_llama_quantize(arch, name)
+        or kept.reason_in_graph(arch, name, n_dims(shape))
+    ) is None
 
 
 def _reason_by_shape(name: str, shape: Sequence[int], type_id: int) -> str | None:
     if math.prod(shape) == 0:
         return "it is empty"
     if type_id not in FORMATS or not FORMATS[type_id].can_decode:
-        return "its type holds no weights"
+        return "weights of its type are not read"
     if n_dims(shape) < 2:
         return "it is no matrix"
     return None if name.endswith("weight") else "it is no weight"
-
-
-def _reason_by_name(arch: str, name: str) -> str | None:
-    if name in _KEEP_EXACTLY:
-        return _KEEP_EXACTLY[name]
-    if any(part in name for part in _KEEP_IN_ARCH.get(arch, ())):
-        return f"{arch} needs it as it is"
-    return next((reason for part, reason in _KEEP.items() if part in name), None)
 
 
 def floor_type(arch: str, name: str) -> str | None:
@@ -177,7 +158,7 @@ def floor_type(arch: str, name: str) -> str | None:
     A tensor whose source has fewer bits is copied.
     """
     role = role_of(name)
-    if role.startswith("nextn.") or arch == "clip":
+    if role.startswith("nextn.") or arch == "clip" or kept.is_of_tower(name):
         return "Q8_0"
     return _FLOORS_IN_ARCH.get((arch, role)) or _FLOORS.get(role)
 
@@ -232,10 +213,10 @@ def _reason_unsuitable(arch: str, name: str, type_name: str, has_importance: boo
     role, floor = role_of(name), floor_type(arch, name)
     if floor is not None and is_below(type_name, floor):
         return f"{role} is never below {floor}"
-    if role in _NOT_LOW_BIT and format_of(type_name).bpw <= LOW_BIT_BPW:
+    if role.removeprefix("enc.").removeprefix("dec.") in _NOT_LOW_BIT and format_of(type_name).bpw <= LOW_BIT_BPW:
         return f"{role} does not survive {format_of(type_name).bpw:.2f} bits per weight"
     if needs_importance(type_name, role) and not has_importance:
         return "it needs an importance matrix that covers the tensor"
-    if type_name == "NVFP4" and arch == "eagle3":
+    if type_name == "NVFP4" and arch in ("eagle3", "gemma4-assistant"):
         return "the engine does not apply its second-level scale in a draft head"
     return None

@@ -19,9 +19,15 @@ if TYPE_CHECKING:
     from requant.planning.plan import Choice
     from requant.scoring.losses import Candidate, Losses, TensorLosses
 
-LOSS_UNIT = 1e-12  # nats; the unit in which a loss limit is an integer
+LOSS_STEP = 1e-12  # of a loss; a loss limit is a whole number of them
 _HELD_BY_HOST = ("token_embd", "per_layer_token_embd")  # roles that are always in RAM
 _FILTERS = threading.Lock()  # warning filters belong to the whole process
+_BRACKETS = re.compile(r"\\.|\[\^?\]?(?:\[:[a-z]+:\]|\\.|[^]\\])*\]", re.DOTALL)  # an escape, or a set with classes
+_CLASSES = {  # of POSIX, as std::regex takes them: what stands for them in a set
+    **{"digit": "0-9", "d": "0-9", "xdigit": "0-9A-Fa-f", "lower": "a-z", "upper": "A-Z", "alpha": "A-Za-z"},
+    **{"alnum": "0-9A-Za-z", "w": "0-9A-Za-z_", "space": r"\s", "s": r"\s", "blank": r" \t"},
+    **{"cntrl": r"\x00-\x1f\x7f", "graph": "!-~", "print": " -~", "punct": r"!-/:-@\[-`{-~"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,7 @@ def use_of(candidate: Candidate | Choice, device: str, role: str, share: float, 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A bound: sum of the tensors' costs + `other` <= `budget`, in `unit`s: bytes, ns per token, or LOSS_UNIT nats."""
+    """A bound: sum of the tensors' costs + `other` <= `budget`, in `unit`s: bytes, ns per token, or LOSS_STEP."""
 
     option: str  # as the user knows it: --vram, --ram, --size, --bpw, --min-speed, --max-loss
     budget: int
@@ -93,21 +99,21 @@ class Limit:
         if self.unit == "ns":
             return use.ns
         if self.unit == "loss":
-            return math.ceil(use.loss / LOSS_UNIT)
+            return math.ceil(use.loss / LOSS_STEP)
         held = not self.device or (use.in_ram if self.device == "cpu" else use.device == self.device)
         return -(-use.n_bytes // self.alignment) * self.alignment if held else 0
 
-    def show(self, amount: int) -> str:
-        """`amount` of the limit's unit as text."""
+    def show(self, amount: int, loss_unit: str) -> str:
+        """`amount` of the limit's unit as text; loss_unit: that of the losses."""
         if self.unit == "ns":
             return f"{1e9 / max(amount, 1):.2f} tokens/s"
-        return f"{amount * LOSS_UNIT:.4g} nats" if self.unit == "loss" else format_size(amount)
+        return f"{amount * LOSS_STEP:.4g} {loss_unit}" if self.unit == "loss" else format_size(amount)
 
     def given(self) -> float:
-        """The budget as the user gave it: bits per weight, tokens per second, nats or bytes."""
+        """The budget as the user gave it: bits per weight, tokens per second, loss or bytes."""
         if self.n_weights:
             return self.bpw
-        return {"ns": 1e9 / max(self.budget, 1), "loss": self.budget * LOSS_UNIT}.get(self.unit, self.budget)
+        return {"ns": 1e9 / max(self.budget, 1), "loss": self.budget * LOSS_STEP}.get(self.unit, self.budget)
 
 
 PART_NAMES = {"kv_cache": "KV cache", "compute": "compute buffer"}  # parts of a limit -> in words
@@ -149,11 +155,11 @@ def speed_limit(tokens_per_second: float, timing: Timing) -> Limit:
     return Limit("--min-speed", math.floor(1e9 / tokens_per_second), timing.fixed_ns, unit="ns")
 
 
-def loss_limit(loss: float) -> Limit:
-    """--max-loss. Raises UsageError unless it is above 0."""
+def loss_limit(loss: float, cache_loss: float = 0.0) -> Limit:
+    """--max-loss; `cache_loss` of it is the KV cache's. Raises UsageError unless it is above 0."""
     if not 0 < loss < 1e3:
         raise UsageError(f"--max-loss must be above 0 and below 1000 (got {loss:g})")
-    return Limit("--max-loss", math.floor(loss / LOSS_UNIT), unit="loss")
+    return Limit("--max-loss", math.floor(loss / LOSS_STEP), math.ceil(cache_loss / LOSS_STEP), unit="loss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +178,21 @@ def compile_pattern(pattern: str, option: str) -> re.Pattern[str]:
     """Compile the regular expression that an option gives. Raises UsageError."""
     try:
         with _FILTERS, warnings.catch_warnings():
-            # Python only warns of sets like [[:digit:]], which it reads unlike other engines; refuse them
+            # Python only warns of sets within sets, which it reads unlike other engines; refuse them
             warnings.simplefilter("error", FutureWarning)
-            return re.compile(pattern)
+            return re.compile(_spell_out_classes(pattern))
     except (re.error, FutureWarning, OverflowError, RecursionError) as error:
         raise UsageError(f"{option}: '{brief(pattern)}' is not a regular expression: {error}") from error
+
+
+def _spell_out_classes(pattern: str) -> str:
+    """Return the expression with the classes of POSIX, `[[:digit:]]`, as Python spells them; others are left in."""
+
+    def spell_out(brackets: re.Match[str]) -> str:
+        inside = re.sub(r"\[:([a-z]+):\]", lambda name: _CLASSES.get(name[1], name[0]), brackets[0][1:])
+        return brackets[0][0] + inside
+
+    return _BRACKETS.sub(spell_out, pattern)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,18 +8,29 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from requant.container.infos import round_up
-from requant.errors import UsageError, brief
+from requant.errors import BadInput, UsageError, brief
 from requant.formats import by_name
 from requant.formats.base import DEVICE_ALIGNMENT
-from requant.model.auxiliary import draft_bytes, prediction_bytes, projector_bytes
+from requant.model.auxiliary import (
+    ORDINARY_DRAFT,
+    draft_bytes,
+    draft_type,
+    prediction_bytes,
+    projector_bytes,
+    tower_bytes,
+)
 from requant.model.engine_settings import EngineSettings, engine_settings
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
+from requant.model.kept import is_of_tower
+from requant.model.kinds import kind_of
 from requant.model.memory import Memory, device_bytes, layer_caches, memory_for
 from requant.model.roles import is_experts, is_lookup, is_tied
 from requant.model.weight_scales import SCALED_TYPE
 from requant.planning.constraints import Constraints, Timing, ram_limit, speed_limit, vram_limit
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from requant.container.source import Source
     from requant.planning.engines import Engine
     from requant.planning.request import PlanRequest
@@ -34,7 +45,8 @@ class Deployment:
     """The engine, its limits and its memory, the same for every placement of a model.
 
     `vram`, `ram`: bytes, None without a limit. `parts`: bytes in VRAM that are neither weights, cache nor compute.
-    `mtp`: layers of multi-token prediction are loaded.
+    `mtp`: layers of multi-token prediction are loaded. `room`: bytes of VRAM for weights, None for all that are left.
+    `spread`: with RAM, layers and experts may be on the CPU; without, the price of time does not count.
     """
 
     hp: Hyperparameters
@@ -46,6 +58,8 @@ class Deployment:
     price: float = 0.0
     parts: Mapping[str, int] = field(default_factory=dict)
     mtp: bool = False
+    room: int | None = None
+    spread: bool = True
 
     @classmethod
     def for_request(cls, source: Source, losses: Losses, request: PlanRequest) -> tuple[Deployment, tuple[str, ...]]:
@@ -54,12 +68,18 @@ class Deployment:
         Raises UsageError for settings that the model cannot have, BadInput where its memory needs are not known.
         """
         hp = read_hyperparameters(source.metadata, source.tensors)
+        kind = kind_of(source.metadata, {t.name for t in source.tensors})
+        if not kind.alone:
+            raise BadInput(source.path, f"is {kind.words}, which has no budget of its own", hint=kind.beside)
         settings = engine_settings(hp, request.settings)
         if request.mtp and not hp.n_nextn:
             raise UsageError("--mtp: the model has no layers of multi-token prediction")
         engine, on_both = request.profile, request.ram is not None and request.vram is not None
         parts = {"padding": _row_padding(losses)}
+        if tower := tower_bytes(source.tensors):
+            parts["tower compute"] = tower
         if request.draft is not None:
+            _check_engine_drafts(request.draft, engine)
             parts |= draft_bytes(request.draft, source, settings)
         if request.mmproj is not None:
             parts |= projector_bytes(request.mmproj)
@@ -91,7 +111,7 @@ class Deployment:
     @property
     def chooses_layers(self) -> bool:
         """Return whether the number of layers on the GPU is open."""
-        return self.ram is not None and self.engine.has_gpu
+        return self.ram is not None and self.engine.has_gpu and self.spread
 
     @property
     def fixed_layers(self) -> int:
@@ -109,6 +129,8 @@ class Deployment:
 
     def devices(self, tensor: TensorLosses, k: int, *, tied: bool) -> tuple[str, ...]:
         """The devices where the tensor may be with `k` layers on the GPU."""
+        if is_of_tower(tensor.name):  # llama.cpp has it on the GPU, however many layers are there
+            return ("gpu",) if self.engine.has_gpu and self.vram != 0 else ("cpu",)
         if tensor.layer is None:
             with_output = k > 0 if self.engine.order == "last" else k >= self.n_places
             return ("gpu",) if with_output and not is_lookup(tensor.name, tied=tied) else ("cpu",)
@@ -116,12 +138,14 @@ class Deployment:
             return (("gpu",) if k else ("cpu",)) if self.mtp else ("none",)
         if tensor.layer not in self.layers(k):
             return ("cpu",)
-        free = self.engine.experts and self.ram is not None and is_experts(tensor.name, tensor.shape)
+        free = self.engine.experts and self.ram is not None and self.spread and is_experts(tensor.name, tensor.shape)
         return ("gpu", "cpu") if free else ("gpu",)
 
     def share(self, tensor: TensorLosses, *, tied: bool) -> float:
         """The share of the tensor that is read for each token."""
-        if is_lookup(tensor.name, tied=tied) or (tensor.layer is not None and tensor.layer >= self.hp.n_trunk):
+        if is_lookup(tensor.name, tied=tied) or is_of_tower(tensor.name):
+            return 0.0
+        if tensor.layer is not None and tensor.layer >= self.hp.n_trunk:
             return 0.0
         experts = is_experts(tensor.name, tensor.shape)
         return min(1.0, self.hp.n_expert_used / max(self.hp.n_expert, 1)) if experts and self.hp.n_expert_used else 1.0
@@ -157,7 +181,8 @@ class Deployment:
             parts = {"kv_cache": on_gpu, "compute": self.memory.compute if k else 0, "copies": copied if k else 0}
             parts |= {**self.parts, "reserve": self.memory.reserve}
             parts = {name: size for name, size in parts.items() if size}
-            limits.append(vram_limit(self.vram, self.vram - sum(parts.values())))
+            left = self.vram - sum(parts.values())
+            limits.append(vram_limit(self.vram, left if self.room is None else min(left, self.room)))
         if self.ram is not None:
             limits.append(ram_limit(self.ram, sum(caches) - on_gpu + self.memory.compute))
         if self.min_speed is not None:
@@ -172,8 +197,14 @@ class Deployment:
             unusable=self.engine.cannot,
             largest_on_cpu=copied if k and copied else None,
             timing=timing,
-            price=self.price if base.objective == "loss" else 0.0,
+            price=self.price if base.objective == "loss" and self.spread else 0.0,
         )
+
+
+def _check_engine_drafts(draft: Path, engine: Engine) -> None:
+    """Raise UsageError for a head that the engine has no option for."""
+    if (kind := draft_type(draft)) != ORDINARY_DRAFT and engine.family != "llama.cpp":
+        raise UsageError(f"--draft: {engine.name} is not known to start with a head of type {kind}; llama.cpp does")
 
 
 def _note_assumptions(deployment: Deployment, *, given: bool) -> tuple[str, ...]:

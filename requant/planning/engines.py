@@ -86,6 +86,7 @@ _KNOWN = (
 )
 ENGINES = {engine.name: engine for engine in _KNOWN}
 # without --engine: every type runs on every device, and candidates are types that any build reads
+_SYNONYMS = dict.fromkeys(["lmstudio", "lm-studio", "lm studio", "lms"], _CUDA.name)  # LM Studio runs llama.cpp
 GENERIC = replace(_CUDA, name="", candidates=DEFAULT_TYPES, cannot={})
 
 
@@ -93,6 +94,8 @@ def engine_named(name: str | None) -> Engine:
     """Return the profile called `name`. Raises UsageError naming near ones."""
     if name is None:
         return GENERIC
+    if name.lower() in _SYNONYMS:
+        return ENGINES[_SYNONYMS[name.lower()]]
     if name.lower() not in ENGINES:
         raise UsageError(f"--engine: '{brief(name)}' is not known; {suggest(name, list(ENGINES))}")
     return ENGINES[name.lower()]

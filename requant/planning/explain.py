@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from requant.planning.planner import Planner
     from requant.planning.request import PlanRequest
 
+_LISTED = 40  # names in a message
 MORE = 100 * 2**20  # bytes more of a limit, for the outlook
 
 
@@ -53,9 +54,10 @@ def explain_choice(planner: Planner, request: PlanRequest, plan: Plan, name: str
     """Explain the type that the tensor called `name` has in `plan`. Raises UsageError where there is no such tensor."""
     tensors = {t.name: t for t in planner.losses.tensors}
     if name not in tensors:
-        raise UsageError(f"--explain: no tensor '{brief(name)}'; {suggest(name, list(tensors))}")
+        part = [brief(known) for known in tensors if name in known]
+        hint = f"it is part of {', '.join(part[:_LISTED])}" + ", ..." * (len(part) > _LISTED)
+        raise UsageError(f"--explain: no tensor '{brief(name)}'; {hint if part else suggest(name, list(tensors))}")
     tensor, choice = tensors[name], next(c for c in plan.choices if c.name == name)
-    request = _with_batch_of(plan, request)
     if tensor.reason is not None:
         return Explanation(choice, ())
 
@@ -72,7 +74,7 @@ def explain_choice(planner: Planner, request: PlanRequest, plan: Plan, name: str
 
 def compute_outlook(planner: Planner, request: PlanRequest, plan: Plan) -> tuple[Outlook, ...]:
     """Solve again with 100 MiB more of each limit in bytes (a tenth of it where that is less)."""
-    found, request = [], _with_batch_of(plan, request)
+    found = []
     for limit in plan.limits:
         more = min(MORE, limit.budget // 10)
         wider = {
@@ -84,11 +86,6 @@ def compute_outlook(planner: Planner, request: PlanRequest, plan: Plan) -> tuple
             value = _predict_loss(planner, wider)
             found.append(Outlook(limit.option, limit.budget - plan.used(limit), more, value))
     return tuple(found)
-
-
-def _with_batch_of(plan: Plan, request: PlanRequest) -> PlanRequest:
-    """Return the request with the plan's batch, so that only types change the loss."""
-    return replace(request, n_ubatch=plan.budget.get("ubatch"))
 
 
 def _predict_loss(planner: Planner, request: PlanRequest) -> float | None:

@@ -14,9 +14,10 @@ from requant.container.splitting import total_size
 from requant.errors import BadInput, InfeasibleBudget
 from requant.model.engine_settings import engine_settings
 from requant.model.hyperparameters import read_hyperparameters
-from requant.model.memory import memory_for
+from requant.model.memory import Memory, memory_for
 from requant.planning.output_layout import output_layouts
 from requant.planning.request import PlanRequest
+from requant.scoring.losses import loss_unit
 
 if TYPE_CHECKING:
     from requant.planning.plan import Plan
@@ -31,8 +32,8 @@ N_POINTS = 40
 class Point:
     """The best plan of at most so many bits per weight: its size, the VRAM it needs without a reserve, its loss.
 
-    `vram_bytes` counts cache and buffers at the request's context, with all layers on the GPU; None where that is not
-    known for the architecture. `predicted_loss` is in the losses' unit, nats per token if they are from gradients.
+    `vram_bytes` counts cache and buffers at the request's context for batches of `ubatch` tokens, with all layers on
+    the GPU; both are None where that is not known for the architecture. `predicted_loss` is in the losses' unit.
     """
 
     bpw: float
@@ -41,6 +42,7 @@ class Point:
     vram_bytes: int | None
     predicted_loss: float
     gap: float
+    ubatch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,10 @@ def compute_frontier(
 ) -> list[Point]:
     """Compute up to `n` different plans from the smallest to the largest, spaced evenly in the logarithm of bytes.
 
-    The request's rules for types hold; of its memory options only the context counts. Raises as `Planner.solve`.
+    The request's rules for types hold; of its memory options only context, batch and cache types count. Raises as
+    `Planner.solve`.
     """
-    beside = _memory_beside_weights(planner, request)
+    memory = _memory_beside_weights(planner, request)
     free = PlanRequest(
         engine=request.engine,
         pins=request.pins,
@@ -83,7 +86,7 @@ def compute_frontier(
     for i in range(n):
         bpw = low * (high / low) ** (i / max(n - 1, 1)) if i else low
         plan = planner.solve(replace(free, bpw=round(bpw + 1e-4, 4)))
-        points.setdefault(plan.n_bytes, _build_point(planner, plan, beside))
+        points.setdefault(plan.n_bytes, _build_point(planner, plan, memory))
         progress(1)
     return sorted(points.values(), key=lambda p: p.tensor_bytes)
 
@@ -96,25 +99,25 @@ def _smallest_bytes(planner: Planner, request: PlanRequest) -> int:
         return fault.smallest
 
 
-def _memory_beside_weights(planner: Planner, request: PlanRequest) -> int | None:
-    """Bytes of cache and buffers at the request's context; None where they are not known."""
+def _memory_beside_weights(planner: Planner, request: PlanRequest) -> Memory | None:
+    """Cache and buffers at the request's context and batch; None where they are not known."""
     try:
         hp = read_hyperparameters(planner.source.metadata, planner.source.tensors)
-        memory = memory_for(hp, engine_settings(hp, request.settings), reserve=0)
+        return memory_for(hp, engine_settings(hp, request.settings), reserve=0)
     except BadInput:
         return None
-    return memory.kv_cache + memory.compute
 
 
-def _build_point(planner: Planner, plan: Plan, beside: int | None) -> Point:
+def _build_point(planner: Planner, plan: Plan, memory: Memory | None) -> Point:
     on_gpu = sum(c.n_bytes for c in plan.choices if c.device == "gpu")
     return Point(
         bpw=round(plan.bpw, 4),
         tensor_bytes=plan.n_bytes,
         file_bytes=total_size(output_layouts(planner.source, plan, planner.imatrix)),
-        vram_bytes=None if beside is None else on_gpu + beside,
+        vram_bytes=None if memory is None else on_gpu + memory.total,
         predicted_loss=plan.predicted_loss or 0.0,
         gap=plan.gap or 0.0,
+        ubatch=None if memory is None else memory.settings.n_ubatch,
     )
 
 
@@ -130,4 +133,5 @@ def curve_to_csv(points: list[Point]) -> str:
 def curve_to_json(points: list[Point], losses: Losses) -> str:
     """Return the object with the schema requant.frontier/1."""
     head = {"schema": FRONTIER_SCHEMA, "source": losses.source, "header_sha256": losses.header_sha256}
-    return dump(head | {"method": losses.method, "points": [to_plain(p) for p in points]})
+    how = {"method": losses.method, "loss_unit": loss_unit(losses.method)}
+    return dump(head | how | {"points": [to_plain(p) for p in points]})

@@ -108,8 +108,8 @@ PLAN_OPTIONS = (  # in the order of the help
     PlanOption("bpw", "--bpw", _NUMBER, BUDGET, help="Bits per weight over all tensors."),
     PlanOption(
         *("max_loss", "--max-loss", _NUMBER, BUDGET),
-        help="Predicted loss in nats per token to keep, with the fewest bytes.",
-        doc="predicted loss, in the losses' unit",
+        help="Predicted KL divergence to keep, in nats per token, with the fewest bytes; not with --quick.",
+        doc="predicted KL divergence to keep, in nats per token; only with losses in this unit",
     ),
     PlanOption(
         *("min_speed", "--min-speed", _NUMBER, BUDGET),
@@ -141,7 +141,7 @@ PLAN_OPTIONS = (  # in the order of the help
         _COUNT,
         MEMORY,
         help="Tokens computed at once.",
-        show_default="512 if they fit, else fewer",
+        show_default="512 where they cost the weights little, else fewer",
     ),
     PlanOption(
         *("reserve", "--reserve", _SIZE_OR_ZERO, MEMORY),
@@ -149,9 +149,7 @@ PLAN_OPTIONS = (  # in the order of the help
         doc=_BYTES_DOC,
         show_default="1GiB, at most a tenth of --vram",
     ),
-    PlanOption(
-        "draft", "--draft", _GGUF, MEMORY, help="A draft model or EAGLE-3 head that shares the VRAM.", doc=_FILES_DOC
-    ),
+    PlanOption("draft", "--draft", _GGUF, MEMORY, help="A draft model or head that shares the VRAM.", doc=_FILES_DOC),
     PlanOption("mmproj", "--mmproj", _GGUF, MEMORY, help="A vision projector that shares the VRAM.", doc=_FILES_DOC),
     PlanOption("mtp", "--mtp", _FLAG, MEMORY, help="Layers of multi-token prediction are used."),
     PlanOption(
@@ -179,8 +177,8 @@ PLAN_OPTIONS = (  # in the order of the help
     ),
     PlanOption(
         *("price", "--time-price", _PRICE, MEMORY),
-        help="Nats of loss that a second per token is worth, with --ram.",
-        doc="loss that a second per token is worth",
+        help="Loss in nats per token that a second per token is worth, with --ram; not with --quick.",
+        doc="loss in nats per token that a second per token is worth; only with losses in this unit",
         show_default="0.2",
     ),
     PlanOption(

@@ -8,20 +8,24 @@ model that the rest suffered more (seen on SmolLM2-135M, against one type for al
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from requant.errors import InfeasibleBudget
 from requant.formats import format_of
 from requant.model.mixtures import default_type, mixture_names
 from requant.model.roles import is_below, is_tied
+from requant.planning.solver.problem import Problem, constrain
 from requant.planning.solver.solve import REL_GAP, TIME_LIMIT, Solution, solve_or_explain
 from requant.scoring.losses import Candidate, Losses, TensorLosses
 
 if TYPE_CHECKING:
-    from requant.planning.constraints import Constraints
+    from requant.planning.constraints import Constraints, Limit
 
 GRADIENT_FREE = ("cfix", "dfix")
+_BELOW_FLOOR = "the budget is too small to keep the output at the type of llama-quantize's mixtures"
 
 
 def solve_with_floor(
@@ -32,22 +36,63 @@ def solve_with_floor(
     rel_gap: float = REL_GAP,
     why: bool = True,
 ) -> Solution:
-    """Solve with the output floor; without it, and with a note, where the budget is too small for it."""
-    held, *free = losses_to_try(losses, constraints)
-    try:
-        return solve_or_explain(held, constraints, time_limit=time_limit, rel_gap=rel_gap, why=why)
-    except InfeasibleBudget:
-        if not free:
-            raise
-    solution = solve_or_explain(losses, constraints, time_limit=time_limit, rel_gap=rel_gap, why=why)
-    note = "the budget is too small to keep the output at the type of llama-quantize's mixtures"
-    return replace(solution, plan=replace(solution.plan, notes=(*solution.plan.notes, note)))
+    """Solve with the output floor; without it, and with a note, where the budget is too small for it.
+
+    A floor rises with the budget and could make a larger budget's plan worse. So the best plan of the smaller budgets
+    with a lower floor is taken while it is better; it fits the larger budget too.
+    """
+
+    def solve(losses: Losses, within: Constraints) -> Solution | None:
+        try:
+            return solve_or_explain(losses, within, time_limit=time_limit, rel_gap=rel_gap, why=False)
+        except InfeasibleBudget:
+            return None
+
+    floors = _floors(losses, constraints)
+    top = next(floors)
+    if top.losses is losses:
+        found = solve_or_explain(losses, constraints, time_limit=time_limit, rel_gap=rel_gap, why=why)
+        return _note_floor(found) if _is_floor_too_large(losses, constraints) else found
+    best, caps = solve(top.losses, constraints), top.least
+    for floor in floors:
+        better = False
+        for within in _cap_rooms(constraints, caps, floor.least):
+            free = solve(losses, within)
+            if free is None or (best is not None and free.value >= best.value):
+                continue  # a floor only adds to that
+            better = True
+            held = free if floor.losses is losses else solve(floor.losses, within)
+            if held is not None and (best is None or held.value < best.value):
+                best = _note_floor(replace(held, plan=replace(held.plan, limits=constraints.limits)))
+        if not better and best is not None:
+            break
+        caps = tuple(map(min, caps, floor.least))
+    if best is not None:
+        return best
+    return _note_floor(solve_or_explain(losses, constraints, time_limit=time_limit, rel_gap=rel_gap, why=why))
 
 
-def losses_to_try(losses: Losses, constraints: Constraints) -> tuple[Losses, ...]:
-    """The losses to plan from: those with the output floor, then, if these differ, all."""
-    held = with_output_floor(losses, constraints)
-    return (losses,) if held is losses else (held, losses)
+def _note_floor(solution: Solution) -> Solution:
+    return replace(solution, plan=replace(solution.plan, notes=(*solution.plan.notes, _BELOW_FLOOR)))
+
+
+def _is_floor_too_large(losses: Losses, constraints: Constraints) -> bool:
+    """Return whether a mixture fits, but not the smallest types with its floor."""
+    steps = _steps(losses, constraints)
+    return any(not step.holds(constraints) and step.mixture_costs(losses, constraints) for step in steps)
+
+
+def smallest_with_floor(losses: Losses, constraints: Constraints, option: str) -> int:
+    """Return the least part of the limit `option` that tensors take with each floor that holds.
+
+    It never falls with the budget. If not even the smallest types fit, there is no floor.
+    """
+    k = next(k for k, limit in enumerate(constraints.limits) if limit.option == option)
+    found = constrain(losses, constraints).least_cost(k)
+    for step in _steps(losses, constraints):
+        if step.least[k] > found and step.holds(constraints) and step.mixture_costs(losses, constraints):
+            found = step.least[k]
+    return found
 
 
 def with_output_floor(losses: Losses, constraints: Constraints) -> Losses:
@@ -56,38 +101,106 @@ def with_output_floor(losses: Losses, constraints: Constraints) -> Losses:
     The mixture is the largest that meets the limits; where none does, there is no floor. A tensor that the user pinned
     has no floor, and neither has one that could then only be copied, with more bits than the floor.
     """
-    tied = is_tied({t.name for t in losses.tensors})
-    bounded = any(limit.unit == "bytes" for limit in constraints.limits)
-    mixture = _largest_mixture(losses, constraints) if losses.method in GRADIENT_FREE and bounded else None
-    if mixture is None:
-        return losses
-    last = "token_embd.weight" if tied else "output.weight"
-    tensors = []
-    for tensor in losses.tensors:
-        held = tensor.name == last and tensor.reason is None and not _is_pinned(tensor.name, constraints)
-        floor = default_type(mixture, last, tensor.shape[0], tied=False, arch=losses.arch) if held else None
-        tensors.append(tensor if floor is None else _drop_below(tensor, floor, constraints.types))
-    return losses if tensors == list(losses.tensors) else replace(losses, tensors=tuple(tensors))
+    return next(_floors(losses, constraints)).losses
 
 
-def _largest_mixture(losses: Losses, constraints: Constraints) -> str | None:
-    """The largest mixture whose approximate sizes meet every limit in bytes."""
+@dataclass(frozen=True, slots=True)
+class _Floor:
+    """Losses with a floor, and the least room of each limit from which the floor holds; 0 for limits not in bytes."""
 
-    def n_bytes(tensor: TensorLosses, mixture: str) -> int:
+    losses: Losses
+    least: tuple[int, ...]
+
+
+def _floors(losses: Losses, constraints: Constraints) -> Iterator[_Floor]:
+    """Yield the floors that hold within the limits, the highest first; the last is none."""
+    for step in _steps(losses, constraints):
+        if step.holds(constraints) and (costs := step.mixture_costs(losses, constraints)):
+            tensors = tuple(step.held if t.name == step.held.name else t for t in losses.tensors)
+            least = tuple(max(n, min(column)) for n, *column in zip(step.least, *costs, strict=True))
+            yield _Floor(losses if tensors == losses.tensors else replace(losses, tensors=tensors), least)
+    yield _Floor(losses, (0,) * len(constraints.limits))
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """The output above a floor, the mixtures that give that floor, and the least cost of all tensors by limit."""
+
+    held: TensorLosses
+    mixtures: tuple[str, ...]
+    least: tuple[int, ...]
+
+    def holds(self, constraints: Constraints) -> bool:
+        """Return whether the smallest types fit with the floor."""
+        return _fits(self.least, constraints.limits)
+
+    def mixture_costs(self, losses: Losses, constraints: Constraints) -> list[tuple[int, ...]]:
+        """Return the costs of each of the mixtures that meets the limits."""
+        costs = (_mixture_costs(losses, constraints, mixture) for mixture in self.mixtures)
+        return [found for found in costs if _fits(found, constraints.limits)]
+
+
+def _steps(losses: Losses, constraints: Constraints) -> Iterator[_Step]:
+    """Yield the floors from that of the largest mixture to that of the smallest."""
+    last = "token_embd.weight" if is_tied({t.name for t in losses.tensors}) else "output.weight"
+    index = next((i for i, t in enumerate(losses.tensors) if t.name == last and t.reason is None), None)
+    bounded = losses.method in GRADIENT_FREE and any(limit.unit == "bytes" for limit in constraints.limits)
+    if not bounded or index is None or _is_pinned(last, constraints):
+        return
+    problem, tensor = constrain(losses, constraints), losses.tensors[index]
+    floors = ((_hold_output(tensor, name, losses.arch, constraints.types), name) for name in reversed(mixture_names()))
+    for _, group in groupby(floors, lambda pair: pair[0].candidates):
+        (held, *_), mixtures = zip(*group, strict=True)
+        least = _least_costs(problem, index, held)
+        if least is not None:
+            yield _Step(held, mixtures, least)
+
+
+def _fits(costs: tuple[int, ...], limits: tuple[Limit, ...]) -> bool:
+    return all(n <= limit.room for n, limit in zip(costs, limits, strict=True) if limit.unit == "bytes")
+
+
+def _hold_output(tensor: TensorLosses, mixture: str, arch: str, types: tuple[str, ...]) -> TensorLosses:
+    """Return the output, or tied embedding, without candidates below its type in the mixture."""
+    return _drop_below(tensor, default_type(mixture, tensor.name, tensor.shape[0], tied=False, arch=arch), types)
+
+
+def _least_costs(problem: Problem, index: int, held: TensorLosses) -> tuple[int, ...] | None:
+    """Return the least that all tensors take of each limit in bytes with the output as `held`; None if impossible."""
+    allowed = {c.type for c in held.candidates}
+    item = next(x for x in problem.items if index in x.members)
+    place = item.members.index(index)
+    left = [o for o in item.options if o.types[place] in allowed]
+    if not left:
+        return None
+    found = []
+    for k, limit in enumerate(problem.constraints.limits):
+        others = problem.least_cost(k) - min(o.costs[k] for o in item.options)
+        found.append(others + min(o.costs[k] for o in left) if limit.unit == "bytes" else 0)
+    return tuple(found)
+
+
+def _cap_rooms(constraints: Constraints, caps: tuple[int, ...], least: tuple[int, ...]) -> Iterator[Constraints]:
+    """Yield the constraints with one limit in bytes reduced to below its cap, if it then still has the least room."""
+    for k, limit in enumerate(constraints.limits):
+        if limit.unit == "bytes" and least[k] < caps[k]:
+            reduced = replace(limit, other=limit.budget - caps[k] + 1)
+            yield replace(constraints, limits=(*constraints.limits[:k], reduced, *constraints.limits[k + 1 :]))
+
+
+def _mixture_costs(losses: Losses, constraints: Constraints, mixture: str) -> tuple[int, ...]:
+    """Return the approximate part that a mixture takes of each limit in bytes; 0 of the others."""
+
+    def n_bytes(tensor: TensorLosses) -> int:
         if tensor.reason is not None:
             return tensor.n_bytes
         fmt = format_of(default_type(mixture, tensor.name, tensor.shape[0], tied=False, arch=losses.arch))
         return min(tensor.n_bytes, fmt.n_bytes(tensor.n_weights))
 
-    def fits(mixture: str) -> bool:
-        uses = [
-            constraints.use(t, Candidate("", n_bytes(t, mixture), 0.0), constraints.allowed_devices(t)[0])
-            for t in losses.tensors
-        ]
-        limits = [limit for limit in constraints.limits if limit.unit == "bytes"]
-        return all(sum(limit.cost(use) for use in uses) <= limit.room for limit in limits)
-
-    return next((mixture for mixture in reversed(mixture_names()) if fits(mixture)), None)
+    uses = [
+        constraints.use(t, Candidate("", n_bytes(t), 0.0), constraints.allowed_devices(t)[0]) for t in losses.tensors
+    ]
+    return tuple(sum(map(x.cost, uses)) if x.unit == "bytes" else 0 for x in constraints.limits)
 
 
 def _is_pinned(name: str, constraints: Constraints) -> bool:

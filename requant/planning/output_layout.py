@@ -29,7 +29,8 @@ def output_layouts(
         if scale is not None and scale not in source:
             tensors.append((scale, weight_scale_shape(tensor.name, tensor.shape), format_of("F32").type_id))
         origins += [tensor.file] * (len(tensors) - len(origins))
-    return lay_out_files(output_metadata(source, plan, imatrix), tensors, origins, source.path, splitting)
+    metadata = output_metadata(source, plan, imatrix, len(tensors))
+    return lay_out_files(metadata, tensors, origins, source.path, splitting)
 
 
 def _ordered_choices(source: Source, plan: Plan) -> list[Choice]:

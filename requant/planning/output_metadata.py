@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from requant._version import __version__
+from requant.container.digests import reserve_digests
 from requant.container.imatrix import Imatrix, importance_for
 from requant.container.metadata import Metadata
 from requant.container.source import Source
@@ -51,8 +51,8 @@ def imatrix_used(plan: Plan, imatrix: Imatrix | None) -> Imatrix | None:
     return imatrix if any(importance_for(imatrix, c.name, c.shape) is not None for c in weighted) else None
 
 
-def output_metadata(source: Source, plan: Plan, imatrix: Imatrix | None) -> Metadata:
-    """Return the metadata of the output of `plan` for `source`, whose shards are merged.
+def output_metadata(source: Source, plan: Plan, imatrix: Imatrix | None, n_tensors: int) -> Metadata:
+    """Return the metadata of the output of `plan` for `source`, whose shards are merged; it has `n_tensors` tensors.
 
     Where every tensor is copied, file type and imatrix keys stay as they are. Otherwise they describe this conversion:
     the source's imatrix was not used for weights that are quantized again.
@@ -64,7 +64,8 @@ def output_metadata(source: Source, plan: Plan, imatrix: Imatrix | None) -> Meta
         used = imatrix_used(plan, imatrix)
         if used is not None:
             changes |= _imatrix_values(used)
-    return source.metadata.with_values(changes | _own_values(source, plan))
+    own = _own_values(source, plan) | reserve_digests(n_tensors)
+    return source.metadata.with_values(changes | own)
 
 
 def file_type(type_name: str) -> int | None:
@@ -98,7 +99,7 @@ def _imatrix_values(imatrix: Imatrix) -> Mapping[str, tuple[str, Any] | None]:
     """The keys for an imatrix; its name without the folder, which is private."""
     file, dataset, entries, chunks = _IMATRIX_KEYS
     values: Changes = {
-        file: ("str", _truncate(Path(imatrix.path).name)),
+        file: ("str", _truncate(imatrix.name)),
         entries: ("u32", len(imatrix.entries)),
     }
     if imatrix.datasets:

@@ -1,8 +1,8 @@
 """Plan: the type and device of every tensor, with its limits and predictions, as data and as JSON to edit by hand.
 
 Reading is strict: an unknown key, a wrong type, a figure that is not finite or an n_bytes that does not follow from
-type and shape raises a BadInput that names the place. Sizes are bytes; losses are nats (predicted KL divergence) where
-the method is one of IN_NATS.
+type and shape raises a BadInput that names the place. Sizes are bytes; losses are in the unit of the method that
+`scoring.losses.loss_unit` gives.
 """
 
 from __future__ import annotations
@@ -14,12 +14,29 @@ from pathlib import Path
 from typing import Any
 
 from requant.common.notebook import html
-from requant.common.serialization import dump, hash_json, parse, parse_record, parse_value, read_text, to_plain
+from requant.common.serialization import (
+    IN_MEMORY,
+    dump,
+    hash_json,
+    parse,
+    parse_record,
+    parse_value,
+    read_text,
+    to_plain,
+)
+from requant.common.shapes import check_shape
 from requant.errors import BadInput, InfeasibleBudget, brief
 from requant.formats import Effort
 from requant.planning.constraints import Limit, Timing, Use, use_of
 from requant.planning.engines import ENGINES
-from requant.scoring.losses import bytes_of_type, check_unique, parse_type_name
+from requant.scoring.losses import (
+    bytes_of_type,
+    check_unique,
+    loss_unit,
+    parse_file_name,
+    parse_type_name,
+    take_loss_unit,
+)
 
 PLAN_SCHEMA = "requant.plan/2"
 EDITED = "the plan was edited after solving: how far it is from the best is not known"
@@ -29,7 +46,15 @@ _START_KEYS: dict[str, dict[str, Any]] = {
     "budget": {"ctx": int, "parallel": int, "ubatch": int, "cache_type_k": str, "cache_type_v": str},
     "runtime": {
         **{"engine": str, "n_gpu_layers": int, "all_layers": bool, "experts_on_cpu": tuple[int, ...]},
-        **{"draft": str, "draft_arch": str, "mmproj": str, "mtp": bool, "reference_type": str},
+        **{
+            "draft": str,
+            "draft_arch": str,
+            "draft_type": str,
+            "mmproj": str,
+            "kind": str,
+            "mtp": bool,
+            "reference_type": str,
+        },
     },
 }
 
@@ -41,7 +66,7 @@ class Choice:
     name: str
     role: str
     layer: int | None
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = field(metadata={"parse": check_shape})
     source_type: str = field(metadata={"parse": parse_type_name})
     type: str = field(metadata={"parse": parse_type_name})
     n_bytes: int
@@ -67,8 +92,8 @@ class Choice:
 class LayerSummary:
     """One layer in figures, for tools that place layers on devices; `layer` is None for tensors outside all layers.
 
-    `sensitivity`: predicted loss if all its matrices had the `reference_type` of the plan's runtime, in nats per token;
-    None where that was not scored. `loss`: predicted for the chosen types. `kv_bytes`: at the planned context.
+    `sensitivity`: predicted loss if all its matrices had the `reference_type` of the plan's runtime; None where it was
+    not scored. `loss`: predicted for the chosen types. `kv_bytes`: at the planned context.
     """
 
     layer: int | None
@@ -91,7 +116,10 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A type for every tensor of one source. Raises InfeasibleBudget where it is over its own limits."""
+    """A type for every tensor of one source. Raises InfeasibleBudget where it is over its own limits.
+
+    The JSON also has the `loss_unit` and the `sha256` of what decides the output.
+    """
 
     source: str
     header_sha256: str
@@ -107,6 +135,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     effort: Effort = Effort.DEFAULT  # of the encoders
     measured_kld: float | None = None  # nats per token, on held-out text; None: not measured
+    cache_loss: float = 0.0  # measured for the KV cache's types, where these were chosen with the weights' types
     timing: Timing | None = None  # None: time was not considered
     runtime: Mapping[str, Any] = field(default_factory=dict)  # settings of the engine under which the figures hold
     layers: tuple[LayerSummary, ...] = field(default=(), repr=False)
@@ -115,13 +144,19 @@ class Plan:
     mixtures: tuple[Mixture, ...] = field(default=(), repr=False)  # those whose every type was scored, for comparison
     options: tuple[str, ...] = ()  # of `requant plan`, as typed on the command line; (): not known
     scoring: tuple[str, ...] = ()  # of `requant score`, where the losses came from a file
+    imatrix: str | None = None  # name of the importance to encode with, as outputs record it; None without
+    imatrix_sha256: str | None = None  # of its file
+    imatrix_file: str | None = field(default=None, metadata={"parse": parse_file_name})  # its file, in the same folder
+    # the importance as an Imatrix, or the Path of the file that this plan was read from
+    importance: Any = field(default=None, repr=False, compare=False, metadata=IN_MEMORY)
 
     def __post_init__(self) -> None:
         for limit in self.limits:
             used = self.used(limit)
             if used > limit.budget:
                 over = f", {used - limit.budget} bytes over" if limit.unit == "bytes" else ", beyond"
-                what = f"the plan needs {limit.show(used)}{over} its {limit.option} of {limit.show(limit.budget)}"
+                asked, need = self.show(limit, limit.budget), self.show(limit, used)
+                what = f"the plan needs {need}{over} its {limit.option} of {asked}"
                 raise InfeasibleBudget(limit.budget, used, f"{what}; choose other types, or loosen the limit")
 
     @property
@@ -139,9 +174,34 @@ class Plan:
         """Bits per weight over all tensors of the file, copied ones included."""
         return 8 * self.n_bytes / max(self.n_weights, 1)
 
+    @property
+    def total_loss(self) -> float | None:
+        """The predicted loss of weights and KV cache; None where that of the weights is not known."""
+        return None if self.predicted_loss is None else self.predicted_loss + self.cache_loss
+
+    @property
+    def minimized(self) -> float:
+        """The figure that a larger budget never makes larger: total loss and price of the time, or bytes.
+
+        With --max-loss it is the bytes of tensors and KV cache.
+        """
+        if "max_loss" in self.budget:
+            return float(self.n_bytes + self.memory.get("kv_cache", 0))
+        price: float = self.budget.get("time_price", 0.0)
+        return (self.total_loss or 0.0) + price * 1e-9 * (self.ns_per_token or 0)
+
     def used(self, limit: Limit) -> int:
         """The part of the limit's budget that the plan takes, headers and buffers included."""
         return limit.other + sum(limit.cost(self.use(c)) for c in self.choices)
+
+    @property
+    def loss_unit(self) -> str:
+        """Unit of the predicted losses."""
+        return loss_unit(self.method)
+
+    def show(self, limit: Limit, amount: int) -> str:
+        """`amount` of the unit of one of the plan's limits, as text."""
+        return limit.show(amount, self.loss_unit)
 
     def parts(self, limit: Limit) -> dict[str, int]:
         """The components that fill a limit in bytes: the weights, then the other memory, then the rest."""
@@ -176,7 +236,8 @@ class Plan:
 
     def to_json(self) -> str:
         """The file's text: ASCII, one tensor a line, the same for the same plan."""
-        return dump({"schema": PLAN_SCHEMA, "sha256": self.sha256()} | to_plain(self))
+        head = {"schema": PLAN_SCHEMA, "sha256": self.sha256(), "loss_unit": self.loss_unit}
+        return dump(head | to_plain(self))
 
     @classmethod
     def from_json(cls, text: str, path: object = "plan.json") -> Plan:
@@ -185,6 +246,7 @@ class Plan:
         Raises BadInput naming `path`, and InfeasibleBudget where the edited plan is over its limits.
         """
         raw = parse(text, PLAN_SCHEMA, path)
+        take_loss_unit(raw, path)
         plan = _build_plan(raw, raw.pop("sha256", None), path)
         check_unique((c.name for c in plan.choices), path)
         return plan
@@ -192,7 +254,7 @@ class Plan:
 
 def read_plan(path: Path | str) -> Plan:
     """Read the plan in the file at `path`. Raises BadInput, InputOutputError, InfeasibleBudget."""
-    return Plan.from_json(read_text(path), path)
+    return replace(Plan.from_json(read_text(path), path), importance=Path(path))
 
 
 def _build_plan(raw: dict[str, Any], recorded: object, path: object) -> Plan:

@@ -15,16 +15,17 @@ from requant.model.engine_settings import CELL_PADDING, DEFAULT_UBATCH
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 from requant.planning.constraints import size_limit
 from requant.planning.output_layout import output_layouts
+from requant.planning.plan import Plan
 from requant.planning.request import MEMORY_OPTIONS, PlanRequest, check_request
 from requant.planning.rules import AUTO, MAX_CONTEXT
-from requant.planning.searches import search_batch, search_cache_types, search_context
-from requant.planning.settled import SettledRequest, leaves_batch_open
+from requant.planning.searches import attempt, search_cache_types, search_context
+from requant.planning.settled import SettledRequest
 from requant.planning.summaries import compare_mixtures
+from requant.planning.ubatch import BATCHES, describe_batch
 from requant.scoring.losses import IN_NATS, Losses
 
 if TYPE_CHECKING:
     from requant.container.imatrix import Imatrix
-    from requant.planning.plan import Plan
 
 
 class Planner:
@@ -41,23 +42,57 @@ class Planner:
 
         Raises UsageError for an invalid request, BadInput where memory needs are not known, InfeasibleBudget.
         """
-        plan = self.solve(request)
+        plan = self._note_batch(self.solve(request), request)
         return replace(plan, mixtures=compare_mixtures(self.source, self.losses, has_imatrix=self.imatrix is not None))
 
     def solve(self, request: PlanRequest) -> Plan:
-        """Return the plan of `best` without the mixtures: for callers that solve again and again."""
+        """Return the plan of `best` without the mixtures and the note on its batch: for callers that solve often."""
         check_request(request)
         if request.n_ctx == MAX_CONTEXT:
             return search_context(self.solve, request, self._hyperparameters())
         if AUTO in (request.cache_type_k, request.cache_type_v):
-            return search_cache_types(self.solve, request, self._hyperparameters(), self.losses.caches)
-        if leaves_batch_open(request):
-            return search_batch(self._solve_settled, request, self._hyperparameters())
-        return self._solve_settled(request)
+            return search_cache_types(self._solve_devices, request, self._hyperparameters(), self.losses.caches)
+        return self._solve_devices(request)
 
-    def _solve_settled(self, request: PlanRequest) -> Plan:
-        settled = SettledRequest.settle(self.source, self.losses, request)
+    def _solve_devices(self, request: PlanRequest, cache_loss: float = 0.0) -> Plan:
+        """Solve with known context and cache types. With --ram the plan is no worse than without.
+
+        A given --time-price says itself how much loss the speed is worth.
+        """
+        if request.vram is None or request.ram is None or request.price is not None:
+            return self._solve_settled(request, cache_loss=cache_loss)
+        alone = attempt(self._solve_settled, replace(request, ram=None), cache_loss=cache_loss)
+        both = attempt(self._solve_settled, request, cache_loss=cache_loss)
+        if isinstance(alone, Plan) and (isinstance(both, InfeasibleBudget) or _is_worse(both, alone)):
+            both = self._plan_on_gpu(request, alone, cache_loss) or both
+        if isinstance(both, InfeasibleBudget):
+            raise both
+        return both
+
+    def _plan_on_gpu(self, request: PlanRequest, alone: Plan, cache_loss: float) -> Plan | None:
+        """Return a plan with all layers on the GPU that is no worse than `alone`, the plan without --ram.
+
+        Its batch is the largest with which the RAM holds what is never in VRAM; None where there is none.
+        """
+        own = alone.budget["ubatch"]
+        smaller = (n for n in reversed(BATCHES) if n < own and request.n_ubatch is None)
+        requests = (replace(request, n_ubatch=n) for n in (own, *smaller))
+        found = (attempt(self._solve_settled, one, cache_loss=cache_loss, spread=False) for one in requests)
+        return next((x for x in found if isinstance(x, Plan) and not _is_worse(x, alone)), None)
+
+    def _solve_settled(self, request: PlanRequest, *, cache_loss: float = 0.0, spread: bool = True) -> Plan:
+        settled = SettledRequest.settle(self.source, self.losses, request, cache_loss=cache_loss, spread=spread)
         return settled.solve() if request.size is None else self._fit_file(settled, request.size)
+
+    def _note_batch(self, plan: Plan, request: PlanRequest) -> Plan:
+        """Return the plan; where a smaller batch than the default was chosen, with a note on the default's price."""
+        n_ubatch = plan.budget.get("ubatch", DEFAULT_UBATCH)
+        if request.n_ubatch is not None or n_ubatch >= DEFAULT_UBATCH:
+            return plan
+        kinds = {f"cache_type_{x}": plan.budget[f"cache_type_{x}"] for x in "kv"}
+        usual = replace(request, n_ctx=plan.budget["ctx"], n_ubatch=DEFAULT_UBATCH, **kinds)
+        found = attempt(self._solve_devices, usual, plan.cache_loss)
+        return replace(plan, notes=(*plan.notes, describe_batch(plan, found)))
 
     def _fit_file(self, settled: SettledRequest, size: int) -> Plan:
         """Return the best plan whose file, header and padding included, has at most `size` bytes.
@@ -79,6 +114,13 @@ class Planner:
 
     def _hyperparameters(self) -> Hyperparameters:
         return read_hyperparameters(self.source.metadata, self.source.tensors)
+
+
+def _is_worse(plan: Plan, other: Plan) -> bool:
+    """Return whether the plan has more predicted loss, or with --max-loss more bytes."""
+    if "max_loss" in plan.budget:
+        return plan.minimized > other.minimized
+    return (plan.predicted_loss or 0.0) > (other.predicted_loss or 0.0)
 
 
 def _adopt_losses(losses: Losses, source: Source) -> Losses:
@@ -119,11 +161,11 @@ def check_feasible(
     from requant.scoring.candidates import build_losses, check_requantization, survey_tensors
 
     tensors = survey_tensors(source, types=types, imatrix=imatrix, has_importance=has_importance)
-    check_requantization(source, tensors, allow_requantize)
     types_kv = [("F16" if x == AUTO else x) for x in (request.cache_type_k, request.cache_type_v)]
     n_ctx = CELL_PADDING if request.n_ctx == MAX_CONTEXT else request.n_ctx
     smallest = replace(request, cache_type_k=types_kv[0], cache_type_v=types_kv[1], n_ctx=n_ctx)
     Planner(source, build_losses(source, tensors, ""), imatrix).solve(smallest)
+    check_requantization(source, tensors, allow_requantize)  # last: what is wrong with the request is told first
 
 
 def losses_without_scoring(source: Source, request: PlanRequest) -> Losses | None:

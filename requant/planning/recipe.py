@@ -12,12 +12,23 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from requant.container.imatrix import importance_for
 from requant.container.source import Source, require_model
 from requant.errors import BadInput, UsageError, brief
 from requant.formats import Effort, by_name, format_of
 from requant.model.hyperparameters import read_hyperparameters
+from requant.model.kept import projector_types
 from requant.model.mixtures import mixture_types
-from requant.model.roles import fallback_type, is_below, never_quantize, usable_types
+from requant.model.roles import (
+    fallback_type,
+    is_below,
+    layer_of,
+    needs_importance,
+    never_quantize,
+    role_of,
+    usable_types,
+)
+from requant.planning.asked_types import add_asked_types, allow_type
 from requant.planning.constraints import Constraints
 from requant.planning.plan import Choice, Plan
 from requant.planning.solver.solve import solve
@@ -92,13 +103,17 @@ def uniform_plan(
     ]
     surveyed = survey_tensors(source, types=list(dict.fromkeys((*wanted, *pinned))), imatrix=imatrix)
     notes = check_requantization(source, surveyed, allow_requantize)
+    arch, is_float = require_model(source), format_of(type_name).block_weights == 1
+    surveyed = tuple(  # to a type without blocks, small matrices are converted too: an engine may need it
+        allow_type(t, type_name, arch) if t.reason is None or is_float else t for t in surveyed
+    )
     preference = {name: float(rank) for rank, name in enumerate(wanted)}  # stands in for a loss
     ranked = [
         replace(t, candidates=tuple(replace(c, loss=preference.get(c.type, float(len(wanted)))) for c in t.candidates))
         for t in surveyed
     ]
     losses = build_losses(source, ranked, f"uniform {type_name}", imatrix, notes=notes, effort=effort)
-    plan = solve(losses, constraints)
+    plan = solve(add_asked_types(losses, constraints), constraints)
     unknown = tuple(replace(c, loss=0.0) for c in plan.choices)
     how = "one type wherever it can be used"
     return replace(plan, choices=unknown, predicted_loss=None, gap=None, candidates={}, solver=how)
@@ -118,7 +133,9 @@ def preset_plan(
     """
     hp = read_hyperparameters(source.metadata, source.tensors)
     types = mixture_types(mixture.upper(), source.tensors, hp, has_imatrix=imatrix is not None)
-    return _plan_with_types(source, types, f"preset {mixture.upper()}", allow_requantize, effort)
+    return _plan_with_types(
+        *(source, types, f"preset {mixture.upper()}"), imatrix=imatrix, allow_requantize=allow_requantize, effort=effort
+    )
 
 
 def types_like(source: Source, other: Source) -> tuple[dict[str, str], list[str]]:
@@ -133,8 +150,9 @@ def types_like(source: Source, other: Source) -> tuple[dict[str, str], list[str]
     common, n = sum(t.name in other for t in source.tensors), max(len(source.tensors), len(other.tensors))
     if 2 * common < n:
         raise BadInput(other.path, "is another model", got=f"{common} of {n} tensors in both", hint=hint)
+    projectors = projector_types(source.metadata)
     for tensor in source.tensors:
-        if never_quantize(arch, tensor.name, tensor.shape, tensor.type_id) is not None:
+        if never_quantize(arch, tensor.name, tensor.shape, tensor.type_id, projectors=projectors) is not None:
             continue
         fmt = other.tensor(tensor.name).format if tensor.name in other else None
         if fmt is not None and fmt.divides(tensor.n_per_row) and (fmt.can_encode or fmt == tensor.format):
@@ -148,11 +166,18 @@ def types_like(source: Source, other: Source) -> tuple[dict[str, str], list[str]
 
 
 def clone_plan(
-    source: Source, other: Source, *, allow_requantize: bool = False, effort: Effort = Effort.DEFAULT
+    source: Source,
+    other: Source,
+    *,
+    imatrix: Imatrix | None = None,
+    allow_requantize: bool = False,
+    effort: Effort = Effort.DEFAULT,
 ) -> Plan:
     """Return the plan with the types of `other` for every tensor that can have them; the others stay as they are."""
     types, notes = types_like(source, other)
-    plan = _plan_with_types(source, types, f"like {brief(other.name)}", allow_requantize, effort)
+    plan = _plan_with_types(
+        *(source, types, f"like {brief(other.name)}"), imatrix=imatrix, allow_requantize=allow_requantize, effort=effort
+    )
     return replace(plan, notes=(*plan.notes, *notes))
 
 
@@ -169,11 +194,20 @@ def losses_like(losses: Losses, types: Mapping[str, str]) -> Losses:
 
 
 def _plan_with_types(
-    source: Source, types: Mapping[str, str], method: str, allow_requantize: bool, effort: Effort
+    source: Source,
+    types: Mapping[str, str],
+    method: str,
+    *,
+    imatrix: Imatrix | None,
+    allow_requantize: bool,
+    effort: Effort,
 ) -> Plan:
     """Build a plan that gives tensors these types; a type of more bits than the tensor's own leaves it as it is."""
     surveyed = survey_tensors(source, types=())
     notes = check_requantization(source, surveyed, allow_requantize)
+    if imatrix is not None:
+        types, more = _replace_unmeasured(source, types, imatrix)
+        notes += more
     choices = []
     for tensor, known in zip(source.tensors, surveyed, strict=True):
         wanted = tensor.format.name if tensor.name in source.preserved else types.get(tensor.name, tensor.format.name)
@@ -198,6 +232,29 @@ def _plan_with_types(
         notes=tuple(notes),
         effort=effort,
     )
+
+
+def _replace_unmeasured(source: Source, types: Mapping[str, str], imatrix: Imatrix) -> tuple[dict[str, str], list[str]]:
+    """Return `types` with others where a type needs importance that the imatrix does not have, and a note on them.
+
+    llama-imatrix runs the trunk alone: layers of multi-token prediction, which are to be precise, get Q8_0.
+    """
+    unmeasured = [
+        t
+        for t in source.tensors
+        if t.name in types
+        and needs_importance(types[t.name], role_of(t.name))
+        and importance_for(imatrix, t.name, t.shape) is None
+    ]
+    if not unmeasured:
+        return dict(types), []
+    n_trunk, replaced = read_hyperparameters(source.metadata, source.tensors).n_trunk, dict[str, str]()
+    for tensor in unmeasured:
+        predicts = (layer_of(tensor.name) or 0) >= n_trunk
+        replaced[tensor.name] = "Q8_0" if predicts else "Q3_K" if types[tensor.name] == "IQ3_XXS" else "Q2_K"
+    what = f"the imatrix does not cover {len(replaced)} tensors whose type would need it"
+    note = f"{what}: they are {' or '.join(sorted(set(replaced.values())))} ({brief(next(iter(replaced)))} first)"
+    return {**types, **replaced}, [note]
 
 
 def _fallbacks(source: Source, type_name: str) -> list[str]:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from requant.errors import UsageError
 from requant.model.engine_settings import EngineSettings
-from requant.planning.constraints import Constraints, Rule
+from requant.planning.constraints import Constraints, Rule, loss_limit
 from requant.planning.engines import ENGINES, Engine, engine_named
 from requant.planning.options import MEMORY, PLAN_OPTIONS
-from requant.planning.rules import MAX_CONTEXT, read_tensor_types
-from requant.planning.solver.problem import check_rules
+from requant.planning.rule_matches import check_rules
+from requant.planning.rules import AUTO, MAX_CONTEXT, read_tensor_types
+from requant.scoring.losses import NATS, loss_unit
 
 if TYPE_CHECKING:
     from requant.planning.plan import Plan
@@ -142,6 +143,25 @@ def check_memory_options(request: PlanRequest) -> None:
     if request.prefer_within is not None and not engine.preferred:
         having = ", ".join(e.name for e in ENGINES.values() if e.preferred)
         raise UsageError(f"--prefer-within is for an engine with a type of its own; give --engine {having}")
+
+
+def option_in_nats(request: PlanRequest) -> tuple[str, str] | None:
+    """Return the first option that compares predicted losses with nats per token, and what to give in its place."""
+    if request.max_loss is not None:
+        return "--max-loss", "give --size, --bpw, --vram or --ram"
+    if AUTO in (request.cache_type_k, request.cache_type_v):
+        return "a cache type of auto", "name the cache types"
+    return ("--time-price", "give --min-speed") if request.price else None
+
+
+def check_loss_unit(request: PlanRequest, method: str, remedy: str) -> None:
+    """Raise UsageError where the request compares nats with losses of another unit; remedy: the hint's first part."""
+    if request.max_loss is not None:
+        loss_limit(request.max_loss)
+    found, unit = option_in_nats(request), loss_unit(method)
+    if found is not None and unit != NATS:
+        what = f"{found[0]} needs losses in {NATS}, and losses by {method} are in {unit}"
+        raise UsageError(f"{what}; {remedy}{found[1]}")
 
 
 def check_frontier(request: PlanRequest) -> None:

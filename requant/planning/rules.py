@@ -13,13 +13,16 @@ from requant.common.units import parse_size
 from requant.errors import BadInput, UsageError, brief, suggest
 from requant.formats import FORMATS, by_name
 from requant.model.engine_settings import CACHE_TYPES, OWN_CONTEXT
-from requant.model.mixtures import mixture_names
+from requant.model.mixtures import MIXTURE_ALIASES, mixture_names
 from requant.planning.constraints import Rule, compile_pattern
 from requant.planning.engines import engine_named, parse_bandwidth
 
 MAX_CONTEXT = -1  # --ctx max
 AUTO = "AUTO"  # a cache type that planning chooses
 LARGEST = 2**31 - 1  # of a whole number
+_MAX_FILE, _MAX_RULES = 1 << 22, 10_000  # bytes and rules of a tensor-type file; each is tried on every tensor
+_FAULTS = 10  # lines of a file that a message names
+_JOINED = re.compile(r"[^=]+=([A-Za-z0-9_]+),.*=")  # rules as --custom-q of ik_llama.cpp takes them
 
 
 def parse_text(value: object, option: str) -> str:
@@ -34,11 +37,24 @@ def parse_bytes(value: int | str, option: str, least: int = 1) -> int:
     try:
         return parse_size(str(int(value)) if _is_whole(value) else value, least)  # type: ignore[arg-type]
     except (UsageError, TypeError) as error:
+        if isinstance(value, str) and _is_list(value, least):
+            what = f"'{brief(value)}' is a list, and this option takes one size; --vram of plan takes several"
+            raise UsageError(f"{option}: {what}") from error
         raise UsageError(f"{option}: {error}") from error
 
 
+def _is_list(text: str, least: int) -> bool:
+    """Return whether `text` is a list of sizes, each with its unit."""
+    try:
+        return all(not part.strip().isdigit() and parse_size(part, least) for part in text.split(","))
+    except UsageError:
+        return False
+
+
 def parse_sizes(text: str, option: str) -> tuple[int, ...]:
-    """Return the bytes of each size in a comma-separated list. Raises UsageError."""
+    """Return the bytes of each size in a comma-separated list. Raises UsageError, for a decimal comma too."""
+    if re.fullmatch(r"\s*\d+,\d+\s*[A-Za-z]+\s*", text):  # a list whose first size has no unit
+        return (parse_bytes(text, option),)
     return tuple(parse_bytes(part, option) for part in text.split(","))
 
 
@@ -112,11 +128,19 @@ def parse_engine(value: object, option: str) -> str:
     return engine_named(parse_text(value, option)).name
 
 
-def parse_mixture(text: str, option: str) -> str:
-    """Return the name of a mixture of llama-quantize, as it was written. Raises UsageError naming near ones."""
-    if text.upper() not in mixture_names():
-        raise UsageError(f"{option}: '{brief(text)}' is no mixture known here; {suggest(text, mixture_names())}")
-    return text
+def parse_mixture(value: object, option: str) -> str:
+    """Return the name of a mixture of llama-quantize, for Q4_K and its like that of the mixture that it stands for.
+
+    Raises UsageError naming near ones.
+    """
+    text = parse_text(value, option)
+    name = MIXTURE_ALIASES.get(text.upper(), text)
+    if name.upper() not in mixture_names():
+        what = f"'{brief(text)}' is no mixture known here"
+        if (fmt := by_name(text)) is not None:
+            raise UsageError(f"{option}: {what}; it is one type: --type {fmt.name}")
+        raise UsageError(f"{option}: {what}; {suggest(text, mixture_names())}")
+    return name
 
 
 def parse_type(value: object, option: str) -> str:
@@ -150,6 +174,8 @@ def parse_rule(text: str, option: str = "--tensor-type") -> Rule:
     pattern, equals, type_name = text.rpartition("=")
     if not equals or not pattern:
         raise UsageError(f"{option}: '{brief(text)}' is not REGEX=TYPE")
+    if (joined := _JOINED.match(text)) is not None and by_name(joined[1]) is not None:
+        raise UsageError(f"{option}: '{brief(text)}' is more than one rule; write each alone, without commas")
     compile_pattern(pattern, option)
     return Rule(option, pattern, parse_type(type_name, option))
 
@@ -166,23 +192,28 @@ def parse_patterns(value: str | Iterable[str], _: str) -> tuple[str, ...]:
 
 
 def read_tensor_types(path: Path) -> tuple[Rule, ...]:
-    """Read the rules of a tensor-type file, in order. Raises BadInput naming the line, InputOutputError."""
+    """Read the rules of a tensor-type file, in order. Raises BadInput naming every line at fault, InputOutputError."""
     option = "--tensor-type-file"
-    rules = []
-    for number, word in _words(read_text(path)):
+    rules, faults = list[Rule](), list[str]()
+    for number, word in _words(read_text(path, _MAX_FILE)):
+        if len(rules) >= _MAX_RULES:
+            raise BadInput(path, f"line {number}: too many rules", limit=_MAX_RULES)
         try:
             rules.append(parse_rule(word, option))
         except UsageError as error:
-            raise BadInput(path, f"line {number}: {str(error).removeprefix(f'{option}: ')}") from error
+            faults.append(f"line {number}: {str(error).removeprefix(f'{option}: ')}")
+    if faults:
+        more = f"; and {len(faults) - _FAULTS} more" if len(faults) > _FAULTS else ""
+        raise BadInput(path, "; ".join(faults[:_FAULTS]) + more)
     if not rules:
         raise BadInput(path, "holds no REGEX=TYPE")
     return tuple(rules)
 
 
 def _words(text: str) -> Iterator[tuple[int, str]]:
-    """Yield line number and word, up to a word of the line that begins with #."""
+    """Yield line number and word, up to a word of the line that begins with #; spaces around = separate no words."""
     for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
-        for word in line.split():
+        for word in re.sub(r"\s+=\s*|=\s+", "=", line).split():
             if word.startswith("#"):
                 break
             yield number, word

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from requant.container.source import Source, open_source, require_model
-from requant.model.memory import layer_caches
+from requant.container.source import Source
+from requant.model.auxiliary import draft_type
+from requant.model.memory import Memory, layer_caches
+from requant.planning.asked_types import add_asked_types
 from requant.planning.constraints import Constraints, Limit, bpw_limit, loss_limit
 from requant.planning.deployment import Deployment
 from requant.planning.options import PREFERENCE
-from requant.planning.output_floor import losses_to_try, solve_with_floor
+from requant.planning.output_floor import smallest_with_floor, solve_with_floor
 from requant.planning.placement import best_placement
 from requant.planning.request import PlanRequest
 from requant.planning.solver.solve import solve
 from requant.planning.summaries import reference_type, summarize_layers
-from requant.planning.ubatch import fit_batch
+from requant.planning.ubatch import batch_memories, largest_batch, smallest_memory, weights_room
+from requant.scoring.losses import NATS, loss_unit
 
 if TYPE_CHECKING:
     from requant.planning.plan import Plan
@@ -28,7 +30,7 @@ class SettledRequest:
     """Losses, a request, and its constraints, deployment and notes for the user.
 
     --size comes in `solve`, because the header's size is known only after a solution. `deployment`: None where the
-    request is not about devices.
+    request is not about devices. `memories`: with each batch, by rising size, where the batch is open; else ().
     """
 
     losses: Losses
@@ -36,34 +38,63 @@ class SettledRequest:
     constraints: Constraints
     deployment: Deployment | None
     notes: tuple[str, ...]
+    memories: tuple[Memory, ...] = ()
 
     @classmethod
-    def settle(cls, source: Source, losses: Losses, request: PlanRequest) -> SettledRequest:
-        """Derive the constraints and the deployment, with a batch that fits where VRAM alone is given."""
+    def settle(
+        cls,
+        source: Source,
+        losses: Losses,
+        request: PlanRequest,
+        *,
+        cache_loss: float = 0.0,
+        spread: bool = True,
+    ) -> SettledRequest:
+        """Derive the constraints and the deployment, with the smallest batch where the batch is open.
+
+        cache_loss: of the request's cache types, a part of --max-loss. spread: False for all layers on the GPU.
+        """
+        losses = add_asked_types(losses, request.constraints)
         base = replace(request.constraints, unusable=request.profile.cannot)
-        deployment, notes = None, tuple[str, ...]()
+        deployment, notes, memories = None, tuple[str, ...](), tuple[Memory, ...]()
         if request.on_devices:
             deployment, notes = Deployment.for_request(source, losses, request)
-            if leaves_batch_open(request):
-                limited = deployment.constraints(losses, base, deployment.n_places)
-                to_try = losses_to_try(losses, limited)
-                deployment, more = fit_batch(deployment, limited, to_try, default_reserve=request.reserve is None)
-                notes += more
+            deployment = replace(deployment, spread=spread)
+            if request.price is None and deployment.price and losses.method and loss_unit(losses.method) != NATS:
+                unit = loss_unit(losses.method)
+                notes += (f"a second per token counts as {deployment.price:g} {unit}; --min-speed says what you need",)
         limits, objective = base.limits, base.objective
         if request.bpw is not None:
             limits = (*limits, bpw_limit(request.bpw, losses))
         if request.max_loss is not None:
-            limits, objective = (*limits, loss_limit(request.max_loss)), "bytes"
-        return cls(losses, request, replace(base, limits=limits, objective=objective), deployment, notes)
+            limits, objective = (*limits, loss_limit(request.max_loss, cache_loss)), "bytes"
+        if deployment is not None and leaves_batch_open(request):
+            memories = batch_memories(deployment.hp, deployment.memory)
+            deployment = _limit_room(deployment, memories, losses, base, request)
+        return cls(losses, request, replace(base, limits=limits, objective=objective), deployment, notes, memories)
 
     def solve(self, file_limit: Limit | None = None) -> Plan:
         """Return the best plan within the constraints, and `file_limit` where it is given, placed and described."""
-        constraints = self.constraints
+        constraints, where = self.constraints, self.deployment
         if file_limit is not None:
             constraints = replace(constraints, limits=(*constraints.limits, file_limit))
-        where = self.deployment
-        plan = solve_with_floor(self.losses, constraints).plan if where is None else self._place(where, constraints)
-        return self._describe(replace(plan, notes=(*plan.notes, *self.notes)))
+        if where is None:
+            plan = solve_with_floor(self.losses, constraints).plan
+        else:
+            plan = self._place(where, constraints)
+            if self.memories:
+                where, plan = self._enlarge_batch(where, constraints, plan)
+        return self._describe(replace(plan, notes=(*plan.notes, *self.notes)), where)
+
+    def _enlarge_batch(self, where: Deployment, constraints: Constraints, plan: Plan) -> tuple[Deployment, Plan]:
+        """Return the deployment with the largest batch that fits beside the plan's weights, and the plan for it."""
+        assert where.vram is not None
+        limit = next(limit for limit in plan.limits if limit.option == "--vram")
+        beside = sum(where.parts.values())
+        memory = largest_batch(self.memories, where.vram - beside, plan.used(limit) - limit.other)
+        where = replace(where, memory=memory, room=None)
+        found = where.constraints(self.losses, constraints, where.fixed_layers)
+        return where, replace(plan, limits=found.limits, memory=found.memory, timing=found.timing)
 
     def _place(self, where: Deployment, constraints: Constraints) -> Plan:
         """Return the best plan on the devices, with the engine's own type wherever that costs little."""
@@ -115,16 +146,16 @@ class SettledRequest:
             solver=plan.solver,
         )
 
-    def _describe(self, plan: Plan) -> Plan:
+    def _describe(self, plan: Plan, where: Deployment | None) -> Plan:
         """Return the plan with the request's settings, the settings for the engine, and a summary of its layers."""
         caches: list[int] = []
         budget, runtime = dict(plan.budget), dict(plan.runtime)
         if self.request.engine is not None:
             runtime["engine"] = self.request.profile.name
-        if self.deployment is not None:
-            budget |= self._budget(self.deployment)
+        if where is not None:
+            budget |= self._budget(where)
             runtime |= self._auxiliary_models()
-            caches = layer_caches(self.deployment.hp, self.deployment.settings, padded=True)
+            caches = layer_caches(where.hp, where.settings, padded=True)
         runtime["reference_type"] = reference_type(self.losses)
         described = replace(plan, budget=budget, runtime=runtime)
         return replace(described, layers=summarize_layers(described, self.losses, caches))
@@ -149,7 +180,7 @@ class SettledRequest:
         files = {"draft": self.request.draft, "mmproj": self.request.mmproj}
         found: dict[str, object] = {name: path.name for name, path in files.items() if path is not None}
         if self.request.draft is not None:
-            found["draft_arch"] = _read_arch(self.request.draft)
+            found["draft_type"] = draft_type(self.request.draft)
         if self.request.mtp:
             found["mtp"] = True
         return found
@@ -160,6 +191,20 @@ def leaves_batch_open(request: PlanRequest) -> bool:
     return request.vram is not None and request.ram is None and request.n_ubatch is None
 
 
-def _read_arch(path: Path) -> str:
-    with open_source(path) as source:
-        return require_model(source)
+def _limit_room(
+    deployment: Deployment, memories: tuple[Memory, ...], losses: Losses, base: Constraints, request: PlanRequest
+) -> Deployment:
+    """Return the deployment with the smallest batch, and the room for weights that no larger budget makes less.
+
+    With --max-loss the fewest bytes are sought, for which all that the smallest batch leaves is room.
+    """
+    assert deployment.vram is not None
+    beside = sum(deployment.parts.values())
+    smallest = replace(deployment, memory=memories[0])
+    limited = smallest.constraints(losses, base, smallest.n_places)
+    least = beside + smallest_with_floor(losses, limited, "--vram")
+    if memories[0].weights_limit(deployment.vram) < least:
+        return replace(smallest, memory=smallest_memory(memories, least, default_reserve=request.reserve is None))
+    if request.max_loss is not None:
+        return smallest
+    return replace(smallest, room=weights_room(memories, deployment.vram, least) - beside)

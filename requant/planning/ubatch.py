@@ -1,90 +1,71 @@
-"""The batch (ubatch) of a plan: the largest that leaves room for the weights, or a smaller one that halves the loss."""
+"""The batch (ubatch) of a plan: what a larger one takes from the weights, and the largest beside given weights.
+
+The smallest batch leaves most room for the weights. It doubles, up to the default, where the weights have had so much
+room that the doubling takes at most a small share of it. Until a larger budget pays for the doubling, the room stays
+the same. So a larger budget never leaves less room for the weights, and never makes a plan worse.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from requant.model.engine_settings import DEFAULT_UBATCH, EngineSettings
-from requant.model.memory import (
-    DEFAULT_RESERVE,
-    RESERVE_SHARE,
-    Memory,
-    compute_bytes,
-    memory_for,
-    shrink_batch,
-)
-from requant.planning.solver.problem import constrain
+from requant.common.units import format_size
+from requant.errors import InfeasibleBudget
+from requant.model.engine_settings import DEFAULT_UBATCH
+from requant.model.memory import DEFAULT_RESERVE, RESERVE_SHARE, Memory, memory_for
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from requant.model.hyperparameters import Hyperparameters
-    from requant.planning.constraints import Constraints
-    from requant.planning.deployment import Deployment
     from requant.planning.plan import Plan
-    from requant.scoring.losses import Losses
 
-_MIN_UBATCH = 32  # tokens; the least that shrink_batch goes to
-_WORTH = 0.05  # of the weights on the GPU: the memory that a smaller batch must free before it can halve their loss
-
-
-def describe_batch(before: int, after: int) -> str:
-    """The note of a plan for smaller batches."""
-    return (
-        f"the compute buffer of a batch of {before} leaves too little for weights: "
-        f"the plan is for batches of {after}, which read prompts more slowly"
-    )
+BATCHES = (32, 64, 128, 256, DEFAULT_UBATCH)  # tokens, by rising size
+BATCH_SHARE = 20  # a batch doubles where that takes at most one part in so many of the room for the weights
 
 
-def halve_batches() -> Iterator[int]:
-    """Yield the default batch and its halves, down to the smallest."""
-    n_ubatch = DEFAULT_UBATCH
-    while n_ubatch >= _MIN_UBATCH:
-        yield n_ubatch
-        n_ubatch //= 2
+def batch_memories(hp: Hyperparameters, memory: Memory) -> tuple[Memory, ...]:
+    """Return the memory with each of `BATCHES`, and the reserve of `memory`."""
+    settings = memory.settings
+    return tuple(memory_for(hp, replace(settings, n_ubatch=n), reserve=memory.reserve) for n in BATCHES)
 
 
-def smaller_batches(hp: Hyperparameters, settings: EngineSettings, plan: Plan) -> Iterator[int]:
-    """Yield halves of the plan's batch, while each frees enough of the VRAM for the weights to gain much."""
-    settings = replace(settings, n_ubatch=plan.budget["ubatch"])
-    weights = sum(c.n_bytes for c in plan.choices if c.device == "gpu")
-    while settings.tokens > _MIN_UBATCH:
-        smaller = replace(settings, n_ubatch=max(_MIN_UBATCH, settings.tokens // 2))
-        if compute_bytes(hp, settings) - compute_bytes(hp, smaller) < _WORTH * weights:
-            return
-        yield smaller.n_ubatch
-        settings = smaller
+def weights_room(memories: Sequence[Memory], vram: int, smallest: int) -> int:
+    """Return the bytes of `vram` for weights that no larger budget makes fewer.
 
-
-def fit_batch(
-    deployment: Deployment, constraints: Constraints, to_try: Iterable[Losses], *, default_reserve: bool
-) -> tuple[Deployment, tuple[str, ...]]:
-    """Return the deployment with the largest batch that leaves room for the smallest plan, and notes for the user.
-
-    The smallest plan keeps the output's floor if any batch leaves room for that: `to_try` are the losses with the
-    floor, then those without. `constraints`: those of all layers on the GPU. `default_reserve`: the reserve is not
-    given but depends on the budget.
+    memories: with each batch, by rising size. smallest: bytes of the smallest weights; while they fit beside the
+    smallest batch, the result is no less.
     """
-    assert deployment.vram is not None
-    beside = sum(deployment.parts.values())
-    for losses in to_try:
-        smallest = beside + constrain(losses, constraints).least_cost(-1)
-        memory = shrink_batch(deployment.hp, deployment.memory, deployment.vram, smallest)
-        if memory.weights_limit(deployment.vram) >= smallest:
-            break
-    else:
-        memory = _smallest_memory(deployment, smallest, default_reserve=default_reserve)
-    before, after = deployment.settings.n_ubatch, memory.settings.n_ubatch
-    return replace(deployment, memory=memory), (() if before == after else (describe_batch(before, after),))
+    rooms = [memory.weights_limit(vram) for memory in memories]
+    doublings = [larger.total - memory.total for memory, larger in pairwise(memories)]
+    enough = [max(BATCH_SHARE * n, smallest) for n in doublings]  # room from which the next batch is worth its bytes
+    return max(rooms[-1], *map(min, rooms, enough))
 
 
-def _smallest_memory(deployment: Deployment, smallest: int, *, default_reserve: bool) -> Memory:
-    """The memory at the smallest batch, so that the error names a budget that will do for `smallest` bytes of weights.
+def largest_batch(memories: Sequence[Memory], vram: int, weights: int) -> Memory:
+    """Return the memory with the largest batch that leaves `weights` bytes; with the smallest where none does."""
+    return next((x for x in reversed(memories) if x.weights_limit(vram) >= weights), memories[0])
+
+
+def smallest_memory(memories: Sequence[Memory], smallest: int, *, default_reserve: bool) -> Memory:
+    """Return the memory with the smallest batch for the error that names a budget for `smallest` bytes of weights.
 
     A default reserve grows with the budget, so it is the one of that larger budget.
     """
-    least = memory_for(deployment.hp, replace(deployment.settings, n_ubatch=_MIN_UBATCH), reserve=0)
     if not default_reserve:
-        return replace(least, reserve=deployment.memory.reserve)
-    needed = least.total + smallest
-    return replace(least, reserve=min(DEFAULT_RESERVE, -(-needed // (RESERVE_SHARE - 1))))
+        return memories[0]
+    needed = memories[0].total - memories[0].reserve + smallest
+    return replace(memories[0], reserve=min(DEFAULT_RESERVE, -(-needed // (RESERVE_SHARE - 1))))
+
+
+def describe_batch(plan: Plan, usual: Plan | InfeasibleBudget) -> str:
+    """Return the note of a plan for a smaller batch; `usual`: the plan, or the error, for the default batch."""
+    what = f"the plan is for batches of {plan.budget['ubatch']}, which read prompts more slowly; -ub {DEFAULT_UBATCH}"
+    if isinstance(usual, InfeasibleBudget):
+        return f"{what} leaves too little for weights"
+    if "max_loss" in plan.budget:
+        return f"{what} would cost {format_size(max(usual.n_bytes - plan.n_bytes, 0))}"
+    before, after = plan.predicted_loss or 0.0, usual.predicted_loss or 0.0
+    return f"{what} would cost {after - before:.3g} of loss ({after:.3g} instead of {before:.3g})"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sized
 
 from requant.errors import REMARK, brief
-from requant.scoring.losses import IN_NATS
 
 
 def bits_per_weight(n_bytes: int, n_weights: int) -> float:
@@ -16,11 +15,6 @@ def bits_per_weight(n_bytes: int, n_weights: int) -> float:
 def percent(share: float, digits: str = ".1f") -> str:
     """Return `share` of 1 in per cent: `12.5 %`."""
     return f"{100 * share:{digits}} %"
-
-
-def loss_unit(method: str | None) -> str:
-    """Return the unit of the losses of a method."""
-    return "nats per token" if method in IN_NATS else "points of its own"
 
 
 def count_tensors(tensors: Sized) -> str:

@@ -9,19 +9,20 @@ from statistics import median_high
 
 from requant.common.units import format_size
 from requant.conversion.record import Conversion
-from requant.conversion.verify import Verification
+from requant.conversion.verification import Verification
 from requant.errors import FILE_NAME, brief
 from requant.model.inspection import Inspection
 from requant.model.roles import layer_of
 from requant.planning.frontier import Curve
 from requant.planning.plan import Choice, Plan
 from requant.planning.summaries import REFERENCE_BPW, nearest_type, reference_type
-from requant.report.figures import bits_per_weight, loss_unit, percent
+from requant.report.figures import bits_per_weight, percent
 from requant.report.notebook_parts import card, fact_table, figure_table, layer_chart, line_chart, stacked_bar
 from requant.report.text.inspection import count_weights, name_files
+from requant.report.text.result import VERDICTS
 from requant.report.view import budget_bars
 from requant.scoring.evaluate import Evaluation
-from requant.scoring.losses import IN_NATS, Losses, TensorLosses
+from requant.scoring.losses import Losses, TensorLosses, loss_unit
 from requant.scoring.statistics import Statistics
 
 _MOST_FINDINGS = 20
@@ -66,7 +67,7 @@ def _losses_card(losses: Losses) -> str:
     chart = layer_chart(f"loss of each layer at about {REFERENCE_BPW:g} bits per weight", layers, "{:.3g}")
     rows = [
         ("source", f"{brief(losses.source, FILE_NAME)} ({losses.arch})"),
-        ("method", losses.method),
+        ("method", f"{losses.method}, in {loss_unit(losses.method)}"),
         ("importance", losses.imatrix),
         ("tensors", f"{len(losses.tensors)}, {len(free)} to quantize"),
     ]
@@ -76,13 +77,14 @@ def _losses_card(losses: Losses) -> str:
 @html.register
 def _plan_card(plan: Plan) -> str:
     loss = "not known" if plan.predicted_loss is None else f"{plan.predicted_loss:.4g}"
-    unit = f" {loss_unit(plan.method)}" if plan.method in IN_NATS and plan.predicted_loss is not None else ""
+    unit = "" if plan.predicted_loss is None else f" {plan.loss_unit}"
     gap = f", at most {plan.gap:.1e} of it above the best there is" if plan.gap else ", the best there is"
     gap = "" if plan.gap is None else gap
     rows = [
         ("source", f"{brief(plan.source, FILE_NAME)} ({plan.arch})"),
         ("size", f"{format_size(plan.n_bytes)}, {plan.bpw:.3f} bits per weight"),
         ("predicted loss", f"{loss}{unit}{gap}"),
+        ("batch", f"{plan.budget['ubatch']} tokens at once" if "ubatch" in plan.budget else None),
         ("measured", None if plan.measured_kld is None else f"{plan.measured_kld:.4g} nats per token"),
     ]
     budgets = (
@@ -137,8 +139,9 @@ def _verification_card(checked: Verification) -> str:
     rows = [
         ("output", checked.output),
         ("read", f"{checked.n_tensors} tensors, {format_size(checked.n_bytes)}"),
-        ("against", " and ".join(checked.against)),
-        ("found", f"{len(findings)} findings" if findings else "nothing: it is sound"),
+        ("verdict", VERDICTS[checked.verdict]),
+        ("compared", "; ".join(checked.compared) or "nothing"),
+        ("found", f"{len(findings)} findings" if findings else "nothing"),
     ]
     listed = figure_table(("finding",), [(finding,) for finding in findings[:_MOST_FINDINGS]]) if findings else ""
     return card("Verification", fact_table(rows), listed)
@@ -167,7 +170,7 @@ def _curve_card(curve: Curve) -> str:
     rows = [
         ("source", brief(curve.source, FILE_NAME)),
         ("files", f"{format_size(first.file_bytes)} to {format_size(last.file_bytes)}"),
-        ("predicted loss", f"{first.predicted_loss:.4g} to {last.predicted_loss:.4g}"),
+        ("predicted loss", f"{first.predicted_loss:.4g} to {last.predicted_loss:.4g} {loss_unit(curve.method)}"),
     ]
     chart = line_chart("predicted loss, logarithmic, against the bytes of the file", points)
     return card("Frontier", fact_table(rows), chart)

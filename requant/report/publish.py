@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from requant.common.atomic_write import check_writable, has_schema, write_bytes
-from requant.common.files import Identity, identities
 from requant.common.interrupt import run_interruptible
 from requant.common.monitor import SILENT, Monitor
 from requant.container.source import open_source
@@ -41,28 +40,27 @@ class Subject:
     evaluation: Evaluation | None = None
 
 
-def check_output_reports(targets: Sequence[Path], out: Path, *, force: bool, inputs: frozenset[Identity]) -> None:
+def check_output_reports(targets: Sequence[Path], out: Path, *, force: bool) -> None:
     """Do the same as `check_targets` for reports on an output that is not written yet."""
     own = {os.path.realpath(path) for path in (out, record_path(out))}
     for path in targets:
         if os.path.realpath(path) in own:
             raise UsageError(f"--report {printable(str(path))} is the output itself; give it another name")
-    check_targets(targets, force=force, inputs=inputs)
+    check_targets(targets, force=force)
 
 
 def write_output_reports(targets: Sequence[Path], out: Path, model: Path, *, force: bool, monitor: Monitor) -> None:
     """Write the reports on an output that was just converted from `model`."""
     if targets:
         subjects = [read_subject(record_path(out))]
-        inputs = input_identities(subjects, model)
-        write_reports(targets, subjects, CardOverrides(), [model], force=force, inputs=inputs, monitor=monitor)
+        write_reports(targets, subjects, CardOverrides(), [model], force=force, monitor=monitor)
 
 
-def check_targets(targets: Sequence[Path], *, force: bool, inputs: frozenset[Identity]) -> None:
+def check_targets(targets: Sequence[Path], *, force: bool) -> None:
     """Raise UsageError or OutputRefused if a report cannot be written, before any long work."""
     for path in targets:
         check_kind(path)
-        check_writable(path, force=force, inputs=inputs)
+        check_writable(path, force=force)
     if len({os.path.realpath(path) for path in targets}) < len(targets):
         raise UsageError("two reports would be one file; give each a name of its own")
     check_library(path.suffix.lower() for path in targets)
@@ -143,7 +141,6 @@ def write_reports(
     sources: Sequence[Path] = (),
     *,
     force: bool,
-    inputs: frozenset[Identity],
     known: Hashes | None = None,
     monitor: Monitor = SILENT,
 ) -> None:
@@ -168,7 +165,7 @@ def write_reports(
             from requant.report.picture.figure import render_picture
 
             data = render_picture(subjects[0].plan, kind)
-        write_bytes(path, data, force=force, inputs=inputs)
+        write_bytes(path, data, force=force)
 
 
 def _render_page(subject: Subject, outputs: Sequence[CardOutput]) -> str:
@@ -226,14 +223,3 @@ def _card_outputs(
             files = [() if x is None else known[x.path] for x in (output, origin)]
             outputs.append(CardOutput(subject.made, model, files[0], files[1], subject.evaluation))
     return outputs
-
-
-def input_identities(subjects: Sequence[Subject], *others: Path) -> frozenset[Identity]:
-    """Return the identities of all files that are read: no report may replace one of them."""
-    outputs = [s.output for s in subjects if s.output]
-    known = identities(*(s.path for s in subjects), *map(record_path, outputs), *others)
-    for path in (*outputs, *others):
-        if _is_gguf(path):
-            with open_source(path) as source:
-                known |= source.identities
-    return known

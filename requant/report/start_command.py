@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import printable
+from requant.model.auxiliary import ORDINARY_DRAFT
 from requant.model.engine_settings import DEFAULT_UBATCH
+from requant.model.kinds import OUTPUT, PROJECTOR, FileKind, kind_named
 from requant.planning.engines import engine_named, expert_patterns, is_prefix
 from requant.planning.plan import Plan
 from requant.report import shell
@@ -20,11 +22,20 @@ DEFAULT_CACHE = "F16"
 _KOBOLD_CACHES = {"F16": 0, "BF16": 0, "Q8_0": 1, "Q4_0": 2}
 
 
+def kind_of_plan(plan: Plan) -> FileKind:
+    """Return the kind of the file that a plan is for; plans of version 0.1 do not name it."""
+    return kind_named(plan.runtime.get("kind", PROJECTOR.name if plan.arch == "clip" else None))
+
+
 def start_command(plan: Plan, out: Path) -> str:
     """Return the line for a shell that starts the plan's engine with the model at `out`; for Ollama a Modelfile.
 
     A plan without a budget in VRAM or RAM has no context, batch and cache types, and the line none of their options.
+    A file that is no language model has a line of its own: `--mmproj` for a projector, `-md` for a draft head.
     """
+    kind = kind_of_plan(plan)
+    if not kind.alone:
+        return shell.join_words([shell.file_argument(out) if word == OUTPUT else word for word in kind.start])
     family = engine_named(plan.runtime.get("engine")).family
     write = {"ollama": _modelfile, "koboldcpp": _koboldcpp, "sharpinference": _sharpinference}.get(family)
     if write is not None:
@@ -34,7 +45,8 @@ def start_command(plan: Plan, out: Path) -> str:
 
 def _llama_server(plan: Plan, out: Path, *, ik: bool) -> list[str]:
     budget, runtime = plan.budget, plan.runtime
-    words = ["llama-server", "-m", shell.file_argument(out), "-ngl", str(_n_gpu_layers(plan))]
+    words = [shell.file_argument(out) if word == OUTPUT else word for word in kind_of_plan(plan).start]
+    words += ["-ngl", str(_n_gpu_layers(plan))]
     if "ctx" in budget:
         # one sequence must be requested: the default is four, and windowed layers keep a cache for each
         words += ["-c", str(budget["ctx"]), "-np", str(budget.get("parallel", 1))]
@@ -49,8 +61,8 @@ def _llama_server(plan: Plan, out: Path, *, ik: bool) -> list[str]:
         words += prefix if is_prefix(layers) else ["-ot", f"{expert_patterns(layers)}=CPU"]
     if draft := runtime.get("draft"):
         words += ["-md", shell.file_argument(draft), "-ngld", str(ALL_LAYERS)]
-        kind = "draft-eagle3" if runtime.get("draft_arch") == "eagle3" else "draft-simple"
-        words += [] if ik else ["--spec-type", kind]
+        named = "draft-eagle3" if runtime.get("draft_arch") == "eagle3" else ORDINARY_DRAFT  # plans of version 0.1
+        words += [] if ik else ["--spec-type", runtime.get("draft_type", named)]
     elif runtime.get("mtp"):
         words += ["--spec-type", "draft-mtp"]
     if projector := runtime.get("mmproj"):

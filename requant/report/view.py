@@ -15,7 +15,9 @@ from requant.planning.summaries import nearest_type
 from requant.report.figures import bits_per_weight
 
 PART_NAMES = PLANNED_PARTS | {"copies": "copies for the CPU's matrices"}  # parts of a budget in pages and pictures
-MOST_POINTS = 240  # of a curve
+_STEPS, _BEND = 240, 0.9  # of a drawn curve: steps across the chart, and the ratio of two losses in a row
+NO_LOSS = 1e-7  # of the largest loss; less is rounding
+_LEAST = 0.01  # of a loss; a curve that falls to 0, which has no logarithm, is drawn down to this part of the last loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,8 @@ class LossCurve:
     """Loss against the bytes of the tensors in `pool`: VRAM (if all layers are there), or all tensors.
 
     `points`: exact plans that no other of fewer or equal bytes beats, each tensor having one of its candidates, without
-    regard to --group; no plan between two of them is far below the line. `chosen`: the plan itself. `room`: the bytes
-    that its budget leaves to these tensors.
+    regard to --group. The straight lines between them are a lower bound of the loss at every size; no plan need reach
+    it. `chosen`: the plan itself. `room`: the bytes that its budget leaves to these tensors.
     """
 
     pool: str
@@ -145,15 +147,50 @@ def loss_curve(plan: Plan) -> LossCurve | None:
     mixtures = (Dot(m.name, m.gpu_bytes if pool == "VRAM" else m.n_bytes, m.loss) for m in plan.mixtures)
     device = "gpu" if pool == "VRAM" else ""
     room = min((x.budget - x.other for x in plan.limits if x.unit == "bytes" and x.device == device), default=None)
-    return LossCurve(pool, _thin_points(points), chosen, tuple(mixtures), room)
+    return LossCurve(pool, tuple(points), chosen, tuple(mixtures), room)
 
 
-def best_loss_at(curve: LossCurve, n_bytes: int) -> float | None:
-    """Return the curve's loss at `n_bytes`, linear between its points; None beyond its ends."""
+def least_loss_at(curve: LossCurve, n_bytes: int) -> float | None:
+    """Return the lower bound of the loss at `n_bytes`; None beyond the ends of the curve."""
     for a, b in pairwise(curve.points):
         if a.n_bytes <= n_bytes <= b.n_bytes:
-            return a.loss + (b.loss - a.loss) * (n_bytes - a.n_bytes) / max(b.n_bytes - a.n_bytes, 1)
+            return _loss_between(a, b, n_bytes)
     return None
+
+
+def _loss_between(a: Dot, b: Dot, n_bytes: int) -> float:
+    return a.loss + (b.loss - a.loss) * (n_bytes - a.n_bytes) / max(b.n_bytes - a.n_bytes, 1)
+
+
+def sample_curve(curve: LossCurve, low: float, high: float) -> list[Dot]:
+    """Return points of the lower bound from `low` to `high` bytes, for a chart with a logarithmic axis of losses.
+
+    The bound is straight in bytes and loss, and so bent on that axis: the points are near enough to each other that the
+    lines between them do not differ from it to the eye.
+    """
+    found: list[Dot] = []
+    for a, b in pairwise(curve.points):
+        start, stop = int(max(a.n_bytes, low)), int(min(b.n_bytes, high))
+        if start > stop or a.n_bytes == b.n_bytes:
+            continue
+        sizes = {start, stop, *(size for size in _bending_sizes(a, b) if start < size < stop)}
+        found += [Dot("", size, _loss_between(a, b, size)) for size in sorted(sizes)]
+    kept = found[:1]
+    for dot in found[1:-1]:
+        if dot.n_bytes - kept[-1].n_bytes >= (high - low) / _STEPS or dot.loss < _BEND * kept[-1].loss:
+            kept.append(dot)
+    return [*kept, *found[1:][-1:]]
+
+
+def _bending_sizes(a: Dot, b: Dot) -> Iterable[int]:
+    """Yield the sizes between two points at which the loss has fallen by one more step."""
+    if a.loss <= b.loss:
+        return
+    ratio = b.loss / a.loss
+    n = math.ceil(math.log(_LEAST if ratio < NO_LOSS else ratio, _BEND))
+    for k in range(1, n):
+        share = (a.loss - a.loss * _BEND**k) / (a.loss - b.loss)
+        yield int(a.n_bytes + share * (b.n_bytes - a.n_bytes))
 
 
 def _lower_hull(options: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -173,13 +210,3 @@ def _lower_hull(options: Iterable[tuple[int, float]]) -> list[tuple[int, float]]
 def _is_above(a: tuple[int, float], b: tuple[int, float], c: tuple[int, float]) -> bool:
     """Return whether `b` is on or above the line from `a` to `c`."""
     return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
-
-
-def _thin_points(points: list[Dot]) -> tuple[Dot, ...]:
-    """Return at most MOST_POINTS points, about equally far apart in bytes, both ends among them."""
-    step = (points[-1].n_bytes - points[0].n_bytes) / (MOST_POINTS - 2) if len(points) > MOST_POINTS else 0
-    thinned = points[:1]
-    for point in points[1:-1]:
-        if point.n_bytes - thinned[-1].n_bytes >= step:
-            thinned.append(point)
-    return (*thinned, *points[1:][-1:])

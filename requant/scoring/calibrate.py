@@ -26,7 +26,7 @@ from requant.model.forward.passes import (
 )
 from requant.model.forward.weights import Weights
 from requant.scoring import gradient_run
-from requant.scoring.checkpoint import load_checkpoint, save_checkpoint
+from requant.scoring.checkpoint import checkpoint_sidecar, load_checkpoint, save_checkpoint
 from requant.scoring.gradient_run import GradientRun
 from requant.scoring.statistics import SquareSums, Statistics
 
@@ -70,7 +70,7 @@ def calibrate(
         if checkpoint is not None:
             save_checkpoint(checkpoint, identity, statistics)
     if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+        checkpoint_sidecar(checkpoint).remove()
     source.check_unchanged()
     return statistics
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from array import array
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
+from requant.common.serialization import read_text
 from requant.container.source import Source
-from requant.errors import MISSING, BadInput, InputOutputError, UsageError, missing_file
+from requant.errors import BadInput, UsageError, brief
 from requant.model.tokenizer import Ids, read_tokenizer
 from requant.scoring.options import CalibrationOptions
 
 SHIPPED = "calibration.txt"
 SHIPPED_NAME, DRAWN_NAME = f"requant's {SHIPPED}", "random token ids"  # of the windows without --text or --tokens
+_MAX_TEXT = 1 << 24  # bytes; its tokens take 200 times as much memory while it is split
+_WORD, _INTEGER = re.compile(r"[^\s,]+"), re.compile(r"[+-]?[0-9]+")
 _SEED = 1
 _DRAWN = 8  # windows of drawn ids by default
 
@@ -45,12 +50,7 @@ def read_text_windows(path: Path, source: Source, size: WindowSpec) -> TokenWind
 
     Raises BadInput for a text that is no UTF-8, is too short, or is mostly unknown to the vocabulary.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(path, "is no UTF-8 text", got=f"byte {error.object[error.start]} at {error.start}") from error
-    except (OSError, ValueError) as error:
-        raise _read_error(path, error) from error
+    text = read_text(path, _MAX_TEXT).removeprefix("\ufeff")
     return _cut_text(path, text, Path(path).name, source, size)
 
 
@@ -63,24 +63,20 @@ def shipped_windows(source: Source, size: WindowSpec) -> TokenWindows:
 
 def read_token_windows(path: Path, source: Source, size: WindowSpec) -> TokenWindows:
     """Return windows of the ids in the file at `path`: whole numbers with white space or commas between them."""
-    try:
-        words = Path(path).read_text(encoding="ascii").replace(",", " ").split()
-        ids = np.array([int(word) for word in words], np.int64)
-    except OSError as error:
-        raise _read_error(path, error) from error
-    except ValueError as error:
-        raise BadInput(path, "is no list of token ids", hint="give whole numbers with spaces between") from error
-    n_vocab = source.tensor("token_embd.weight").n_rows
-    if ids.size and not 0 <= ids.min() <= ids.max() < n_vocab:
-        raise BadInput(path, "has an id that is no token of the model", got=int(ids.max()), limit=f"0 to {n_vocab - 1}")
-    return _cut_windows(path, ids.astype(np.int32), Path(path).name, size, None)
-
-
-def _read_error(path: Path, error: OSError | ValueError) -> BadInput:
-    if isinstance(error, MISSING):
-        return missing_file(Path(path))
-    kind = BadInput if isinstance(error, IsADirectoryError | ValueError) else InputOutputError
-    return kind(path, f"cannot be read: {getattr(error, 'strerror', None) or error}")
+    text, n_vocab = read_text(path), source.tensor("token_embd.weight").n_rows
+    most = len(str(n_vocab))  # digits
+    ids = array("i")
+    for match in _WORD.finditer(text):  # not all words at once, which would take 30 times the bytes of the file
+        word = match[0]
+        if not _INTEGER.fullmatch(word):
+            hint = "give whole numbers with spaces between"
+            raise BadInput(path, "is no list of token ids", got=brief(word), hint=hint)
+        digits = word.lstrip("+0") or "0"
+        if len(digits) > most or not 0 <= int(digits) < n_vocab:
+            what, limit = "has an id that is no token of the model", f"0 to {n_vocab - 1}"
+            raise BadInput(path, what, got=brief(word), limit=limit)
+        ids.append(int(digits))
+    return _cut_windows(path, np.array(ids, np.int32), Path(path).name, size, None)
 
 
 def drawn_windows(source: Source, size: WindowSpec) -> TokenWindows:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from requant.container.imatrix import Imatrix, importance_for
+from requant.common.serialization import MAX_FLOAT
+from requant.container.imatrix import Imatrix, describe_shared_rows, importance_for
 from requant.container.source import Source, SourceTensor, require_model
-from requant.errors import BadInput, UsageError
+from requant.errors import BadInput, UsageError, quote
 from requant.formats import FORMATS, BlockFormat, Effort, by_name, codec
 from requant.model.hyperparameters import check_counts, read_hyperparameters
+from requant.model.kept import projector_types
 from requant.model.memory import on_device
 from requant.model.roles import candidates, is_below, is_lookup, is_tied, layer_of, never_quantize, role_of
-from requant.scoring.losses import Candidate, Losses, TensorLosses
+from requant.scoring.losses import TOO_SMALL, Candidate, Losses, TensorLosses
 from requant.scoring.options import DEFAULT_TYPES, ScoringOptions
 
 # as in llama-quantize: weights that were already rounded to fewer bits lose more than their size shows
+_INFINITE = "its weights or gradients are so large that the loss is no finite number"
+_NOTED = 5  # tensors to name in notes
 _REQUANTIZABLE = ("F32", "F16", "BF16", "Q8_0")
 
 
@@ -30,6 +34,8 @@ def survey_to_score(
     notes = check_requantization(source, surveyed, options.allow_requantize)
     for name in options.types:
         encoded_format(name)
+    if options.imatrix is not None:
+        notes += describe_shared_rows(options.imatrix, ((t.name, t.shape) for t in surveyed if t.reason is None))
     return surveyed, notes
 
 
@@ -53,11 +59,14 @@ def survey_tensors(
     except BadInput:
         hp = None  # a budget in file size needs none of the keys
     tied = is_tied({t.name for t in source.tensors})
-    weights = sum(t.n_weights for t in source.tensors)
+    weights, projectors = sum(t.n_weights for t in source.tensors), projector_types(source.metadata)
     found = []
     for t in source.tensors:
         is_measured = has_importance or (imatrix is not None and importance_for(imatrix, t.name, t.shape) is not None)
-        reason = source.preserved.get(t.name) or never_quantize(arch, t.name, t.shape, t.type_id, model_weights=weights)
+        args = arch, t.name, t.shape, t.type_id
+        reason = source.preserved.get(t.name) or never_quantize(*args, projectors=projectors)
+        if reason is None and never_quantize(*args, model_weights=weights, projectors=projectors) is not None:
+            reason = TOO_SMALL
         smaller, skipped = _smaller_types(arch, t, types, is_measured) if reason is None else ([], {})
         others = [Candidate(name, encoded_format(name).n_bytes(t.n_weights), 0.0) for name in smaller]
         found.append(
@@ -118,6 +127,11 @@ def build_losses(
     calibration_text: str | None = None,
 ) -> Losses:
     """Return the losses of `source` from those of its tensors; imatrix: the one that weighted the encoders."""
+    tensors, notes = [_without_infinite(tensor) for tensor in tensors], [*notes]
+    lost = [t for t in tensors if len(t.candidates) == 1 and _INFINITE in t.skipped.values()]
+    notes += [f"tensor {quote(t.name)} stays {t.source_type}: {_INFINITE}" for t in lost[:_NOTED]]
+    if len(lost) > _NOTED:
+        notes.append(f"{len(lost) - _NOTED} more tensors stay as they are for the same reason")
     return Losses(
         source=source.name,
         header_sha256=source.header_sha256,
@@ -129,7 +143,18 @@ def build_losses(
         notes=tuple(notes),
         effort=effort,
         calibration_text=calibration_text,
+        importance=imatrix,
     )
+
+
+def _without_infinite(tensor: TensorLosses) -> TensorLosses:
+    """Return the tensor without the candidates whose losses are no numbers that can be added and compared."""
+    own, *others = tensor.candidates
+    kept = [c for c in others if all(0 <= x <= MAX_FLOAT for x in (c.loss, c.loss_error, c.rmse))]
+    if len(kept) == len(others):
+        return tensor
+    lost = {c.type: _INFINITE for c in others if c not in kept}
+    return replace(tensor, candidates=(own, *kept), skipped={**tensor.skipped, **lost})
 
 
 def encoded_format(name: str) -> BlockFormat:

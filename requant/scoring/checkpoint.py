@@ -13,20 +13,25 @@ import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from requant.common.atomic_write import read_head, write_file
 from requant.common.files import open_regular
+from requant.common.inputs import own_files
 from requant.common.serialization import dump, parse, parse_record, to_plain
+from requant.common.sidecars import Sidecar
 from requant.container.imatrix import LOOKUP
 from requant.container.source import Source
-from requant.errors import InputOutputError, RequantError
+from requant.errors import RequantError
 from requant.model.roles import has_own_inputs, n_matrices
 from requant.scoring.statistics import SquareSums, Statistics
 
 SCHEMA = "requant.kept/1"
 _HEAD = "head"
+_START = 1024  # bytes of an archive that contain the schema in its head
 _MAX_HEAD = 1 << 26  # bytes; 100,000 matrices have about 10 MiB
 # raised by zipfile for a broken archive; RuntimeError for an encrypted one, or one of an unknown method
 _BROKEN = (OSError, ValueError, LookupError, RuntimeError, EOFError, OverflowError, zipfile.BadZipFile)
@@ -51,7 +56,7 @@ class _CheckpointHead:
 
 
 def save_checkpoint(path: Path, identity: str, statistics: Statistics) -> None:
-    """Write the sums so far of the run called `identity`, in one step. Raise InputOutputError."""
+    """Write the sums so far of the run called `identity`, in one step. Raise OutputRefused, InputOutputError."""
     keys = tuple(_Matrix(name, expert, sums.count) for (name, expert), sums in statistics.matrices.items())
     head = dump({"schema": SCHEMA} | to_plain(_CheckpointHead(identity, statistics.n_tokens, keys)))
     arrays = {
@@ -59,22 +64,28 @@ def save_checkpoint(path: Path, identity: str, statistics: Statistics) -> None:
         for i, sums in enumerate(statistics.matrices.values())
         for what in ("inputs", "gradients")
     }
-    part = path.with_name(f"{path.name}.new")
-    try:
-        part.unlink(missing_ok=True)
-        with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666), "wb") as file:
-            np.savez(file, allow_pickle=False, **{_HEAD: np.frombuffer(head.encode(), np.uint8)}, **arrays)
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise InputOutputError(path, f"cannot be written: {error.strerror}") from error
+
+    def fill(file: IO[bytes]) -> None:
+        np.savez(file, allow_pickle=False, **{_HEAD: np.frombuffer(head.encode(), np.uint8)}, **arrays)
+
+    write_file(path, fill, force=False, is_own=lambda path: _is_checkpoint(read_head(path, _START)))
+
+
+def checkpoint_sidecar(path: Path) -> Sidecar:
+    """The checkpoint at `path` as a sidecar."""
+    return Sidecar(path, "a checkpoint of a calibration", lambda file: _is_checkpoint(os.pread(file, _START, 0)))
+
+
+def _is_checkpoint(start: bytes) -> bool:
+    """Return whether a file that begins with `start` is what `save_checkpoint` writes, perhaps damaged."""
+    return start.startswith(b"PK\x03\x04") and f'"schema": "{SCHEMA}"'.encode() in start
 
 
 def load_checkpoint(path: Path, identity: str, source: Source, n_ctx: int) -> Statistics | None:
     """Return the sums saved for the run `identity` on windows of `n_ctx` tokens; None for any other file."""
     with (
         suppress(RequantError, *_BROKEN),
+        own_files(),
         os.fdopen(open_regular(path), "rb") as file,
         zipfile.ZipFile(file) as archive,
     ):

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from requant.errors import BadInput, RequantError, UsageError, brief
-from requant.model.llama_cpp import Engine, GraphNode
+from requant.model.llama_cpp import GraphNode, LlamaCpp
 from requant.scoring.evaluate import Evaluation, TokenFigures, summary
 from requant.scoring.statistics import SquareSums, Statistics
 
@@ -100,7 +100,7 @@ def _measure_figures(models: Sequence[Path], tokens: Tokens) -> dict[str, NDArra
     first = n_ctx // 2
     columns: dict[str, list[NDArray[Any]]] = {}
     with contextlib.ExitStack() as opened:
-        engines = [opened.enter_context(Engine(path, n_ctx, threads=os.cpu_count() or 1)) for path in models]
+        engines = [opened.enter_context(LlamaCpp(path, n_ctx, threads=os.cpu_count() or 1)) for path in models]
         if len({engine.n_vocab for engine in engines}) > 1:
             raise BadInput(models[1], "the base has another vocabulary", got=f"{engines[1].n_vocab} tokens")
         for window in tokens:
@@ -132,7 +132,7 @@ class _Collector:
         self.sums: dict[str, NDArray[np.float64]] = {}
         self.counts: dict[str, NDArray[np.float64]] = {}
 
-    def __call__(self, engine: Engine, node: GraphNode, ask: bool) -> bool:
+    def __call__(self, engine: LlamaCpp, node: GraphNode, ask: bool) -> bool:
         operation = engine.operation(node)
         if operation not in ("MUL_MAT", "MUL_MAT_ID"):
             return not ask
@@ -161,7 +161,7 @@ class _Collector:
 
 def _collect_statistics(model: Path, tokens: Tokens) -> dict[str, NDArray[Any]]:
     collector = _Collector()
-    with Engine(model, tokens.shape[1], threads=os.cpu_count() or 1, on_node=collector) as engine:
+    with LlamaCpp(model, tokens.shape[1], threads=os.cpu_count() or 1, on_node=collector) as engine:
         for window in tokens:
             engine.logits(window)  # of all tokens: the last layer is computed for those alone
             _print_step()

@@ -43,6 +43,7 @@ from requant.model.forward.side_inputs import TABLE
 from requant.model.forward.tape import Array
 from requant.model.forward.weights import Weights
 from requant.model.roles import n_matrices
+from requant.model.tensor_shapes import Misfit
 from requant.model.weight_scales import SCALED_TYPE, read_weight_scales, takes_weight_scale, weight_scale_for
 from requant.scoring import gradient_run
 from requant.scoring.calibration_data import TokenWindows
@@ -120,24 +121,32 @@ def _factored_information(statistics: Imatrix, tensor: SourceTensor) -> Informat
         what = f"holds no gradients for tensor '{brief(tensor.name)}'"
         raise BadInput(statistics.path, what, hint="make it with `requant calibrate`, or pass it with --imatrix")
 
+    given = None if entry is None else entry.gradients
+    for found, wanted in ((given, (n_matrices(tensor.shape), tensor.shape[1])), (lookup, (tensor.n_per_row,))):
+        if found is not None and found.shape != wanted:
+            what = f"was made for another model: the gradients of tensor '{brief(tensor.name)}' have another size"
+            raise BadInput(statistics.path, what, got=list(found.shape), expected=list(wanted))
+
     def information(matrix: int, rows: slice, _: WeightRows) -> FisherFactors:
         # the statistics do not say which rows were looked up: every row gets an equal part
         fetched = None if lookup is None else lookup * np.float32(statistics.n_tokens / tensor.n_rows)
-        if entry is None or entry.gradients is None:
+        if entry is None or given is None:
             return FisherFactors(None, None, fetched)
         columns = entry.importance[matrix] * entry.counts[matrix]
-        return FisherFactors(entry.gradients[matrix, rows], columns, fetched)
+        return FisherFactors(given[matrix, rows], columns, fetched)
 
     return information
 
 
 def find_run_obstacle(source: Source) -> BadInput | None:
-    """Return why the model cannot be run, and so has no gradients, or None."""
+    """Return why the model cannot be run, and so has no gradients, or None. Raise Misfit where no engine runs it."""
     require_model(source)
     for name, why in source.preserved.items():
         return BadInput(source.path, f"tensor '{brief(name)}' is no good to compute with: {why}")
     try:
         read_architecture(source)
+    except Misfit:
+        raise
     except BadInput as error:
         return error
     return None

@@ -22,6 +22,7 @@ from requant.container.source import Source, SourceTensor
 from requant.errors import quote
 from requant.formats import Effort, codec
 from requant.formats.codec import Floats
+from requant.model.keys import ArchitectureKeys
 from requant.model.nonfinite import nonfinite_fault
 from requant.model.roles import is_experts, n_matrices, role_of
 from requant.model.weight_scales import SCALED_TYPE, read_weight_scales, takes_weight_scale, weight_scale_for
@@ -155,9 +156,9 @@ def _output_shares(source: Source, tensor: SourceTensor) -> Floats:
     matrices = n_matrices(tensor.shape)
     share = 1.0
     if is_experts(tensor.name, tensor.shape):
-        arch = source.metadata.get_str("general.architecture", "")
-        used = source.metadata.get(f"{arch}.expert_used_count", matrices)
-        share = min(1.0, int(used) / matrices)
+        arch = source.metadata.get_str("general.architecture", "") or ""
+        used = ArchitectureKeys(source.metadata, arch).largest("expert_used_count", matrices)
+        share = min(1.0, used / matrices)
     scales = read_weight_scales(source, tensor)
     return np.full(matrices, share, np.float32) * (1 if scales is None else scales**2)
 

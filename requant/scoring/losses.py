@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from requant.common.notebook import html
-from requant.common.serialization import dump, parse, parse_record, read_text, show_json, to_plain
+from requant.common.serialization import IN_MEMORY, dump, parse, parse_record, read_text, show_json, to_plain
+from requant.common.shapes import check_shape
 from requant.errors import BadInput, brief, suggest
 from requant.formats import FORMATS, Effort, by_name, format_of
 
@@ -18,7 +19,29 @@ if TYPE_CHECKING:
     from requant.scoring.statistics import Statistics
 
 LOSSES_SCHEMA = "requant.losses/1"
-IN_NATS = GRADIENTS, KFAC = "fisher", "kfac"  # methods whose losses are predicted KL divergence, in nats per token
+TOO_SMALL = "it is too small to save anything"  # the reason of a tensor that keeps its type unless a pin names another
+IN_NATS = GRADIENTS, KFAC = "fisher", "kfac"  # methods whose losses are predicted KL divergence
+NATS, POINTS = "nats per token", "points"  # units of losses
+
+
+def loss_unit(method: str | None) -> str:
+    """Return the unit of the losses of a method: NATS, or POINTS, which compare plans of the same losses only."""
+    return NATS if method in IN_NATS else POINTS
+
+
+def take_loss_unit(raw: dict[str, Any], path: object) -> None:
+    """Remove the unit from a JSON object with losses. Raise BadInput where it is not that of the object's method."""
+    expected = loss_unit(raw.get("method") if isinstance(raw.get("method"), str) else None)
+    got = raw.pop("loss_unit", expected)  # files of version 0.1.0 have none
+    if got != expected:
+        raise BadInput(path, "loss_unit is not that of the method", got=show_json(got), expected=expected)
+
+
+def parse_file_name(raw: str | None, where: str, path: object) -> str | None:
+    """Return the name of a file in the folder of a JSON file. Raise BadInput where it has a folder of its own."""
+    if raw is not None and (raw in ("", ".", "..") or "\0" in raw or Path(raw).name != raw):
+        raise BadInput(path, f"{where} must be the name of a file, without a folder", got=show_json(raw))
+    return raw
 
 
 def parse_type_name(raw: str, where: str, path: object) -> str:
@@ -48,7 +71,7 @@ class TensorLosses:
     name: str
     role: str
     layer: int | None
-    shape: tuple[int, ...]  # ggml order, shape[0] is n_per_row
+    shape: tuple[int, ...] = field(metadata={"parse": check_shape})  # ggml order, shape[0] is n_per_row
     source_type: str = field(metadata={"parse": parse_type_name})
     n_bytes: int  # in the source
     on_gpu: bool  # counts against VRAM
@@ -64,32 +87,37 @@ class TensorLosses:
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Every tensor of one source with the loss of every candidate, in file order."""
+    """Every tensor of one source with the loss of every candidate, in file order. The JSON also has the `loss_unit`."""
 
     source: str  # file name, no folder
     header_sha256: str
     arch: str
-    method: str  # fisher, kfac (both in nats), cfix, dfix
-    imatrix: str | None
-    imatrix_sha256: str | None
+    method: str  # fisher, kfac (both in nats per token), cfix, dfix (both in points)
+    imatrix: str | None  # name of the importance that weighted the encoders, as outputs record it; None without
+    imatrix_sha256: str | None  # of its file
     tensors: tuple[TensorLosses, ...] = field(repr=False)
     notes: tuple[str, ...] = ()
     effort: Effort = Effort.DEFAULT  # of the encoders whose errors were measured
     caches: Mapping[str, float] = field(default_factory=dict)  # "K type/V type" -> measured loss of such a KV cache
     options: tuple[str, ...] = ()  # of `requant score`, as one types them; files without folders; (): not known
     calibration_text: str | None = None  # name of the text that gradients were taken on; None: the model was not run
+    imatrix_file: str | None = field(default=None, metadata={"parse": parse_file_name})  # its file, in the same folder
+    # the importance as an Imatrix, or the Path of the file that these losses were read from
+    importance: Any = field(default=None, repr=False, compare=False, metadata=IN_MEMORY)
 
     def _repr_html_(self) -> str:
         return html(self)
 
     def to_json(self) -> str:
         """Return the file's text: ASCII, one candidate a line, the same for the same losses."""
-        return dump({"schema": LOSSES_SCHEMA} | to_plain(self))
+        return dump({"schema": LOSSES_SCHEMA, "loss_unit": loss_unit(self.method)} | to_plain(self))
 
     @classmethod
     def from_json(cls, text: str, path: object = "losses.json") -> Losses:
         """Return the losses in `text`. Raise BadInput that names `path`."""
-        losses: Losses = parse_record(cls, parse(text, LOSSES_SCHEMA, path), "", path)
+        raw = parse(text, LOSSES_SCHEMA, path)
+        take_loss_unit(raw, path)
+        losses: Losses = parse_record(cls, raw, "", path)
         check_unique((t.name for t in losses.tensors), path)
         for index, tensor in enumerate(losses.tensors):
             _check_tensor(tensor, f"tensors[{index}]", path)
@@ -106,7 +134,7 @@ class ScoringResult:
 
 def read_losses(path: Path | str) -> Losses:
     """Return the losses in the file at `path`. Raise BadInput, InputOutputError."""
-    return Losses.from_json(read_text(path), path)
+    return replace(Losses.from_json(read_text(path), path), importance=Path(path))
 
 
 def bytes_of_type(type_name: str, shape: tuple[int, ...], where: str, path: object) -> int:

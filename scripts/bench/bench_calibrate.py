@@ -20,7 +20,7 @@ import real_models
 from bench_quality import in_f16
 
 from requant.container.layout import lay_out
-from requant.container.output import Output
+from requant.container.part import PartFile
 from requant.container.source import open_source
 
 TEXTS = [real_models.FIXTURES / f"{name}.txt" for name in ("calibration", "eval")]
@@ -51,7 +51,7 @@ def deeper(source_path: Path, times: int, out: Path) -> Path:
                     copies.append((f"blk.{int(layer) + copy * n}.{rest}", tensor))
         metadata = source.metadata.with_values({"llama.block_count": ("u32", n * times)})
         layout = lay_out(metadata, [(name, t.shape, t.type_id) for name, t in copies], source_path)
-        with Output(out, layout.size, force=True, inputs=source.identities) as output:
+        with PartFile(out, layout.size, force=True) as output:
             for placed, (_, tensor) in zip(layout.tensors, copies, strict=True):
                 output.write_at(placed.offset, source.read_rows(tensor))
             output.publish(layout.header)

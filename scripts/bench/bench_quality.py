@@ -28,7 +28,7 @@ from bench_formats import dithered
 
 from requant.container.imatrix import importance_for
 from requant.container.layout import lay_out
-from requant.container.output import Output
+from requant.container.part import PartFile
 from requant.container.source import open_source
 from requant.formats import by_name, codec
 from requant.model.forward.passes import forward, read_head, read_model
@@ -62,7 +62,7 @@ def in_f16(path: Path, out: Path) -> Path:
         types = [t.type_id if t.format.block_weights == 1 else half.type_id for t in source.tensors]
         shapes = [(t.name, t.shape, type_id) for t, type_id in zip(source.tensors, types, strict=True)]
         layout = lay_out(source.metadata.with_values({"general.file_type": ("u32", 1)}), shapes, path)
-        with Output(out, layout.size, force=True, inputs=source.identities) as output:
+        with PartFile(out, layout.size, force=True) as output:
             for tensor, placed in zip(source.tensors, layout.tensors, strict=True):
                 data = source.read_rows(tensor)
                 if placed.type_id != tensor.type_id:

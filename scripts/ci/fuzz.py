@@ -10,6 +10,7 @@ A mutant that fails is written into FOLDER as KIND-SEED-NUMBER.FILE, and the exi
 import argparse
 import json
 import multiprocessing
+import resource
 import signal
 import sys
 import tempfile
@@ -19,11 +20,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")]
-BATCH = 5000
+BATCH, ADDRESS_SPACE = 5000, 6 * 2**30  # mutants; bytes that a process may map
 
 
 def _batch(job):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to hear
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     from fuzz.run import run
 
     return job[0], run(*job[:3], job[3], compare=job[4])

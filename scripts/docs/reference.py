@@ -29,6 +29,7 @@ from requant.cli.command import common
 from requant.cli.help_pages import ENVIRONMENT, EXIT_CODES, OTHER, Page, full_headings
 from requant.cli.help_pages import PAGES as MANUAL
 from requant.cli.main import COMMANDS, main
+from requant.common.serialization import IN_MEMORY
 from requant.formats import FORMATS, BlockFormat
 from requant.model import cache_kinds, mixtures
 from requant.model.forward.architecture import FAMILIES
@@ -65,7 +66,14 @@ FILES = {
         "`requant plan --frontier --json`: `points`, a list of them",
         "requant.planning.frontier.Point",
     ),
-    "requant.verify": ("`requant verify --json`", "requant.conversion.verify.Verification"),
+    "requant.verify": (
+        "`requant verify --json`, with its [verdict](../reliability.md#what-verification-compares)",
+        "requant.conversion.verification.Verification",
+    ),
+    "requant.digests": (
+        "the [digests](../reliability.md#what-verification-compares) in the metadata of an output",
+        None,
+    ),
     "requant.diff": ("`requant diff --json`", None),
     "requant.inspect": ("`requant inspect --json`", "requant.model.inspection.Inspection"),
     "requant.evaluation": ("`requant evaluate --json`", "requant.scoring.evaluate.Evaluation"),
@@ -89,6 +97,7 @@ PARTS = {  # dataclasses inside of others
     "requant.conversion.record.Conversion": [
         "requant.conversion.record.Converted",
         "requant.conversion.record.Anomalies",
+        "requant.conversion.record.SourceDigest",
     ],
     "requant.model.inspection.Inspection": [
         f"requant.model.inspection.{name}" for name in ("Share", "TensorEntry", "Needs")
@@ -243,6 +252,8 @@ class Bare:
 
 def written(function: types.FunctionType) -> inspect.Signature:
     """The signature as it stands in the source, where another is shown to help() and to notebooks."""
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
     plain_function = types.FunctionType(function.__code__, function.__globals__, function.__name__)
     plain_function.__defaults__, plain_function.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
     plain_function.__annotations__ = function.__annotations__
@@ -292,7 +303,8 @@ def comments_of(kind: type) -> dict[str, str]:
 
 def fields_table(kind: type) -> str:
     comments = comments_of(kind)
-    rows = [(f"`{f.name}`", f"`{shown_type(f.type)}`", comments.get(f.name, "")) for f in dataclasses.fields(kind)]
+    kept = (f for f in dataclasses.fields(kind) if f.metadata != IN_MEMORY)
+    rows = [(f"`{f.name}`", f"`{shown_type(f.type)}`", comments.get(f.name, "")) for f in kept]
     return table(["field", "type", ""], rows)
 
 

@@ -19,6 +19,7 @@ import pytest
 import requant
 from requant.api.keywords import parse_request
 from requant.cli.main import COMMANDS
+from requant.common.files import hash_file
 from requant.errors import BadInput, InfeasibleBudget, OutputRefused, RequantError, RequantWarning, UsageError
 from requant.planning.request import PlanRequest
 from requant.planning.rules import AUTO, MAX_CONTEXT
@@ -121,7 +122,7 @@ def test_a_model_goes_from_scoring_to_a_verified_output(model, losses, tmp_path)
     assert [(s.what, s.unit) for s in steps[:1]] == [("converting", "B")]
     assert steps[0].done == 0 and steps[-1].done == steps[-1].total
     found = requant.verify(made.output, source=model, plan=plan)
-    assert found.ok and found.against == ("record", "source", "plan")
+    assert found.ok and found.against == ("record", "digests", "source", "plan")
     read = requant.read_conversion(tmp_path / "out.gguf.requant.json")
     assert read.plan == plan and read.tensors == made.tensors
     wrong = requant.verify(made.output, plan=replace(plan, choices=plan.choices[:1], limits=()), threads=1)
@@ -173,7 +174,8 @@ def test_importance_measured_while_scoring_is_written_and_used(model, tmp_path):
     emitted = tmp_path / "m.gguf"
     losses = model.score(text=EVAL, windows=2, window=64, types="Q4_K,Q8_0", emit_imatrix=emitted)
     made = model.convert(tmp_path / "out.gguf", size="8MB", losses=losses, imatrix=emitted, no_verify=True)
-    assert made.imatrix == "m.gguf"
+    assert (made.imatrix, made.imatrix_sha256) == (EVAL.name, hash_file(emitted))
+    assert (losses.imatrix, losses.imatrix_sha256) == (EVAL.name, hash_file(emitted))
     with pytest.raises(UsageError, match="--emit-imatrix"):
         model.score(quick=True, emit_imatrix=tmp_path / "n.gguf")
 

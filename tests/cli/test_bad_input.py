@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,45 @@ def test_a_plan_that_encodes_what_is_no_number_is_refused_even_then(capsys, tmp_
     ran = run(capsys, *words)
     assert ran.code == 8 and "1 of 1024 weights, the first at weight 263 (got nan)" in ran.err
     assert not (tmp_path / "out.gguf").exists()
+    assert "the plan gives it another type, which cannot hold that; set it to F32 there" in ran.err
+    set_type(plan, "blk.1.ffn_up.weight", "F32", 4096)
+    assert run(capsys, *words).code == 0
+
+
+def set_type(plan, name, type_name, n_bytes):
+    """Edit the type of a tensor in the file of a plan."""
+    raw = json.loads(plan.read_text())
+    (choice,) = (c for c in raw["choices"] if c["name"] == name)
+    choice["type"], choice["n_bytes"] = type_name, n_bytes
+    plan.write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize("decides", [["--type", "Q4_K"], ["--bpw", "20", "--quick"]])
+def test_copying_weights_that_are_no_numbers_works_as_the_error_says(capsys, tmp_path, decides):
+    words = ["convert", spoilt_model(tmp_path), tmp_path / "out.gguf", *decides]
+    ran = run(capsys, *words)
+    assert ran.code == 8 and "or copy such tensors: convert --nonfinite keep-type" in ran.err
+    assert run(capsys, *words, "--nonfinite", "keep-type").code == 0
+    assert names(tmp_path) == ["model.gguf", "out.gguf", "out.gguf.requant.json"]
+
+
+@pytest.mark.parametrize("way", ["option", "plan"])
+def test_a_type_that_cannot_represent_the_weights_is_replaced_as_the_error_says(capsys, tmp_path, way):
+    name = "blk.1.ffn_up+.weight"  # with a character that means something in a regular expression
+    tensors = half("blk.0.attn_q.weight", (256, 8)), single(name, (256, 4), 1e-7 * normal((256, 4)))
+    path, plan = small_model(*tensors).write(tmp_path / "model.gguf"), tmp_path / "plan.json"
+    words = ["convert", path, tmp_path / "out.gguf", "--type", "Q4_0"]
+    if way == "plan":
+        plan.write_text(run(capsys, *words, "--dry-run", "--json").out)
+        words = [*words[:3], "--plan", plan]
+    ran = run(capsys, *words)
+    assert ran.code == 8 and "in a --plan set its type to F32" in ran.err
+    if way == "plan":
+        set_type(plan, name, "F32", 4096)
+        assert run(capsys, *words).code == 0
+    else:
+        option = ran.err[ran.err.index("--tensor-type ") : ran.err.index(" keeps it")]
+        assert run(capsys, *words, *shlex.split(option)).code == 0
 
 
 @pytest.mark.parametrize(

@@ -167,24 +167,61 @@ def test_verify_finds_a_flipped_bit_and_another_plan(capsys, tmp_path, losses):
     assert len(found["findings"]) == 1 and not re.search("[0-9a-f]{13}", found["findings"][0])
 
 
+def test_verify_says_which_of_its_verdicts_it_reached(capsys, tmp_path):
+    out, record = tmp_path / "out.gguf", tmp_path / "out.gguf.requant.json"
+    assert run(capsys, "convert", TINY, out, "--type", "Q5_K").code == 0
+    for words, said in (
+        ([out], "the same bytes as were written\n  record: header and every byte of every tensor"),
+        ([out, "--source", TINY], "record and source: every byte that 93 tensors were made from, by SHA-256"),
+        ([out, "--source", TINY, "--full"], "encoded again: every byte of 72 encoded tensors"),
+        ([TINY, "--source", TINY], "plausible against the source\n  source: 93 copied tensors byte for byte"),
+        ([TINY], "read: readable; compared with nothing\n"),
+    ):
+        ran = run(capsys, "verify", *words)
+        assert ran.code == 0 and said in ran.out and "sound" not in ran.out
+    record.unlink()
+    ran = run(capsys, "verify", out)
+    assert (
+        ran.code == 0 and "the same bytes as were written\n  digests in its metadata: header and every byte" in ran.out
+    )
+    assert json.loads(run(capsys, "verify", out, "--json").out)["verdict"] == "same"
+    data = out.read_bytes()
+    out.write_bytes(data[:-100_000] + bytes(2**16) + data[-100_000 + 2**16 :])
+    ran = run(capsys, "verify", out)
+    assert ran.code == 3 and "not as it was written, by its digest in the metadata" in ran.out
+
+
+def test_importance_that_a_conversion_measured_is_made_again_for_verify(capsys, tmp_path):
+    out, imatrix, asked = (
+        tmp_path / "out.gguf",
+        tmp_path / "i.gguf",
+        ["--windows", "1", "--window", "16", "--types", "Q4_0,Q8_0"],
+    )
+    assert run(capsys, "convert", TINY, out, "--bpw", "5", *asked).code == 0
+    assert run(capsys, "score", TINY, *asked, "--emit-imatrix", imatrix, "-o", tmp_path / "losses.json").code == 0
+    ran = run(capsys, "verify", out, "--source", TINY, "--full", "--imatrix", imatrix)
+    assert ran.code == 0 and "every byte of 72 encoded tensors" in ran.out and "not encoded again" not in ran.out
+
+
 def test_verify_blames_the_source_that_is_another_and_not_the_file(capsys, tmp_path):
     out = tmp_path / "out.gguf"
     assert run(capsys, "convert", TINY, out, "--type", "Q5_K", "--no-verify").code == 0
     ran = run(capsys, "verify", out, "--source", out)
     assert ran.code == 3 and f"{out}: is not the source of {out}; give --source the model" in ran.err
-    assert "do not use it" not in ran.err and "against its record: not compared with the source" in ran.out
+    assert "do not use it" not in ran.err and "read: the same bytes as were written\n" in ran.out
+    assert "source: " not in ran.out
     data = bytearray(out.read_bytes())
     data[-1000] ^= 1
     out.write_bytes(data)
     ran = run(capsys, "verify", out, "--source", out)
-    assert ran.code == 3 and "2 findings; do not use it" in ran.err and ": not sound" in ran.out
+    assert ran.code == 3 and "2 findings; do not use it" in ran.err and ": not as it should be" in ran.out
 
 
 def test_an_output_that_does_not_verify_is_an_error(capsys, tmp_path, monkeypatch):
     seal = Output.seal
 
-    def damaging(self):
-        seal(self)
+    def damaging(self, layouts):
+        seal(self, layouts)
         self.write_at(0, self.layouts[0].size - 1000, b"damaged")
 
     monkeypatch.setattr(Output, "seal", damaging)
@@ -194,7 +231,7 @@ def test_an_output_that_does_not_verify_is_an_error(capsys, tmp_path, monkeypatc
     assert not out.exists()
     monkeypatch.setattr(Output, "seal", seal)
     again = run(capsys, "convert", TINY, out, "--type", "Q5_K", "--json")
-    assert again.code == 0 and "is not as it was recorded; it is made again" in again.err
+    assert again.code == 0 and "requant: resuming 92/93 tensors" in again.err
     assert run(capsys, "verify", out, "--source", TINY).code == 0
 
 

@@ -240,7 +240,8 @@ def test_a_small_output_is_whole_or_what_it_was(tmp_path, capsys, name, old):
                 assert ran.code == 0 and (folder / file).read_bytes() == whole
                 break
             assert ran.code == 6 and ran.out == "" and ran.err.count("\n") == 1, ran
-            left = {p.name: p.read_bytes() for p in folder.iterdir()}
+            # the next run takes up a checkpoint
+            left = {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".npz"}
             assert left in ({file: OLD} if old else {}, {file: whole}), (call, n, set(left))
             again = run(capsys, *given, "--force")
             assert again.code == 0 and (folder / file).read_bytes() == whole and names(folder) == [file]

@@ -83,7 +83,7 @@ def test_a_model_given_for_losses_is_called_one(capsys):
 def test_any_shard_finds_the_record_of_its_output(capsys, shards):
     assert len(shards) > 1
     for shard in shards:
-        assert "against its record: sound" in run(capsys, "verify", shard).out
+        assert "the same bytes as were written\n  record: " in run(capsys, "verify", shard).out
 
 
 def test_another_source_is_named_beside_the_one_it_was(capsys, shards):

@@ -1,10 +1,12 @@
 """Several budgets, the frontier, explanations, recipes and differences, as commands."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from commands import TINY, assert_failed, run
+from model.forward import families
 
 from requant.container.source import open_source
 from requant.model.hyperparameters import read_hyperparameters
@@ -106,3 +108,65 @@ def test_rounding_the_cache_more_costs_more():
 )
 def test_options_that_make_no_sense_are_usage(capsys, losses, words, said):
     assert_failed(run(capsys, "plan", TINY, "--losses", losses, *words), 2, said)
+
+
+UNITS = [
+    (("--max-loss", "0.05"), "--size"),
+    (("--size", "6MB", "--max-loss", "0.05"), "--size"),
+    (("--vram", "12MiB", "--ctx", "max", "--max-loss", "0.05"), "--size"),
+    (("--vram", "12MiB", "--cache-type-k", "auto"), "name the cache types"),
+    (("--vram", "12MiB", "--ram", "1GiB", "--time-price", "0.3"), "--min-speed"),
+]
+
+
+@pytest.mark.parametrize(("words", "instead"), UNITS)
+def test_limits_in_nats_are_refused_for_losses_in_points(capsys, tmp_path, losses, words, instead):
+    for command in (("plan", TINY), ("convert", TINY, tmp_path / "out.gguf")):
+        quick = run(capsys, *command, *words, "--quick")
+        assert_failed(quick, 2, "nats per token", "in points", "leave --quick out", instead)
+        assert_failed(run(capsys, *command, *words, "--losses", losses), 2, "score again without --quick", instead)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_cannot_be_run_has_no_loss_in_nats(capsys, tmp_path):
+    path = families.write("unknown", tmp_path / "other.gguf")
+    failed = run(capsys, "plan", path, "--max-loss", "0.05")
+    assert_failed(failed, 2, "in points", "cannot be run", "give --size")
+    assert "--quick" not in failed.err and "evaluate" not in failed.err
+
+
+def test_no_output_says_nats_of_losses_in_points(capsys, tmp_path):
+    out, losses = tmp_path / "out.gguf", tmp_path / "losses.json"
+    shown = [
+        run(capsys, "score", TINY, "--quick", "--types", "Q4_K,Q6_K", "-o", losses),
+        run(capsys, "plan", TINY, "--losses", losses, "--size", "7MB", "-o", tmp_path / "plan.json"),
+        run(capsys, "plan", TINY, "--losses", losses, "--size", "7MB", "--json"),
+        run(capsys, "plan", TINY, "--losses", losses, "--vram", "12MiB,14MiB"),
+        run(capsys, "plan", TINY, "--losses", losses, "--frontier", "--json"),
+        run(capsys, "plan", TINY, "--losses", losses, "--size", "7MB", "--explain", "output.weight"),
+        run(capsys, "plan", TINY, "--losses", losses, "--vram", "12MiB", "--ram", "1GiB"),
+        run(capsys, "convert", TINY, out, "--plan", tmp_path / "plan.json", "--json", "--no-verify"),
+        *(run(capsys, "report", out, "-o", tmp_path / f"report.{kind}") for kind in ("html", "md", "svg")),
+        run(capsys, "diff", out, tmp_path / "plan.json"),
+    ]
+    assert all(ran.code == 0 for ran in shown), shown
+    assert "points" in shown[1].out and "points" in shown[4].out and "loss, points" in shown[5].out
+    texts = [ran.out + ran.err for ran in shown]
+    texts += [p.read_text(encoding="utf-8") for p in tmp_path.iterdir() if p.suffix != ".gguf"]
+    assert len(texts) >= len(shown) + 6
+    for text in texts:
+        assert not re.search(r"\bnats?\b", text), re.search(r".{0,80}\bnats?\b.{0,80}", text)
+
+
+def test_an_old_plan_with_a_limit_in_points_says_points(capsys, tmp_path, losses):
+    plan = json.loads(run(capsys, "plan", TINY, "--losses", losses, "--size", "7MB", "--json").out)
+    limit = {"option": "--max-loss", "budget": 10**12, "unit": "loss"}
+    for key in ("loss_unit", "imatrix", "imatrix_sha256", "imatrix_file"):
+        del plan[key]  # as version 0.1.0 wrote it
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan | {"limits": [*plan["limits"], limit]}))
+    page = tmp_path / "p.html"
+    assert run(capsys, "report", path, "-o", page).code == 0
+    assert "of 1 points" in page.read_text() and not re.search(r"\bnats?\b", page.read_text())
+    path.write_text(json.dumps(plan | {"loss_unit": "nats per token"}))
+    assert_failed(run(capsys, "report", path, "-o", page, "--force"), 3, "loss_unit is not that of the method")

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from requant.api import invocation
+from requant.api.importance import Importance
 from requant.api.session import Session
 from requant.api.session_options import SessionOptions
 from requant.cli import convert
 from requant.cli.batch_options import collect_options
-from requant.container.imatrix import Imatrix
 from requant.formats import Effort
 from requant.planning.constraints import Rule
 from requant.planning.request import FromBudget, FromModel, FromPreset, FromType, PlanRequest
@@ -35,7 +35,8 @@ CALIBRATION = CalibrationOptions(text=Path("t.txt"), n_windows=3, window=128)
 
 def session(request=None, calibration=None, **changes):
     given = {"request": request or PlanRequest(), "calibration": calibration or CalibrationOptions(), "losses": None}
-    given |= {"plan_from": FromBudget(), "options": SessionOptions(), "imatrix": None, "inputs": frozenset()}
+    given |= {"plan_from": FromBudget(), "options": SessionOptions(), "importance": Importance(), "plan": None}
+    given |= {"inputs": frozenset()}
     return Session(source=None, **(given | changes))
 
 
@@ -86,9 +87,8 @@ def test_only_what_is_not_by_default_is_said_and_no_folder(calibration, typed):
     ],
 )
 def test_what_is_no_part_of_a_request_is_recorded_too(plan_from, name, value):
-    imatrix = Imatrix(path="x/i.gguf", sha256="", entries={}, datasets=(), chunk_count=0, legacy=False)
-    options = SessionOptions(effort=Effort.BEST, allow_requantize=True)
-    typed = invocation.plan_arguments(session(plan_from=plan_from, options=options, imatrix=imatrix), 6)
+    options = SessionOptions(imatrix=Path("x/i.gguf"), effort=Effort.BEST, allow_requantize=True)
+    typed = invocation.plan_arguments(session(plan_from=plan_from, options=options), 6)
     again = parsed(typed)
     assert (again[name], again["measure"]) == (value, 6)
     assert again["session_options"] == replace(options, imatrix=Path("i.gguf"))

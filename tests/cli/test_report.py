@@ -294,7 +294,8 @@ def test_convert_writes_its_reports(capsys, tmp_path):
         (["--report", "o.gguf.requant.json"], 2, "says no kind of report"),
         (["--report", "taken.md"], 5, "already exists"),
         (["--report", "none/x.md"], 6, "there is no such folder"),
-        (["--report", "x.md", "--dry-run"], 2, "--dry-run writes nothing"),
+        (["--report", "taken.md", "--dry-run"], 5, "already exists"),
+        (["--report", "none/x.md", "--dry-run"], 6, "there is no such folder"),
     ],
 )
 def test_a_report_that_cannot_be_is_told_before_the_work(capsys, tmp_path, words, code, said):

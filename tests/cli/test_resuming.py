@@ -3,11 +3,12 @@
 import json
 
 import pytest
-from commands import TINY, assert_failed, names, run, start
+from commands import TINY, assert_failed, names, run, spawn, start
 from conversions import half, small_model
 
 from requant.api import session as job
 from requant.container import output as output_module
+from requant.container.header import parse_header
 from requant.container.source import open_source
 from requant.errors import InputOutputError
 
@@ -112,7 +113,9 @@ def test_importance_that_was_damaged_meanwhile_is_refused(capsys, tmp_path):
     killed(20, "convert", TINY, out, *words)
     kept = tmp_path / "out.gguf.part.imatrix"
     content = bytearray(kept.read_bytes())
-    content[len(content) // 2] ^= 1
+    header = parse_header(kept)
+    sums = next(t for t in header.tensors if t.name.endswith(".in_sum2"))
+    content[header.data_start + sums.offset + 1] ^= 1
     kept.write_bytes(content)
     assert_failed(run(capsys, "convert", TINY, out, *words), 5, "is not as it was written", "--restart")
     kept.unlink()
@@ -127,6 +130,21 @@ def test_a_run_without_force_keeps_what_appeared_meanwhile_and_what_was_done(cap
     assert_failed(run(capsys, "convert", TINY, out, "--type", "Q4_K", "--json"), 5, "already exists")
     assert names(tmp_path) == ["out.gguf", "out.gguf.part", "out.gguf.part.journal"]
     assert run(capsys, "convert", TINY, out, "--type", "Q4_K", "--force").code == 0
+
+
+def test_an_output_that_was_damaged_before_its_record_was_written_is_made_again_as_the_error_says(
+    capsys, tmp_path, monkeypatch
+):
+    out, words = tmp_path / "out.gguf", ["--type", "Q4_K"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(output_module.Output, "finish", lambda self: no_space(tmp_path))
+        assert run(capsys, "convert", TINY, out, *words).code == 6
+    whole = out.read_bytes()
+    out.write_bytes(whole[:-100] + bytes(100))
+    ran = run(capsys, "convert", TINY, out, *words)
+    assert ran.code == 6 and "is not as it was written; --restart and --force make it again" in ran.err
+    assert run(capsys, "convert", TINY, out, *words, "--restart", "--force").code == 0
+    assert out.read_bytes() == whole and run(capsys, "verify", out).code == 0
 
 
 @pytest.mark.parametrize("size", ["2MiB", "3MB"])
@@ -154,3 +172,30 @@ def test_a_failed_run_that_got_nowhere_leaves_nothing(capsys, tmp_path, monkeypa
     model = small_model(half("blk.0.attn_q.weight", (256, 8))).write(tmp_path / "model.gguf")
     assert run(capsys, "convert", model, tmp_path / "out.gguf", "--type", "Q4_K").code == 6
     assert names(tmp_path) == ["model.gguf"]
+
+
+def test_50_descriptors_are_enough_for_any_number_of_files(tmp_path):
+    few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))"
+    for folder, before in (("few", few), ("many", "")):
+        (tmp_path / folder).mkdir()
+        out = tmp_path / folder / "out.gguf"
+        assert spawn("convert", TINY, out, "--type", "Q4_K", "--max-shard-size", "600KB", before=before).code == 0
+    made = [name for name in names(tmp_path / "few") if name.endswith(".gguf")]
+    assert len(made) > 8
+    for name in made:
+        assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
+    again = tmp_path / "few" / "again.gguf"
+    assert (
+        spawn(
+            "convert",
+            tmp_path / "few" / made[0],
+            again,
+            "--type",
+            "Q4_0",
+            "--allow-requantize",
+            "--keep-split",
+            before=few,
+        ).code
+        == 0
+    )
+    assert spawn("verify", again.with_name(made[0].replace("out", "again")), before=few).code == 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from commands import TINY, assert_failed, run, spawn
+from conversions import small_model
 
 
 @pytest.fixture
@@ -24,7 +25,6 @@ def convert(capsys, tmp_path, losses):
         (["--type", "Q4_K_M"], "it is a mixture of types, which --preset takes; did you mean Q4_K"),
         (["--types", "Q4_0,Q5K", "--bpw", "4"], "did you mean Q5_K?"),
         (["--preset", "q4km"], "did you mean Q4_K_M"),
-        (["--preset", "Q4_K"], "did you mean Q4_K_S or Q4_K_M "),
         (["--engine", "ollma"], "did you mean ollama?"),
         (["--engine", "LLAMA.CPP-CUD"], "did you mean llama.cpp-cuda"),
         (["--effort", "bst"], "did you mean best?"),
@@ -41,6 +41,102 @@ def convert(capsys, tmp_path, losses):
 )
 def test_a_typo_in_an_option_names_what_was_meant(convert, words, meant):
     assert_failed(convert(*words), 2, words[0], meant)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--gpu", "12GiB"], "no option '--gpu'; did you mean --vram?"),
+        (["--gpu-memory=12GiB"], "no option '--gpu-memory'; did you mean --vram?"),
+        (["--vram", "1GiB", "--ctx-size", "512"], "no option '--ctx-size'; did you mean --ctx?"),
+        (["--vram", "1GiB", "--quick", "-c", "512"], "no option '-c'; did you mean --ctx?"),
+        (["--vram", "1GiB", "--context", "512"], "no option '--context'; did you mean --ctx?"),
+        (["--vram", "1GiB", "-ctk", "q8_0"], "no option '-ctk'; did you mean --cache-type-k?"),
+        (["--vram", "1GiB", "-ctv", "q8_0"], "no option '-ctv'; did you mean --cache-type-v?"),
+        (["--vram", "1GiB", "-ub", "32"], "no option '-ub'; did you mean --ubatch?"),
+        (["--vram", "1GiB", "-ngl", "99"], "no option '-ngl'; the plan decides what is on the GPU: give --vram SIZE"),
+        (["--bits", "4"], "no option '--bits'; did you mean --bpw?"),
+        (["-o", "other.gguf"], "no option '-o'; the output is the second argument: requant convert MODEL OUT.gguf"),
+        (["--vram", "12", "GB"], "--vram: write the number and its unit together, 12GB"),
+        (["--size", "1,5", "GiB"], "--size: write the number and its unit together, 1.5GiB"),
+        (["--vram", "12,5GiB"], "'12,5GiB' is not a size; did you mean 12.5GiB or 12.5GB?"),
+        (
+            ["--size", "5MB,6MB"],
+            "--size: '5MB,6MB' is a list, and this option takes one size; --vram of plan",
+        ),
+        (["Q4_K_M"], "'Q4_K_M' is no file; give the type by an option: --preset Q4_K_M"),
+        (["q4_k"], "--preset Q4_K_M or --type Q4_K"),
+        (["--quick", "Q6_K"], "--preset Q6_K or --type Q6_K"),
+        (["BF16"], "'BF16' is no file; give the type by an option: --type BF16"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_words_of_other_tools_are_answered_with_those_of_requant(convert, words, said):
+    assert_failed(convert(*words), 2, said)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["convert", "Q4_K_M", TINY, "out.gguf"], "'Q4_K_M' is no file; give the type by an option: --preset Q4_K_M"),
+        (["convert", TINY, "--vram", "12", "GB", "out.gguf"], "write the number and its unit together, 12GB"),
+        (["convert", TINY, "--type", "Q8_0"], "name the output after the model, as in requant convert MODEL OUT.gguf"),
+        (["quantize", TINY, "out.gguf", "Q4_K_M"], "no command 'quantize'; did you mean convert?"),
+        (["m.gguf", "--vram", "1GiB"], "the command comes first: requant convert MODEL OUT.gguf"),
+        (["evaluate", TINY], "say what to evaluate on: --text FILE or --tokens FILE"),
+    ],
+    ids=lambda value: " ".join(map(str, value[:1])) if isinstance(value, list) else "",
+)
+def test_commands_of_other_tools_are_answered_with_those_of_requant(capsys, words, said):
+    assert_failed(run(capsys, *words), 2, said)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Qwen/Qwen2.5-0.5B-Instruct", "fetch it first: hf download Qwen/Qwen2.5-0.5B-Instruct"),
+        ("Qwen/Qwen3-8B-GGUF:Q4_K_M", "fetch it first: hf download Qwen/Qwen3-8B-GGUF"),
+        ("hf:Qwen/Qwen3-8B", "fetch it first: hf download Qwen/Qwen3-8B"),
+        ("hf.co/a/b-GGUF:Q4_K_M", "fetch it first: hf download a/b-GGUF"),
+        ("https://huggingface.co/a/b", "https://huggingface.co/a/b: is on Hugging Face, and requant reads files"),
+        ("https://hf.co/a/b/resolve/main/c/x.gguf?download=true", "fetch it first: hf download a/b c/x.gguf"),
+        ("https://example.com/m.gguf", "https://example.com/m.gguf: is an address, and requant reads files"),
+    ],
+)
+def test_names_of_a_hub_and_addresses_are_answered_with_how_to_fetch_them(capsys, monkeypatch, tmp_path, name, said):
+    monkeypatch.chdir(tmp_path)
+    assert_failed(run(capsys, "inspect", name), 3, said)
+
+
+def test_values_that_look_like_words_of_other_tools_are_values(capsys, monkeypatch, tmp_path, losses):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(TINY, "Q4_K_M")  # a file of that name
+    assert run(capsys, "inspect", "Q4_K_M").code == 0
+    assert run(capsys, "plan", TINY, "--losses", losses, "--bpw", "6", "--output-tensor-type", "Q6_K").code == 0
+    assert run(capsys, "plan", TINY, "--losses", losses, "--vram", "1GiB", "--engine", "lmstudio").code == 0
+
+
+def test_part_of_a_name_to_explain_lists_the_names(capsys, losses):
+    ran = run(capsys, "plan", TINY, "--losses", losses, "--bpw", "6", "--explain", "ffn_down")
+    assert_failed(ran, 2, "it is part of blk.0.ffn_down.weight, blk.1.ffn_down.weight, ")
+
+
+def test_a_budget_that_cannot_be_meant_is_told_before_a_source_that_is_quantized(capsys, tmp_path):
+    made = tmp_path / "q4.gguf"
+    assert run(capsys, "convert", TINY, made, "--type", "Q4_0", "-q").code == 0
+    assert_failed(
+        run(capsys, "plan", made, "--quick", "--vram", "150"), 4, "--vram 150 is in bytes; did you mean 150GiB?"
+    )
+    assert_failed(
+        run(capsys, "plan", made, "--quick", "--vram", "8MiB", "--ctx", "64"), 3, "already quantized below Q8_0"
+    )
+
+
+def test_a_curve_needs_no_budget_and_no_losses(capsys, tmp_path):
+    model = tmp_path / "m.gguf"
+    small_model().write(model)
+    ran = run(capsys, "plan", model, "--quick", "--frontier")
+    assert ran.code == 0 and len(ran.out.splitlines()) > 3
 
 
 @pytest.mark.parametrize("size", ["12 gb", "12Gib", "12GIB", " 12GiB "])

@@ -10,7 +10,7 @@ from gguf_files import ARR, F32, STR, U32, File, Tensor, pair
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from requant.container.imatrix import coverage, importance_for, read_imatrix
+from requant.container.imatrix import coverage, describe_shared_rows, importance_for, read_imatrix
 from requant.errors import BadInput, RequantError
 
 FIXTURE = Path(__file__).parents[2] / "fixtures/imatrix.gguf"
@@ -135,9 +135,28 @@ def test_the_end_of_a_legacy_file_is_optional(tmp_path, chunks, dataset):
     assert (old.chunk_count, old.datasets) == (chunks, ())
 
 
+@pytest.mark.parametrize("layout", ["gguf", "legacy"])
+def test_one_row_of_an_older_collector_serves_all_experts(tmp_path, layout):
+    name, row = "blk.0.ffn_up_exps.weight", [1.0, 4.0, 0.0, 9.0]
+    if layout == "gguf":
+        path = gguf(tmp_path / "i.gguf", {name: ([[2 * x for x in row]], [2.0])})
+    else:
+        path = written(tmp_path / "i.dat", legacy({name: (2, [2 * x for x in row])}))
+    imatrix, tensor = read_imatrix(path), Shaped(name, (4, 3, 5))
+    assert importance_for(imatrix, name, tensor.shape).tolist() == [row] * 5
+    assert coverage(imatrix, [tensor]).covered == (name,)
+    said = describe_shared_rows(imatrix, [(name, tensor.shape), ("other", (4, 3, 5))])
+    assert said == [
+        "the imatrix is of an older collector: one row of importance serves all experts or heads of 1 tensor"
+    ]
+    assert not describe_shared_rows(imatrix, [(name, (4, 3))])
+    with pytest.raises(BadInput, match="another size"):
+        importance_for(imatrix, name, (2, 3, 5))
+
+
 def test_an_imatrix_of_another_model_is_told_by_size(tmp_path):
     imatrix = read_imatrix(gguf(tmp_path / "i.gguf", {W: ([[1, 2]], [1])}))
-    for shape in [(3, 9), (2, 9, 2), (1, 2, 2)]:
+    for shape in [(3, 9), (3, 9, 2), (1, 2, 2)]:
         with pytest.raises(BadInput, match=rf"another model: entry '{W}'.*limit exactly"):
             importance_for(imatrix, W, shape)
         with pytest.raises(BadInput, match="another model"):

@@ -83,6 +83,10 @@ def test_whatever_is_lost_or_damaged_ends_the_journal_before_it(path, harm):
     for at in range(0, len(content), 3):
         damaged = content[:at] if harm == "cut" else content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :]
         path.write_bytes(damaged)
+        if 0 < len(damaged) < 9:  # too little to be told from another file
+            with pytest.raises(OutputRefused, match="is not a journal"):
+                opened(path)
+            continue
         past = past_of(path)
         n_sound = sum(end <= at for end in ends)
         assert past.n_bytes == ([0, *ends][n_sound])

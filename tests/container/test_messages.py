@@ -57,6 +57,7 @@ def test_a_header_that_ends_too_early_says_in_what(tmp_path):
 
 KEY, NAME = b"\xff" * 100, b"\xff" * 60
 HINT = "a newer requant may know it"
+FORK = "a type of ik_llama.cpp); start from a model in types of llama.cpp"
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,14 @@ HINT = "a newer requant may know it"
             f"tensor 't' has too many elements (got {2**62} x 4)",
         ),
         (File(tensors=(Tensor("t", type_id=9999),)), f"tensor 't' has an unknown type (got 9999); {HINT}"),
+        (
+            File(tensors=(Tensor("t", type_id=139),)),
+            f"tensor 't' has an unknown type (got 139: IQ4_K, {FORK}",
+        ),
+        (
+            File(tensors=(Tensor("t", type_id=399),)),
+            f"tensor 't' has an unknown type (got 399: Q8_K_R8, {FORK}",
+        ),
         (File(tensors=(Tensor("t", type_id=-1),)), "tensor 't' has an unknown type (got -1)"),
         (File(tensors=(Tensor("t", type_id=4),)), "tensor 't' has an unknown type (got 4: Q4_2, removed from ggml)"),
         (

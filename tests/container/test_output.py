@@ -7,11 +7,12 @@ import time
 import pytest
 from gguf_files import File
 
-from requant.common.files import identity
+from requant.common.inputs import add_inputs, collect_inputs
+from requant.common.sidecars import Sidecar
 from requant.container import output as output_module
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
-from requant.container.output import Output, can_resume, claim_output, discard_unfinished, final_names
+from requant.container.output import Output, can_resume, claim_output, discard_unfinished
 from requant.errors import InputOutputError, OutputRefused, SourceChanged
 
 LAYOUTS = tuple(
@@ -20,12 +21,11 @@ LAYOUTS = tuple(
 NAMES = [f"o-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
 JOURNAL = "o.gguf.part.journal"
 HEAD = {"plan": "p"}
-NOBODY = frozenset()
 
 
-def opened(folder, journal, *, head=HEAD, force=False, inputs=NOBODY, extras=(), layouts=LAYOUTS):
+def opened(folder, journal, *, head=HEAD, force=False, extras=(), layouts=LAYOUTS):
     paths = [folder / name for name in NAMES[: len(layouts)]]
-    return Output(paths, layouts, head, journal, force=force, inputs=inputs, extras=extras)
+    return Output(paths, layouts, head, journal, force=force, extras=extras)
 
 
 def data_of(i):
@@ -60,7 +60,7 @@ def finished(folder, **options):
         if not output.is_published:
             done = {record["file"] for record in output.records if "file" in record}
             fill(output, set(range(len(output.layouts))) - done)
-            output.seal()
+            output.seal(output.layouts)
             output.publish()
         output.finish()
     return output
@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on_with_what_it_has_recorded(tmp_path):
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         assert [record["tensor"] for record in output.records] == ["t0", "t1"]
         assert output.notes == ["resuming 2/3 tensors"]
-        assert final_names(journal) == NAMES
+        assert journal.past.file_names() == NAMES
     finished(tmp_path)
     assert [(tmp_path / name).read_bytes() for name in NAMES] == [whole(i) for i in range(3)]
 
@@ -101,17 +101,17 @@ def test_a_stopped_run_goes_on_with_what_it_has_recorded(tmp_path):
 def test_a_run_that_has_recorded_nothing_leaves_nothing(tmp_path):
     extra = tmp_path / "o.gguf.part.imatrix"
     extra.write_bytes(b"measured")
-    stopped(tmp_path, numbers=(), extras=[extra, tmp_path / "missing"])
+    stopped(tmp_path, numbers=(), extras=[Sidecar(extra, "ours"), Sidecar(tmp_path / "missing", "ours")])
     assert names(tmp_path) == []
 
 
 def test_a_run_that_goes_on_and_stops_at_once_keeps_everything(tmp_path):
     extra = tmp_path / "o.gguf.part.imatrix"
     extra.write_bytes(b"measured")
-    stopped(tmp_path, extras=[extra])
-    stopped(tmp_path, numbers=(), extras=[extra])
+    stopped(tmp_path, extras=[Sidecar(extra, "ours")])
+    stopped(tmp_path, numbers=(), extras=[Sidecar(extra, "ours")])
     assert names(tmp_path) == sorted([*PARTS, JOURNAL, extra.name])
-    finished(tmp_path, extras=[extra])
+    finished(tmp_path, extras=[Sidecar(extra, "ours")])
     assert names(tmp_path) == NAMES
 
 
@@ -127,19 +127,21 @@ def test_a_part_that_was_lost_or_cut_is_begun_again(tmp_path):
 def test_a_header_of_an_earlier_run_is_taken_away_until_the_file_is_whole(tmp_path):
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
-        output.seal()
+        output.seal(output.layouts)
     assert (tmp_path / PARTS[0]).read_bytes()[:4] == b"GGUF"
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal):
         assert (tmp_path / PARTS[0]).read_bytes()[:24] == bytes(24)
 
 
-def test_sealed_parts_whose_journal_is_lost_are_made_again(tmp_path):
+def test_sealed_parts_whose_journal_is_lost_may_be_somebodys_and_are_kept(tmp_path):
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
-        output.seal()
+        output.seal(output.layouts)
     (tmp_path / JOURNAL).unlink()
-    output = finished(tmp_path)
-    assert output.records == () and names(tmp_path) == NAMES
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    with pytest.raises(OutputRefused, match=f"{PARTS[0]}: is not an unfinished output"):
+        finished(tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before and before.keys() == set(PARTS)
 
 
 def test_damaged_lines_are_told_of(tmp_path):
@@ -271,7 +273,7 @@ def test_headers_come_after_the_data_and_the_first_name_last(tmp_path, monkeypat
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
         calls = logged(monkeypatch, tmp_path)
-        output.seal()
+        output.seal(output.layouts)
         assert calls == [*PARTS, JOURNAL, *(name for name in PARTS for _ in range(2))]
         assert all((tmp_path / name).read_bytes()[:4] == b"GGUF" for name in PARTS)
         calls.clear()
@@ -307,7 +309,7 @@ def test_a_run_stopped_while_it_publishes_is_finished_by_the_next(tmp_path, monk
 
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
-        output.seal()
+        output.seal(output.layouts)
         monkeypatch.setattr(os, "link", limited)
         if n_placed < 3:
             with pytest.raises(KeyboardInterrupt):
@@ -327,7 +329,7 @@ def test_a_run_stopped_while_it_publishes_is_finished_by_the_next(tmp_path, monk
 def test_a_published_output_is_read_and_never_written(tmp_path):
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
-        output.seal()
+        output.seal(output.layouts)
         output.publish()
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         assert output.is_published and [r.get("tensor") for r in output.records] == ["t0", "t1", "t2", None]
@@ -344,7 +346,7 @@ def test_a_published_output_is_read_and_never_written(tmp_path):
 def test_an_output_exchanged_after_it_was_published_is_not_finished(tmp_path):
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
-        output.seal()
+        output.seal(output.layouts)
         output.publish()
     (tmp_path / NAMES[2]).unlink()
     File().write(tmp_path / NAMES[2])
@@ -369,7 +371,7 @@ def test_descriptors_are_closed_whatever_happens(tmp_path):
     stopped(tmp_path)
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output, [2])
-        output.seal()
+        output.seal(output.layouts)
         output.publish()
     finished(tmp_path)
     (tmp_path / NAMES[0]).rename(tmp_path / "away")
@@ -382,12 +384,14 @@ def test_descriptors_are_closed_whatever_happens(tmp_path):
 def test_a_name_that_is_taken_or_an_input_is_refused_and_nothing_is_left(tmp_path, number):
     taken = tmp_path / NAMES[number]
     taken.write_bytes(b"old")
-    for force, inputs, text in (
-        (False, NOBODY, "already exists"),
-        (True, frozenset([identity(taken.stat())]), "is one of the inputs"),
-    ):
-        with pytest.raises(OutputRefused, match=text), claim_output(tmp_path / "o.gguf") as journal:
-            opened(tmp_path, journal, force=force, inputs=inputs)
+    for inputs, text in (((), "already exists"), ((taken,), "is one of the inputs")):
+        with (
+            collect_inputs(),
+            pytest.raises(OutputRefused, match=text),
+            claim_output(tmp_path / "o.gguf") as journal,
+        ):
+            add_inputs(*inputs)
+            opened(tmp_path, journal, force=bool(inputs))
         assert names(tmp_path) == [taken.name] and taken.read_bytes() == b"old"
     finished(tmp_path, force=True)
     assert taken.read_bytes() == whole(number)
@@ -420,13 +424,13 @@ def test_what_the_file_system_cannot_do_is_said_once(tmp_path, monkeypatch):
 
 def test_restart_discards_all_files_and_nothing_else(tmp_path):
     stopped(tmp_path)
-    (tmp_path / "o.gguf.part").write_bytes(b"anything")
+    (tmp_path / "o.gguf.part").write_bytes(bytes(30))
     (tmp_path / "other.gguf.part").write_bytes(b"of another output")
     (tmp_path / "o.gguf").write_bytes(b"old")
     with claim_output(tmp_path / "o.gguf") as journal:
-        discard_unfinished(journal, tmp_path / "o.gguf", NOBODY)
+        discard_unfinished(journal, tmp_path / "o.gguf")
         assert names(tmp_path) == ["o.gguf", JOURNAL, "other.gguf.part"]
-        assert final_names(journal) == []
+        assert journal.past.file_names() == []
     assert names(tmp_path) == ["o.gguf", "other.gguf.part"]
 
 
@@ -434,14 +438,24 @@ def test_restart_does_not_follow_a_journal_out_of_the_folder(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     (tmp_path / "x.part").write_bytes(b"precious")
-    (tmp_path / "in" / "y.part").write_bytes(b"ours")
-    odd = [["../x"], [str(tmp_path / "x")], [".."], [""], [5], [], "z", ["y", 1, "h"]]
+    shard = "o-00001-of-00002.gguf"
+    (tmp_path / "in" / f"{shard}.part").write_bytes(bytes(4))
+    odd = [["../x", 8], [str(tmp_path / "x"), 8], ["..", 1], ["", 1], [5, 1], [], "z", ["o.gguf"], [shard, 4, "h"]]
     with claim_output(folder / "o.gguf") as journal:
         journal.begin({"files": odd})
     with claim_output(folder / "o.gguf") as journal:
-        assert final_names(journal) == ["y"]
-        discard_unfinished(journal, folder / "o.gguf", NOBODY)
+        assert journal.past.file_names() == [shard]
+        discard_unfinished(journal, folder / "o.gguf")
     assert names(folder) == [] and (tmp_path / "x.part").read_bytes() == b"precious"
+
+
+def test_restart_discards_nothing_where_one_file_is_not_ours(tmp_path):
+    stopped(tmp_path)
+    (tmp_path / PARTS[2]).write_bytes(b"somebody else's")
+    before = names(tmp_path)
+    with claim_output(tmp_path / "o.gguf") as journal, pytest.raises(OutputRefused, match=f"{PARTS[2]}: is not an unf"):
+        discard_unfinished(journal, tmp_path / "o.gguf")
+    assert names(tmp_path) == before and (tmp_path / PARTS[2]).read_bytes() == b"somebody else's"
 
 
 @pytest.mark.parametrize("files", [None, 5, {"a": 1}])
@@ -449,14 +463,19 @@ def test_a_journal_whose_files_are_no_list_names_none(tmp_path, files):
     with claim_output(tmp_path / "o.gguf") as journal:
         journal.begin({"files": files})
     with claim_output(tmp_path / "o.gguf") as journal:
-        assert final_names(journal) == []
+        assert journal.past.file_names() == []
 
 
 def test_an_input_is_not_discarded(tmp_path):
     part = tmp_path / "o.gguf.part"
     part.write_bytes(b"the source")
-    with pytest.raises(OutputRefused, match="is one of the inputs"), claim_output(tmp_path / "o.gguf") as journal:
-        discard_unfinished(journal, tmp_path / "o.gguf", frozenset([identity(part.stat())]))
+    with (
+        collect_inputs(),
+        pytest.raises(OutputRefused, match="is one of the inputs"),
+        claim_output(tmp_path / "o.gguf") as journal,
+    ):
+        add_inputs(part)
+        discard_unfinished(journal, tmp_path / "o.gguf")
     assert part.read_bytes() == b"the source"
 
 
@@ -477,7 +496,7 @@ def test_an_output_of_one_file_is_made_and_gone_on_with(tmp_path):
 
 def test_files_and_layouts_must_be_as_many(tmp_path):
     with claim_output(tmp_path / "o.gguf") as journal, pytest.raises(ValueError, match="longer"):
-        Output([tmp_path / "o.gguf"], LAYOUTS, HEAD, journal, force=False, inputs=NOBODY)
+        Output([tmp_path / "o.gguf"], LAYOUTS, HEAD, journal, force=False)
 
 
 def test_a_flush_comes_at_the_very_byte(tmp_path, monkeypatch):
@@ -508,7 +527,7 @@ def test_a_disk_that_fails_on_the_way_out_does_not_hide_what_led_there(tmp_path,
 
 
 def test_an_extra_that_is_not_there_is_not_missed(tmp_path):
-    finished(tmp_path, extras=[tmp_path / "missing"])
+    finished(tmp_path, extras=[Sidecar(tmp_path / "missing", "ours")])
     assert names(tmp_path) == NAMES
 
 
@@ -549,7 +568,7 @@ def test_what_has_no_records_binds_nobody(tmp_path):
 def test_names_taken_back_are_on_disk_before_the_headers_go(tmp_path, monkeypatch):
     with claim_output(tmp_path / "o.gguf") as journal, opened(tmp_path, journal) as output:
         fill(output)
-        output.seal()
+        output.seal(output.layouts)
         output.publish()
     (tmp_path / NAMES[1]).rename(tmp_path / PARTS[1])
     calls = logged(monkeypatch, tmp_path)

@@ -8,27 +8,28 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf_files import File, Tensor
 
-from requant.common.files import identity
+from requant.common.inputs import add_inputs, collect_inputs
 from requant.container.header import parse_header
 from requant.container.layout import lay_out
 from requant.container.metadata import Metadata
-from requant.container.part import PartFile, PublishedFile, resolve_target
+from requant.container.output import PublishedFile
+from requant.container.part import PartFile, resolve_target
 from requant.errors import InputOutputError, OutputRefused, SourceChanged
 
 LAYOUT = lay_out(Metadata("m", {}).with_values({"k": ("u8", 1)}), [("a", (256, 64), 0), ("b", (5,), 0)], "out")
 A, B = LAYOUT.tensors
 DATA = bytes(range(256)) * 256
-NOBODY = frozenset()
 
 
-def _open(path, *, force=False, inputs=NOBODY, size=LAYOUT.size):
-    return PartFile(path, size, force=force, inputs=inputs)
+def _open(path, *, force=False, size=LAYOUT.size):
+    return PartFile(path, size, force=force)
 
 
 def _fill(output):
@@ -43,9 +44,10 @@ def _make(path, **options):
     return output
 
 
-def _refused(path, text, **options):
+def _refused(path, text, *, inputs=(), **options):
     before = sorted(path.parent.iterdir())
-    with pytest.raises(OutputRefused, match=text) as caught:
+    with collect_inputs(), pytest.raises(OutputRefused, match=text) as caught:
+        add_inputs(*inputs)
         _open(path, **options)
     assert caught.value.exit_code == 5
     assert sorted(path.parent.iterdir()) == before
@@ -134,10 +136,6 @@ def test_an_output_that_appears_in_the_last_moment_is_kept(tmp_path, monkeypatch
     assert path.read_bytes() == b"other"
 
 
-def _inputs(path):
-    return frozenset({identity(path.stat())})
-
-
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("kind", ["path", "symlink", "hardlink", "relative"])
 def test_an_input_is_never_an_output_and_force_does_not_help(tmp_path, kind, force, monkeypatch):
@@ -151,7 +149,7 @@ def test_an_input_is_never_an_output_and_force_does_not_help(tmp_path, kind, for
     elif kind == "relative":
         monkeypatch.chdir(tmp_path)
         out = Path("../") / tmp_path.name / "in.gguf"
-    message = _refused(out, "is one of the inputs", inputs=_inputs(source), force=force)
+    message = _refused(out, "is one of the inputs", inputs=[source], force=force)
     assert "--force does not help" in message
     assert str(source) in message or kind == "hardlink"
     assert source.read_bytes() == b"in"
@@ -160,7 +158,8 @@ def test_an_input_is_never_an_output_and_force_does_not_help(tmp_path, kind, for
 def test_an_input_put_in_place_of_the_output_meanwhile_is_kept(tmp_path):
     source, path = tmp_path / "in.gguf", tmp_path / "o.gguf"
     source.write_bytes(b"in")
-    with _open(path, inputs=_inputs(source), force=True) as output:
+    with collect_inputs(), _open(path, force=True) as output:
+        add_inputs(source)
         _fill(output)
         path.symlink_to(source)
         source.replace(path)
@@ -211,7 +210,7 @@ def test_a_run_in_another_process_holds_the_lock_until_it_dies(tmp_path):
     code = """
         import sys, pathlib
         from requant.container.part import PartFile
-        output = PartFile(pathlib.Path(sys.argv[1]), 4096, force=False, inputs=frozenset())
+        output = PartFile(pathlib.Path(sys.argv[1]), 4096, force=False)
         output.write_at(64, b"half")
         print("open", flush=True)
         sys.stdin.read()
@@ -254,7 +253,7 @@ def test_a_part_that_is_not_ours_to_overwrite_is_refused(tmp_path, kind):
     else:
         part.hardlink_to(other)
     text = {"fifo": "a FIFO", "folder": "a directory", "symlink": "a symbolic link", "input": "one of the inputs"}[kind]
-    _refused(tmp_path / "o.gguf", text, inputs=_inputs(other), force=True)
+    _refused(tmp_path / "o.gguf", text, inputs=[other], force=True)
     assert other.read_bytes() == b"other"
 
 
@@ -347,7 +346,7 @@ def test_a_file_size_limit_while_writing_is_an_io_error_that_names_the_bytes(tmp
         from requant.container.part import PartFile
         from requant.errors import InputOutputError
         path, room = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-        with PartFile(path, 8192, force=False, inputs=frozenset()) as output:
+        with PartFile(path, 8192, force=False) as output:
             output.write_at(64, b"x" * 10)
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, -1))
             try:
@@ -375,7 +374,7 @@ def test_a_file_size_limit_when_opening_is_an_io_error_and_leaves_nothing(tmp_pa
             os.posix_fallocate = unsupported
         resource.setrlimit(resource.RLIMIT_FSIZE, (8191, -1))
         try:
-            PartFile(pathlib.Path(sys.argv[1]), 8192, force=False, inputs=frozenset())
+            PartFile(pathlib.Path(sys.argv[1]), 8192, force=False)
         except InputOutputError as error:
             print(error)
     """
@@ -629,22 +628,26 @@ def test_a_part_file_of_somebody_else_beside_an_output_is_kept(tmp_path):
     assert part.read_bytes() == b"somebody else's, of no matter what size"
 
 
-def test_a_part_sealed_with_the_same_header_is_ours(tmp_path):
-    path = tmp_path / "o.gguf"
-    with PartFile(path, LAYOUT.size, force=False, inputs=NOBODY, keep=True) as part:
+def test_a_sealed_part_is_ours_only_where_a_journal_says_so(tmp_path):
+    path, header, other = tmp_path / "o.gguf", LAYOUT.header, LAYOUT.header[:4] + b"\4" + LAYOUT.header[5:]
+    with PartFile(path, LAYOUT.size, force=False, keep=True) as part:
         part.begin()
         _fill(part)
-        part.seal(LAYOUT.header)
-    for header in (b"", LAYOUT.header[:-1] + b"\1"):
+        part.seal(header)
+    sealed = part.file.read_bytes()
+    for act in (PartFile.begin, lambda part: part.resume(known=part.has_part_of(replace(LAYOUT, header=other)))):
         with (
-            PartFile(path, LAYOUT.size, force=False, inputs=NOBODY, keep=True) as part,
+            PartFile(path, LAYOUT.size, force=False, keep=True) as part,
             pytest.raises(OutputRefused, match="is not an unfinished output"),
         ):
             assert part.found
-            part.begin(header)
-    with PartFile(path, LAYOUT.size, force=False, inputs=NOBODY, keep=True) as part:
-        part.begin(LAYOUT.header)
-        assert not any(part.file.read_bytes())
+            act(part)
+        assert part.file.read_bytes() == sealed  # it may be somebody's finished model
+    for torn in (header, header[:30], header[:4] + bytes(4) + header[8:]):
+        part.file.write_bytes(torn.ljust(len(header), b"\0") + sealed[len(header) :])
+        with PartFile(path, LAYOUT.size, force=False, keep=True) as part:
+            part.resume(known=part.has_part_of(LAYOUT))
+        assert part.file.read_bytes()[:24] == bytes(24) and part.file.read_bytes()[-99:] == sealed[-99:]
 
 
 def test_every_refusal_names_the_output_and_what_to_do(tmp_path):
@@ -653,9 +656,8 @@ def test_every_refusal_names_the_output_and_what_to_do(tmp_path):
     assert _refused(path, "directory") == f"{path}: is a directory, not a regular file; choose another output"
     path.rmdir()
     path.write_bytes(b"the source")
-    inputs = frozenset([identity(path.stat())])
     what = f"is one of the inputs ({path})"
-    assert _refused(path, "inputs", inputs=inputs) == f"{path}: {what}; --force does not help; choose another output"
+    assert _refused(path, "inputs", inputs=[path]) == f"{path}: {what}; --force does not help; choose another output"
     path.unlink()
     part = tmp_path / "o.gguf.part"
     part.write_bytes(b"x" * 30)

@@ -1,15 +1,18 @@
 """Sources: single files and shards, opened whole, read from threads, and watched for change."""
 
 import os
+import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
-from gguf_files import ARCHITECTURE, STR, U32, File, Tensor, pair, split_files, split_pairs, write_files
+from gguf_files import ARCHITECTURE, ARR, STR, U32, File, Tensor, pair, split_files, split_pairs, write_files
 
+from requant.common import open_files
 from requant.container.source import open_source, require_model
 from requant.errors import BadInput, SourceChanged
 
@@ -37,7 +40,7 @@ def test_any_shard_opens_the_whole_model(tmp_path, given):
             (f"blk.{i}.w{j}.weight", i) for i in range(3) for j in range(2)
         ]
         assert require_model(source) == "llama"
-        assert len(source.identities) == 3
+        assert len(source.opened) == 3
         for path, tensor in zip((p for p in paths for _ in range(2)), source.tensors, strict=True):
             assert source.read_rows(tensor).tobytes() in path.read_bytes()
 
@@ -87,9 +90,62 @@ def test_siblings_are_taken_literally_and_never_as_a_pattern(tmp_path):
     _refused(tmp_path, files, "1 of 3 files are missing")
 
 
-def test_split_count_65535_is_refused(tmp_path):
-    files = {"model-00001-of-65535.gguf": File(File().pairs + split_pairs(0, 65535, 1))}
-    _refused(tmp_path, files, "'split.count' is too large")
+def test_more_files_than_engines_can_count_are_refused(tmp_path):
+    files = {"model-00001-of-65536.gguf": File((*File().pairs, pair("split.count", U32, 65536)))}
+    _refused(tmp_path, files, r"'split.count' is too large \(got 65536, limit 65535\)")
+
+
+def test_a_model_of_1200_files_is_read(tmp_path):
+    n = 1200
+    files = {
+        f"m-{i + 1:05d}-of-{n:05d}.gguf": File(
+            (() if i else File().pairs) + split_pairs(i, n, n), (Tensor(f"blk.{i}.w.weight"),)
+        )
+        for i in range(n)
+    }
+    paths = write_files(tmp_path, files)
+    with open_source(paths[7]) as source:
+        assert len(source.files) == len(source.tensors) == n
+        assert source.read_rows(source.tensors[-1]).tobytes() in paths[-1].read_bytes()
+
+
+@pytest.fixture
+def few_descriptors(monkeypatch):
+    """Let four files be open at once."""
+    monkeypatch.setattr(open_files, "_raise_limit", lambda _: 4)
+
+
+def _count_descriptors():
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_more_files_than_may_be_open_are_read_from_threads(few_descriptors, tmp_path):
+    paths = write_files(tmp_path, split_files(count=9))
+    before = _count_descriptors()
+    with open_source(paths[0]) as source, ThreadPoolExecutor(6) as threads:
+        assert _count_descriptors() <= before + 4
+        rows = list(threads.map(source.read_rows, source.tensors * 20))
+        for tensor, data in zip(source.tensors * 20, rows, strict=True):
+            assert data.tobytes() in paths[tensor.file].read_bytes()
+    assert _count_descriptors() == before
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lambda path: path.unlink(), "was removed while it was being read"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"x"), "changed while it was being read: size was"),
+        (lambda path: os.utime(path, ns=(1, 1)), "changed while it was being read: mtime_ns was"),
+        (lambda path: Path(shutil.copy2(path, f"{path}.new")).replace(path), "ino was"),
+    ],
+    ids=["removed", "longer", "touched", "replaced"],
+)
+def test_a_file_that_is_opened_again_must_be_the_same(few_descriptors, tmp_path, harm, says):
+    paths = write_files(tmp_path, split_files(count=9))
+    with open_source(paths[0]) as source:
+        harm(paths[0])
+        with pytest.raises(SourceChanged, match=says):
+            source.read_rows(source.tensors[0])
 
 
 def test_split_no_out_of_range_is_refused(tmp_path):
@@ -192,6 +248,21 @@ def test_closing_twice_does_no_harm(tmp_path):
 def test_adapters_and_imatrices_open_but_are_no_models(tmp_path, kind, text):
     path = File().with_pairs(pair("general.type", STR, kind)).write(tmp_path / "m.gguf")
     with open_source(path) as source, pytest.raises(BadInput, match=text):
+        require_model(source)
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (File(tensors=(Tensor("blk.0.attn_q.weight.lora_a", (32, 8)),)), "a LoRA adapter"),
+        (File(tensors=(Tensor("direction.1", (32,)), Tensor("direction.2", (32,)))), "a control vector"),
+        (File((pair(ARCHITECTURE, STR, "controlvector"),)), "a control vector"),
+        (File((pair("tokenizer.ggml.tokens", ARR, (STR, ["a"])),), ()), "a vocabulary without weights"),
+    ],
+)
+def test_other_files_are_told_by_what_is_in_them(tmp_path, file, words):
+    said = f"is not a model but {words}"
+    with open_source(file.write(tmp_path / "m.gguf")) as source, pytest.raises(BadInput, match=said):
         require_model(source)
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from conversions import convert, half, plan_for, small_model
+from conversions import convert, half, plan_for, small_model, verify
 from gguf_files import ARCHITECTURE, STR, U32, File, pair, split_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +18,6 @@ from requant.container.journal import Journal
 from requant.container.source import open_source
 from requant.container.splitting import Splitting
 from requant.conversion import chunks
-from requant.conversion.verify import verify
 from requant.errors import BadInput, InputOutputError, OutputRefused, SourceChanged
 from requant.formats import codec
 
@@ -124,7 +123,7 @@ def test_any_end_of_the_journal_may_be_lost_or_damaged(tmp_path_factory, data):
         content = bytearray(journal.read_bytes())
         at = data.draw(st.integers(0, len(content) - 1))
         if data.draw(st.booleans()):
-            del content[at:]
+            del content[at if at > 8 else 0 :]  # of fewer bytes nobody can tell whether they are of a journal
         else:
             content[at] ^= 1 << data.draw(st.integers(0, 7))
         journal.write_bytes(content)
@@ -299,8 +298,8 @@ def test_an_output_that_reads_back_wrong_is_not_published_and_mended_by_the_next
     out = _folder(tmp_path, "again") / "o.gguf"
     seal = output_module.Output.seal
 
-    def harm(self):
-        seal(self)
+    def harm(self, layouts):
+        seal(self, layouts)
         self.write_at(0, self.layouts[0].size - 200, b"harmful!")
 
     monkeypatch.setattr(output_module.Output, "seal", harm)
@@ -438,4 +437,4 @@ def test_the_record_of_a_split_output_lies_beside_its_first_file(tmp_path, sourc
     done = convert(source, plan_for(source, *TYPES), tmp_path / "o.gguf", splitting=Splitting(max_size=20_000))
     record_path(done.output).write_text(done.to_json())
     assert json.loads(record_path(done.output).read_text())["output"] == done.output.name
-    assert verify(done.output).against == ("record",)
+    assert verify(done.output).against == ("record", "digests")

@@ -5,13 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conversions import choice, convert, half, normal, plan_for, plan_of, single, small_model
+from conversions import choice, convert, half, normal, plan_for, plan_of, single, small_model, verify
 from gguf_files import ARCHITECTURE, ARR, BOOL, STR, Tensor, pair
 
 from requant.container.source import open_source
 from requant.container.splitting import total_size
 from requant.conversion.record import record_path
-from requant.conversion.verify import verify
 from requant.formats import by_name, codec
 from requant.model.weight_scales import read_weight_scales
 from requant.planning.output_layout import output_layouts
@@ -116,8 +115,9 @@ def test_a_wrong_scale_is_found_without_the_record(tmp_path):
         data = bytearray(out.path.read_bytes())
         data[offset : offset + 4] = np.float32([0.5]).tobytes()
         out.path.write_bytes(data)
-        (line,) = verify(out.path, source=source).findings
+        line, digest = verify(out.path, source=source).findings
         assert f"'{Q}'" in line and "lost" in line
+        assert digest == f"tensor '{Q_SCALE}' is not as it was written, by its digest in the metadata"
 
 
 def test_a_scale_of_the_source_counts_in_the_losses(tmp_path):

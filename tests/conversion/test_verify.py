@@ -6,19 +6,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conversions import NORM, convert, half, normal, plan_for, single, small_model
-from gguf_files import STR, U32, Tensor, pair
+from conversions import NORM, convert, half, normal, plan_for, single, small_model, verify
+from gguf_files import STR, U32, File, Tensor, pair, split_pairs, write_files
 from real_models import IMATRIX, TINY
 
+import requant
 from requant.container.imatrix import read_imatrix
 from requant.container.layout import lay_out
 from requant.container.source import open_source
+from requant.container.splitting import Splitting
 from requant.conversion.record import record_path
-from requant.conversion.verify import verify
-from requant.errors import BadInput
+from requant.errors import BadInput, UsageError
 from requant.formats import codec
 
 Q, UP = "blk.0.attn_q.weight", "blk.1.ffn_up.weight"
+NO_DIGESTS = {"requant.digests": None}  # as another tool would write the file
 
 
 @pytest.fixture
@@ -63,10 +65,10 @@ def test_nothing_is_found_in_what_convert_made(pair_of_files):
             assert checked.findings == ()
             assert checked.ok
             assert checked.n_tensors == 3
-            assert checked.against == (("record", "source") if given else ("record",))
+            assert checked.against == (("record", "digests", "source") if given else ("record", "digests"))
     record_path(out).unlink()
     assert verify(out, source=source).findings == ()
-    assert verify(out).against == ()
+    assert verify(out).against == ("digests",)
 
 
 def test_nothing_is_found_in_the_tiny_model_converted_with_importance(tmp_path):
@@ -137,12 +139,14 @@ def test_weights_that_are_off_are_found_by_the_recorded_error(pair_of_files):
         f"'{UP}' as Q4_0 is off the source: relative error" in line for line in verify(out, source=source).findings
     )
     record_path(out).unlink()
+    rewritten(out, NO_DIGESTS)
     assert verify(out, source=source).ok  # within three times the type's own error, all that is known now
 
 
 def test_missing_added_changed_and_moved_keys_are_found_with_the_source(pair_of_files):
     source, out = pair_of_files
     record_path(out).unlink()
+    rewritten(out, NO_DIGESTS)
     rewritten(out, {"general.name": ("str", "other"), "llama.block_count": None, "llama.new": ("u32", 1)})
     assert verify(out, source=source).findings == (
         "key 'general.name' has another value than in the source",
@@ -190,7 +194,7 @@ def test_another_source_is_named_and_not_compared(pair_of_files, tmp_path):
     with open_source(small_model().write(tmp_path / "other.gguf")) as other:
         found = verify(out, source=other)
         (line,) = found.findings
-        assert not found.ok and found.is_itself_sound and json.loads(found.to_json())["other_source"] is True
+        assert not found.ok and found.has_only_other_source and json.loads(found.to_json())["other_source"] is True
         assert line.startswith("it was made from ") and "not from" in line
         record_path(out).unlink()
         (unnamed,) = verify(out, source=other).findings
@@ -229,3 +233,219 @@ def test_the_result_as_json(pair_of_files):
     assert raw["output"] == "out.gguf"
     assert raw["findings"] == list(checked.findings)
     assert (raw["tensors"], raw["bytes"]) == (3, checked.n_bytes)
+
+
+def _split(model, stem, *sizes):
+    """The files of `model` split into parts of so many tensors, by name."""
+    files, n, left = {}, len(model.tensors), list(model.tensors)
+    for i, size in enumerate(sizes):
+        pairs = (() if i else model.pairs) + split_pairs(i, len(sizes), n)
+        files[f"{stem}-{i + 1:05d}-of-{len(sizes):05d}.gguf"] = File(pairs, tuple(left[:size]))
+        left = left[size:]
+    return files
+
+
+@pytest.mark.parametrize("with_record", [True, False], ids=["record", "no record"])
+@pytest.mark.parametrize("given", ["whole", "parts", "more parts"])
+@pytest.mark.parametrize("made_of", ["whole", "parts"])
+def test_a_source_in_another_number_of_files_is_the_same_source(tmp_path, made_of, given, with_record):
+    whole = small_model(half(Q, (256, 300)), single(UP, (512, 6), seed=1))
+    whole.write(tmp_path / "whole.gguf")
+    write_files(tmp_path, _split(whole, "parts", 2, 1) | _split(whole, "more", 0, 1, 2))
+    files = {"whole": "whole.gguf", "parts": "parts-00001-of-00002.gguf", "more parts": "more-00002-of-00003.gguf"}
+    with open_source(tmp_path / files[made_of]) as source:
+        made = convert(source, plan_for(source, "Q8_0", "Q4_0"), tmp_path / "out.gguf")
+    if with_record:
+        record_path(made.output).write_text(made.to_json())
+    with open_source(tmp_path / files[given]) as source:
+        found = verify(made.output, source=source)
+        assert not found.findings and "source" in found.against
+        flip(made.output, NORM, 1)
+        assert any(NORM in line for line in verify(made.output, source=source).findings)
+
+
+def test_a_source_in_another_number_of_files_with_another_key_is_another_source(tmp_path):
+    whole = small_model()
+    with open_source(whole.write(tmp_path / "whole.gguf")) as source:
+        made = convert(source, plan_for(source, "Q8_0"), tmp_path / "out.gguf")
+    other = replace(whole, pairs=(*whole.pairs, pair("general.name", STR, "other")))
+    with open_source(write_files(tmp_path, _split(other, "other", 2, 1))[0]) as source:
+        assert verify(made.output, source=source).other_source
+
+
+def test_the_digests_in_the_metadata_find_what_the_record_would(pair_of_files):
+    """A download without its record: zeroed bytes, one bit, another header; nothing but the file is needed."""
+    _, out = pair_of_files
+    record_path(out).unlink()
+    whole = out.read_bytes()
+    found = verify(out)
+    assert (found.verdict, found.ok, found.against) == ("same", True, ("digests",))
+    for name in (NORM, Q, UP):
+        flip(out, name, placed(out, name)[1] - 1)
+        found = verify(out)
+        assert found.findings == (f"tensor '{name}' is not as it was written, by its digest in the metadata",)
+        assert (found.verdict, found.wrong_tensors) == ("wrong", (name,))
+        out.write_bytes(whole)
+    start, n_bytes = placed(out, Q)
+    out.write_bytes(whole[:start] + bytes(n_bytes) + whole[start + n_bytes :])
+    assert verify(out).verdict == "wrong"
+    out.write_bytes(whole.replace(b"small", b"SMALL"))
+    (line,) = verify(out).findings
+    assert line.startswith("all 3 tensors are as they were written, but the header is not: another tool has edited")
+    at = whole.index(b"requant.digests\t") + 40
+    out.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    assert verify(out).verdict == "wrong"
+
+
+def test_a_file_that_another_tool_made_of_an_output_is_told(pair_of_files, tmp_path):
+    """llama-quantize, gguf-split and gguf-py keep keys that they do not know."""
+    source, out = pair_of_files
+    with open_source(out) as target:
+        tensors = [(t.name, t.shape, t.type_id) for t in target.tensors]
+        layout = lay_out(target.metadata, tensors[::-1], out)
+        rows = b"".join(target.read_rows(t).tobytes() for t in reversed(target.tensors))
+    record_path(out).unlink()
+    moved = tmp_path / "moved.gguf"
+    moved.write_bytes(layout.header + rows)
+    (line,) = verify(moved).findings
+    assert line.startswith("all 3 tensors are as they were written, but the header is not")
+    again = convert(source, plan_for(source, "Q4_0", "Q8_0"), tmp_path / "again.gguf").output
+    with open_source(out) as target, open_source(again) as other:
+        digests = {key: target.metadata.values[key] for key in target.metadata if key.startswith("requant.digests")}
+        metadata = replace(other.metadata, values=other.metadata.values | digests)
+        layout = lay_out(metadata, [(t.name, t.shape, t.type_id) for t in other.tensors], again)
+        rows = again.read_bytes()[other.opened[0].header.data_start :]
+    again.write_bytes(layout.header + rows)
+    (line,) = verify(again).findings
+    assert line.startswith(f"the header and 2 of 3 tensors are not those that were written, the first '{Q}'")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"requant.digests": ("arr_u8", [])},
+        {"requant.digests": ("arr_u8", [1])},
+        {"requant.digests": ("arr_u8", [0] * 160)},
+        {"requant.digests": ("u8", 1)},
+        {"requant.digests": ("arr_str", ["x"])},
+        {"requant.digests.schema": ("u8", 1)},
+        {"requant.digests.schema": ("str", "requant.digests/2")},
+        {"requant.digests": None},
+    ],
+    ids=str,
+)
+def test_digests_that_are_none_are_no_crash(pair_of_files, changes):
+    source, out = pair_of_files
+    record_path(out).unlink()
+    rewritten(out, changes)
+    found = verify(out, source=source)
+    known = "digests" in found.against
+    assert found.verdict == ("wrong" if known else "plausible")
+    assert verify(out).verdict == ("wrong" if known else "readable")
+    told = "digests in its metadata: not compared, their form is not known"
+    assert (told in found.compared) == (not known and changes != NO_DIGESTS)
+
+
+def test_an_output_of_an_output_has_digests_of_its_own(pair_of_files, tmp_path):
+    _, out = pair_of_files
+    with open_source(out) as source:
+        again = convert(source, plan_for(source), tmp_path / "again.gguf")
+    with open_source(again.output) as target:
+        assert list(target.metadata).count("requant.digests") == 1
+    assert verify(again.output).verdict == "same"
+
+
+def test_one_byte_that_is_not_what_the_source_becomes_is_found_by_encoding_again(pair_of_files):
+    source, out = pair_of_files
+    flip(out, UP, 5)  # in a block's weights: no sample of rows can tell
+    record_path(out).unlink()
+    rewritten(out, NO_DIGESTS)
+    assert verify(out, source=source).verdict == "plausible"
+    plan = plan_for(source, "Q8_0", "Q4_0")
+    found = requant.verify(out, source=source.path, plan=plan, full=True)
+    (line,) = found.findings
+    assert line.startswith(f"tensor '{UP}' is not what its source becomes when it is encoded again: byte 5 (got ")
+    assert found.wrong_tensors == (UP,) and "encodings" in found.against
+
+
+def test_encoding_again_needs_the_importance_and_says_what_was_left_out(tmp_path):
+    with open_source(TINY) as source:
+        made = convert(source, plan_for(source, "Q4_K", "Q8_0"), tmp_path / "out.gguf", imatrix=read_imatrix(IMATRIX))
+    record_path(made.output).write_text(made.to_json())
+    found = requant.verify(made.output, source=TINY, full=True, imatrix=IMATRIX)
+    assert found.ok and found.compared[-1] == "encoded again: every byte of 72 encoded tensors"
+    assert "encodings" in found.against
+    found = requant.verify(made.output, source=TINY, full=True)
+    *_, encoded, left = found.compared
+    assert encoded == "encoded again: every byte of 2 encoded tensors" and "encodings" not in found.against
+    assert left.startswith(
+        "not encoded again: 70 encoded tensors, weighted by importance that is not given (imatrix.gguf"
+    )
+    record_path(made.output).write_text(replace(made, kernels=0).to_json())
+    found = requant.verify(made.output, source=TINY, full=True)
+    assert found.compared[-1].startswith("encoders of version 0 wrote it, these are version ")
+    record_path(made.output).write_text(replace(made, imatrix=None, imatrix_sha256=None).to_json())
+    with pytest.raises(BadInput, match=r"is not the importance that the output was made with .*expected none"):
+        requant.verify(made.output, source=TINY, full=True, imatrix=IMATRIX)
+
+
+def test_encoding_again_covers_second_level_scales(tmp_path):
+    with open_source(small_model(half(Q, (256, 64))).write(tmp_path / "source.gguf")) as source:
+        made = convert(source, plan_for(source, "NVFP4"), tmp_path / "out.gguf")
+    record_path(made.output).write_text(made.to_json())
+    assert requant.verify(made.output, source=tmp_path / "source.gguf", full=True).ok
+    flip(made.output, "blk.0.attn_q.scale", 0)
+    record_path(made.output).unlink()
+    found = requant.verify(made.output, source=tmp_path / "source.gguf", full=True, plan=made.plan)
+    assert any("'blk.0.attn_q.scale' is not what its source becomes" in line for line in found.findings)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"full": True}, UsageError, "--full encodes the source again; give it with --source"),
+        ({"imatrix": IMATRIX}, UsageError, "--imatrix is for encoding again; give --full with it"),
+        ({"full": True, "source": TINY}, BadInput, "has no record, so its plan is not known"),
+    ],
+)
+def test_options_of_encoding_again_that_miss_another(options, error, said):
+    with pytest.raises(error, match=said):
+        requant.verify(TINY, **options)
+
+
+def test_digests_of_a_split_output_are_in_its_first_file(tmp_path):
+    model = small_model(half(Q, (256, 300)), single(UP, (512, 6), seed=1))
+    with open_source(model.write(tmp_path / "source.gguf")) as source:
+        splitting = Splitting(max_size=44_000)
+        out = convert(source, plan_for(source, "Q4_0"), tmp_path / "o.gguf", splitting=splitting).output
+    shards = sorted(tmp_path.glob("o-*.gguf"))
+    assert len(shards) > 1
+    for shard in shards:
+        assert verify(shard).verdict == "same"
+    flip(shards[-1], UP, 0)
+    assert verify(out).findings == (f"tensor '{UP}' is not as it was written, by its digest in the metadata",)
+
+
+def test_the_record_of_another_file_is_told_from_damage(pair_of_files, tmp_path):
+    source, out = pair_of_files
+    other = convert(source, plan_for(source, "Q4_0", "Q8_0"), tmp_path / "other.gguf")
+    record_path(out).write_text(replace(other, output=out).to_json())
+    assert verify(out).findings[-1].startswith("by the digests in its own metadata it is as it was written: the record")
+    flip(out, Q, 0)
+    assert not any("of another file" in line for line in verify(out).findings)
+
+
+@pytest.mark.parametrize("digests", [[], [[300, 0, "0"]], [[2**62, 1, "0"]], [[100, 100, "0"]], None], ids=str)
+def test_a_record_without_usable_digests_of_the_source_compares_the_rest(pair_of_files, digests):
+    """Old records have none; those that do not suit the tensor are not believed."""
+    source, out = pair_of_files
+    raw = json.loads(record_path(out).read_text())
+    for tensor in raw["tensors"]:
+        if digests is None:
+            del tensor["source"], tensor["weighted"]
+        else:
+            tensor["source"] = [dict(zip(("n_rows", "leaf_rows", "sha256"), x, strict=True)) for x in digests]
+    record_path(out).write_text(json.dumps(raw))
+    found = verify(out, source=source)
+    assert found.ok and found.verdict == "same"
+    assert found.compared[-1] == "source: 1 copied tensors byte for byte, 2 encoded tensors by up to 64 rows each"

@@ -159,7 +159,15 @@ def _plan():
 
 @functools.cache
 def texts(kind):
-    """Texts of sound files of the kind, the other kinds' after it: plan, losses, record, types."""
+    """Texts of sound files of the kind, of plan, losses and record the others after it."""
+    if kind == "jobs":
+        return (
+            '[defaults]\nctx = 4096\ntypes = ["Q4_K", "Q8_0"]\n\n[[job]]\nsource = "m.gguf"\n'
+            'budgets = [{vram = \'8GiB\'}, {bpw = 4.5, label = "B"}]\n[report]\ncard = "README.md"\n',
+            '[[job]]\nsource = ["a.b.gguf", "*.gguf"] # two\noutput = """{stem}-{encoding}.gguf"""\nsize = "1GiB"\n',
+        )
+    if kind == "tokens":
+        return ("0 1 2 3 " * 200, "3,1,2,0\n" * 200)
     if kind == "types":
         return (
             "^blk\\.0\\.attn_q\\.weight$=q4_k\nffn_(up|down)=Q6_K # comment\n.*=q8_0\n",

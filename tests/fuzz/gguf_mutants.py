@@ -10,7 +10,6 @@ from requant.formats import FORMATS
 
 SIZES = {type_id: (fmt.block_weights, fmt.block_bytes) for type_id, fmt in FORMATS.items()}
 DATA = struct.pack("<f", 1.5) * 2**12  # weights of any type, all of them finite numbers
-MOST_DATA = len(DATA)
 
 U64S = (0, 1, 2, 7, 8, 31, 32, 33, 63, 64, 255, 256, 65_535, 2**16, 2**20, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**61)
 U64S += (2**62, 2**63 - 1, 2**63, 2**64 - 64, 2**64 - 1)
@@ -112,7 +111,7 @@ class Gguf:
             n_bytes = math.prod(shape) // weights * size
             offset += n_bytes + -n_bytes % alignment
         n = sum(map(len, out))
-        out += (bytes(-n % alignment), (self.data or DATA)[: min(offset, MOST_DATA)])
+        out += (bytes(-n % alignment), (self.data or DATA)[:offset])
         return out
 
 

@@ -2,6 +2,8 @@
 
 import os
 import random
+import resource
+import signal
 import struct
 import tempfile
 import time
@@ -14,11 +16,12 @@ from pathlib import Path
 from fuzz import bases, oracles
 from fuzz.gguf_mutants import edit, edit_bytes, edit_fields
 from fuzz.reader import Reader
-from fuzz.text_mutants import json_mutant, lines_mutant
+from fuzz.shape_mutants import shape_mutant, sound
+from fuzz.text_mutants import json_mutant, lines_mutant, tokens_mutant, toml_mutant
 
-# kind -> its oracle, and its part of all mutants in twentieths
+# kind -> its oracle, and its part of all mutants in 25ths
 KINDS = {
-    "model": (oracles.model, 7),
+    "model": (oracles.model, 8),
     "split": (oracles.model, 2),
     "imatrix": (oracles.gguf_imatrix, 2),
     "statistics": (oracles.gguf_imatrix, 1),
@@ -27,10 +30,15 @@ KINDS = {
     "losses": (oracles.losses, 2),
     "record": (oracles.record, 1),
     "types": (oracles.types, 1),
+    "shapes": (oracles.shapes, 2),
+    "jobs": (oracles.jobs, 1),
+    "tokens": (oracles.tokens, 1),
 }
 PARTS = sum(part for _, part in KINDS.values())
 IN_GGUF = ("model", "split", "imatrix", "statistics")
-SECONDS, MEMORY = 1.0, 64 * 2**20
+TEXTS = {"types": lines_mutant, "jobs": toml_mutant, "tokens": tokens_mutant}  # the others of texts are JSON
+# of each mutant: seconds of the processor, bytes that Python traces; of the process: seconds in all, bytes it grows by
+SECONDS, MEMORY, HANGS, GROWTH = 1.0, 64 * 2**20, 30, 512 * 2**20
 SHOWN, PLANNED, MEASURED = 7, 61, 499  # of so many mutants one is also shown, planned for, measured for its memory
 
 
@@ -54,8 +62,9 @@ def mutant(kind, seed, index):
         for _ in range(rng.choice((0, 1, 1, 2))):
             edit_fields(rng, fields)
         return {"file": _edited(rng, b"".join(fields))}
-    text = lines_mutant if kind == "types" else json_mutant
-    return {"file": text(rng, bases.texts(kind))}
+    if kind == "shapes":
+        return {"file": shape_mutant(rng)}
+    return {"file": TEXTS.get(kind, json_mutant)(rng, bases.texts(kind))}
 
 
 def _gguf(rng, base, change):
@@ -143,6 +152,9 @@ def run(kind, seed, indices, keep, *, compare=1):
     outcome = Outcome()
     with warnings.catch_warnings(), Reader() as reader, Place() as place:
         warnings.simplefilter("error")
+        signal.signal(signal.SIGALRM, _stop)
+        if kind == "shapes":  # kernels are compiled or loaded before any mutant's time is taken
+            oracles.shapes(place.put({"file": b"".join(sound().fields())}), 2)
         for index in indices:
             files = mutant(kind, seed, index)
             try:
@@ -155,19 +167,33 @@ def run(kind, seed, indices, keep, *, compare=1):
     return outcome
 
 
+def _most_memory():
+    """The most bytes that this process has had in memory."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _stop(*_):
+    raise oracles.Escaped(f"had not ended after {HANGS} s")
+
+
 def _check(kind, index, path, outcome, reader):
     depth = 2 if index % PLANNED == 0 else 1 if index % SHOWN == 0 else 0
     oracle, measured = KINDS[kind][0], index % MEASURED == 0
     if measured:
         tracemalloc.start()
+    most = _most_memory()
+    signal.setitimer(signal.ITIMER_REAL, HANGS)
     start = time.process_time()
     try:
         verdict = oracle(path, depth)
         took = time.process_time() - start
         memory = tracemalloc.get_traced_memory()[1] if measured else 0
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         if measured:
             tracemalloc.stop()
+    if _most_memory() > most + GROWTH:
+        raise oracles.Escaped(f"the process grew by {_most_memory() - most} bytes")
     outcome.verdicts[kind, verdict] += 1
     outcome.slowest, outcome.most_memory = max(outcome.slowest, took), max(outcome.most_memory, memory)
     if took > SECONDS * (1 + 3 * measured):  # tracing takes its time

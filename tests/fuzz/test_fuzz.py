@@ -1,6 +1,6 @@
 """Mutants of every kind of file, 40,000 a run and 200,000 in the slow tests: used or refused in one line.
 
-Each at once, and without much memory.
+Each within a limit of time and of memory.
 """
 
 import os
@@ -10,15 +10,17 @@ import pytest
 from fuzz.run import KINDS, mutant, numbers, run
 
 MUTANTS, ALL, SEED = 40_000, 200_000, 1
+HEAVY = {"shapes": 8}  # of a kind that is scored and converted, one mutant in so many
 
 
 @pytest.mark.parametrize("mutants", [MUTANTS, pytest.param(ALL, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_mutant_escapes_as_anything_but_a_requant_error(tmp_path, kind, mutants):
-    outcome = run(kind, SEED, range(numbers(kind, mutants)), tmp_path, compare=4)
+    wanted = numbers(kind, mutants) // HEAVY.get(kind, 1)
+    outcome = run(kind, SEED, range(wanted), tmp_path, compare=4)
     assert outcome.failures == [], f"{len(outcome.failures)}, written to {os.fspath(tmp_path)}"
     n = outcome.verdicts.total()
-    assert n == numbers(kind, mutants)
+    assert n == wanted
     # the mutator is worth something only if files get through, and others do not
     assert 0.1 * n < outcome.verdicts[kind, "refused"] < 0.9 * n
 

@@ -65,6 +65,41 @@ WORDS += (
 )
 WORDS += ("(?:", "(?#", "(?(1)", "(?-i:", "\\x", "\\N{x}", "\\u12", "a&&b", "[^", "(?a)", "(?L)", "(?u)")
 
+TOML_WORDS = (
+    *(
+        "a." * 2000 + "a=1",
+        "[" * 3000,
+        "{" * 3000,
+        "[[" + "a." * 2000 + "a]]",
+        "{a=" * 300,
+        "9" * 5000,
+        "0x" + "f" * 3000,
+    ),
+    *("=", '"', "'", '"""', "'''", "#", "\\", "\n", "[[job]]", "[report]", "[defaults]", "inf", "nan", "-0", "1e999"),
+    *("1979-05-27", "00:00:00", "true", "{", "}", "[", "]", ",", ".", '"" = 1', "\\uD800", "\x00", "\ufeff", "\u202e"),
+    *("a=1\n" * 1000, "a" * 5000, "'a'." * 1000),
+)
+TOKEN_WORDS = (
+    *(",", " ", "\n", "-1", "2147483648", "9223372036854775807", "9223372036854775808", "18446744073709551616"),
+    *(
+        "9" * 5000,
+        "0" * 5000,
+        "1.5",
+        "1e9",
+        "nan",
+        "0x1",
+        "\u0663",
+        "\x00",
+        "\ufeff",
+        "+",
+        "-",
+        "--1",
+        "a",
+        "1" * 12,
+        "1," * 5000,
+    ),
+)
+
 
 def edit_value(rng, value):
     """One change somewhere in `value`, a list or dict."""
@@ -114,6 +149,17 @@ def json_mutant(rng, bases):
         if rng.random() < 0.85:
             return text.encode("utf-8", "surrogatepass")
     return text_edited(rng, text, TEXTS, rng.choice(bases))
+
+
+def toml_mutant(rng, bases):
+    """Bytes of a batch file."""
+    text = rng.choice(bases)
+    return text.encode() if rng.random() < 0.1 else text_edited(rng, text, TOML_WORDS, rng.choice(bases))
+
+
+def tokens_mutant(rng, bases):
+    """Bytes of a file of token ids."""
+    return text_edited(rng, rng.choice(bases), TOKEN_WORDS, rng.choice(bases))
 
 
 def lines_mutant(rng, bases):

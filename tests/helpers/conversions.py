@@ -9,8 +9,10 @@ from gguf_files import ARCHITECTURE, STR, U32, File, Tensor, pair
 
 from requant.common.monitor import SILENT
 from requant.container.output import claim_output
+from requant.container.source import open_source
 from requant.conversion import convert as module
 from requant.conversion.options import Claim, ConversionOptions
+from requant.conversion.verify import find_record, verify_output
 from requant.formats import by_name
 from requant.model.roles import layer_of, never_quantize, role_of
 from requant.planning.plan import Choice, Plan
@@ -73,3 +75,9 @@ def convert(source, plan, out, *, imatrix=None, losses=None, record=None, progre
         options = ConversionOptions(**options)
         given = {"imatrix": imatrix, "losses": losses, "options": options, "claim": claim, "monitor": monitor}
         return module.convert(source, plan, out, **given)
+
+
+def verify(out, *, source=None, record=None, **how):
+    """The verification of the file `out` against `source`, and its record beside it or at `record`."""
+    with open_source(out) as target:
+        return verify_output(target, source=source, record=find_record(target, record), **how)

@@ -334,7 +334,7 @@ CASES = {
     "data_q4k_scale_nan": _values((256, 2), 12, bytes(144) + struct.pack("<e", math.nan) + bytes(142)),
     "data_mxfp4_e_ff": _values((32, 2), 39, bytes(17) + b"\xff" + bytes(16)),
     # split models
-    "split_count_65535": _splits({0: _shard(0, count=65_535)}, "key 'split.count' is too large"),
+    "split_count_65535": _splits({0: _shard(0, count=65_535)}, "its name must end in '-00001-of-65535.gguf'"),
     "split_no_out_of_range": _splits({0: _shard(0, no=2)}, "key 'split.no' is out of range"),
     "split_tensors_count_wrong": _splits(
         {0: _shard(0, n_tensors=3), 1: _shard(1, n_tensors=3)}, "does not fit the shards"
@@ -369,6 +369,9 @@ FURTHER = {
     "kv_arr_str_item_len_2e64": _r(_pairs(string("k") + array(STR, 2, string("a", -1) + string("b"))), "item 0"),
     "kv_align_array_type": _r(_alignment_key(ARR, (U32, [32])), "wrong type"),
     "ti_dim_0_after_overflow": _r(_bare((2**62, 2**62, 0)), "too many elements"),
+    "ti_dim_0_huge_rows": _w(_bare((0, 2**62)), "no elements"),
+    "ti_dim_0_huge_columns": _w(_bare((2**62, 0)), "no elements"),
+    "ti_dim_0_huge_experts": _w(_bare((0, 2, 2**62)), "no elements"),
     "imx_all_counts_0": _imx(_imatrix(counts=_counts(0.0)), "no token is behind"),
     "imx_counts_nan": _imx(_imatrix(counts=_counts(math.nan)), "is no mean square"),
     "imx_legacy_nan": _imx(_legacy()[:-4] + struct.pack("<f", math.nan), "is no mean square", "imatrix.dat"),

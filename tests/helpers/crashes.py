@@ -96,6 +96,8 @@ class Recorder:
         name = self._own(path)
         is_new = name is not None and flags & os.O_CREAT and not os.path.lexists(path)
         descriptor = real(path, flags, *mode, **named)
+        if flags & os.O_TMPFILE == os.O_TMPFILE and os.path.realpath(path) == self._folder:
+            self._new(os.fstat(descriptor).st_ino)
         if is_new:
             self._add("name", name, self._new(os.fstat(descriptor).st_ino))
         return descriptor
@@ -133,9 +135,9 @@ class Recorder:
 
     _fsync = _fdatasync
 
-    def _link(self, real, old, new):
+    def _link(self, real, old, new, **named):
         number = self._files[Path(old).stat().st_ino] if self._own(new) else None
-        real(old, new)
+        real(old, new, **named)
         if number is not None:
             self._add("name", self._own(new), number)
 

@@ -6,10 +6,13 @@ prints JSON: for each prompt the text of N_TOKENS greedy tokens, and the N_LIKEL
 logarithms of their probabilities.
 """
 
+import base64
 import json
+import struct
 import subprocess
 import sys
 import urllib.request
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,11 +56,21 @@ def divergence(before: Answer, after: Answer) -> float:
     return float((np.exp(p) * (p - q)).sum())
 
 
-def _server(model: str):
+def describe_picture(model: Path, projector: Path) -> str:
+    """The first tokens about a picture; AssertionError where llama.cpp cannot load or run the projector."""
+    words = [sys.executable, __file__, "--picture", str(model), str(projector)]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert run.returncode == 0, f"llama.cpp fails on {projector.name} ({run.returncode}):\n{run.stderr[-2000:]}"
+    return str(json.loads(run.stdout.splitlines()[-1]))
+
+
+def _server(model: str, projector: str = ""):
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
     parameters.model.path = model
+    if projector:
+        parameters.mmproj.path, parameters.mmproj_use_gpu = projector, False
     parameters.n_ctx, parameters.n_parallel, parameters.warmup = 256, 1, False
     # one thread: several spin while they wait for each other, for minutes on a busy machine
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
@@ -88,8 +101,28 @@ def print_tokens(model: str, *texts: str) -> None:
     sys.stdout.write(json.dumps(found) + "\n")
 
 
+def print_description(model: str, projector: str) -> None:
+    url = "data:image/png;base64," + base64.b64encode(_png(64)).decode()
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Describe"}]
+    asked = {"messages": [{"role": "user", "content": content}], "max_tokens": 2, "temperature": 0}
+    answer = _server(model, projector).handle_chat_completions(asked)
+    sys.stdout.write(json.dumps(answer["choices"][0]["message"]["content"]) + "\n")
+
+
+def _png(side: int) -> bytes:
+    """A picture of three ramps."""
+    y, x = np.mgrid[0:side, 0:side]
+    raw = np.stack([x * 4 % 256, y * 4 % 256, (x + y) * 2 % 256], -1).astype(np.uint8)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in raw))
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b""))
+    coded = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(coded)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "--tokens":
         print_tokens(*sys.argv[2:])
+    elif sys.argv[1] == "--picture":
+        print_description(*sys.argv[2:])
     else:
         main(*sys.argv[1:])

@@ -30,12 +30,12 @@ def _normalize(x):
 
 
 def main(out, asked, *models):
-    from requant.model.llama_cpp import Engine
+    from requant.model.llama_cpp import LlamaCpp
 
     tokens = np.array(json.loads(Path(asked).read_text()), np.int32)
     found = {}
     for path in models:
-        with Engine(Path(path), 256) as engine:
+        with LlamaCpp(Path(path), 256) as engine:
             found[path] = engine.logits(tokens)
     np.savez(out, **found)
 

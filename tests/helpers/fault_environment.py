@@ -5,7 +5,7 @@ import os
 import stat
 
 from fault_ends import PROCESS
-from fault_rows import DONE, Row
+from fault_rows import DONE, OLD, PART, Row
 from shim import Fault
 
 
@@ -23,11 +23,20 @@ def masked(mask):
     return given
 
 
-def has_mode(mode):
+def has_mode(mode, *names):
     def check(folder):
-        assert {stat.S_IMODE((folder / name).stat().st_mode) for name in DONE} == {mode}
+        assert {stat.S_IMODE((folder / name).stat().st_mode) for name in names or DONE} == {mode}
 
     return check
+
+
+def source_of(mode):
+    return lambda folder: (folder / "source.gguf").chmod(mode)
+
+
+def private_output(folder):
+    (folder / "out.gguf").write_bytes(OLD)
+    (folder / "out.gguf").chmod(0o600)
 
 
 def blocked(folder):
@@ -67,7 +76,25 @@ AROUND = [
         left=DONE,
     ),
     *(
-        Row("permissions", f"umask {mask:03o}", 0, during=masked(mask), left=DONE, also=has_mode(0o666 & ~mask))
+        Row("permissions", f"umask {mask:03o}", 0, during=masked(mask), left=DONE, also=has_mode(0o644 & ~mask))
         for mask in (0, 0o022, 0o077)
+    ),
+    *(
+        Row("permissions", f"a source of {mode:03o}", 0, given=source_of(mode), left=DONE, also=has_mode(left))
+        for mode, left in ((0o600, 0o600), (0o640, 0o640), (0o444, 0o644), (0o604, 0o604), (0o755, 0o644))
+    ),
+    Row(
+        *("permissions", "over a private output", 0),
+        given=private_output,
+        words=("--force",),
+        left=DONE,
+        also=has_mode(0o600, "out.gguf"),
+    ),
+    Row(
+        *("permissions", "of what a stopped run leaves", 6, ("Input/output error",)),
+        (Fault("pwrite", "EIO", 9, r"out\.gguf\.part$"),),
+        given=source_of(0o600),
+        left=PART,
+        also=has_mode(0o600, *PART),
     ),
 ]

@@ -2,14 +2,17 @@
 
 import contextlib
 import os
+import re
 
 from commands import names
+from conversions import small_model
 from fault_inputs import shard
 from fault_numbers import imatrix_file
 from fault_rows import DONE, OLD, PART, Row, command
 from gguf_files import split_files, write_files
 from shim import Fault, injected
 
+from requant.container.journal import Journal
 from requant.container.output import claim_output
 
 
@@ -19,6 +22,8 @@ def old(folder):
 
 
 OUT = frozenset({"out.gguf"})
+STRANGER = b"something of the user's"
+RECORD = b'{\n  "schema": "requant.output/1",\n  "output": "another.gguf"\n}\n'
 
 
 def harmed(harm, *faults):
@@ -60,7 +65,106 @@ def split_source(folder):
     write_files(folder, split_files())
 
 
+def holds(name, content=STRANGER):
+    """There is a file that merely has the name of one of requant's own."""
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def is_whole(name, content=STRANGER):
+    def check(folder):
+        assert (folder / name).read_bytes() == content
+
+    return check
+
+
+def stranger(name, says, *words, **how):
+    return Row(
+        *("not ours", f"{name} {' '.join(words)}".strip(), 5, (rf"{re.escape(name)}: {says}",)),
+        words=words,
+        **{"given": holds(name), "left": frozenset({name}), "again": 5, "also": is_whole(name)} | how,
+    )
+
+
+def second_name(name):
+    """A file of requant's own has a second name, so that writing into it would change that."""
+
+    def given(folder):
+        (folder / "kept").write_bytes(b"")
+        os.link(folder / "kept", folder / name)
+
+    return given
+
+
+def journal_of(folder, name):
+    """The journal of the unfinished output `name` was given the name of this one's."""
+    with Journal(folder / f"{name}.part.journal", folder / name) as journal:
+        journal.begin({"files": [[name, 100, "0"]]})
+    (folder / f"{name}.part.journal").rename(folder / "out.gguf.part.journal")
+
+
+OWN_NAMES = ("out.gguf.part", "out.gguf.part.journal", "out.gguf.part.imatrix")
+
+NOT_OURS = [
+    *(stranger(name, "is not ") for name in OWN_NAMES),
+    *(stranger(name, "is not ", "--restart", "--force") for name in OWN_NAMES),
+    *(
+        Row(
+            *("not ours", f"{name}, the source", 5, (rf"{re.escape(name)}: is one of the inputs",)),
+            given=lambda folder, name=name: os.link(folder / "source.gguf", folder / name),
+            left=frozenset({name}),
+            again=5,
+        )
+        for name in OWN_NAMES
+    ),
+    *(
+        Row(
+            *("not ours", f"{name}, a hard link", 5, (rf"{re.escape(name)}: has another name",)),
+            given=second_name(name),
+            left=frozenset({name, "kept"}),
+            again=5,
+            also=is_whole("kept", b""),
+        )
+        for name in OWN_NAMES
+    ),
+    Row(
+        *("not ours", "a finished model of that name", 5, (r"out\.gguf\.part\.imatrix: is not the importance",)),
+        given=lambda folder: small_model().write(folder / "out.gguf.part.imatrix"),
+        left=frozenset({"out.gguf.part.imatrix"}),
+        again=5,
+    ),
+    Row(
+        *(
+            "not ours",
+            "another output's journal",
+            5,
+            (r"\.journal: is the journal of another output, x",),
+        ),
+        given=lambda folder: journal_of(folder, "x.gguf"),
+        left=frozenset({"out.gguf.part.journal"}),
+        again=5,
+    ),
+    *(
+        Row(
+            *("not ours", f"{name}, which no run uses", 0),
+            given=holds(name),
+            left=DONE | {name},
+            also=is_whole(name),
+        )
+        for name in ("out.gguf.requant.json.0badcafe.part", "out.gguf.part.imatrix.part", "out.gguf.part.npz")
+    ),
+    Row("not ours", "an empty journal, as a killed run leaves it", 0, given=holds(OWN_NAMES[1], b""), left=DONE),
+    Row("not ours", "an empty part, as a killed run leaves it", 0, given=holds(OWN_NAMES[0], b""), left=DONE),
+    Row(
+        *("not ours", "the record of another output", 5, (r"requant\.json: already exists",)),
+        given=holds("out.gguf.requant.json", RECORD),
+        left=frozenset({"out.gguf.requant.json"}),
+        also=is_whole("out.gguf.requant.json", RECORD),
+        again=5,
+    ),
+]
+
 REFUSED = [
+    *NOT_OURS,
     Row("out exists", "a file", 5, (r"out\.gguf: already exists; --force replaces it",), given=old, left=OUT, again=5),
     Row("out exists", "with --force", 0, given=old, words=("--force",), left=DONE),
     Row(

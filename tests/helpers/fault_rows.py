@@ -32,7 +32,16 @@ ANSWERED = re.compile(
 TABLE = [
     *("no GGUF", "version", "count or length", "duplicate", "alignment", "offset", "truncated", "trailing bytes"),
     *("unknown type", "row and block", "shards", "split names", "not finite", "gate", "bad imatrix", "missing imatrix"),
-    *("budget", "out exists", "out is input", "out is no file", "out is a link", "second run", "stale part"),
+    *(
+        "budget",
+        "out exists",
+        "out is input",
+        "out is no file",
+        "out is a link",
+        "second run",
+        "stale part",
+        "not ours",
+    ),
     *("free space", "disk full", "read error", "write error", "no permission", "source changed"),
     *("signal", "second signal", "killed", "bad journal", "bad part", "memory", "stdout closed", "kernel cache"),
     *("poor file system", "surroundings", "permissions", "error not printed"),

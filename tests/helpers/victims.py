@@ -23,7 +23,7 @@ OLD = b"an old output"
 # weights of a chunk, bytes of a piece, bytes between two flushes: small, so that there is much to lose
 SMALL = (1024, 2000, 1)
 # what a run that was killed may leave beside the outputs; the next one takes it up or removes it
-_LEFT = re.compile(r"\.part|\.part\.journal|\.part\.imatrix(\.part)?|\.requant\.json\.[0-9a-f]{8}\.part")
+_LEFT = re.compile(r"\.part|\.part\.journal|\.part\.imatrix|\.requant\.json\.part")
 
 
 @dataclass

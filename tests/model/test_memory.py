@@ -18,7 +18,6 @@ from requant.model.memory import (
     kv_cache_bytes,
     memory_for,
     on_device,
-    shrink_batch,
 )
 from requant.model.roles import is_tied
 
@@ -127,7 +126,7 @@ def test_unusual_keys_of_a_known_architecture_are_refused():
             memory_for(read_hyperparameters(tiny(**change)), EngineSettings(512))
 
 
-def test_the_fixture_in_twelve_mib_leaves_room_with_a_smaller_batch():
+def test_the_fixture_in_twelve_mib_leaves_no_room_with_the_default_batch():
     header = parse_header(FIXTURE)
     hp, vram = read_hyperparameters(header.metadata, header.tensors), 12 * MIB
     memory = memory_for(hp, EngineSettings(512), vram=vram)
@@ -136,17 +135,6 @@ def test_the_fixture_in_twelve_mib_leaves_room_with_a_smaller_batch():
     logits, activations, mask = 4 * 4096 * 512, 4 * 4 * 512 * 256, 2 * 512 * 512
     assert logits + activations + mask < memory.compute < 1.03 * (logits + activations + mask)
     assert memory.weights_limit(vram) == vram - memory.kv_cache - memory.compute - memory.reserve < 0
-    small = shrink_batch(hp, memory, vram, 4 * MIB)
-    assert small.settings.n_ubatch == 128
-    assert small.weights_limit(vram) > 4 * MIB
-    assert (small.kv_cache, small.reserve) == (memory.kv_cache, memory.reserve)
-
-
-def test_a_batch_is_not_shrunk_where_it_does_not_help():
-    hp = hyperparameters("Llama-3.1-8B F16")
-    memory = memory_for(hp, EngineSettings(4096), vram=12 * 1024 * MIB)
-    assert shrink_batch(hp, memory, 12 * 1024 * MIB, 4096 * MIB) is memory
-    assert shrink_batch(hp, memory, 12 * 1024 * MIB, 2**50) is memory
 
 
 @given(st.integers(1, 2**45))

@@ -7,12 +7,12 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import real_models
-from gguf_files import F32, STR, U32, File, pair
+from gguf_files import ARR, BOOL, F32, STR, U32, File, pair
 from shapes import GOLDEN, shape
 
 from requant.container.source import open_source
 from requant.errors import UsageError
-from requant.formats import by_name
+from requant.formats import FORMATS, by_name
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.mixtures import default_type, mixture_types
 
@@ -68,6 +68,7 @@ def test_the_blocks_of_a_mixture_always_divide_the_row(n_per_row):
 
 
 MIXTURES = json.loads((FIXTURES / "mixtures_golden.json").read_text())["shapes"]
+BY_LAYER = json.loads((FIXTURES / "mixtures_by_layer_golden.json").read_text())["shapes"]
 SIZES = json.loads((FIXTURES / "perplexity_golden.json").read_text())["llama_quantize_mixes"]["models"]
 
 
@@ -82,6 +83,21 @@ def test_every_tensor_gets_what_llama_quantize_gives(name):
         assert types == expected
         kept = {t[3 + i] for t in golden["tensors"] if t[0] not in types}
         assert kept <= {"f32", "f16"}
+
+
+@pytest.mark.parametrize("name", sorted(BY_LAYER))
+def test_every_tensor_of_a_hybrid_gets_what_llama_quantize_gives(name):
+    golden = BY_LAYER[name]
+    tensors, expected = [], {}
+    for row, layers, dims, type_id, *types in golden["rows"]:
+        names = [row.replace("blk.N.", f"blk.{layer}.") for layer in layers] or [row]
+        tensors += [Placed(name, tuple(dims), type_id) for name in names]
+        expected |= dict.fromkeys(names, types)
+    hp = hyperparameters(golden["keys"])
+    for i, mixture in enumerate(golden["mixtures"]):
+        types = mixture_types(mixture, tensors, hp, has_imatrix=False)
+        own = {t.name: FORMATS[t.type_id].name for t in tensors}
+        assert {n: types.get(n, own[n]) for n in own} == {n: e[i].upper() for n, e in expected.items()}, mixture
 
 
 @pytest.mark.parametrize(
@@ -111,6 +127,12 @@ class Placed:
 
 def hyperparameters(keys):
     kinds = {int: U32, float: F32, str: STR}
-    file = File(tuple(pair(key, kinds[type(value)], value) for key, value in keys.items()))
+    file = File(tuple(_pair(key, value, kinds) for key, value in keys.items()))
     with TemporaryDirectory() as folder, open_source(file.write(Path(folder) / "model.gguf")) as source:
         return read_hyperparameters(source.metadata, source.tensors)
+
+
+def _pair(key, value, kinds):
+    if isinstance(value, list):
+        return pair(key, ARR, (BOOL if isinstance(value[0], bool) else U32, value))
+    return pair(key, BOOL if isinstance(value, bool) else kinds[type(value)], value)

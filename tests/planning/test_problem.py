@@ -2,6 +2,7 @@ import pytest
 from strategies import model, tensor
 
 from requant.errors import UsageError
+from requant.planning.asked_types import add_asked_types
 from requant.planning.constraints import (
     Constraints,
     Limit,
@@ -9,14 +10,18 @@ from requant.planning.constraints import (
     Timing,
     Use,
     bpw_limit,
+    compile_pattern,
     loss_limit,
     ram_limit,
     size_limit,
     speed_limit,
     vram_limit,
 )
+from requant.planning.rule_matches import check_rules
 from requant.planning.rules import parse_rule, parse_type, parse_types
 from requant.planning.solver.problem import constrain
+from requant.planning.solver.solve import solve
+from requant.scoring.losses import TOO_SMALL
 
 SOME = {"Q2_K": 3.0, "Q4_K": 0.5, "Q6_K": 0.1}
 LOSSES = model(
@@ -86,7 +91,9 @@ def test_a_pin_that_cannot_be_is_refused(text, says):
         ("attn_q", "is not REGEX=TYPE"),
         ("=Q4_K", "is not REGEX=TYPE"),
         ("attn(=Q4_K", "is not a regular expression"),
-        ("[[:digit:]]=Q4_K", "is not a regular expression"),
+        ("[[:digits:]]=Q4_K", "is not a regular expression"),
+        ("[[=a=]]=Q4_K", "is not a regular expression"),
+        ("attn_q=Q4_K,attn_k=Q6_K", "is more than one rule; write each alone, without commas"),
         ("a{9999999999999}=Q4_K", "is not a regular expression"),
         (
             "attn_q=Q4_K_M",
@@ -99,6 +106,81 @@ def test_a_pin_that_cannot_be_is_refused(text, says):
 def test_a_rule_that_is_none_is_refused(text, says):
     with pytest.raises(UsageError, match=says):
         parse_rule(text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found", "others"),
+    [
+        (r"blk\.[[:digit:]]\.", "blk.7.", "blk.x."),
+        (r"^[^[:digit:]]+$", "attn", "attn1"),
+        (r"^[[:alpha:]_]+$", "attn_q", "attn.q"),
+        (r"^[a[:digit:]-]+$", "a-7", "b"),
+        (r"^[][:digit:]]+$", "]7", "["),
+        (r"^[[:lower:]][[:upper:]]$", "aB", "Ab"),
+        (r"^[[:alnum:]]$", "Z", "_"),
+        (r"^[[:xdigit:]]$", "f", "g"),
+        (r"^[[:punct:]]$", "[", "a"),
+        (r"^[[:space:]]$", "\t", "t"),
+        (r"^[[:blank:]]$", " ", "\n"),
+        (r"^[[:w:]]$", "_", "-"),
+        (r"^[[:print:]]$", "~", "\x7f"),
+        (r"^[[:graph:]]$", "~", " "),
+        (r"^[[:cntrl:]]$", "\x7f", "a"),
+        (r"\[:digit:]", "[:digit:]", "7"),
+        (r"^[:digit:]+$", "git:", "7"),
+    ],
+)
+def test_the_classes_of_posix_are_those_of_llama_quantize(pattern, found, others):
+    compiled = compile_pattern(pattern, "--tensor-type")
+    assert compiled.search(found) and not compiled.search(others)
+
+
+def test_a_pin_of_the_type_that_tensors_keep_decides_nothing_and_is_no_error():
+    problem = constrain(LOSSES, pins("^output_norm=F32", "norm=f32", "attn_q=Q4_K"))
+    assert not problem.notes and types_of("blk.0.attn_q.weight", pins("norm=F32", "attn_q=Q4_K")) == ["Q4_K"]
+    check_rules(LOSSES, pins("norm=F32"))
+
+
+def test_all_rules_that_cannot_be_used_are_told_at_once():
+    for check in (constrain, check_rules):
+        with pytest.raises(UsageError) as caught:
+            check(LOSSES, pins("zzz=Q4_K", "attn_q=Q4_K", "norm=Q8_0", "yyy=Q4_K"))
+        said = str(caught.value)
+        assert "'zzz' matches no tensor" in said and "'yyy' matches no tensor" in said
+        assert (
+            "'norm=Q8_0' matches only tensors that stay as they are; output_norm.weight is F32: it is no matrix" in said
+        )
+        with pytest.raises(UsageError, match=r"; and more like these$"):
+            check(LOSSES, pins(*(f"zz{i}=Q4_K" for i in range(1000))))
+
+
+@pytest.mark.parametrize(
+    ("source_type", "asked"), [("BF16", "F16"), ("F16", "BF16"), ("BF16", "F32"), ("Q4_K", "Q8_0"), ("Q4_K", "F16")]
+)
+def test_a_type_that_saves_nothing_is_had_by_name(source_type, asked):
+    losses = model(
+        tensor("blk.0.attn_q.weight", {}, (256, 4), source_type=source_type), tensor("norm", {}, reason="1-D")
+    )
+    constraints = pins(f"attn_q={asked.lower()}")
+    found = solve(add_asked_types(losses, constraints), constraints)
+    assert found.types() == {"blk.0.attn_q.weight": asked, "norm": "F16"} and found.predicted_loss == 0
+    assert found.notes == (
+        "1 tensor has a type that saves little or nothing, as asked for by name; its loss counts as 0",
+    )
+
+
+def test_a_matrix_that_is_only_too_small_is_had_by_name():
+    small = tensor("blk.0.attn_q.weight", {}, (256, 4), reason=TOO_SMALL)
+    for constraints in (pins("attn_q=Q4_K"), pins("blk=q4_k")):
+        assert solve(add_asked_types(model(small), constraints), constraints).types() == {small.name: "Q4_K"}
+    constraints = pins("attn_q=f16")
+    assert solve(add_asked_types(model(small), constraints), constraints).types() == {small.name: "F16"}
+
+
+def test_types_that_a_tensor_cannot_have_are_not_had_by_name_either():
+    losses = model(tensor("blk.0.attn_k_b.weight", {}, (96, 4), source_type="Q4_0"))
+    with pytest.raises(UsageError, match="rows of 96 are no whole blocks of 256"):
+        solve(add_asked_types(losses, pins("attn_k_b=Q6_K")), pins("attn_k_b=Q6_K"))
 
 
 def test_a_rule_may_hold_an_equals_sign():

@@ -77,6 +77,13 @@ def test_a_file_is_read_with_comments_and_blank_lines(tmp_path):
     assert list(read_tensor_types(path)) == rules
 
 
+def test_a_file_as_tools_and_people_write_it_is_read(tmp_path):
+    path = tmp_path / "types.txt"
+    path.write_bytes("\ufeff## Head\r\nATTN_Q = Q4_K\r\nffn[[:digit:]]=q6_K # best\r\nnorm= f32\r\n".encode())
+    rules = [("ATTN_Q", "Q4_K"), ("ffn[[:digit:]]", "Q6_K"), ("norm", "F32")]
+    assert [(rule.pattern, rule.type) for rule in read_tensor_types(path)] == rules
+
+
 def test_a_plan_returns_through_its_file(tmp_path):
     drawn = model(*(tensor(f"blk.{i}.attn_q.weight", {"Q4_K": 0.5, "Q6_K": 0.1}) for i in range(3)))
     plan = solve(drawn, Constraints())
@@ -94,6 +101,11 @@ def test_a_plan_returns_through_its_file(tmp_path):
         ("attn(=Q4_K", r"line 1: 'attn\(' is not a regular expression"),
         ("attn=Q4_Z", r"line 1: 'Q4_Z' is not a ggml type; did you mean"),
         ("# nothing\n", "holds no REGEX=TYPE"),
+        (
+            "a=iq5_ks\nb=q4_k\nc\n",
+            r"line 1: 'iq5_ks' is not a ggml type; did you mean .*; line 3: 'c' is not REGEX=TYPE",
+        ),
+        ("x\n" * 30, r"line 10: 'x' is not REGEX=TYPE; and 20 more"),
     ],
 )
 def test_a_file_with_a_fault_is_refused_with_its_line(tmp_path, text, says):

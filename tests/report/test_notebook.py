@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import requant
-from requant.conversion.verify import Verification
+from requant.conversion.verification import Verification
 from requant.errors import REMARK, brief
 from requant.planning.frontier import Curve, Point
 from requant.report import html as markup
@@ -108,7 +108,7 @@ def test_a_plan_has_a_column_for_each_layer_and_its_budget(results):
 def test_figures_are_those_of_the_result(results):
     page = safe(results["evaluation"]._repr_html_())
     assert f"{results['evaluation'].ppl:.4f}" in page.text and "0.000000" in page.text
-    assert "it is sound" in safe(results["verification"]._repr_html_()).text
+    assert "the same bytes as were written" in safe(results["verification"]._repr_html_()).text
     assert f"{results['losses'].tensors[0].candidates[0].loss:.3g}" in safe(results["losses"]._repr_html_()).text
 
 

@@ -2,6 +2,8 @@
 
 import ast
 import importlib.util
+import itertools
+import math
 import struct
 import xml.etree.ElementTree as ET
 import zlib
@@ -19,7 +21,7 @@ from requant.report.kinds import check_library
 from requant.report.picture import curve as picture_curve
 from requant.report.picture import parts as picture_parts
 from requant.report.picture.figure import _STYLE, _draw_figure, render_picture
-from requant.report.view import BudgetBar, layer_roles, loss_curve
+from requant.report.view import BudgetBar, layer_roles, least_loss_at, loss_curve
 
 HOSTILE = {"attn_$q^2$_\\frac{a}{b}": (256, 256), "<script>alert(1)</script>": (256, 256), "\u540d\u524d$": (256, 256)}
 PLANS = {
@@ -142,6 +144,20 @@ def test_the_curve_shows_the_plan_and_every_mixture():
     (x, y) = next((line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "D")
     assert (round(x * unit), y) == (loss_curve(of).chosen.n_bytes, loss_curve(of).chosen.loss)
     assert "this plan" in {t.get_text() for t in axes.texts}
+
+
+def test_the_curve_between_distant_points_is_the_bound_and_says_so():
+    of = plan(1, {"ffn_down": (256, 256)}, mixtures=())
+    c = next(c for c in of.choices if c.role == "ffn_down")
+    of = replace(of, candidates={c.name: {"Q2_K": 1.0, "Q8_0": 0.001}})
+    axes = next(a for a in _draw_figure(of).axes if a.get_yscale() == "log")
+    (drawn,) = (line for line in axes.lines if line.get_marker() == "None")
+    unit = next(n for n, name in picture_curve._UNITS if name in axes.get_xlabel())
+    curve = loss_curve(of)
+    for (x0, y0), (x1, y1) in itertools.pairwise(zip(*drawn.get_data(), strict=True)):
+        middle = least_loss_at(curve, round((x0 + x1) / 2 * unit))
+        assert math.sqrt(y0 * y1) == pytest.approx(middle, rel=0.02)  # bytes are whole
+    assert "bound" in drawn.get_label() and len(drawn.get_xdata()) > 20
 
 
 def test_labels_of_dots_in_one_place_are_left_out_and_not_piled_up():

@@ -95,7 +95,7 @@ def test_nothing_that_was_left_out_is_silent():
 
 
 def test_loss_gap_and_method_are_said():
-    assert f"predicted {PLAN.predicted_loss:.4g} points of its own (cfix); proven gap" in summary(PLAN)
+    assert f"predicted {PLAN.predicted_loss:.4g} points, no KL divergence (cfix); proven gap" in summary(PLAN)
     edited = replace(PLAN, predicted_loss=None, gap=None, notes=(EDITED,))
     assert "not known, the plan was edited" in summary(edited)
     assert "?" in type_table(edited)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from requant.formats import by_name
 from requant.planning.constraints import Limit
 from requant.planning.plan import Choice, Mixture, Plan
-from requant.report.view import best_loss_at, budget_bars, layer_roles, loss_curve
+from requant.report.view import NO_LOSS, budget_bars, layer_roles, least_loss_at, loss_curve, sample_curve
 
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16")
 SHAPES = ((256, 4), (256, 8), (512, 8))
@@ -59,7 +59,7 @@ def test_no_allocation_beats_a_point_of_the_curve(plan):
     assert (found.chosen.n_bytes, found.chosen.loss) == (plan.n_bytes, plan.predicted_loss)
 
 
-def test_a_curve_of_many_tensors_is_thinned_and_keeps_its_ends():
+def test_a_curve_of_many_tensors_is_drawn_with_fewer_points_and_keeps_its_ends():
     choices, candidates = [], {}
     for i in range(400):
         name = f"blk.{i}.ffn_down.weight"
@@ -67,7 +67,9 @@ def test_a_curve_of_many_tensors_is_thinned_and_keeps_its_ends():
         choices.append(choice(name, (256, 8), "Q4_K", candidates[name]["Q4_K"]))
     plan = Plan("m", "00", "llama", "fisher", {}, (), {}, tuple(choices), 1.0, 0.0, candidates=candidates)
     found = loss_curve(plan)
-    assert 100 < len(found.points) <= 242
+    drawn = sample_curve(found, found.points[0].n_bytes, found.points[-1].n_bytes)
+    assert 100 < len(drawn) < 400 < len(found.points)
+    assert (drawn[0], drawn[-1]) == (found.points[0], found.points[-1])
     assert found.points[0].n_bytes == sum(by_name("Q2_K").n_bytes(c.n_weights) for c in choices)
     assert found.points[-1].n_bytes == sum(by_name("F16").n_bytes(c.n_weights) for c in choices)
     assert all(a.n_bytes < b.n_bytes and a.loss >= b.loss for a, b in itertools.pairwise(found.points))
@@ -127,15 +129,28 @@ def test_cells_hold_every_tensor_with_its_sensitivity_at_the_reference_type():
     assert (down.layer, down.role, down.types, down.loss, down.sensitivity) == (0, "ffn_down", ("Q4_K",), 0.25, 0.25)
 
 
+@given(plans(), st.floats(0, 1), st.floats(0, 1))
+def test_the_drawn_curve_is_the_bound_on_a_logarithmic_axis_too(plan, one, other):
+    found = loss_curve(plan)
+    first, span = found.points[0].n_bytes, found.points[-1].n_bytes - found.points[0].n_bytes
+    drawn = sample_curve(found, first + min(one, other) * span, first + max(one, other) * span)
+    for dot in drawn:
+        assert dot.loss == pytest.approx(least_loss_at(found, dot.n_bytes), rel=1e-9, abs=1e-12)
+    for a, b in itertools.pairwise(drawn):
+        middle = (a.n_bytes + b.n_bytes) // 2
+        if b.loss > NO_LOSS * drawn[0].loss and b.n_bytes - a.n_bytes > 200:  # bytes are whole; 0 has no logarithm
+            assert math.sqrt(a.loss * b.loss) == pytest.approx(least_loss_at(found, middle), rel=0.06)
+
+
 @given(plans())
 def test_no_allocation_lies_below_the_line_of_the_curve(plan):
     found = loss_curve(plan)
     for size, loss in allocations(plan):
-        line = best_loss_at(found, size)
+        line = least_loss_at(found, size)
         assert line is None or loss >= line - 1e-9
     assert (
-        best_loss_at(found, found.points[0].n_bytes - 1) is None
-        and best_loss_at(found, found.points[-1].n_bytes + 1) is None
+        least_loss_at(found, found.points[0].n_bytes - 1) is None
+        and least_loss_at(found, found.points[-1].n_bytes + 1) is None
     )
 
 

@@ -53,7 +53,7 @@ def test_every_window_begins_with_bos_where_texts_do(tmp_path):
     [
         ("", "too short"),
         ("tiny", "got 4 tokens, limit at least one window of 512"),
-        (b"\xff\xfe", "no UTF-8"),
+        (b"\xff\xfe", "not UTF-8 text at byte 0"),
     ],
 )
 def test_a_text_that_will_not_do_is_refused(source, tmp_path, content, said):

@@ -11,7 +11,8 @@ import pytest
 from model.forward import families
 
 from requant.container.source import open_source
-from requant.scoring.checkpoint import load_checkpoint, save_checkpoint
+from requant.errors import OutputRefused
+from requant.scoring.checkpoint import checkpoint_sidecar, load_checkpoint, save_checkpoint
 from requant.scoring.statistics import SquareSums, Statistics
 
 NAME, RUN = "blk.0.attn_q.weight", "this run"
@@ -135,8 +136,12 @@ def test_a_pipe_is_not_waited_for_and_a_link_is_not_written_through(source, kept
     kept.unlink()
     os.mkfifo(kept)
     assert load_checkpoint(kept, RUN, source, 16) is None
+    kept.unlink()
     other = kept.with_name("precious")
     other.write_text("precious")
-    kept.with_name("k.npz.new").symlink_to(other)
-    save_checkpoint(kept, RUN, Statistics(0, 16))
-    assert other.read_text() == "precious" and kept.is_file() and not kept.is_symlink()
+    kept.symlink_to(other)
+    with pytest.raises(OutputRefused, match="already exists"):
+        save_checkpoint(kept, RUN, Statistics(0, 16))
+    with pytest.raises(OutputRefused, match="is a symbolic link, not a checkpoint of a calibration"):
+        checkpoint_sidecar(kept).remove()
+    assert other.read_text() == "precious" and kept.is_symlink()

@@ -119,7 +119,7 @@ def test_a_base_of_another_vocabulary_is_refused(tmp_path):
     tokens = np.zeros((1, 16), np.int32)
     with (
         open_source(families.write("llama", tmp_path / "a.gguf")) as one,
-        open_source(families.write("llama", tmp_path / "b.gguf", n_tokens=260)) as other,
+        open_source(families.write("llama", tmp_path / "b.gguf", vocabulary=(), n_tokens=260)) as other,
         pytest.raises(BadInput, match="another vocabulary"),
     ):
         evaluate(read_model(Weights(one)), tokens, base=read_model(Weights(other)))

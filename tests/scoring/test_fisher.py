@@ -156,7 +156,7 @@ def test_the_losses_do_not_depend_on_threads(small):
 def test_encoders_weigh_by_what_the_pass_measured_where_they_are_told_to(small):
     text = drawn_windows(small, WindowSpec(32, 4))
     plain, weighed = (scored(small, text, "Q4_0", weigh=w) for w in (False, True))
-    measured = weighed.statistics.imatrix(small, "text")
+    measured = weighed.statistics.imatrix(small, text.name)
     given = scored(small, text, "Q4_0", imatrix=measured)
     assert weighed.losses.imatrix_sha256 == measured.sha256 == given.losses.imatrix_sha256
     assert weighed.losses.tensors == given.losses.tensors

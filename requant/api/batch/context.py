@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from requant.api.batch.items import Batch, BatchItem
-from requant.api.batch.state import read_entry
+from requant.api.batch.state import find_output, is_made, matches_record, read_entry
 from requant.api.batch.workers import WorkerExit, WorkerPool
 from requant.common.monitor import Monitor
 from requant.container.imatrix import Imatrix, read_imatrix
 from requant.errors import BadInput, InputOutputError, RequantError
+from requant.planning.output_metadata import imatrix_used
 
 FAILURES = (RequantError, MemoryError, OSError)  # of one output, which leave the others unaffected
 
@@ -51,6 +53,29 @@ class BatchContext:
         except (BadInput, OSError) as error:
             self.monitor.warn(f"{error}; it is made again")
             return None
+
+    @property
+    def made(self) -> Path:
+        """The folder with an entry for each finished output."""
+        return self.folder / "outputs"
+
+    def find_output(self, item: BatchItem, read_importance: Callable[[], Imatrix | None]) -> tuple[Path | None, bool]:
+        """Return the (first) file of the item's output if it is complete and made for this request, and has an entry.
+
+        read_importance: reads the importance of an output without an entry, which its own record must name.
+        """
+        assert item.out is not None and item.plan is not None
+        try:
+            known = is_made(self.made, item.out, item.output_request())
+        except BadInput as error:
+            known = None
+            self.monitor.warn(f"{error}; the output's own record counts")
+        file = find_output(item.out)
+        if known is None and file is not None:
+            used = imatrix_used(item.plan, read_importance())
+            same = matches_record(file, item.plan, None if used is None else used.sha256, item.source.newest)
+            return (file if same else None), False
+        return (file if known else None), known is not None
 
     def report_failure(self, item: BatchItem, error: BaseException, count: str = "") -> None:
         """Set the item's row to failed and log the failure; `count`: "2 of 5", if known."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from requant.api.batch.sources import BatchSource, find_sources, read_source
 from requant.api.batch.state import content_key
 from requant.api.batch.summary import Row, Summary
 from requant.api.session_options import SessionOptions
+from requant.common.inputs import find_input
 from requant.common.serialization import hash_json
+from requant.container.source import add_model_inputs
 from requant.container.splitting import Splitting
+from requant.conversion.record import record_path
 from requant.errors import BadInput, OutputRefused, UsageError, printable
 from requant.planning.options import PLAN_OPTIONS
 from requant.planning.plan import Plan
@@ -24,7 +28,8 @@ from requant.planning.request import FromBudget, PlanFrom, PlanRequest
 from requant.scoring.options import DEFAULT_TYPES, CalibrationOptions
 
 _CALIBRATION = {f.name for f in fields(CalibrationOptions)}
-_SCORING = _CALIBRATION | {"imatrix", "effort", "allow_requantize"}
+_SCORING = _CALIBRATION | {"imatrix", "no_imatrix", "effort", "allow_requantize"}
+_SCORES = 2  # layout of kept scores; part of a request, so that those of another layout are made again
 _PLANNING = {"plan", "type_name", "preset", "like", "measure"} | {option.keyword for option in PLAN_OPTIONS}
 _IRRELEVANT = {"threads", "no_verify", "losses"}  # to the bytes of the output
 
@@ -46,7 +51,7 @@ ParseOptions = Callable[[Sequence[str]], ConvertOptions]  # of a command line; r
 
 @dataclass(slots=True)
 class BatchItem:
-    """A source and a budget, with their options, row, plan and output path as far as they are known."""
+    """A source and a budget, with their options, row, plan, output path and its files as far as they are known."""
 
     source: BatchSource
     budget: JobBudget
@@ -56,6 +61,7 @@ class BatchItem:
     row: Row
     plan: Plan | None = None
     out: Path | None = None
+    files: tuple[Path, ...] = ()  # of an output that is split
 
     @property
     def is_scored(self) -> bool:
@@ -78,7 +84,8 @@ class BatchItem:
 
     def score_request(self) -> str:
         """Return the hash of all that decides the losses."""
-        return hash_json([__version__, self.source.identity, self._select_values(_SCORING), list(self.types)])
+        values = self._select_values(_SCORING)
+        return hash_json([__version__, _SCORES, self.source.identity, values, list(self.types)])
 
     def plan_request(self) -> str:
         """Return the hash of all that decides the plan."""
@@ -168,6 +175,8 @@ def _parse_budget(
         file = Path(budget.value(key) or "")
         if keys[key].is_path and not file.is_file():
             raise BadInput(path, f"{budget.where}: key '{key}': no file {printable(str(file))}")
+        if keys[key].is_path:
+            add_model_inputs(file)
     try:
         return parse_options([word for words in budget.words.values() for word in words])
     except UsageError as error:
@@ -175,9 +184,8 @@ def _parse_budget(
 
 
 def check_outputs(path: Path, items: Iterable[BatchItem]) -> None:
-    """Raise BadInput where two items would write the same file, OutputRefused where one would write a source."""
+    """Raise BadInput where two items would write the same file, OutputRefused where one would write an input."""
     items = list(items)
-    sources = {identity: item.source.path for item in items for identity in item.source.files}
     taken: dict[str, BatchItem] = {}
     for item in items:
         if item.out is None:
@@ -187,10 +195,10 @@ def check_outputs(path: Path, items: Iterable[BatchItem]) -> None:
             hint = "put {budget} or {stem} into the output's name, or give the budgets a label"
             both = " and ".join(f"{i.budget.where} for {printable(i.source.path.name)}" for i in (other, item))
             raise BadInput(path, f"{both} would both be {printable(str(item.out))}", hint=hint)
-        try:
-            status = item.out.stat()
-        except (OSError, ValueError):
-            continue
-        source = sources.get((status.st_dev, status.st_ino))
-        if source is not None:
-            raise OutputRefused(item.out, f"is a source of this batch ({printable(str(source))})", hint="rename it")
+        files = item.files or (item.out,)
+        for file in (item.out, *files, record_path(files[0])):
+            with suppress(OSError, ValueError):
+                found = find_input(file.stat())
+                if found is not None:
+                    what = f"would replace an input of this batch ({printable(str(found))})"
+                    raise OutputRefused(file, what, hint="give the output another name")

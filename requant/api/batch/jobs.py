@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from requant.common.serialization import read_text
-from requant.errors import BadInput, printable
+from requant.errors import REMARK, BadInput, brief, printable
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,6 +22,15 @@ else:
 DEFAULT_OUTPUT = "{basename}-{sizelabel}-{finetune}-{version}-{encoding}.gguf"
 LABEL = re.compile(r"[A-Z0-9_]{1,40}")  # of an encoding: the characters that llama.cpp accepts in the tag of a file
 REPORTS = ("html", "png", "svg")  # kinds of report on a single output
+_MAX_FILE = 1 << 22  # bytes
+_MAX_PARTS, _MAX_WORD = 8, 200  # parts of a dotted key; characters of a key or number without quotes
+# strings of several lines and of one, closed or not, and comments
+_QUOTED = re.compile(
+    r'''"""(?:[^"\\]|\\.|"(?!""))*(?:"{3,5}|\Z)|\'{3}(?:[^']|\'(?!''))*(?:\'{3,5}|\Z)'''
+    r"""|"(?:[^"\\\n]|\\[^\n])*"?|'[^'\n]*'?|#[^\n]*""",
+    re.DOTALL,
+)
+_ENDS = re.compile(r"[\r\n=,\[\]{}]")  # characters that end a key or number
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +92,24 @@ def read_report_table(path: Path, keys: Mapping[str, KeyOption]) -> ReportTable 
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    text = read_text(path, _MAX_FILE)
+    _check_words(path, text)
     try:
-        return tomllib.loads(read_text(path))
+        return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise BadInput(path, f"is not valid TOML: {printable(str(error))}") from error
+        raise BadInput(path, f"is not valid TOML: {brief(str(error), REMARK)}") from error
+
+
+def _check_words(path: Path, text: str) -> None:
+    """Raise BadInput for a key of many parts, whose parsing would take quadratic time, and for a huge number."""
+    bare = _QUOTED.sub("s", text).translate({ord(" "): None, ord("\t"): None})
+    for word in _ENDS.split(bare):
+        if word.count(".") >= _MAX_PARTS:
+            what, got = "has a key of too many parts", f"{word.count('.') + 1}: {word[:20]}..."
+            raise BadInput(path, what, got=got, limit=_MAX_PARTS)
+        if len(word) > _MAX_WORD:
+            what, got = "has a key or number that is too long", f"{len(word)} characters: {word[:20]}..."
+            raise BadInput(path, what, got=got, limit=_MAX_WORD)
 
 
 @dataclass(frozen=True, slots=True)

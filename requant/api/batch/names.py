@@ -76,8 +76,8 @@ def _parse_stem(stem: str) -> tuple[str, str, str, str]:
 
 def _size_label(n_weights: int) -> str:
     """Return the number of weights in the way of model names: 8.0B, 135M; rounded as gguf-py does."""
-    letter, scale = next((x, s) for x, s in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 0)) if n_weights > s)
-    scaled = n_weights / (scale or 1e3)
+    letter, scale = next((x, s) for x, s in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", -1)) if n_weights > s)
+    scaled = n_weights / max(scale, 1e3)
     return f"{scaled:.{1 if scaled < 9.5 else 0}f}{letter}"
 
 

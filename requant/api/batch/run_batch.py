@@ -16,7 +16,7 @@ from requant.api.batch.state import hold_lock
 class Reporter(Protocol):
     """Reports on the outputs of a batch."""
 
-    def check_targets(self, items: Sequence[BatchItem]) -> None:
+    def check_targets(self, items: Sequence[BatchItem], *, make_folders: bool = True) -> None:
         """Raise every error that would keep the reports on these items from being written."""
 
     def write_reports(self, items: Sequence[BatchItem]) -> None:
@@ -32,6 +32,8 @@ def run_batch(context: BatchContext, reporter: Reporter | None = None) -> None:
     scores, items, summary = ScoreCache(context), context.batch.items, context.batch.summary
     if context.options.dry_run:
         plan_batch(context, scores)
+        if reporter is not None:
+            reporter.check_targets(items, make_folders=False)
         return
     with hold_lock(context.folder):
         try:

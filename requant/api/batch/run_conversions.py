@@ -11,13 +11,12 @@ from pathlib import Path
 from requant.api.batch.context import FAILURES, BatchContext, WorkerFailure, plan_file, read_importance_file
 from requant.api.batch.items import BatchItem
 from requant.api.batch.score_cache import ScoreCache
-from requant.api.batch.state import MadeOutput, find_output, is_made, matches_record, read_output, save_output
+from requant.api.batch.state import MadeOutput, find_output, read_output, save_output
 from requant.api.batch.workers import WorkerExit, WorkerTask
 from requant.common.units import format_duration, format_size
 from requant.container.source import open_source
 from requant.conversion.record import read_conversion, record_path
-from requant.errors import BadInput, InputOutputError
-from requant.planning.output_metadata import imatrix_used
+from requant.errors import InputOutputError
 
 
 def run_conversions(context: BatchContext, scores: ScoreCache) -> None:
@@ -41,10 +40,6 @@ def run_conversions(context: BatchContext, scores: ScoreCache) -> None:
 class _ConversionRunner:
     context: BatchContext
     scores: ScoreCache
-
-    @property
-    def _made(self) -> Path:
-        return self.context.folder / "outputs"
 
     def run_tasks(self, tasks: list[WorkerTask]) -> None:
         """Run the tasks with a count of those done, an estimate of the time left, and progress."""
@@ -87,22 +82,15 @@ class _ConversionRunner:
 
     def find_existing(self, item: BatchItem) -> bool:
         """Return whether the output exists, complete and made for this request; then set its row to skipped."""
-        assert item.out is not None and item.plan is not None
-        request = item.output_request()
-        try:
-            exists = is_made(self._made, item.out, request)
-        except BadInput as error:
-            exists = None
-            self.context.monitor.warn(f"{error}; the output's own record counts")
-        if exists is None and (file := find_output(item.out)) is not None:
-            used = imatrix_used(item.plan, read_importance_file(self._find_importance(item)))
-            exists = matches_record(file, item.plan, None if used is None else used.sha256, item.source.newest)
-            if exists:
-                save_output(self._made, item.out, read_output(file, request))
-        if exists:
-            self.context.batch.summary.set_status(item.row, "skipped")
-            self._describe_output(item)
-        return bool(exists)
+        assert item.out is not None
+        file, known = self.context.find_output(item, lambda: read_importance_file(self._find_importance(item)))
+        if file is None:
+            return False
+        if not known:
+            save_output(self.context.made, item.out, read_output(file, item.output_request()))
+        self.context.batch.summary.set_status(item.row, "skipped")
+        self._describe_output(item)
+        return True
 
     def _find_importance(self, item: BatchItem) -> Path | None:
         with open_source(item.source.path) as source:
@@ -116,7 +104,7 @@ class _ConversionRunner:
             if end.code:
                 raise WorkerFailure(end)
             made = self._describe_output(item)
-            save_output(self._made, item.out, made)
+            save_output(self.context.made, item.out, made)
         except FAILURES as error:
             self.context.report_failure(item, error, count)
             return
@@ -134,7 +122,7 @@ class _ConversionRunner:
             raise InputOutputError(item.out, "was made, and is gone")
         record, made = read_conversion(record_path(file)), read_output(file, item.output_request())
         item.row.output, item.row.size = str(file), made.size
-        item.row.bpw, item.row.predicted_loss = record.plan.bpw, record.plan.predicted_loss
+        item.row.set_plan(record.plan)
         return made
 
 

@@ -8,17 +8,16 @@ from pathlib import Path
 
 from requant.api.batch.context import BatchContext, WorkerFailure
 from requant.api.batch.items import BatchItem
-from requant.api.batch.state import empty_folder, read_entry, seal_entry
+from requant.api.batch.state import make_folder, read_entry, remove_state, seal_entry, write_state
 from requant.api.batch.workers import WorkerExit, WorkerTask
-from requant.common.atomic_write import write_text
+from requant.api.importance import importance_file
+from requant.common.inputs import own_files
 from requant.common.serialization import hash_json
-from requant.container.imatrix import read_imatrix
 from requant.container.source import Source
 from requant.errors import RequantError
-from requant.scoring.fisher import find_run_obstacle
 from requant.scoring.losses import Losses, read_losses
 
-_LOSSES, _IMPORTANCE = "losses.json", "importance"
+_LOSSES = "losses.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,23 +48,25 @@ class ScoreCache:
             if self.context.options.dry_run:
                 return None
             try:
-                files = self._score(item, folder, measures_importance(item, source))
+                files = self._score(item, folder)
             except RequantError as error:
                 self._failures[request] = error
                 raise
-        importance = (path for name, path in files.items() if name.startswith(f"{_IMPORTANCE}/"))
-        return CachedScores(files[_LOSSES], next(importance, None))
+        return CachedScores(files[_LOSSES], files.get(importance_file(files[_LOSSES]).name))
 
     def read_losses(self, scores: CachedScores) -> Losses:
         """Read the losses, or return them where they were the last read."""
         if self._last is None or self._last[0] != scores.losses:
-            self._last = scores.losses, read_losses(scores.losses)
+            with own_files():
+                self._last = scores.losses, read_losses(scores.losses)
         return self._last[1]
 
     def replace_losses(self, item: BatchItem, scores: CachedScores, losses: Losses) -> None:
         """Replace the cached losses by `losses`, which also have those of the KV cache."""
-        write_text(scores.losses, losses.to_json(), force=True, inputs=frozenset())
-        seal_entry(scores.losses.parent, item.score_request())
+        folder = scores.losses.parent
+        write_state(scores.losses, losses.to_json())
+        found = [scores.losses] if scores.importance is None else [scores.losses, scores.importance]
+        seal_entry(folder, item.score_request(), [str(path.relative_to(folder)) for path in found])
         self._last = scores.losses, losses
 
     def find_importance(self, item: BatchItem, source: Source) -> Path | None:
@@ -77,17 +78,18 @@ class ScoreCache:
             path = None if scores is None else scores.importance
         return path
 
-    def _score(self, item: BatchItem, folder: Path, measured: bool) -> dict[str, Path]:
-        """Score in a worker, into `folder`; `measured`: with importance. Raises WorkerFailure."""
-        empty_folder(folder)
+    def _score(self, item: BatchItem, folder: Path) -> dict[str, Path]:
+        """Score in a worker, into `folder`. Raises WorkerFailure."""
+        losses = folder / _LOSSES
+        measured = importance_file(losses)
+        make_folder(folder)
+        for path in (losses, measured):
+            remove_state(path)
         self._last = None
         words = ["score", str(item.source.path), f"--output={folder / _LOSSES}", f"--types={','.join(item.types)}"]
         words += item.score_arguments()
         if item.options.session_options.threads is not None:
             words.append(f"--threads={item.options.session_options.threads}")
-        emitted = empty_folder(folder / _IMPORTANCE) / "measured"
-        if measured:
-            words.append(f"--emit-imatrix={emitted}")
 
         def on_exit(_: WorkerTask, end: WorkerExit) -> bool:
             if end.code:
@@ -97,18 +99,8 @@ class ScoreCache:
         source, inform = item.source.path, self.context.monitor.info
         task = WorkerTask(item, words, str(source))
         self.context.workers.run_tasks([task], 1, lambda _: inform(f"scoring {source}"), on_exit)
-        if measured:  # under the name that a single command gives it, which outputs record
-            found = read_imatrix(emitted)
-            name = os.fsdecode(found.datasets[0].encode(errors="surrogateescape"))
-            emitted.rename(emitted.with_name(Path(name).name))
-        seal_entry(folder, item.score_request())
+        names = [path.name for path in (losses, measured) if path.exists()]
+        seal_entry(folder, item.score_request(), names)
         files = read_entry(folder, item.score_request())
         assert files is not None
         return files
-
-
-def measures_importance(item: BatchItem, source: Source) -> bool:
-    """Return whether scoring also measures the importance to convert with, as in `requant convert`."""
-    calibration = item.options.calibration
-    given = item.options.session_options.imatrix is not None or calibration.statistics is not None
-    return not given and not calibration.quick and find_run_obstacle(source) is None

@@ -8,13 +8,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from requant.common.atomic_write import write_text
 from requant.common.files import hash_file, identify_content, lock_file
+from requant.common.inputs import own_files
 from requant.common.serialization import dump, hash_json, parse, parse_record, read_text, to_plain
+from requant.common.sidecars import Sidecar
 from requant.container.source import open_source
 from requant.conversion.record import read_conversion, record_path
 from requant.errors import BadInput, InputOutputError, OutputRefused, RequantError
@@ -23,6 +26,9 @@ from requant.planning.plan import Plan
 _ENTRY_SCHEMA = "requant.entry/1"
 _MADE_SCHEMA = "requant.made/1"
 _SEAL = "kept.json"
+SUMMARY, REPORTS = "summary.json", "reports.json"
+_HEAD = 4096  # bytes of a file that contain what kind it is
+_SCHEMA_START = b'"schema": "requant.'
 _MAX_HASHED = 2**28  # bytes; a larger file, a model, is identified by size and time
 
 
@@ -51,18 +57,49 @@ def content_key(path: Path, *, whole: bool = False) -> str | tuple[int, int]:
 
 @contextlib.contextmanager
 def hold_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder`, made if need be, for this run alone. Raises OutputRefused while another run holds it."""
+    """Hold `folder`, made if need be, for this run alone.
+
+    Raises OutputRefused while another run holds it, and where it has files of these names that are not of a batch.
+    """
+    make_folder(folder)
+    descriptor = Sidecar(folder / "lock", "the lock of a batch", lambda file: not os.fstat(file).st_size).open_or_make()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        raise InputOutputError(folder, f"cannot keep the state of a batch: {error.strerror}") from error
-    try:
+        for name in (SUMMARY, REPORTS):
+            _state_file(folder / name).check()
         if not lock_file(folder, descriptor, warnings=[]):
             raise OutputRefused(folder, "another run is at work on this batch")
         yield
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of state. Raises InputOutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputOutputError(folder, f"cannot keep the state of a batch: {error.strerror}") from error
+
+
+def write_state(path: Path, text: str) -> None:
+    """Write a file of state, in place of an older one. Raises OutputRefused for a file that is none."""
+    _state_file(path).check()
+    write_text(path, text, force=True)
+
+
+def remove_state(path: Path) -> None:
+    """Remove a file of state, if it is there. Raises OutputRefused for a file that is none."""
+    _state_file(path).remove()
+
+
+def _state_file(path: Path) -> Sidecar:
+    # it is replaced and removed, never written into, so it may have other names
+    return Sidecar(path, "a file of a batch", _is_state, names=sys.maxsize)
+
+
+def _is_state(descriptor: int) -> bool:
+    head = os.pread(descriptor, _HEAD, 0)
+    return not head or _SCHEMA_START in head or (head.startswith(b"GGUF") and b"imatrix" in head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +110,10 @@ class CacheEntry:
     files: Mapping[str, str]
 
 
-def seal_entry(folder: Path, request: str) -> None:
-    """Seal the files in `folder`, and in its folders, as the answer to `request`."""
-    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != _SEAL)
+def seal_entry(folder: Path, request: str, names: Iterable[str]) -> None:
+    """Seal the files of these names in `folder` as the answer to `request`."""
     entry = CacheEntry(request, {name: hash_file(folder / name) for name in names})
-    write_text(folder / _SEAL, dump({"schema": _ENTRY_SCHEMA} | to_plain(entry)), force=True, inputs=frozenset())
+    write_state(folder / _SEAL, dump({"schema": _ENTRY_SCHEMA} | to_plain(entry)))
 
 
 def read_entry(folder: Path, request: str) -> dict[str, Path] | None:
@@ -88,7 +124,9 @@ def read_entry(folder: Path, request: str) -> dict[str, Path] | None:
     path = folder / _SEAL
     if not path.exists():
         return None
-    entry: CacheEntry = parse_record(CacheEntry, parse(read_text(path), _ENTRY_SCHEMA, path), "", path)
+    with own_files():
+        raw = parse(read_text(path), _ENTRY_SCHEMA, path)
+    entry: CacheEntry = parse_record(CacheEntry, raw, "", path)
     if entry.request != request:
         return None
     for name, wanted in entry.files.items():
@@ -96,15 +134,6 @@ def read_entry(folder: Path, request: str) -> dict[str, Path] | None:
         if not inside or content_key(folder / name, whole=True) != wanted:
             raise BadInput(folder / name, "is not as it was left")
     return {name: folder / name for name in entry.files}
-
-
-def empty_folder(folder: Path) -> Path:
-    """Make `folder`, remove the files in it, and return it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.rglob("*"):
-        if not path.is_dir():
-            path.unlink()
-    return folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +155,15 @@ def find_output(out: Path) -> Path | None:
 
 def read_output(file: Path, request: str = "") -> MadeOutput:
     """Read the headers of the output at `file`, the answer to `request`. Raises BadInput, InputOutputError."""
-    with open_source(file) as output:
+    with own_files(), open_source(file) as output:
         size = sum(f.header.file_size for f in output.opened)
         return MadeOutput(request, file.name, size, output.header_sha256)
 
 
 def save_output(folder: Path, out: Path, made: MadeOutput) -> None:
     """Write to `folder` that the output at `out` is finished."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(_output_file(folder, out), dump({"schema": _MADE_SCHEMA} | asdict(made)), force=True, inputs=frozenset())
+    make_folder(folder)
+    write_state(_output_file(folder, out), dump({"schema": _MADE_SCHEMA} | asdict(made)))
 
 
 def is_made(folder: Path, out: Path, request: str) -> bool | None:
@@ -145,7 +174,9 @@ def is_made(folder: Path, out: Path, request: str) -> bool | None:
     path = _output_file(folder, out)
     if not path.exists():
         return None
-    made: MadeOutput = parse_record(MadeOutput, parse(read_text(path), _MADE_SCHEMA, path), "", path)
+    with own_files():
+        raw = parse(read_text(path), _MADE_SCHEMA, path)
+    made: MadeOutput = parse_record(MadeOutput, raw, "", path)
     file = find_output(out)
     if made.request != request or file is None or not record_path(file).exists():
         return False
@@ -161,7 +192,9 @@ def matches_record(file: Path, plan: Plan, imatrix_sha256: str | None, newest: i
     For an output without an entry. newest: the source's modification time, in ns since the epoch.
     """
     try:
-        record, found = read_conversion(record_path(file)), read_output(file)
+        with own_files():
+            record = read_conversion(record_path(file))
+        found = read_output(file)
         same = record.plan.to_json() == plan.to_json() and record.imatrix_sha256 == imatrix_sha256
         whole = (found.size, found.header_sha256) == (record.size, record.header_sha256)
         return same and whole and file.stat().st_mtime_ns > newest

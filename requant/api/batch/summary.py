@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from requant.api.batch.state import state_folder
-from requant.common.atomic_write import has_schema, write_text
+from requant.api.batch.state import SUMMARY, state_folder, write_state
+from requant.common.atomic_write import has_schema
 from requant.common.serialization import dump, parse, read_text, to_plain
 from requant.conversion.record import record_path
 from requant.errors import BadInput, RequantError, printable
+
+if TYPE_CHECKING:
+    from requant.planning.plan import Plan
 
 SCHEMA = "requant.batch/1"
 SOME = 9  # the exit code where only some of the outputs exist
@@ -30,7 +33,10 @@ class Incomplete(RequantError):
 
 @dataclass(slots=True)
 class Row:
-    """An output, or a source that cannot be opened. Sizes in bytes; error: the message of the failure."""
+    """An output, or a source that cannot be opened. Sizes in bytes.
+
+    ubatch: the batch for which VRAM was planned. error: the message of the failure.
+    """
 
     job: str
     source: str
@@ -42,7 +48,14 @@ class Row:
     size: int | None = None
     bpw: float | None = None
     predicted_loss: float | None = None
+    ubatch: int | None = None
+    loss_unit: str | None = None  # of predicted_loss
     seconds: float | None = None
+
+    def set_plan(self, plan: Plan) -> None:
+        """Set the figures of the plan."""
+        self.bpw, self.predicted_loss, self.ubatch = plan.bpw, plan.total_loss, plan.budget.get("ubatch")
+        self.loss_unit = None if plan.predicted_loss is None else plan.loss_unit
 
 
 @dataclass(slots=True)
@@ -106,7 +119,7 @@ class Summary:
 
     def write(self, folder: Path) -> None:
         """Write `summary.json` into the folder of state."""
-        write_text(folder / "summary.json", self.to_json(), force=True, inputs=frozenset())
+        write_state(folder / SUMMARY, self.to_json())
 
 
 def _printable_row(row: Row) -> object:
@@ -118,7 +131,7 @@ def output_records(path: Path) -> list[Path]:
     if path.is_dir():
         return [path]
     if path.suffix.lower() == ".toml":
-        path = state_folder(path) / "summary.json"
+        path = state_folder(path) / SUMMARY
         if not path.exists():
             raise BadInput(path, "is not there: the batch has not been run, or keeps its state elsewhere")
     if not has_schema(path, SCHEMA):

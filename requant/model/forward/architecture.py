@@ -12,9 +12,12 @@ from requant.container.source import Source, require_model
 from requant.errors import BadInput, brief
 from requant.model.forward.families import FAMILIES, Family, Routing
 from requant.model.forward.rope import Rope
-from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
+from requant.model.hyperparameters import Hyperparameters, check_counts, read_hyperparameters
 from requant.model.keys import ArchitectureKeys
+from requant.model.kinds import check_is_language_model
+from requant.model.tensor_shapes import check_fit
 
+_LEAST_FACTOR = 1e-6  # of the scaling of rotations, and the largest is its inverse
 STILL_WORKS = "an imatrix (--imatrix) and scores without data (--quick) still work"
 _LITE_VOCABULARY = 154880  # of GLM 4.7 Flash, whose files may lack the key of the gating
 
@@ -106,13 +109,19 @@ class Architecture:
 
 
 def read_architecture(source: Source) -> Architecture:
-    """Read the architecture of `source`; raise BadInput where it, or a part of it, cannot be run."""
+    """Read the architecture of `source`; raise BadInput where it, or a part of it, cannot be run.
+
+    The error is a Misfit where other models of the architecture can be run.
+    """
     arch = require_model(source)
+    check_is_language_model(source.metadata)
     if arch not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise BadInput(source.path, f"the forward pass does not know '{arch}' (it knows {known})", hint=STILL_WORKS)
+    check_counts(source.metadata)
     hp = read_hyperparameters(source.metadata, source.tensors)
     _check_tensors(source, hp)
+    check_fit(source, hp)
     keys = ArchitectureKeys(source.metadata, arch)
     family = FAMILIES[arch]
     windows = (0,) * hp.n_layers
@@ -161,6 +170,9 @@ def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise keys.error("rope.scaling.type", "is not known", got=brief(str(kind)), hint=STILL_WORKS)
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
+    if not _LEAST_FACTOR <= factor <= 1 / _LEAST_FACTOR:
+        limit = f"{_LEAST_FACTOR:g} to {1 / _LEAST_FACTOR:g}"
+        raise keys.error("rope.scaling.factor", "is out of range", got=factor, limit=limit)
     yarn = kind == "yarn"
     attn_factor = keys.number("rope.scaling.attn_factor", 1.0)
     log_mul = keys.number("rope.scaling.yarn_log_multiplier", 0.0) * (10 if family.latent else 1)
@@ -168,26 +180,22 @@ def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
         attn_factor /= 1 + 0.1 * log_mul * math.log(factor)
         if keys.arch == "deepseek2":
             attn_factor *= (1 + 0.1 * log_mul * math.log(factor)) / (1 + 0.1 * math.log(factor))
-    n_dims = int(keys.number("rope.dimension_count", hp.key_length)) // (2 if family.half_rotated else 1)
-    if not 0 < n_dims <= hp.key_length or n_dims % 2:
-        limit = f"an even number up to {hp.key_length}"
-        raise keys.error("rope.dimension_count", "is out of range", got=n_dims, limit=limit)
     return Rope(
-        n_dims=n_dims,
+        n_dims=hp.n_rotated // (2 if family.half_rotated else 1),
         halves=family.halves,
-        base=keys.number("rope.freq_base", 10000.0),
+        base=keys.positive("rope.freq_base", 10000.0),
         scale=1.0 if kind == "none" else 1 / factor,
         yarn=yarn,
-        n_ctx_orig=int(keys.number("rope.scaling.original_context_length", hp.context_length)),
+        n_ctx_orig=keys.count("rope.scaling.original_context_length", hp.context_length, low=1),
         attn_factor=attn_factor,
-        beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
+        beta_fast=keys.positive("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=keys.positive("rope.scaling.yarn_beta_slow", 1.0),
     )
 
 
 def _rope_swa(keys: ArchitectureKeys, family: Family, rope: Rope, hp: Hyperparameters) -> Rope:
     """Return the rotation of layers with a window."""
-    base = keys.number("rope.freq_base_swa", 10000.0 if family.window_rope == "own" else rope.base)
+    base = keys.positive("rope.freq_base_swa", 10000.0 if family.window_rope == "own" else rope.base)
     usual = min(rope.n_dims * (2 if family.half_rotated else 1), hp.key_length_swa)
     n_dims = keys.count("rope.dimension_count_swa", usual, low=2, high=hp.key_length_swa)
     if family.window_rope == "same":
@@ -272,7 +280,7 @@ def _temperature(keys: ArchitectureKeys, rope: Rope) -> Temperature | None:
 
 
 def _check_tensors(source: Source, hp: Hyperparameters) -> None:
-    """Raise BadInput for a tensor that the forward pass would not use, and for a required one that is missing."""
+    """Raise BadInput for a tensor that the forward pass would not use."""
     family = FAMILIES[hp.arch]
     inner, outer = family.layer_tensors(), family.outer_tensors()
     for tensor in source.tensors:

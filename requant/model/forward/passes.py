@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from requant.common.threads import for_each
 from requant.errors import BadInput, NumericFault
-from requant.model.forward.architecture import Architecture, read_architecture
+from requant.model.forward.architecture import STILL_WORKS, Architecture, read_architecture
 from requant.model.forward.decoder import run_layer
 from requant.model.forward.layer import NULL_HOOK, CacheRounding, Hook, Layer, exact_cache
 from requant.model.forward.ops import layer_norm, rms_norm, soft_cap
@@ -149,12 +149,15 @@ def forward(
                 side.store(window, own)
 
         for_each(run, len(x), threads)
-        if not np.isfinite(x).all():
-            what = f"activations behind layer {layer.index} are not finite"
-            hint = "the file is damaged, or its weights do not suit this architecture"
-            raise NumericFault(model.weights.source.path, what, hint=hint)
+        _check_finite(model, x, f"activations behind layer {layer.index}")
         on_layer(layer)
     return x
+
+
+def _check_finite(model: RunnableModel, x: Array, what: str) -> None:
+    if not np.isfinite(x).all():
+        hint = f"the file is damaged, or its weights do not suit this architecture; {STILL_WORKS}"
+        raise NumericFault(model.weights.source.path, f"{what} are not finite", hint=hint)
 
 
 def backward(
@@ -167,7 +170,10 @@ def backward(
     threads: int | None = None,
     side: SideInputs | None = None,
 ) -> None:
-    """Replace `g`, the gradient behind the last layer, by the gradient at the embedding; see `forward`."""
+    """Replace `g`, the gradient behind the last layer, by the gradient at the embedding; see `forward`.
+
+    Raises NumericFault, naming the layer, where the gradient is no longer finite.
+    """
     x = np.empty_like(g)
     for layer in layers(model, g.shape[1], reversed(range(model.architecture.n_layers))):
         checkpoints.take(layer.index, x)
@@ -197,6 +203,7 @@ def backward(
         for_each(run, len(x), threads)
         if side is not None and embedding is not None:
             side.collect_rows(embedding, shared)
+        _check_finite(model, g, f"gradients at layer {layer.index}")
         on_layer(layer)
     if side is not None:
         g += side.embedded_gradient
@@ -271,6 +278,7 @@ def output_gradient(
             normed[window, part], log_sum[window, part] = found
 
     for_each(run, len(x), threads)
+    _check_finite(model, x, "gradients behind the last layer")
     return normed, log_sum
 
 
@@ -308,7 +316,8 @@ def embedding_gradient(model: RunnableModel, tokens: Tokens, g: Array) -> tuple[
         sums = np.zeros_like(squares)
         assert rows.grad is not None
         np.add.at(sums, place, rows.grad)
-        squares += sums * sums
+        with np.errstate(over="ignore"):  # a loss that is not finite is left out
+            squares += sums * sums
     return ids, squares
 
 

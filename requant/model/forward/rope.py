@@ -83,6 +83,8 @@ def rotation(rope: Rope, n_tokens: int, factors: NDArray[np.float32] | None, dty
 
 def _unscaled_share(rope: Rope) -> NDArray[np.float64]:
     """Return 1 for pairs that turn often in the original context and stay unscaled, 0 for those that hardly turn."""
+    if rope.base == 1:  # then all pairs turn alike
+        return np.ones(rope.n_dims // 2)
 
     def pair_with(turns: float) -> float:
         return rope.n_dims * math.log(rope.n_ctx_orig / (turns * 2 * math.pi)) / (2 * math.log(rope.base))

@@ -20,7 +20,9 @@ from requant.planning.solver import highs
 from requant.planning.solver.highs import Floats, Ints
 
 _SCALE = 1e4  # the loss above every item's least in HiGHS: far above its absolute tolerances of 1e-6, far below 1e15
+_MOST = 1e12  # the loss of an option in HiGHS; a bound that counts a larger one as this is still a bound
 _ROW_SCALE = 1e3  # the room of a limit in HiGHS: its 1e-6 is then a part in 1e9; 1e6 and 1 measure slower
+_LEAST_LOSS = 1e-180  # a smaller one counts as this: nobody tells them apart
 _SAFETY = 1e-9  # relative; well above the rounding error of a sum of 20000 float64 terms
 _LEAST_STEP = 1e-12  # of a limit's room; a repair that gains less would not end
 _ROUNDS = 3  # of pricing and leaving out; the third seldom finds anything
@@ -146,7 +148,7 @@ def _relax(table: Table, limits: Ints, upper: float) -> _Relaxation | None:
     excess, base = _excess(table)
     scale = _scale(excess, upper - base)
     costs, room = _rows(table, limits)
-    found = highs.solve_relaxation(excess * scale, costs, room, table.item)
+    found = highs.solve_relaxation(np.minimum(excess * scale, _MOST), costs, room, table.item)
     if found.ended == "infeasible":
         return None
     prices = np.maximum(-found.duals, 0.0) / scale
@@ -172,9 +174,9 @@ def _starts(table: Table, relaxed: _Relaxation, limits: Ints) -> Iterator[Ints]:
 
 
 def _scale(excess: Floats, known: float) -> float:
-    """The factor that makes the excess of the best known choice _SCALE."""
+    """The factor that makes the excess of the best known choice _SCALE, within the range of floats."""
     size = known if 0 < known < math.inf else float(excess.max(initial=0.0))
-    return _SCALE / size if size > 0 else 1.0
+    return _SCALE / max(size, _LEAST_LOSS) if size > 0 else 1.0
 
 
 def _first_least(table: Table, values: Floats) -> Ints:
@@ -228,7 +230,8 @@ def _finish(table: Table, limits: Ints, known: Answer, upper: float, stop: tuple
     excess, base = _excess(table)
     scale = _scale(excess, upper - base)
     costs, room = _rows(table, limits)
-    end = highs.solve_choice(excess * scale, costs, room, table.item, (max(stop[0], 0.01), stop[1]))
+    values = np.minimum(excess * scale, _MOST)
+    end = highs.solve_choice(values, costs, room, table.item, (max(stop[0], 0.01), stop[1]))
     if end.taken is not None:
         found = _improve(table, _repair(table, _first_least(table, -np.round(end.taken, 3)), limits), limits)
         if found is not None and (total := math.fsum(table.loss[found])) < upper:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from requant.errors import UsageError, brief, find_similar
+from requant.errors import UsageError, brief
 from requant.formats import format_of
-from requant.planning.constraints import Constraints, Rule, Use, compile_pattern
+from requant.planning.constraints import Constraints, Rule, Use
+from requant.planning.rule_matches import deciding_floors, deciding_pins, match_tensors
 from requant.scoring.losses import Candidate, Losses, TensorLosses
 
 
@@ -61,61 +61,6 @@ def allowed_candidates(losses: Losses, constraints: Constraints) -> list[tuple[C
     return _ProblemBuilder(losses, constraints).allowed_candidates()
 
 
-def check_rules(losses: Losses, constraints: Constraints) -> None:
-    """Try the expressions of the rules on the names. Raises UsageError where one is invalid or matches nothing.
-
-    While Python matches, no other thread runs, not even the one that handles signals: call this from the main thread
-    before `constrain` runs in another, so that Ctrl-C ends an expression that takes for ever.
-    """
-    patterns = [(rule.pattern.lower(), rule.option) for rule in constraints.pins]
-    patterns += [(rule.pattern, rule.option) for rule in constraints.floors]
-    for pattern, option in (*patterns, *((group, "--group") for group in constraints.groups)):
-        match_tensors(pattern, option, losses)
-
-
-def match_tensors(pattern: str, option: str, losses: Losses) -> dict[int, re.Match[str]]:
-    """Index of each tensor that may be quantized and matches -> the match. Raises UsageError where none does."""
-    compiled = compile_pattern(pattern, option)
-    every = {i: match for i, t in enumerate(losses.tensors) if (match := compiled.search(t.name))}
-    free = {i: match for i, match in every.items() if losses.tensors[i].reason is None}
-    if not free:
-        what = "matches only tensors that stay as they are" if every else "matches no tensor"
-        hint = _suggest_name(pattern, [t.name for t in losses.tensors if t.reason is None])
-        raise UsageError(f"{option}: '{brief(pattern)}' {what}; {hint}")
-    return free
-
-
-def _suggest_name(pattern: str, names: Sequence[str]) -> str:
-    """A hint at the name, or part of a name, that an expression without a match was probably meant for."""
-    if not names:
-        return "no tensor of this model can be quantized"
-    word = re.sub(r"\W+", ".", re.sub(r"\\.|\[[^]]*\]|\(|\)|[*+?^$|]", ".", pattern)).strip(".")
-    parts = dict.fromkeys(part for name in names for part in name.split(".") if not part.isdigit())
-    near = (
-        find_similar(word, names, 1) or find_similar(word, parts, 1) or find_similar(word.rpartition(".")[2], parts, 1)
-    )
-    return f"did you mean {brief(near[0])}?" if near else f"names look like {brief(names[0])}"
-
-
-@dataclass(frozen=True, slots=True)
-class _RuleMatches:
-    """The rule that decides each tensor (by index), and the rules that decide none."""
-
-    first: dict[int, Rule]
-    idle: list[Rule]
-
-    @classmethod
-    def find(cls, rules: Iterable[Rule], losses: Losses, *, lower: bool = False) -> _RuleMatches:
-        first: dict[int, Rule] = {}
-        idle = []
-        for rule in rules:
-            matched = match_tensors(rule.pattern.lower() if lower else rule.pattern, rule.option, losses)
-            if not matched.keys() - first.keys():
-                idle.append(rule)
-            first = dict.fromkeys(matched, rule) | first
-        return cls(first, idle)
-
-
 @dataclass(frozen=True, slots=True)
 class _Group:
     """Tensors that get the same type; `rows`: for each type that all may have, a candidate per member."""
@@ -141,17 +86,12 @@ class _ProblemBuilder:
     # candidates of each tensor
 
     def allowed_candidates(self) -> list[tuple[Candidate, ...]]:
-        constraints = self.constraints
-        pins = _RuleMatches.find(constraints.pins, self.losses, lower=True)
-        floors = _RuleMatches.find(constraints.floors, self.losses)
+        pins, idle_pins = deciding_pins(self.losses, self.constraints)
+        floors, idle_floors = deciding_floors(self.losses, self.constraints)
         self._check_types()
-        self.notes += [f"{rule} decides nothing: earlier rules match the same tensors" for rule in pins.idle]
-        self.notes += [f"{rule} decides nothing: earlier rules match the same tensors" for rule in floors.idle]
-        named = self._named_pins()
-        return [
-            self._allowed(t, named.get(t.name) or pins.first.get(i), floors.first.get(i))
-            for i, t in enumerate(self.losses.tensors)
-        ]
+        idle = (*idle_pins, *idle_floors)
+        self.notes += [f"{rule} decides nothing: earlier rules match the same tensors" for rule in idle]
+        return [self._allowed(t, pins.get(i), floors.get(i)) for i, t in enumerate(self.losses.tensors)]
 
     def _check_types(self) -> None:
         """Raise UsageError unless every type of --types was scored for some tensor."""
@@ -163,25 +103,6 @@ class _ProblemBuilder:
                 raise UsageError(
                     f"--types: {type_name} {_explain_absence(reason)}; the losses have {', '.join(scored)}"
                 )
-
-    def _named_pins(self) -> dict[str, Rule]:
-        """--output-tensor-type and --token-embedding-type, which precede --tensor-type as in llama-quantize."""
-        pins = {}
-        present = {t.name: t for t in self.losses.tensors}
-        for name, type_name, option in (
-            ("output.weight", self.constraints.output_type, "--output-tensor-type"),
-            ("token_embd.weight", self.constraints.embedding_type, "--token-embedding-type"),
-        ):
-            if type_name is None:
-                continue
-            if name not in present:
-                tied = name == "output.weight" and "token_embd.weight" in present
-                hint = "; the embedding is the output too, use --token-embedding-type" if tied else ""
-                raise UsageError(f"{option}: the model has no {name}{hint}")
-            if (reason := present[name].reason) is not None:
-                raise UsageError(f"{option}: {name} stays as it is: {brief(reason, 300)}")
-            pins[name] = Rule(option, name, type_name)
-        return pins
 
     def _allowed(self, tensor: TensorLosses, pin: Rule | None, floor: Rule | None) -> tuple[Candidate, ...]:
         """The candidates of a tensor that its rules and --types allow, at least one."""

@@ -8,15 +8,16 @@ error.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from requant.common.units import format_size, parse_size
 from requant.errors import InfeasibleBudget
-from requant.planning.constraints import LOSS_UNIT, Constraints, Limit, name_part
+from requant.planning.constraints import LOSS_STEP, Constraints, Limit, name_part
 from requant.planning.plan import Choice, Plan
 from requant.planning.solver.problem import Item, Option, Problem, constrain
+from requant.scoring.losses import loss_unit
 
 if TYPE_CHECKING:
     from requant.planning.solver.knapsack import Answer
@@ -101,16 +102,17 @@ def _check_feasible(problem: Problem) -> None:
             faults.append((limit, smallest))
     if faults:
         limit, smallest = faults[0]
-        message = "; ".join(_describe_shortfall(*fault, problem.constraints.memory) for fault in faults)
+        message = "; ".join(_describe_shortfall(problem, *fault) for fault in faults)
         raise InfeasibleBudget(limit.budget, smallest, f"{message}{_suggest_remedy(problem.constraints)}")
 
 
-def _describe_shortfall(limit: Limit, smallest: int, memory: Mapping[str, int]) -> str:
+def _describe_shortfall(problem: Problem, limit: Limit, smallest: int) -> str:
     """The budget given, the budget needed and the figure to give, in the option's terms."""
     if limit.unit != "bytes":
         ask = _figure_to_give(limit, smallest)
         word = "lower" if limit.unit == "ns" else "raise"
-        asked, best = limit.show(limit.budget), limit.show(smallest)
+        unit = loss_unit(problem.losses.method)
+        asked, best = (limit.show(amount, unit) for amount in (limit.budget, smallest))
         return f"{limit.option} {asked} cannot be had: the best plan for it has {best}; {word} it to {ask}"
     if limit.n_weights:
         needed = _figure_to_give(limit, smallest)
@@ -118,8 +120,8 @@ def _describe_shortfall(limit: Limit, smallest: int, memory: Mapping[str, int]) 
             f"{limit.option} {limit.bpw:g} is below the smallest plan's {needed} bits per weight; raise it to {needed}"
         )
     parts = {"weights": smallest - limit.other}
-    if limit.device == "gpu" and memory:
-        parts |= memory
+    if limit.device == "gpu" and problem.constraints.memory:
+        parts |= problem.constraints.memory
     elif limit.other:
         parts["other"] = limit.other
     listed = ", ".join(f"{name_part(name, limit)} {format_size(size)}" for name, size in parts.items() if size)
@@ -186,7 +188,7 @@ def _figure_to_give(limit: Limit, amount: int) -> str:
     if limit.unit == "ns":
         return f"{math.floor(1e5 / amount * 1e6) / 100:g}"
     if limit.unit == "loss":
-        return f"{1.001 * amount * LOSS_UNIT:.4g}"
+        return f"{1.001 * amount * LOSS_STEP:.4g}"
     return f"{math.ceil(8000 * amount / limit.n_weights) / 1000:g}" if limit.n_weights else _round_up(amount)
 
 

@@ -27,7 +27,7 @@ from requant.report.card.reproduce import reproduction_commands
 from requant.report.shell import file_argument, join_words
 from requant.report.start_command import start_command
 from requant.scoring.evaluate import Evaluation
-from requant.scoring.losses import IN_NATS
+from requant.scoring.losses import NATS
 
 _HUB = "https://huggingface.co"
 
@@ -145,6 +145,7 @@ def _files_table(outputs: Sequence[CardOutput], overrides: CardOverrides) -> str
         ("Files", True, lambda o: str(len(o.files)) if len(o.files) > 1 else ""),
         ("Bits per weight", True, lambda o: f"{o.made.plan.bpw:.3f}"),
         ("KL, predicted", True, lambda o: _predicted_kl(o.made.plan)),
+        ("Batch (-ub)", True, lambda o: str(o.made.plan.budget.get("ubatch", ""))),
         ("KL, measured", True, lambda o: _measured_figure(o, "mean_kld", ".4g")),
         ("KL, 99 %", True, lambda o: _measured_figure(o, "p99_kld", ".4g")),
         ("Same top token", True, lambda o: _measured_figure(o, "same_top", ".2%").replace("%", " %")),
@@ -155,7 +156,7 @@ def _files_table(outputs: Sequence[CardOutput], overrides: CardOverrides) -> str
 
 
 def _predicted_kl(plan: Plan) -> str:
-    return f"{plan.predicted_loss:.4g}" if plan.predicted_loss is not None and plan.method in IN_NATS else ""
+    return f"{plan.predicted_loss:.4g}" if plan.predicted_loss is not None and plan.loss_unit == NATS else ""
 
 
 def _measured_figure(output: CardOutput, name: str, form: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from requant.container.metadata import Metadata
+from requant.model.kinds import LANGUAGE_MODEL, kind_of
 
 MOST_TAGS, MOST_LANGUAGES = 20, 50
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
@@ -91,7 +92,7 @@ def read_origin(metadata: Metadata) -> ModelOrigin:
         **_read_licence(reader),
         languages=reader.texts("general.languages", MOST_LANGUAGES),
         tags=reader.texts("general.tags", MOST_TAGS),
-        writes_text=causal and arch != "clip",
+        writes_text=causal and kind_of(metadata, ()) is LANGUAGE_MODEL,
     )
 
 

@@ -16,7 +16,7 @@ from requant.planning.plan import Choice, Plan
 from requant.report.card import markdown as md
 from requant.report.figures import bits_per_weight, percent
 from requant.report.view import PART_NAMES, budget_bars
-from requant.scoring.losses import IN_NATS
+from requant.scoring.losses import NATS
 
 _LEAST_SHARE = 0.01  # of the weights; types of less are not listed
 _PARTS = PART_NAMES | {"copies": "copies of matrices on the CPU"}
@@ -33,7 +33,7 @@ def format_both_units(n_bytes: int) -> str:
 
 def describe_budget(plan: Plan) -> str:
     """Return the budgets in words, with the context after the first; without a budget, the method."""
-    parts = [_describe_limit(limit) for limit in plan.limits]
+    parts = [_describe_limit(plan, limit) for limit in plan.limits]
     budget = plan.budget
     if "ctx" in budget:
         context = f"{budget['ctx']} tokens of context"
@@ -46,11 +46,11 @@ def describe_budget(plan: Plan) -> str:
     return md.text(", ".join(parts) or plan.method)
 
 
-def _describe_limit(limit: Limit) -> str:
+def _describe_limit(plan: Plan, limit: Limit) -> str:
     if limit.unit == "ns":
-        return f"at least {limit.show(limit.budget)}"
+        return f"at least {plan.show(limit, limit.budget)}"
     if limit.unit == "loss":
-        return f"predicted loss up to {limit.show(limit.budget)}"
+        return f"predicted loss up to {plan.show(limit, limit.budget)}"
     if limit.n_weights:
         return f"{limit.bpw:g} bits per weight"
     exact = re.fullmatch(r"(\d+)([MG]iB)", size_label(limit.budget))
@@ -74,7 +74,7 @@ def roles_table(plan: Plan) -> str:
     for c in plan.choices:
         groups.setdefault(c.role if c.reason is None else "", []).append(c)
     left = groups.pop("", [])
-    known = plan.predicted_loss is not None and plan.method in IN_NATS
+    known = plan.predicted_loss is not None and plan.loss_unit == NATS
     rows = [_role_row(md.code(role), found, known) for role, found in groups.items()]
     rows += [_role_row("left as they are", left, known)] if left else []
     rows.append(_role_row("all", plan.choices, known))
@@ -103,7 +103,7 @@ def budget_lines(plan: Plan) -> str:
 
 def mixtures_table(outputs: Sequence[tuple[str, Plan]]) -> str:
     """Return outputs of one source and llama-quantize's mixtures of it by rising size; '' without comparable losses."""
-    plans = [(name, p) for name, p in outputs if p.mixtures and p.predicted_loss is not None and p.method in IN_NATS]
+    plans = [(name, p) for name, p in outputs if p.mixtures and p.predicted_loss is not None and p.loss_unit == NATS]
     if not plans:
         return ""
     first = plans[0][1]

@@ -11,14 +11,14 @@ from requant.scoring.calibration_data import DRAWN_NAME, SHIPPED_NAME
 from requant.scoring.losses import GRADIENTS
 
 # with any of them convert does not score by gradients
-_INLINE = ("--losses", "--imatrix", "--statistics", "--quick", "--type", "--preset")
+_INLINE = ("--losses", "--imatrix", "--no-imatrix", "--statistics", "--quick", "--type", "--preset")
 
 
 def reproduction_commands(made: Conversion) -> list[str]:
     """Return lines for a shell in the folder of the files; each makes the input of the next.
 
-    A conversion that plans in the same run weighs columns by the statistics of its scoring, unless an imatrix is given;
-    one from a plan's file by the imatrix alone. A plan without recorded options is read from the record.
+    A conversion weighs columns by the imatrix that its plan or its losses point to, which `score` and `plan` leave
+    beside them. A plan without recorded options is read from the record.
     """
     plan = made.plan
     source, whole = shell.file_argument(plan.source), whole_name(made.output.name)
@@ -41,10 +41,12 @@ def reproduction_commands(made: Conversion) -> list[str]:
 def _is_one_run(made: Conversion) -> bool:
     """Return whether `requant convert` with the plan's options weights columns as this output's were.
 
-    Without --imatrix and with losses from gradients, it weights them by what the gradients' run measured, under the
-    name of its text.
+    The plans of old records do not point to importance. Without --imatrix and with losses from gradients, `convert`
+    weights columns by what the gradients' run measured, under the name of its text.
     """
     plan = made.plan
+    if plan.imatrix_sha256 is not None:
+        return plan.imatrix_sha256 == made.imatrix_sha256
     if given := _option_values(made, "--imatrix", "--statistics"):
         return made.imatrix in (None, given[-1])
     scored = any(plan.candidates.get(c.name, {}).keys() - {c.source_type} for c in plan.choices)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from statistics import median
 
 from requant.common.units import format_size
@@ -13,12 +12,11 @@ from requant.errors import brief
 from requant.planning.plan import Choice, Plan
 from requant.report.html import head_cells, number_cell, table, tag, text
 from requant.report.page.axes import Axis, Box, Label, cover_line, place_labels, square_around
-from requant.report.view import Dot, LossCurve
+from requant.report.view import Dot, LossCurve, sample_curve
 
 WIDE, NARROW = (690, 430), (340, 340)  # pixels, for a screen and for a phone
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 14, 44
 _DECADES = 1e6  # largest over smallest loss on the chart; near a copy of the source the loss falls to 0
-_BENDS = 60  # points across the chart
 _MARGIN = 0.06  # of the range, on either side
 Point = tuple[float, float]
 Pair = tuple[Choice, Converted]
@@ -31,7 +29,7 @@ def curve_charts(plan: Plan, curve: LossCurve) -> str:
 
 def _curve_chart(plan: Plan, curve: LossCurve, size: tuple[int, int], kind: str) -> str:
     across, up = _curve_axes(curve, size)
-    line = [(across.at(p.n_bytes), up.at(p.loss)) for p in _clip_curve(curve.points, across)]
+    line = [(across.at(p.n_bytes), up.at(p.loss)) for p in sample_curve(curve, across.low, across.high)]
     path = tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in line), class_="frontier")
     marks = [_draw_dot(across, up, dot, "mixture") for dot in curve.mixtures]
     wanted = [Label(brief(dot.name), across.at(dot.n_bytes), up.at(dot.loss)) for dot in curve.mixtures]
@@ -62,25 +60,9 @@ def _curve_axes(curve: LossCurve, size: tuple[int, int]) -> tuple[Axis, Axis]:
     room = max(_MARGIN * (high - low), 0.02 * high, 1)
     unit = next((u for u in (2**30, 2**20, 2**10) if high >= u), 1)
     across = Axis(max(low - room, 0), high + room, _LEFT, size[0] - _RIGHT, unit=unit)
-    seen = [d.loss for d in (*curve.dots, *_clip_curve(curve.points, across)) if d.loss > 0] or [1.0]
+    seen = [d.loss for d in (*curve.dots, *sample_curve(curve, across.low, across.high)) if d.loss > 0] or [1.0]
     least = max(min(seen), max(seen) / _DECADES)
     return across, Axis(least / 1.6, max(seen) * 1.8, size[1] - _BOTTOM, _TOP, log=True)
-
-
-def _clip_curve(points: Sequence[Dot], across: Axis) -> list[Dot]:
-    """Return the curve between the ends of the axis, in short steps because the logarithm bends its straight lines."""
-    found: list[Dot] = []
-    for a, b in pairwise(points):
-        lo, hi = max(a.n_bytes, across.low), min(b.n_bytes, across.high)
-        if lo > hi or a.n_bytes == b.n_bytes:
-            continue
-        n = 1 + int(_BENDS * (hi - lo) / (across.high - across.low))
-        for at in (lo + (hi - lo) * k / n for k in range(n + 1)):
-            share = (at - a.n_bytes) / (b.n_bytes - a.n_bytes)
-            dot = Dot("", int(at), a.loss + share * (b.loss - a.loss))
-            if not found or found[-1] != dot:
-                found.append(dot)
-    return found
 
 
 def _draw_dot(across: Axis, up: Axis, dot: Dot, kind: str) -> str:

@@ -18,7 +18,7 @@ from requant.report.page.headline import budget_section, headline, request_optio
 from requant.report.page.heatmap import heat_section
 from requant.report.page.origin import evaluation_section, origin_section, run_section
 from requant.report.page.tensors import page_data, tensor_section
-from requant.report.view import LossCurve, best_loss_at, loss_curve
+from requant.report.view import LossCurve, least_loss_at, loss_curve
 
 if TYPE_CHECKING:
     from requant.conversion.record import Conversion, Converted
@@ -77,15 +77,20 @@ def _curve_section(plan: Plan, curve: LossCurve | None) -> str:
         return tag("p", "No losses were scored for this plan.")
     rows = []
     for dot in curve.dots:
-        best = best_loss_at(curve, dot.n_bytes)
-        ratio = f"{dot.loss / best:.2f}" if best and dot.loss else ""
+        least = least_loss_at(curve, dot.n_bytes)
+        ratio = f"{dot.loss / least:.2f}" if least and dot.loss else ""
         cells = (format_size(dot.n_bytes), f"{dot.loss:.4g}", ratio)
         kind = "strong-row" if dot is curve.chosen else None
         name = tag("th", text(dot.name), scope="row")
         rows.append(tag("tr", name, *map(number_cell, cells), class_=kind))
-    heads = ("", f"bytes of {curve.pool}", "predicted loss", "over the line")
+    heads = ("", f"bytes of {curve.pool}", "predicted loss", "over the bound")
     dot_table = table(head_cells(heads, range(1, 4)), rows, class_="data")
-    return tag("div", curve_charts(plan, curve), tag("div", dot_table, class_="scroll"), class_="beside")
+    hint = (
+        "The line is a lower bound of the loss at each size, as if a tensor could be partly of one type and partly of "
+        "another. No plan need reach it; the proven gap compares the plan with the best plan that the request allows."
+    )
+    charts = tag("div", curve_charts(plan, curve), tag("div", dot_table, class_="scroll"), class_="beside")
+    return charts + tag("p", hint, class_="hint")
 
 
 def _error_section(plan: Plan, written: dict[str, Converted], index: dict[str, int]) -> str:

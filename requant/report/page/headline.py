@@ -9,12 +9,12 @@ from requant.common.units import format_size, size_label
 from requant.errors import FILE_NAME
 from requant.model.engine_settings import DEFAULT_UBATCH
 from requant.report import shell
-from requant.report.figures import loss_unit, percent
+from requant.report.figures import percent
 from requant.report.html import tag, text
 from requant.report.page.origin import may_measure
 from requant.report.start_command import DEFAULT_CACHE
 from requant.report.view import PART_NAMES, BudgetBar, budget_bars
-from requant.scoring.losses import IN_NATS
+from requant.scoring.losses import NATS
 
 if TYPE_CHECKING:
     from requant.conversion.record import Conversion
@@ -53,8 +53,10 @@ def request_options(plan: Plan) -> list[str]:
 
 
 def headline(plan: Plan, made: Conversion | None, evaluations: Sequence[Evaluation]) -> str:
-    """Return the figures: size, bits, predicted and measured loss, gap, speed."""
+    """Return the figures: size, bits, predicted and measured loss, batch, gap, speed."""
     cards = [*_size_cards(plan, made), *_loss_cards(plan)]
+    if "ubatch" in plan.budget:
+        cards.append(("Batch", f"{plan.budget['ubatch']:,}", "tokens at once (-ub)"))
     for found in [e for e in evaluations if may_measure(e, made)][:1]:
         cards += _measured_cards(found)
     if plan.predicted_loss is not None:
@@ -84,8 +86,8 @@ def _size_cards(plan: Plan, made: Conversion | None) -> list[tuple[str, str, str
 def _loss_cards(plan: Plan) -> list[tuple[str, str, str]]:
     if plan.predicted_loss is None:
         return [("Predicted loss", "not known", "")]
-    nats = plan.method in IN_NATS
-    unit = loss_unit(plan.method) if nats else f"by {text(plan.method)}; compares plans, is no KL"
+    nats = plan.loss_unit == NATS
+    unit = plan.loss_unit if nats else f"{plan.loss_unit} by {text(plan.method)}; they compare plans and are no KL"
     label = "Predicted KL" if nats else "Predicted loss"
     cards = [(label, f"{plan.predicted_loss:.4g}", unit)]
     if plan.measured_kld is not None:
@@ -108,7 +110,7 @@ def budget_section(plan: Plan) -> str:
     """Return a bar with its parts for each limit in bytes, a line for each other limit."""
     found = "".join(_draw_budget(bar) for bar in budget_bars(plan))
     others = [limit for limit in plan.limits if limit.unit != "bytes"]
-    lines = (f"{text(x.option)}: {text(x.show(plan.used(x)))} of {text(x.show(x.budget))}" for x in others)
+    lines = (f"{text(x.option)}: {text(plan.show(x, plan.used(x)))} of {text(plan.show(x, x.budget))}" for x in others)
     return found + "".join(tag("p", line) for line in lines)
 
 

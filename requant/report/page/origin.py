@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from requant.errors import FILE_NAME, REMARK
+from requant.model.kinds import LANGUAGE_MODEL
 from requant.planning.engines import engine_named
 from requant.report import shell
 from requant.report.figures import percent, reason_lines
 from requant.report.html import escape, head_cells, number_cell, table, tag, text
-from requant.report.start_command import start_command
-from requant.scoring.losses import IN_NATS
+from requant.report.start_command import kind_of_plan, start_command
+from requant.scoring.losses import NATS
 
 if TYPE_CHECKING:
     from requant.conversion.record import Conversion
@@ -37,10 +38,10 @@ def run_section(plan: Plan, made: Conversion | None) -> str:
         commands = {"convert": ["convert", source, str(out), "--plan", "PLAN.json"]}
     else:
         name = shell.file_argument(out)
-        commands = {
-            "verify: every byte, against record and source": ["verify", name, "--source", source],
-            "evaluate: perplexity and KL divergence": ["evaluate", name, "--base", source, "--text", "TEXT.txt"],
-        }
+        commands = {"verify: every byte, against record and source": ["verify", name, "--source", source]}
+        if kind_of_plan(plan) is LANGUAGE_MODEL:
+            words = ["evaluate", name, "--base", source, "--text", "TEXT.txt"]
+            commands["evaluate: perplexity and KL divergence"] = words
     blocks += ((label, shell.join_words(["requant", *words])) for label, words in commands.items())
     return "".join(_copy_block(label, line) for label, line in blocks)
 
@@ -99,6 +100,8 @@ def _remarks(plan: Plan, made: Conversion | None) -> dict[str, list[str]]:
 def evaluation_section(plan: Plan, made: Conversion | None, evaluations: Sequence[Evaluation]) -> str:
     """Return predicted and measured KL, a row for each evaluation."""
     if not evaluations:
+        if (kind := kind_of_plan(plan)) is not LANGUAGE_MODEL:
+            return tag("p", f"The divergence is not measured: the file is {kind.words}.", class_="hint")
         how = tag("code", "requant evaluate --json")
         hint = f"The divergence was not measured; {how} does it, and the report takes what that prints."
         return tag("p", hint, class_="hint")
@@ -114,7 +117,7 @@ def may_measure(evaluation: Evaluation, made: Conversion | None) -> bool:
 
 def _evaluation_cells(plan: Plan, made: Conversion | None, evaluation: Evaluation) -> list[str]:
     predicted, kld = plan.predicted_loss, evaluation.mean_kld
-    if plan.method not in IN_NATS or not may_measure(evaluation, made):
+    if plan.loss_unit != NATS or not may_measure(evaluation, made):
         predicted = None
     cells = [
         "?" if predicted is None else f"{predicted:.4g}",

@@ -1,4 +1,4 @@
-"""The chart of loss against bytes in a plan's picture: the best of every size, the plan, llama-quantize's mixtures."""
+"""The chart of loss against bytes in a plan's picture: the lower bound, the plan, and llama-quantize's mixtures."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from requant.planning.plan import Plan
 from requant.report.picture.parts import drawable_text
-from requant.report.view import Dot, LossCurve
-from requant.scoring.losses import IN_NATS
+from requant.report.view import NO_LOSS, Dot, LossCurve, sample_curve
+from requant.scoring.losses import NATS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,6 @@ _OFFSETS = [(x * distance, y * distance) for distance in _DISTANCES for x, y in 
 _LED = 9  # points; labels farther from their dot have a line
 _NEARER = 1.5  # a label must be this many times as far from any other dot
 _ROOM = 0.08  # of the range, on either side
-_NONE = 1e-7  # of the largest loss; less is rounding
 Point = tuple[float, float]
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 
@@ -42,15 +41,13 @@ def drawable_curve(curve: LossCurve | None) -> LossCurve | None:
 
 def draw_curve(axes: Axes, curve: LossCurve, plan: Plan) -> None:
     """Draw the curve around the dots; without dots all of it."""
-    curve = _fit_log_scale(curve)
-    dots = curve.dots
-    points: Sequence[Dot] = curve.points
-    scale, unit = next((u for u in _UNITS if max(d.n_bytes for d in (*points, *dots)) >= u[0]), _UNITS[-1])
-    if len(dots) > 1:
-        low, high = (f(d.n_bytes for d in dots) for f in (min, max))
-        points = _points_around(points, low, high)
+    whole = (*curve.points, *curve.dots)
+    scale, unit = next((u for u in _UNITS if max(d.n_bytes for d in whole) >= u[0]), _UNITS[-1])
+    low, high = _size_range(curve)
+    curve = _fit_log_scale(replace(curve, points=tuple(sample_curve(curve, low, high)) or curve.points))
+    dots, points = curve.dots, curve.points
     line = [p.n_bytes / scale for p in points], [p.loss for p in points]
-    axes.plot(*line, color=_LINE, lw=1.4, zorder=2, label="best of every size")
+    axes.plot(*line, color=_LINE, lw=1.4, zorder=2, label="lower bound, seldom reached")
     if curve.mixtures:
         places = [dot.n_bytes / scale for dot in curve.mixtures], [dot.loss for dot in curve.mixtures]
         axes.plot(*places, "o", ms=3.6, color=_MIXTURE, zorder=3, label="llama-quantize's mixtures")
@@ -58,12 +55,13 @@ def draw_curve(axes: Axes, curve: LossCurve, plan: Plan) -> None:
         x, y = curve.chosen.n_bytes / scale, curve.chosen.loss
         axes.plot(x, y, "D", ms=7, color=_CHOSEN, mec="white", mew=0.8, zorder=4)
     axes.set_yscale("log")
-    _set_limits(axes, points, dots, scale)
+    axes.set_xlim(low / scale, high / scale)
+    _set_loss_limits(axes, points if len(dots) < 2 else (*points, *dots))
     _set_ticks(axes)
-    what = "predicted KL divergence, nats per token" if plan.method in IN_NATS else "predicted loss"
+    what = "predicted KL divergence" if plan.loss_unit == NATS else "predicted"
     pool = "bytes in VRAM" if curve.pool == "VRAM" else "bytes of all tensors"
     axes.set_xlabel(f"{pool}, {unit}", labelpad=2)
-    axes.set_title(f"Loss: {what}", loc="left", fontsize=9.5, fontweight="bold", pad=5)
+    axes.set_title(f"Loss: {what}, {plan.loss_unit}", loc="left", fontsize=9.5, fontweight="bold", pad=5)
     axes.grid(color="#e4e4e4", lw=0.5)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -76,7 +74,7 @@ def draw_curve(axes: Axes, curve: LossCurve, plan: Plan) -> None:
 
 def _fit_log_scale(curve: LossCurve) -> LossCurve:
     """Return the curve with losses of 0, which have no logarithm, at the lower end and named so."""
-    none = _NONE * max(d.loss for d in (*curve.dots, *curve.points))
+    none = NO_LOSS * max(d.loss for d in (*curve.dots, *curve.points))
     points = tuple(p for p in curve.points if p.loss > none)
     floor = min(d.loss for d in (*curve.dots, *points) if d.loss > none) / 3
     points += tuple(Dot("", p.n_bytes, floor) for p in curve.points[len(points) :][:1])
@@ -88,23 +86,16 @@ def _fit_log_scale(curve: LossCurve) -> LossCurve:
     return replace(curve, points=points, chosen=chosen, mixtures=tuple(map(placed, curve.mixtures)))
 
 
-def _points_around(points: Sequence[Dot], low: float, high: float) -> Sequence[Dot]:
-    """Return the points between two sizes, with some room, and the next on either side."""
+def _size_range(curve: LossCurve) -> Point:
+    """Return the least and the largest bytes on the chart: those of the dots, with some room; without dots of all."""
+    seen = [d.n_bytes for d in (curve.dots if len(curve.dots) > 1 else curve.points)]
+    low, high = min(seen), max(seen)
     room = _ROOM * max(high - low, 0.05 * high)
-    inside = [i for i, p in enumerate(points) if low - room <= p.n_bytes <= high + room]
-    if not inside:
-        return points
-    return points[max(inside[0] - 1, 0) : inside[-1] + 2]
+    return low - room, high + 2 * room
 
 
-def _set_limits(axes: Axes, points: Sequence[Dot], dots: Sequence[Dot], scale: float) -> None:
-    seen = dots if len(dots) > 1 else points
-    low, high = min(d.n_bytes for d in seen) / scale, max(d.n_bytes for d in seen) / scale
-    room = _ROOM * max(high - low, 0.05 * high)
-    axes.set_xlim(low - room, high + 2 * room)
-    inside = [p.loss for p in points if low - room <= p.n_bytes / scale <= high + room]
-    losses = [d.loss for d in seen] + inside
-    least, most = math.log10(min(losses)), math.log10(max(losses))
+def _set_loss_limits(axes: Axes, seen: Sequence[Dot]) -> None:
+    least, most = (math.log10(f(d.loss for d in seen)) for f in (min, max))
     room = _ROOM * max(most - least, 0.3)
     axes.set_ylim(10 ** (least - room), 10 ** (most + room))
 

@@ -13,8 +13,8 @@ from requant.container.source import open_source
 from requant.conversion.record import OUTPUT_SCHEMA, read_any_plan
 from requant.errors import FILE_NAME, brief
 from requant.planning.plan import PLAN_SCHEMA
-from requant.report.figures import loss_unit
 from requant.report.text.grid import grid
+from requant.scoring.losses import loss_unit
 
 SCHEMA = "requant.diff/1"
 _FOREIGN = 10  # most tensors of another model that are listed
@@ -61,7 +61,8 @@ class Difference:
 
     def to_json(self) -> str:
         """Return the object that --json prints."""
-        return dump({"schema": SCHEMA} | to_plain(self))
+        units = {"loss_unit_a": loss_unit(self.method_a), "loss_unit_b": loss_unit(self.method_b)}
+        return dump({"schema": SCHEMA} | to_plain(self) | units)
 
 
 def read_side(path: Path) -> Side:

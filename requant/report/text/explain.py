@@ -9,9 +9,7 @@ from requant.common.units import format_size
 from requant.errors import REMARK, brief
 from requant.planning.explain import Explanation, Outlook
 from requant.planning.plan import Plan
-from requant.report.figures import loss_unit
 from requant.report.text.grid import grid
-from requant.scoring.losses import IN_NATS
 
 
 def explanation_text(explanation: Explanation, plan: Plan, outlooks: Sequence[Outlook]) -> str:
@@ -21,7 +19,7 @@ def explanation_text(explanation: Explanation, plan: Plan, outlooks: Sequence[Ou
     head = f"{brief(c.name)}: {c.type}, {format_size(c.n_bytes)}, {shape}, on the {c.device}"
     if not explanation.alternatives:
         return f"{head}\nit stays as it is: {brief(c.reason or '', REMARK)}"
-    unit = "nats" if plan.method in IN_NATS else "points"
+    unit = plan.loss_unit.split()[0]
     rows = [["", "type", "size", f"its loss, {unit}", f"best plan with it, {unit}", "costs"]]
     for a in explanation.alternatives:
         rows.append(
@@ -42,6 +40,7 @@ def explanation_text(explanation: Explanation, plan: Plan, outlooks: Sequence[Ou
 def explanation_json(explanation: Explanation, plan: Plan, outlooks: Sequence[Outlook]) -> str:
     """Return the explanation as JSON, schema requant.explanation/1."""
     head = {"schema": "requant.explanation/1", "predicted_loss": plan.predicted_loss}
+    head["loss_unit"] = plan.loss_unit
     return dump(head | to_plain(explanation) | {"limits": to_plain(outlooks)})
 
 
@@ -52,7 +51,7 @@ def _outlook_text(plan: Plan, outlooks: Sequence[Outlook]) -> str:
         bought = "no plan"
         if o.value is not None:
             change = _relative_change(o.value, plan.predicted_loss)
-            bought = f"a loss of {o.value:.5g} {loss_unit(plan.method)} ({change})"
+            bought = f"a loss of {o.value:.5g} {plan.loss_unit} ({change})"
         lines.append(f"{o.option} has {format_size(o.free)} free; {format_size(o.more)} more would buy {bought}")
     if plan.predicted_loss == 0:
         lines.append("nothing limits the plan: every tensor is a copy")

@@ -7,6 +7,7 @@ import textwrap
 from requant.common.units import format_size
 from requant.errors import FILE_NAME, brief
 from requant.model.inspection import Inspection, Share
+from requant.model.kinds import LANGUAGE_MODEL
 from requant.report.text.grid import WIDTH, fit_grid, grid, label_lines
 
 _IN_TOKENS = ("context_length", "vocabulary", "window")
@@ -27,6 +28,8 @@ def model_facts(model: Inspection, width: int = WIDTH) -> str:
         ("model", f"{title}architecture {brief(model.arch)}, {state}"),
         ("weights", count_weights(model)),
     ]
+    if model.kind != LANGUAGE_MODEL.words:
+        lines.insert(2, ("kind", model.kind))
     if model.hyperparameters is not None:
         known = ((key, value) for key, value in model.hyperparameters.items() if value)
         shown = (f"{key.replace('_', ' ')} {value}{' tokens' * (key in _IN_TOKENS)}" for key, value in known)

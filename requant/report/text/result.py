@@ -7,6 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from requant.common.units import format_size
+from requant.conversion.verification import PLAUSIBLE, READABLE, SAME, WRONG
 from requant.errors import FILE_NAME, brief, printable
 from requant.formats import by_bits
 from requant.report.figures import percent
@@ -14,10 +15,16 @@ from requant.report.figures import percent
 if TYPE_CHECKING:
     from requant.container.source import Source
     from requant.conversion.record import Conversion, Converted
-    from requant.conversion.verify import Verification
+    from requant.conversion.verification import Verification
     from requant.scoring.evaluate import Evaluation
     from requant.scoring.statistics import Statistics
 
+VERDICTS = {
+    SAME: "the same bytes as were written",
+    PLAUSIBLE: "plausible against the source",
+    READABLE: "readable; compared with nothing",
+    WRONG: "not as it should be",
+}
 FEW_TOKENS = 64  # of an expert; statistics of fewer are hardly better than none
 
 
@@ -45,11 +52,10 @@ def _error_lines(encoded: list[Converted]) -> list[str]:
 
 
 def verification_text(result: Verification) -> str:
-    """Return a line for the bytes read, and one for each finding."""
-    against = f", against its {' and '.join(result.against)}" if result.against else ""
-    read = f"{printable(str(result.output))}: {result.n_tensors} tensors, {format_size(result.n_bytes)} read{against}"
-    state = "sound" if result.ok else "not compared with the source" if result.is_itself_sound else "not sound"
-    return "\n".join([f"{read}: {state}", *(printable(line) for line in result.findings)])
+    """Return the verdict, a line for each thing that was compared, and one for each finding."""
+    read = f"{printable(str(result.output))}: {result.n_tensors} tensors, {format_size(result.n_bytes)} read"
+    lines = [f"{read}: {VERDICTS[result.verdict]}", *(f"  {line}" for line in result.compared), *result.findings]
+    return "\n".join(map(printable, lines))
 
 
 def evaluation_text(e: Evaluation, model: Path, base: Path | None) -> str:

@@ -12,10 +12,10 @@ from requant.errors import FILE_NAME, REMARK, brief
 from requant.formats import Effort, by_bits, format_of
 from requant.planning.constraints import Limit, name_part
 from requant.planning.plan import EDITED, Plan
-from requant.report.figures import count_tensors, loss_unit, percent, reason_lines
+from requant.report.figures import count_tensors, percent, reason_lines
 from requant.report.text.grid import GAP, WIDTH, display_width, fit_grid, grid, label_lines
 from requant.report.view import budget_bar
-from requant.scoring.losses import IN_NATS, Losses, TensorLosses
+from requant.scoring.losses import NATS, Losses, TensorLosses, loss_unit
 
 _NAMED = 3  # tensors named beside a reason that several share
 
@@ -26,9 +26,9 @@ def plan_table(plan: Plan, width: int = WIDTH) -> str:
 
 
 def plans_table(plans: Sequence[Plan], vrams: Sequence[int], width: int = WIDTH) -> str:
-    """Return a line for each VRAM budget: weights, bits, predicted loss, gap, context, cache, layers on the GPU."""
-    loss = "loss, nats" if all(plan.method in IN_NATS for plan in plans) else "loss, points"
-    rows = [["--vram", "weights", "bits/weight", loss, "gap", "tokens", "K/V cache", "GPU layers", "tokens/s"]]
+    """Return a line for each VRAM budget: weights, bits, predicted loss, batch, gap, context, cache, GPU layers."""
+    loss = f"loss, {plans[0].loss_unit.split()[0]}"
+    rows = [["--vram", "weights", "bits/weight", loss, "-ub", "gap", "tokens", "K/V cache", "GPU layers", "tokens/s"]]
     for plan, vram in zip(plans, vrams, strict=True):
         asked, ns = plan.budget, plan.ns_per_token
         rows.append(
@@ -36,7 +36,8 @@ def plans_table(plans: Sequence[Plan], vrams: Sequence[int], width: int = WIDTH)
                 format_size(vram),
                 format_size(plan.n_bytes),
                 f"{plan.bpw:.3f}",
-                f"{plan.predicted_loss:.4g}",
+                f"{plan.total_loss:.4g}",
+                str(asked.get("ubatch", "")),
                 "?" if plan.gap is None else percent(plan.gap, ".2g"),
                 str(asked.get("ctx", "")),
                 f"{asked.get('cache_type_k')}/{asked.get('cache_type_v')}".lower(),
@@ -44,7 +45,7 @@ def plans_table(plans: Sequence[Plan], vrams: Sequence[int], width: int = WIDTH)
                 "" if ns is None else _rate(ns),
             ]
         )
-    return "\n".join(fit_grid(rows, width, right=(0, 1, 2, 3, 4, 5, 7, 8), spare=(6, 4, 8, 7)))
+    return "\n".join(fit_grid(rows, width, right=(0, 1, 2, 3, 4, 5, 6, 8, 9), spare=(7, 5, 9, 8)))
 
 
 def layer_table(plan: Plan, width: int = WIDTH) -> str:
@@ -90,6 +91,7 @@ def summary(plan: Plan, width: int = WIDTH) -> str:
         ("tensors", f"{len(plan.choices)}: {len(plan.choices) - copied} quantized, {copied} copied"),
         ("size", f"{format_size(plan.n_bytes)} of tensors, {plan.bpw:.3f} bits per weight"),
         ("loss", _loss_figures(plan)),
+        *([("batch", f"{plan.budget['ubatch']} tokens at once")] if "ubatch" in plan.budget else []),
         *([] if plan.effort == Effort.DEFAULT else [("effort", plan.effort.name.lower())]),
         *((brief(limit.option), _limit_figures(plan, limit)) for limit in plan.limits),
         *_device_lines(plan),
@@ -138,8 +140,10 @@ def _loss_figures(plan: Plan) -> str:
         edited = EDITED in plan.notes
         return "not known, the plan was edited" if edited else f"not measured ({brief(plan.method, REMARK)})"
     gap = "not known" if plan.gap is None else percent(plan.gap, ".2g")
-    what = "predicted KL" if plan.method in IN_NATS else "predicted"
-    loss = f"{what} {plan.predicted_loss:.4g} {loss_unit(plan.method)} ({brief(plan.method, REMARK)})"
+    what, more = ("predicted KL", "") if plan.loss_unit == NATS else ("predicted", ", no KL divergence")
+    loss = f"{what} {plan.predicted_loss:.4g} {plan.loss_unit}{more} ({brief(plan.method, REMARK)})"
+    if plan.cache_loss:
+        loss = f"{loss}, and of the KV cache {plan.cache_loss:.4g}"
     measured = "" if plan.measured_kld is None else f", measured {plan.measured_kld:.4g} nats on held-out text"
     return f"{loss}{measured}; proven gap {gap} ({brief(plan.solver, REMARK)})"
 
@@ -147,7 +151,7 @@ def _loss_figures(plan: Plan) -> str:
 def _limit_figures(plan: Plan, limit: Limit) -> str:
     used = plan.used(limit)
     if limit.unit != "bytes":
-        return f"{limit.show(used)} of {limit.show(limit.budget)}"
+        return f"{plan.show(limit, used)} of {plan.show(limit, limit.budget)}"
     if limit.n_weights:
         return f"{8 * used / limit.n_weights:.4f} of {limit.bpw:.4f} bits per weight"
     filled = budget_bar(plan, limit)
@@ -186,7 +190,7 @@ def _expert_sensitivities(plan: Plan, on_cpu: set[int]) -> list[str]:
     if not all(sides):
         return []
     others, left = (math.fsum(x) / len(x) for x in sides)
-    what = f"sensitivity at {plan.runtime.get('reference_type')}, in {loss_unit(plan.method)}"
+    what = f"sensitivity at {plan.runtime.get('reference_type')}, in {plan.loss_unit}"
     return [f"{what}: {left:.3g} a layer of these, {others:.3g} of the others"]
 
 

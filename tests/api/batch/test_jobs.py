@@ -6,6 +6,7 @@ from pathlib import Path
 import gguf
 import pytest
 from conversions import plan_for, small_model
+from draft_heads import eagle3, prediction_head
 from gguf_files import ARCHITECTURE, STR, File, pair, split_files, write_files
 from hypothesis import given
 from hypothesis import strategies as st
@@ -133,6 +134,9 @@ def test_a_folder_is_its_models_and_of_a_split_one_the_first_shard(tmp_path):
     made = small_model(pairs=(pair("requant.plan_sha256", STR, "0"),)).write(models / "a-Q4_K.gguf")
     File((pair("general.type", STR, "adapter"),)).write(models / "lora.gguf")
     File((pair(ARCHITECTURE, STR, "clip"),)).write(models / "vision.gguf")
+    File((pair(ARCHITECTURE, STR, "controlvector"),)).write(models / "v.gguf")
+    prediction_head().write(models / "mtp-a.gguf")
+    eagle3().write(models / "eagle3-a.gguf")
     found = find_sources(jobs, "[[job]] 1", ["models"])
     assert list(found) == sorted(found) and not any(found.values())
     assert sum(path.name.startswith("c-0000") for path in found) == 1
@@ -140,9 +144,11 @@ def test_a_folder_is_its_models_and_of_a_split_one_the_first_shard(tmp_path):
     models_ = [name for name, what in seen.items() if isinstance(what, BatchSource)]
     assert models_ == ["a.gguf", "b.gguf", "c-00001-of-00003.gguf"]
     assert seen["a-Q4_K.gguf"] == OWN and "adapter" in seen["lora.gguf"]
-    assert "projector" in seen["vision.gguf"]
+    assert "projector" in seen["vision.gguf"] and "control vector" in seen["v.gguf"]
+    assert "head of multi-token prediction" in seen["mtp-a.gguf"] and "EAGLE-3" in seen["eagle3-a.gguf"]
+    assert isinstance(read_source(models / "mtp-a.gguf", named=True), BatchSource)
     assert "mmproj" in seen["a-mmproj.gguf"] and "imatrix" in seen["a.imatrix.gguf"]
-    assert len(seen["c-00001-of-00003.gguf"].files) == 3
+    assert len(seen["c-00001-of-00003.gguf"].identity["files"]) == 3
     assert isinstance(read_source(made, named=True), BatchSource)  # asked for by name
 
 
@@ -252,9 +258,10 @@ def test_a_template_is_checked(tmp_path):
 
 
 def test_what_is_kept_answers_its_request_only_while_it_is_whole(tmp_path):
-    folder = state.empty_folder(tmp_path / "plans" / "x")
+    folder = tmp_path / "plans" / "x"
+    state.make_folder(folder)
     (folder / "plan.json").write_text("a plan")
-    state.seal_entry(folder, "request")
+    state.seal_entry(folder, "request", ["plan.json"])
     assert state.read_entry(folder, "request") == {"plan.json": folder / "plan.json"}
     assert state.read_entry(folder, "another") is None and state.read_entry(tmp_path, "request") is None
     (folder / "plan.json").write_text("b plan")
@@ -275,7 +282,7 @@ def test_a_large_file_is_sealed_by_its_content_too(monkeypatch, tmp_path):
     monkeypatch.setattr(state, "_MAX_HASHED", 4)
     (tmp_path / "importance").write_text("larger than that")
     assert isinstance(state.content_key(tmp_path / "importance"), tuple)
-    state.seal_entry(tmp_path, "request")
+    state.seal_entry(tmp_path, "request", ["importance"])
     assert state.read_entry(tmp_path, "request") == {"importance": tmp_path / "importance"}
 
 

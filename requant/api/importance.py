@@ -1,0 +1,119 @@
+"""Importance of a session: from --imatrix, from where its plan or its losses point to, or measured while scoring."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from requant.api.measure import read_importance
+from requant.common.files import hash_file, open_regular
+from requant.container.imatrix import Imatrix
+from requant.errors import FILE_NAME, BadInput, RequantError, brief
+from requant.planning.output_metadata import imatrix_used
+from requant.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from requant.container.source import Source
+    from requant.scoring.losses import Losses
+    from requant.scoring.statistics import Statistics
+
+_HINT = "pass it with --imatrix FILE, or go without it: --no-imatrix"
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    """The importance matrix that encoders use.
+
+    file: the name of its file, None where it is in no file. path: where it was read from. statistics: those that
+    scoring measured it from, and the text's name. missing: the error to raise before anything is encoded, where a plan
+    or losses point to an imatrix that is not there.
+    """
+
+    imatrix: Imatrix | None = None
+    file: str | None = None
+    path: Path | None = None
+    statistics: tuple[Statistics, str] | None = None
+    missing: BadInput | None = None
+
+    def save(self, out: Path, source: Source, *, force: bool, sidecar_of: str | None = None) -> str | None:
+        """Write what was measured to the file `out`, and return its name; None where nothing was measured.
+
+        sidecar_of: the name of the unfinished output whose sidecar the file is.
+        """
+        if self.statistics is None:
+            return None
+        from requant.scoring.statistics import write_statistics
+
+        statistics, text = self.statistics
+        write_statistics(out, statistics, source, text, force=force, sidecar_of=sidecar_of)
+        return out.name
+
+
+def importance_file(out: Path) -> Path:
+    """Return the file of the importance that belongs to the losses or the plan in the file `out`, beside it."""
+    return out.with_name(f"{out.stem}.imatrix.gguf")
+
+
+def find_importance(
+    given: Path | None, plan: Plan | None, losses: Losses | None, source: Source, *, off: bool
+) -> Importance:
+    """Return the importance of --imatrix, else that of the plan, else that of the losses; `off`: --no-imatrix.
+
+    An imatrix that the plan or the losses point to is in memory with them, or in a file beside either or beside the
+    model. Raises BadInput for an imatrix of another model, or another one than they point to.
+    """
+    made = losses if plan is None else plan
+    if given is not None:
+        imatrix = read_importance(given, source)
+        assert imatrix is not None
+        same = made is not None and made.imatrix_sha256 == imatrix.sha256
+        imatrix = replace(imatrix, known_as=made.imatrix) if made is not None and same else imatrix
+        return Importance(imatrix, given.name, given)
+    if off or made is None or made.imatrix_sha256 is None:
+        return Importance()
+    if isinstance(made.importance, Imatrix):
+        return Importance(made.importance, made.imatrix_file)
+    folders = [one.importance.parent for one in (plan, losses) if one is not None and isinstance(one.importance, Path)]
+    what = "the plan points to" if isinstance(made, Plan) else "the losses point to"
+    if made.imatrix_file is None:
+        measured = isinstance(made, Plan) or made.imatrix == made.calibration_text  # else from before files were named
+        fault = f"the importance that {what} was not kept in a file"
+        return Importance(missing=_missing(made, source, fault) if measured else None)
+    others = []
+    for path in (folder / made.imatrix_file for folder in (*folders, source.path.parent)):
+        if (sha256 := _hash(path)) == made.imatrix_sha256:
+            imatrix = read_importance(path, source)
+            assert imatrix is not None
+            return Importance(replace(imatrix, known_as=made.imatrix), path.name, path)
+        others += [] if sha256 is None else [(path, sha256)]
+    for path, sha256 in others:
+        fault = f"is another file than the importance that {what}"
+        raise BadInput(path, fault, got=f"SHA-256 {sha256}", expected=made.imatrix_sha256, hint=_HINT)
+    name = brief(made.imatrix_file, FILE_NAME)
+    return Importance(missing=_missing(made, source, f"the importance that {what} is not there: {name}"))
+
+
+def _missing(made: Plan | Losses, source: Source, fault: str) -> BadInput:
+    return BadInput(made.importance or source.path, fault, hint=_HINT)
+
+
+def _hash(path: Path) -> str | None:
+    """Return the SHA-256 of the file at `path`, None where there is none that can be read."""
+    try:
+        os.close(open_regular(path))
+        return hash_file(path)
+    except (RequantError, OSError, ValueError):  # also a name that the file system does not take
+        return None
+
+
+def point_to_importance(plan: Plan, importance: Importance, losses: Losses | None) -> Plan:
+    """Return the plan with the name, the hash and the file of the importance to convert it with, if that is used."""
+    if importance.missing is not None and losses is not None:
+        name, sha256, file = losses.imatrix, losses.imatrix_sha256, losses.imatrix_file
+        return replace(plan, imatrix=name, imatrix_sha256=sha256, imatrix_file=file, importance=losses.importance)
+    used, file = imatrix_used(plan, importance.imatrix), importance.file
+    if used is None:
+        return plan
+    return replace(plan, imatrix=used.name, imatrix_sha256=used.sha256, imatrix_file=file, importance=used)

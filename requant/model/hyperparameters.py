@@ -23,6 +23,35 @@ MAX_LAYERS = 512  # LLAMA_MAX_LAYERS in llama-hparams.h
 
 
 @dataclass(frozen=True, slots=True)
+class Latent:
+    """The sizes of latent attention: of the latent, of a key and a value per head, and a key's rotated dimensions.
+
+    query_rank: of the latent of queries, 0 where they have none.
+    """
+
+    rank: int
+    key_length: int
+    value_length: int
+    n_rotated: int
+    query_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrence:
+    """The sizes of a recurrent mixer: of its state, groups of keys, heads, the inner stream, and a convolution.
+
+    least_decay: the bound of the logarithm of a decay that is sigmoid, 0 for an unbounded one.
+    """
+
+    n_state: int
+    n_groups: int
+    n_heads: int
+    n_inner: int
+    n_taps: int
+    least_decay: float
+
+
+@dataclass(frozen=True, slots=True)
 class Hyperparameters:
     """The dimensions of a model from its metadata. Counts are per token; tuples have one item per layer.
 
@@ -54,6 +83,8 @@ class Hyperparameters:
     n_draft_vocab: int
     time_step_rank: int
     n_rotated: int
+    latent: Latent | None
+    recurrence: Recurrence
     caches: Caches
 
     @property
@@ -112,9 +143,31 @@ def read_hyperparameters(metadata: Metadata, tensors: Iterable[SourceTensor] = (
         n_draft_vocab=next((t.shape[0] for t in tensors if t.name == "d2t"), 0),
         time_step_rank=keys.count("ssm.time_step_rank", 0),
         n_rotated=keys.count("rope.dimension_count", key_length),
+        latent=_latent(keys),
+        recurrence=_recurrence(keys),
         caches=caches_of(
             keys, n_layers, n_trunk, n_embd=n_embd, n_head=n_head, n_head_kv=n_head_kv, n_ff=n_ff, latent=latent
         ),
+    )
+
+
+def _latent(keys: ArchitectureKeys) -> Latent | None:
+    rank = keys.count("attention.kv_lora_rank", 0)
+    if not rank:
+        return None
+    key = keys.count("attention.key_length_mla", 0) or keys.count("attention.key_length", 0)
+    value = keys.count("attention.value_length_mla", 0) or keys.count("attention.value_length", 0)
+    return Latent(rank, key, value, keys.count("rope.dimension_count", 0), keys.count("attention.q_lora_rank", 0))
+
+
+def _recurrence(keys: ArchitectureKeys) -> Recurrence:
+    return Recurrence(
+        n_state=keys.largest("kda.head_dim", 0) or keys.largest("ssm.state_size", 0),
+        n_groups=keys.largest("ssm.group_count", 0),
+        n_heads=keys.largest("ssm.time_step_rank", 0),
+        n_inner=keys.largest("ssm.inner_size", 0),
+        n_taps=keys.largest("ssm.conv_kernel", 0) or keys.largest("shortconv.l_cache", 0),
+        least_decay=keys.number("kda.gate_lower_bound", 0.0),
     )
 
 

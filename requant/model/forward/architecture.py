@@ -23,30 +23,6 @@ _LITE_VOCABULARY = 154880  # of GLM 4.7 Flash, whose files may lack the key of t
 
 
 @dataclass(frozen=True, slots=True)
-class Latent:
-    """The sizes of latent attention: of the latent, of a key and a value per head, and a key's rotated dimensions."""
-
-    rank: int
-    key_length: int
-    value_length: int
-    n_rotated: int
-
-
-@dataclass(frozen=True, slots=True)
-class Recurrence:
-    """The sizes of a recurrent mixer: of its state, groups of keys, heads, and the inner stream.
-
-    least_decay: the bound of the logarithm of a decay that is sigmoid, 0 for an unbounded one.
-    """
-
-    n_state: int
-    n_groups: int
-    n_heads: int
-    n_inner: int
-    least_decay: float
-
-
-@dataclass(frozen=True, slots=True)
 class Temperature:
     """The growth of queries with their position: 1 + scale * ln(floor(position / length) + 1)."""
 
@@ -71,8 +47,6 @@ class Architecture:
     routing: Routing
     expert_scale: float
     expert_groups: tuple[int, int]  # groups of experts, and those that are used
-    latent: Latent | None
-    recurrence: Recurrence
     temperature: Temperature | None
     reach: int  # tokens that attention with an indexer sees all of, 0 without one
     clamps: tuple[float, ...]  # of the inner activations of experts, 0 for none
@@ -127,7 +101,6 @@ def read_architecture(source: Source) -> Architecture:
     windows = (0,) * hp.n_layers
     if hp.windows is not None:
         windows = tuple(hp.windows.size if own else 0 for own in hp.windows.layers)
-    latent = _latent(keys)
     rope = _rope(keys, hp, family)
     logit_scale = keys.number("logit_scale", 0.0) or 1.0
     return Architecture(
@@ -139,20 +112,12 @@ def read_architecture(source: Source) -> Architecture:
         rope_swa=_rope_swa(keys, family, rope, hp),
         rotates=_rotates(keys, family, windows),
         windows=windows,
-        attention_scale=_attention_scale(keys, family, hp, latent),
+        attention_scale=_attention_scale(keys, family, hp),
         attention_cap=keys.number("attn_logit_softcapping", 50.0) if arch == "gemma2" else 0.0,
         logit_cap=keys.number("final_logit_softcapping", 30.0 if arch == "gemma2" else 0.0),
         routing=_routing(keys, family, hp),
         expert_scale=keys.number("expert_weights_scale", 0.0) or 1.0,
         expert_groups=(keys.count("expert_group_count", 0), keys.count("expert_group_used_count", 0)),
-        latent=latent,
-        recurrence=Recurrence(
-            n_state=keys.count("kda.head_dim", keys.count("ssm.state_size", 0)),
-            n_groups=keys.count("ssm.group_count", 0),
-            n_heads=hp.time_step_rank,
-            n_inner=keys.count("ssm.inner_size", 0),
-            least_decay=keys.number("kda.gate_lower_bound", 0.0),
-        ),
         n_side=keys.count("embedding_length_per_layer_input", 0),
         n_shared=keys.count("attention.shared_kv_layers", 0, high=max(0, hp.n_trunk - 2)),
         reach=keys.count("attention.indexer.top_k", 0),
@@ -220,20 +185,20 @@ def _rotates(keys: ArchitectureKeys, family: Family, windows: tuple[int, ...]) -
     return tuple(map(rotates, range(len(windows))))
 
 
-def _attention_scale(keys: ArchitectureKeys, family: Family, hp: Hyperparameters, latent: Latent | None) -> float:
+def _attention_scale(keys: ArchitectureKeys, family: Family, hp: Hyperparameters) -> float:
     """Return the factor on the scores, 0 for one over the root of the head's size."""
     if family.unit_attention:
         return 1.0
     if family.large and family.large == hp.n_layers:
         return 1 / math.sqrt(hp.n_embd // hp.n_head[0])
-    if latent is not None:
+    if hp.latent is not None:
         factor = keys.number("rope.scaling.factor", 0.0) or 1.0
         yarn = keys.metadata.get_str(f"{keys.arch}.rope.scaling.type", "") == "yarn"
         growth = math.log(factor) if yarn and factor > 1 else 0.0
         log_mul = keys.number("rope.scaling.yarn_log_multiplier", 0.0) * 10
         length = 1 + 0.1 * growth if keys.arch != "deepseek2" or not log_mul else 1 + 0.1 * log_mul * growth
         length /= 1 + 0.1 * log_mul * growth
-        return (length * (1 + 0.1 * log_mul * growth)) ** 2 / math.sqrt(latent.key_length)
+        return (length * (1 + 0.1 * log_mul * growth)) ** 2 / math.sqrt(hp.latent.key_length)
     return keys.number("attention.scale", 0.0)
 
 
@@ -259,16 +224,6 @@ def _clamps(keys: ArchitectureKeys, key: str, n_layers: int) -> tuple[float, ...
     return tuple(float(item) for item in keys.get(key))
 
 
-def _latent(keys: ArchitectureKeys) -> Latent | None:
-    rank = keys.count("attention.kv_lora_rank", 0)
-    if not rank:
-        return None
-    n_rotated = keys.count("rope.dimension_count", low=2)
-    key = keys.count("attention.key_length_mla", 0) or keys.count("attention.key_length", low=1)
-    value = keys.count("attention.value_length_mla", 0) or keys.count("attention.value_length", low=1)
-    return Latent(rank, key, value, n_rotated)
-
-
 def _temperature(keys: ArchitectureKeys, rope: Rope) -> Temperature | None:
     scale = keys.number("attention.temperature_scale", 0.0)
     if not scale:
@@ -290,38 +245,3 @@ def _check_tensors(source: Source, hp: Hyperparameters) -> None:
         if not known and not (prefix == "blk" and layer.isdigit() and int(layer) >= hp.n_trunk):
             what = f"tensor '{brief(tensor.name)}' is not one that the forward pass of '{hp.arch}' knows"
             raise BadInput(source.path, what, hint=STILL_WORKS)
-    needed = ["token_embd.weight"]
-    needed += [] if "token_embd_norm.weight" in source else ["output_norm.weight"]
-    if "blk.0.inp_gate.weight" in source:
-        needed += ["per_layer_token_embd.weight", "per_layer_model_proj.weight", "per_layer_proj_norm.weight"]
-    for il in range(hp.n_trunk):
-        needed += [f"blk.{il}.{name}.weight" for name in _needed_in_layer(source, f"blk.{il}.")]
-    for name in needed:
-        source.tensor(name)  # BadInput where it is missing
-
-
-def _needed_in_layer(source: Source, prefix: str) -> list[str]:
-    def has(name: str) -> bool:
-        return f"{prefix}{name}.weight" in source
-
-    names = []
-    if has("attn_kv_a_mqa"):
-        names += ["attn_q_b" if has("attn_q_a") else "attn_q", "attn_kv_a_norm", "attn_output"]
-        names += ["attn_kv_b"] if has("attn_kv_b") else ["attn_k_b", "attn_v_b"]
-    elif has("ssm_alpha") or has("ssm_ba"):
-        names += ["attn_qkv", "attn_gate", "ssm_conv1d", "ssm_norm", "ssm_out"]
-    elif has("ssm_f_a"):
-        names += ["attn_q", "attn_k", "attn_v", "ssm_beta", "ssm_g_a", "ssm_norm", "attn_output"]
-    elif has("shortconv.in_proj"):
-        names += ["shortconv.conv", "shortconv.out_proj"]
-    elif has("attn_qkv"):
-        names += ["attn_output"]
-    elif has("attn_q") or not (has("ssm_in") or has("ffn_up") or has("ffn_gate_inp")):
-        names += ["attn_q", "attn_output"]
-    if has("ssm_in"):
-        names += ["ssm_conv1d", "ssm_out"]
-    if has("ffn_gate_inp"):
-        names += ["ffn_down_exps", "ffn_gate_up_exps" if has("ffn_gate_up_exps") else "ffn_up_exps"]
-    elif has("ffn_up") or not (has("ssm_in") or has("attn_q")):
-        names += ["ffn_up", "ffn_down"]
-    return names

@@ -100,7 +100,7 @@ def attend_to_latent(layer: Layer, x: Node) -> Node:
     Matrices that turn a head's query into the space of the latent and its result back are products of their own.
     """
     architecture, n = layer.architecture, len(x)
-    sizes = architecture.latent
+    sizes = architecture.hp.latent
     assert sizes is not None
     n_plain = sizes.key_length - sizes.n_rotated
     if layer.has("attn_q_a"):

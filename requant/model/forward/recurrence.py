@@ -81,7 +81,7 @@ def _pairs_with_decay(total: Node, low: Array) -> Callable[[Node, Node], Node]:
 
 def mix_by_delta_net(layer: Layer, x: Node) -> Node:
     """Mix the tokens of x (n_tokens, n_embd) by a gated delta net."""
-    sizes, n, eps = layer.architecture.recurrence, len(x), layer.architecture.eps
+    sizes, n, eps = layer.architecture.hp.recurrence, len(x), layer.architecture.eps
     d, n_keys, n_values = sizes.n_state, sizes.n_groups, sizes.n_heads
     width = n_keys * d
     mixed = silu(_convolve(layer, layer.product("attn_qkv", x)))
@@ -105,7 +105,7 @@ def mix_by_delta_net(layer: Layer, x: Node) -> Node:
 
 def mix_by_kda(layer: Layer, x: Node) -> Node:
     """Mix the tokens of x (n_tokens, n_embd) by Kimi delta attention, whose state has a decay per row."""
-    sizes, n, eps = layer.architecture.recurrence, len(x), layer.architecture.eps
+    sizes, n, eps = layer.architecture.hp.recurrence, len(x), layer.architecture.eps
     d = sizes.n_state
     q, k, v = (
         silu(causal_convolution(layer.product(f"attn_{part}", x), _kernel(layer, f"ssm_conv1d_{part}"), None))
@@ -138,7 +138,7 @@ def _kernel(layer: Layer, part: str) -> Array:
 
 def mix_by_mamba(layer: Layer, x: Node) -> Node:
     """Mix the tokens of x (n_tokens, n_embd) by Mamba 2."""
-    sizes, n = layer.architecture.recurrence, len(x)
+    sizes, n = layer.architecture.hp.recurrence, len(x)
     inner, groups = sizes.n_inner, sizes.n_groups * sizes.n_state
     y = layer.product("ssm_in", x)
     z, dt = y[:, :inner], y[:, 2 * inner + 2 * groups :]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from requant.api.measure import read_importance
+from requant.common.atomic_write import read_head
 from requant.common.files import hash_file, open_regular
 from requant.container.imatrix import Imatrix
 from requant.errors import FILE_NAME, BadInput, RequantError, brief
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from requant.scoring.losses import Losses
     from requant.scoring.statistics import Statistics
 
+_HEAD = 512  # bytes, in which a file of ours has named its type
 _HINT = "pass it with --imatrix FILE, or go without it: --no-imatrix"
 
 
@@ -49,6 +51,12 @@ class Importance:
         statistics, text = self.statistics
         write_statistics(out, statistics, source, text, force=force, sidecar_of=sidecar_of)
         return out.name
+
+
+def is_importance_file(path: Path) -> bool:
+    """Return whether the file at `path` begins like an importance matrix in GGUF."""
+    head = read_head(path, _HEAD)
+    return head.startswith(b"GGUF") and b"imatrix" in head
 
 
 def importance_file(out: Path) -> Path:

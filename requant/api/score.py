@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from requant.api.importance import importance_file
+from requant.api.importance import importance_file, is_importance_file
 from requant.api.invocation import score_arguments
 from requant.api.measure import check_can_run
 from requant.api.session import Session, measured_importance
@@ -31,9 +31,10 @@ def score_to_files(
     kept = None
     if session.measures_importance:
         kept = emitted or (None if out is None else importance_file(out))
-    for path in (out, kept):
-        if path is not None:
-            check_writable(path, force=force)
+    if out is not None:
+        check_writable(out, force=force)
+    if kept is not None:
+        check_writable(kept, force=force and kept == emitted, is_own=is_importance_file if force else None)
     scored = session.score(session.request.types, weigh=session.measures_importance)
     losses = replace(scored.losses, options=score_arguments(session))
     if session.imatrix is not None:

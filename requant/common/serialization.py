@@ -30,9 +30,9 @@ _BLOCK = 1 << 18  # bytes read at once
 MAX_FLOAT = 1e100
 _MAX_FILE = 1 << 28  # bytes; 1000 tensors x 30 types are about 4 MiB
 _MAX_DIGITS = 101  # of a whole number: those of MAX_FLOAT
-# bytes of memory that the parsed values behind a character take at most: an object, a list, a value after a comma
-_MEMORY = {"{": 240, "[": 72, ",": 64}
-_MAX_MEMORY = 12  # bytes for each byte of the file; files that requant writes have up to 8
+# bytes of memory that the parsed values behind characters take at most: an object, a list, a value, a key
+_MEMORY = {"{": 240, "[": 72, ",": 64, '":': 120}
+_MAX_MEMORY = 12  # bytes for each byte of the file; files that requant writes have up to 10
 _FREE_MEMORY = 1 << 22  # bytes that any file may take
 
 

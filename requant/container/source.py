@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -182,6 +183,16 @@ class Source:
             except OSError as error:
                 raise InputOutputError(file.path, f"cannot be checked again: {error.strerror}") from error
             _check_same(file.path, file.status, now)
+
+    def check_headers(self) -> None:
+        """Raise SourceChanged if a header does not read as it did when its file was opened."""
+        for file in self.opened:
+            header = bytearray(file.header.data_start)
+            file.read_into(memoryview(header), 0)
+            if hashlib.sha256(header).hexdigest() != file.header.sha256:
+                what = "its header reads otherwise than when it was opened"
+                hint = "a read failed unnoticed, or the file was changed: check disk and memory, then run it again"
+                raise SourceChanged(file.path, what, hint=hint)
 
     @property
     def is_closed(self) -> bool:

@@ -95,6 +95,7 @@ def convert(
         if not output.is_published:
             output.seal(layouts)
             if options.verify:
+                source.check_headers()
                 _verify(output, source, made, options, progress)
             output.publish()
         made = replace(made, notes=(*prepared.notes, *made.notes))

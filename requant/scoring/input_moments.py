@@ -64,12 +64,12 @@ def residual_energy(source: Source, name: str, energy: float) -> float:
 
 
 def _gamma(source: Source, layer: int | None, names: tuple[str, ...]) -> Moments | None:
-    """Return the weights of the layer's first of these norms, (n,); None where they are preserved, so not finite."""
+    """Return the weights of the layer's first of these norms, (n,); None where they cannot be decoded or are not finite."""
     prefix = "" if layer is None else f"blk.{layer}."
     for name in names:
         if f"{prefix}{name}.weight" in source:
             tensor = source.tensor(f"{prefix}{name}.weight")
-            if tensor.name in source.preserved:
+            if tensor.name in source.preserved or not tensor.format.can_decode:
                 return None
             gamma = codec.dequantize(source.read_rows(tensor), tensor.format)
             if codec.first_nonfinite(gamma) is not None:

@@ -23,6 +23,7 @@ DEFAULT_OUTPUT = "{basename}-{sizelabel}-{finetune}-{version}-{encoding}.gguf"
 LABEL = re.compile(r"[A-Z0-9_]{1,40}")  # of an encoding: the characters that llama.cpp accepts in the tag of a file
 REPORTS = ("html", "png", "svg")  # kinds of report on a single output
 _MAX_FILE = 1 << 22  # bytes
+_MAX_TABLES = 10_000
 _MAX_PARTS, _MAX_WORD = 8, 200  # parts of a dotted key; characters of a key or number without quotes
 # strings of several lines and of one, closed or not, and comments
 _QUOTED = re.compile(
@@ -102,6 +103,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _check_words(path: Path, text: str) -> None:
     """Raise BadInput for a key of many parts, whose parsing would take quadratic time, and for a huge number."""
+    if text.count("\n[") > _MAX_TABLES:
+        raise BadInput(path, "has too many tables", got=text.count("\n["), limit=_MAX_TABLES)
     bare = _QUOTED.sub("s", text).translate({ord(" "): None, ord("\t"): None})
     for word in _ENDS.split(bare):
         if word.count(".") >= _MAX_PARTS:

@@ -64,7 +64,7 @@ def residual_energy(source: Source, name: str, energy: float) -> float:
 
 
 def _gamma(source: Source, layer: int | None, names: tuple[str, ...]) -> Moments | None:
-    """Return the weights of the layer's first of these norms, (n,); None where they cannot be decoded or are not finite."""
+    """Return the weights of the layer's first of these norms, (n,); None where they are not finite numbers."""
     prefix = "" if layer is None else f"blk.{layer}."
     for name in names:
         if f"{prefix}{name}.weight" in source:

@@ -13,7 +13,9 @@ from gguf_files import ARCHITECTURE, STR, U32, File, pair, split_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from requant.common import files as files_module
 from requant.container import output as output_module
+from requant.container import source as source_module
 from requant.container.journal import Journal
 from requant.container.source import open_source
 from requant.container.splitting import Splitting
@@ -310,11 +312,11 @@ def test_an_output_that_reads_back_wrong_is_not_published_and_mended_by_the_next
     assert made(source, out) == whole
 
 
-@pytest.mark.parametrize("content", [b"GGUF" + bytes(5000), b"a download of somebody's", bytes(100), b""])
+@pytest.mark.parametrize("content", [b"GGUF" + bytes(5000), b"a download of somebody's", bytes(24) + b"theirs", b""])
 def test_a_part_file_that_is_not_ours_is_kept(tmp_path, source, content):
     part, out = tmp_path / "o.gguf.part", tmp_path / "o.gguf"
     part.write_bytes(content)
-    if any(content):
+    if content:
         with pytest.raises(OutputRefused, match="is not an unfinished output"):
             convert(source, plan_for(source, *TYPES), out)
         assert part.read_bytes() == content and not out.exists()
@@ -438,3 +440,29 @@ def test_the_record_of_a_split_output_lies_beside_its_first_file(tmp_path, sourc
     record_path(done.output).write_text(done.to_json())
     assert json.loads(record_path(done.output).read_text())["output"] == done.output.name
     assert verify(done.output).against == ("record", "digests")
+
+
+def test_a_part_file_of_zeros_without_a_journal_may_be_somebodys(tmp_path, source):
+    out = tmp_path / "o.gguf"
+    interrupted(source, out, 20)
+    out.with_name("o.gguf.part.journal").unlink()
+    found = out.with_name("o.gguf.part").read_bytes()
+    assert found[:24] == bytes(24)
+    for _ in range(2):
+        with pytest.raises(OutputRefused, match="is not an unfinished output"):
+            convert(source, plan_for(source, *TYPES), out)
+    assert out.with_name("o.gguf.part").read_bytes() == found
+
+
+def test_a_header_that_reads_otherwise_is_found_before_the_output_is_published(tmp_path, source, monkeypatch):
+    read, path = files_module.read_into, source.opened[0].path
+
+    def flip(file, descriptor, target, offset):
+        read(file, descriptor, target, offset)
+        if file == path and offset == 0:
+            target[40] ^= 1
+
+    monkeypatch.setattr(source_module, "read_into", flip)
+    with pytest.raises(SourceChanged, match="its header reads otherwise"):
+        convert(source, plan_for(source, *TYPES), tmp_path / "o.gguf")
+    assert not (tmp_path / "o.gguf").exists()

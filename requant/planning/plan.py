@@ -33,7 +33,7 @@ from requant.scoring.losses import (
     bytes_of_type,
     check_unique,
     loss_unit,
-    parse_file_name,
+    parse_file_path,
     parse_type_name,
     take_loss_unit,
 )
@@ -146,7 +146,8 @@ class Plan:
     scoring: tuple[str, ...] = ()  # of `requant score`, where the losses came from a file
     imatrix: str | None = None  # name of the importance to encode with, as outputs record it; None without
     imatrix_sha256: str | None = None  # of its file
-    imatrix_file: str | None = field(default=None, metadata={"parse": parse_file_name})  # its file, in the same folder
+    # its file, relative to the folder of the plan; in memory and in a conversion's record its name
+    imatrix_file: str | None = field(default=None, metadata={"parse": parse_file_path})
     # the importance as an Imatrix, or the Path of the file that this plan was read from
     importance: Any = field(default=None, repr=False, compare=False, metadata=IN_MEMORY)
 

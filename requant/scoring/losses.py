@@ -44,6 +44,13 @@ def parse_file_name(raw: str | None, where: str, path: object) -> str | None:
     return raw
 
 
+def parse_file_path(raw: str | None, where: str, path: object) -> str | None:
+    """Return the path of a file, relative to the folder of a JSON file. Raise BadInput where it is absolute or none."""
+    if raw is not None and (Path(raw).anchor or Path(raw).name in ("", "..") or "\0" in raw):
+        raise BadInput(path, f"{where} must be the path of a file, relative to this one's folder", got=show_json(raw))
+    return raw
+
+
 def parse_type_name(raw: str, where: str, path: object) -> str:
     """Return the name of the ggml type called `raw` in a JSON file. Raises BadInput, naming the place `where`."""
     fmt = by_name(raw)
@@ -101,7 +108,8 @@ class Losses:
     caches: Mapping[str, float] = field(default_factory=dict)  # "K type/V type" -> measured loss of such a KV cache
     options: tuple[str, ...] = ()  # of `requant score`, as one types them; files without folders; (): not known
     calibration_text: str | None = None  # name of the text that gradients were taken on; None: the model was not run
-    imatrix_file: str | None = field(default=None, metadata={"parse": parse_file_name})  # its file, in the same folder
+    # its file, relative to the folder of the losses; in memory its name
+    imatrix_file: str | None = field(default=None, metadata={"parse": parse_file_path})
     # the importance as an Imatrix, or the Path of the file that these losses were read from
     importance: Any = field(default=None, repr=False, compare=False, metadata=IN_MEMORY)
 

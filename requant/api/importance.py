@@ -31,7 +31,7 @@ class Importance:
 
     file: the name of its file, None where it is in no file. path: the file that it was read from, or that the losses
     or the plan point to where it is missing. statistics: those that scoring measured it from, and the text's name.
-    missing: the error to raise before anything is encoded, where a plan or losses point to an imatrix that is not there.
+    missing: the error to raise before anything is encoded, where they point to an imatrix that is not there.
     """
 
     imatrix: Imatrix | None = None

@@ -126,7 +126,7 @@ def command(*, outputs: PlanOutputs, preset: str | None, like: Path | None, **gi
 def _frontier(session: Session, outputs: PlanOutputs) -> Sequence[str]:
     points, losses = planning.compute_curve(session)
     in_json = outputs.as_json or (outputs.out is not None and outputs.out.suffix == ".json")
-    text = curve_to_json(points, losses) if in_json else curve_to_csv(points)
+    text = curve_to_json(points, losses) if in_json else curve_to_csv(points, losses)
     outputs.write(outputs.out, text)
     return [text.removesuffix("\n")]
 

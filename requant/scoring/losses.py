@@ -21,11 +21,17 @@ if TYPE_CHECKING:
 LOSSES_SCHEMA = "requant.losses/1"
 TOO_SMALL = "it is too small to save anything"  # the reason of a tensor that keeps its type unless a pin names another
 IN_NATS = GRADIENTS, KFAC = "fisher", "kfac"  # methods whose losses are predicted KL divergence
+UNSCORED = "unscored"  # the method of losses that are 0, because every tensor can only keep its type
 NATS, POINTS = "nats per token", "points"  # units of losses
 
 
-def loss_unit(method: str | None) -> str:
-    """Return the unit of the losses of a method: NATS, or POINTS, which compare plans of the same losses only."""
+def loss_unit(method: str | None) -> str | None:
+    """Return the unit of the losses of a method: NATS, or POINTS, which compare plans of the same losses only.
+
+    None where nothing was scored.
+    """
+    if method == UNSCORED:
+        return None
     return NATS if method in IN_NATS else POINTS
 
 
@@ -34,7 +40,7 @@ def take_loss_unit(raw: dict[str, Any], path: object) -> None:
     expected = loss_unit(raw.get("method") if isinstance(raw.get("method"), str) else None)
     got = raw.pop("loss_unit", expected)  # files of version 0.1.0 have none
     if got != expected:
-        raise BadInput(path, "loss_unit is not that of the method", got=show_json(got), expected=expected)
+        raise BadInput(path, "loss_unit is not that of the method", got=show_json(got), expected=show_json(expected))
 
 
 def parse_file_name(raw: str | None, where: str, path: object) -> str | None:
@@ -99,7 +105,7 @@ class Losses:
     source: str  # file name, no folder
     header_sha256: str
     arch: str
-    method: str  # fisher, kfac (both in nats per token), cfix, dfix (both in points)
+    method: str  # fisher, kfac (both in nats per token), cfix, dfix (both in points), unscored (no unit)
     imatrix: str | None  # name of the importance that weighted the encoders, as outputs record it; None without
     imatrix_sha256: str | None  # of its file
     tensors: tuple[TensorLosses, ...] = field(repr=False)

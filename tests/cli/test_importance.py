@@ -174,7 +174,8 @@ def test_plan_losses_and_importance_may_each_have_a_folder(capsys, tmp_path, sma
     record = json.loads((tmp_path / "out.gguf.requant.json").read_text())
     assert record["plan"]["imatrix_file"] == data.name  # records hold no folders
     ran(capsys, "convert", small, out, "--losses", losses, *BUDGET, "--force")
-    ran(capsys, "plan", small, "--vram", "3MiB,4MiB", "--reserve", "0", "--losses", losses, "-o", plan.with_name("v.json"))
+    several = plan.with_name("v.json")
+    ran(capsys, "plan", small, "--vram", "3MiB,4MiB", "--reserve", "0", "--losses", losses, "-o", several)
     ran(capsys, "convert", small, out, "--plan", plan.with_name("v-3MiB.json"), "--force")
     if linked:
         return
@@ -190,7 +191,7 @@ def test_plan_losses_and_importance_may_each_have_a_folder(capsys, tmp_path, sma
     ran(capsys, "convert", small, out, "--plan", copied[0], "--force")
     Path(copied[1]).unlink()
     failed = run(capsys, "convert", small, out, "--plan", copied[0], "--force")
-    assert_failed(failed, 3, "p.json: the importance that the plan points to is not there: ../data/i.gguf; pass it with")
+    assert_failed(failed, 3, "p.json: the importance that the plan points to is not there: ../data/i.gguf; pass it")
 
 
 def test_a_path_of_a_stranger_is_read_only_for_the_right_hash(capsys, tmp_path, small):
@@ -201,7 +202,7 @@ def test_a_path_of_a_stranger_is_read_only_for_the_right_hash(capsys, tmp_path, 
     plan = Path(shutil.move(plan, tmp_path / "mine"))
     kept = json.loads(plan.read_text())
     os.mkfifo(tmp_path / "fifo")
-    with open(tmp_path / "huge", "wb") as file:
+    with (tmp_path / "huge").open("wb") as file:
         file.truncate(1 << 42)
     for name in ("/etc/passwd", str(tmp_path / "losses.imatrix.gguf"), "", "..", "../..", "a/..", "a\0b", 3):
         plan.write_text(json.dumps(kept | {"imatrix_file": name}))

@@ -61,6 +61,7 @@ def _outputs_table(rows: Sequence[Row]) -> str:
     """Return a line for each output, then the failures."""
     table = [["source", "budget", "output", "size", "bits/weight", "loss", "-ub", ""]]
     for row in rows:
+        unit = [] if row.loss_unit is None else row.loss_unit.split()[:1]
         table.append(
             [
                 printable(row.source),
@@ -68,7 +69,7 @@ def _outputs_table(rows: Sequence[Row]) -> str:
                 printable(row.output or "-"),
                 "-" if row.size is None else format_size(row.size),
                 "-" if row.bpw is None else f"{row.bpw:.3f}",
-                "-" if row.predicted_loss is None else f"{row.predicted_loss:.4g} {str(row.loss_unit).split()[0]}",
+                "-" if row.predicted_loss is None else " ".join([f"{row.predicted_loss:.4g}", *unit]),
                 "-" if row.ubatch is None else str(row.ubatch),
                 row.status if not row.exit_code else f"{row.status} ({row.exit_code})",
             ]

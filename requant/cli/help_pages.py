@@ -33,7 +33,7 @@ HEADINGS = {
     "Budget": (_OF_A_PLAN,),
     "Memory and engine": (_OF_A_PLAN,),
     "Types": ("--type", "--preset", "--like", "--plan", _OF_A_PLAN, "--allow-requantize", "--nonfinite"),
-    "Data": ("--base", "--source", "--evaluation"),
+    "Data": ("--base", "--source", "--full", "--evaluation"),
     "Model card": (
         *("--base-model", "--license", "--license-name", "--license-link", "--language", "--tag", "--quantized-by"),
         "--repo",

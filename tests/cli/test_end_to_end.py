@@ -105,10 +105,15 @@ def test_stages_by_hand_make_the_same_file_as_convert(capsys, tmp_path, losses):
 
 
 def test_score_writes_what_plan_reads(capsys, tmp_path):
-    out = tmp_path / "losses.json"
-    ran = run(capsys, "score", TINY, "-o", out, "--types", "Q4_K,q6_k", "--threads", 1)
+    out, how = tmp_path / "losses.json", ("--windows", 1, "--window", 64)
+    ran = run(capsys, "score", TINY, "-o", out, "--types", "Q4_K,q6_k", "--threads", 1, *how)
     assert ran.code == 0 and "Q6_K" in ran.out and ran.err == ""
-    assert json.loads(run(capsys, "score", TINY, "--types", "Q4_K,Q6_K", "--json").out) == json.loads(out.read_text())
+    # what is measured depends on whether a file keeps the importance, not on where the losses go
+    kept = ("--emit-imatrix", tmp_path / "kept.gguf")
+    printed = json.loads(run(capsys, "score", TINY, "--types", "Q4_K,Q6_K", "--json", *kept, *how).out)
+    written = json.loads(out.read_text())
+    assert (tmp_path / "kept.gguf").read_bytes() == (tmp_path / written["imatrix_file"]).read_bytes()
+    assert printed | {"imatrix_file": written["imatrix_file"]} == written
     ran = run(capsys, "plan", TINY, "--losses", out, "--bpw", "5", "--json")
     assert {c["type"] for c in json.loads(ran.out)["choices"]} <= {"Q4_K", "Q6_K", "F16", "F32"}
     assert ran.err == ""

@@ -218,6 +218,12 @@ def _suggest_beside(path: Path) -> str | None:
     return f"there is {', '.join(ggufs[:3])}" if ggufs else None
 
 
+def put_path_first(path: object, message: str) -> str:
+    """Return `message` of an error with the file that it is about before it, where it does not begin with that file."""
+    where = f"{printable(str(path))}: "
+    return message if message.startswith(where) else where + message
+
+
 def quote(text: str) -> str:
     """Quote the beginning of `text` from a file, escaped, for a message."""
     return f"'{brief(text)}'"

@@ -11,7 +11,7 @@ import click
 from requant.cli import completion, messages, options
 from requant.cli.command import Command
 from requant.common.units import format_size
-from requant.errors import printable
+from requant.errors import printable, put_path_first
 from requant.report.text.grid import grid
 from requant.scoring.losses import NATS, POINTS
 
@@ -74,7 +74,7 @@ def _outputs_table(rows: Sequence[Row]) -> str:
                 row.status if not row.exit_code else f"{row.status} ({row.exit_code})",
             ]
         )
-    failed = [f"{printable(row.output or row.source)}: {row.error}" for row in rows if row.error]
+    failed = [put_path_first(row.output or row.source, row.error) for row in rows if row.error]
     units = {row.loss_unit: None for row in rows if row.loss_unit is not None}
     legend = ["", *(f"loss: predicted, {_UNITS[unit]}" for unit in units)] if units else []
     return "\n".join([*grid(table, right=(3, 4, 5, 6)), *legend, *([""] if failed else []), *failed])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 EXIT_CODES = {
     0: "done",
-    1: "a bug of ours",
+    1: "an error in requant itself",
     2: "usage",
     3: "bad input: not a GGUF, damaged, another model's imatrix, ...",
     4: "the budget is too small; the smallest that fits is named",

@@ -256,6 +256,16 @@ def test_a_budget_that_cannot_be_kept_and_a_file_that_is_no_model_are_told_befor
     assert "bad.gguf" in found["jobs"][0]["error"] and "FILE1K" in err
 
 
+def test_a_failure_says_its_path_once(capsys, tmp_path):
+    empty = tmp_path / "empty.gguf"
+    empty.write_bytes(b"")
+    ran = run(capsys, "batch", write_jobs(tmp_path, [{"source": "empty.gguf", "bpw": 4.5}]))
+    assert ran.code == 3 and ran.out.splitlines()[-1] == f"{empty}: is empty (got 0 bytes, expected a GGUF file)"
+    jobs = tmp_path / "none.toml"
+    jobs.write_text("")
+    assert_failed(run(capsys, "batch", jobs), 3, f"requant: error: {jobs}: needs a [[job]]")
+
+
 def test_a_limit_that_one_output_meets_does_not_break_the_others(tmp_path):
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (8 * 2**20, 8 * 2**20))

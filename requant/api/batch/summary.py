@@ -28,7 +28,9 @@ class Incomplete(RequantError):
     def __init__(self, path: Path, code: int, there: int, n: int) -> None:
         self.exit_code, self.there, self.n = code, there, n
         what = f"{there} of {n} outputs are there" if there else f"none of {n} outputs is there"
-        super().__init__(f"{printable(str(path))}: {what}; run the same command again when the cause is removed")
+        super().__init__(
+            f"{printable(str(path))}: {what}; correct what the errors name, then run the same command again"
+        )
 
 
 @dataclass(slots=True)

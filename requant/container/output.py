@@ -158,7 +158,16 @@ class Output:
         self._unflushed, self._last_flush, self._failed = 0, time.monotonic(), False
 
     def seal(self, layouts: Sequence[Layout]) -> None:
-        """Write the headers, last of all, and read them back; layouts: with digests. Raises InputOutputError."""
+        """Write the headers, last of all, and read them back; layouts: with digests. Raises InputOutputError.
+
+        Padding that the disk has changed since it was reserved becomes zero again first.
+        """
+        for part, layout in zip(self._parts, layouts, strict=True):
+            for start, stop in layout.padding:
+                found = bytearray(stop - start)
+                part.read_at(start, memoryview(found))
+                if any(found):
+                    part.write_at(start, bytes(stop - start))
         self.flush()
         for part, layout in zip(self._parts, layouts, strict=True):
             part.seal(layout.header)

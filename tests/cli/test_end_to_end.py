@@ -168,7 +168,7 @@ def test_verify_finds_a_flipped_bit_and_another_plan(capsys, tmp_path, losses):
     ran = run(capsys, "verify", out, "--json")
     found = json.loads(ran.out)
     assert ran.code == 3 and not found["ok"] and found["schema"] == "requant.verify/1"
-    assert len(ran.err.splitlines()) == 1 and "is not as it should be: 1 finding; do not use it" in ran.err
+    assert len(ran.err.splitlines()) == 1 and "fails the verification: 1 finding; do not use it" in ran.err
     assert len(found["findings"]) == 1 and not re.search("[0-9a-f]{13}", found["findings"][0])
 
 
@@ -219,7 +219,7 @@ def test_verify_blames_the_source_that_is_another_and_not_the_file(capsys, tmp_p
     data[-1000] ^= 1
     out.write_bytes(data)
     ran = run(capsys, "verify", out, "--source", out)
-    assert ran.code == 3 and "2 findings; do not use it" in ran.err and ": not as it should be" in ran.out
+    assert ran.code == 3 and "2 findings; do not use it" in ran.err and ": verification failed" in ran.out
 
 
 def test_an_output_that_does_not_verify_is_an_error(capsys, tmp_path, monkeypatch):

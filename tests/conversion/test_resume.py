@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from conversions import convert, half, plan_for, small_model, verify
+from conversions import convert, half, plan_for, single, small_model, verify
 from gguf_files import ARCHITECTURE, STR, U32, File, pair, split_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,8 +18,9 @@ from requant.container import output as output_module
 from requant.container import source as source_module
 from requant.container.journal import Journal
 from requant.container.source import open_source
-from requant.container.splitting import Splitting
+from requant.container.splitting import WHOLE, Splitting
 from requant.conversion import chunks
+from requant.conversion.prepare import prepare_output
 from requant.errors import BadInput, InputOutputError, OutputRefused, SourceChanged
 from requant.formats import codec
 
@@ -144,6 +145,19 @@ def test_a_flipped_bit_of_the_part_is_found_and_made_again(tmp_path_factory, dat
         content = bytearray(part.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
         part.write_bytes(content)
+        assert made(source, out) == whole
+
+
+def test_padding_of_the_part_that_is_not_zero_is_made_zero_again(tmp_path):
+    odd = small_model(single("blk.0.attn_norm.weight", (9,)), half("blk.0.attn_q.weight", (256, 24)))
+    with open_source(odd.write(tmp_path / "odd.gguf")) as source:
+        whole = made(source, _folder(tmp_path, "whole") / "o.gguf")
+        out = _folder(tmp_path, "again") / "o.gguf"
+        interrupted(source, out, 3)
+        (start, stop), *_ = prepare_output(source, plan_for(source, *TYPES), None, None, WHOLE).layouts[0].padding
+        with out.with_name("o.gguf.part").open("r+b") as file:
+            file.seek(start)
+            file.write(b"x" * (stop - start))
         assert made(source, out) == whole
 
 

@@ -17,7 +17,7 @@ EXIT_CODES = {
     6: "I/O: disk full, no permission, read errors, no memory",
     7: "the source changed while it was read",
     8: "numbers failed a check: NaN in the source, or a type that cannot hold these weights",
-    9: "of a batch: some outputs are there, some are not",
+    9: "of a batch: some outputs are done, some are not",
     130: "stopped by SIGINT (Ctrl-C); 143 by SIGTERM, 129 by SIGHUP",
 }
 ENVIRONMENT = (

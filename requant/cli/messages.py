@@ -23,7 +23,7 @@ from requant.cli.console import log, log_error, settings
 from requant.cli.progress import progress
 from requant.common.monitor import Monitor
 from requant.common.units import format_size
-from requant.errors import InputOutputError, RequantError, UsageError, find_similar, printable
+from requant.errors import InputOutputError, RequantError, UsageError, printable
 
 if TYPE_CHECKING:
     import click
@@ -176,14 +176,24 @@ def _usage(error: click.ClickException) -> str:
     import click
 
     message = " ".join(error.format_message().split()).removesuffix(".")
-    if isinstance(error, click.NoSuchOption):
-        near = find_similar(error.option_name, error.possibilities or (), 1)
-        message = f"no option '{error.option_name}'{f'; did you mean {near[0]}?' if near else ''}"
+    context = getattr(error, "ctx", None)
+    if isinstance(error, click.NoSuchOption) and context is not None:
+        return _describe_unknown_option(error.option_name, context)
     if isinstance(error, click.MissingParameter) and error.param is not None and error.param.name == "out":
         message += ": name the output after the model, as in requant convert MODEL OUT.gguf --vram 12GiB"
-    context = getattr(error, "ctx", None)
+    if "unexpected extra argument" in message and context is not None:
+        taken = [p.human_readable_name for p in context.command.params if isinstance(p, click.Argument)]
+        message += f": {context.command.name} takes {' and '.join(taken) or 'options'} alone"
     path = context.command_path if context is not None else "requant"
     return f"{message[:1].lower()}{message[1:]}{'' if message.endswith('?') else ';'} see {path} --help"
+
+
+def _describe_unknown_option(option: str, context: click.Context) -> str:
+    from requant.cli.command import options_by_name
+    from requant.cli.foreign_words import describe_unknown_option
+
+    name = (context.command.name or "") if context.parent is not None else ""
+    return describe_unknown_option(option, options_by_name(context.command, context), name)
 
 
 def _stop(number: int, _: object) -> None:

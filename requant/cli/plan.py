@@ -48,7 +48,9 @@ class PlanOutputs:
         if self.explain is not None and not (one and request.has_budget):
             raise UsageError("--explain is of one plan for a budget")
         if self.explain is not None and not has_losses:
-            raise UsageError("--explain solves again and again; give it the losses of `requant score` with --losses")
+            raise UsageError(
+                "--explain makes a plan for each other type and needs losses in a file: requant score -o LOSSES.json, then --losses LOSSES.json"
+            )
         if self.recipe is not None and not one:
             raise UsageError("--emit-tensor-types is of one plan; give one --vram and no --frontier")
 
@@ -105,7 +107,7 @@ def command(*, outputs: PlanOutputs, preset: str | None, like: Path | None, **gi
 
     The choice is of least predicted loss among all that fit, with a proven gap. Without --losses the model is scored
     first, and the importance measured on the way is written beside -o. Nothing is converted: give the plan to `requant
-    convert --plan`. Several --vram give several plans.
+    convert --plan`. --vram 8GiB,12GiB gives several plans.
     """
     request: PlanRequest = given["request"]
     if outputs.frontier:

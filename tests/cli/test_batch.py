@@ -223,7 +223,7 @@ def test_a_worker_that_is_killed_is_one_failure(tmp_path, slowly):
     found = json.loads(out)
     assert process.returncode == found["exit_code"] == 9 and statuses(found) == ["failed", "done"]
     assert found["jobs"][0]["exit_code"] == 137 and "was killed by SIGKILL" in found["jobs"][0]["error"]
-    assert "1 of 2 outputs are there" in err.splitlines()[-1]
+    assert "1 of 2 outputs are done" in err.splitlines()[-1]
     assert statuses(batch(jobs)[0]) == ["done", "skipped"]
 
 

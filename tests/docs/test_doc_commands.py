@@ -83,6 +83,7 @@ FOREIGN = {
     *("--nthreads", "--nworkers"),  # dask
     "--strict",  # mkdocs
     *("--n-cpu-moe", "--outtype", "--spec-type"),  # llama.cpp
+    "--diffusion-model",  # stable-diffusion.cpp
 }
 
 

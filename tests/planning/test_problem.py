@@ -31,7 +31,7 @@ LOSSES = model(
     tensor("blk.1.attn_q.weight", SOME),
     tensor("blk.1.attn_k.weight", SOME, (256, 2)),
     tensor("blk.1.ffn_down.weight", {"Q4_0": 0.5}, (96, 4), skipped={"Q4_K": "its rows are too short"}),
-    tensor("output_norm.weight", {}, (256,), source_type="F32", reason="it is no matrix"),
+    tensor("output_norm.weight", {}, (256,), source_type="F32", reason="it is a vector, not a matrix"),
 )
 
 
@@ -148,7 +148,8 @@ def test_all_rules_that_cannot_be_used_are_told_at_once():
         said = str(caught.value)
         assert "'zzz' matches no tensor" in said and "'yyy' matches no tensor" in said
         assert (
-            "'norm=Q8_0' matches only tensors that stay as they are; output_norm.weight is F32: it is no matrix" in said
+            "'norm=Q8_0' matches only tensors that stay as they are; output_norm.weight is F32: it is a vector, not a matrix"
+            in said
         )
         with pytest.raises(UsageError, match=r"; and more like these$"):
             check(LOSSES, pins(*(f"zz{i}=Q4_K" for i in range(1000))))

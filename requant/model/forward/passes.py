@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from requant.common.threads import for_each
 from requant.errors import BadInput, NumericFault
-from requant.model.forward.architecture import STILL_WORKS, Architecture, read_architecture
+from requant.model.forward.architecture import Architecture, read_architecture
 from requant.model.forward.layer import NULL_HOOK, CacheRounding, Hook, Layer, exact_cache
 from requant.model.forward.ops import Array, Backward, rms_norm, soft_cap
 from requant.model.forward.rope import rotation

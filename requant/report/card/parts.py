@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from requant.common.units import format_size, size_label
+from requant.common.units import format_budget, format_size, size_label
 from requant.conversion.record import Conversion
 from requant.errors import FILE_NAME
 from requant.formats import Effort, by_bits
@@ -97,7 +97,7 @@ def budget_lines(plan: Plan) -> str:
     for bar in budget_bars(plan):
         parts = ", ".join(f"{md.text(_PARTS.get(name, name))} {format_size(n)}" for name, n in bar.parts.items())
         used, free = format_size(bar.budget - bar.free), format_size(bar.free)
-        lines.append(f"- {md.code(bar.option)} {format_size(bar.budget)}: {used} used ({parts}), {free} free")
+        lines.append(f"- {md.code(bar.option)} {format_budget(bar.budget)}: {used} used ({parts}), {free} free")
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from requant.common.units import format_size, size_label
+from requant.common.units import format_budget, format_size, size_label
 from requant.errors import FILE_NAME
 from requant.model.engine_settings import DEFAULT_UBATCH
 from requant.planning.plan import COPY
@@ -131,6 +131,6 @@ def _draw_budget(bar: BudgetBar) -> str:
         items.append(tag("li", swatch, tag("span", label), " ", tag("b", format_size(n_bytes)), " ", tag("i", share)))
         start += n_bytes
     used, free = format_size(bar.budget - bar.free), format_size(bar.free)
-    head = f"{tag('code', text(bar.option))} {format_size(bar.budget)}: {used} used, {free} free"
+    head = f"{tag('code', text(bar.option))} {format_budget(bar.budget)}: {used} used, {free} free"
     picture = tag("svg", tag("title", f"What fills {text(bar.option)}"), *segments, class_="bar", role="img")
     return tag("figure", tag("figcaption", head), picture, tag("ul", *items, class_="parts"), class_="budget")

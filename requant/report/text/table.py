@@ -7,7 +7,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from requant.common.units import format_size
+from requant.common.units import format_budget, format_size
 from requant.errors import FILE_NAME, REMARK, brief
 from requant.formats import Effort, by_bits, format_of
 from requant.planning.constraints import Limit, name_part
@@ -15,8 +15,9 @@ from requant.planning.plan import COPY, EDITED, Plan
 from requant.report.figures import count_tensors, loss_heading, percent, reason_lines
 from requant.report.text.grid import GAP, WIDTH, display_width, fit_grid, grid, label_lines
 from requant.report.view import budget_bar
-from requant.scoring.losses import Losses, TensorLosses, loss_unit
+from requant.scoring.losses import POINTS, Losses, TensorLosses, loss_unit
 
+_POINTS = "points compare types and plans of this file with each other; they are no KL divergence"
 _NAMED = 3  # tensors named beside a reason that several share
 
 
@@ -121,6 +122,7 @@ def losses_table(losses: Losses, width: int = WIDTH) -> str:
     lines = [
         ("source", f"{brief(losses.source, FILE_NAME)} ({brief(losses.arch)})"),
         ("method", f"{brief(losses.method, REMARK)}{imatrix}; tensors {len(losses.tensors)}, {len(free)} to quantize"),
+        *([("unit", _POINTS)] if loss_unit(losses.method) == POINTS else []),
         *(("stays", line) for line in _reasons((t.reason, t.name) for t in losses.tensors if t.reason is not None)),
         *(("left out", line) for line in _reasons(_skip_reasons(free))),
         *(("note", brief(note, REMARK)) for note in losses.notes),
@@ -159,7 +161,7 @@ def _limit_figures(plan: Plan, limit: Limit) -> str:
         return f"{8 * used / limit.n_weights:.4f} of {limit.bpw:.4f} bits per weight"
     filled = budget_bar(plan, limit)
     listed = ", ".join(f"{brief(name_part(name, limit))} {format_size(n)}" for name, n in filled.parts.items())
-    return f"{format_size(used)} of {format_size(limit.budget)}, {format_size(filled.free)} free: {listed}"
+    return f"{format_size(used)} of {format_budget(limit.budget)}, {format_size(filled.free)} free: {listed}"
 
 
 def _device_lines(plan: Plan) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from requant.cli.console import PROGRESS, QUIET, VERBOSE, log, set_level, settings
+from requant.cli.console import PROGRESS, QUIET, VERBOSE, log, set_level, set_progress, settings
 from requant.cli.help_pages import ENVIRONMENT, EXIT_CODES, OTHER, PAGES, Page, full_headings
 from requant.common.units import format_size
 from requant.errors import UsageError, brief, suggest
@@ -30,7 +30,7 @@ def _take_level(_: click.Context, param: click.Parameter, value: bool) -> None:
 
 def _take_progress(_: click.Context, __: click.Parameter, value: str | None) -> None:
     if value is not None:
-        settings.progress = value
+        set_progress(value)
 
 
 def _take_debug(_: click.Context, __: click.Parameter, value: bool) -> None:

@@ -93,12 +93,11 @@ def _hint(flag: str, options: Options, command: str) -> str:
     meant = COUNTERPARTS.get(name, ())
     if "-o" in meant and command == "convert":
         return "the output is the second argument: requant convert MODEL OUT.gguf"
-    if (own := next((option for option in meant if option.split()[0] in options), None)) is not None:
-        return f"did you mean {own}?"
-    if f"--{name}" in options:
-        return f"did you mean --{name}?"
+    for option in (*meant, f"--{name}"):
+        if option.split()[0] in options:
+            return f"did you mean {option}?"
     if name in ADVICE:
-        return ADVICE[name]
+        return _place_advice(ADVICE[name], options)
     for option in (flag, f"--{name}", *(option.split()[0] for option in meant)):
         if having := _commands_with(option):
             which = "it" if option == flag else option
@@ -108,6 +107,13 @@ def _hint(flag: str, options: Options, command: str) -> str:
     known = {option.lstrip("-"): option for option in options}
     near = find_similar(name, known, 1, _LIKENESS)
     return f"did you mean {known[near[0]]}?" if near else ""
+
+
+def _place_advice(advice: str, options: Options) -> str:
+    """Return the advice; where this command lacks the option that it names, with the commands that have it."""
+    named = re.search("--[a-z-]+", advice)
+    having = [] if named is None or named[0] in options else _commands_with(named[0])
+    return f"{advice} ({', '.join(having)})" if having else advice
 
 
 def _commands_with(flag: str) -> list[str]:

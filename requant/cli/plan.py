@@ -48,9 +48,8 @@ class PlanOutputs:
         if self.explain is not None and not (one and request.has_budget):
             raise UsageError("--explain is of one plan for a budget")
         if self.explain is not None and not has_losses:
-            raise UsageError(
-                "--explain makes a plan for each other type and needs losses in a file: requant score -o LOSSES.json, then --losses LOSSES.json"
-            )
+            what = "--explain makes a plan for each other type, and for that it needs losses in a file"
+            raise UsageError(f"{what}: run requant score MODEL -o LOSSES.json, then give --losses LOSSES.json")
         if self.recipe is not None and not one:
             raise UsageError("--emit-tensor-types is of one plan; give one --vram and no --frontier")
 

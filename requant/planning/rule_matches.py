@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from requant.errors import REMARK, UsageError, brief, find_similar
-from requant.model.roles import n_dims
 from requant.planning.constraints import Constraints, Rule, compile_pattern
 from requant.scoring.losses import TOO_SMALL, Losses, TensorLosses
 
@@ -57,7 +56,7 @@ def match_pin(rule: Rule, losses: Losses) -> dict[int, re.Match[str]]:
 
 def _describe_kept(kept: Sequence[TensorLosses]) -> str:
     """Describe tensors that keep their types by one of them, a matrix if there is any, and its reason."""
-    shown = next((t for t in kept if n_dims(t.shape) > 1), kept[0])
+    shown = next((t for t in kept if sum(n > 1 for n in t.shape) > 1), kept[0])
     what = f"matches only tensors that stay as they are; {brief(shown.name)} is {shown.source_type}"
     return f"{what}: {brief(shown.reason or '', REMARK)}"
 

@@ -77,7 +77,7 @@ SECOND = {
     "plan of poisoned losses": ["plan", ODD, "--losses", "l.json", "--bpw", "7"],
     "score poisoned": ["plan", ODD, "--losses", "l.json", "--bpw", "7", "--json"],
     "convert poisoned": ["convert", ODD, "again.gguf", "--plan", "p.json", "--force"],
-    "dry run poisoned": ["convert", ODD, "again.gguf", "--plan", "p.json", "--dry-run"],
+    "dry run poisoned": ["convert", ODD, "dry.gguf", "--plan", "p.json", "--dry-run"],
     "verify poisoned": ["verify", f"out{ODD}"],
     "diff poisoned": ["diff", "p.json", "type.gguf.requant.json"],
 }

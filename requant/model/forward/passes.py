@@ -20,6 +20,7 @@ from requant.model.forward.layer import NULL_HOOK, CacheRounding, Hook, Layer, e
 from requant.model.forward.ops import Array, Backward, rms_norm, soft_cap
 from requant.model.forward.rope import rotation
 from requant.model.forward.weights import Weights
+from requant.model.kinds import STILL_WORKS
 
 if TYPE_CHECKING:
     from requant.model.forward.checkpoints import Checkpoints

@@ -158,7 +158,7 @@ class RequantWarning(UserWarning):
     """Something unusual that does not stop the run; the command line prints it on stderr."""
 
 
-_URL = re.compile(r"(https?|ftp|s3):/+")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 _HUB = re.compile(  # an address or a name of Hugging Face: repository, and perhaps a file
     r"(?:hf:/*|(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/+)(?P<repo>[\w.-]+/[\w.-]+)"
     r"(?::[\w.-]+|(?:/(?:resolve|blob|raw|tree)/[^/]+)?/?(?P<file>[^?]*))(?:\?.*)?"
@@ -167,14 +167,20 @@ _REPOSITORY = re.compile(
     r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.gguf)(?<!\.json)(?<!\.txt)(?<!\.toml)(?::[\w.-]+)?"
 )
 _LOOKED_AT = 1000  # files of a folder among which to look for a similar name
+_SEPARATORS = re.compile(r"[-._ ]")
 _WORD = 300  # characters of a word to compare with others
 _SUGGESTED = 50  # words to list; ggml has fewer types
 
 
-def find_similar(word: str, known: Iterable[str], n: int = 3) -> list[str]:
-    """Find up to `n` of the `known` words that are similar to `word` in any case, the best first; none is escaped."""
+def find_similar(word: str, known: Iterable[str], n: int = 3, least: float = 0.6) -> list[str]:
+    """Find up to `n` of the `known` words that are similar to `word` in any case, the best first; none is escaped.
+
+    A word that differs in nothing but dots, dashes and underscores is the only one. `least`: of difflib's ratio.
+    """
     by_case = {name.casefold(): name for name in known}
-    return [by_case[key] for key in get_close_matches(word[:_WORD].casefold(), by_case, n=n, cutoff=0.6)]
+    word = word[:_WORD].casefold()
+    same = [name for key, name in by_case.items() if _SEPARATORS.sub("", key) == _SEPARATORS.sub("", word)]
+    return same or [by_case[key] for key in get_close_matches(word, by_case, n=n, cutoff=least)]
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -186,16 +192,23 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"known are {', '.join(known[:_SUGGESTED])}" + ", ..." * (len(known) > _SUGGESTED)
 
 
+def is_address(text: str) -> bool:
+    """Return whether `text` begins like an address: `https://`, `hf://`."""
+    return _URL.match(text) is not None
+
+
 def missing_file(path: Path) -> BadInput:
     """The error for a file at `path` that does not exist; its hint suggests another one, or how to fetch it."""
     if path.is_symlink():
         return BadInput(path, "links to a file that is not there")
-    text = _URL.sub(r"\1://", str(path))  # a Path has one slash
+    text = _URL.sub(r"\1://", str(path), count=1)  # a Path has one slash
     if (hub := _HUB.fullmatch(text)) is not None:
         words = ("hf", "download", hub["repo"], *([hub["file"]] if hub["file"] else []))
         hint = f"fetch it first: {shlex.join(words)}"
         return BadInput(text, "is on Hugging Face, and requant reads files", hint=hint)
-    if _URL.match(text):
+    if text.startswith("file:"):
+        return BadInput(text, "is an address", hint=f"give the path: {text.removeprefix('file:/')}")
+    if is_address(text):
         return BadInput(text, "is an address, and requant reads files", hint="fetch it first, with curl -LO for one")
     if _REPOSITORY.fullmatch(text) and not path.parent.exists():
         hint = f"for a model on Hugging Face, fetch it first: hf download {text.partition(':')[0]}"
@@ -216,6 +229,12 @@ def _suggest_beside(path: Path) -> str | None:
         return f"did you mean {brief(str(path.with_name(near[0])), FILE_NAME)}?"
     ggufs = [brief(name, FILE_NAME) for name in alike if name.lower().endswith(".gguf")]
     return f"there is {', '.join(ggufs[:3])}" if ggufs else None
+
+
+def put_path_first(path: object, message: str) -> str:
+    """Return `message` of an error with the file that it is about before it, where it does not begin with that file."""
+    where = f"{printable(str(path))}: "
+    return message if message.startswith(where) else where + message
 
 
 def quote(text: str) -> str:

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from requant import errors
-from requant.errors import BadInput, InfeasibleBudget, NumericFault, RequantError, UsageError, brief, printable
+from requant.errors import (
+    BadInput,
+    InfeasibleBudget,
+    NumericFault,
+    RequantError,
+    UsageError,
+    brief,
+    printable,
+    put_path_first,
+)
 
 CODES = {
     "RequantError": 1,
@@ -41,6 +50,12 @@ def test_the_message_gives_what_is_known(figures, message):
     error = BadInput("m.gguf", "is short", **figures)
     assert str(error) == message
     assert (error.path, error.what, error.got) == ("m.gguf", "is short", figures.get("got"))
+
+
+def test_a_path_is_said_once():
+    for path in ("r/m.gguf", "r/a\nb.gguf"):
+        assert put_path_first(path, str(BadInput(path, "is empty"))) == str(BadInput(path, "is empty"))
+        assert put_path_first(path, "out of memory") == f"{printable(path)}: out of memory"
 
 
 def test_the_data_of_an_error_can_be_read():

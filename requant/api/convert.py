@@ -94,8 +94,8 @@ class ConversionRun:
 
     def check_output(self, session: Session, *, discards: bool) -> None:
         """Raise, before any long work, what would keep the output and its record from being written."""
-        force = self.options.force
-        check_place(self.out, 0, force=force, discards=discards)
+        force, has_journal = self.options.force, self.claim.journal.was_there
+        check_place(self.out, 0, force=force, has_journal=has_journal, discards=discards)
         check_writable(record_path(self.out), force=force, is_own=is_record_of_output)
         if session.needs_scoring:  # the exact size is known only after hours of scoring
             parts = [self.out.with_name(f"{name}.part") for name in self.claim.journal.past.file_names()]
@@ -120,9 +120,9 @@ class ConversionRun:
         return Trial(planned, prepared)
 
     def _check_files(self, session: Session, layouts: Sequence[Layout], *, discards: bool) -> None:
-        paths = output_paths(self.out, layouts)
+        paths, has_journal = output_paths(self.out, layouts), self.claim.journal.was_there
         for path, layout in zip(paths, layouts, strict=True):
-            check_place(path, layout.size, force=self.options.force, discards=discards)
+            check_place(path, layout.size, force=self.options.force, has_journal=has_journal, discards=discards)
         targets = [resolve_target(path) for path in paths]
         parts = [target.with_name(f"{target.name}.part") for target in targets]
         check_space(targets[0].parent, total_size(layouts), parts)

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
+from requant.common.address_space import check_address_space
 from requant.common.interrupt import Abandoned, run_interruptible
 from requant.common.monitor import Advance, Monitor
-from requant.common.units import format_size
 
 if TYPE_CHECKING:
     from requant.formats import BlockFormat
 
-_LEAST_SPACE = 600 * 2**20  # bytes of address space; twice what loading compiled kernels takes
-
-
-def _check_address_space() -> None:
-    """Raise MemoryError where the address space is limited to less than LLVM takes, which would abort the process."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY and limit < _LEAST_SPACE:
-        raise MemoryError(f"less than the {format_size(_LEAST_SPACE)} that kernels need")
-
 
 def prepare_kernels(monitor: Monitor, formats: Iterable[BlockFormat | None], *, encode: bool = True) -> None:
     """Load the kernels of `formats`, without `encode` those that decode, and log it if they must be compiled."""
-    _check_address_space()
+    check_address_space()
     from numba.core.event import Event, Listener, install_listener
 
     from requant.formats.codec import warm_up

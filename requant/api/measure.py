@@ -43,7 +43,8 @@ def score(source: Source, calibration: CalibrationOptions, options: ScoringOptio
     reason = None if calibration.quick else fisher.find_run_obstacle(source)
     if calibration.quick or reason is not None:
         if reason is not None:
-            monitor.warn(f"scoring without gradients, which makes worse plans: {reason}")
+            why = str(reason).removesuffix(f"; {reason.hint}")
+            monitor.warn(f"scoring without gradients: {why}; losses are in points and no KL divergence")
         with monitor.progress("scoring", sum(t.n_bytes for t in source.tensors)) as advance:
             return ScoringResult(run_interruptible(layerwise.score, source, options, progress=advance))
     with monitor.working("reading text"):
@@ -68,6 +69,7 @@ def calibrate(
     from requant.scoring.checkpoint import checkpoint_sidecar
     from requant.scoring.statistics import write_statistics
 
+    check_can_run(source)
     source.add_to_inputs()
     add_inputs(calibration.text, calibration.tokens)
     check_writable(out, force=force)

@@ -323,9 +323,9 @@ def verify(
     """Read every byte of the file `out`, and compare it with its record or its digests, a plan and its source.
 
     plan: a plan, or the file of one, or a record that is not beside `out`. full: encode the source again by the plan,
-    and compare every byte; imatrix: the file of the importance that `out` was made with. The result's `verdict` and
-    `compared` say what that shows; `findings` are no exception. Raises BadInput for a file that is no GGUF or an
-    imatrix that is not the same, UsageError, InputOutputError.
+        the record or the types in `out`, and compare every byte; imatrix: the file of the importance that `out` was
+        made with. The result's `verdict` and `compared` say what that shows; `findings` are no exception. Raises
+        BadInput for a file that is no GGUF or an imatrix that is not the same, UsageError, InputOutputError.
     """
     wanted = plan if plan is None or isinstance(plan, Plan) else Path(plan)
     n = parse_threads(threads)

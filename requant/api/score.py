@@ -15,11 +15,18 @@ from requant.scoring.losses import Losses
 
 
 def score_to_files(
-    session: Session, *, out: Path | None = None, emitted: Path | None = None, force: bool = False
+    session: Session,
+    *,
+    out: Path | None = None,
+    emitted: Path | None = None,
+    folder: Path | None = None,
+    force: bool = False,
 ) -> Losses:
     """Return the losses of the types requested, and write them to `out`.
 
     The importance measured on the way is part of the losses, and is written to `emitted`, by default beside `out`.
+    folder: the folder of the losses' file where that is not `out`, None where it is not known; the losses point to the
+    file of the importance from there.
     Raises what scoring and writing raise, and UsageError, BadInput or OutputRefused, before any work, where importance
     cannot be measured or a file cannot be written.
     """
@@ -37,11 +44,13 @@ def score_to_files(
         check_writable(kept, force=force and kept == emitted, is_own=is_importance_file if force else None)
     scored = session.score(session.request.types, weigh=session.measures_importance)
     losses = replace(scored.losses, options=score_arguments(session))
-    if session.imatrix is not None:
-        losses = replace(losses, imatrix_file=session.importance.file)
-    measured = measured_importance(scored)
-    if measured is not None and kept is not None:
-        losses = replace(losses, imatrix_file=measured.save(kept, session.source, force=force))
+    importance = session.importance
+    if (measured := measured_importance(scored)) is not None and kept is not None:
+        importance = replace(measured, file=measured.save(kept, session.source, force=force), path=kept)
+    if importance.imatrix is not None:
+        folder = folder if out is None else out.parent
+        file = importance.file if folder is None else importance.path_from(folder)
+        losses = replace(losses, imatrix_file=file)
     if out is not None:
         write_text(out, losses.to_json(), force=force)
     return losses

@@ -125,7 +125,9 @@ class Session:
         the one of least KL divergence.
         """
         if self.plan is not None:
-            return Planned(record_options(self.plan, self), self.importance)
+            file = self.plan.imatrix_file  # records hold names without folders
+            plan = self.plan if file is None else replace(self.plan, imatrix_file=Path(file).name)
+            return Planned(record_options(plan, self), self.importance)
         planned = self._make_plan(weigh, measure)
         plan = point_to_importance(planned.plan, planned.importance, self.losses)
         kind = kind_of(self.source.metadata, {t.name for t in self.source.tensors})

@@ -32,7 +32,8 @@ def verify(
 ) -> Verification:
     """Verify `out`; `wanted` is a plan, the file of one, or the record where it is not beside `out`.
 
-    full: encode the source again by the plan, with the importance in the file `imatrix`, and compare every byte.
+    full: encode the source again by the plan or, without one and without a record, in the types of `out`, with the
+    importance in the file `imatrix`, and compare every byte.
     Raises UsageError, BadInput, InputOutputError.
     """
     if full and source is None:
@@ -45,7 +46,7 @@ def verify(
     with open_source(out) as target:
         record, encodings = find_record(target, path), None
         if full and source is not None:
-            encodings = choose_encodings(target, record, plan, read_importance(imatrix, source))
+            encodings = choose_encodings(target, source, record, plan, read_importance(imatrix, source))
         sources = [target] if source is None else [target, source]
         prepare_kernels(monitor, {t.format for s in sources for t in s.tensors}, encode=False)
         with monitor.progress("verifying", sum(t.n_bytes for t in target.tensors)) as advance:
@@ -76,7 +77,7 @@ def _encode_again(
     wrong = dict.fromkeys((*found.wrong_tensors, *(name for name, _ in differences)))
     return replace(
         found,
-        against=found.against if encodings.left_out else (*found.against, ENCODINGS),
+        against=(*found.against, ENCODINGS) if encodings.is_complete else found.against,
         compared=(*found.compared, *encodings.compared()),
         findings=(*found.findings, *(line for _, line in differences)),
         wrong_tensors=tuple(wrong),

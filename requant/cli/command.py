@@ -15,13 +15,12 @@ from typing import Any
 
 import click
 
-from requant.cli.console import PROGRESS, QUIET, VERBOSE, log, set_level, settings
+from requant.cli.console import PROGRESS, QUIET, VERBOSE, log, set_level, set_progress, settings
 from requant.cli.help_pages import ENVIRONMENT, EXIT_CODES, OTHER, PAGES, Page, full_headings
 from requant.common.units import format_size
 from requant.errors import UsageError, brief, suggest
 
-_HELP = {"-h": False, "--help": False}
-_WRITTEN = frozenset(["out", "recipe", "emit", "state", "targets", "reports"])  # parameters that are paths of outputs
+WRITTEN = frozenset(["out", "recipe", "emit", "state", "targets", "reports"])  # parameters that are paths of outputs
 
 
 def _take_level(_: click.Context, param: click.Parameter, value: bool) -> None:
@@ -31,7 +30,7 @@ def _take_level(_: click.Context, param: click.Parameter, value: bool) -> None:
 
 def _take_progress(_: click.Context, __: click.Parameter, value: str | None) -> None:
     if value is not None:
-        settings.progress = value
+        set_progress(value)
 
 
 def _take_debug(_: click.Context, __: click.Parameter, value: bool) -> None:
@@ -88,8 +87,7 @@ class Command(click.Command):
         if not ctx.resilient_parsing:
             from requant.cli.foreign_words import check_words
 
-            named = [p for p in self.params if isinstance(p, click.Option)]
-            check_words(args, {name: not p.is_flag for p in named for name in p.opts} | _HELP, self.name or "")
+            check_words(args, options_by_name(self, ctx), self.name or "")
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -113,6 +111,11 @@ class Command(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write examples, exit codes and related commands."""
         write_page(self.page, formatter)
+
+
+def options_by_name(command: click.Command, ctx: click.Context) -> dict[str, click.Option]:
+    """Return the options of a command by each of their names."""
+    return {name: p for p in command.get_params(ctx) if isinstance(p, click.Option) for name in p.opts}
 
 
 def write_options(
@@ -162,7 +165,7 @@ def _describe_params(params: Mapping[str, Any]) -> Iterable[str]:
     """Return a line for each file among the parameters, and one for the threads."""
     for name, given in params.items():
         for value in given if isinstance(given, tuple) else [given]:
-            if isinstance(value, Path) and name in _WRITTEN:
+            if isinstance(value, Path) and name in WRITTEN:
                 yield f"writes {value}"
             elif isinstance(value, Path) and value.is_file():
                 yield f"reads {value}, {format_size(value.stat().st_size)}"

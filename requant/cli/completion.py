@@ -13,7 +13,7 @@ import click
 from requant.formats import FORMATS
 from requant.model.engine_settings import CACHE_TYPES
 from requant.model.mixtures import mixture_names
-from requant.planning.engines import ENGINES
+from requant.planning.engines import DEFAULT, ENGINES
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -39,7 +39,7 @@ def _words(known: Iterable[str], *, listed: bool = False) -> Completer:
 types = _words([f.name for f in FORMATS.values() if f.can_encode], listed=True)
 cache_types = _words(["auto", *(name.lower() for name in CACHE_TYPES)])  # as llama.cpp takes them
 presets = _words(mixture_names())
-engines = _words(ENGINES)
+engines = _words([DEFAULT, *ENGINES])
 
 
 def files(*endings: str) -> Completer:

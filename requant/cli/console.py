@@ -47,6 +47,13 @@ def reset() -> None:
     settings.level, settings.progress, settings.debug = NORMAL, "auto", False
 
 
+def set_progress(how: str) -> None:
+    """Take --progress. Raises UsageError where it was given before the command and differs."""
+    if settings.progress not in (PROGRESS[0], how):
+        raise UsageError(f"--progress is given twice, as {settings.progress} and as {how}; give it once")
+    settings.progress = how
+
+
 def set_level(level: int) -> None:
     """Take -q or -v. Raises UsageError where the other was given."""
     if settings.level == -level:

@@ -69,9 +69,7 @@ class ConversionOutput:
 @options.imatrix
 @options.calibration
 @options.losses
-@click.option(
-    "--measure", type=click.IntRange(1, 64), metavar="N", help="Measure N plans near the best; keep the best."
-)
+@click.option("--measure", type=options.Count(1, 64), metavar="N", help="Measure N plans near the best; keep the best.")
 @click.option(
     "--dry-run",
     is_flag=True,

@@ -20,8 +20,6 @@ from requant.scoring.options import CalibrationOptions
 def _check_data(calibration: CalibrationOptions) -> None:
     if calibration.text is not None and calibration.tokens is not None:
         raise UsageError("--text and --tokens cannot be given together")
-    if calibration.text is None and calibration.tokens is None:
-        raise UsageError("say what to evaluate on: --text FILE or --tokens FILE")
 
 
 @click.command("evaluate", cls=Command)
@@ -44,6 +42,9 @@ def command(
     """
     with ExitStack() as opened:
         source = opened.enter_context(open_source(model))
+        measuring.check_can_run(source)
+        if calibration.text is None and calibration.tokens is None:
+            raise UsageError("say what to evaluate on: --text FILE or --tokens FILE")
         reference = None if base is None else opened.enter_context(open_source(base))
         messages.warn(*source.warnings, *context_warnings(source.metadata, calibration.window))
         found = measuring.evaluate(source, reference, calibration, messages.MONITOR, threads=threads)

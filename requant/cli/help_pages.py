@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 EXIT_CODES = {
     0: "done",
-    1: "a bug of ours",
+    1: "an error in requant itself",
     2: "usage",
     3: "bad input: not a GGUF, damaged, another model's imatrix, ...",
     4: "the budget is too small; the smallest that fits is named",
@@ -17,7 +17,7 @@ EXIT_CODES = {
     6: "I/O: disk full, no permission, read errors, no memory",
     7: "the source changed while it was read",
     8: "numbers failed a check: NaN in the source, or a type that cannot hold these weights",
-    9: "of a batch: some outputs are there, some are not",
+    9: "of a batch: some outputs are done, some are not",
     130: "stopped by SIGINT (Ctrl-C); 143 by SIGTERM, 129 by SIGHUP",
 }
 ENVIRONMENT = (
@@ -33,7 +33,7 @@ HEADINGS = {
     "Budget": (_OF_A_PLAN,),
     "Memory and engine": (_OF_A_PLAN,),
     "Types": ("--type", "--preset", "--like", "--plan", _OF_A_PLAN, "--allow-requantize", "--nonfinite"),
-    "Data": ("--base", "--source", "--evaluation"),
+    "Data": ("--base", "--source", "--full", "--evaluation"),
     "Model card": (
         *("--base-model", "--license", "--license-name", "--license-link", "--language", "--tag", "--quantized-by"),
         "--repo",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from requant.cli import console, messages
-from requant.cli.command import common, write_options, write_page
+from requant.cli.command import common, options_by_name, write_options, write_page
 from requant.cli.help_pages import HEADINGS, MAIN, Page
 from requant.common.inputs import collect_inputs
 from requant.errors import find_similar
@@ -61,6 +61,10 @@ class LazyGroup(click.Group):
         """Reset the settings of the console, and turn `help NAME` into `NAME --help`."""
         if not ctx.resilient_parsing:
             console.reset()
+            if args and args[0].startswith("-") and args[0] != "--":
+                from requant.cli.foreign_words import check_option
+
+                check_option(args[0].partition("=")[0], options_by_name(self, ctx), "")
         return super().parse_args(ctx, [*args[1:2], "--help"] if args[:1] == ["help"] else args)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -7,6 +7,7 @@ signal n. Any other exception is a bug: Python's hook prints it in one line, and
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import select
@@ -22,7 +23,7 @@ from requant.cli.console import log, log_error, settings
 from requant.cli.progress import progress
 from requant.common.monitor import Monitor
 from requant.common.units import format_size
-from requant.errors import InputOutputError, RequantError, UsageError, find_similar, printable
+from requant.errors import InputOutputError, RequantError, UsageError, printable
 
 if TYPE_CHECKING:
     import click
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _SPARE = "close other programs, or give fewer --threads"
 _NO_THREAD = "can't start new thread"  # Python's RuntimeError where the system has no more threads
 _NO_ROOM = ("Cannot allocate memory", "failed to map segment")  # the system's words for a library without memory
+_NO_KERNELS = "libllvmlite"  # llvmlite's OSError has no number
 _AMPLE = 2**30  # bytes of address space
 _GRACE = 1.0  # seconds from a signal to the end of the process
 _state: dict[str, Any] = {"signal": 0, "stopped": False, "said": False, "then": "run the same command again"}
@@ -75,13 +77,12 @@ def exit_code_of(command: Callable[[], object]) -> int:
     except Stopped as stop:
         _state["stopped"] = True
         return _stopped(stop.number)
-    except (MemoryError, RuntimeError, ImportError) as error:
-        if not _is_exhaustion(error):
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        if _is_exhaustion(error):
+            return _failed(_describe_exhaustion(error), InputOutputError.exit_code)
+        if not isinstance(error, OSError):
             raise
-        return _failed(_describe_exhaustion(error), InputOutputError.exit_code)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        return _failed(f"{where}{error.strerror or error}", InputOutputError.exit_code)
+        return _failed(_describe_failure(error), InputOutputError.exit_code)
     except SystemExit:  # click, where the reader of its help has closed the pipe
         _silence_stdout()
     return 0
@@ -148,6 +149,8 @@ def _is_exhaustion(error: BaseException) -> bool:
     if isinstance(error, ImportError):
         causes = [error, error.__cause__, error.__context__]  # NumPy wraps the error of the library
         return any(word in str(cause) for cause in causes for word in _NO_ROOM)
+    if isinstance(error, OSError):
+        return _NO_KERNELS in str(error) and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and str(error) == _NO_THREAD)
 
 
@@ -161,19 +164,36 @@ def _describe_exhaustion(error: BaseException) -> str:
     return f"out of memory{' (' + ', '.join(figures) + ')' if figures else ''}; {_SPARE}"
 
 
+def _describe_failure(error: OSError) -> str:
+    """Return the system's message, with what to do where no more files can be opened."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    hint = "; raise the limit: ulimit -n" if error.errno == errno.EMFILE else ""
+    return f"{where}{error.strerror or error}{hint}"
+
+
 def _usage(error: click.ClickException) -> str:
     """Return a message of click in the form of requant's."""
     import click
 
     message = " ".join(error.format_message().split()).removesuffix(".")
-    if isinstance(error, click.NoSuchOption):
-        near = find_similar(error.option_name, error.possibilities or (), 1)
-        message = f"no option '{error.option_name}'{f'; did you mean {near[0]}?' if near else ''}"
+    context = getattr(error, "ctx", None)
+    if isinstance(error, click.NoSuchOption) and context is not None:
+        return _describe_unknown_option(error.option_name, context)
     if isinstance(error, click.MissingParameter) and error.param is not None and error.param.name == "out":
         message += ": name the output after the model, as in requant convert MODEL OUT.gguf --vram 12GiB"
-    context = getattr(error, "ctx", None)
+    if "unexpected extra argument" in message and context is not None:
+        taken = [p.human_readable_name for p in context.command.params if isinstance(p, click.Argument)]
+        message += f": {context.command.name} takes {' and '.join(taken) or 'options'} alone"
     path = context.command_path if context is not None else "requant"
     return f"{message[:1].lower()}{message[1:]}{'' if message.endswith('?') else ';'} see {path} --help"
+
+
+def _describe_unknown_option(option: str, context: click.Context) -> str:
+    from requant.cli.command import options_by_name
+    from requant.cli.foreign_words import describe_unknown_option
+
+    name = (context.command.name or "") if context.parent is not None else ""
+    return describe_unknown_option(option, options_by_name(context.command, context), name)
 
 
 def _stop(number: int, _: object) -> None:
@@ -233,6 +253,8 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if _state["signal"]:  # Stopped outside the command, or turned into another error by an import
         os._exit(_stopped(_state["signal"]))
+    if isinstance(error, OSError):  # outside the command, as where the package itself cannot be read
+        os._exit(_failed(_describe_failure(error), InputOutputError.exit_code))
     if settings.debug:
         sys.__excepthook__(kind, error, trace)
     what = f"{kind.__name__}: {' '.join(str(error).split())}".rstrip(": ")

@@ -12,9 +12,10 @@ import click
 
 from requant.api.session_options import SessionOptions
 from requant.cli import completion
-from requant.cli.command import WordChoice
+from requant.cli.command import WRITTEN, WordChoice
+from requant.common.units import suggest_number
 from requant.container.splitting import Splitting
-from requant.errors import FILE_NAME, UsageError, brief
+from requant.errors import FILE_NAME, UsageError, brief, is_address
 from requant.formats import Effort
 from requant.planning.options import PLAN_OPTIONS
 from requant.planning.request import OPTIONS_BY_FIELD, build_request
@@ -22,16 +23,71 @@ from requant.planning.rules import LARGEST, parse_bytes, parse_mixture, parse_wr
 from requant.scoring.options import CalibrationOptions, check_calibration
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-FILE = click.Path(path_type=Path)  # not checked here: a wrong file is bad input, not usage
 GGUF = completion.files(".gguf")
 JSON = completion.files(".json")
+
+
+_SHOWN = 1024  # the largest number that the help shows as the end of a range
+
+
+class FilePath(click.Path):
+    """The path of a file. It is not checked here: a wrong file is bad input, not usage."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path. Raises UsageError for an address where an output is to be written."""
+        if param is not None and param.name in WRITTEN and isinstance(value, str) and is_address(value):
+            raise UsageError(f"{_shown_name(param)}: '{brief(value)}' is an address; outputs are files on this machine")
+        return super().convert(value, param, ctx)
+
+
+def _shown_name(param: click.Parameter | None) -> str:
+    if param is None:
+        return "value"
+    return param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+
+
+def _check_number(kind: type[float], value: Any, param: click.Parameter | None) -> None:
+    """Raise UsageError for text that is no number, with the number that was probably meant, or the default."""
+    try:
+        kind(value)
+    except ValueError as error:
+        hint = suggest_number(value, whole=kind is int)
+        default = param.show_default if isinstance(param, click.Option) else None
+        if not hint and isinstance(default, str) and value.isalpha():
+            hint = f"leave the option out for the default: {default}"
+        what = "no whole number" if kind is int else "no number"
+        message = f"{_shown_name(param)}: '{brief(str(value))}' is {what}"
+        raise UsageError(f"{message}; {hint or f'write it as in {8 if kind is int else 0.5}'}") from error
 
 
 class Count(click.IntRange):
     """A whole number; the help shows where it begins and not the largest that its bits can hold."""
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number. Raises UsageError for other text."""
+        _check_number(int, value, param)
+        return super().convert(value, param, ctx)
+
     def _describe_range(self) -> str:
-        return f"{self.min} or more"
+        return f"{self.min} to {self.max}" if self.max is not None and self.max <= _SHOWN else f"{self.min} or more"
+
+
+class Number(click.FloatRange):
+    """A number, whole or not; any number where no range is given."""
+
+    def _describe_range(self) -> str:
+        return super()._describe_range() if self.min is not None else ""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number. Raises UsageError for other text."""
+        _check_number(float, value, param)
+        return super().convert(value, param, ctx)
+
+
+FILE = FilePath()
 
 
 def parsed_by(parse: Callable[[Any, str], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
@@ -165,7 +221,7 @@ def plan_option(flag: str, **changes: Any) -> Decorator:
     elif kind.python_type is int:
         how = {"type": Count(1, LARGEST)}
     elif kind.python_type is float:
-        how = {"type": float if kind.low is None else click.FloatRange(kind.low, kind.high)}
+        how = {"type": Number(kind.low, kind.high)}
     else:
         how = {"callback": parsed_by(kind.parse_text or kind.parse)}
     how |= {"metavar": kind.metavar or None, "multiple": kind.multiple, "shell_complete": COMPLETERS[kind.complete]}

@@ -26,6 +26,7 @@ from requant.report.text.explain import explanation_json, explanation_text
 from requant.report.text.table import plans_table
 
 if TYPE_CHECKING:
+    from requant.planning.plan import Plan
     from requant.report.text.bars import Drawing
 
 
@@ -47,7 +48,8 @@ class PlanOutputs:
         if self.explain is not None and not (one and request.has_budget):
             raise UsageError("--explain is of one plan for a budget")
         if self.explain is not None and not has_losses:
-            raise UsageError("--explain solves again and again; give it the losses of `requant score` with --losses")
+            what = "--explain makes a plan for each other type, and for that it needs losses in a file"
+            raise UsageError(f"{what}: run requant score MODEL -o LOSSES.json, then give --losses LOSSES.json")
         if self.recipe is not None and not one:
             raise UsageError("--emit-tensor-types is of one plan; give one --vram and no --frontier")
 
@@ -65,11 +67,13 @@ class PlanOutputs:
             return [out] * max(1, len(self.vrams))
         return [out.with_name(f"{out.stem}-{size_label(size)}{out.suffix}") for size in self.vrams]
 
-    def save_importance(self, session: Session, importance: Importance) -> str | None:
-        """Write importance that scoring measured beside -o, and return its file's name; None without any."""
-        if self.out is None:
-            return None
-        return importance.save(importance_file(self.out), session.source, force=self.force)
+    def keep_importance(self, session: Session, importance: Importance, plans: Sequence[Plan]) -> list[Plan]:
+        """Write importance that scoring measured beside -o, and return the plans with its path from their folder."""
+        measured = None
+        if self.out is not None:
+            measured = importance.save(importance_file(self.out), session.source, force=self.force)
+        file = measured or importance.path_from(Path() if self.out is None else self.out.parent)
+        return [replace(plan, imatrix_file=file) if plan.imatrix is not None else plan for plan in plans]
 
     def write(self, path: Path | None, text: str) -> None:
         """Write a text, if there is a path for it."""
@@ -102,7 +106,7 @@ def command(*, outputs: PlanOutputs, preset: str | None, like: Path | None, **gi
 
     The choice is of least predicted loss among all that fit, with a proven gap. Without --losses the model is scored
     first, and the importance measured on the way is written beside -o. Nothing is converted: give the plan to `requant
-    convert --plan`. Several --vram give several plans.
+    convert --plan`. --vram 8GiB,12GiB gives several plans.
     """
     request: PlanRequest = given["request"]
     if outputs.frontier:
@@ -123,15 +127,14 @@ def command(*, outputs: PlanOutputs, preset: str | None, like: Path | None, **gi
 def _frontier(session: Session, outputs: PlanOutputs) -> Sequence[str]:
     points, losses = planning.compute_curve(session)
     in_json = outputs.as_json or (outputs.out is not None and outputs.out.suffix == ".json")
-    text = curve_to_json(points, losses) if in_json else curve_to_csv(points)
+    text = curve_to_json(points, losses) if in_json else curve_to_csv(points, losses)
     outputs.write(outputs.out, text)
     return [text.removesuffix("\n")]
 
 
 def _several_plans(session: Session, outputs: PlanOutputs) -> Sequence[str]:
-    (plans, importance), vrams = planning.make_plans(session, outputs.vrams), outputs.vrams
-    if (file := outputs.save_importance(session, importance)) is not None:
-        plans = [replace(plan, imatrix_file=file) if plan.imatrix else plan for plan in plans]
+    (found, importance), vrams = planning.make_plans(session, outputs.vrams), outputs.vrams
+    plans = outputs.keep_importance(session, importance, found)
     for plan, path in zip(plans, outputs.plan_paths(), strict=True):
         outputs.write(path, plan.to_json())
     return [planning.plans_to_json(plans) if outputs.as_json else plans_table(plans, vrams, terminal.width())]
@@ -139,9 +142,7 @@ def _several_plans(session: Session, outputs: PlanOutputs) -> Sequence[str]:
 
 def _one_plan(session: Session, outputs: PlanOutputs) -> Sequence[str | Drawing]:
     planned = session.make_plan()
-    plan, file = planned.plan, outputs.save_importance(session, planned.importance)
-    if file is not None and plan.imatrix is not None:
-        plan = replace(plan, imatrix_file=file)
+    [plan] = outputs.keep_importance(session, planned.importance, [planned.plan])
     outputs.write(outputs.out, plan.to_json())
     if outputs.recipe is not None:
         outputs.write(outputs.recipe, tensor_type_file(plan))

@@ -44,6 +44,7 @@ def command(
     """
     if out is None and not as_json:
         raise UsageError("nowhere to put the losses; say -o LOSSES.json or --json")
-    with open_model_session(request=build_request({"types": types}), **given) as session:
-        losses = score_to_files(without_unkept(session, out or emit), out=out, emitted=emit, force=force)
+    with open_model_session(request=build_request({"types": types}), **given) as opened:
+        session = without_unkept(opened, out or emit)
+        losses = score_to_files(session, out=out, emitted=emit, folder=Path(), force=force)
     messages.print_result(losses.to_json() if as_json else losses_table(losses, terminal.width()))

@@ -23,7 +23,7 @@ from requant.report.text.result import verification_text
 @options.file_option(
     *("--plan", "wanted"), shell_complete=options.JSON, help="A plan, or the record if not beside OUT."
 )
-@click.option("--full", is_flag=True, help="Encode the source again, and compare every byte.")
+@click.option("--full", is_flag=True, help="Encode the source again as the record or OUT's own header says.")
 @options.file_option("--imatrix", shell_complete=options.GGUF, help="The importance OUT was made with, for --full.")
 @options.threads
 @options.json_output
@@ -53,4 +53,4 @@ def command(
         hint = "give --source the model that it was made from; in the file itself nothing is wrong"
         raise BadInput(model, f"is not the source of {printable(str(target))}", hint=hint)
     n = len(found.findings)
-    raise BadInput(target, f"is not as it should be: {n} finding{'s' * (n > 1)}", hint="do not use it")
+    raise BadInput(target, f"fails the verification: {n} finding{'s' * (n > 1)}", hint="do not use it")

@@ -11,7 +11,7 @@ for _power, _letter in enumerate("KMGT", start=1):
     _UNITS[f"{_letter}B"] = 1000**_power
 _SIZE = re.compile(r"\s*(\d{1,999}(?:\.\d{1,99})?)\s*([A-Za-z]*)\s*")
 
-_LIKE_A_SIZE = re.compile(r"\s*(\d{1,99}(?:[.,]\d{1,99})?)\s*([KMGTkmgt])")
+_LIKE_A_SIZE = re.compile(r"\s*(\d{1,99}(?:[.,]\d{1,99})?)\s*([KMGTkmgt])|\s*(\d{1,99},\d{1,99})\s*$")
 
 
 def parse_size(text: str, least: int = 1) -> int:
@@ -35,8 +35,18 @@ def _suggest_sizes(text: str) -> str:
     match = _LIKE_A_SIZE.match(text)
     if match is None:
         return ""
-    number, letter = match[1].replace(",", "."), match[2].upper()
+    number, letter = (match[1] or match[3]).replace(",", "."), (match[2] or "G").upper()
     return f"did you mean {number}{letter}iB or {number}{letter}B? "
+
+
+def suggest_number(text: str, *, whole: bool) -> str:
+    """Suggest a number for `text` that is none: `did you mean 4.5?` for 4,5 or 16384 for 16,384; empty without one."""
+    found = re.fullmatch(r"\s*([+-]?[0-9]+),([0-9]+)\s*", text)
+    if whole and re.fullmatch(r"\s*[0-9]{1,3}([.,' ][0-9]{3})+\s*", text):
+        return f"did you mean {re.sub('[^0-9]', '', text)}?"
+    if whole and (thousands := re.fullmatch(r"\s*([0-9]{1,7})[kK]\s*", text)):
+        return f"did you mean {1024 * int(thousands[1])}?"
+    return f"did you mean {found[1]}.{found[2]}?" if found is not None and not whole else ""
 
 
 def size_label(n_bytes: int) -> str:
@@ -54,6 +64,16 @@ def format_size(n_bytes: float) -> str:
         if abs(n_bytes) >= scale:
             return f"{n_bytes / scale:.2f} {unit}"
     return f"{n_bytes:.0f} B"
+
+
+def format_budget(n_bytes: int) -> str:
+    """Format `n_bytes` as `format_size` does; beside it a size in powers of ten as it was given: `5.72 MiB (6 MB)`."""
+    size = format_size(n_bytes)
+    for power, name in enumerate(("KB", "MB", "GB", "TB"), start=1):
+        if n_bytes < 1000 ** (power + 1) or name == "TB":
+            exact = n_bytes >= 1000 and not 100 * n_bytes % 1000**power and 100 * n_bytes % 1024**power
+            return f"{size} ({n_bytes / 1000**power:g} {name})" if exact else size
+    return size
 
 
 def format_duration(seconds: float) -> str:

@@ -37,6 +37,10 @@ class Digests:
         """Number of tensors that were written."""
         return len(self.tensors) // N_BYTES
 
+    def in_order(self, found: Iterable[bytes]) -> bool:
+        """Return whether the digests `found` are those of the tensors, in this order."""
+        return b"".join(found) == self.tensors
+
     def without(self, found: Mapping[str, bytes]) -> list[str]:
         """Return the names in `found`, {name: digest}, whose digest is not among those of the tensors."""
         names = {digest: name for name, digest in found.items()}

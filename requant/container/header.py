@@ -38,7 +38,10 @@ _MIN_PAIR, _MIN_TENSOR = 13, 25  # bytes: nothing shorter can be written
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A parsed header: `data_start`, `data_size` (padded) and `file_size` in bytes, `sha256` of all before the data."""
+    """A parsed header: `data_start`, `data_size` (padded) and `file_size` in bytes, `sha256` of all before the data.
+
+    padding: the bytes between the last info and the data.
+    """
 
     version: int
     alignment: int
@@ -49,11 +52,17 @@ class Header:
     file_size: int
     sha256: str
     warnings: tuple[str, ...]
+    padding: bytes
 
     @property
     def trailing_bytes(self) -> int:
         """Bytes at the end of the file that belong to no tensor."""
         return max(0, self.file_size - self.data_start - self.data_size)
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes of the last tensor's padding that the file does not have; readers do without them."""
+        return max(0, self.data_start + self.data_size - self.file_size)
 
 
 def parse_header(path: Path) -> Header:
@@ -92,6 +101,7 @@ def read_header(path: Path, descriptor: int) -> Header:
         cursor.file_size,
         cursor.sha256(),
         tuple(warnings),
+        cursor.since(cursor.position - padding),
     )
 
 

@@ -29,7 +29,8 @@ _NOT_IN_FILES = {
     37: "IQ4_NL_4_8, removed from ggml",
     38: "IQ4_NL_8_8, removed from ggml",
 }
-# types of ik_llama.cpp, a fork: enum ggml_type of its ggml.h
+FORK = "a type of ik_llama.cpp, which requant neither reads nor writes"
+# enum ggml_type of the fork's ggml.h
 _OF_THE_FORK = {
     first + i: name
     for first, names in {
@@ -51,6 +52,7 @@ _OF_THE_FORK = {
     }.items()
     for i, name in enumerate(names.split())
 }
+FORK_TYPES = frozenset(_OF_THE_FORK.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ def _read_type(cursor: Cursor, what: str, shape: tuple[int, ...]) -> int:
         known = _NOT_IN_FILES.get(type_id)
         hint = None if known or type_id < 0 else "a newer requant may know it"
         if (forked := _OF_THE_FORK.get(type_id)) is not None:
-            known, hint = f"{forked}, a type of ik_llama.cpp", "start from a model in types of llama.cpp"
+            known, hint = f"{forked}, {FORK}", "start from a model in types of llama.cpp"
         raise BadInput(
             cursor.path, f"{what} has an unknown type", got=f"{type_id}: {known}" if known else type_id, hint=hint
         )

@@ -80,12 +80,14 @@ def _show_value(value: object) -> str:
 class Journal:
     """The journal at `path` of the output `out`, opened and locked; `past` are the contents of earlier runs.
 
+    was_there: an earlier run left it, even if nothing in it can be read.
+
     Raises OutputRefused where another run has it, and where the file is no journal or that of another output;
     InputOutputError. Closing leaves the file if it has a head.
     """
 
     def __init__(self, path: Path, out: Path) -> None:
-        self.path, self.warnings = path, list[str]()
+        self.path, self.warnings, self.was_there = path, list[str](), path.exists()
         self._descriptor = Sidecar(path, "a journal", _is_journal).open_or_make()
         try:
             self.past = self._read()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from requant.common.shapes import check_shape
@@ -46,6 +46,14 @@ class Layout:
         """Return whether `data` begins with this header, whatever digests it holds."""
         (start, stop), n = self.digests, len(self.header)
         return len(data) >= n and data[:start] == self.header[:start] and data[stop:n] == self.header[stop:]
+
+    @property
+    def padding(self) -> Iterator[tuple[int, int]]:
+        """Yield where the padding after each tensor begins and ends in the file, without empty ones."""
+        stops = (*(t.offset for t in self.tensors[1:]), self.size)
+        for tensor, stop in zip(self.tensors, stops, strict=False):
+            if (start := tensor.offset + tensor.n_bytes) < stop:
+                yield start, stop
 
     @property
     def sha256(self) -> str:

@@ -37,8 +37,13 @@ def claim_output(path: Path) -> Journal:
 
     Raises as `Journal` does.
     """
+    return Journal(journal_path(path), Path(path))
+
+
+def journal_path(path: Path) -> Path:
+    """Return the path of the journal of the output at `path`. Raises OutputRefused for what is no regular file."""
     target = resolve_target(path)
-    return Journal(target.with_name(f"{target.name}.part.journal"), Path(path))
+    return target.with_name(f"{target.name}.part.journal")
 
 
 class Output:
@@ -153,7 +158,16 @@ class Output:
         self._unflushed, self._last_flush, self._failed = 0, time.monotonic(), False
 
     def seal(self, layouts: Sequence[Layout]) -> None:
-        """Write the headers, last of all, and read them back; layouts: with digests. Raises InputOutputError."""
+        """Write the headers, last of all, and read them back; layouts: with digests. Raises InputOutputError.
+
+        Padding that the disk has changed since it was reserved becomes zero again first.
+        """
+        for part, layout in zip(self._parts, layouts, strict=True):
+            for start, stop in layout.padding:
+                found = bytearray(stop - start)
+                part.read_at(start, memoryview(found))
+                if any(found):
+                    part.write_at(start, bytes(stop - start))
         self.flush()
         for part, layout in zip(self._parts, layouts, strict=True):
             part.seal(layout.header)
@@ -224,19 +238,22 @@ class Output:
             self.notes.append("the journal of an unfinished output was damaged; all of it is made again")
         if any(_INVALID in record for record in past.records):
             self.notes.append("the source changed while an unfinished output was made; all of it is made again")
+        known = [self.journal.was_there and part.is_blank() for part in self._parts]
+        for part, ours in zip(self._parts, known, strict=True):
+            part.check_ours(known=ours)
         self.journal.begin(self._head)
         self._has_records = False
         sync_folder(self.journal.path.parent)
         check_space(self._parts[0].target.parent, sum(sizes), self.part_files)
-        for part in self._parts:
-            part.begin()
+        for part, ours in zip(self._parts, known, strict=True):
+            part.begin(known=ours)
 
     def _resume(self) -> None:
         """Take over the records of earlier runs, except those of part files that are gone."""
         past = self.journal.past
         lost = {i for i, part in enumerate(self._parts) if not part.found}
         for i, part in enumerate(self._parts):
-            known = part.has_part_of(self.layouts[i]) or _has_piece(part, i, past.records)
+            known = part.is_blank() or part.has_part_of(self.layouts[i]) or _has_piece(part, i, past.records)
             part.begin(known=known) if i in lost else part.resume(known=known)
         self.records = tuple(r for r in _kept_records(past.records) if r.get("file") not in lost)
         n_begun = len({str(r["tensor"]) for r in self.records if "tensor" in r})
@@ -325,7 +342,8 @@ def discard_unfinished(journal: Journal, path: Path) -> None:
         for i, (target, size) in enumerate([*files, (resolve_target(path), 0)]):
             if target.with_name(f"{target.name}.part").exists() and target not in [part.target for part in parts]:
                 parts.append(stack.enter_context(PartFile(target, size, force=True, keep=True)))
-                parts[-1].check_ours(known=_has_piece(parts[-1], i, past.records))
+                is_begun = journal.was_there and parts[-1].is_blank()
+                parts[-1].check_ours(known=is_begun or _has_piece(parts[-1], i, past.records))
         for part in parts:
             part.remove()
     journal.clear()

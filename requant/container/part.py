@@ -101,8 +101,7 @@ class PartFile:
     def begin(self, *, known: bool = False) -> None:
         """Replace the file found by an empty one with room for the whole size.
 
-        known: a journal shows that an earlier run wrote it. Raises OutputRefused where the file found is not an
-        unfinished output, InputOutputError where there is no room.
+        Raises OutputRefused as `check_ours` does, InputOutputError where there is no room.
         """
         if self._n_bytes():
             self.check_ours(known=known)
@@ -125,10 +124,19 @@ class PartFile:
         self.blank()
 
     def check_ours(self, *, known: bool) -> None:
-        """Raise OutputRefused where the file found is not an unfinished output; `known` as for `begin`."""
-        if not known and not self._is_ours():
+        """Raise OutputRefused where the file found is not an unfinished output.
+
+        known: a journal shows that an earlier run wrote it. Without one only an empty file is taken, and one that has
+        the final name too.
+        """
+        if not known and self._n_bytes() and not self._is_target():
             hint = "it stands where the unfinished output goes; move it away"
             raise OutputRefused(self.file, "is not an unfinished output of this command", hint=hint)
+
+    def is_blank(self) -> bool:
+        """Return whether the file begins like an output without its header."""
+        with self._opened.use() as descriptor:
+            return not any(os.pread(descriptor, len(BLANK), 0))
 
     def has_part_of(self, layout: Layout) -> bool:
         """Return whether the file begins with bytes of its header, with any digests, and zeros.
@@ -319,13 +327,6 @@ class PartFile:
             return self.file.samefile(self.target)
         return False
 
-    def _is_ours(self) -> bool:
-        """Return whether the file begins like an unfinished output, or .part and target are hard links to one file."""
-        if self._is_target():
-            return True
-        with self._opened.use() as descriptor:
-            return not any(os.pread(descriptor, len(BLANK), 0))
-
     def _reserve(self) -> None:
         """Allocate the whole size, so that a full disk fails now and not after hours."""
         with self._opened.use() as descriptor:
@@ -377,15 +378,15 @@ class PartFile:
         self._opened.close()
 
 
-def check_place(path: Path, size: int, *, force: bool, discards: bool = False) -> None:
+def check_place(path: Path, size: int, *, force: bool, has_journal: bool, discards: bool = False) -> None:
     """Raise what would keep a PartFile of `size` bytes from being made at `path`, and leave no file there.
 
-    discards: what an earlier run left there is to be discarded.
+    has_journal: an earlier run left its journal there. discards: what it left is to be discarded.
     """
     part = PartFile(path, size, force=force, keep=True)
     try:
         if not discards:
-            part.check_ours(known=False)
+            part.check_ours(known=has_journal and part.is_blank())
         part.check_size()
     finally:
         part.abandon()

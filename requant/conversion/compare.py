@@ -28,15 +28,22 @@ def compare_with_record(target: Source, record: Conversion) -> list[str]:
     return lines
 
 
-def find_other_tensors(target: Source, digests: Digests, sha256: Mapping[str, str]) -> list[str]:
-    """Return the tensors without a digest in the metadata; sha256: of each tensor's bytes, by name, in hex."""
-    return digests.without({t.name: digest_tensor(t.name, t.type_id, t.shape, sha256[t.name]) for t in target.tensors})
-
-
 def compare_with_digests(
-    target: Source, digests: Digests, wrong: Sequence[str], known: Collection[str]
-) -> Iterator[str]:
-    """Compare the headers with the digest in the metadata; yield the `wrong` tensors too, without those `known`."""
+    target: Source, digests: Digests, sha256: Mapping[str, str], known: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """Compare headers and tensors with the digests in the metadata; sha256: of each tensor's bytes, by name, in hex.
+
+    Return the tensors without a digest, and a line for each difference, but none for a tensor of those `known`.
+    """
+    found = {t.name: digest_tensor(t.name, t.type_id, t.shape, sha256[t.name]) for t in target.tensors}
+    wrong = digests.without(found)
+    lines = list(_describe_digests(target, digests, wrong, known))
+    if not wrong and not lines and not digests.in_order(found.values()):
+        lines.append("the digests in the metadata are not in the order in which they were written")
+    return wrong, lines
+
+
+def _describe_digests(target: Source, digests: Digests, wrong: Sequence[str], known: Collection[str]) -> Iterator[str]:
     tensors, new = target.tensors, [name for name in wrong if name not in known]
     whole = not wrong and len(tensors) == digests.n_tensors
     if hash_headers(target) == digests.headers:

@@ -95,7 +95,6 @@ def convert(
         if not output.is_published:
             output.seal(layouts)
             if options.verify:
-                source.check_headers()
                 _verify(output, source, made, options, progress)
             output.publish()
         made = replace(made, notes=(*prepared.notes, *made.notes))
@@ -171,7 +170,9 @@ def _verify(
     """Raise InputOutputError where the sealed output is not as it was written, or was not made from the source's bytes.
 
     The records of the tensors that are wrong are dropped first, so that the next run makes these again.
+    Raises SourceChanged where a header of the source reads otherwise than before.
     """
+    source.check_headers()
     with own_files(), open_files(output.part_files) as target:
         found = verify_output(
             target, source=source, record=made, threads=options.threads, cluster=options.cluster, progress=progress

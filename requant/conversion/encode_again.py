@@ -1,9 +1,13 @@
-"""The comparison of every encoded byte of an output with the source, which is encoded again by the output's plan."""
+"""The comparison of every encoded byte of an output with the source, which is encoded again as the output was made.
+
+The plan is that of the record. Without one, the output itself says how it was made: its header has the types, and its
+metadata have the effort, the version of the encoders and the name of the importance.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,67 +20,112 @@ from requant.conversion.options import ConversionOptions
 from requant.conversion.prepare import find_importance
 from requant.conversion.record import Conversion
 from requant.conversion.second_level import add_scales, combine_scales
-from requant.errors import BadInput, NumericFault, brief, quote
-from requant.formats import KERNELS, format_of
+from requant.errors import FILE_NAME, BadInput, NumericFault, brief, quote
+from requant.formats import KERNELS, Effort, format_of
 from requant.formats.codec import Bytes
+from requant.model.roles import layer_of, role_of
 from requant.planning.output_layout import weight_scale_names
+from requant.planning.output_metadata import EFFORT_KEY, IMATRIX_FILE, KERNELS_KEY, compare_imatrix
 from requant.planning.plan import Choice, Plan
 
 
 @dataclass(frozen=True, slots=True)
 class Encodings:
-    """The choices of a plan that are encoded again: without those whose importance is not given.
+    """The choices of a plan that are encoded again.
 
-    left_out: the tensors without their importance. record: of the output, None where only a plan is given.
+    unweighted: how many others there are whose importance, `needed` in words, is not given. unknown: how many others
+    there are of types that requant does not write. kernels: version of the encoders that wrote the output, if known.
     """
 
     plan: Plan
     choices: tuple[Choice, ...]
-    left_out: tuple[str, ...]
+    unweighted: int
+    unknown: int
     imatrix: Imatrix | None
-    record: Conversion | None
+    needed: str
+    kernels: int | None
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether all encoded tensors are encoded again."""
+        return not self.unweighted and not self.unknown
 
     @property
     def other_kernels(self) -> str:
         """Return a remark where other encoders wrote the output, else an empty string."""
-        if self.record is None or self.record.kernels == KERNELS:
+        if self.kernels == KERNELS or not self.choices:
             return ""
-        before = "an unknown version" if self.record.kernels is None else f"version {self.record.kernels}"
+        before = "an unknown version or another tool" if self.kernels is None else f"version {self.kernels}"
         return f"encoders of {before} wrote it, these are version {KERNELS}, and may give other bytes"
 
     def compared(self) -> Iterator[str]:
         """Yield lines on what is compared, and what is not."""
         yield f"encoded again: every byte of {len(self.choices)} encoded tensors"
-        if self.left_out and self.record is not None:
-            importance = f"{brief(self.record.imatrix or '')}, SHA-256 {self.record.imatrix_sha256!s:.12}"
-            what = f"not encoded again: {len(self.left_out)} encoded tensors"
-            yield f"{what}, weighted by importance that is not given ({importance}); give its file with --imatrix"
+        if self.unweighted:
+            what = f"not encoded again: {self.unweighted} encoded tensors"
+            yield f"{what}, weighted by importance that is not given ({self.needed}); give its file with --imatrix"
+        if self.unknown:
+            yield f"not encoded again: {self.unknown} encoded tensors of types that requant does not write"
         if self.other_kernels:
             yield self.other_kernels
 
 
 def choose_encodings(
-    target: Source, record: Conversion | None, plan: Plan | None, imatrix: Imatrix | None
+    target: Source, source: Source, record: Conversion | None, plan: Plan | None, imatrix: Imatrix | None
 ) -> Encodings:
-    """Return the tensors of `target` to encode again, by `plan` or that of the record.
+    """Return the tensors of `target` to encode again, by `plan`, the record's, or the types in the header of `target`.
 
-    Raises BadInput where there is neither, or where `imatrix` is not the one that the output was made with.
+    Raises BadInput where `imatrix` is not the one that the output was made with.
     """
-    if record is None and plan is None:
-        hint = "keep OUT.requant.json beside the output, or give --plan"
-        raise BadInput(target.path, "has no record, so its plan is not known", hint=hint)
-    if record is not None and imatrix is not None and imatrix.sha256 != record.imatrix_sha256:
-        got, wanted = f"SHA-256 {imatrix.sha256:.12}", f"{record.imatrix_sha256 or 'none'!s:.12}"
-        raise BadInput(imatrix.path, "is not the importance that the output was made with", got=got, expected=wanted)
-    used = plan if plan is not None else record.plan if record is not None else None
-    assert used is not None
-    choices = [c for c in used.choices if not c.copied and c.name in target]
+    if imatrix is not None:
+        _check_imatrix(target, record, imatrix)
+    used = plan or (_read_plan(target, source) if record is None else record.plan)
+    choices = [c for c in used.choices if not c.copied and c.name in target and c.name in source]
     choices = [c for c in choices if target.tensor(c.name).format.name == c.type]
-    weighted = set[str]()
-    if record is not None and record.imatrix_sha256 is not None and imatrix is None:
-        weighted = {t.name for t in record.tensors if t.weighted is not False}
-    left_out = tuple(c.name for c in choices if c.name in weighted)
-    return Encodings(used, tuple(c for c in choices if c.name not in weighted), left_out, imatrix, record)
+    known = [c for c in choices if format_of(c.type).can_encode and source.tensor(c.name).format.can_decode]
+    weighted, needed = (set[str](), "") if imatrix is not None else _find_weighted(target, record, known)
+    chosen = tuple(c for c in known if c.name not in weighted)
+    kernels = target.metadata.get_int(KERNELS_KEY) if record is None else record.kernels
+    return Encodings(used, chosen, len(known) - len(chosen), len(choices) - len(known), imatrix, needed, kernels)
+
+
+def _check_imatrix(target: Source, record: Conversion | None, imatrix: Imatrix) -> None:
+    """Raise BadInput where the record or the metadata say that the output was made with another imatrix or none."""
+    if record is None:
+        differs = compare_imatrix(target.metadata, imatrix)
+    elif imatrix.sha256 != record.imatrix_sha256:
+        differs = f"SHA-256 {imatrix.sha256:.12}", f"{record.imatrix_sha256 or 'none'!s:.12}"
+    else:
+        return
+    if differs is not None:
+        got, wanted = differs
+        raise BadInput(imatrix.path, "is not the importance that the output was made with", got=got, expected=wanted)
+
+
+def _find_weighted(target: Source, record: Conversion | None, choices: Sequence[Choice]) -> tuple[Collection[str], str]:
+    """Return the tensors that were, or may have been, encoded with importance, and the name of that in words."""
+    if record is not None:
+        names = {t.name for t in record.tensors if t.weighted is not False and record.imatrix_sha256 is not None}
+        return names, f"{brief(record.imatrix or '')}, SHA-256 {record.imatrix_sha256!s:.12}"
+    name = target.metadata.get(IMATRIX_FILE)
+    names = {c.name for c in choices if name is not None and format_of(c.type).block_weights > 1}
+    return names, brief(str(name), FILE_NAME)
+
+
+def _read_plan(target: Source, source: Source) -> Plan:
+    """Return the types in the header of `target` and the effort in its metadata as a plan, without any losses."""
+    effort = target.metadata.get_str(EFFORT_KEY, Effort.DEFAULT.name.lower())
+    if effort not in (known := {e.name.lower(): e for e in Effort}):
+        raise BadInput(target.path, f"key '{EFFORT_KEY}' has an unknown value", got=effort, expected=", ".join(known))
+    choices = []
+    for tensor in source.tensors:
+        if tensor.name in target and target.tensor(tensor.name).shape == tensor.shape:
+            found, name = target.tensor(tensor.name), tensor.name
+            place = name, role_of(name), layer_of(name), tensor.shape, tensor.format.name
+            choices.append(Choice(*place, found.format.name, found.n_bytes, 0.0, 0.0, "none"))
+    arch, header = source.metadata.get_str("general.architecture", ""), source.header_sha256
+    method = "types of the output"
+    return Plan(source.name, header, str(arch), method, {}, (), {}, tuple(choices), None, None, effort=known[effort])
 
 
 def compare_encodings(

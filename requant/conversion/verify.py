@@ -1,12 +1,13 @@
 """Verification of a finished output: every byte is read again and compared with what is known of it.
 
-Always: the structure, and every weight decoded and finite. With the record (OUT.requant.json): size, header, types and
-the SHA-256 of every tensor; copies may hold as many weights that are not finite as it has recorded. Without it: the
-digests in the metadata, of the headers and of every tensor. With the source: metadata key by key, names and shapes,
-copies byte by byte, and of every encoded tensor up to 64 rows evenly spread: none may be lost, and their relative
-error, all columns alike, must be at most 1.5 times the recorded one plus 0.001; without a record, 3 times the error of
-the type on normal weights. With source and record: all bytes of the source have the digests of those that the output
-was made from. Only `encode_again` shows that each encoded byte follows from the source.
+Always: the structure, zeros in the padding, no byte after it, and every weight decoded and finite. With the record
+(OUT.requant.json): size, header, types and the SHA-256 of every tensor; copies may hold as many weights that are not
+finite as it has recorded. Without it: the digests in the metadata, of the headers and of every tensor. With the source:
+metadata key by key, names and shapes, copies byte by byte, and of every encoded tensor up to 64 rows evenly spread:
+none may be lost, and their relative error, all columns alike, must be at most 1.5 times the recorded one plus 0.001;
+without a record, 3 times the error of the type on normal weights. With source and record: all bytes of the source have
+the digests of those that the output was made from. Only `encode_again` shows that each encoded byte follows from the
+source.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from requant.common.threads import in_order, n_threads
 from requant.container.digests import KEY, read_digests
 from requant.container.remote import RemoteReader, RemoteSource, remote_sources
 from requant.container.source import Source, SourceTensor
+from requant.container.stray_bytes import find_stray_bytes
 from requant.conversion.check_rows import (
     COPY,
     NOTHING,
@@ -40,7 +42,6 @@ from requant.conversion.compare import (
     compare_with_digests,
     compare_with_record,
     describe_other_source,
-    find_other_tensors,
 )
 from requant.conversion.record import Conversion, Converted, read_conversion, record_path
 from requant.conversion.verification import DIGESTS, RECORD, SOURCE, Verification
@@ -79,7 +80,6 @@ def verify_output(
     in the threads that need them where the caller has not done so. Raises InputOutputError.
     """
     findings = [] if record is None else compare_with_record(target, record)
-    has_other_record = bool(findings)
     strangers, origin = list[str](), None
     if source is not None:
         strangers = describe_other_source(target, source, record)
@@ -94,14 +94,15 @@ def verify_output(
         tensors = list(results)
     findings += [line for tensor in tensors for line in tensor.findings]
     digests, wrong = read_digests(target), [t.name for t in tensors if t.findings]
+    stray = list(find_stray_bytes(target, is_padded=record is not None or digests is not None))
     if digests is not None:
-        others = find_other_tensors(target, digests, {t.name: t.sha256 for t in tensors})
-        lines = list(compare_with_digests(target, digests, others, wrong))
+        others, lines = compare_with_digests(target, digests, {t.name: t.sha256 for t in tensors}, wrong)
         if record is None or len(findings) == len(strangers):
             findings += lines
             wrong = list(dict.fromkeys((*wrong, *others)))
-        elif has_other_record and not others and not lines:
+        elif record.header_sha256 != target.header_sha256 and not (others or lines or stray):
             findings.append("by the digests in its own metadata it is as it was written: the record is of another file")
+    findings += stray
     given = ((RECORD, record), (DIGESTS, digests), (SOURCE, origin))
     against = tuple(name for name, known in given if known is not None)
     return Verification(

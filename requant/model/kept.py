@@ -149,7 +149,7 @@ def reason_in_graph(arch: str, name: str, dims: int, projectors: Collection[str]
     )
     if is_product and dims <= (3 if "_exps" in name else 2):
         return None
-    return "the engine is not known to read it as the matrix of a product"
+    return "how the engine uses it is not known"
 
 
 def reason_of_this_project(name: str) -> str | None:

@@ -16,6 +16,7 @@ from requant.model.kept import projector_types
 if TYPE_CHECKING:
     from requant.container.metadata import Metadata
 
+_FILE_ALONE = "give it --size or --bpw, which limit the file and not the memory"
 OUTPUT = "{}"  # the place of the file in a start command
 
 
@@ -31,7 +32,7 @@ class FileKind:
     words: str
     start: tuple[str, ...] = ("llama-server", "-m", OUTPUT)
     alone: bool = True
-    beside: str = "--size and --bpw need no memory"
+    beside: str = _FILE_ALONE
 
     @property
     def is_draft(self) -> bool:
@@ -44,6 +45,7 @@ class FileKind:
         return self.name not in _NO_HYPERPARAMETERS
 
 
+STILL_WORKS = "an imatrix (--imatrix) and scores without data (--quick) still work"  # with a file that cannot be run
 _MODEL = ("llama-server", "-m", "MODEL.gguf")
 LANGUAGE_MODEL = FileKind("model", "a language model")
 PROJECTOR = FileKind(
@@ -67,7 +69,7 @@ _KINDS = (
             words,
             (*_MODEL, "-md", OUTPUT, "--spec-type", kind),
             alone=False,
-            beside="plan its model with --draft; --size and --bpw need no memory",
+            beside=f"plan its model with --draft; {_FILE_ALONE}",
         )
         for kind, words in (
             ("draft-mtp", "a head of multi-token prediction"),
@@ -137,6 +139,19 @@ def describe_kind(metadata: Metadata, kind: FileKind) -> str:
     """Return the kind in words, with the types of a projector."""
     types = sorted(projector_types(metadata))
     return f"{kind.words} of type {' and '.join(types)}" if kind is PROJECTOR and types else kind.words
+
+
+def check_predicts_tokens(metadata: Metadata, names: Collection[str]) -> None:
+    """Raise BadInput for a file that no text is run on by itself, whatever its architecture: it predicts no token."""
+    check_is_language_model(metadata)
+    kind, arch = kind_of(metadata, names), metadata.get("general.architecture")
+    why = "runs only together with its model" if kind.is_draft else None
+    if arch in _EMBEDDING:
+        why = "is an encoder and predicts no next token"
+    if kind.name == "diffusion-text":
+        why = "predicts no next token"
+    if why is not None:
+        raise BadInput(metadata.path, f"is {kind.words}, which {why}", hint=STILL_WORKS)
 
 
 def check_is_language_model(metadata: Metadata) -> None:

@@ -279,7 +279,11 @@ def _is_known(hp: Hyperparameters) -> bool:
 def _check_known(hp: Hyperparameters, settings: EngineSettings) -> None:
     if not settings.assume and not _is_known(hp):
         what = f"the memory that a '{brief(hp.arch)}' model with these keys needs beside its weights is not known"
-        raise BadInput(hp.path, what, hint="--assume plans with an upper bound; --size and --bpw need no memory")
+        raise BadInput(
+            hp.path,
+            what,
+            hint="--assume plans with an upper bound; --size and --bpw limit the file and need no such figure",
+        )
 
 
 def _check_cache_types(hp: Hyperparameters, settings: EngineSettings, shapes: Sequence[LayerShape]) -> None:

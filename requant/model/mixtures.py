@@ -79,6 +79,11 @@ def mixture_names() -> tuple[str, ...]:
     return tuple(_MIXTURES)
 
 
+def main_type(mixture: str) -> str:
+    """Return the type that a `mixture` such as `Q4_K_M` gives most matrices: Q4_K."""
+    return _MIXTURES[mixture][0]
+
+
 def default_type(mixture: str, name: str, n_per_row: int, *, tied: bool, arch: str = "") -> str:
     """Return the type that llama-quantize gives a matrix in a `mixture` such as `Q4_K_M`.
 

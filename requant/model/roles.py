@@ -148,7 +148,7 @@ def _reason_by_shape(name: str, shape: Sequence[int], type_id: int) -> str | Non
     if type_id not in FORMATS or not FORMATS[type_id].can_decode:
         return "weights of its type are not read"
     if n_dims(shape) < 2:
-        return "it is no matrix"
+        return "it is a vector, not a matrix"
     return None if name.endswith("weight") else "it is no weight"
 
 
@@ -212,7 +212,7 @@ def candidates(
 def _reason_unsuitable(arch: str, name: str, type_name: str, has_importance: bool) -> str | None:
     role, floor = role_of(name), floor_type(arch, name)
     if floor is not None and is_below(type_name, floor):
-        return f"{role} is never below {floor}"
+        return f"{role} gets no type smaller than {floor}"
     if role.removeprefix("enc.").removeprefix("dec.") in _NOT_LOW_BIT and format_of(type_name).bpw <= LOW_BIT_BPW:
         return f"{role} does not survive {format_of(type_name).bpw:.2f} bits per weight"
     if needs_importance(type_name, role) and not has_importance:

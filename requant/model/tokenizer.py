@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from requant.common.address_space import check_address_space
 from requant.container.metadata import Metadata
 from requant.errors import BadInput, UsageError, brief
 from requant.model.pretokenizers import KINDS
@@ -92,6 +93,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def _library() -> Any:
+    check_address_space()
     try:
         import tokenizers
     except ImportError as error:

@@ -103,11 +103,11 @@ class Limit:
         held = not self.device or (use.in_ram if self.device == "cpu" else use.device == self.device)
         return -(-use.n_bytes // self.alignment) * self.alignment if held else 0
 
-    def show(self, amount: int, loss_unit: str) -> str:
+    def show(self, amount: int, loss_unit: str | None) -> str:
         """`amount` of the limit's unit as text; loss_unit: that of the losses."""
         if self.unit == "ns":
             return f"{1e9 / max(amount, 1):.2f} tokens/s"
-        return f"{amount * LOSS_STEP:.4g} {loss_unit}" if self.unit == "loss" else format_size(amount)
+        return f"{amount * LOSS_STEP:.4g} {loss_unit or ''}".rstrip() if self.unit == "loss" else format_size(amount)
 
     def given(self) -> float:
         """The budget as the user gave it: bits per weight, tokens per second, loss or bytes."""

@@ -85,19 +85,20 @@ _KNOWN = (
     ),
 )
 ENGINES = {engine.name: engine for engine in _KNOWN}
-# without --engine: every type runs on every device, and candidates are types that any build reads
 _SYNONYMS = dict.fromkeys(["lmstudio", "lm-studio", "lm studio", "lms"], _CUDA.name)  # LM Studio runs llama.cpp
+# without --engine: every type runs on every device, and candidates are types that any build reads
+DEFAULT = "llama.cpp"
 GENERIC = replace(_CUDA, name="", candidates=DEFAULT_TYPES, cannot={})
 
 
 def engine_named(name: str | None) -> Engine:
-    """Return the profile called `name`. Raises UsageError naming near ones."""
-    if name is None:
+    """Return the profile called `name`, that of any build of llama.cpp for None. Raises UsageError naming near ones."""
+    if name is None or name.lower() == DEFAULT:
         return GENERIC
     if name.lower() in _SYNONYMS:
         return ENGINES[_SYNONYMS[name.lower()]]
     if name.lower() not in ENGINES:
-        raise UsageError(f"--engine: '{brief(name)}' is not known; {suggest(name, list(ENGINES))}")
+        raise UsageError(f"--engine: '{brief(name)}' is not known; {suggest(name, [DEFAULT, *ENGINES])}")
     return ENGINES[name.lower()]
 
 
@@ -111,7 +112,10 @@ def parse_bandwidth(text: str) -> dict[str, float]:
         except ValueError:
             rate = 0.0
         if device.strip() not in _CARD or not 0 < rate < 1e6:
-            raise UsageError(f"--bandwidth: '{brief(part)}' is not DEVICE=NUMBER in GB/s; as in gpu=448,cpu=60,pcie=16")
+            what = f"'{brief(part)}' is not DEVICE=NUMBER in GB/s"
+            if found and not device.strip().isalpha():
+                what += ", and a comma separates devices: write decimals with a point"
+            raise UsageError(f"--bandwidth: {what}; as in gpu=448.5,cpu=60,pcie=16")
         found[device.strip()] = rate * GB
     return found
 

@@ -121,12 +121,16 @@ def _build_point(planner: Planner, plan: Plan, memory: Memory | None) -> Point:
     )
 
 
-def curve_to_csv(points: list[Point]) -> str:
-    """Return one line per point under a line of names; a field is empty where the figure is not known."""
+def curve_to_csv(points: list[Point], losses: Losses) -> str:
+    """Return one line per point, with unit and method of its loss, under a line of names.
+
+    A field is empty where the figure is not known.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(f.name for f in fields(Point))
-    writer.writerows(["" if v is None else v for v in to_plain(p).values()] for p in points)
+    writer.writerow((*(f.name for f in fields(Point)), "loss_unit", "method"))
+    how = [loss_unit(losses.method), losses.method]
+    writer.writerows(["" if v is None else v for v in (*to_plain(p).values(), *how)] for p in points)
     return text.getvalue()
 
 

@@ -31,10 +31,12 @@ _MAX_TEXT = 127  # bytes; llama-quantize cuts file and data set there
 _MAX_F32 = 3e38
 
 _IMATRIX_KEYS = tuple(f"quantize.imatrix.{part}" for part in ("file", "dataset", "entries_count", "chunks_count"))
+IMATRIX_FILE, _, *IMATRIX_COUNTS = _IMATRIX_KEYS
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 # parallel arrays: tensors, and whether their products may take 4-bit activations
 _EXTRA_KEYS = ("general.tensor_extra.name", "general.tensor_extra.prec_a4")
 _OWN = "requant."
+KERNELS_KEY, EFFORT_KEY = "requant.kernels", "requant.effort"
 
 
 def may_differ(key: str) -> bool:
@@ -49,6 +51,20 @@ def imatrix_used(plan: Plan, imatrix: Imatrix | None) -> Imatrix | None:
         return None
     weighted = (c for c in plan.choices if not c.copied and format_of(c.type).block_weights > 1)
     return imatrix if any(importance_for(imatrix, c.name, c.shape) is not None for c in weighted) else None
+
+
+def compare_imatrix(metadata: Metadata, imatrix: Imatrix) -> tuple[str, str] | None:
+    """Return the counts of `imatrix` and those in the metadata of an output, in words, None where they are the same.
+
+    The names are not compared: the file may have another one since.
+    """
+    values = _imatrix_values(imatrix)
+    found = [(values.get(key) or ("", None))[1] for key in IMATRIX_COUNTS]
+    wanted = [metadata.get(key) for key in IMATRIX_COUNTS]
+    if found == wanted:
+        return None
+    got, expected = (f"{entries} entries of {chunks or 'unknown'} chunks" for entries, chunks in (found, wanted))
+    return got, "none" if wanted[0] is None else expected
 
 
 def output_metadata(source: Source, plan: Plan, imatrix: Imatrix | None, n_tensors: int) -> Metadata:
@@ -118,9 +134,9 @@ def _own_values(source: Source, plan: Plan) -> Changes:
     """The keys on the origin of the file. No clock and no host: the same input gives the same bytes."""
     return {
         "requant.version": ("str", __version__),
-        "requant.kernels": ("u32", KERNELS),
+        KERNELS_KEY: ("u32", KERNELS),
         "requant.plan_sha256": ("str", plan.sha256()),
-        "requant.effort": ("str", plan.effort.name.lower()),
+        EFFORT_KEY: ("str", plan.effort.name.lower()),
         "requant.source.name": ("str", printable(source.name)),
         "requant.source.header_sha256": ("str", source.header_sha256),
         **_layer_values(plan),

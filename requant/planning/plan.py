@@ -30,16 +30,18 @@ from requant.formats import Effort
 from requant.planning.constraints import Limit, Timing, Use, use_of
 from requant.planning.engines import ENGINES
 from requant.scoring.losses import (
+    NATS,
     bytes_of_type,
     check_unique,
     loss_unit,
-    parse_file_name,
+    parse_file_path,
     parse_type_name,
     take_loss_unit,
 )
 
 PLAN_SCHEMA = "requant.plan/2"
 EDITED = "the plan was edited after solving: how far it is from the best is not known"
+COPY = "every tensor keeps its type"
 DEVICES = ("gpu", "cpu", "none")  # none: not loaded, as layers of multi-token prediction that are not asked for
 # types of the keys in `budget` and `runtime` that become the start command; all other keys are free
 _START_KEYS: dict[str, dict[str, Any]] = {
@@ -146,7 +148,8 @@ class Plan:
     scoring: tuple[str, ...] = ()  # of `requant score`, where the losses came from a file
     imatrix: str | None = None  # name of the importance to encode with, as outputs record it; None without
     imatrix_sha256: str | None = None  # of its file
-    imatrix_file: str | None = field(default=None, metadata={"parse": parse_file_name})  # its file, in the same folder
+    # its file, relative to the folder of the plan; in memory and in a conversion's record its name
+    imatrix_file: str | None = field(default=None, metadata={"parse": parse_file_path})
     # the importance as an Imatrix, or the Path of the file that this plan was read from
     importance: Any = field(default=None, repr=False, compare=False, metadata=IN_MEMORY)
 
@@ -175,6 +178,16 @@ class Plan:
         return 8 * self.n_bytes / max(self.n_weights, 1)
 
     @property
+    def is_copy(self) -> bool:
+        """Return whether every tensor keeps its type, so that nothing is lost and nothing had to be predicted."""
+        return all(c.copied for c in self.choices)
+
+    @property
+    def predicted_kl(self) -> float | None:
+        """The predicted KL divergence in nats per token; None for losses in points, a copy, or an edited plan."""
+        return self.predicted_loss if self.loss_unit == NATS and not self.is_copy else None
+
+    @property
     def total_loss(self) -> float | None:
         """The predicted loss of weights and KV cache; None where that of the weights is not known."""
         return None if self.predicted_loss is None else self.predicted_loss + self.cache_loss
@@ -195,8 +208,8 @@ class Plan:
         return limit.other + sum(limit.cost(self.use(c)) for c in self.choices)
 
     @property
-    def loss_unit(self) -> str:
-        """Unit of the predicted losses."""
+    def loss_unit(self) -> str | None:
+        """Unit of the predicted losses; None where nothing was scored."""
         return loss_unit(self.method)
 
     def show(self, limit: Limit, amount: int) -> str:

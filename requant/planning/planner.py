@@ -22,7 +22,7 @@ from requant.planning.searches import attempt, search_cache_types, search_contex
 from requant.planning.settled import SettledRequest
 from requant.planning.summaries import compare_mixtures
 from requant.planning.ubatch import BATCHES, describe_batch
-from requant.scoring.losses import IN_NATS, Losses
+from requant.scoring.losses import UNSCORED, Losses
 
 if TYPE_CHECKING:
     from requant.container.imatrix import Imatrix
@@ -184,7 +184,7 @@ def losses_without_scoring(source: Source, request: PlanRequest) -> Losses | Non
         for t in survey_tensors(source, types=())
     )
     note = "the model fits as it is, so nothing was scored: every tensor is copied"
-    losses = build_losses(source, tensors, IN_NATS[0], notes=(note,))
+    losses = build_losses(source, tensors, UNSCORED, notes=(note,))
     try:
         Planner(source, losses).solve(whole)
     except InfeasibleBudget:

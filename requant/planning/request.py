@@ -14,7 +14,7 @@ from requant.planning.engines import ENGINES, Engine, engine_named
 from requant.planning.options import MEMORY, PLAN_OPTIONS
 from requant.planning.rule_matches import check_rules
 from requant.planning.rules import AUTO, MAX_CONTEXT, read_tensor_types
-from requant.scoring.losses import NATS, loss_unit
+from requant.scoring.losses import NATS, POINTS, loss_unit
 
 if TYPE_CHECKING:
     from requant.planning.plan import Plan
@@ -158,9 +158,9 @@ def check_loss_unit(request: PlanRequest, method: str, remedy: str) -> None:
     """Raise UsageError where the request compares nats with losses of another unit; remedy: the hint's first part."""
     if request.max_loss is not None:
         loss_limit(request.max_loss)
-    found, unit = option_in_nats(request), loss_unit(method)
-    if found is not None and unit != NATS:
-        what = f"{found[0]} needs losses in {NATS}, and losses by {method} are in {unit}"
+    found = option_in_nats(request)
+    if found is not None and loss_unit(method) == POINTS:
+        what = f"{found[0]} needs losses in {NATS}, and losses by {method} are in {POINTS}"
         raise UsageError(f"{what}; {remedy}{found[1]}")
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from requant.errors import REMARK, UsageError, brief, find_similar
 from requant.planning.constraints import Constraints, Rule, compile_pattern
-from requant.scoring.losses import TOO_SMALL, Losses
+from requant.scoring.losses import TOO_SMALL, Losses, TensorLosses
 
 _SHOWN = 10  # faults that a message names
 
@@ -30,7 +30,7 @@ def match_tensors(pattern: str, option: str, losses: Losses) -> dict[int, re.Mat
     found = _match_names(pattern, option, losses)
     free = {i: match for i, match in found.items() if losses.tensors[i].reason is None}
     if not free:
-        raise _mismatch(pattern, option, losses, matched=bool(found))
+        raise _mismatch(pattern, option, losses, found)
     return free
 
 
@@ -47,12 +47,18 @@ def match_pin(rule: Rule, losses: Losses) -> dict[int, re.Match[str]]:
     if free:
         return free
     if not found:
-        raise _mismatch(pattern, rule.option, losses, matched=False)
-    kept = next((t for i in found if (t := losses.tensors[i]).source_type != rule.type), None)
-    if kept is not None:
-        what = f"matches only tensors that stay as they are; {brief(kept.name)} is {kept.source_type}"
-        raise UsageError(f"{rule} {what}: {brief(kept.reason or '', REMARK)}")
+        raise _mismatch(pattern, rule.option, losses, ())
+    kept = [t for i in found if (t := losses.tensors[i]).source_type != rule.type]
+    if kept:
+        raise UsageError(f"{rule} {_describe_kept(kept)}")
     return {}
+
+
+def _describe_kept(kept: Sequence[TensorLosses]) -> str:
+    """Describe tensors that keep their types by one of them, a matrix if there is any, and its reason."""
+    shown = next((t for t in kept if sum(n > 1 for n in t.shape) > 1), kept[0])
+    what = f"matches only tensors that stay as they are; {brief(shown.name)} is {shown.source_type}"
+    return f"{what}: {brief(shown.reason or '', REMARK)}"
 
 
 def deciding_pins(losses: Losses, constraints: Constraints) -> tuple[dict[int, Rule], list[Rule]]:
@@ -123,10 +129,12 @@ def _match_names(pattern: str, option: str, losses: Losses) -> dict[int, re.Matc
     return {i: match for i, t in enumerate(losses.tensors) if (match := compiled.search(t.name))}
 
 
-def _mismatch(pattern: str, option: str, losses: Losses, *, matched: bool) -> UsageError:
-    what = "matches only tensors that stay as they are" if matched else "matches no tensor"
+def _mismatch(pattern: str, option: str, losses: Losses, kept: Iterable[int]) -> UsageError:
+    """Return the error for an expression that matches no tensor, or only those `kept` (by index)."""
+    if tensors := [losses.tensors[i] for i in kept]:
+        return UsageError(f"{option}: '{brief(pattern)}' {_describe_kept(tensors)}")
     hint = _suggest_name(pattern, [t.name for t in losses.tensors if t.reason is None])
-    return UsageError(f"{option}: '{brief(pattern)}' {what}; {hint}")
+    return UsageError(f"{option}: '{brief(pattern)}' matches no tensor; {hint}")
 
 
 def _suggest_name(pattern: str, names: Sequence[str]) -> str:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from requant.common.serialization import read_text
-from requant.common.units import parse_size
+from requant.common.units import parse_size, suggest_number
+from requant.container.infos import FORK, FORK_TYPES
 from requant.errors import BadInput, UsageError, brief, suggest
 from requant.formats import FORMATS, by_name
 from requant.model.engine_settings import CACHE_TYPES, OWN_CONTEXT
-from requant.model.mixtures import MIXTURE_ALIASES, mixture_names
+from requant.model.mixtures import MIXTURE_ALIASES, main_type, mixture_names
 from requant.planning.constraints import Rule, compile_pattern
 from requant.planning.engines import engine_named, parse_bandwidth
 
@@ -22,6 +23,13 @@ AUTO = "AUTO"  # a cache type that planning chooses
 LARGEST = 2**31 - 1  # of a whole number
 _MAX_FILE, _MAX_RULES = 1 << 22, 10_000  # bytes and rules of a tensor-type file; each is tried on every tensor
 _FAULTS = 10  # lines of a file that a message names
+_INSTEAD = {  # of a share or of `auto` for a size
+    "--vram": "give the bytes that the card has, as in 12GiB: nvidia-smi, rocm-smi and vulkaninfo show them; "
+    "--reserve SIZE leaves some of it free",
+    "--ram": "give bytes, as in 32GiB: free -h shows what the machine has",
+    "--size": "give bytes, as in 5GiB: requant inspect shows those of the model; or --bpw X, bits per weight",
+    "--reserve": "give bytes, as in 1GiB, or leave it out for a tenth of --vram, at most 1GiB",
+}
 _JOINED = re.compile(r"[^=]+=([A-Za-z0-9_]+),.*=")  # rules as --custom-q of ik_llama.cpp takes them
 
 
@@ -40,7 +48,16 @@ def parse_bytes(value: int | str, option: str, least: int = 1) -> int:
         if isinstance(value, str) and _is_list(value, least):
             what = f"'{brief(value)}' is a list, and this option takes one size; --vram of plan takes several"
             raise UsageError(f"{option}: {what}") from error
+        if isinstance(value, str) and (hint := _alternative_to_size(value.strip(), option)):
+            raise UsageError(f"{option}: '{brief(value)}' is not a size; {hint}") from error
         raise UsageError(f"{option}: {error}") from error
+
+
+def _alternative_to_size(text: str, option: str) -> str:
+    """Return what to give in place of a share or of a word such as `auto`; an empty text for other texts."""
+    if not text.endswith("%") and text.lower() not in ("auto", "all", "max", "full", "none", "default"):
+        return ""
+    return _INSTEAD.get(option, "give bytes with a unit, as in 12GiB")
 
 
 def _is_list(text: str, least: int) -> bool:
@@ -53,9 +70,11 @@ def _is_list(text: str, least: int) -> bool:
 
 def parse_sizes(text: str, option: str) -> tuple[int, ...]:
     """Return the bytes of each size in a comma-separated list. Raises UsageError, for a decimal comma too."""
-    if re.fullmatch(r"\s*\d+,\d+\s*[A-Za-z]+\s*", text):  # a list whose first size has no unit
+    parts = text.split(",")
+    bare = [part.strip().isdigit() for part in parts]
+    if (any(bare) and not all(bare)) or re.fullmatch(r"\s*[0-9]+,[0-9]{1,2}\s*", text):  # a decimal comma
         return (parse_bytes(text, option),)
-    return tuple(parse_bytes(part, option) for part in text.split(","))
+    return tuple(parse_bytes(part, option) for part in parts)
 
 
 def parse_count(value: Any, option: str, low: int = 1, high: int = LARGEST) -> int:
@@ -92,7 +111,8 @@ def parse_tokens(text: str, option: str) -> int:
     n = -1 if match is None else int(match[1]) * (1024 if match[2] else 1)
     if not OWN_CONTEXT <= n <= LARGEST:
         what = f"'{brief(text)}' is no number of tokens"
-        raise UsageError(f"{option}: {what}; write 16384, 16k, or 0 for the model's own")
+        hint = suggest_number(text, whole=True) or "write 16384, 16k, or 0 for the model's own"
+        raise UsageError(f"{option}: {what}; {hint}")
     return n
 
 
@@ -123,9 +143,9 @@ def parse_rates(value: str | Mapping[str, float], _: str) -> tuple[tuple[str, fl
     return tuple(parse_bandwidth(text).items())
 
 
-def parse_engine(value: object, option: str) -> str:
-    """Return the name of an engine. Raises UsageError naming near ones."""
-    return engine_named(parse_text(value, option)).name
+def parse_engine(value: object, option: str) -> str | None:
+    """Return the name of an engine, None for the default. Raises UsageError naming near ones."""
+    return engine_named(parse_text(value, option)).name or None
 
 
 def parse_mixture(value: object, option: str) -> str:
@@ -137,6 +157,8 @@ def parse_mixture(value: object, option: str) -> str:
     name = MIXTURE_ALIASES.get(text.upper(), text)
     if name.upper() not in mixture_names():
         what = f"'{brief(text)}' is no mixture known here"
+        if text.strip().upper() in FORK_TYPES:
+            raise UsageError(f"{option}: '{brief(text)}' is {FORK}; {_like_fork_type(text, mixture_names())}")
         if (fmt := by_name(text)) is not None:
             raise UsageError(f"{option}: {what}; it is one type: --type {fmt.name}")
         raise UsageError(f"{option}: {what}; {suggest(text, mixture_names())}")
@@ -148,11 +170,29 @@ def parse_type(value: object, option: str) -> str:
     text = parse_text(value, option)
     fmt = by_name(text.strip())
     if fmt is None:
-        hint = suggest(text, [f.name for f in FORMATS.values()])
-        if text.strip().upper() in mixture_names():
-            hint = f"it is a mixture of types, which --preset takes; {hint}"
-        raise UsageError(f"{option}: '{brief(text)}' is not a ggml type; {hint}")
+        raise UsageError(f"{option}: '{brief(text)}' {_describe_other_type(text.strip().upper(), option)}")
     return fmt.name
+
+
+def _describe_other_type(name: str, option: str) -> str:
+    """Return what a word is that is no ggml type, and what was probably meant."""
+    types = [f.name for f in FORMATS.values()]
+    if name in mixture_names():
+        meant = f"give --preset {name}" if option == "--type" else f"did you mean {main_type(name)}?"
+        return f"is not a ggml type; it is a mixture of types: {meant}"
+    if name in FORK_TYPES:
+        return f"is {FORK}; {_like_fork_type(name, types)}"
+    return f"is not a ggml type; {suggest(name, types)}"
+
+
+def _like_fork_type(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the one of the `known` names that a type of the fork repacks, or at those of as many bits."""
+    known, repacked = list(known), re.sub("_R[0-9]+$", "", name.strip().upper())
+    if repacked in known:
+        return f"did you mean {repacked}?"
+    bits = [re.findall("[0-9]+", word)[:1] for word in (repacked, *known)]
+    alike = [word for word, found in zip(known, bits[1:], strict=True) if found == bits[0]]
+    return f"of as many bits are {', '.join(alike or known)}"
 
 
 def parse_written_type(value: object, option: str) -> str:

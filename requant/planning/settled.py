@@ -18,7 +18,7 @@ from requant.planning.request import PlanRequest
 from requant.planning.solver.solve import solve
 from requant.planning.summaries import reference_type, summarize_layers
 from requant.planning.ubatch import batch_memories, largest_batch, smallest_memory, weights_room
-from requant.scoring.losses import NATS, loss_unit
+from requant.scoring.losses import POINTS, loss_unit
 
 if TYPE_CHECKING:
     from requant.planning.plan import Plan
@@ -60,9 +60,9 @@ class SettledRequest:
         if request.on_devices:
             deployment, notes = Deployment.for_request(source, losses, request)
             deployment = replace(deployment, spread=spread)
-            if request.price is None and deployment.price and losses.method and loss_unit(losses.method) != NATS:
-                unit = loss_unit(losses.method)
-                notes += (f"a second per token counts as {deployment.price:g} {unit}; --min-speed says what you need",)
+            if request.price is None and deployment.price and losses.method and loss_unit(losses.method) == POINTS:
+                price = f"{deployment.price:g} {POINTS}"
+                notes += (f"a second per token counts as {price}; --min-speed says what you need",)
         limits, objective = base.limits, base.objective
         if request.bpw is not None:
             limits = (*limits, bpw_limit(request.bpw, losses))

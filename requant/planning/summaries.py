@@ -15,6 +15,7 @@ from requant.formats import by_name
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.mixtures import mixture_names, mixture_types
 from requant.planning.plan import Choice, LayerSummary, Mixture, Plan
+from requant.scoring.losses import UNSCORED
 
 if TYPE_CHECKING:
     from requant.container.source import Source
@@ -41,7 +42,7 @@ def summarize_layers(plan: Plan, losses: Losses, caches: Sequence[int]) -> tuple
     `caches`: bytes of each layer's KV cache, () where they are not known.
     """
     reference = reference_type(losses)
-    measured = losses.method != "" and plan.predicted_loss is not None
+    measured = losses.method not in ("", UNSCORED) and plan.predicted_loss is not None
     sensitivities = {}
     for tensor in losses.tensors:
         if tensor.reason is None:

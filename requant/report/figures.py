@@ -17,6 +17,11 @@ def percent(share: float, digits: str = ".1f") -> str:
     return f"{100 * share:{digits}} %"
 
 
+def loss_heading(what: str, unit: str | None) -> str:
+    """Return the heading of losses in `unit`: `loss, nats`."""
+    return what if unit is None else f"{what}, {unit.split()[0]}"
+
+
 def count_tensors(tensors: Sized) -> str:
     """Return how many tensors there are: `1 tensor`, `2 tensors`."""
     return f"{len(tensors)} tensor{'s' * (len(tensors) != 1)}"

@@ -14,7 +14,7 @@ from requant.errors import FILE_NAME, brief
 from requant.model.inspection import Inspection
 from requant.model.roles import layer_of
 from requant.planning.frontier import Curve
-from requant.planning.plan import Choice, Plan
+from requant.planning.plan import COPY, Choice, Plan
 from requant.planning.summaries import REFERENCE_BPW, nearest_type, reference_type
 from requant.report.figures import bits_per_weight, percent
 from requant.report.notebook_parts import card, fact_table, figure_table, layer_chart, line_chart, stacked_bar
@@ -67,7 +67,7 @@ def _losses_card(losses: Losses) -> str:
     chart = layer_chart(f"loss of each layer at about {REFERENCE_BPW:g} bits per weight", layers, "{:.3g}")
     rows = [
         ("source", f"{brief(losses.source, FILE_NAME)} ({losses.arch})"),
-        ("method", f"{losses.method}, in {loss_unit(losses.method)}"),
+        ("method", f"{losses.method}, in {loss_unit(losses.method) or 'no unit'}"),
         ("importance", losses.imatrix),
         ("tensors", f"{len(losses.tensors)}, {len(free)} to quantize"),
     ]
@@ -76,14 +76,13 @@ def _losses_card(losses: Losses) -> str:
 
 @html.register
 def _plan_card(plan: Plan) -> str:
-    loss = "not known" if plan.predicted_loss is None else f"{plan.predicted_loss:.4g}"
-    unit = "" if plan.predicted_loss is None else f" {plan.loss_unit}"
+    loss = "not known" if plan.predicted_loss is None else f"{plan.predicted_loss:.4g} {plan.loss_unit}"
     gap = f", at most {plan.gap:.1e} of it above the best there is" if plan.gap else ", the best there is"
-    gap = "" if plan.gap is None else gap
+    loss = f"none: {COPY}" if plan.is_copy else loss if plan.gap is None else loss + gap
     rows = [
         ("source", f"{brief(plan.source, FILE_NAME)} ({plan.arch})"),
         ("size", f"{format_size(plan.n_bytes)}, {plan.bpw:.3f} bits per weight"),
-        ("predicted loss", f"{loss}{unit}{gap}"),
+        ("predicted loss", loss),
         ("batch", f"{plan.budget['ubatch']} tokens at once" if "ubatch" in plan.budget else None),
         ("measured", None if plan.measured_kld is None else f"{plan.measured_kld:.4g} nats per token"),
     ]

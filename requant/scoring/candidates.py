@@ -93,7 +93,7 @@ def _smaller_types(
     own = tensor.format.name
     suitable, skipped = candidates(arch, tensor.name, tensor.shape, types, has_importance=has_importance)
     wasteful = [t for t in suitable if t != own and not is_below(t, own)]
-    skipped |= dict.fromkeys(wasteful, f"it is no smaller than the source's {own}")
+    skipped |= dict.fromkeys(wasteful, f"no fewer bits than the source's {own}")
     return [t for t in suitable if is_below(t, own)], skipped
 
 

@@ -32,6 +32,8 @@ _BEHIND = {
 # sandwich norms, which normalise a block's output before it is added to the stream
 _AFTER = {"attn_output": "post_attention_norm", "ffn_down": "post_ffw_norm"}
 
+_HUGE = 1e15  # weights of a norm whose squares, summed, are no float32
+
 
 @dataclass(frozen=True, slots=True)
 class InputMoments:
@@ -49,7 +51,7 @@ def read_moments(source: Source, tensor: SourceTensor, imatrix: Imatrix | None) 
             return InputMoments(measured, "imatrix")
     role, layer = role_of(tensor.name), layer_of(tensor.name)
     gamma = _gamma(source, layer, _BEHIND.get(role, ()))
-    if gamma is not None and gamma.size == tensor.n_per_row:
+    if gamma is not None and gamma.size == tensor.n_per_row and np.abs(gamma).max(initial=0.0) < _HUGE:
         return InputMoments(gamma[None, :] ** 2, "norm")
     return InputMoments(np.ones((1, tensor.n_per_row), np.float32), "flat")
 
@@ -64,7 +66,7 @@ def residual_energy(source: Source, name: str, energy: float) -> float:
 
 
 def _gamma(source: Source, layer: int | None, names: tuple[str, ...]) -> Moments | None:
-    """Return the weights of the layer's first of these norms, (n,); None where they cannot be decoded or are not finite."""
+    """Return the weights of the layer's first of these norms, (n,); None where they are not finite numbers."""
     prefix = "" if layer is None else f"blk.{layer}."
     for name in names:
         if f"{prefix}{name}.weight" in source:

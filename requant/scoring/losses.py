@@ -21,11 +21,17 @@ if TYPE_CHECKING:
 LOSSES_SCHEMA = "requant.losses/1"
 TOO_SMALL = "it is too small to save anything"  # the reason of a tensor that keeps its type unless a pin names another
 IN_NATS = GRADIENTS, KFAC = "fisher", "kfac"  # methods whose losses are predicted KL divergence
+UNSCORED = "unscored"  # the method of losses that are 0, because every tensor can only keep its type
 NATS, POINTS = "nats per token", "points"  # units of losses
 
 
-def loss_unit(method: str | None) -> str:
-    """Return the unit of the losses of a method: NATS, or POINTS, which compare plans of the same losses only."""
+def loss_unit(method: str | None) -> str | None:
+    """Return the unit of the losses of a method: NATS, or POINTS, which compare plans of the same losses only.
+
+    None where nothing was scored.
+    """
+    if method == UNSCORED:
+        return None
     return NATS if method in IN_NATS else POINTS
 
 
@@ -34,13 +40,20 @@ def take_loss_unit(raw: dict[str, Any], path: object) -> None:
     expected = loss_unit(raw.get("method") if isinstance(raw.get("method"), str) else None)
     got = raw.pop("loss_unit", expected)  # files of version 0.1.0 have none
     if got != expected:
-        raise BadInput(path, "loss_unit is not that of the method", got=show_json(got), expected=expected)
+        raise BadInput(path, "loss_unit is not that of the method", got=show_json(got), expected=show_json(expected))
 
 
 def parse_file_name(raw: str | None, where: str, path: object) -> str | None:
     """Return the name of a file in the folder of a JSON file. Raise BadInput where it has a folder of its own."""
     if raw is not None and (raw in ("", ".", "..") or "\0" in raw or Path(raw).name != raw):
         raise BadInput(path, f"{where} must be the name of a file, without a folder", got=show_json(raw))
+    return raw
+
+
+def parse_file_path(raw: str | None, where: str, path: object) -> str | None:
+    """Return the path of a file, relative to the folder of a JSON file. Raise BadInput where it is absolute or none."""
+    if raw is not None and (Path(raw).anchor or Path(raw).name in ("", "..") or "\0" in raw):
+        raise BadInput(path, f"{where} must be the path of a file, relative to this one's folder", got=show_json(raw))
     return raw
 
 
@@ -92,7 +105,7 @@ class Losses:
     source: str  # file name, no folder
     header_sha256: str
     arch: str
-    method: str  # fisher, kfac (both in nats per token), cfix, dfix (both in points)
+    method: str  # fisher, kfac (both in nats per token), cfix, dfix (both in points), unscored (no unit)
     imatrix: str | None  # name of the importance that weighted the encoders, as outputs record it; None without
     imatrix_sha256: str | None  # of its file
     tensors: tuple[TensorLosses, ...] = field(repr=False)
@@ -101,7 +114,8 @@ class Losses:
     caches: Mapping[str, float] = field(default_factory=dict)  # "K type/V type" -> measured loss of such a KV cache
     options: tuple[str, ...] = ()  # of `requant score`, as one types them; files without folders; (): not known
     calibration_text: str | None = None  # name of the text that gradients were taken on; None: the model was not run
-    imatrix_file: str | None = field(default=None, metadata={"parse": parse_file_name})  # its file, in the same folder
+    # its file, relative to the folder of the losses; in memory its name
+    imatrix_file: str | None = field(default=None, metadata={"parse": parse_file_path})
     # the importance as an Imatrix, or the Path of the file that these losses were read from
     importance: Any = field(default=None, repr=False, compare=False, metadata=IN_MEMORY)
 

@@ -19,7 +19,7 @@ from requant.container.metadata import Metadata
 from requant.container.source import Source, open_files
 from requant.errors import NumericFault, printable, quote
 from requant.formats.codec import Floats
-from requant.model.forward.architecture import STILL_WORKS
+from requant.model.kinds import STILL_WORKS
 from requant.model.roles import has_own_inputs, n_matrices
 
 Sums = NDArray[np.float64]

@@ -66,7 +66,7 @@ def test_weights_that_the_type_cannot_hold_are_refused_and_never_become_infinite
     values[5, 7] = -1e5
     path = small_model(brain(Q, (256, 12), values)).write(tmp_path / "model.gguf")
     ran = run(capsys, "convert", path, tmp_path / "out.gguf", "--type", "F16", "-q", "--json")
-    assert_failed(ran, 8, f"'{Q}' as F16, row 5 has a weight of 99840, which overflows", f"--tensor-type '{Q}=bf16'")
+    assert_failed(ran, 8, f"'{Q}' as F16, row 5 has a weight of 99840, which overflows", f"--tensor-type '^{Q}$=bf16'")
     how = ["--type", "F16", "--tensor-type", f"{Q}=bf16", "--restart"]
     assert run(capsys, "convert", path, tmp_path / "out.gguf", *how).code == 0
 
@@ -80,7 +80,7 @@ def test_a_recipe_that_lists_every_tensor_is_taken(capsys, model, tmp_path):
     assert [found[name] for name in (ROUTER, Q, DOWN, "output.weight")] == ["F32", "Q8_0", "F16", "Q6_K"]
     recipe.write_text("\n".join([*lines, "zzz=q4_k", "output_norm=q8_0"]))
     ran = run(capsys, "convert", model, out, "--type", "Q4_0", "--tensor-type-file", recipe, "--force")
-    assert_failed(ran, 2, "'zzz' matches no tensor", "output_norm.weight is F32: it is no matrix")
+    assert_failed(ran, 2, "'zzz' matches no tensor", "output_norm.weight is F32: it is a vector, not a matrix")
 
 
 @pytest.mark.parametrize(("asked", "given"), [("q4_k", "Q4_K_M"), ("Q5_K", "Q5_K_M"), ("q3_k", "Q3_K_M")])

@@ -223,7 +223,7 @@ def test_a_worker_that_is_killed_is_one_failure(tmp_path, slowly):
     found = json.loads(out)
     assert process.returncode == found["exit_code"] == 9 and statuses(found) == ["failed", "done"]
     assert found["jobs"][0]["exit_code"] == 137 and "was killed by SIGKILL" in found["jobs"][0]["error"]
-    assert "1 of 2 outputs are there" in err.splitlines()[-1]
+    assert "1 of 2 outputs are done" in err.splitlines()[-1]
     assert statuses(batch(jobs)[0]) == ["done", "skipped"]
 
 
@@ -254,6 +254,16 @@ def test_a_budget_that_cannot_be_kept_and_a_file_that_is_no_model_are_told_befor
     assert statuses(found) == ["failed", "failed", "done"] and "scoring" not in err
     assert [row["exit_code"] for row in found["jobs"]] == [3, 4, 0]
     assert "bad.gguf" in found["jobs"][0]["error"] and "FILE1K" in err
+
+
+def test_a_failure_says_its_path_once(capsys, tmp_path):
+    empty = tmp_path / "empty.gguf"
+    empty.write_bytes(b"")
+    ran = run(capsys, "batch", write_jobs(tmp_path, [{"source": "empty.gguf", "bpw": 4.5}]))
+    assert ran.code == 3 and ran.out.splitlines()[-1] == f"{empty}: is empty (got 0 bytes, expected a GGUF file)"
+    jobs = tmp_path / "none.toml"
+    jobs.write_text("")
+    assert_failed(run(capsys, "batch", jobs), 3, f"requant: error: {jobs}: needs a [[job]]")
 
 
 def test_a_limit_that_one_output_meets_does_not_break_the_others(tmp_path):

@@ -18,7 +18,7 @@ from draft_heads import (
     projector,
     weights,
 )
-from gguf_files import ARCHITECTURE, STR, U32, File, pair
+from gguf_files import ARCHITECTURE, ARR, STR, U32, File, pair
 
 from requant.container.source import open_source
 from requant.planning.plan import read_plan
@@ -194,6 +194,46 @@ def test_a_projector_has_words_and_a_line_of_its_own(capsys, tmp_path):
     page = tmp_path / "page.html"
     assert run(capsys, "report", out, "-o", page).code == 0
     assert "--mmproj out.gguf" in page.read_text() and "requant evaluate" not in page.read_text()
+
+
+def other_file(arch):
+    return File((pair(ARCHITECTURE, STR, arch),), (weights("blk.0.attn_q.weight", 256, 256),))
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (gemma3_projector(), "is a projector, no language model"),
+        (eagle3(), "is a draft head of EAGLE-3, which runs only together with its model"),
+        (prediction_head(), "is a head of multi-token prediction, which runs only together with its model"),
+        (other_file("flux"), "is a diffusion model, no language model"),
+        (other_file("bert"), "is an embedding model, which is an encoder and predicts no next token"),
+        (other_file("llada"), "is a language model that diffuses, which predicts no next token"),
+        (
+            File((pair(ARCHITECTURE, STR, "llama"), pair("tokenizer.ggml.tokens", ARR, (STR, ["a"]))), ()),
+            "a vocabulary",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_that_no_text_runs_on_says_what_it_is(capsys, tmp_path, file, words):
+    model, out = file.write(tmp_path / "model.gguf"), tmp_path / "out.json"
+    assert_failed(run(capsys, "calibrate", model, "-o", tmp_path / "s.gguf"), 3, words)
+    assert_failed(run(capsys, "evaluate", model), 3, words)
+    for command in (("score", model, "--types", "Q8_0", "-o", out), ("plan", model, "--bpw", "15")):
+        ran = run(capsys, *command)
+        assert words in ran.err and (ran.code == 3 or "points and no KL divergence" in ran.err), ran
+        assert ran.code == 3 or "no KL divergence" in ran.out
+
+
+@pytest.mark.parametrize("option", ["--tensor-type", "--min-type"])
+def test_a_rule_for_a_projector_names_the_matrix_that_it_meant(capsys, tmp_path, option):
+    model = gemma3_projector().write(tmp_path / "mmproj.gguf")
+    words = ("plan", model, "--quick", "--size", "1MiB", option)
+    said = "matches only tensors that stay as they are; mm.input_projection.weight is F16"
+    assert_failed(run(capsys, *words, "mm.*=q8_0"), 2, said)
+    assert_failed(run(capsys, *words, "soft_emb=q8_0"), 2, "mm.soft_emb_norm.weight is F32: it is a vector")
+    assert run(capsys, *words, "v.blk=q8_0").code == 0  # it matches norms and biases too
 
 
 @pytest.mark.slow

@@ -30,17 +30,17 @@ def help_of(capsys, *words):
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory, losses):
+def made(tmp_path_factory):
     """A folder with every file that the examples read."""
     folder = tmp_path_factory.mktemp("examples")
     shutil.copy(TINY, folder / "model.gguf")
-    shutil.copy(losses, folder / "losses.json")
     (folder / "text.txt").write_text((FIXTURES / "eval.txt").read_text(encoding="utf-8")[:20000], encoding="utf-8")
     (folder / "jobs.toml").write_text(JOBS)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for words in (
             "calibrate model.gguf --windows 1 --window 64 -o stats.gguf",
+            "score model.gguf --windows 1 --window 64 -o losses.json",
             "plan model.gguf --losses losses.json --bpw 4.5 -o plan.json",
             "convert model.gguf out.gguf --plan plan.json",
         ):

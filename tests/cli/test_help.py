@@ -84,7 +84,7 @@ def test_a_misspelt_option_is_answered_with_the_nearest(capsys):
     assert_failed(run(capsys, "plan", TINY, "--vran", "1GiB"), 2, "--vran", "--vram", "see requant plan --help")
 
 
-@pytest.mark.parametrize("words", [["convert"], ["convert", TINY], ["inspect"], ["plan", TINY, "--bpw", "x"]])
+@pytest.mark.parametrize("words", [["convert"], ["convert", TINY], ["inspect"], ["plan", TINY, "--threads", "0"]])
 def test_missing_and_malformed_arguments_are_usage(capsys, words):
     assert_failed(run(capsys, *words), 2, "--help")
 

@@ -77,7 +77,7 @@ SECOND = {
     "plan of poisoned losses": ["plan", ODD, "--losses", "l.json", "--bpw", "7"],
     "score poisoned": ["plan", ODD, "--losses", "l.json", "--bpw", "7", "--json"],
     "convert poisoned": ["convert", ODD, "again.gguf", "--plan", "p.json", "--force"],
-    "dry run poisoned": ["convert", ODD, "again.gguf", "--plan", "p.json", "--dry-run"],
+    "dry run poisoned": ["convert", ODD, "dry.gguf", "--plan", "p.json", "--dry-run"],
     "verify poisoned": ["verify", f"out{ODD}"],
     "diff poisoned": ["diff", "p.json", "type.gguf.requant.json"],
 }
@@ -91,6 +91,7 @@ REFUSED = {
     "tensor types": (3, ["plan", ODD, "--losses", "l.json", "--bpw", "7", "--tensor-type-file", "bad.txt"]),
     "no json": (3, ["plan", ODD, "--losses", "bad.txt", "--bpw", "7"]),
     "another schema": (3, ["plan", ODD, "--losses", "schema.json", "--bpw", "7"]),
+    "another unit": (3, ["plan", ODD, "--losses", "unit.json", "--bpw", "7"]),
     "an unknown key": (3, ["plan", ODD, "--losses", "key.json", "--bpw", "7"]),
     "a double key": (3, ["plan", ODD, "--losses", "double.json", "--bpw", "7"]),
     "an engine": (3, ["convert", ODD, "x.gguf", "--plan", "engine.json"]),
@@ -119,7 +120,7 @@ def prepare_again(folder):
     for name, keep in (("l.json", ["skipped"]), ("p.json", []), (f"out{ODD}.requant.json", [])):
         text = (folder / name).read_text()
         (folder / name).write_text(
-            hostile.poisoned(text, ("arch", "method", "role", "output", "reference_type", *keep))
+            hostile.poisoned(text, ("arch", "method", "role", "output", "reference_type", "loss_unit", *keep))
         )
     plan = json.loads((folder / "p.json").read_text())
     plan["runtime"] = {"draft": EVERYTHING, "mmproj": EVERYTHING, "n_gpu_layers": 3, "all_layers": False}
@@ -140,6 +141,7 @@ def prepare_again(folder):
     (folder / "schema.json").write_text(json.dumps({"schema": EVERYTHING}))
     losses = json.loads((folder / "l.json").read_text())
     (folder / "key.json").write_text(json.dumps(losses | {EVERYTHING + "x" * hostile.LONG: 1}))
+    (folder / "unit.json").write_text(json.dumps(losses | {"loss_unit": EVERYTHING}))
     key = json.dumps(EVERYTHING + "x" * hostile.LONG)
     (folder / "double.json").write_text(f"{{{key}: 1, {key}: 2}}")
     broken = bytearray((folder / "type.gguf").read_bytes())
@@ -284,7 +286,9 @@ def test_nothing_is_run_fetched_unpickled_or_written_elsewhere(found, folder):
     for event, *what in found[1]:
         for path in what[: paths[event]]:
             place = Path(os.path.normpath(folder / path))
-            assert any(place.is_relative_to(p) for p in private) or path in above or path.isdigit(), (event, path)
+            unnamed = event == "os.link" and re.fullmatch("/proc/self/fd/[0-9]+", path)  # gives a file its first name
+            known = any(place.is_relative_to(p) for p in private) or path in above or path.isdigit()
+            assert known or unnamed, (event, path)
     assert not [path for path in folder.parent.rglob("*") if MARK in path.name or path.name == "x"]
     assert not (Path("/tmp") / MARK).exists()
 
@@ -292,12 +296,12 @@ def test_nothing_is_run_fetched_unpickled_or_written_elsewhere(found, folder):
 def test_an_expression_that_takes_for_ever_can_be_stopped(tmp_path, found, folder):
     (tmp_path / "recipe.txt").write_text("(.|.)*[.]x=Q8_0")
     told = """
-import requant.planning.solver.problem as module
-matching = module.match_tensors
+import requant.planning.rule_matches as module
+matching = module.match_pin
 def telling(*words):
     print("trying", file=sys.stderr, flush=True)
     return matching(*words)
-module.match_tensors = telling
+module.match_pin = telling
 """
     words = ["plan", folder / ODD, "--losses", folder / "l.json", "--bpw", "7"]
     process = start(*words, "--tensor-type-file", tmp_path / "recipe.txt", before=told)

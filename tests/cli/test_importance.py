@@ -1,7 +1,9 @@
 """score, plan and convert one after the other: the bytes of one command, by the importance beside the losses."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 from commands import FIXTURES, assert_failed, names, run
@@ -100,6 +102,11 @@ def test_the_importance_is_found_beside_the_plan_the_losses_and_the_model(capsys
     out = tmp_path / "out.gguf"
     assert run(capsys, "convert", small, out, "--plan", moved).code == 3
     ran(capsys, "convert", small, out, "--plan", moved, "--losses", tmp_path / "losses.json")
+    (tmp_path / "losses").mkdir()
+    for name in ("losses.json", "losses.imatrix.gguf"):
+        shutil.move(tmp_path / name, tmp_path / "losses" / name)
+    ran(capsys, "convert", small, out, "--plan", moved, "--losses", tmp_path / "losses" / "losses.json", "--force")
+    shutil.move(tmp_path / "losses" / "losses.imatrix.gguf", tmp_path)
     shutil.move(tmp_path / "losses.imatrix.gguf", small.parent)
     ran(capsys, "convert", small, out, "--plan", moved, "--force")
 
@@ -108,10 +115,13 @@ def test_a_plan_keeps_the_pointer_where_the_importance_is_elsewhere(capsys, tmp_
     losses, plan = staged(capsys, small, tmp_path)
     kept = json.loads(plan.read_text())
     (tmp_path / "losses.imatrix.gguf").rename(tmp_path / "kept.gguf")
-    again = ran(capsys, "plan", small, "--losses", losses, *BUDGET, "--json")
-    assert "--imatrix FILE" in again.err and again.err.count("\n") == 1
-    found = json.loads(again.out)
-    assert all(found[key] == kept[key] for key in ("imatrix", "imatrix_sha256", "imatrix_file"))
+    (tmp_path / "sub").mkdir()
+    for folder, file in ((tmp_path, "losses.imatrix.gguf"), (tmp_path / "sub", "../losses.imatrix.gguf")):
+        again = ran(capsys, "plan", small, "--losses", losses, *BUDGET, "-o", folder / "again.json")
+        assert "--imatrix FILE" in again.err and again.err.count("\n") == 1
+        found = json.loads((folder / "again.json").read_text())
+        assert found["imatrix_file"] == file
+        assert all(found[key] == kept[key] for key in ("imatrix", "imatrix_sha256"))
 
 
 @pytest.mark.parametrize("command", ["score", "plan"])
@@ -144,11 +154,64 @@ def test_losses_that_are_only_printed_hold_no_importance_and_say_so(capsys, tmp_
     ran(capsys, "convert", small, tmp_path / "o.gguf", "--losses", tmp_path / "l.json", *BUDGET)
 
 
-def test_a_name_with_a_folder_is_not_followed(capsys, tmp_path, small):
-    _, plan = staged(capsys, small, tmp_path)
-    for name in ("../losses.imatrix.gguf", "/etc/passwd", "", ".."):
-        plan.write_text(json.dumps(json.loads(plan.read_text()) | {"imatrix_file": name}))
-        assert_failed(run(capsys, "convert", small, tmp_path / "o.gguf", "--plan", plan), 3, "without a folder")
+@pytest.mark.parametrize("linked", [False, True])
+def test_plan_losses_and_importance_may_each_have_a_folder(capsys, tmp_path, small, linked, monkeypatch):
+    tree, here, out = tmp_path / "tree", tmp_path / "away" / "deep", tmp_path / "out.gguf"
+    for name in ("scores", "data", "plans"):
+        (tree / name).mkdir(parents=True)
+    here.mkdir(parents=True)
+    if linked:  # `..` of a folder behind a link is that of the folder itself
+        (tree / "plans").rmdir()
+        (tree / "really" / "plans").mkdir(parents=True)
+        (tree / "plans").symlink_to(tree / "really" / "plans")
+    losses, plan, data = tree / "scores" / "l.json", tree / "plans" / "p.json", tree / "data" / "i.gguf"
+    ran(capsys, "score", small, "-o", losses, "--emit-imatrix", data, "--types", "Q4_0,Q8_0", *HOW)
+    made = ran(capsys, "plan", small, "--losses", losses, *BUDGET, "-o", plan)
+    assert made.err == ""
+    assert json.loads(losses.read_text())["imatrix_file"] == "../data/i.gguf"
+    assert json.loads(plan.read_text())["imatrix_file"] == ("../../data/i.gguf" if linked else "../data/i.gguf")
+    ran(capsys, "convert", small, out, "--plan", plan)
+    record = json.loads((tmp_path / "out.gguf.requant.json").read_text())
+    assert record["plan"]["imatrix_file"] == data.name  # records hold no folders
+    ran(capsys, "convert", small, out, "--losses", losses, *BUDGET, "--force")
+    several = plan.with_name("v.json")
+    ran(capsys, "plan", small, "--vram", "3MiB,4MiB", "--reserve", "0", "--losses", losses, "-o", several)
+    ran(capsys, "convert", small, out, "--plan", plan.with_name("v-3MiB.json"), "--force")
+    if linked:
+        return
+    monkeypatch.chdir(here)  # what is printed is taken to be written here
+    Path("p.json").write_text(ran(capsys, "plan", small, "--losses", losses, *BUDGET, "--json").out)
+    given = ran(capsys, "score", small, "--json", "--imatrix", data, "--types", "Q4_0,Q8_0", *HOW)
+    Path("l.json").write_text(given.out)
+    for words in (("--plan", "p.json"), ("--losses", "l.json", *BUDGET)):
+        ran(capsys, "convert", small, out, *words, "--force")
+    moved = shutil.move(tree, tmp_path / "moved")
+    ran(capsys, "convert", small, out, "--plan", moved / "plans" / "p.json", "--force")
+    copied = [shutil.copy(moved / part, here) for part in ("plans/p.json", "data/i.gguf")]
+    ran(capsys, "convert", small, out, "--plan", copied[0], "--force")
+    Path(copied[1]).unlink()
+    failed = run(capsys, "convert", small, out, "--plan", copied[0], "--force")
+    assert_failed(failed, 3, "p.json: the importance that the plan points to is not there: ../data/i.gguf; pass it")
+
+
+def test_a_path_of_a_stranger_is_read_only_for_the_right_hash(capsys, tmp_path, small):
+    losses, plan = staged(capsys, small, tmp_path)
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    (tmp_path / "mine").mkdir()
+    plan = Path(shutil.move(plan, tmp_path / "mine"))
+    kept = json.loads(plan.read_text())
+    os.mkfifo(tmp_path / "fifo")
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 42)
+    for name in ("/etc/passwd", str(tmp_path / "losses.imatrix.gguf"), "", "..", "../..", "a/..", "a\0b", 3):
+        plan.write_text(json.dumps(kept | {"imatrix_file": name}))
+        assert_failed(run(capsys, "convert", small, tmp_path / "o.gguf", "--plan", plan), 3, "imatrix_file")
+    for name in ("../secret.txt", "../fifo", "../huge", "../mine", "../nowhere/x", "x" * 5000):
+        plan.write_text(json.dumps(kept | {"imatrix_file": name}))
+        failed = run(capsys, "convert", small, tmp_path / "o.gguf", "--plan", plan)
+        assert_failed(failed, 3, "is another file than" if "secret" in name else "is not there", "--imatrix FILE")
+    assert secret.read_text() == "secret" and losses.exists()
 
 
 def test_results_in_memory_hold_their_importance(tmp_path, small):

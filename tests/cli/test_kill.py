@@ -1,6 +1,7 @@
 """The short form of scripts/ci/kill_test.py: conversions that are killed, cut off and interrupted lose nothing."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,29 +37,32 @@ def test_a_forgotten_flush_is_found(call):
     assert code == 1 and any(line["what"] == "failure" for line in lines)
 
 
-def test_what_killed_runs_left_is_removed_by_the_next(tmp_path, capsys):
+def test_files_that_only_have_names_of_sidecars_stay(tmp_path, capsys):
     model = small_model().write(tmp_path / "m.gguf")
-    for name in ("o.gguf.requant.json.0123abcd.part", "o.gguf.part.imatrix", "o.gguf.part.imatrix.part"):
-        (tmp_path / name).write_bytes(b"left behind")
-    others = ["o.gguf.requant.json.mine.part", "p.gguf.part.imatrix", "p.gguf.requant.json.0123abcd.part"]
-    for name in others:
+    strangers = ["o.gguf.part.imatrix.part", "o.gguf.requant.json.0123abcd.part", "p.gguf.part.imatrix"]
+    for name in ("o.gguf.part.imatrix", *strangers):
         (tmp_path / name).write_bytes(b"of somebody else")
-    assert run(capsys, "convert", model, tmp_path / "o.gguf", "--type", "Q8_0").code == 0
-    assert names(tmp_path) == sorted(["m.gguf", "o.gguf", "o.gguf.requant.json", *others])
+    words = ("convert", model, tmp_path / "o.gguf", "--type", "Q8_0")
+    refused = run(capsys, *words)
+    assert refused.code == 5 and "o.gguf.part.imatrix: is not the importance of this output" in refused.err
+    assert names(tmp_path) == sorted(["m.gguf", "o.gguf.part.imatrix", *strangers])
+    (tmp_path / "o.gguf.part.imatrix").unlink()
+    assert run(capsys, *words).code == 0
+    assert names(tmp_path) == sorted(["m.gguf", "o.gguf", "o.gguf.requant.json", *strangers])
+    assert all((tmp_path / name).read_bytes() == b"of somebody else" for name in strangers)
 
 
-def test_the_record_that_a_killed_run_left_half_beside_the_first_of_several_files_is_removed(tmp_path, capsys):
+@pytest.mark.parametrize("call", ["link", "replace"])
+def test_a_run_killed_before_the_record_has_its_name_is_finished_by_the_next(tmp_path, capsys, call):
     model = small_model().write(tmp_path / "m.gguf")
-    first = "o-00001-of-00003.gguf"
     words = ("convert", model, tmp_path / "o.gguf", "--type", "Q8_0", "--max-shard-size", "4500B")
     assert run(capsys, *words).code == 0
     made = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
-    assert first in made
+    assert "o-00001-of-00003.gguf" in made
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "replace", _killed)
+        patch.setattr(os, call, killed_at_record(getattr(os, call)))
         with pytest.raises(Killed):
             run(capsys, *words, "--force")
-    (tmp_path / f"{first}.requant.json.0123abcd.part").write_bytes(b"half")
     assert run(capsys, *words, "--force").code == 0
     assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == made
 
@@ -67,5 +71,12 @@ class Killed(BaseException):
     """Nothing is done about it."""
 
 
-def _killed(*_):
-    raise Killed
+def killed_at_record(call):
+    """`call`, but a kill where it would give a name to a record or to its temporary file."""
+
+    def run_or_kill(source, target, **how):
+        if ".requant.json" in str(target):
+            raise Killed
+        call(source, target, **how)
+
+    return run_or_kill

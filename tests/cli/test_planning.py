@@ -1,11 +1,13 @@
 """Several budgets, the frontier, explanations, recipes and differences, as commands."""
 
+import csv
 import json
 import re
 
 import numpy as np
 import pytest
 from commands import TINY, assert_failed, run
+from draft_heads import projector
 from model.forward import families
 
 from requant.container.source import open_source
@@ -43,6 +45,7 @@ def test_several_budgets_make_a_file_each(capsys, tmp_path, losses):
 def test_the_frontier_is_a_table_that_machines_read(capsys, tmp_path, losses):
     lines = run(capsys, "plan", TINY, "--losses", losses, "--frontier").out.splitlines()
     assert lines[0].startswith("bpw,") and len(lines) > 30
+    assert {(row["loss_unit"], row["method"]) for row in csv.DictReader(lines)} == {("points", "dfix")}
     found = json.loads(run(capsys, "plan", TINY, "--losses", losses, "--frontier", "--json").out)
     cpu = run(capsys, "plan", TINY, "--losses", losses, "--frontier", "--engine", "llama.cpp-cpu")
     assert cpu.code == 0 and cpu.out.splitlines() == lines
@@ -156,6 +159,60 @@ def test_no_output_says_nats_of_losses_in_points(capsys, tmp_path):
     assert len(texts) >= len(shown) + 6
     for text in texts:
         assert not re.search(r"\bnats?\b", text), re.search(r".{0,80}\bnats?\b.{0,80}", text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "budget"),
+    [
+        ("model", ("--quick", "--size", "50MB")),
+        ("model", ("--quick", "--vram", "100MiB", "--ctx", "512")),
+        ("model", ("--size", "50MB")),
+        ("model", ("--size", "50MB", "--losses")),
+        ("projector", ("--size", "50MB")),
+    ],
+)
+def test_a_copy_loses_nothing_and_has_neither_method_nor_unit(capsys, tmp_path, losses, kind, budget):
+    out, plan, scored = tmp_path / "out.gguf", tmp_path / "plan.json", "--losses" in budget
+    model = TINY if kind == "model" else projector().write(tmp_path / "mmproj.gguf")
+    words = (*budget, losses) if scored else budget
+    shown = [
+        run(capsys, "plan", model, *words, "-o", plan),
+        run(capsys, "convert", model, out, *words, "--no-verify"),
+        *(run(capsys, "report", out, "-o", tmp_path / f"report.{kind}") for kind in ("md", "svg", "html")),
+    ]
+    assert all(ran.code == 0 for ran in shown), shown
+    assert "no loss: every tensor keeps its type" in shown[0].out
+    found = json.loads(plan.read_text())
+    made = json.loads((tmp_path / "out.gguf.requant.json").read_text())["plan"]
+    how = (0, "points", "dfix") if scored else (0, None, "unscored")
+    for kept in (found, made):
+        assert (kept["predicted_loss"], kept["loss_unit"], kept["method"]) == how
+    card, page = ((tmp_path / f"report.{kind}").read_text(encoding="utf-8") for kind in ("md", "html"))
+    assert "No loss: every tensor keeps its type." in card and "<b>none</b> <small>every tensor keeps its type" in page
+    assert not re.search(r"KL|nats|predicted|fisher", card)
+    texts = [*(ran.out + ran.err for ran in shown), page.replace("evaluate: perplexity and KL divergence", ""), card]
+    for text in texts:
+        assert not re.search(r"\bnats?\b|\bKL\b|fisher", text), re.search(r".{0,80}(nats?|KL|fisher).{0,80}", text)
+
+
+def test_a_table_of_budgets_of_copies_has_no_unit(capsys):
+    assert "  loss  " in run(capsys, "plan", TINY, "--quick", "--vram", "100MiB,200MiB").out.splitlines()[0]
+
+
+def test_a_difference_says_whether_the_predicted_losses_compare(capsys, tmp_path, losses):
+    plans = {name: tmp_path / f"{name}.json" for name in ("points", "more", "nats", "weighted", "copy")}
+    for name, size in (("points", "7MB"), ("more", "8MB")):
+        run(capsys, "plan", TINY, "--losses", losses, "--size", size, "-o", plans[name])
+    run(capsys, "plan", TINY, "--quick", "--size", "50MB", "-o", plans["copy"])
+    read = json.loads(plans["points"].read_text())
+    for name, method, unit in (("nats", "fisher", "nats per token"), ("weighted", "cfix", "points")):
+        plans[name].write_text(json.dumps(read | {"method": method, "loss_unit": unit}))
+    for other, compare in (("more", True), ("nats", False), ("weighted", False), ("copy", None)):
+        pair = ("diff", plans["points"], plans[other])
+        assert json.loads(run(capsys, *pair, "--json").out)["losses_compare"] is compare
+        text = run(capsys, *pair).out
+        assert ("do not compare" in text) is (compare is False)
+        assert (", no loss: every tensor keeps its type" in text) is (other == "copy")
 
 
 def test_an_old_plan_with_a_limit_in_points_says_points(capsys, tmp_path, losses):

@@ -36,7 +36,6 @@ CALIBRATION = CalibrationOptions(text=Path("t.txt"), n_windows=3, window=128)
 def session(request=None, calibration=None, **changes):
     given = {"request": request or PlanRequest(), "calibration": calibration or CalibrationOptions(), "losses": None}
     given |= {"plan_from": FromBudget(), "options": SessionOptions(), "importance": Importance(), "plan": None}
-    given |= {"inputs": frozenset()}
     return Session(source=None, **(given | changes))
 
 

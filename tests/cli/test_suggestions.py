@@ -3,9 +3,13 @@
 import shutil
 from pathlib import Path
 
+import click
 import pytest
 from commands import TINY, assert_failed, run, spawn
 from conversions import small_model
+
+from requant.cli.foreign_options import UNRELATED
+from requant.cli.main import COMMANDS, find_command
 
 
 @pytest.fixture
@@ -22,7 +26,14 @@ def convert(capsys, tmp_path, losses):
     [
         (["--type", "Q4_KM"], "did you mean Q4_K"),
         (["--type", "q4k"], "did you mean Q4_K"),
-        (["--type", "Q4_K_M"], "it is a mixture of types, which --preset takes; did you mean Q4_K"),
+        (["--type", "Q4_K_M"], "it is a mixture of types: give --preset Q4_K_M"),
+        (["--types", "Q4_K_M,Q8_0"], "it is a mixture of types: did you mean Q4_K?"),
+        (["--output-tensor-type", "IQ3_M"], "it is a mixture of types: did you mean IQ3_S?"),
+        (["--type", "iq5_ks"], "is a type of ik_llama.cpp, which requant neither reads nor writes; of as many bits"),
+        (["--type", "q4_k_r4"], "neither reads nor writes; did you mean Q4_K?"),
+        (["--preset", "IQ4_KS"], "neither reads nor writes; of as many bits are IQ4_XS, Q4_0, Q4_K_S"),
+        (["--engine", "llamacpp"], "did you mean llama.cpp?"),
+        (["--engine", "LLAMA_CPP_CUDA"], "did you mean llama.cpp-cuda?"),
         (["--types", "Q4_0,Q5K", "--bpw", "4"], "did you mean Q5_K?"),
         (["--preset", "q4km"], "did you mean Q4_K_M"),
         (["--engine", "ollma"], "did you mean ollama?"),
@@ -68,6 +79,44 @@ def test_a_typo_in_an_option_names_what_was_meant(convert, words, meant):
         (["q4_k"], "--preset Q4_K_M or --type Q4_K"),
         (["--quick", "Q6_K"], "--preset Q6_K or --type Q6_K"),
         (["BF16"], "'BF16' is no file; give the type by an option: --type BF16"),
+        (["15"], "'15' is no file; give the type by an option: --preset Q4_K_M"),
+        (["7"], "'7' is no file; give the type by an option: --preset Q8_0 or --type Q8_0"),
+        (["COPY"], f"'COPY' is no file; to keep every type, give the model itself: --like {TINY}"),
+        (["iq5_ks"], "'iq5_ks' is no file; it is a type of ik_llama.cpp"),
+        (["999"], "got unexpected extra argument (999): convert takes MODEL and OUT alone; see requant convert --help"),
+        (["--fa", "on"], "no option '--fa'; every plan counts with flash attention; it needs no option"),
+        (["--flash-attn"], "every plan counts with flash attention"),
+        (["--ngl", "99"], "no option '--ngl'; the plan decides what is on the GPU: give --vram SIZE"),
+        (["--n_gpu_layers", "99"], "the plan decides what is on the GPU: give --vram SIZE"),
+        (["--ctk", "q8_0"], "no option '--ctk'; did you mean --cache-type-k?"),
+        (["--include-weights", "x"], "an imatrix counts for all tensors that it covers; --no-imatrix for none"),
+        (["--leave-output-tensor"], "name the type to keep for the output: --output-tensor-type"),
+        (["--override-kv", "a=int:1"], "the metadata of the source are copied"),
+        (["--outtype", "q8_0"], "did you mean --type T or --preset?"),
+        (["--outfile", "x.gguf"], "the output is the second argument"),
+        (["--imatrix-file", "x"], "did you mean --imatrix?"),
+        (["-vram", "1GiB"], "no option '-vram'; did you mean --vram?"),
+        (["--base", "x.gguf"], "no option '--base'; requant evaluate has it; see requant convert --help"),
+        (["--vram", "12MiB", "--vram", "14MiB"], "--vram is given twice, as 12MiB and as 14MiB; give it once"),
+        (["--size=5MB", "--size", "6MB"], "--size is given twice, as 5MB and as 6MB; give it once"),
+        (["--imatrix", "a", "--imatrix=b"], "--imatrix is given twice"),
+        (["--types", "Q4_K", "--types", "Q5_K"], "give a list, --types Q4_K,Q5_K"),
+        (["--bpw", "4,5"], "--bpw: '4,5' is no number; did you mean 4.5?"),
+        (["--max-loss", "0,02"], "--max-loss: '0,02' is no number; did you mean 0.02?"),
+        (["--min-speed", "1,5"], "did you mean 1.5?"),
+        (["--prefer-within", "0,05"], "did you mean 0.05?"),
+        (["--time-price", "0,2"], "did you mean 0.2?"),
+        (["--bandwidth", "gpu=448,5"], "a comma separates devices: write decimals with a point"),
+        (["--threads", "1,000"], "--threads: '1,000' is no whole number; did you mean 1000?"),
+        (["--threads", "auto"], "'auto' is no whole number; leave the option out for the default: all cores"),
+        (["--window", "1k"], "did you mean 1024?"),
+        (["--ctx", "16,384"], "'16,384' is no number of tokens; did you mean 16384?"),
+        (["--vram", "12,5"], "'12,5' is not a size; did you mean 12.5GiB or 12.5GB?"),
+        (["--vram", "12,5GiB,14GiB"], "did you mean 12.5GiB or 12.5GB?"),
+        (["--vram", "auto"], "--vram: 'auto' is not a size; give the bytes that the card has, as in 12GiB: nvidia-smi"),
+        (["--size", "50%"], "--size: '50%' is not a size; give bytes, as in 5GiB: requant inspect shows those of"),
+        (["--ram", "max"], "--ram: 'max' is not a size; give bytes, as in 32GiB: free -h"),
+        (["--max-shard-size", "all"], "'all' is not a size; give bytes with a unit, as in 12GiB"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -83,6 +132,22 @@ def test_words_of_other_tools_are_answered_with_those_of_requant(convert, words,
         (["convert", TINY, "--type", "Q8_0"], "name the output after the model, as in requant convert MODEL OUT.gguf"),
         (["quantize", TINY, "out.gguf", "Q4_K_M"], "no command 'quantize'; did you mean convert?"),
         (["m.gguf", "--vram", "1GiB"], "the command comes first: requant convert MODEL OUT.gguf"),
+        (["--vram", "10MiB", TINY], "no option '--vram'; requant plan and requant convert have it; see requant --help"),
+        (["-ngl", "99"], "no option '-ngl'; the plan decides what is on the GPU: give --vram SIZE"),
+        (
+            ["--progress", "none", "inspect", TINY, "--progress", "json"],
+            "--progress is given twice, as none and as json",
+        ),
+        (["inspect", TINY, "--vram", "1GiB"], "no option '--vram'; requant plan and requant convert have it"),
+        (["plan", TINY, "--vram", "1GiB", "--vram", "2GiB"], "give a list, --vram 1GiB,2GiB"),
+        (["calibrate", TINY, "-c", "512"], "no option '-c'; did you mean --window?"),
+        (["calibrate", TINY, "--chunks", "5"], "no option '--chunks'; did you mean --windows?"),
+        (["evaluate", TINY, "--kl-divergence-base", "x"], "did you mean --base?"),
+        (["convert", TINY, "https://a.b/c.gguf", "--type", "Q8_0"], "OUT: 'https://a.b/c.gguf' is an address"),
+        (
+            ["plan", TINY, "--quick", "--bpw", "5", "--explain", "output.weight"],
+            "--explain makes a plan for each other",
+        ),
         (["evaluate", TINY], "say what to evaluate on: --text FILE or --tokens FILE"),
     ],
     ids=lambda value: " ".join(map(str, value[:1])) if isinstance(value, list) else "",
@@ -96,6 +161,9 @@ def test_commands_of_other_tools_are_answered_with_those_of_requant(capsys, word
     [
         ("Qwen/Qwen2.5-0.5B-Instruct", "fetch it first: hf download Qwen/Qwen2.5-0.5B-Instruct"),
         ("Qwen/Qwen3-8B-GGUF:Q4_K_M", "fetch it first: hf download Qwen/Qwen3-8B-GGUF"),
+        ("hf://Qwen/Qwen3-8B", "hf://Qwen/Qwen3-8B: is on Hugging Face, and requant reads files; fetch it first"),
+        ("gs://bucket/m.gguf", "gs://bucket/m.gguf: is an address, and requant reads files"),
+        ("file:///x/m.gguf", "give the path: /x/m.gguf"),
         ("hf:Qwen/Qwen3-8B", "fetch it first: hf download Qwen/Qwen3-8B"),
         ("hf.co/a/b-GGUF:Q4_K_M", "fetch it first: hf download a/b-GGUF"),
         ("https://huggingface.co/a/b", "https://huggingface.co/a/b: is on Hugging Face, and requant reads files"),
@@ -106,6 +174,32 @@ def test_commands_of_other_tools_are_answered_with_those_of_requant(capsys, word
 def test_names_of_a_hub_and_addresses_are_answered_with_how_to_fetch_them(capsys, monkeypatch, tmp_path, name, said):
     monkeypatch.chdir(tmp_path)
     assert_failed(run(capsys, "inspect", name), 3, said)
+
+
+def test_options_of_llama_cpp_get_no_hint_that_leads_elsewhere(capsys):
+    for word in sorted(UNRELATED):
+        ran = run(capsys, "convert", TINY, "o.gguf", f"--{word}")
+        assert_failed(ran, 2, f"no option '--{word}'")
+        assert "did you mean" not in ran.err, ran
+
+
+def test_the_same_value_twice_is_no_contradiction(capsys, losses):
+    words = ("--bpw", "6", "--bpw=6", "--tensor-type", "attn_q=q8_0", "--tensor-type", "attn_k=q8_0")
+    assert run(capsys, "plan", TINY, "--losses", losses, *words, "-q", "-q").code == 0
+
+
+def test_every_option_of_one_value_is_refused_with_two(capsys):
+    for name in COMMANDS:
+        for param in find_command(name).params:
+            if isinstance(param, click.Option) and not param.is_flag and not param.multiple:
+                ran = run(capsys, name, TINY, TINY, param.opts[-1], "a", f"{param.opts[0]}=b")
+                flag = f"{param.opts[0]} is given twice, as a and as b"
+                assert_failed(ran, 2, flag)
+
+
+def test_the_default_engine_can_be_named(capsys, losses):
+    words = ("plan", TINY, "--losses", losses, "--vram", "12MiB", "--json")
+    assert run(capsys, *words).out == run(capsys, *words, "--engine", "llama.cpp").out
 
 
 def test_values_that_look_like_words_of_other_tools_are_values(capsys, monkeypatch, tmp_path, losses):
@@ -213,4 +307,4 @@ def test_a_misspelt_command_names_the_nearest(capsys, word, meant):
 
 
 def test_what_is_like_nothing_is_answered_with_all_there_is(convert):
-    assert_failed(convert("--engine", "xxxxxxxx"), 2, "known are llama.cpp-cuda, ")
+    assert_failed(convert("--engine", "xxxxxxxx"), 2, "known are llama.cpp, llama.cpp-cuda, ")

@@ -52,12 +52,12 @@ def test_json_is_json_on_a_terminal_too(plan):
 def test_without_colours_the_bars_are_digits(plan, env):
     code, shown, _ = on_terminal(*plan, env=env)
     assert code == 0 and "\x1b" not in shown and BLOCK not in shown
-    assert "2222" in shown.split("\n\n")[0] and "22 Q2_K" in shown
+    assert "8888" in shown.split("\n\n")[0] and "88 Q8_0" in shown
 
 
 def test_an_encoding_without_blocks_gets_digits_in_colour(plan):
     code, shown, _ = on_terminal(*plan, env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
-    assert code == 0 and shown.isascii() and SGR.search(shown) and "2222" in shown
+    assert code == 0 and shown.isascii() and SGR.search(shown) and "8888" in shown
 
 
 @pytest.mark.parametrize("name", ["FORCE_COLOR", "CLICOLOR_FORCE"])

@@ -13,7 +13,6 @@ from requant.common.interrupt import run_interruptible
 from requant.common.serialization import read_text
 from requant.common.threads import in_order
 from requant.errors import OutputRefused
-from requant.scoring.calibration_data import _read_all
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def was_added(path):
     return is_input(path.stat())
 
 
-@pytest.mark.parametrize("read", [opened, read_text, lambda path: _read_all(path, "ascii"), add_inputs])
+@pytest.mark.parametrize("read", [opened, read_text, add_inputs])
 @pytest.mark.parametrize(
     "run",
     [

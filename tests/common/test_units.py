@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from requant.common.units import format_duration, format_size, parse_size
+from requant.common.units import format_budget, format_duration, format_size, parse_size, suggest_number
 from requant.errors import UsageError
 
 
@@ -84,3 +84,37 @@ def test_what_is_like_a_size_names_the_sizes_that_may_be_meant(text, meant):
 def test_what_is_like_no_size_names_none():
     with pytest.raises(UsageError, match="is not a size; write a number"):
         parse_size("much")
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [
+        (6_000_000, "5.72 MiB (6 MB)"),
+        (12 * 10**9, "11.18 GiB (12 GB)"),
+        (6_250_000, "5.96 MiB (6.25 MB)"),
+        (3 * 10**12, "2.73 TiB (3 TB)"),
+        (12 * 2**30, "12.00 GiB"),
+        (1536 * 2**20, "1.50 GiB"),
+        (6_000_001, "5.72 MiB"),
+        (999, "999 B"),
+    ],
+)
+def test_a_budget_in_powers_of_ten_is_shown_as_it_was_given(n_bytes, text):
+    assert format_budget(n_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "hint"),
+    [
+        ("4,5", False, "did you mean 4.5?"),
+        ("16,384", True, "did you mean 16384?"),
+        ("16.384", True, "did you mean 16384?"),
+        ("1'000'000", True, "did you mean 1000000?"),
+        ("16k", True, "did you mean 16384?"),
+        ("4,5", True, ""),
+        ("16k", False, ""),
+        ("x", True, ""),
+    ],
+)
+def test_a_number_written_otherwise_is_suggested(text, whole, hint):
+    assert suggest_number(text, whole=whole) == hint

@@ -224,8 +224,8 @@ def test_a_run_in_another_process_holds_the_lock_until_it_dies(tmp_path):
         process.wait()
         process.stdin.close()
     assert _names(tmp_path) == ["o.gguf.part"]
-    _make(path)
-    assert _published(path)
+    with PartFile(path, 4096, force=False, keep=True) as part:
+        part.begin(known=part.is_blank())
 
 
 def test_a_stale_part_is_replaced_even_when_its_bytes_have_another_name(tmp_path):

@@ -8,16 +8,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from conversions import convert, half, plan_for, small_model, verify
+from conversions import convert, half, plan_for, single, small_model, verify
 from gguf_files import ARCHITECTURE, STR, U32, File, pair, split_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from requant.common import files as files_module
 from requant.container import output as output_module
+from requant.container import source as source_module
 from requant.container.journal import Journal
 from requant.container.source import open_source
-from requant.container.splitting import Splitting
+from requant.container.splitting import WHOLE, Splitting
 from requant.conversion import chunks
+from requant.conversion.prepare import prepare_output
 from requant.errors import BadInput, InputOutputError, OutputRefused, SourceChanged
 from requant.formats import codec
 
@@ -142,6 +145,19 @@ def test_a_flipped_bit_of_the_part_is_found_and_made_again(tmp_path_factory, dat
         content = bytearray(part.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
         part.write_bytes(content)
+        assert made(source, out) == whole
+
+
+def test_padding_of_the_part_that_is_not_zero_is_made_zero_again(tmp_path):
+    odd = small_model(single("blk.0.attn_norm.weight", (9,)), half("blk.0.attn_q.weight", (256, 24)))
+    with open_source(odd.write(tmp_path / "odd.gguf")) as source:
+        whole = made(source, _folder(tmp_path, "whole") / "o.gguf")
+        out = _folder(tmp_path, "again") / "o.gguf"
+        interrupted(source, out, 3)
+        (start, stop), *_ = prepare_output(source, plan_for(source, *TYPES), None, None, WHOLE).layouts[0].padding
+        with out.with_name("o.gguf.part").open("r+b") as file:
+            file.seek(start)
+            file.write(b"x" * (stop - start))
         assert made(source, out) == whole
 
 
@@ -310,11 +326,11 @@ def test_an_output_that_reads_back_wrong_is_not_published_and_mended_by_the_next
     assert made(source, out) == whole
 
 
-@pytest.mark.parametrize("content", [b"GGUF" + bytes(5000), b"a download of somebody's", bytes(100), b""])
+@pytest.mark.parametrize("content", [b"GGUF" + bytes(5000), b"a download of somebody's", bytes(24) + b"theirs", b""])
 def test_a_part_file_that_is_not_ours_is_kept(tmp_path, source, content):
     part, out = tmp_path / "o.gguf.part", tmp_path / "o.gguf"
     part.write_bytes(content)
-    if any(content):
+    if content:
         with pytest.raises(OutputRefused, match="is not an unfinished output"):
             convert(source, plan_for(source, *TYPES), out)
         assert part.read_bytes() == content and not out.exists()
@@ -438,3 +454,29 @@ def test_the_record_of_a_split_output_lies_beside_its_first_file(tmp_path, sourc
     record_path(done.output).write_text(done.to_json())
     assert json.loads(record_path(done.output).read_text())["output"] == done.output.name
     assert verify(done.output).against == ("record", "digests")
+
+
+def test_a_part_file_of_zeros_without_a_journal_may_be_somebodys(tmp_path, source):
+    out = tmp_path / "o.gguf"
+    interrupted(source, out, 20)
+    out.with_name("o.gguf.part.journal").unlink()
+    found = out.with_name("o.gguf.part").read_bytes()
+    assert found[:24] == bytes(24)
+    for _ in range(2):
+        with pytest.raises(OutputRefused, match="is not an unfinished output"):
+            convert(source, plan_for(source, *TYPES), out)
+    assert out.with_name("o.gguf.part").read_bytes() == found
+
+
+def test_a_header_that_reads_otherwise_is_found_before_the_output_is_published(tmp_path, source, monkeypatch):
+    read, path = files_module.read_into, source.opened[0].path
+
+    def flip(file, descriptor, target, offset):
+        read(file, descriptor, target, offset)
+        if file == path and offset == 0:
+            target[40] ^= 1
+
+    monkeypatch.setattr(source_module, "read_into", flip)
+    with pytest.raises(SourceChanged, match="its header reads otherwise"):
+        convert(source, plan_for(source, *TYPES), tmp_path / "o.gguf")
+    assert not (tmp_path / "o.gguf").exists()

@@ -1,6 +1,7 @@
 """Verification: no findings on what convert made, and one line, with names and figures, for each fault."""
 
 import json
+import os
 import struct
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from requant.container.source import open_source
 from requant.container.splitting import Splitting
 from requant.conversion.record import record_path
 from requant.errors import BadInput, UsageError
-from requant.formats import codec
+from requant.formats import Effort, codec, format_of
 
 Q, UP = "blk.0.attn_q.weight", "blk.1.ffn_up.weight"
 NO_DIGESTS = {"requant.digests": None}  # as another tool would write the file
@@ -405,7 +406,6 @@ def test_encoding_again_covers_second_level_scales(tmp_path):
     [
         ({"full": True}, UsageError, "--full encodes the source again; give it with --source"),
         ({"imatrix": IMATRIX}, UsageError, "--imatrix is for encoding again; give --full with it"),
-        ({"full": True, "source": TINY}, BadInput, "has no record, so its plan is not known"),
     ],
 )
 def test_options_of_encoding_again_that_miss_another(options, error, said):
@@ -449,3 +449,165 @@ def test_a_record_without_usable_digests_of_the_source_compares_the_rest(pair_of
     found = verify(out, source=source)
     assert found.ok and found.verdict == "same"
     assert found.compared[-1] == "source: 1 copied tensors byte for byte, 2 encoded tensors by up to 64 rows each"
+
+
+PADDED = ("blk.0.attn_norm.weight", "blk.1.attn_norm.weight")  # 36 bytes, so there is padding after each
+AFTER = "bytes after its last tensor, which belong to no tensor"
+FILLED = "bytes that are not zero in its padding, the first"
+
+
+@pytest.fixture
+def padded(tmp_path):
+    """An output without its record, and its source: padding is in the middle, at the end and before the data."""
+    norms = [single(name, (9,), seed=i) for i, name in enumerate(PADDED)]
+    model = small_model(norms[0], half(Q, (256, 30)), norms[1], pairs=(pair("general.alignment", U32, 512),))
+    model = replace(model, alignment=512)
+    with open_source(model.write(tmp_path / "source.gguf")) as source:
+        made = convert(source, plan_for(source, "Q8_0"), tmp_path / "out.gguf")
+        yield source, made
+
+
+def ends(path):
+    """Where each tensor ends in the file, by name."""
+    with open_source(path) as target:
+        return {t.name: sum(placed(path, t.name)) for t in target.tensors}
+
+
+def put(path, offset, data):
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+DAMAGES = {
+    "a zero appended": (lambda out: put(out, out.stat().st_size, b"\0"), f"the file has 1 {AFTER}"),
+    "zeros appended": (lambda out: put(out, out.stat().st_size, bytes(100)), f"the file has 100 {AFTER}"),
+    "bytes appended": (lambda out: put(out, out.stat().st_size, b"x" * 5000), f"the file has 5000 {AFTER}"),
+    "a hole appended": (lambda out: put(out, out.stat().st_size + 2**20, b"x"), f"the file has {2**20 + 1} {AFTER}"),
+    "between": (lambda out: put(out, ends(out)[PADDED[0]], b"\1"), f"the file has {FILLED} after tensor '{PADDED[0]}'"),
+    "at the end": (lambda out: put(out, ends(out)[PADDED[1]] + 27, b"\x80"), f"{FILLED} after tensor '{PADDED[1]}'"),
+    "cut": (lambda out: os.truncate(out, out.stat().st_size - 9), "the last 9 bytes of its padding"),
+    "before the data": (lambda out: put(out, data_start(out) - 1, b"\1"), f"{FILLED} before the first tensor"),
+}
+
+
+def data_start(path):
+    with open_source(path) as target:
+        assert target.opened[0].header.padding
+        return target.opened[0].header.data_start
+
+
+@pytest.mark.parametrize("known", ["digests", "record", "source", "source and record", "nothing"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_bytes_that_belong_to_no_tensor_are_found(padded, damage, known):
+    source, made = padded
+    out, (harm, told) = made.output, DAMAGES[damage]
+    if "record" in known:
+        record_path(out).write_text(made.to_json())
+    if known == "nothing":
+        rewritten(out, NO_DIGESTS)
+    assert verify(out).ok
+    harm(out)
+    found = verify(out, source=source if "source" in known else None)
+    if (damage, known) == ("cut", "nothing"):  # readers do without it, and some tools do not write it
+        assert found.verdict == "readable"
+        return
+    assert found.verdict == "wrong" and told in found.findings[-1]
+    assert not any("of another file" in line for line in found.findings)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_bytes_after_any_shard_are_found(tmp_path, number):
+    model = small_model(half(Q, (256, 300)), single(UP, (512, 6), seed=1))
+    with open_source(model.write(tmp_path / "source.gguf")) as source:
+        made = convert(source, plan_for(source, "Q4_0"), tmp_path / "o.gguf", splitting=Splitting(max_size=44_000))
+    shards = sorted(tmp_path.glob("o-*.gguf"))
+    put(shards[number], shards[number].stat().st_size, bytes(32))
+    for shard in shards:
+        assert verify(shard).findings == (f"'{shards[number].name}' has 32 {AFTER}",)
+    record_path(made.output).write_text(made.to_json())
+    assert verify(shards[0]).findings[-1] == f"'{shards[number].name}' has 32 {AFTER}"
+
+
+def test_shards_that_are_missing_swapped_or_of_another_output(tmp_path):
+    model = small_model(half(Q, (256, 300)), single(UP, (512, 6), seed=1))
+    outputs = {}
+    with open_source(model.write(tmp_path / "source.gguf")) as source:
+        for name, types in (("a", ("Q4_0",)), ("b", ("Q4_0", "Q4_1"))):
+            convert(source, plan_for(source, *types), tmp_path / f"{name}.gguf", splitting=Splitting(max_size=44_000))
+            outputs[name] = sorted(tmp_path.glob(f"{name}-*.gguf"))
+    first, second, third = outputs["a"]
+    whole = [shard.read_bytes() for shard in outputs["a"]]
+    (tmp_path / "a-00009-of-00009.gguf").write_bytes(whole[1])
+    assert verify(first).verdict == "same"  # no shard of it
+    assert [p.name[1:] for p in outputs["a"]] == [p.name[1:] for p in outputs["b"]]
+    third.write_bytes(outputs["b"][2].read_bytes())
+    assert verify(first).verdict == "wrong"
+    third.write_bytes(whole[2])
+    first.write_bytes(whole[1])
+    second.write_bytes(whole[0])
+    with pytest.raises(BadInput):
+        verify(first)
+    second.unlink()
+    with pytest.raises(BadInput):
+        verify(first)
+
+
+def test_digests_in_another_order_are_found(pair_of_files):
+    _, out = pair_of_files
+    record_path(out).unlink()
+    with open_source(out) as target:
+        start, stop = target.metadata.find_items("requant.digests")
+    data = out.read_bytes()
+    digests = data[start:stop]
+    put(out, start, digests[:16] + digests[32:48] + digests[16:32] + digests[48:])
+    assert verify(out).findings == ("the digests in the metadata are not in the order in which they were written",)
+
+
+def test_types_effort_and_importance_are_in_the_file_itself(tmp_path):
+    """A download without its record can be encoded again."""
+    with open_source(TINY) as source:
+        plan = replace(plan_for(source, "Q4_K", "F16", "Q8_0"), effort=Effort.BEST)
+        out = convert(source, plan, tmp_path / "out.gguf", imatrix=read_imatrix(IMATRIX)).output
+        plain = convert(source, plan, tmp_path / "plain.gguf").output
+    found = requant.verify(out, source=TINY, full=True, imatrix=IMATRIX)
+    assert found.ok and "encodings" in found.against
+    n = found.compared[-1]
+    assert n.startswith("encoded again: every byte of ")
+    found = requant.verify(out, source=TINY, full=True)
+    assert found.ok and "encodings" not in found.against
+    assert found.compared[-1].endswith("that is not given (imatrix.gguf); give its file with --imatrix")
+    assert requant.verify(plain, source=TINY, full=True).compared[-1] == n
+    with pytest.raises(BadInput, match=r"is not the importance that the output was made with .*expected none"):
+        requant.verify(plain, source=TINY, full=True, imatrix=IMATRIX)
+    rewritten(out, {"quantize.imatrix.entries_count": ("u32", 7)})
+    with pytest.raises(BadInput, match=r"got 70 entries of 28 chunks, expected 7 entries of 28 chunks"):
+        requant.verify(out, source=TINY, full=True, imatrix=IMATRIX)
+    rewritten(plain, NO_DIGESTS | {"requant.effort": ("str", "heroic")})
+    with pytest.raises(BadInput, match=r"key 'requant\.effort' has an unknown value"):
+        requant.verify(plain, source=TINY, full=True)
+
+
+def test_a_byte_that_does_not_follow_from_the_source_is_found_without_record_and_digests(pair_of_files):
+    source, out = pair_of_files
+    record_path(out).unlink()
+    flip(out, UP, 5)
+    rewritten(out, NO_DIGESTS)
+    found = requant.verify(out, source=source.path, full=True)
+    (line,) = found.findings
+    assert line.startswith(f"tensor '{UP}' is not what its source becomes when it is encoded again: byte 5 (got ")
+    rewritten(out, {"requant.kernels": None, "requant.effort": None})
+    (line,) = requant.verify(out, source=source.path, full=True).findings
+    assert "encoders of an unknown version or another tool wrote it" in line
+
+
+def test_types_that_requant_does_not_write_are_not_encoded_again(pair_of_files):
+    source, _ = pair_of_files
+    q = source.tensor(Q)
+    raw = np.zeros(30 * 256, "<i1").tobytes()
+    assert not format_of("I8").can_encode and q.n_rows == 300
+    other = small_model(Tensor(Q, (256, 30), format_of("I8").type_id, data=raw)).write(source.path.with_name("i8.gguf"))
+    origin = small_model(half(Q, (256, 30))).write(source.path.with_name("f16.gguf"))
+    found = requant.verify(other, source=origin, full=True)
+    assert found.compared[-1] == "not encoded again: 1 encoded tensors of types that requant does not write"
+    assert "encodings" not in found.against

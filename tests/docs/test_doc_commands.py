@@ -82,7 +82,8 @@ FOREIGN = {
     *("--require-hashes", "--no-deps", "--disable-pip", "--upgrade"),  # pip, pip-audit
     *("--nthreads", "--nworkers"),  # dask
     "--strict",  # mkdocs
-    *("--n-cpu-moe", "--outtype", "--spec-type"),  # llama.cpp
+    *("--n-cpu-moe", "--outtype", "--spec-type", "--embedding", "--reranking"),  # llama.cpp
+    "--diffusion-model",  # stable-diffusion.cpp
 }
 
 

@@ -29,6 +29,7 @@ OURS = {  # that gguf 0.19 does not name; {} stands for a part that is filled in
 }
 OURS_OF_ARCHITECTURES = {
     "attention.recurrent_layers",  # of llama.cpp only
+    "hyper_connection.count",  # of llama.cpp only
     "rope.scale_linear",  # of files before 2023-10, which llama.cpp still reads
 }
 

@@ -107,7 +107,12 @@ ENDED = [
         left=DONE,
     ),
     Row("bad journal", "empty", 0, given=harmed(lambda f: os.truncate(f / "out.gguf.part.journal", 0)), left=DONE),
-    Row("bad journal", "lost", 0, given=harmed(lose("out.gguf.part.journal")), left=DONE),
+    Row(
+        *("not ours", "a part without its journal", 5, (r"out\.gguf\.part: is not an unfinished output",)),
+        given=harmed(lose("out.gguf.part.journal")),
+        left=frozenset({"out.gguf.part"}),
+        again=5,
+    ),
     Row(
         *("bad part", "a flipped bit", 0, (r"tensor '\S+' is not as it was recorded; it is made again",)),
         given=harmed(flip("out.gguf.part", 2000)),

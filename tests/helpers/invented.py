@@ -55,7 +55,9 @@ def experts(n_layers=80):
             choices.append(tensor(name, shape, picked, losses[picked]))
             candidates[name] = losses
         if layer is not None:
-            choices.append(tensor(f"blk.{layer}.attn_norm.weight", (_WIDTH,), "F16", reason="it is no matrix"))
+            choices.append(
+                tensor(f"blk.{layer}.attn_norm.weight", (_WIDTH,), "F16", reason="it is a vector, not a matrix")
+            )
     total = sum(c.n_bytes for c in choices)
     memory = {"kv_cache": 2**31, "compute": 2**29, "reserve": 2**30}
     limit = Limit("--vram", total + sum(memory.values()) + 2**28, sum(memory.values()), "gpu")

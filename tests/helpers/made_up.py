@@ -47,7 +47,17 @@ def plan(n_layers=3, roles=None, *, vram=True, **changes):
         choices.append(choice)
         candidates[name] = losses
     norm = Choice(
-        "output_norm.weight", "output_norm", None, (256,), "F32", "F32", 1024, 0.0, 0.0, "gpu", "it is no matrix"
+        "output_norm.weight",
+        "output_norm",
+        None,
+        (256,),
+        "F32",
+        "F32",
+        1024,
+        0.0,
+        0.0,
+        "gpu",
+        "it is a vector, not a matrix",
     )
     choices.append(norm)
     mixtures = []

@@ -281,7 +281,9 @@ def test_the_frontier_falls_from_the_smallest_to_the_largest_plan(source, losses
     assert len(points) == 7 and points[-1].predicted_loss == 0
     pairs = list(itertools.pairwise(points))
     assert all(a.predicted_loss >= b.predicted_loss and a.file_bytes < b.file_bytes for a, b in pairs)
-    assert curve_to_csv(points).splitlines()[0] == "bpw,tensor_bytes,file_bytes,vram_bytes,predicted_loss,gap,ubatch"
+    head, *lines = curve_to_csv(points, losses).splitlines()
+    assert head == "bpw,tensor_bytes,file_bytes,vram_bytes,predicted_loss,gap,ubatch,loss_unit,method"
+    assert all(line.endswith(",points,cfix") for line in lines)
     plan = Planner(source, losses).best(PlanRequest(bpw=points[3].bpw + 1e-4))
     assert plan.n_bytes == points[3].tensor_bytes and total_size(output_layouts(source, plan)) == points[3].file_bytes
 

@@ -31,7 +31,7 @@ LOSSES = model(
     tensor("blk.1.attn_q.weight", SOME),
     tensor("blk.1.attn_k.weight", SOME, (256, 2)),
     tensor("blk.1.ffn_down.weight", {"Q4_0": 0.5}, (96, 4), skipped={"Q4_K": "its rows are too short"}),
-    tensor("output_norm.weight", {}, (256,), source_type="F32", reason="it is no matrix"),
+    tensor("output_norm.weight", {}, (256,), source_type="F32", reason="it is a vector, not a matrix"),
 )
 
 
@@ -95,10 +95,9 @@ def test_a_pin_that_cannot_be_is_refused(text, says):
         ("[[=a=]]=Q4_K", "is not a regular expression"),
         ("attn_q=Q4_K,attn_k=Q6_K", "is more than one rule; write each alone, without commas"),
         ("a{9999999999999}=Q4_K", "is not a regular expression"),
-        (
-            "attn_q=Q4_K_M",
-            "'Q4_K_M' is not a ggml type; it is a mixture of types, which --preset takes; did you mean Q4_K",
-        ),
+        ("attn_q=Q4_K_M", "'Q4_K_M' is not a ggml type; it is a mixture of types: did you mean Q4_K?"),
+        ("attn_q=iq5_ks", "'iq5_ks' is a type of ik_llama.cpp, .*; of as many bits are Q5_0, Q5_1, Q5_K"),
+        ("attn_q=q4_0_r8", "'q4_0_r8' is a type of ik_llama.cpp, .*; did you mean Q4_0?"),
         ("attn_q=", "is not a ggml type"),
         ("attn_q=zzz", "known are F32, F16"),
     ],
@@ -148,7 +147,7 @@ def test_all_rules_that_cannot_be_used_are_told_at_once():
         said = str(caught.value)
         assert "'zzz' matches no tensor" in said and "'yyy' matches no tensor" in said
         assert (
-            "'norm=Q8_0' matches only tensors that stay as they are; output_norm.weight is F32: it is no matrix" in said
+            "'norm=Q8_0' matches only tensors that stay as they are; output_norm.weight is F32: it is a vector" in said
         )
         with pytest.raises(UsageError, match=r"; and more like these$"):
             check(LOSSES, pins(*(f"zz{i}=Q4_K" for i in range(1000))))

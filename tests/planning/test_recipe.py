@@ -103,7 +103,7 @@ def test_a_plan_returns_through_its_file(tmp_path):
         ("# nothing\n", "holds no REGEX=TYPE"),
         (
             "a=iq5_ks\nb=q4_k\nc\n",
-            r"line 1: 'iq5_ks' is not a ggml type; did you mean .*; line 3: 'c' is not REGEX=TYPE",
+            r"line 1: 'iq5_ks' is a type of ik_llama.cpp, .*; line 3: 'c' is not REGEX=TYPE",
         ),
         ("x\n" * 30, r"line 10: 'x' is not REGEX=TYPE; and 20 more"),
     ],

@@ -157,7 +157,7 @@ def test_every_figure_of_the_plan_is_on_the_page():
         *(format_size(made.size), f"{made.size:,}", f"{plan.bpw:.3f}", f"{plan.predicted_loss:.4g}", "0.1 %"),
         *(format_size(size) for size in plan.memory.values()),
         *(made.header_sha256, made.imatrix_sha256, plan.header_sha256, plan.sha256(), "12" * 32, "34" * 32),
-        *("qwen3moe", made.version, made.imatrix, *made.notes, plan.solver, "it is no matrix: 4 tensors"),
+        *("qwen3moe", made.version, made.imatrix, *made.notes, plan.solver, "it is a vector, not a matrix: 4 tensors"),
         *(f"{evaluations[0].mean_kld:.4g}", "93.21 %", "51.234", "eval.txt"),
         *(m.name for m in plan.mixtures),
         "llama-server -m out.gguf -ngl 99 -c 32768",

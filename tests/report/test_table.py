@@ -30,7 +30,7 @@ LOSSES = Losses(
         tensor("token_embd.weight", SOME),
         *(tensor(f"blk.{i}.{r}.weight", SOME) for i in range(4) for r in ("attn_q", "attn_v", "ffn_up")),
         *(tensor(f"blk.{i}.ffn_down.weight", {"Q4_0": 0.5}, (96, 8), **SHORT) for i in range(4)),
-        tensor("output_norm.weight", {}, (256,), "F32", reason="it is no matrix"),
+        tensor("output_norm.weight", {}, (256,), "F32", reason="it is a vector, not a matrix"),
     ),
     ("sampled rows",),
 )  # fmt: skip
@@ -87,11 +87,13 @@ def test_types_of_equal_bits_are_in_order_of_name():
 
 def test_nothing_that_was_left_out_is_silent():
     text = " ".join(summary(PLAN).split())
-    assert "it is no matrix: 1 tensor (output_norm.weight)" in text
+    assert "it is a vector, not a matrix: 1 tensor (output_norm.weight)" in text
     assert "no Q4_K, Q6_K: rows of 96: 4 tensors (blk.0.ffn_down.weight, blk.1.ffn_down.weight" in text
     assert "sampled rows" in text
     text = " ".join(losses_table(LOSSES).split())
-    assert "it is no matrix: 1 tensor" in text and "rows of 96: 4 tensors" in text and "sampled rows" in text
+    assert (
+        "it is a vector, not a matrix: 1 tensor" in text and "rows of 96: 4 tensors" in text and "sampled rows" in text
+    )
 
 
 def test_loss_gap_and_method_are_said():

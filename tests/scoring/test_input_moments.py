@@ -166,3 +166,9 @@ def test_the_feed_forwards_own_norm_is_no_sandwich(tmp_path):
 def test_without_a_norm_behind_it_a_matrix_adds_its_own_energy(tmp_path):
     with opened(tmp_path, *gammas("blk.0.ffn_norm"), matrix("blk.0.attn_output")) as source:
         assert residual_energy(source, "blk.0.attn_output.weight", 4.0) == 4.0
+
+
+@pytest.mark.parametrize("huge", [1e16, 3e38, -3e38])
+def test_a_norm_whose_squares_are_no_numbers_is_not_the_one(tmp_path, huge):
+    norm = single("blk.0.attn_norm.weight", (N,), np.full(N, huge))
+    assert inputs(tmp_path, "blk.0.attn_q", norm, matrix("blk.0.attn_q")).origin == "flat"

@@ -240,7 +240,7 @@ def test_types_of_no_fewer_bits_than_the_source_are_left_out(tmp_path):
     file = small_model(Tensor(Q, (256, 8), 8, data=data))
     tensor = tensor_of(scored(tmp_path, file, types=("BF16", "F16", "F32", "Q8_0", "Q6_K")), Q)
     assert [c.type for c in tensor.candidates] == ["Q8_0", "Q6_K"]
-    assert set(tensor.skipped.values()) == {"it is no smaller than the source's Q8_0"}
+    assert set(tensor.skipped.values()) == {"no fewer bits than the source's Q8_0"}
     assert set(tensor.skipped) == {"BF16", "F16", "F32"}
 
 
@@ -359,5 +359,5 @@ def test_a_survey_knows_the_types_and_sizes_that_scoring_measures(losses, imatri
 
 def test_tensors_that_stay_as_they_are_say_why(losses):
     kept = {t.role: t.reason for t in losses.tensors if t.reason is not None}
-    assert kept == {"norm": "it is no matrix"}
+    assert kept == {"norm": "it is a vector, not a matrix"}
     assert [t.name for t in losses.tensors if not t.on_gpu] == [EMBEDDING]

@@ -11,7 +11,7 @@ from requant.api.batch.state import find_output, is_made, matches_record, read_e
 from requant.api.batch.workers import WorkerExit, WorkerPool
 from requant.common.monitor import Monitor
 from requant.container.imatrix import Imatrix, read_imatrix
-from requant.errors import BadInput, InputOutputError, RequantError
+from requant.errors import BadInput, InputOutputError, RequantError, printable
 from requant.planning.output_metadata import imatrix_used
 
 FAILURES = (RequantError, MemoryError, OSError)  # of one output, which leave the others unaffected
@@ -81,8 +81,10 @@ class BatchContext:
         """Set the item's row to failed and log the failure; `count`: "2 of 5", if known."""
         code, what = _describe_failure(error)
         self.batch.summary.record_failure(item.row, code, what)
-        where = "" if item.out is not None else f"{item.source.path}, {item.row.budget}: "
-        self.monitor.info(f"{count} failed ({code}): {where}{what}".strip())
+        if item.out is None:
+            budget = f", {item.row.budget}" if item.row.budget else ""
+            what = f"{item.source.path}{budget}: {what.removeprefix(f'{printable(str(item.source.path))}: ')}"
+        self.monitor.info(f"{count} failed ({code}): {what}".strip())
 
 
 def _describe_failure(error: BaseException) -> tuple[int, str]:

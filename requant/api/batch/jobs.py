@@ -115,18 +115,23 @@ def _check_words(path: Path, text: str) -> None:
             raise BadInput(path, what, got=got, limit=_MAX_WORD)
 
 
+def _inside(table: str, what: str) -> str:
+    """Return `what` with the name of the table that it is about; "" is the top of the file."""
+    return f"{table}: {what}" if table else what
+
+
 @dataclass(frozen=True, slots=True)
 class _JobFile:
     path: Path
     keys: Mapping[str, KeyOption]
 
     def jobs(self, raw: Mapping[str, Any]) -> Iterator[BatchJob]:
-        self._check_keys("the file", raw, ("defaults", "job", "report"))
+        self._check_keys("", raw, ("defaults", "job", "report"))
         defaults = self._table("[defaults]", raw.get("defaults", {}))
         self._check_keys("[defaults]", defaults, ("output", "budgets", *self.keys))
         tables = raw.get("job")
         if not isinstance(tables, list) or not tables:
-            raise self._wrong("the file", "needs a [[job]]")
+            raise self._wrong("", "needs a [[job]]")
         for i, table in enumerate(tables, start=1):
             yield self._job(f"[[job]] {i}", self._table(f"[[job]] {i}", table), defaults)
 
@@ -219,7 +224,7 @@ class _JobFile:
             if key not in known:
                 near = get_close_matches(key, known, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"keys are {what}, without --"
-                raise BadInput(self.path, f"{where}: key '{printable(key)}' is not known", hint=hint)
+                raise BadInput(self.path, _inside(where, f"key '{printable(key)}' is not known"), hint=hint)
 
     def _wrong(self, where: str, what: str, got: Any = None) -> BadInput:
-        return BadInput(self.path, f"{where}: {what}", got=None if got is None else printable(repr(got))[:60])
+        return BadInput(self.path, _inside(where, what), got=None if got is None else printable(repr(got))[:60])

@@ -15,6 +15,7 @@ from requant.common.atomic_write import check_writable
 from requant.common.folders import check_space, nearest_folder
 from requant.common.inputs import collect_part, own_files
 from requant.common.interrupt import run_interruptible
+from requant.container.output import journal_path
 from requant.container.part import check_place
 from requant.container.source import Source, open_source
 from requant.container.splitting import WHOLE, output_paths, total_size
@@ -110,7 +111,7 @@ class _BatchPlanner:
         folder = nearest_folder(item.out.parent)
         if folder == item.out.parent:
             for path, layout in zip(item.files, layouts, strict=True):
-                check_place(path, layout.size, force=force)
+                check_place(path, layout.size, force=force, has_journal=journal_path(item.out).exists())
             check_writable(record_path(item.out), force=force, is_own=is_record_of_output)
         check_space(folder, item.row.size, [])
 

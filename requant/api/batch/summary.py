@@ -23,12 +23,14 @@ GOOD: tuple[Status, ...] = ("done", "skipped", "planned")
 
 
 class Incomplete(RequantError):
-    """Outputs of a batch are missing: `there` of `n` exist."""
+    """Outputs of a batch are missing: `there` of `n` are done, or in a dry run can be made."""
 
-    def __init__(self, path: Path, code: int, there: int, n: int) -> None:
+    def __init__(self, path: Path, code: int, there: int, n: int, *, dry_run: bool) -> None:
         self.exit_code, self.there, self.n = code, there, n
-        what = f"{there} of {n} outputs are there" if there else f"none of {n} outputs is there"
-        super().__init__(f"{printable(str(path))}: {what}; run the same command again when the cause is removed")
+        what = f"{there or 'none'} of {n} outputs {'can be made' if dry_run else 'are done'}"
+        super().__init__(
+            f"{printable(str(path))}: {what}; correct what the errors name, then run the same command again"
+        )
 
 
 @dataclass(slots=True)
@@ -106,10 +108,10 @@ class Summary:
             return 0
         return SOME if self.n_good else next((row.exit_code for row in self.rows if row.exit_code), 1)
 
-    def check(self) -> None:
-        """Raise Incomplete where an output is missing."""
+    def check(self, *, dry_run: bool = False) -> None:
+        """Raise Incomplete where an output is missing, or in a dry run cannot be made."""
         if self.exit_code:
-            raise Incomplete(self.path, self.exit_code, self.n_good, len(self.rows))
+            raise Incomplete(self.path, self.exit_code, self.n_good, len(self.rows), dry_run=dry_run)
 
     def to_json(self) -> str:
         """Return the summary as one JSON object."""

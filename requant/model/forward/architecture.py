@@ -14,11 +14,10 @@ from requant.model.forward.families import FAMILIES, Family, Routing
 from requant.model.forward.rope import Rope
 from requant.model.hyperparameters import Hyperparameters, check_counts, read_hyperparameters
 from requant.model.keys import ArchitectureKeys
-from requant.model.kinds import check_is_language_model
+from requant.model.kinds import STILL_WORKS, check_predicts_tokens
 from requant.model.tensor_shapes import check_fit
 
 _LEAST_FACTOR = 1e-6  # of the scaling of rotations, and the largest is its inverse
-STILL_WORKS = "an imatrix (--imatrix) and scores without data (--quick) still work"
 _LITE_VOCABULARY = 154880  # of GLM 4.7 Flash, whose files may lack the key of the gating
 
 
@@ -88,7 +87,7 @@ def read_architecture(source: Source) -> Architecture:
     The error is a Misfit where other models of the architecture can be run.
     """
     arch = require_model(source)
-    check_is_language_model(source.metadata)
+    check_predicts_tokens(source.metadata, {t.name for t in source.tensors})
     if arch not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise BadInput(source.path, f"the forward pass does not know '{arch}' (it knows {known})", hint=STILL_WORKS)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from requant.common.threads import for_each
 from requant.errors import BadInput, NumericFault
-from requant.model.forward.architecture import STILL_WORKS, Architecture, read_architecture
+from requant.model.forward.architecture import Architecture, read_architecture
 from requant.model.forward.decoder import run_layer
 from requant.model.forward.layer import NULL_HOOK, CacheRounding, Hook, Layer, exact_cache
 from requant.model.forward.ops import layer_norm, rms_norm, soft_cap
@@ -23,6 +23,7 @@ from requant.model.forward.rope import rotation
 from requant.model.forward.side_inputs import LayerEmbedding, SideInputs, WindowInputs
 from requant.model.forward.tape import Array, Backward, Node, Tape
 from requant.model.forward.weights import Weights
+from requant.model.kinds import STILL_WORKS
 
 if TYPE_CHECKING:
     from requant.model.forward.checkpoints import Checkpoints

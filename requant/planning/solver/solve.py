@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from requant.common.units import format_size, parse_size
+from requant.common.units import format_budget, format_size, parse_size
 from requant.errors import InfeasibleBudget
 from requant.planning.constraints import LOSS_STEP, Constraints, Limit, name_part
 from requant.planning.plan import Choice, Plan
@@ -125,7 +125,7 @@ def _describe_shortfall(problem: Problem, limit: Limit, smallest: int) -> str:
     elif limit.other:
         parts["other"] = limit.other
     listed = ", ".join(f"{name_part(name, limit)} {format_size(size)}" for name, size in parts.items() if size)
-    short = f"{limit.option} {format_size(limit.budget)} is {format_size(smallest - limit.budget)} short"
+    short = f"{limit.option} {format_budget(limit.budget)} is {format_size(smallest - limit.budget)} short"
     if limit.budget < _BARE:
         short = f"{limit.option} {limit.budget} is in bytes; did you mean {limit.budget}GiB? It is too little"
     return f"{short}: the smallest plan needs {format_size(smallest)} ({listed}); raise it to {_round_up(smallest)}"

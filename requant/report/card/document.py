@@ -27,7 +27,6 @@ from requant.report.card.reproduce import reproduction_commands
 from requant.report.shell import file_argument, join_words
 from requant.report.start_command import start_command
 from requant.scoring.evaluate import Evaluation
-from requant.scoring.losses import NATS
 
 _HUB = "https://huggingface.co"
 
@@ -111,7 +110,7 @@ def _introduction(outputs: Sequence[CardOutput], origins: Sequence[ModelOrigin])
     parents = dict.fromkeys(_hub_link(name) for o in origins for name in o.parents)
     if parents:
         lines.append(f"It was made from {', '.join(parents)}.")
-    if any(o.made.plan.limits for o in outputs):
+    if any(o.made.plan.limits and not o.made.plan.is_copy for o in outputs):
         lines.append("Each tensor has the type that the predicted loss of all and the budget gave it.")
     return " ".join(lines)
 
@@ -156,7 +155,7 @@ def _files_table(outputs: Sequence[CardOutput], overrides: CardOverrides) -> str
 
 
 def _predicted_kl(plan: Plan) -> str:
-    return f"{plan.predicted_loss:.4g}" if plan.predicted_loss is not None and plan.loss_unit == NATS else ""
+    return "" if plan.predicted_kl is None else f"{plan.predicted_kl:.4g}"
 
 
 def _measured_figure(output: CardOutput, name: str, form: str) -> str:
@@ -246,8 +245,11 @@ def _checksums_table(outputs: Sequence[CardOutput]) -> str:
 def _limits_list(outputs: Sequence[CardOutput]) -> str:
     plans = [o.made.plan for o in outputs]
     memory = "Memory figures hold for one GPU and the options above, not for other contexts, batches and cache types."
-    lines = ["KL divergence says how far the output's next tokens are from the source's, not how good either is."]
-    if any(map(_predicted_kl, plans)):
+    predicted, lines = any(map(_predicted_kl, plans)), list[str]()
+    if predicted or any(o.evaluation is not None and o.evaluation.mean_kld is not None for o in outputs):
+        what = "how far the output's next tokens are from the source's, not how good either is"
+        lines.append(f"KL divergence says {what}.")
+    if predicted:
         lines.append("Predicted KL is a second-order estimate from the text that the losses were measured on.")
     if any(o.evaluation for o in outputs):
         lines.append("Measured figures are of F32 activations; engines that round them to 8 bits add a little.")

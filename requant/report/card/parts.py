@@ -7,12 +7,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from requant.common.units import format_size, size_label
+from requant.common.units import format_budget, format_size, size_label
 from requant.conversion.record import Conversion
 from requant.errors import FILE_NAME
 from requant.formats import Effort, by_bits
 from requant.planning.constraints import Limit
-from requant.planning.plan import Choice, Plan
+from requant.planning.plan import COPY, Choice, Plan
 from requant.report.card import markdown as md
 from requant.report.figures import bits_per_weight, percent
 from requant.report.view import PART_NAMES, budget_bars
@@ -74,7 +74,7 @@ def roles_table(plan: Plan) -> str:
     for c in plan.choices:
         groups.setdefault(c.role if c.reason is None else "", []).append(c)
     left = groups.pop("", [])
-    known = plan.predicted_loss is not None and plan.loss_unit == NATS
+    known = plan.predicted_kl is not None
     rows = [_role_row(md.code(role), found, known) for role, found in groups.items()]
     rows += [_role_row("left as they are", left, known)] if left else []
     rows.append(_role_row("all", plan.choices, known))
@@ -97,7 +97,7 @@ def budget_lines(plan: Plan) -> str:
     for bar in budget_bars(plan):
         parts = ", ".join(f"{md.text(_PARTS.get(name, name))} {format_size(n)}" for name, n in bar.parts.items())
         used, free = format_size(bar.budget - bar.free), format_size(bar.free)
-        lines.append(f"- {md.code(bar.option)} {format_size(bar.budget)}: {used} used ({parts}), {free} free")
+        lines.append(f"- {md.code(bar.option)} {format_budget(bar.budget)}: {used} used ({parts}), {free} free")
     return "\n".join(lines)
 
 
@@ -121,7 +121,7 @@ def method_lines(made: Conversion) -> str:
     plan = made.plan
     solver = f"; {md.text(plan.solver)}" if plan.solver else ""
     gap = "" if plan.gap is None else f", proven gap {plan.gap:.1e}" if plan.gap else ", proven gap 0"
-    lines = [f"Method: {md.text(plan.method)}{solver}{gap}."]
+    lines = [f"No loss: {COPY}." if plan.is_copy else f"Method: {md.text(plan.method)}{solver}{gap}."]
     if made.imatrix is not None:
         lines.append(f"Columns were weighed by importance from {md.code(made.imatrix, FILE_NAME)}.")
     if plan.effort != Effort.DEFAULT:

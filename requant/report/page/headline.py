@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from requant.common.units import format_size, size_label
+from requant.common.units import format_budget, format_size, size_label
 from requant.errors import FILE_NAME
 from requant.model.engine_settings import DEFAULT_UBATCH
+from requant.planning.plan import COPY
 from requant.report import shell
 from requant.report.figures import percent
 from requant.report.html import tag, text
 from requant.report.page.origin import may_measure
 from requant.report.start_command import DEFAULT_CACHE
 from requant.report.view import PART_NAMES, BudgetBar, budget_bars
-from requant.scoring.losses import NATS
 
 if TYPE_CHECKING:
     from requant.conversion.record import Conversion
@@ -84,11 +84,13 @@ def _size_cards(plan: Plan, made: Conversion | None) -> list[tuple[str, str, str
 
 
 def _loss_cards(plan: Plan) -> list[tuple[str, str, str]]:
+    if plan.is_copy:
+        return [("Loss", "none", COPY)]
     if plan.predicted_loss is None:
         return [("Predicted loss", "not known", "")]
-    nats = plan.loss_unit == NATS
-    unit = plan.loss_unit if nats else f"{plan.loss_unit} by {text(plan.method)}; they compare plans and are no KL"
-    label = "Predicted KL" if nats else "Predicted loss"
+    label, unit = "Predicted KL", plan.loss_unit or ""
+    if plan.predicted_kl is None:
+        label, unit = "Predicted loss", f"{unit} by {text(plan.method)}; they compare plans and are no KL"
     cards = [(label, f"{plan.predicted_loss:.4g}", unit)]
     if plan.measured_kld is not None:
         cards.append(("Measured KL", f"{plan.measured_kld:.4g}", "nats per token, when the plan was chosen"))
@@ -129,6 +131,6 @@ def _draw_budget(bar: BudgetBar) -> str:
         items.append(tag("li", swatch, tag("span", label), " ", tag("b", format_size(n_bytes)), " ", tag("i", share)))
         start += n_bytes
     used, free = format_size(bar.budget - bar.free), format_size(bar.free)
-    head = f"{tag('code', text(bar.option))} {format_size(bar.budget)}: {used} used, {free} free"
+    head = f"{tag('code', text(bar.option))} {format_budget(bar.budget)}: {used} used, {free} free"
     picture = tag("svg", tag("title", f"What fills {text(bar.option)}"), *segments, class_="bar", role="img")
     return tag("figure", tag("figcaption", head), picture, tag("ul", *items, class_="parts"), class_="budget")

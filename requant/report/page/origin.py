@@ -13,7 +13,6 @@ from requant.report import shell
 from requant.report.figures import percent, reason_lines
 from requant.report.html import escape, head_cells, number_cell, table, tag, text
 from requant.report.start_command import kind_of_plan, start_command
-from requant.scoring.losses import NATS
 
 if TYPE_CHECKING:
     from requant.conversion.record import Conversion
@@ -116,11 +115,11 @@ def may_measure(evaluation: Evaluation, made: Conversion | None) -> bool:
 
 
 def _evaluation_cells(plan: Plan, made: Conversion | None, evaluation: Evaluation) -> list[str]:
-    predicted, kld = plan.predicted_loss, evaluation.mean_kld
-    if plan.loss_unit != NATS or not may_measure(evaluation, made):
+    predicted, kld = plan.predicted_kl, evaluation.mean_kld
+    if not may_measure(evaluation, made):
         predicted = None
     cells = [
-        "?" if predicted is None else f"{predicted:.4g}",
+        f"{predicted:.4g}" if predicted is not None else "none" if plan.is_copy else "?",
         "" if kld is None else f"{kld:.4g} &plusmn; {evaluation.kld_error or 0:.1g}",
         f"{kld / predicted:.2f}" if kld is not None and predicted else "",
         "" if evaluation.p99_kld is None else f"{evaluation.p99_kld:.3g}",

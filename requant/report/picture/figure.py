@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from requant.common.units import format_size
 from requant.errors import brief
-from requant.planning.plan import Plan
+from requant.planning.plan import COPY, Plan
 from requant.report.picture.curve import draw_curve, drawable_curve
 from requant.report.picture.parts import FAINT, INK, draw_bar, draw_heat, draw_outside, draw_scale, drawable_text
 from requant.report.view import budget_bars, layer_roles, loss_curve
-from requant.scoring.losses import NATS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,8 +109,11 @@ def _draw_figure(plan: Plan) -> Figure:
 
 def _figures_line(plan: Plan) -> str:
     parts = [format_size(plan.n_bytes), f"{plan.bpw:.3f} bits per weight"]
-    if plan.predicted_loss is not None:
-        what = "predicted KL divergence" if plan.loss_unit == NATS else f"loss predicted by {brief(plan.method)}"
+    if plan.is_copy:
+        parts.append(f"no loss: {COPY}")
+    elif plan.predicted_loss is not None:
+        known = plan.predicted_kl is not None
+        what = "predicted KL divergence" if known else f"loss predicted by {brief(plan.method)}"
         parts.append(f"{what} {plan.predicted_loss:.4g} {plan.loss_unit}")
     if "ctx" in plan.budget:
         parts.append(f"{plan.budget['ctx']} tokens of context")

@@ -12,9 +12,9 @@ from requant.common.units import format_size
 from requant.container.source import open_source
 from requant.conversion.record import OUTPUT_SCHEMA, read_any_plan
 from requant.errors import FILE_NAME, brief
-from requant.planning.plan import PLAN_SCHEMA
+from requant.planning.plan import COPY, PLAN_SCHEMA
 from requant.report.text.grid import grid
-from requant.scoring.losses import loss_unit
+from requant.scoring.losses import NATS, UNSCORED, loss_unit
 
 SCHEMA = "requant.diff/1"
 _FOREIGN = 10  # most tensors of another model that are listed
@@ -59,10 +59,18 @@ class Difference:
     n_reshaped: int  # tensors of both, in other shapes
     changes: tuple[Change, ...]
 
+    @property
+    def losses_compare(self) -> bool | None:
+        """Return whether the losses are in nats, or by one method; None unless both sides have one that was scored."""
+        if self.loss_a is None or self.loss_b is None or UNSCORED in (self.method_a, self.method_b):
+            return None
+        in_nats = loss_unit(self.method_a) == loss_unit(self.method_b) == NATS
+        return in_nats or self.method_a == self.method_b
+
     def to_json(self) -> str:
         """Return the object that --json prints."""
         units = {"loss_unit_a": loss_unit(self.method_a), "loss_unit_b": loss_unit(self.method_b)}
-        return dump({"schema": SCHEMA} | to_plain(self) | units)
+        return dump({"schema": SCHEMA} | to_plain(self) | units | {"losses_compare": self.losses_compare})
 
 
 def read_side(path: Path) -> Side:
@@ -112,5 +120,8 @@ def difference_text(diff: Difference) -> str:
         ("B", diff.b, diff.bytes_b, diff.loss_b, diff.method_b),
     ):
         predicted = "" if loss is None else f", predicted loss {loss:.5g} {loss_unit(method)} ({brief(method or '')})"
+        predicted = f", no loss: {COPY}" if method == UNSCORED and loss is not None else predicted
         lines.append(f"{label} {brief(name, FILE_NAME)}: {format_size(size)}{predicted}")
+    if diff.losses_compare is False:
+        lines.append("the predicted losses do not compare: they are by different methods, in units of their own")
     return "\n".join(lines)

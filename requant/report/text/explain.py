@@ -9,6 +9,7 @@ from requant.common.units import format_size
 from requant.errors import REMARK, brief
 from requant.planning.explain import Explanation, Outlook
 from requant.planning.plan import Plan
+from requant.report.figures import loss_heading
 from requant.report.text.grid import grid
 
 
@@ -19,8 +20,8 @@ def explanation_text(explanation: Explanation, plan: Plan, outlooks: Sequence[Ou
     head = f"{brief(c.name)}: {c.type}, {format_size(c.n_bytes)}, {shape}, on the {c.device}"
     if not explanation.alternatives:
         return f"{head}\nit stays as it is: {brief(c.reason or '', REMARK)}"
-    unit = plan.loss_unit.split()[0]
-    rows = [["", "type", "size", f"its loss, {unit}", f"best plan with it, {unit}", "costs"]]
+    headings = (loss_heading(what, plan.loss_unit) for what in ("its loss", "best plan with it"))
+    rows = [["", "type", "size", *headings, "costs"]]
     for a in explanation.alternatives:
         rows.append(
             [

@@ -23,7 +23,7 @@ VERDICTS = {
     SAME: "the same bytes as were written",
     PLAUSIBLE: "plausible against the source",
     READABLE: "readable; compared with nothing",
-    WRONG: "not as it should be",
+    WRONG: "verification failed",
 }
 FEW_TOKENS = 64  # of an expert; statistics of fewer are hardly better than none
 

@@ -7,16 +7,17 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from requant.common.units import format_size
+from requant.common.units import format_budget, format_size
 from requant.errors import FILE_NAME, REMARK, brief
 from requant.formats import Effort, by_bits, format_of
 from requant.planning.constraints import Limit, name_part
-from requant.planning.plan import EDITED, Plan
-from requant.report.figures import count_tensors, percent, reason_lines
+from requant.planning.plan import COPY, EDITED, Plan
+from requant.report.figures import count_tensors, loss_heading, percent, reason_lines
 from requant.report.text.grid import GAP, WIDTH, display_width, fit_grid, grid, label_lines
 from requant.report.view import budget_bar
-from requant.scoring.losses import NATS, Losses, TensorLosses, loss_unit
+from requant.scoring.losses import POINTS, Losses, TensorLosses, loss_unit
 
+_POINTS = "points compare types and plans of this file with each other; they are no KL divergence"
 _NAMED = 3  # tensors named beside a reason that several share
 
 
@@ -27,7 +28,7 @@ def plan_table(plan: Plan, width: int = WIDTH) -> str:
 
 def plans_table(plans: Sequence[Plan], vrams: Sequence[int], width: int = WIDTH) -> str:
     """Return a line for each VRAM budget: weights, bits, predicted loss, batch, gap, context, cache, GPU layers."""
-    loss = f"loss, {plans[0].loss_unit.split()[0]}"
+    loss = loss_heading("loss", plans[0].loss_unit)
     rows = [["--vram", "weights", "bits/weight", loss, "-ub", "gap", "tokens", "K/V cache", "GPU layers", "tokens/s"]]
     for plan, vram in zip(plans, vrams, strict=True):
         asked, ns = plan.budget, plan.ns_per_token
@@ -121,11 +122,13 @@ def losses_table(losses: Losses, width: int = WIDTH) -> str:
     lines = [
         ("source", f"{brief(losses.source, FILE_NAME)} ({brief(losses.arch)})"),
         ("method", f"{brief(losses.method, REMARK)}{imatrix}; tensors {len(losses.tensors)}, {len(free)} to quantize"),
+        *([("unit", _POINTS)] if loss_unit(losses.method) == POINTS else []),
         *(("stays", line) for line in _reasons((t.reason, t.name) for t in losses.tensors if t.reason is not None)),
         *(("left out", line) for line in _reasons(_skip_reasons(free))),
         *(("note", brief(note, REMARK)) for note in losses.notes),
     ]
-    title = f"predicted loss, in {loss_unit(losses.method)}, if every tensor of a role had the type"
+    unit = loss_unit(losses.method)
+    title = f"predicted loss{'' if unit is None else f', in {unit},'} if every tensor of a role had the type"
     tables = ["\n".join(textwrap.wrap(title, max(width, 20))), *_split_table(types, rows, width)] if free else []
     legend = ["+ not every tensor of the role can have the type"] if partial else []
     return "\n\n".join([*tables, *legend, "\n".join(label_lines(lines, width))])
@@ -136,11 +139,13 @@ def _role_loss(losses: Sequence[float], n_tensors: int) -> str:
 
 
 def _loss_figures(plan: Plan) -> str:
+    if plan.is_copy:
+        return f"no loss: {COPY}" + (f"; of the KV cache {plan.cache_loss:.4g}" if plan.cache_loss else "")
     if plan.predicted_loss is None:
         edited = EDITED in plan.notes
         return "not known, the plan was edited" if edited else f"not measured ({brief(plan.method, REMARK)})"
     gap = "not known" if plan.gap is None else percent(plan.gap, ".2g")
-    what, more = ("predicted KL", "") if plan.loss_unit == NATS else ("predicted", ", no KL divergence")
+    what, more = ("predicted KL", "") if plan.predicted_kl is not None else ("predicted", ", no KL divergence")
     loss = f"{what} {plan.predicted_loss:.4g} {plan.loss_unit}{more} ({brief(plan.method, REMARK)})"
     if plan.cache_loss:
         loss = f"{loss}, and of the KV cache {plan.cache_loss:.4g}"
@@ -156,7 +161,7 @@ def _limit_figures(plan: Plan, limit: Limit) -> str:
         return f"{8 * used / limit.n_weights:.4f} of {limit.bpw:.4f} bits per weight"
     filled = budget_bar(plan, limit)
     listed = ", ".join(f"{brief(name_part(name, limit))} {format_size(n)}" for name, n in filled.parts.items())
-    return f"{format_size(used)} of {format_size(limit.budget)}, {format_size(filled.free)} free: {listed}"
+    return f"{format_size(used)} of {format_budget(limit.budget)}, {format_size(filled.free)} free: {listed}"
 
 
 def _device_lines(plan: Plan) -> list[tuple[str, str]]:

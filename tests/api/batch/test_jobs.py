@@ -323,8 +323,10 @@ def test_the_exit_code_tells_all_some_or_none():
     assert summary_of(("not started", 0), ("failed", 4), ("failed", 6)).exit_code == 4
     assert '"failed": 1' in summary_of(("done", 0), ("failed", 4)).to_json()
     summary_of(("done", 0)).check()
-    with pytest.raises(Incomplete, match="1 of 2 outputs are there"):
+    with pytest.raises(Incomplete, match="1 of 2 outputs are done"):
         summary_of(("done", 0), ("failed", 4)).check()
+    with pytest.raises(Incomplete, match="1 of 2 outputs can be made"):
+        summary_of(("planned", 0), ("failed", 4)).check(dry_run=True)
 
 
 def test_counts_follow_the_rows_and_what_was_running_is_stopped():

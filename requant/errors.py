@@ -119,6 +119,11 @@ class BadInput(RequantError):
         message = f"{printable(self.path)}: {what}" + (f" ({figures})" if figures else "")
         super().__init__(message + (f"; {hint}" if hint else ""))
 
+    def with_hint(self, hint: str | None) -> BadInput:
+        """Return the same error with another hint."""
+        figures = {"got": self.got, "limit": self.limit, "expected": self.expected}
+        return type(self)(self.path, self.what, **figures, hint=hint)
+
 
 class InfeasibleBudget(RequantError):
     """Even the smallest candidate of every tensor does not fit, or, if not `proven`, no plan was found in time."""

@@ -214,21 +214,23 @@ class Model:
         base: Model | Where | None = None,
         windows: int | None = None,
         window: int = 512,
+        engine: bool = False,
         threads: int | None = None,
         progress: Report | None = None,
     ) -> Evaluation:
         """Return the perplexity on a text or on tokens, and the divergence from `base` in nats per token.
 
         windows: how many of the text's are run, all by default; window: tokens of each, of which the second half is
-        scored. Raises BadInput for a model that cannot be run, a base of another vocabulary or a text that is too
-        short, UsageError, NumericFault.
+        scored. engine: measure in llama.cpp, as is done with a warning for a model that requant does not run. Raises
+        BadInput for a model that cannot be run, a base of another vocabulary or a text that is too short, UsageError
+        also without the extra `engine`, NumericFault.
         """
         if (text is None) == (tokens is None):
             raise UsageError("say what to evaluate on: --text FILE or --tokens FILE")
         given = {"text": text, "tokens": tokens, "windows": windows, "window": window}
         asked, n = parse_calibration(given), parse_threads(threads)
         with _open_other(base) as other:
-            return measuring.evaluate(self.opened(), other, asked, report_to(progress), threads=n)
+            return measuring.evaluate(self.opened(), other, asked, report_to(progress), threads=n, engine=engine)
 
     @collect_inputs()
     def calibrate(
@@ -241,21 +243,25 @@ class Model:
         window: int = 512,
         no_gradients: bool = False,
         max_memory: Size | None = None,
+        engine: bool = False,
         threads: int | None = None,
         force: bool = False,
         progress: Report | None = None,
     ) -> Statistics:
         """Return statistics of the model on a text, and write them to `out`, an imatrix that llama-quantize reads too.
 
-        no_gradients: only inputs, in a third of the time. max_memory: bytes that the run stays below. A run that was
+        no_gradients: only inputs, in a third of the time. max_memory: bytes that the run stays below. engine: only
+        inputs, from a run in llama.cpp, as is done with a warning for a model that requant does not run. A run that was
         stopped goes on when it is called in the same way again. Raises BadInput for a model that cannot be run or a
-        text that is too short, UsageError, NumericFault, OutputRefused, InputOutputError.
+        text that is too short, UsageError also without the extra `engine`, NumericFault, OutputRefused,
+        InputOutputError.
         """
         asked = parse_calibration({"text": text, "tokens": tokens, "windows": windows, "window": window})
         options = StatisticsOptions(
             gradients=not no_gradients,
             max_memory=None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
             threads=parse_threads(threads),
+            engine=engine,
         )
         return measuring.calibrate(self.opened(), asked, options, Path(out), report_to(progress), force=force)
 

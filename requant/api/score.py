@@ -34,7 +34,7 @@ def score_to_files(
         if session.imatrix is not None or session.calibration.quick or session.options.no_imatrix:
             others = "--imatrix, --no-imatrix, --statistics or --quick"
             raise UsageError(f"--emit-imatrix: nothing is measured with {others}")
-        check_can_run(session.source)
+        check_can_run(session.source, "`requant calibrate` collects an imatrix for it")
     kept = None
     if session.measures_importance:
         kept = emitted or (None if out is None else importance_file(out))

@@ -93,7 +93,7 @@ class Session:
             return
         if not self.request.has_budget:
             raise UsageError("--measure chooses among plans for a budget; give --vram, --size or --bpw with it")
-        check_can_run(self.source)
+        check_can_run(self.source, "leave --measure out, and compare outputs with `requant evaluate`")
 
     def check_loss_unit(self) -> None:
         """Raise UsageError where an option is in nats per token and the losses are, or will be, in another unit."""
@@ -214,7 +214,7 @@ class Session:
         """Return the loss of each pair of KV cache types."""
         from requant.scoring.kv_cache_loss import CACHES, cache_losses
 
-        check_can_run(self.source)
+        check_can_run(self.source, "name the cache types: --cache-type-k and --cache-type-v, q8_0 for one")
         with self.monitor.working("reading text"):
             text = run_interruptible(read_windows, self.calibration, self.source)
         prepare_kernels(self.monitor, {by_name(name) for pair in CACHES for name in pair})

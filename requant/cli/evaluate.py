@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -29,16 +30,16 @@ def _check_data(calibration: CalibrationOptions) -> None:
 @options.tokens
 @options.windows(None)
 @options.window
+@options.engine
 @options.threads
 @options.json_output
 @options.collected("calibration", CalibrationOptions, _check_data)
-def command(
-    *, model: Path, base: Path | None, calibration: CalibrationOptions, threads: int | None, as_json: bool
-) -> None:
+def command(*, model: Path, base: Path | None, calibration: CalibrationOptions, as_json: bool, **how: Any) -> None:
     """Measure perplexity, and the divergence from another model.
 
     As llama-perplexity does it: the second half of every window is scored. Activations are F32 here; llama.cpp rounds
-    them to 8 bits, which adds about 0.0004 nats to a quantized model's divergence.
+    them to 8 bits, which adds about 0.0004 nats to a quantized model's divergence. With --engine, and for models that
+    requant does not run, llama.cpp itself is measured.
     """
     with ExitStack() as opened:
         source = opened.enter_context(open_source(model))
@@ -47,5 +48,5 @@ def command(
             raise UsageError("say what to evaluate on: --text FILE or --tokens FILE")
         reference = None if base is None else opened.enter_context(open_source(base))
         messages.warn(*source.warnings, *context_warnings(source.metadata, calibration.window))
-        found = measuring.evaluate(source, reference, calibration, messages.MONITOR, threads=threads)
+        found = measuring.evaluate(*(source, reference, calibration, messages.MONITOR), **how)
     messages.print_result(found.to_json() if as_json else evaluation_text(found, model, base))

@@ -1,8 +1,8 @@
-"""The real llama.cpp by its C interface, in the library of the package xllamacpp: logits, and the inputs of products.
+"""The real llama.cpp by its C interface, in the library of the package xllamacpp: tokens, logits, inputs of products.
 
 The structures of that interface change with its releases, so one release is accepted, and its default parameters must
 be those that are known. The library may end the process on a file that it cannot run: use it in a process of its own
-(`requant.model.engine_process`). Source: include/llama.h and ggml/include/ggml.h of llama.cpp.
+(`requant.scoring.engine_process`). Source: include/llama.h and ggml/include/ggml.h of llama.cpp.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from requant.errors import BadInput, UsageError, brief
+from requant.errors import FILE_NAME, BadInput, InputOutputError, UsageError, brief, quote
 
 VERSION = "2026.10.11549"
-_INSTALL = f"pip install 'requant[engine]' (xllamacpp {VERSION})"
-_F32 = 0  # a type id of ggml
+ENGINE = f"llama.cpp (xllamacpp {VERSION})"
+_INSTALL = "pip install 'requant[engine]'"
+_REINSTALL = f"pip install --force-reinstall xllamacpp=={VERSION}"
+_F32, _DTYPES = 0, {0: np.float32, 26: np.int32}  # type ids of ggml
+_PIECE = 512  # tokens that are run at once, which bounds the memory of their logits
 
 _VOID, _INT, _UINT, _FLOAT, _BOOL, _SIZE = (
     *(ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32),
@@ -95,65 +99,115 @@ _MODEL_DEFAULTS = {
     **{"n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "lazy_mode": 1, "main_gpu": 0, "vocab_only": False},
     **{"check_tensors": False, "use_extra_bufts": True, "no_host": False, "no_alloc": False},
 }
+SPARE_MEMORY = "end other programs, or give a smaller --window"
 OnNode = Callable[["LlamaCpp", GraphNode, bool], bool]  # node, whether it is asked -> wanted, or to go on
 
 
 class LlamaCpp:
     """llama.cpp with one model loaded on the CPU; a context manager.
 
-    n_ctx: tokens of a window. on_node: called for each node of the graph, first to ask whether it is wanted, then with
-    its values. Keys and values are F32 and attention is exact. Raises UsageError without the package or with another
-    release of it, BadInput for a file that the engine does not load.
+    n_ctx: tokens of a window, 0 to read the vocabulary alone. on_node: called for each node of the graph, first to ask
+    whether it is wanted, then with its values. Keys and values are F32 and attention is exact. Raises UsageError
+    without the package or with another release of it, BadInput for a file that the engine does not load,
+    InputOutputError where memory runs out.
     """
 
-    def __init__(self, path: Path, n_ctx: int, *, threads: int = 1, on_node: OnNode | None = None) -> None:
+    def __init__(self, path: Path, n_ctx: int = 0, *, threads: int = 1, on_node: OnNode | None = None) -> None:
         self.path, self._log = path, list[str]()
         self._library = _load_library()
         self._on_log = _ON_LOG(lambda level, text, _: self._log.append(text.decode(errors="replace")))
         self._library.llama_log_set(self._on_log, None)
         parameters = self._library.llama_model_default_params()
-        context = self._library.llama_context_default_params()
         _check_layout(parameters, _MODEL_DEFAULTS)
-        _check_layout(context, _CONTEXT_DEFAULTS)
         parameters.n_gpu_layers, parameters.use_extra_bufts = 0, False  # repacked weights have no names of their own
-        self._model = self._library.llama_model_load_from_file(str(path).encode(), parameters)
+        parameters.vocab_only = n_ctx == 0
+        self._failure: BaseException | None = None
+        self._context = None
+        self._model = self._library.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._model:
-            raise BadInput(path, f"llama.cpp does not load it: {self._last_words()}")
-        context.n_ctx = context.n_batch = context.n_ubatch = n_ctx
+            raise self._refusal("does not load it")
+        self._vocabulary = self._library.llama_model_get_vocab(self._model)
+        self.n_vocab = int(self._library.llama_vocab_n_tokens(self._vocabulary))
+        if n_ctx:
+            self._make_context(n_ctx, threads, on_node)
+
+    def _make_context(self, n_ctx: int, threads: int, on_node: OnNode | None) -> None:
+        if self._library.llama_model_has_encoder(self._model):
+            raise BadInput(self.path, "has an encoder: a text alone is not what it is run on")
+        context = self._library.llama_context_default_params()
+        _check_layout(context, _CONTEXT_DEFAULTS)
+        context.n_ctx, context.n_batch = n_ctx, min(n_ctx, _PIECE)
+        context.n_ubatch = context.n_batch
         context.n_threads = context.n_threads_batch = threads
         context.flash_attn_type, context.type_k, context.type_v = 0, _F32, _F32
         if on_node is not None:
-            self._on_node = _ON_NODE(lambda node, ask, _: on_node(self, _node_at(node), bool(ask)))
+
+            def call(address: int, ask: bool, _: object) -> bool:
+                if self._failure is not None:
+                    return False
+                try:
+                    return on_node(self, _node_at(address), bool(ask))
+                except BaseException as error:  # noqa: BLE001, an error does not pass through C; it is raised behind it
+                    self._failure = error
+                    return False
+
+            self._on_node = _ON_NODE(call)
             context.on_node = self._on_node
         self._context = self._library.llama_init_from_model(self._model, context)
         if not self._context:
-            raise BadInput(path, f"llama.cpp makes no context for it: {self._last_words()}")
-        vocabulary = self._library.llama_model_get_vocab(self._model)
-        self.n_vocab = int(self._library.llama_vocab_n_tokens(vocabulary))
+            raise self._refusal("makes no context for it")
 
     def __enter__(self) -> LlamaCpp:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._library.llama_free(self._context)
+        if self._context:
+            self._library.llama_free(self._context)
         self._library.llama_model_free(self._model)
 
-    def logits(self, tokens: NDArray[np.int32], *, first: int = 0) -> NDArray[np.float32]:
-        """Run one window of tokens, and return the logits (n_tokens - first, n_vocab) from position `first` on."""
+    def tokenize(self, text: bytes) -> tuple[NDArray[np.int32], int | None]:
+        """Return the ids of a UTF-8 text with BOS and EOS where the file requires them, and that of such a BOS."""
+        call, n = self._library.llama_tokenize, 0
+        n = -call(self._vocabulary, text, len(text), None, 0, True, True)
+        ids = np.empty(max(n, 0), np.int32)
+        given = ids.ctypes.data_as(ctypes.POINTER(_INT))
+        if call(self._vocabulary, text, len(text), given, len(ids), True, True) != len(ids):
+            raise self._refusal("does not split the text into tokens")
+        adds = self._library.llama_vocab_get_add_bos(self._vocabulary)
+        return ids, int(self._library.llama_vocab_bos(self._vocabulary)) if adds else None
+
+    def logits(self, tokens: NDArray[np.int32], wanted: range | None = None) -> Iterator[NDArray[np.float32]]:
+        """Run one window of tokens in pieces, and yield the logits (n, n_vocab) of each at the positions `wanted`.
+
+        By default that is all of them. The array is valid until the next one.
+        """
+        wanted = range(len(tokens)) if wanted is None else wanted
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
-        n = len(tokens)
-        ids = (ctypes.c_int32 * n)(*map(int, tokens))
-        wanted = (ctypes.c_int8 * n)(*(int(i >= first) for i in range(n)))
-        batch = _Batch(n, ids, None, None, None, None, wanted)
-        if self._library.llama_decode(self._context, batch):
-            raise BadInput(self.path, f"llama.cpp does not run it: {self._last_words()}")
-        rows = (self._library.llama_get_logits_ith(self._context, i) for i in range(first, n))
-        return np.stack([np.ctypeslib.as_array(row, (self.n_vocab,)).copy() for row in rows])
+        for start in range(0, len(tokens), _PIECE):
+            piece = tokens[start : start + _PIECE]
+            n = len(piece)
+            marks = [start + i in wanted for i in range(n)]
+            batch = _Batch(
+                *(n, (ctypes.c_int32 * n)(*map(int, piece)), None, None, None, None, (ctypes.c_int8 * n)(*marks))
+            )
+            code = self._library.llama_decode(self._context, batch)
+            if self._failure is not None:
+                raise self._failure
+            if code:
+                raise self._refusal("does not run it")
+            if any(marks):
+                found = self._library.llama_get_logits(self._context)
+                if not found:
+                    raise BadInput(self.path, "llama.cpp gives no logits for it")
+                yield np.ctypeslib.as_array(found, (sum(marks), self.n_vocab))
 
     def values(self, node: GraphNode) -> NDArray[Any]:
         """Return the values of a node of floats or integers of 32 bits, with its last dimension first."""
         shape = tuple(reversed(node.shape))
-        out = np.empty(shape, np.float32 if node.type == _F32 else np.int32)
+        if node.type not in _DTYPES:
+            what = f"llama.cpp multiplies {quote(node.name.decode(errors='replace'))} in a type that is not read here"
+            raise BadInput(self.path, what, got=f"ggml type {node.type}")
+        out = np.empty(shape, _DTYPES[node.type])
         size = self._library.ggml_nbytes(ctypes.byref(node))
         raw = np.empty(size, np.uint8)
         self._library.ggml_backend_tensor_get(ctypes.byref(node), raw.ctypes.data, 0, size)
@@ -165,10 +219,15 @@ class LlamaCpp:
         """Return the name of a node's operation, such as MUL_MAT."""
         return str(self._library.ggml_op_name(node.op).decode())
 
-    def _last_words(self) -> str:
+    def _refusal(self, what: str) -> BadInput:
+        """Return the error for what the engine refuses, with its own reason."""
         lines = [line.strip() for line in "".join(self._log).splitlines() if line.strip()]
-        reasons = [line for line in lines if "error" in line.lower()] or lines
-        return brief(reasons[0].rpartition(": ")[2]) if reasons else "no reason given"
+        reasons = [line for line in lines if "error" in line.lower() or "fail" in line.lower()] or lines
+        # without the name of the function that wrote it
+        reason = " ".join((reasons[0].partition(": ")[2] or reasons[0]).split()) if reasons else "no reason given"
+        if any("alloc" in line for line in reasons):
+            return InputOutputError(self.path, f"llama.cpp {what}: out of memory", hint=SPARE_MEMORY)
+        return BadInput(self.path, f"llama.cpp {what}: {brief(reason, FILE_NAME)}")
 
 
 def _node_at(address: int) -> GraphNode:
@@ -182,20 +241,35 @@ def _check_layout(found: ctypes.Structure, expected: Mapping[str, object]) -> No
         raise UsageError(f"{what}: its structures are not those of xllamacpp {VERSION}; {_INSTALL}")
 
 
-def _load_library() -> Any:
+def check_installed() -> Path:
+    """Return the folder of the package. Raise UsageError where it is missing, or another release."""
     spec = importlib.util.find_spec("xllamacpp")
     if spec is None or not spec.submodule_search_locations:
-        raise UsageError(f"the engine is not installed: {_INSTALL}")
-    version = importlib.metadata.version("xllamacpp")
+        raise UsageError(f"llama.cpp is not installed; {_INSTALL} (xllamacpp {VERSION})")
+    try:
+        version = importlib.metadata.version("xllamacpp")
+    except importlib.metadata.PackageNotFoundError:
+        version = "of an unknown version"
     if version != VERSION:
-        raise UsageError(f"the engine is xllamacpp {version}, but only {VERSION} is known here: {_INSTALL}")
-    folder = Path(next(iter(spec.submodule_search_locations)))
+        raise UsageError(f"xllamacpp {version} is installed, and only {VERSION} is known; {_INSTALL}")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _load_library() -> Any:
+    folder = check_installed()
     with contextlib.suppress(ImportError):
         importlib.import_module("xllamacpp")  # loads the libraries that its own needs
-    library = next(_libraries(folder), None)
-    if library is None:
-        raise UsageError(f"the engine's library is missing in {folder}: {_INSTALL}")
-    loaded = ctypes.CDLL(str(library))
+    path = next(_libraries(folder), None)
+    if path is None:
+        raise UsageError(f"xllamacpp has no library in {folder}; {_REINSTALL}")
+    try:
+        return _declare(ctypes.CDLL(str(path)))
+    except (OSError, AttributeError) as error:
+        raise UsageError(f"the library of xllamacpp cannot be used: {error}; {_REINSTALL}") from error
+
+
+def _declare(library: ctypes.CDLL) -> Any:
+    """Return the library with the signatures of its functions. Raise AttributeError where one is missing."""
     pointer, node = ctypes.c_void_p, ctypes.POINTER(GraphNode)
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "llama_log_set": (None, [_ON_LOG, pointer]),
@@ -204,11 +278,18 @@ def _load_library() -> Any:
         "llama_model_load_from_file": (pointer, [ctypes.c_char_p, _ModelParameters]),
         "llama_init_from_model": (pointer, [pointer, _ContextParameters]),
         "llama_decode": (ctypes.c_int32, [pointer, _Batch]),
-        "llama_get_logits_ith": (ctypes.POINTER(ctypes.c_float), [pointer, ctypes.c_int32]),
+        "llama_get_logits": (ctypes.POINTER(ctypes.c_float), [pointer]),
+        "llama_model_has_encoder": (ctypes.c_bool, [pointer]),
         "llama_get_memory": (pointer, [pointer]),
         "llama_memory_clear": (None, [pointer, ctypes.c_bool]),
         "llama_model_get_vocab": (pointer, [pointer]),
         "llama_vocab_n_tokens": (ctypes.c_int32, [pointer]),
+        "llama_vocab_get_add_bos": (ctypes.c_bool, [pointer]),
+        "llama_vocab_bos": (ctypes.c_int32, [pointer]),
+        "llama_tokenize": (
+            ctypes.c_int32,
+            [pointer, ctypes.c_char_p, _INT, ctypes.POINTER(_INT), _INT, ctypes.c_bool, ctypes.c_bool],
+        ),
         "llama_free": (None, [pointer]),
         "llama_model_free": (None, [pointer]),
         "ggml_backend_tensor_get": (None, [node, pointer, ctypes.c_size_t, ctypes.c_size_t]),
@@ -216,9 +297,9 @@ def _load_library() -> Any:
         "ggml_op_name": (ctypes.c_char_p, [ctypes.c_int]),
     }
     for name, (result, arguments) in signatures.items():
-        function = getattr(loaded, name)
+        function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    return loaded
+    return library
 
 
 def _libraries(folder: Path) -> Iterator[Path]:

@@ -25,8 +25,10 @@ from requant.model.forward.passes import (
     side_inputs,
 )
 from requant.model.forward.weights import Weights
+from requant.model.llama_cpp import ENGINE
 from requant.scoring import gradient_run
 from requant.scoring.checkpoint import checkpoint_sidecar, load_checkpoint, save_checkpoint
+from requant.scoring.engine_run import collect_sums
 from requant.scoring.gradient_run import GradientRun
 from requant.scoring.statistics import SquareSums, Statistics
 
@@ -75,6 +77,38 @@ def calibrate(
     return statistics
 
 
+def calibrate_in_engine(
+    source: Source,
+    tokens: Tokens,
+    options: StatisticsOptions,
+    *,
+    checkpoint: Path | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Statistics:
+    """Return the statistics of `source` run by llama.cpp, without gradients; as `calibrate`, but steps are windows.
+
+    Raises what `engine_run.collect_sums` does.
+    """
+    identity = _identity(source, tokens, ENGINE)
+    statistics = _resume(checkpoint, identity, source, tokens)
+    statistics.engine = ENGINE
+    done = statistics.n_tokens // tokens.shape[1]
+    progress(done)
+
+    def add(found: Statistics) -> None:
+        statistics.add("", found.matrices)
+        statistics.n_tokens += found.n_tokens
+        if checkpoint is not None:
+            save_checkpoint(checkpoint, identity, statistics)
+
+    if done < len(tokens):
+        collect_sums(source, tokens[done:], add, threads=options.threads, progress=progress)
+    if checkpoint is not None:
+        checkpoint_sidecar(checkpoint).remove()
+    source.check_unchanged()
+    return statistics
+
+
 def _sum_gradients(run: GradientRun) -> None:
     """Run forward and backward, and sum the squared gradients at the embedding's rows as well."""
     with Checkpoints() as checkpoints:
@@ -104,11 +138,11 @@ def _batch(model: RunnableModel, tokens: Tokens, options: StatisticsOptions) -> 
     return min((limit - fixed) // per_window, len(tokens))
 
 
-def _identity(source: Source, tokens: Tokens, gradients: bool) -> str:
-    """Return what a checkpoint must agree on: the files, the tokens, and whether gradients are summed."""
+def _identity(source: Source, tokens: Tokens, how: bool | str) -> str:
+    """Return what a checkpoint must agree on: the files, the tokens, and how: with gradients or not, or the engine."""
     digest = hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).hexdigest()
     files = [(f.status.st_size, f.status.st_mtime_ns) for f in source.opened]
-    return json.dumps([source.header_sha256, files, digest, list(tokens.shape), gradients])
+    return json.dumps([source.header_sha256, files, digest, list(tokens.shape), how])
 
 
 def _resume(checkpoint: Path | None, identity: str, source: Source, tokens: Tokens) -> Statistics:

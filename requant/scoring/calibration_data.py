@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -45,19 +46,39 @@ class TokenWindows:
     notes: tuple[str, ...] = ()
 
 
-def read_text_windows(path: Path, source: Source, size: WindowSpec) -> TokenWindows:
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of a text; bos: the id that begins every text, or None; n_unknown: ids of text that has no token."""
+
+    ids: Ids
+    bos: int | None
+    n_unknown: int = 0
+
+
+Encode = Callable[[Source, str], Encoded]
+
+
+def encode(source: Source, text: str) -> Encoded:
+    """Return the ids of a text in the vocabulary of `source`. Raises BadInput, UsageError as `read_tokenizer`."""
+    tokenizer = read_tokenizer(source.metadata)
+    ids = tokenizer.encode(text)
+    unknown = 0 if tokenizer.unknown is None else int((ids == tokenizer.unknown).sum())
+    return Encoded(ids, tokenizer.bos, unknown)
+
+
+def read_text_windows(path: Path, source: Source, size: WindowSpec, encode: Encode = encode) -> TokenWindows:
     """Return windows of the UTF-8 text at `path`.
 
     Raises BadInput for a text that is no UTF-8, is too short, or is mostly unknown to the vocabulary.
     """
     text = read_text(path, _MAX_TEXT).removeprefix("\ufeff")
-    return _cut_text(path, text, Path(path).name, source, size)
+    return _cut_text(path, encode(source, text), Path(path).name, size)
 
 
-def shipped_windows(source: Source, size: WindowSpec) -> TokenWindows:
+def shipped_windows(source: Source, size: WindowSpec, encode: Encode = encode) -> TokenWindows:
     """Return windows of the text that ships with requant: prose, code, mathematics, chat, many languages."""
     text = files("requant.scoring").joinpath(SHIPPED).read_text(encoding="utf-8")
-    found = _cut_text(source.path, text, SHIPPED_NAME, source, size)
+    found = _cut_text(source.path, encode(source, text), SHIPPED_NAME, size)
     return replace(found, notes=())  # nobody can give a longer one
 
 
@@ -87,23 +108,21 @@ def drawn_windows(source: Source, size: WindowSpec) -> TokenWindows:
     return TokenWindows(DRAWN_NAME, ids)
 
 
-def default_windows(source: Source, size: WindowSpec) -> TokenWindows:
+def default_windows(source: Source, size: WindowSpec, encode: Encode = encode) -> TokenWindows:
     """Return windows of the shipped text, or of random ids, with a note on why, where the vocabulary cannot be read."""
     try:
-        return shipped_windows(source, size)
+        return shipped_windows(source, size, encode)
     except (BadInput, UsageError) as error:
         note = f"the model is run on random token ids, which makes worse plans: {error}"
         return replace(drawn_windows(source, size), notes=(note,))
 
 
-def _cut_text(path: Path, text: str, name: str, source: Source, size: WindowSpec) -> TokenWindows:
-    tokenizer = read_tokenizer(source.metadata)
-    ids = tokenizer.encode(text)
-    unknown = 0 if tokenizer.unknown is None else int((ids == tokenizer.unknown).sum())
-    if 3 * unknown > len(ids):
+def _cut_text(path: Path, text: Encoded, name: str, size: WindowSpec) -> TokenWindows:
+    if 3 * text.n_unknown > len(text.ids):
         what = "is in a script that the model's vocabulary does not have"
-        raise BadInput(path, what, got=f"{unknown} of {len(ids)} tokens unknown", hint="give another --text")
-    return _cut_windows(path, ids, name, size, tokenizer.bos)
+        got = f"{text.n_unknown} of {len(text.ids)} tokens unknown"
+        raise BadInput(path, what, got=got, hint="give another --text")
+    return _cut_windows(path, text.ids, name, size, text.bos)
 
 
 def _cut_windows(path: Path, ids: Ids, name: str, size: WindowSpec, bos: int | None) -> TokenWindows:
@@ -129,14 +148,16 @@ def _cut_windows(path: Path, ids: Ids, name: str, size: WindowSpec, bos: int | N
     return TokenWindows(name, windows, notes)
 
 
-def read_windows(options: CalibrationOptions, source: Source, *, held_out: bool = False) -> TokenWindows:
+def read_windows(
+    options: CalibrationOptions, source: Source, *, held_out: bool = False, encode: Encode = encode
+) -> TokenWindows:
     """Return windows of the given text or ids, or else of the shipped text, to run `source` on.
 
-    held_out: other windows of the same.
+    held_out: other windows of the same. encode: from the text to its ids.
     """
     size = WindowSpec(options.window, options.n_windows, held_out)
     if options.tokens is not None:
         return read_token_windows(options.tokens, source, size)
     if options.text is not None:
-        return read_text_windows(options.text, source, size)
-    return default_windows(source, size)
+        return read_text_windows(options.text, source, size, encode)
+    return default_windows(source, size, encode)

@@ -1,185 +1,161 @@
-"""Runs of the real llama.cpp in a process of its own: figures on a text, and the inputs of every matrix.
-
-    python -m requant.scoring.engine_run TOKENS.npy OUT.npz statistics|figures MODEL [BASE]
-
-works on windows of tokens (n_windows, n_ctx), prints a line for each that is done, and writes arrays. A model that the
-engine cannot run may end that process, and not the caller's.
-"""
+"""Runs of a model in llama.cpp, in a process of its own: sums for an importance matrix, figures on a text, tokens."""
 
 from __future__ import annotations
 
-import contextlib
 import os
+import pickle
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from requant.errors import BadInput, RequantError, UsageError, brief
-from requant.model.llama_cpp import GraphNode, LlamaCpp
-from requant.scoring.evaluate import Evaluation, TokenFigures, summary
+from requant.common.threads import n_threads
+from requant.errors import FILE_NAME, BadInput, InputOutputError, NumericFault, RequantError, brief
+from requant.model.llama_cpp import ENGINE, SPARE_MEMORY, check_installed
+from requant.model.roles import has_own_inputs
+from requant.scoring.calibration_data import Encoded
+from requant.scoring.engine_process import ERROR, GIVEN, Arrays
+from requant.scoring.evaluate import TokenFigures
 from requant.scoring.statistics import SquareSums, Statistics
+
+if TYPE_CHECKING:
+    from requant.container.source import Source
 
 Tokens = NDArray[np.int32]  # (n_windows, n_ctx)
 Progress = Callable[[int], None]
-_REFUSED = 3  # exit code of the process for a file or an installation that the engine refuses, said in one line
+# the modules of this process, and none of the folder that it happens to be in
+_PROGRAM = """
+import os, sys
+sys.path[:] = sys.argv.pop(1).split(os.pathsep)
+from requant.scoring.engine_process import main
+sys.exit(main(*sys.argv[1:]))
+"""
 
 
-def evaluate_in_engine(
-    model: Path, base: Path | None, tokens: Tokens, *, progress: Progress = lambda _: None
-) -> Evaluation:
-    """Return the figures of the model in the engine, and its divergence from `base` there.
+def collect_sums(
+    source: Source,
+    tokens: Tokens,
+    add: Callable[[Statistics], None],
+    *,
+    threads: int | None = None,
+    progress: Progress = lambda _: None,
+) -> None:
+    """Call `add` with the sums of squared inputs of every matrix, for a batch of windows at a time.
 
-    `progress` is called with windows done. Raises UsageError without the engine, BadInput where it cannot run a model.
+    `progress` is called with windows done. Raises UsageError without the engine, BadInput where it does not run the
+    model, InputOutputError where memory runs out.
     """
-    found = _run("figures", tokens, [model] if base is None else [model, base], progress)
+
+    def take(found: Arrays) -> None:
+        statistics = Statistics(int(found["n_windows"]) * tokens.shape[1], tokens.shape[1], engine=ENGINE)
+        for tensor in source.tensors:
+            if (sums := found.get(f"sums:{tensor.name}")) is None:
+                continue
+            counts, own = found[f"counts:{tensor.name}"], has_own_inputs(tensor.name, tensor.shape)
+            parts = (
+                zip(range(len(sums)), counts, sums, strict=True) if own else [(None, counts.sum(), sums.sum(axis=0))]
+            )
+            statistics.add("", {(tensor.name, m): SquareSums(int(count), x) for m, count, x in parts if count})
+        add(statistics)
+
+    _run("sums", [source.path], tokens, take, threads=threads, progress=progress)
+
+
+def measure_figures(
+    model: Path,
+    base: Path | None,
+    tokens: Tokens,
+    *,
+    threads: int | None = None,
+    progress: Progress = lambda _: None,
+) -> TokenFigures:
+    """Return the figures of the scored tokens in the engine. Raises as `collect_sums`, and NumericFault for NaN."""
+    found: dict[str, NDArray[Any]] = {}
+    models = [model] if base is None else [model, base]
+    _run("figures", models, tokens, found.update, threads=threads, progress=progress)
+    for path, name in zip(models, ("likelihood", "base_likelihood"), strict=False):
+        if not np.isfinite(found[name]).all():
+            hint = "the file is damaged, or its weights do not suit its architecture"
+            raise NumericFault(path, "logits of llama.cpp are not finite", hint=hint)
     if base is None:
-        return summary(TokenFigures(found["likelihood"]), tokens)
+        return TokenFigures(found["likelihood"])
     same = found["same_top"].astype(bool)
-    return summary(TokenFigures(found["likelihood"], found["base_likelihood"], found["kld"], same), tokens)
+    return TokenFigures(found["likelihood"], found["base_likelihood"], found["kld"], same)
 
 
-def engine_statistics(model: Path, tokens: Tokens, *, progress: Progress = lambda _: None) -> Statistics:
-    """Return the sums of squared inputs of every matrix of the model in the engine. Raises as `evaluate_in_engine`."""
-    found = _run("statistics", tokens, [model], progress)
-    statistics = Statistics(tokens.size, tokens.shape[1])
-    for key, sums in found.items():
-        if key.startswith("sums:"):
-            name, counts = key.removeprefix("sums:"), found[f"counts:{key.removeprefix('sums:')}"]
-            several = len(sums) > 1
-            for m, (own, count) in enumerate(zip(sums, counts, strict=True)):
-                if count:
-                    statistics.matrices[name, m if several else None] = SquareSums(int(count), own)
-    return statistics
+def encode_in_engine(source: Source, text: str) -> Encoded:
+    """Return the ids of a text by the tokenizer of the engine. Raises as `collect_sums`."""
+    found: dict[str, NDArray[Any]] = {}
+    given = np.frombuffer(text.encode(), np.uint8)
+    _run("tokens", [source.path], given, found.update, threads=1, progress=lambda _: None)
+    bos = int(found["bos"])
+    return Encoded(found["ids"], None if bos < 0 else bos)
 
 
-def _run(kind: str, tokens: Tokens, models: Sequence[Path], progress: Progress) -> dict[str, NDArray[Any]]:
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as errors:
-        asked, out = Path(folder) / "tokens.npy", Path(folder) / "out.npz"
-        np.save(asked, tokens)
-        words = [sys.executable, "-m", "requant.scoring.engine_run", str(asked), str(out), kind, *map(str, models)]
-        environment = os.environ | {"GGML_NO_BACKTRACE": "1"}
-        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True) as process:
+def _run(
+    task: str,
+    models: Sequence[Path],
+    given: NDArray[Any],
+    take: Callable[[Arrays], None],
+    *,
+    threads: int | None,
+    progress: Progress,
+) -> None:
+    """Run a task of `engine_process`; call `take` with each archive that it writes, `progress` for each window."""
+    check_installed()
+    with tempfile.TemporaryDirectory(prefix="requant-") as name, tempfile.TemporaryFile() as errors:
+        folder = Path(name)
+        np.save(folder / GIVEN, given)
+        words = [sys.executable, "-c", _PROGRAM, os.pathsep.join(sys.path), task, name, str(n_threads(threads))]
+        with subprocess.Popen(
+            [*words, *map(str, models)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=os.environ | {"GGML_NO_BACKTRACE": "1"},
+            start_new_session=True,  # a terminal's signals reach this process alone, which ends the other
+        ) as process:
             try:
-                assert process.stdout is not None
-                for _ in process.stdout:
-                    progress(1)
+                _follow(process.stdout, folder, take, progress)
             except BaseException:
                 process.kill()
                 raise
         if process.returncode:
-            errors.seek(0)
-            raise _describe_end(models[0], process.returncode, errors.read().decode(errors="replace"))
-        with np.load(out) as found:
-            return dict(found)
+            raise _describe_end(process.returncode, models[0], folder / ERROR, errors)
 
 
-def _describe_end(model: Path, code: int, text: str) -> RequantError:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if code == _REFUSED and lines:
-        kind, _, what = lines[-1].partition(": ")
-        return UsageError(what) if kind == "usage" else BadInput(model, what.removeprefix(f"{model}: "))
-    reason = next((line for line in lines if "ASSERT" in line or "error" in line.lower()), "no reason given")
-    ended = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return BadInput(model, f"ended llama.cpp with {ended}: {brief(reason.rpartition('/')[2])}")
-
-
-def _print_step() -> None:
-    sys.stdout.write("done\n")
-    sys.stdout.flush()
-
-
-def _measure_figures(models: Sequence[Path], tokens: Tokens) -> dict[str, NDArray[Any]]:
-    """Return the figures of the scored tokens, those of the second half of each window, as `evaluate.judge` does."""
-    n_ctx = tokens.shape[1]
-    first = n_ctx // 2
-    columns: dict[str, list[NDArray[Any]]] = {}
-    with contextlib.ExitStack() as opened:
-        engines = [opened.enter_context(LlamaCpp(path, n_ctx, threads=os.cpu_count() or 1)) for path in models]
-        if len({engine.n_vocab for engine in engines}) > 1:
-            raise BadInput(models[1], "the base has another vocabulary", got=f"{engines[1].n_vocab} tokens")
-        for window in tokens:
-            likely = [_normalize(engine.logits(window, first=first)[:-1]) for engine in engines]
-            rows, targets = np.arange(len(likely[0])), window[first + 1 :]
-            found = {"likelihood": likely[0][rows, targets]}
-            if len(likely) > 1:
-                q, p = likely
-                found["base_likelihood"] = p[rows, targets]
-                found["same_top"] = p.argmax(axis=1) == q.argmax(axis=1)
-                found["kld"] = np.einsum("ij,ij->i", np.exp(p), p - q)
-            for name, values in found.items():
-                columns.setdefault(name, []).append(values)
-            _print_step()
-    return {name: np.concatenate(parts) for name, parts in columns.items()}
-
-
-def _normalize(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    x = logits.astype(np.float64)
-    x -= x.max(axis=1, keepdims=True)
-    x -= np.log(np.exp(x).sum(axis=1, keepdims=True))
-    return x
-
-
-class _Collector:
-    """The sums of squared inputs of each matrix, from the nodes of the graph."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, NDArray[np.float64]] = {}
-        self.counts: dict[str, NDArray[np.float64]] = {}
-
-    def __call__(self, engine: LlamaCpp, node: GraphNode, ask: bool) -> bool:
-        operation = engine.operation(node)
-        if operation not in ("MUL_MAT", "MUL_MAT_ID"):
-            return not ask
-        weights = node.sources[0].contents
-        name = weights.name.decode(errors="replace")
-        if ask or not name.endswith(".weight"):
-            return name.endswith(".weight") if ask else True
-        x = engine.values(node.sources[1].contents).astype(np.float64)
-        n_matrices, n_per_row = int(weights.shape[2] * weights.shape[3]), int(weights.shape[0])
-        if name not in self.sums:
-            self.sums[name], self.counts[name] = np.zeros((n_matrices, n_per_row)), np.zeros(n_matrices)
-        squares = x * x
-        if operation == "MUL_MAT":
-            by_matrix = (
-                squares.reshape(n_matrices, -1, n_per_row) if n_matrices > 1 else squares.reshape(1, -1, n_per_row)
-            )
-            self.sums[name] += by_matrix.sum(axis=1)
-            self.counts[name] += by_matrix.shape[1]
+def _follow(lines: IO[bytes] | None, folder: Path, take: Callable[[Arrays], None], progress: Progress) -> None:
+    for line in lines or ():
+        if name := line.decode().strip():
+            with np.load(folder / name) as found:
+                take(dict(found))
+            (folder / name).unlink()
         else:
-            ids = engine.values(node.sources[2].contents)[0, 0]  # (n_tokens, n_used)
-            inputs = np.broadcast_to(squares[0], (*ids.shape, n_per_row))  # the same for all, or one for each
-            np.add.at(self.sums[name], ids.reshape(-1), inputs.reshape(-1, n_per_row))
-            np.add.at(self.counts[name], ids.reshape(-1), 1)
-        return True
+            progress(1)
 
 
-def _collect_statistics(model: Path, tokens: Tokens) -> dict[str, NDArray[Any]]:
-    collector = _Collector()
-    with LlamaCpp(model, tokens.shape[1], threads=os.cpu_count() or 1, on_node=collector) as engine:
-        for window in tokens:
-            engine.logits(window)  # of all tokens: the last layer is computed for those alone
-            _print_step()
-    return {f"sums:{k}": v for k, v in collector.sums.items()} | {f"counts:{k}": v for k, v in collector.counts.items()}
-
-
-def main(asked: str, out: str, kind: str, *models: str) -> int:
-    """Run as the process that the module's docstring describes."""
-    tokens, paths = np.load(asked), [Path(model) for model in models]
-    try:
-        found = _collect_statistics(paths[0], tokens) if kind == "statistics" else _measure_figures(paths, tokens)
-    except RequantError as error:
-        kind = "usage" if isinstance(error, UsageError) else "input"
-        sys.stderr.write(f"\n{kind}: {error}\n")
-        return _REFUSED
-    np.savez(out, **found)  # type: ignore[arg-type]
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+def _describe_end(code: int, model: Path, error: Path, errors: IO[bytes]) -> RequantError:
+    """Return the error that the process left, or one that describes how it was ended. Raise RuntimeError for a bug."""
+    if error.exists():
+        found: RequantError = pickle.loads(error.read_bytes())
+        return found
+    errors.seek(0)
+    text = errors.read().decode(errors="replace")
+    if code == 1:
+        raise RuntimeError(text)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if code == -signal.SIGKILL or any("bad_alloc" in line or "failed to allocate" in line for line in lines):
+        ended = "was killed, as a system out of memory does" if code == -signal.SIGKILL else "ran out of memory"
+        return InputOutputError(model, f"the process of llama.cpp {ended}", hint=SPARE_MEMORY)
+    reason = next((line for line in lines if "ASSERT" in line or "error" in line.lower()), "no reason given")
+    ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    hint = f"the file is damaged, or {ENGINE} cannot run it"
+    return BadInput(
+        model, f"ended the process of llama.cpp with {ended}: {brief(reason.rpartition('/')[2], FILE_NAME)}", hint=hint
+    )

@@ -32,6 +32,7 @@ from requant.model.forward.passes import (
 from requant.model.forward.tape import Node
 
 if TYPE_CHECKING:
+    from requant.container.source import Source
     from requant.model.forward.tape import Array
 
 EVALUATION_SCHEMA = "requant.evaluation/1"
@@ -45,7 +46,8 @@ class Evaluation:
 
     The divergences are None without a base: of the base's distribution p from the model's q, mean sum p ln(p/q) with
     its standard error, and the 99 and 99.9 % quantiles over tokens. same_top: share of tokens for which both models
-    hold the same one to be likeliest. ppl_error and kld_error are standard errors over tokens.
+    hold the same one to be likeliest. ppl_error and kld_error are standard errors over tokens. engine: what ran the
+    models, None for requant itself.
     """
 
     n_windows: int
@@ -63,6 +65,7 @@ class Evaluation:
     header_sha256: str | None = None  # of the model's header: which file was measured
     base: str | None = None
     text: str | None = None
+    engine: str | None = None
 
     def _repr_html_(self) -> str:
         return html(self)
@@ -107,7 +110,7 @@ def evaluate(
     vocabularies, NumericFault for activations that are not finite.
     """
     if base is not None:
-        check_base(model, base)
+        check_base(model.weights.source, base.weights.source)
     check_tokens(model, tokens)
     models = [m for m in (model, base) if m is not None]
     streams = [forward(m, tokens, threads=threads, on_layer=lambda _: progress(1)) for m in models]
@@ -117,9 +120,8 @@ def evaluate(
     return summary(judged, tokens)
 
 
-def check_base(model: RunnableModel, base: RunnableModel) -> None:
-    """Raise BadInput unless both models give logits over the same vocabulary."""
-    own, other = (m.weights.source for m in (model, base))
+def check_base(own: Source, other: Source) -> None:
+    """Raise BadInput unless a model and its base give logits over the same vocabulary."""
     n, n_base = (source.tensor(EMBEDDING).n_rows for source in (own, other))
     if n != n_base:
         raise BadInput(other.path, "the base has another vocabulary", got=f"{n_base} tokens", limit=f"{n} of the model")

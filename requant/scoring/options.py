@@ -37,11 +37,16 @@ class ScoringOptions:
 
 @dataclass(frozen=True, slots=True)
 class StatisticsOptions:
-    """Options of a calibration; gradients: sum them too; max_memory: bytes; threads: None for one per processor."""
+    """Options of a calibration.
+
+    gradients: sum them too. max_memory: bytes. threads: None for one per processor. engine: run the model in llama.cpp,
+    which has no gradients.
+    """
 
     gradients: bool = True
     max_memory: int | None = None
     threads: int | None = None
+    engine: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from requant.container.metadata import Metadata
 from requant.container.source import Source, open_files
 from requant.errors import NumericFault, printable, quote
 from requant.formats.codec import Floats
-from requant.model.kinds import STILL_WORKS
 from requant.model.roles import has_own_inputs, n_matrices
 
 Sums = NDArray[np.float64]
@@ -44,11 +43,15 @@ class SquareSums:
 
 @dataclass(slots=True)
 class Statistics:
-    """Sums over `n_tokens` tokens in windows of `n_ctx`, by matrix: (tensor name, expert or None)."""
+    """Sums over `n_tokens` tokens in windows of `n_ctx`, by matrix: (tensor name, expert or None).
+
+    engine: what ran the model, None for requant itself.
+    """
 
     n_tokens: int
     n_ctx: int
     matrices: dict[tuple[str, int | None], SquareSums] = field(default_factory=dict, repr=False)
+    engine: str | None = None
 
     def _repr_html_(self) -> str:
         return html(self)
@@ -97,7 +100,7 @@ class Statistics:
                 continue
             if not all(np.isfinite(x).all() for x in found if x is not None):
                 what = f"the inputs or gradients of tensor {quote(tensor.name)} are too large to be squared"
-                raise NumericFault(source.path, what, hint=f"the file is damaged; {STILL_WORKS}")
+                raise NumericFault(source.path, what, hint="the file is damaged")
             yield tensor.name, found
 
     def arrays(self, name: str, shape: Sequence[int]) -> tuple[Floats, Floats, Floats | None] | None:
@@ -158,6 +161,7 @@ def _lay_out(
             "imatrix.datasets": ("arr_str", [printable(text)]),
             "imatrix.chunk_count": ("u32", statistics.n_tokens // statistics.n_ctx),
             "imatrix.chunk_size": ("u32", statistics.n_ctx),
+            **({} if statistics.engine is None else {"requant.engine": ("str", statistics.engine)}),
             **({} if sidecar_of is None else _sidecar_key(sidecar_of)),
         }
     )

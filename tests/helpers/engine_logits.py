@@ -36,7 +36,7 @@ def main(out, asked, *models):
     found = {}
     for path in models:
         with LlamaCpp(Path(path), 256) as engine:
-            found[path] = engine.logits(tokens)
+            found[path] = np.concatenate([part.copy() for part in engine.logits(tokens)])
     np.savez(out, **found)
 
 

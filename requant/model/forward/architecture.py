@@ -21,6 +21,10 @@ _LEAST_FACTOR = 1e-6  # of the scaling of rotations, and the largest is its inve
 _LITE_VOCABULARY = 154880  # of GLM 4.7 Flash, whose files may lack the key of the gating
 
 
+class NotRun(BadInput):
+    """A model, or a part of one, that the forward pass does not know; llama.cpp may."""
+
+
 @dataclass(frozen=True, slots=True)
 class Temperature:
     """The growth of queries with their position: 1 + scale * ln(floor(position / length) + 1)."""
@@ -84,13 +88,12 @@ class Architecture:
 def read_architecture(source: Source) -> Architecture:
     """Read the architecture of `source`; raise BadInput where it, or a part of it, cannot be run.
 
-    The error is a Misfit where other models of the architecture can be run.
+    The error is a Misfit where other models of the architecture can be run, NotRun where llama.cpp may run this one.
     """
     arch = require_model(source)
     check_predicts_tokens(source.metadata, {t.name for t in source.tensors})
     if arch not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise BadInput(source.path, f"the forward pass does not know '{arch}' (it knows {known})", hint=STILL_WORKS)
+        raise NotRun(source.path, f"the forward pass does not know '{arch}'")
     check_counts(source.metadata)
     hp = read_hyperparameters(source.metadata, source.tensors)
     _check_tensors(source, hp)
@@ -132,7 +135,7 @@ def read_architecture(source: Source) -> Architecture:
 def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
     kind = keys.metadata.get_str(f"{keys.arch}.rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn", "longrope"):
-        raise keys.error("rope.scaling.type", "is not known", got=brief(str(kind)), hint=STILL_WORKS)
+        raise NotRun(keys.metadata.path, f"key '{keys.arch}.rope.scaling.type' is not known", got=brief(str(kind)))
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
     if not _LEAST_FACTOR <= factor <= 1 / _LEAST_FACTOR:
         limit = f"{_LEAST_FACTOR:g} to {1 / _LEAST_FACTOR:g}"
@@ -243,4 +246,4 @@ def _check_tensors(source: Source, hp: Hyperparameters) -> None:
         known = part in inner if prefix == "blk" and layer.isdigit() else tensor.name in outer
         if not known and not (prefix == "blk" and layer.isdigit() and int(layer) >= hp.n_trunk):
             what = f"tensor '{brief(tensor.name)}' is not one that the forward pass of '{hp.arch}' knows"
-            raise BadInput(source.path, what, hint=STILL_WORKS)
+            raise NotRun(source.path, what)

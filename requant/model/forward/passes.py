@@ -157,7 +157,7 @@ def forward(
 
 def _check_finite(model: RunnableModel, x: Array, what: str) -> None:
     if not np.isfinite(x).all():
-        hint = f"the file is damaged, or its weights do not suit this architecture; {STILL_WORKS}"
+        hint = "the file is damaged, or its weights do not suit this architecture"
         raise NumericFault(model.weights.source.path, f"{what} are not finite", hint=hint)
 
 

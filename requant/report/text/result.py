@@ -62,6 +62,7 @@ def evaluation_text(e: Evaluation, model: Path, base: Path | None) -> str:
     """Return perplexity and, with a base, divergence."""
     lines = [
         f"{printable(str(model))}: {e.n_scored} tokens scored in {e.n_windows} windows of {e.n_ctx} tokens",
+        *([] if e.engine is None else [f"run by {printable(e.engine)}"]),
         f"perplexity      {e.ppl:.4f} \u00b1 {e.ppl_error:.4f} (one standard error)",
     ]
     if e.mean_kld is not None:
@@ -81,6 +82,8 @@ def statistics_text(stats: Statistics, source: Source, out: Path) -> str:
     names = {name for name, _ in experts}
     tensors = f"{len({name for name, _ in stats.matrices})} tensors over {stats.n_tokens} tokens"
     head = f"{printable(str(out))}: {tensors} in windows of {stats.n_ctx} tokens"
+    if stats.engine is not None:
+        head += f"\nrun by {printable(stats.engine)}, without gradients; pass it with --imatrix"
     matrices = ((t, range(t.shape[2] if len(t.shape) > 2 else 1)) for t in source.tensors if t.name in names)
     counts = [experts.get((t.name, m), 0) for t, numbers in matrices for m in numbers]
     few = [count for count in counts if count < FEW_TOKENS]

@@ -1,0 +1,80 @@
+"""The choice of what runs a model, requant or llama.cpp, and the text as tokens for llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from requant.common.interrupt import run_interruptible
+from requant.container.source import Source, require_model
+from requant.errors import BadInput, UsageError
+from requant.model.forward.architecture import NotRun, read_architecture
+from requant.model.kinds import check_is_language_model
+from requant.model.llama_cpp import ENGINE, check_installed
+from requant.scoring.calibration_data import Encoded, TokenWindows, encode, read_windows
+from requant.scoring.engine_run import encode_in_engine
+
+if TYPE_CHECKING:
+    from requant.common.monitor import Monitor
+    from requant.scoring.options import CalibrationOptions
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """The choice of llama.cpp; reason: why requant does not run the model, None where llama.cpp was asked for."""
+
+    reason: BadInput | None
+
+    @contextmanager
+    def explained(self, monitor: Monitor) -> Iterator[None]:
+        """Warn behind a run in the engine why it was not requant's; an error of the engine gets the reason too."""
+        try:
+            yield
+        except BadInput as error:
+            if self.reason is None or error.hint is not None or error.path != self.reason.path:
+                raise
+            raise error.with_hint(f"nor does requant run it: {self.reason.what}") from error
+        if self.reason is not None:
+            monitor.warn(f"{self.reason}; {ENGINE} ran it")
+
+
+def choose_engine(sources: Sequence[Source], *, wanted: bool) -> EngineChoice | None:
+    """Return the choice of llama.cpp where it is wanted, or where requant does not run one of the models; else None.
+
+    Raises UsageError where it is wanted and not installed, BadInput where neither can run a model.
+    """
+    for source in sources:
+        require_model(source)
+        check_is_language_model(source.metadata)
+    if wanted:
+        check_installed()
+        return EngineChoice(None)
+    try:
+        for source in sources:
+            read_architecture(source)
+    except NotRun as reason:
+        try:
+            check_installed()
+        except UsageError as missing:
+            raise reason.with_hint(f"llama.cpp may run it, but {missing}") from missing
+        return EngineChoice(reason)
+    return None
+
+
+def read_windows_for_engine(source: Source, calibration: CalibrationOptions, monitor: Monitor) -> TokenWindows:
+    """Return windows of the text or of ids; ids by the engine's tokenizer where requant has none for the model."""
+
+    def encode_in_either(source: Source, text: str) -> Encoded:
+        try:
+            return run_interruptible(encode, source, text)
+        except (BadInput, UsageError):
+            if source.metadata.get("tokenizer.ggml.model") in (None, "no_vocab"):
+                raise
+        return encode_in_engine(source, text)
+
+    with monitor.working("reading text"):
+        text = read_windows(calibration, source, encode=encode_in_either)
+    monitor.warn(*text.notes)
+    return text

@@ -118,6 +118,7 @@ def _evaluation_card(measured: Evaluation) -> str:
     rows: list[tuple[str, object]] = [
         ("model", measured.model),
         ("text", measured.text),
+        *([("run by", measured.engine)] if measured.engine else []),
         ("scored", f"{measured.n_scored:,} tokens of {measured.n_windows} windows of {measured.n_ctx}"),
         ("perplexity", f"{measured.ppl:.4f} +- {measured.ppl_error:.4f}"),
     ]

@@ -4,13 +4,13 @@
 
 TASK is one of `TASKS`. FOLDER holds `given.npy`: windows of tokens (n_windows, n_ctx), or the bytes of a text. A line
 on stdout is empty for each window that is done, or names an archive of arrays in FOLDER that is complete. The process
-ends when its stdin is closed, as its caller's end closes it. An error is pickled to FOLDER.
+ends when its stdin is closed, as its caller's end closes it. An error is left in FOLDER as JSON, by its fields.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import resource
 import shutil
 import sys
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from requant.errors import BadInput, InputOutputError, RequantError
 from requant.model.llama_cpp import SPARE_MEMORY, GraphNode, LlamaCpp
 
-ERROR = "error.pickle"
+ERROR = "error.json"
 GIVEN = "given.npy"
 BATCH = 8  # windows whose sums are written together
 _ROWS = 64  # positions whose probabilities are computed together
@@ -162,6 +162,12 @@ def _run(task: str, folder: Path, threads: int, paths: Sequence[Path]) -> None:
         _print_line(name)
 
 
+def _describe_error(error: RequantError) -> dict[str, str | None]:
+    names = ("path", "what", "got", "limit", "expected", "hint")
+    given = {name: getattr(error, name) for name in names} if isinstance(error, BadInput) else {"what": str(error)}
+    return {"kind": type(error).__name__} | {k: None if v is None else str(v) for k, v in given.items()}
+
+
 def main(task: str, folder: str, threads: str, *models: str) -> int:
     """Run as the process that the module's docstring describes."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no file
@@ -176,5 +182,5 @@ def main(task: str, folder: str, threads: str, *models: str) -> int:
     except OSError as found:
         error = InputOutputError(found.filename or folder, f"llama.cpp's results: {found.strerror}")
     if error is not None:
-        (Path(folder) / ERROR).write_bytes(pickle.dumps(error))
+        (Path(folder) / ERROR).write_text(json.dumps(_describe_error(error)))
     return 0 if error is None else error.exit_code

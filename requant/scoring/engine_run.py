@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from requant.common.threads import n_threads
-from requant.errors import FILE_NAME, BadInput, InputOutputError, NumericFault, RequantError, brief
+from requant.errors import FILE_NAME, BadInput, InputOutputError, NumericFault, RequantError, UsageError, brief
 from requant.model.llama_cpp import ENGINE, SPARE_MEMORY, check_installed
 from requant.model.roles import has_own_inputs
 from requant.scoring.calibration_data import Encoded
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Tokens = NDArray[np.int32]  # (n_windows, n_ctx)
 Progress = Callable[[int], None]
+_KINDS = {kind.__name__: kind for kind in (BadInput, InputOutputError)}
 # the modules of this process, and none of the folder that it happens to be in
 _PROGRAM = """
 import os, sys
@@ -143,8 +144,9 @@ def _follow(lines: IO[bytes] | None, folder: Path, take: Callable[[Arrays], None
 def _describe_end(code: int, model: Path, error: Path, errors: IO[bytes]) -> RequantError:
     """Return the error that the process left, or one that describes how it was ended. Raise RuntimeError for a bug."""
     if error.exists():
-        found: RequantError = pickle.loads(error.read_bytes())
-        return found
+        found = json.loads(error.read_text())
+        kind = found.pop("kind")
+        return UsageError(found["what"]) if kind == UsageError.__name__ else _KINDS[kind](**found)
     errors.seek(0)
     text = errors.read().decode(errors="replace")
     if code == 1:

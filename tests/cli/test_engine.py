@@ -109,7 +109,7 @@ NOT_INSTALLED = [*CANNOT, "llama.cpp is not installed; pip install 'requant[engi
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    "case",
     [
         (["evaluate", "{other}", "--text", "{text}"], 3, NOT_INSTALLED),
         (["evaluate", "{small}", "--base", "{other}", "--text", "{text}"], 3, NOT_INSTALLED),
@@ -123,7 +123,8 @@ NOT_INSTALLED = [*CANNOT, "llama.cpp is not installed; pip install 'requant[engi
     ],
 )
 @pytest.mark.usefixtures("uninstalled")
-def test_without_the_engine_a_command_says_what_it_needs(capsys, tmp_path, small, words, code, said):
+def test_without_the_engine_a_command_says_what_it_needs(capsys, tmp_path, small, case):
+    words, code, said = case
     other = families.write("unknown", tmp_path / "other.gguf")
     paths = {"small": small, "other": other, "text": TEXT, "none": tmp_path / "none.gguf"}
     ran = run(capsys, *(word.format(**paths) for word in words))

@@ -170,7 +170,8 @@ def _measurement_notes(outputs: Sequence[CardOutput]) -> list[str]:
         if (found := output.evaluation) is not None:
             on = f" of {md.code(found.text, FILE_NAME)}" if found.text else ""
             base = f", against {md.code(found.base, FILE_NAME)}" if found.base else ""
-            over = f"{found.n_scored} tokens in {found.n_windows} windows of {found.n_ctx}{on}{base}"
+            by = f", run by {md.text(found.engine, FILE_NAME)}" if found.engine else ""
+            over = f"{found.n_scored} tokens in {found.n_windows} windows of {found.n_ctx}{on}{base}{by}"
             groups.setdefault(over, []).append(md.code(output.name, FILE_NAME))
     lines = []
     for over, names in groups.items():
@@ -251,7 +252,7 @@ def _limits_list(outputs: Sequence[CardOutput]) -> str:
         lines.append(f"KL divergence says {what}.")
     if predicted:
         lines.append("Predicted KL is a second-order estimate from the text that the losses were measured on.")
-    if any(o.evaluation for o in outputs):
+    if any(o.evaluation and o.evaluation.engine is None for o in outputs):
         lines.append("Measured figures are of F32 activations; engines that round them to 8 bits add a little.")
     if any(limit.device == "gpu" for plan in plans for limit in plan.limits):
         lines.append(memory)

@@ -129,5 +129,6 @@ def _evaluation_cells(plan: Plan, made: Conversion | None, evaluation: Evaluatio
         f"{evaluation.n_scored:,}",
     ]
     other = "" if may_measure(evaluation, made) else f" (of another file, {text(evaluation.model or '?', FILE_NAME)})"
-    name = tag("th", text(evaluation.text or "?", FILE_NAME), other, scope="row")
+    by = f", run by {text(evaluation.engine, FILE_NAME)}" if evaluation.engine else ""
+    name = tag("th", text(evaluation.text or "?", FILE_NAME), by, other, scope="row")
     return [name, *map(number_cell, cells)]

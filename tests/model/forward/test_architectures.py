@@ -9,6 +9,7 @@ from model.forward.architectures import MAKERS
 
 from requant.container.source import open_source
 from requant.errors import BadInput
+from requant.model.forward.architecture import NotRun
 from requant.model.forward.decoder import run_layer
 from requant.model.forward.families import FAMILIES
 from requant.model.forward.layer import NullHook
@@ -138,9 +139,8 @@ def check_layer(layer, side, x, y, rng):
 def test_a_tensor_that_the_row_does_not_know_is_named(tmp_path):
     model = MAKERS["qwen35"](1)
     model.add("attn_sinks.weight", 4)
-    with open_source(model.write(tmp_path / "model.gguf")) as source, pytest.raises(BadInput) as caught:
+    with open_source(model.write(tmp_path / "model.gguf")) as source, pytest.raises(NotRun, match="attn_sinks"):
         read_model(Weights(source))
-    assert "blk.3.attn_sinks.weight" in str(caught.value) and "--quick" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["deepseek32", "glm-dsa"])

@@ -11,6 +11,7 @@ from requant.common.interrupt import run_interruptible
 from requant.container.source import Source, require_model
 from requant.errors import BadInput, UsageError
 from requant.model.forward.architecture import NotRun, read_architecture
+from requant.model.forward.families import FAMILIES
 from requant.model.kinds import check_is_language_model
 from requant.model.llama_cpp import ENGINE, check_installed
 from requant.scoring.calibration_data import Encoded, TokenWindows, encode, read_windows
@@ -41,12 +42,12 @@ class EngineChoice:
 
 
 def choose_engine(sources: Sequence[Source], *, wanted: bool) -> EngineChoice | None:
-    """Return the choice of llama.cpp where it is wanted, or where requant does not run one of the models; else None.
+    """Return the choice of llama.cpp where it is wanted, or where requant knows no such architecture; else None.
 
-    Raises UsageError where it is wanted and not installed, BadInput where neither can run a model.
+    Raises UsageError where it is wanted and not installed, BadInput where a model cannot be run without it.
     """
+    architectures = {require_model(source) for source in sources}
     for source in sources:
-        require_model(source)
         check_is_language_model(source.metadata)
     if wanted:
         check_installed()
@@ -59,6 +60,8 @@ def choose_engine(sources: Sequence[Source], *, wanted: bool) -> EngineChoice | 
             check_installed()
         except UsageError as missing:
             raise reason.with_hint(f"llama.cpp may run it, but {missing}") from missing
+        if architectures <= FAMILIES.keys():  # an odd file is given to the engine on request only
+            raise reason.with_hint("llama.cpp may run it: --engine") from reason
         return EngineChoice(reason)
     return None
 

@@ -221,7 +221,7 @@ class Model:
         """Return the perplexity on a text or on tokens, and the divergence from `base` in nats per token.
 
         windows: how many of the text's are run, all by default; window: tokens of each, of which the second half is
-        scored. engine: measure in llama.cpp, as is done with a warning for a model that requant does not run. Raises
+        scored. engine: measure in llama.cpp, as for an architecture that requant does not know, with a warning. Raises
         BadInput for a model that cannot be run, a base of another vocabulary or a text that is too short, UsageError
         also without the extra `engine`, NumericFault.
         """
@@ -251,7 +251,7 @@ class Model:
         """Return statistics of the model on a text, and write them to `out`, an imatrix that llama-quantize reads too.
 
         no_gradients: only inputs, in a third of the time. max_memory: bytes that the run stays below. engine: only
-        inputs, from a run in llama.cpp, as is done with a warning for a model that requant does not run. A run that was
+        inputs, by llama.cpp, as for an architecture that requant does not know, with a warning. A run that was
         stopped goes on when it is called in the same way again. Raises BadInput for a model that cannot be run or a
         text that is too short, UsageError also without the extra `engine`, NumericFault, OutputRefused,
         InputOutputError.

@@ -38,8 +38,8 @@ def command(*, model: Path, out: Path | None, text: Path | None, tokens: Path | 
     """Run a model on a text and keep statistics of it.
 
     The result is an importance matrix that llama-quantize reads too, with the squared gradients in tensors of its own.
-    llama.cpp runs what requant does not, and with --engine any model; it has no gradients. A run that was stopped goes
-    on where it was when the same command is given again.
+    llama.cpp runs the architectures that requant does not know, and with --engine any; it has no gradients. A run that
+    was stopped goes on where it was when the same command is given again.
     """
     if out is None:
         raise UsageError("nowhere to put the statistics; say -o STATS.gguf")

@@ -38,8 +38,8 @@ def command(*, model: Path, base: Path | None, calibration: CalibrationOptions, 
     """Measure perplexity, and the divergence from another model.
 
     As llama-perplexity does it: the second half of every window is scored. Activations are F32 here; llama.cpp rounds
-    them to 8 bits, which adds about 0.0004 nats to a quantized model's divergence. With --engine, and for models that
-    requant does not run, llama.cpp itself is measured.
+    them to 8 bits, which adds about 0.0004 nats to a quantized model's divergence. With --engine, and for
+    architectures that requant does not know, llama.cpp itself is measured.
     """
     with ExitStack() as opened:
         source = opened.enter_context(open_source(model))

@@ -136,9 +136,7 @@ allow_requantize = click.option(
     "--allow-requantize", is_flag=True, help="Accept a model that is already quantized below Q8_0."
 )
 text = file_option("--text", help="UTF-8 text to run the model on.", show_default="one that ships with requant")
-engine = click.option(
-    "--engine", is_flag=True, help="Run it in llama.cpp; without this, where requant cannot. Needs requant[engine]."
-)
+engine = click.option("--engine", is_flag=True, help="Run it in llama.cpp, which the extra `engine` installs.")
 own_text = file_option("--text", help="UTF-8 text to run the model on; this or --tokens is needed.")
 tokens = file_option("--tokens", help="Token ids to run the model on, instead of a text.")
 window = click.option(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import FIXTURES, assert_failed, names, run
+from gguf_files import Tensor
 from model.forward import families
 
 import requant
@@ -131,6 +132,13 @@ def test_without_the_engine_a_command_says_what_it_needs(capsys, tmp_path, small
     assert_failed(ran, code, *said)
     assert "--quick" not in ran.err and "scores without data" not in ran.err
     assert names(tmp_path) == ["other.gguf", "small.gguf"]
+
+
+def test_an_odd_file_of_a_known_architecture_is_given_to_the_engine_on_request_only(capsys, tmp_path):
+    path = families.write("qwen3", tmp_path / "model.gguf", more=(Tensor("blk.1.attn_sinks.weight", (4,)),))
+    ran = run(capsys, "evaluate", path, *SHORT)
+    assert_failed(ran, 3, "blk.1.attn_sinks.weight", "llama.cpp may run it: --engine")
+    assert_failed(run(capsys, "evaluate", path, *SHORT, "--engine"), 3, "llama.cpp does not load it: ")
 
 
 def test_a_model_that_neither_runs_is_one_line(capsys, tmp_path):

@@ -12,7 +12,7 @@ from requant.container.source import Source, require_model
 from requant.errors import BadInput, UsageError
 from requant.model.forward.architecture import NotRun, read_architecture
 from requant.model.forward.families import FAMILIES
-from requant.model.kinds import check_is_language_model
+from requant.model.kinds import check_predicts_tokens
 from requant.model.llama_cpp import ENGINE, check_installed
 from requant.scoring.calibration_data import Encoded, TokenWindows, encode, read_windows
 from requant.scoring.engine_run import encode_in_engine
@@ -48,7 +48,7 @@ def choose_engine(sources: Sequence[Source], *, wanted: bool) -> EngineChoice | 
     """
     architectures = {require_model(source) for source in sources}
     for source in sources:
-        check_is_language_model(source.metadata)
+        check_predicts_tokens(source.metadata, {t.name for t in source.tensors})
     if wanted:
         check_installed()
         return EngineChoice(None)

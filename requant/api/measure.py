@@ -75,16 +75,15 @@ def calibrate(
     from requant.scoring.checkpoint import checkpoint_sidecar
     from requant.scoring.statistics import write_statistics
 
-    check_can_run(source)
+    engine = choose_engine([source], wanted=options.engine)
+    if engine is not None and options.max_memory is not None:
+        raise UsageError("--max-memory does not limit llama.cpp, which maps the file; leave it out")
     source.add_to_inputs()
     add_inputs(calibration.text, calibration.tokens)
     check_writable(out, force=force)
     checkpoint = checkpoint_sidecar(out.with_name(f"{out.name}.part.npz"))
     checkpoint.check()
-    engine = choose_engine([source], wanted=options.engine)
     if engine is not None:
-        if options.max_memory is not None:
-            raise UsageError("--max-memory does not limit llama.cpp, which maps the file; leave it out")
         with engine.explained(monitor):
             text = read_windows_for_engine(source, calibration, monitor)
             with monitor.progress("calibrating", len(text.windows), " windows") as advance:

@@ -41,9 +41,11 @@ def command(*, model: Path, base: Path | None, calibration: CalibrationOptions, 
     them to 8 bits, which adds about 0.0004 nats to a quantized model's divergence. With --engine, and for
     architectures that requant does not know, llama.cpp itself is measured.
     """
+    from requant.api.engine import choose_engine
+
     with ExitStack() as opened:
         source = opened.enter_context(open_source(model))
-        measuring.check_can_run(source)
+        choose_engine([source], wanted=how["engine"])  # a model that nothing runs needs no text
         if calibration.text is None and calibration.tokens is None:
             raise UsageError("say what to evaluate on: --text FILE or --tokens FILE")
         reference = None if base is None else opened.enter_context(open_source(base))

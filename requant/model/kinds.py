@@ -45,7 +45,6 @@ class FileKind:
         return self.name not in _NO_HYPERPARAMETERS
 
 
-STILL_WORKS = "an imatrix (--imatrix) and scores without data (--quick) still work"  # with a file that cannot be run
 _MODEL = ("llama-server", "-m", "MODEL.gguf")
 LANGUAGE_MODEL = FileKind("model", "a language model")
 PROJECTOR = FileKind(
@@ -151,7 +150,7 @@ def check_predicts_tokens(metadata: Metadata, names: Collection[str]) -> None:
     if kind.name == "diffusion-text":
         why = "predicts no next token"
     if why is not None:
-        raise BadInput(metadata.path, f"is {kind.words}, which {why}", hint=STILL_WORKS)
+        raise BadInput(metadata.path, f"is {kind.words}, which {why}")
 
 
 def check_is_language_model(metadata: Metadata) -> None:

@@ -14,7 +14,7 @@ from requant.model.forward.families import FAMILIES, Family, Routing
 from requant.model.forward.rope import Rope
 from requant.model.hyperparameters import Hyperparameters, check_counts, read_hyperparameters
 from requant.model.keys import ArchitectureKeys
-from requant.model.kinds import STILL_WORKS, check_predicts_tokens
+from requant.model.kinds import check_predicts_tokens
 from requant.model.tensor_shapes import check_fit
 
 _LEAST_FACTOR = 1e-6  # of the scaling of rotations, and the largest is its inverse

@@ -23,7 +23,6 @@ from requant.model.forward.rope import rotation
 from requant.model.forward.side_inputs import LayerEmbedding, SideInputs, WindowInputs
 from requant.model.forward.tape import Array, Backward, Node, Tape
 from requant.model.forward.weights import Weights
-from requant.model.kinds import STILL_WORKS
 
 if TYPE_CHECKING:
     from requant.model.forward.checkpoints import Checkpoints

@@ -90,7 +90,7 @@ def test_what_requant_does_not_run_the_engine_does(capsys, tmp_path, small):
         assert ran.code == 0 and f"run by {ENGINE}" in ran.out, ran
         assert ran.err.count("\n") == 1 and f"does not know 'qwen3'; {ENGINE} ran it" in ran.err
     plain = run(capsys, "plan", small, "--bpw", "20", "--json")
-    assert "without gradients" in plain.err and "`requant calibrate` collects one" in plain.err
+    assert "without gradients" in plain.err and "better: `requant calibrate`, --imatrix" in plain.err
     weighed = run(capsys, "plan", small, "--bpw", "20", "--imatrix", out, "--json")
     assert read_json(weighed)["method"] == "cfix" and "without gradients" in weighed.err
     assert "calibrate" not in weighed.err

@@ -26,10 +26,12 @@ ATTENTION = frozenset(
     afmoe apertus arcee arctic baichuan bailingmoe bailingmoe2 bitnet bloom chameleon chatglm codeshell cogvlm
     cohere2 cohere2moe command-r dbrx deci deepseek deepseek2 deepseek2-ocr dflash dots1 eagle3 ernie4_5 ernie4_5-moe
     exaone exaone-moe exaone4 falcon gemma gemma2 gemma3 gemma3n gemma4 gemma4-assistant glm4 glm4moe gpt-oss gpt2
-    gptj gptneox granite granitemoe grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 laguna
-    llama llama4 maincoder mellum minicpm minicpm3 minimax-m2 mistral3 mistral4 mpt nemotron olmo olmo2 olmoe
+    gptj gptneox granite granite_swa granitemoe graniteswitch grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3
+    internlm2 jais jais2 laguna
+    llama llama4 maincoder maple mellum minicpm minicpm3 minimax-m2 mistral3 mistral4 mpt muse-glimmer nanbeige
+    nemotron olmo olmo2 olmoe
     openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo plamo3 plm qwen qwen2 qwen2moe qwen2vl qwen3
-    qwen3moe qwen3vl qwen3vlmoe refact seed_oss smallthinker smollm3 stablelm starcoder starcoder2 step35 mimo2
+    qwen3moe qwen3vl qwen3vlmoe refact seed_oss smallthinker smollm3 spark2_5 stablelm starcoder starcoder2 step35 mimo2
     talkie xverse
     """.split()  # noqa: SIM905
 )
@@ -91,6 +93,8 @@ def caches_of(
     attends = kept if arch in _BOTH else [k and not s for k, s in zip(kept, stateful, strict=True)]
     n_conv, n_state = _state(keys, n_embd, n_head[0]) if any(recurrent) else (0, 0)
     if not any(recurrent) and any(count(key, 0) for key in ("ssm.state_size", "shortconv.l_cache", "kda.head_dim")):
+        known = False
+    if count("num_loops", 1) > 1:  # layers of nanbeige that run again, each time with a cache of their own
         known = False
     if count("hyper_connection.count", 0):  # a DSpark head with the layers of DeepSeek-V4
         known = False

@@ -58,7 +58,7 @@ class Hyperparameters:
     `n_layers` includes the `n_nextn` multi-token-prediction layers at the end; `windows` is None where the
     architecture requires a window and the file states none. `key_length_swa` and `value_length_swa` are the head
     sizes of layers with a window. `n_draft_vocab`: tokens that a draft head chooses from, 0 for other models;
-    `time_step_rank`: of recurrent layers; `n_rotated`: dimensions of a key that turn with its position.
+    `n_rotated`: dimensions of a key that turn with its position.
     """
 
     path: str
@@ -81,7 +81,6 @@ class Hyperparameters:
     n_ff_expert: int
     n_ff_shared: int
     n_draft_vocab: int
-    time_step_rank: int
     n_rotated: int
     latent: Latent | None
     recurrence: Recurrence
@@ -141,7 +140,6 @@ def read_hyperparameters(metadata: Metadata, tensors: Iterable[SourceTensor] = (
         n_ff_expert=n_ff_expert,
         n_ff_shared=_n_ff_shared(keys, n_ff_expert),
         n_draft_vocab=next((t.shape[0] for t in tensors if t.name == "d2t"), 0),
-        time_step_rank=keys.count("ssm.time_step_rank", 0),
         n_rotated=keys.count("rope.dimension_count", key_length),
         latent=_latent(keys),
         recurrence=_recurrence(keys),

@@ -42,14 +42,16 @@ _KEEP_EXACTLY = {
     "position_embd.weight": "a position table is added to the stream",
     "token_types.weight": "a token type table is added to the stream",
 }
-_KEEP_IN_ARCH: dict[str, tuple[str, ...]] = {
-    "glm5-next": (
+GLM5 = ("glm5-next", "glm5next")  # the engine's spelling, and that of files published before it
+_KEEP_IN_ARCH: dict[str, tuple[str, ...]] = dict.fromkeys(
+    GLM5,
+    (
         *("hc_", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj"),
         *("indexer_compressor_gate", "indexer_compressor_ape"),
         *("ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight", "ssm_g_b.weight", "ssm_beta.weight"),
         *("attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight"),
-    )
-}
+    ),
+)
 
 # llama-quantize would quantize these, and the engine reads them otherwise than as the matrix of a product
 _ENGINE_KEEPS: dict[str, str] = {

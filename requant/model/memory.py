@@ -257,7 +257,7 @@ def _recurrent_bytes(hp: Hyperparameters, settings: EngineSettings) -> int:
     """Return the bytes a recurrent layer computes with: measured for Mamba 2 and gated delta nets, else generous."""
     conv = max(hp.caches.n_conv // 3, hp.n_embd)  # channels of a convolution over four tokens
     tokens, sequences = settings.tokens, settings.n_parallel
-    width = 3 * conv + 2 * max(hp.caches.n_state // max(*hp.n_head, 128), hp.n_embd) + hp.time_step_rank
+    width = 3 * conv + 2 * max(hp.caches.n_state // max(*hp.n_head, 128), hp.n_embd) + hp.recurrence.n_heads
     return 4 * tokens * width + 4 * sequences * (hp.caches.n_state + hp.caches.n_conv)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from requant.errors import UsageError, brief, suggest
 from requant.formats import format_of
+from requant.model.kept import GLM5
 from requant.model.roles import fallback_type, has_mixture_type, is_tied
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class _Visit:
 
     def type_of(self, name: str) -> str:
         """Return the type of the next matrix of a layer, whatever the length of its rows."""
-        if self.hp.arch == "glm5-next" and any(part in name for part in ("attn_q_a", "attn_q_b", "nextn.eh_proj")):
+        if self.hp.arch in GLM5 and any(part in name for part in ("attn_q_a", "attn_q_b", "nextn.eh_proj")):
             return "Q8_0"
         kind = next((kind for part, kind in _KINDS.items() if part in name), "")
         at = self._position(name, kind)

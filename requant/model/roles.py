@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable, Sequence
 from requant.formats import FORMATS, format_of
 from requant.model import kept
 
+# `attn_norm.weight`, Gemma 4's `post_ffw_norm_1.weight`, Falcon H1's `ffn_norm`
+_NORM = re.compile(r".*norm(_[0-9]+)?(\.weight)?")
 _IN_A_LAYER = re.compile(r"(?:(?P<tower>.+)\.)?blk\.(?P<layer>[0-9]+)\.(?P<part>.+)")
 
 # a matrix below both bounds saves too few bytes for the risk
@@ -43,8 +45,7 @@ _FLOORS_IN_ARCH = {
     ("gemma4-assistant", "token_embd"): "Q6_K",  # its output
     # looked up by rows on the device, where few types are decoded by rows
     **{("dflash", part): "Q8_0" for part in ("markov_w1", "selector_predecessor", "selector_successor")},
-    ("glm5-next", "attn_q_a"): "Q8_0",
-    ("glm5-next", "attn_q_b"): "Q8_0",
+    **{(arch, part): "Q8_0" for arch in kept.GLM5 for part in ("attn_q_a", "attn_q_b")},
 }
 
 
@@ -56,9 +57,9 @@ def role_of(name: str) -> str:
     """
     match = _IN_A_LAYER.fullmatch(name)
     part = name if match is None else match["part"]
-    stem = part.removesuffix(".weight")
-    if stem != part and stem.endswith("norm"):
+    if _NORM.fullmatch(part):
         return "norm"
+    stem = part.removesuffix(".weight")
     return stem if match is None or match["tower"] is None else f"{match['tower']}.{stem}"
 
 

@@ -43,7 +43,10 @@ _RULES = {
     "laguna": _WindowRule(4, dense_first=True, optional=True),
     "smallthinker": _WindowRule(4, dense_first=True, fixed=4096, optional=True),
     "llama4": _WindowRule(4, default=8192, fixed=8192),
-    **dict.fromkeys(("gemma4", "gemma4-assistant", "step35", "mimo2"), _WindowRule(1, array=True)),
+    **dict.fromkeys(
+        ("gemma4", "gemma4-assistant", "step35", "mimo2", "spark2_5", "maple", "granite_swa"),
+        _WindowRule(1, array=True),
+    ),
     "dflash": _WindowRule(1, optional=True, array=True),
 }
 _EXAONE4 = _WindowRule(4, default=4096)  # the 32B model only, recognised by its 64 layers

@@ -120,6 +120,18 @@ def test_assuming_changes_nothing_for_an_architecture_that_is_known():
         assert compute_bytes(hp, assumed) == compute_bytes(hp, settings)
 
 
+@pytest.mark.parametrize("arch", ["muse-glimmer", "nanbeige", "spark2_5", "maple", "granite_swa", "graniteswitch"])
+def test_an_architecture_with_the_usual_cache_is_known(arch):
+    keys = {key.replace("llama.", f"{arch}."): value for key, value in tiny().values.items()}
+    windows = {"attention.sliding_window": ("u32", 8), "attention.sliding_window_pattern": ("arr_bool", [True, False])}
+    windows = {f"{arch}.{key}": value for key, value in windows.items()}
+    metadata = replace(tiny(), values=keys).with_values(windows | {"general.architecture": ("str", arch)})
+    assert memory_for(read_hyperparameters(metadata), EngineSettings(4096)).kv_cache
+    again = metadata.with_values({f"{arch}.num_loops": ("u32", 2)})  # each time with a cache of its own
+    with pytest.raises(BadInput, match="not known"):
+        memory_for(read_hyperparameters(again), EngineSettings(4096))
+
+
 def test_unusual_keys_of_a_known_architecture_are_refused():
     for change in ({"attention__shared_kv_layers": ("u32", 1)}, {"ssm__state_size": ("u32", 16)}):
         with pytest.raises(BadInput, match="not known"):

@@ -14,7 +14,7 @@ from requant.container.source import open_source
 from requant.errors import UsageError
 from requant.formats import FORMATS, by_name
 from requant.model.hyperparameters import read_hyperparameters
-from requant.model.mixtures import default_type, mixture_types
+from requant.model.mixtures import default_type, mixture_names, mixture_types
 
 FIXTURES = real_models.FIXTURES
 
@@ -67,37 +67,27 @@ def test_the_blocks_of_a_mixture_always_divide_the_row(n_per_row):
             assert by_name(default_type(mixture, "token_embd.weight", n_per_row, tied=tied)).divides(n_per_row)
 
 
-MIXTURES = json.loads((FIXTURES / "mixtures_golden.json").read_text())["shapes"]
-BY_LAYER = json.loads((FIXTURES / "mixtures_by_layer_golden.json").read_text())["shapes"]
+MIXTURES = json.loads((FIXTURES / "mixtures_golden.json").read_text())
 SIZES = json.loads((FIXTURES / "perplexity_golden.json").read_text())["llama_quantize_mixes"]["models"]
 
 
-@pytest.mark.parametrize("name", sorted(MIXTURES))
+@pytest.mark.parametrize("name", sorted(MIXTURES["shapes"]))
 def test_every_tensor_gets_what_llama_quantize_gives(name):
-    golden = MIXTURES[name]
-    hp = hyperparameters(golden["keys"])
-    tensors = [Placed(t[0], tuple(t[1]), t[2]) for t in golden["tensors"]]
-    for i, mixture in enumerate(golden["mixtures"]):
-        types = mixture_types(mixture, tensors, hp, has_imatrix=False)
-        expected = {t[0]: t[3 + i].upper() for t in golden["tensors"] if t[0] in types}
-        assert types == expected
-        kept = {t[3 + i] for t in golden["tensors"] if t[0] not in types}
-        assert kept <= {"f32", "f16"}
-
-
-@pytest.mark.parametrize("name", sorted(BY_LAYER))
-def test_every_tensor_of_a_hybrid_gets_what_llama_quantize_gives(name):
-    golden = BY_LAYER[name]
+    golden = MIXTURES["shapes"][name]
     tensors, expected = [], {}
-    for row, layers, dims, type_id, *types in golden["rows"]:
+    for row, layers, dims, type_id, letters in golden["rows"]:
         names = [row.replace("blk.N.", f"blk.{layer}.") for layer in layers] or [row]
         tensors += [Placed(name, tuple(dims), type_id) for name in names]
-        expected |= dict.fromkeys(names, types)
+        expected |= {name: [MIXTURES["types"][letter] for letter in letters] for name in names}
     hp = hyperparameters(golden["keys"])
-    for i, mixture in enumerate(golden["mixtures"]):
-        types = mixture_types(mixture, tensors, hp, has_imatrix=False)
-        own = {t.name: FORMATS[t.type_id].name for t in tensors}
-        assert {n: types.get(n, own[n]) for n in own} == {n: e[i].upper() for n, e in expected.items()}, mixture
+    own = {t.name: FORMATS[t.type_id].name for t in tensors}
+    for i, mixture in enumerate(MIXTURES["mixtures"]):
+        types = mixture_types(mixture.removesuffix("+"), tensors, hp, has_imatrix=mixture.endswith("+"))
+        assert {n: types.get(n, own[n]) for n in own} == {n: e[i] for n, e in expected.items()}, mixture
+
+
+def test_the_golden_table_has_every_mixture():
+    assert set(mixture_names()) <= set(MIXTURES["mixtures"])
 
 
 @pytest.mark.parametrize(

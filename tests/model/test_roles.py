@@ -40,6 +40,10 @@ LOW_BIT = {"IQ1_S", "IQ1_M", "IQ2_XXS", "TQ1_0", "TQ2_0", "Q1_0"}
         ("blk.7.attn_q.bias", "attn_q.bias", 7),
         ("blk.46.nextn.eh_proj.weight", "nextn.eh_proj", 46),
         ("blk.46.nextn.enorm.weight", "norm", 46),
+        *((f"blk.0.{part}.weight", "norm", 0) for part in ("pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2")),
+        ("blk.0.ffn_norm", "norm", 0),
+        ("blk.0.attn_norm.bias", "attn_norm.bias", 0),
+        ("blk.0.ple_norm_up.weight", "ple_norm_up", 0),
         ("v.blk.3.attn_q.weight", "v.attn_q", None),
         ("rope_freqs.weight", "rope_freqs", None),
         ("blk.x.attn_q.weight", "blk.x.attn_q", None),
@@ -92,9 +96,11 @@ def test_a_tensor_that_is_no_matrix_of_weights_is_never_quantized(shape_, type_i
     assert never_quantize("llama", "blk.0.attn_q.weight", shape_, type_id)
 
 
-def test_one_architecture_keeps_its_latent_attention():
+@pytest.mark.parametrize("arch", ["glm5-next", "glm5next"])
+def test_one_architecture_in_both_spellings_keeps_its_latent_attention(arch):
     name = "blk.0.attn_k_b.weight"
-    assert never_quantize("glm5-next", name, (128, 512, 64), F16)
+    assert never_quantize(arch, name, (128, 512, 64), F16)
+    assert floor_type(arch, "blk.0.attn_q_a.weight") == "Q8_0"
     assert never_quantize("deepseek2", name, (128, 512, 64), F16) is None
 
 

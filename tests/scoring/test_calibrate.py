@@ -156,12 +156,15 @@ def test_a_limit_of_memory_makes_smaller_batches_or_is_refused(source, tokens):
         calibrated(source, tokens, max_memory=fixed, threads=1)
 
 
-def test_memory_does_not_grow_with_layers_or_windows_of_a_batch(tmp_path):
+def test_memory_grows_with_layers_by_their_sums_alone(tmp_path):
     def of(n_layers):
         with open_source(families.write("qwen3", tmp_path / f"{n_layers}.gguf", n_layers=n_layers)) as source:
-            return memory_needs(read_model(Weights(source)), 64, 2, True)
+            of_a_layer = sum(sum(t.shape) for t in source.tensors if t.name.startswith("blk.0.") and len(t.shape) > 1)
+            return *memory_needs(read_model(Weights(source)), 64, 2, True), of_a_layer
 
-    assert of(3) == of(12)
+    (few, per_window, of_a_layer), (many, same, _) = of(3), of(12)
+    assert per_window == same
+    assert many - few == 9 * 8 * of_a_layer
 
 
 def test_ids_that_are_no_tokens_are_refused(source):

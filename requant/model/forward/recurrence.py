@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from requant.model.forward.layer import Layer
 
 CHUNK = 64  # tokens
-_VECTOR_CHUNK = 16  # of a decay per key dimension, whose pairs of tokens need an array for every dimension
+VECTOR_CHUNK = 16  # of a decay per key dimension, whose pairs of tokens need an array for every dimension
 
 
 def scan(q: Node, k: Node, v: Node, log_decay: Node, *, beta: Node | None = None, chunk: int = 0) -> Node:
@@ -41,7 +41,7 @@ def scan(q: Node, k: Node, v: Node, log_decay: Node, *, beta: Node | None = None
     Source: the chunked form of src/models/delta-net-base.cpp of llama.cpp.
     """
     single = log_decay.shape[2] == 1
-    chunk = chunk or (CHUNK if single else _VECTOR_CHUNK)
+    chunk = chunk or (CHUNK if single else VECTOR_CHUNK)
     parts: list[Node] = []
     state: Node | None = None
     for start in range(0, q.shape[1], chunk):

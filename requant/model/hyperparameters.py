@@ -58,7 +58,7 @@ class Hyperparameters:
     `n_layers` includes the `n_nextn` multi-token-prediction layers at the end; `windows` is None where the
     architecture requires a window and the file states none. `key_length_swa` and `value_length_swa` are the head
     sizes of layers with a window. `n_draft_vocab`: tokens that a draft head chooses from, 0 for other models;
-    `n_rotated`: dimensions of a key that turn with its position.
+    `n_rotated`: dimensions of a key that turn with its position; `n_side`: width of a second embedding in each layer.
     """
 
     path: str
@@ -82,6 +82,7 @@ class Hyperparameters:
     n_ff_shared: int
     n_draft_vocab: int
     n_rotated: int
+    n_side: int
     latent: Latent | None
     recurrence: Recurrence
     caches: Caches
@@ -141,6 +142,7 @@ def read_hyperparameters(metadata: Metadata, tensors: Iterable[SourceTensor] = (
         n_ff_shared=_n_ff_shared(keys, n_ff_expert),
         n_draft_vocab=next((t.shape[0] for t in tensors if t.name == "d2t"), 0),
         n_rotated=keys.count("rope.dimension_count", key_length),
+        n_side=keys.count("embedding_length_per_layer_input", 0),
         latent=_latent(keys),
         recurrence=_recurrence(keys),
         caches=caches_of(

@@ -1,14 +1,16 @@
 """A model whose tensors do not fit its keys: what runs it refuses it in one line, every other command tells of it."""
 
+import math
+
 import pytest
 from commands import assert_failed, names, run
 from fuzz.gguf_mutants import value_fields
 from fuzz.shape_mutants import INNER, TOKENS, WIDTH, sound
-from gguf_files import U32
+from gguf_files import U32, Tensor
+from model.forward.architectures import MAKERS
 
 from requant.container.source import open_source
-from requant.model.forward.architecture import FAMILIES
-from requant.model.tensor_shapes import SHAPES, describe_misfits
+from requant.model.tensor_shapes import describe_misfits
 
 Q, NORM, BY_HEADS = "blk.0.attn_q.weight", "blk.0.attn_norm.weight", "attention.head_count x key_length"
 
@@ -112,10 +114,6 @@ def go(capsys, folder, command, words):
     return run(capsys, command, *(word.format(**places) for word in words))
 
 
-def test_the_forward_pass_runs_no_architecture_without_a_table():
-    assert FAMILIES.keys() <= SHAPES.keys()
-
-
 def test_a_sound_model_has_no_misfits_and_is_run(capsys, tmp_path):
     with open_source(write(tmp_path)) as source:
         assert describe_misfits(source) == []
@@ -158,3 +156,138 @@ def test_of_a_million_misfits_some_are_told(tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"".join(gguf.fields()))
     with open_source(tmp_path / "m.gguf") as source:
         assert len(describe_misfits(source)) == 21 and describe_misfits(source)[-1] == "80 more misfits like these"
+
+
+def less(*names):
+    """Take tensors out of a model of architectures.py."""
+
+    def edit(model):
+        found = [t.name for t in model.tensors]
+        assert set(names) <= set(found)
+        model.tensors = [t for t in model.tensors if t.name not in names]
+
+    return edit
+
+
+def more(name, *shape):
+    """Give it another tensor."""
+    return lambda model: model.tensors.append(Tensor(name, shape, data=b"\0" * 4 * math.prod(shape)))
+
+
+def reshaped(name, *shape):
+    """Give a tensor another shape."""
+
+    def edit(model):
+        less(name)(model)
+        more(name, *shape)(model)
+
+    return edit
+
+
+def keyed(**keys):
+    """Set keys, dots as __, or leave them out."""
+
+    def edit(model):
+        model.keys |= {key.replace("__", "."): value for key, value in keys.items()}
+        model.keys = {key: value for key, value in model.keys.items() if value is not None}
+
+    return edit
+
+
+NO_ENGINE = "no engine runs such a model; score, plan and convert with --quick still work"
+# model, edit, what is said: of one that no engine runs
+BROKEN = [
+    ("qwen35moe", less("blk.0.ssm_alpha.weight"), "has no tensor 'blk.0.ssm_alpha.weight'"),
+    ("qwen35moe", less("blk.0.attn_norm.weight"), "has no tensor 'blk.0.attn_norm.weight'"),
+    ("qwen35moe", less("blk.1.ffn_gate_inp.weight"), "has no tensor 'blk.1.ffn_gate_inp.weight'"),
+    ("qwen35moe", reshaped("blk.0.ffn_down_shexp.weight", 16, 64), "'blk.0.ffn_gate_shexp.weight' has the wrong shape"),
+    ("qwen35moe", keyed(full_attention_interval=2), "layer 1 attends or only feeds forward by the keys"),
+    ("qwen35moe", keyed(ssm__group_count=0), "'blk.0.attn_qkv.weight' has the wrong shape"),
+    ("gemma4-side", less("blk.1.attn_k.weight"), "has no tensor 'blk.1.attn_k.weight'"),
+    ("gemma4-side", less("per_layer_model_proj.weight"), "has no tensor 'per_layer_model_proj.weight'"),
+    ("gemma4-side", keyed(embedding_length_per_layer_input=8), "x embedding_length_per_layer_input"),
+    ("gemma4-experts", less("blk.0.ffn_up.weight"), "has no tensor 'blk.0.ffn_up.weight'"),
+    ("gpt-oss", less("blk.2.attn_sinks.weight"), "has no tensor 'blk.2.attn_sinks.weight'"),
+    ("gpt-oss", less("output.weight"), "has no tensor 'output.weight'"),
+    ("deepseek32", less("blk.3.attn_v_b.weight"), "has no tensor 'blk.3.attn_v_b.weight'"),
+    ("deepseek2", keyed(attention__kv_lora_rank=16), "by attention.kv_lora_rank"),
+    ("nemotron_h_moe", less("blk.0.ssm_in.weight"), "has no tensor 'blk.0.ssm_in.weight'"),
+    ("nemotron_h_moe", less("blk.5.ffn_up_shexp.weight"), "has no tensor 'blk.5.ffn_up_shexp.weight'"),
+    ("lfm2moe", less("blk.0.shortconv.in_proj.weight"), "has no tensor 'blk.0.shortconv.in_proj.weight'"),
+    ("lfm2moe", keyed(attention__head_count_kv=[0, 2, 0, 0]), "layer 1 attends or only feeds forward by the keys"),
+    ("falcon-h1", less("blk.0.ffn_norm"), "has no tensor 'blk.0.ffn_norm'"),
+    ("kimi-linear", less("blk.0.ssm_g_b.weight"), "has no tensor 'blk.0.ssm_g_b.weight'"),
+    ("bailingmoe3", reshaped("blk.2.attn_gate.weight", 64, 3), "'blk.2.attn_gate.weight' has the wrong shape"),
+]
+# of one that requant does not run, or of no model
+REFUSED = [
+    ("qwen35", more("blk.0.attn_extra.weight", 64, 64), "'blk.0.attn_extra.weight' is not one that the forward pass"),
+    ("gpt-oss", more("blk.0.ffn_up.weight", 64, 96), "'blk.0.ffn_up.weight' is not one that the forward pass"),
+    ("lfm2", more("blk.0.attn_q_norm.weight", 16), "'blk.0.attn_q_norm.weight' is not one that the forward pass"),
+    ("nemotron_h", more("hc_base.weight", 64), "'hc_base.weight' is not one that the forward pass of 'nemotron_h'"),
+    ("deepseek32", keyed(attention__indexer__top_k=16), "which is not run", "(got 32, limit 16); --window 16"),
+    ("glm-dsa", keyed(attention__indexer__top_k=31), "which is not run", "(got 32, limit 31); --window 31"),
+    ("glm4moe", keyed(attention__head_count=0), "key 'glm4moe.attention.head_count' is out of range"),
+    ("lfm2", keyed(attention__head_count=0), "key 'lfm2.attention.head_count' is out of range"),
+    ("nemotron_h", keyed(attention__head_count=0), "key 'nemotron_h.attention.head_count' is out of range"),
+    ("deepseek2", keyed(expert_group_count=3), "'deepseek2.expert_group_count' is no divisor of the experts"),
+    ("deepseek2", keyed(expert_used_count=9), "'deepseek2.expert_used_count' is out of range"),
+    ("gemma4-side", keyed(attention__shared_kv_layers=3), "of which only one has a sliding window"),
+    ("step35", keyed(attention__sliding_window_pattern=[True, False]), "has the wrong number of items"),
+    ("mistral4", keyed(attention__temperature_length=None), "temperature_length' is missing beside"),
+]
+
+
+def make(folder, name, edit):
+    model = MAKERS[name](1)
+    edit(model)
+    (folder / "ids.txt").write_text("1 2 3 4 " * 16)
+    return model.write(folder / "m.gguf")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "calibrate"])
+def test_a_broken_model_of_any_architecture_is_refused_in_one_line(capsys, tmp_path, command):
+    for name, edit, *said in (*BROKEN, *REFUSED):
+        path = make(tmp_path, name, edit)
+        ran = go(capsys, tmp_path, command, [*RUN[command], "-q"])
+        assert_failed(ran, 3, f"{path}: ", *said, *([NO_ENGINE] if (name, edit, *said) in BROKEN else []))
+        assert names(tmp_path) == ["ids.txt", "m.gguf"]
+
+
+@pytest.mark.parametrize("command", ["score", "plan", "convert"])
+def test_other_commands_that_run_it_refuse_it_too(capsys, tmp_path, command):
+    for name, edit, said in BROKEN[::4]:
+        make(tmp_path, name, edit)
+        assert_failed(go(capsys, tmp_path, command, [*RUN[command], "-q"]), 3, said, NO_ENGINE)
+
+
+@pytest.mark.parametrize("command", TOLD)
+def test_what_still_works_with_a_broken_model_works(capsys, tmp_path, command):
+    for name, edit, said in BROKEN[1::4]:
+        make(tmp_path, name, edit)
+        ran = go(capsys, tmp_path, command, TOLD[command])
+        assert ran.code == 0 and said in ran.err, ran
+        for other in set(names(tmp_path)) - {"ids.txt", "m.gguf"}:
+            (tmp_path / other).unlink()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_tensor_that_is_taken_out_is_missed_or_not_needed(tmp_path, name):
+    """A layer of each kind: what the run does not miss, the engine does not either."""
+    optional = ("attn_v", "output.", "bias", "exp_probs_b", "scale", "attn_gate", "shexp", "qk_norm")
+    optional = (*optional, "indexer", "ssm_norm", "_norm", "ffn_gate_inp_shexp", "rope_freqs")
+    whole, kinds = MAKERS[name](1), {}
+    for tensor in whole.tensors:
+        layer, _, part = tensor.name.removeprefix("blk.").partition(".")
+        kinds.setdefault(layer if tensor.name.startswith("blk.") else "", set()).add(part)
+    firsts = {frozenset(parts): layer for layer, parts in reversed(kinds.items())}.values()
+    for layer in firsts:
+        for tensor in whole.tensors:
+            if tensor.name.startswith(f"blk.{layer}." if layer else ("token", "output", "per_layer")):
+                model = MAKERS[name](1)
+                less(tensor.name)(model)
+                with open_source(model.write(tmp_path / "m.gguf")) as source:
+                    missed = any(
+                        "has no tensor 'blk." in line or tensor.name in line for line in describe_misfits(source)
+                    )
+                assert missed or any(part in tensor.name for part in optional), tensor.name

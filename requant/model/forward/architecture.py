@@ -15,7 +15,7 @@ from requant.model.forward.rope import Rope
 from requant.model.hyperparameters import Hyperparameters, check_counts, read_hyperparameters
 from requant.model.keys import ArchitectureKeys
 from requant.model.kinds import check_predicts_tokens
-from requant.model.tensor_shapes import check_fit
+from requant.model.tensor_shapes import check_fit, place_in_layer, tensors_by_layer
 
 _LEAST_FACTOR = 1e-6  # of the scaling of rotations, and the largest is its inverse
 _LITE_VOCABULARY = 154880  # of GLM 4.7 Flash, whose files may lack the key of the gating
@@ -55,7 +55,6 @@ class Architecture:
     clamps: tuple[float, ...]  # of the inner activations of experts, 0 for none
     shared_clamps: tuple[float, ...]  # of dense parts and shared experts
     layer_norm: bool  # norms subtract the mean
-    n_side: int  # width of the second embedding in each layer, 0 without one
     n_shared: int  # layers at the end that read keys and values of earlier ones
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
@@ -105,7 +104,7 @@ def read_architecture(source: Source) -> Architecture:
         windows = tuple(hp.windows.size if own else 0 for own in hp.windows.layers)
     rope = _rope(keys, hp, family)
     logit_scale = keys.number("logit_scale", 0.0) or 1.0
-    return Architecture(
+    found = Architecture(
         family=family,
         hp=hp,
         eps=keys.number("attention.layer_norm_rms_epsilon", keys.number("attention.layer_norm_epsilon", 0.0) or None),
@@ -119,8 +118,7 @@ def read_architecture(source: Source) -> Architecture:
         logit_cap=keys.number("final_logit_softcapping", 30.0 if arch == "gemma2" else 0.0),
         routing=_routing(keys, family, hp),
         expert_scale=keys.number("expert_weights_scale", 0.0) or 1.0,
-        expert_groups=(keys.count("expert_group_count", 0), keys.count("expert_group_used_count", 0)),
-        n_side=keys.count("embedding_length_per_layer_input", 0),
+        expert_groups=_expert_groups(keys, hp),
         n_shared=keys.count("attention.shared_kv_layers", 0, high=max(0, hp.n_trunk - 2)),
         reach=keys.count("attention.indexer.top_k", 0),
         clamps=_clamps(keys, "swiglu_clamp_exp", hp.n_layers),
@@ -130,6 +128,27 @@ def read_architecture(source: Source) -> Architecture:
         residual_scale=keys.number("residual_scale", 0.0) or 1.0,
         logit_scale=logit_scale if family.multiplied_logits else 1 / logit_scale,
     )
+    _check_key_layers(keys, found)
+    return found
+
+
+def _check_key_layers(keys: ArchitectureKeys, architecture: Architecture) -> None:
+    """Raise BadInput where a layer would read the keys of a layer whose heads are of another kind."""
+    windows = architecture.windows
+    for il in range(architecture.n_layers):
+        source = architecture.key_layer(il)
+        if (windows[source] > 0) != (windows[il] > 0):
+            what = f"makes layer {il} read the keys of layer {source}, of which only one has a sliding window"
+            raise keys.error("attention.shared_kv_layers", what, got=architecture.n_shared)
+
+
+def _expert_groups(keys: ArchitectureKeys, hp: Hyperparameters) -> tuple[int, int]:
+    """Return the groups of experts, and those that are used."""
+    groups = keys.count("expert_group_count", 0)
+    if groups > 1 and hp.n_expert % groups:
+        raise keys.error("expert_group_count", "is no divisor of the experts", got=groups, limit=hp.n_expert)
+    low, high = (1, groups) if groups > 1 else (0, hp.n_expert)
+    return groups, keys.count("expert_group_used_count", 0, low=low, high=high)
 
 
 def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
@@ -239,11 +258,12 @@ def _temperature(keys: ArchitectureKeys, rope: Rope) -> Temperature | None:
 def _check_tensors(source: Source, hp: Hyperparameters) -> None:
     """Raise BadInput for a tensor that the forward pass would not use."""
     family = FAMILIES[hp.arch]
-    inner, outer = family.layer_tensors(), family.outer_tensors()
+    layers, outer = tensors_by_layer(source), family.outer_tensors()
+    inner = {layer: family.layer_tensors(names) for layer, names in layers.items() if layer < hp.n_trunk}
     for tensor in source.tensors:
-        prefix, _, rest = tensor.name.partition(".")
-        layer, _, part = rest.partition(".")
-        known = part in inner if prefix == "blk" and layer.isdigit() else tensor.name in outer
-        if not known and not (prefix == "blk" and layer.isdigit() and int(layer) >= hp.n_trunk):
+        layer, part = place_in_layer(tensor.name)
+        known = tensor.name in outer if layer is None else layer >= hp.n_trunk or part in inner[layer]
+        if not known:
             what = f"tensor '{brief(tensor.name)}' is not one that the forward pass of '{hp.arch}' knows"
+            what += "" if layer is None else " in such a layer"
             raise NotRun(source.path, what)

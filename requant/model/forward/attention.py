@@ -47,7 +47,7 @@ def attend(layer: Layer, x: Node) -> Node:
     )
     if gate is not None:
         mixed = mixed * sigmoid(gate)
-    elif architecture.family.gate:
+    elif layer.has("attn_gate"):
         mixed = _gate(layer, x, mixed)
     return layer.product("attn_output", mixed.reshape(n, -1))
 
@@ -126,7 +126,7 @@ def attend_to_latent(layer: Layer, x: Node) -> Node:
     mixed = attention(queries, keys, values, scale=architecture.attention_scale)
     if not layer.has("attn_kv_b"):
         mixed = _heads(layer, "attn_v_b", mixed)
-    if architecture.family.gate:
+    if layer.has("attn_gate"):
         mixed = _gate(layer, x, mixed)
     return layer.product("attn_output", mixed.reshape(n, -1))
 

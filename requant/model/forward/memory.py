@@ -92,8 +92,8 @@ def _shared_arrays(architecture: Architecture, gradients: bool) -> int:
     A row of that embedding serves all layers, and with gradients has sums of the same length.
     """
     hp = architecture.hp
-    if not architecture.n_side and not architecture.n_shared:
+    if not architecture.hp.n_side and not architecture.n_shared:
         return 0
     kept = sum(hp.n_head_kv[il] * sum(architecture.head_sizes(il)) for il in architecture.kept_layers)
     times = 2 if gradients else 1
-    return 2 * hp.n_embd + times * (kept + architecture.n_side * hp.n_layers)
+    return 2 * hp.n_embd + times * (kept + architecture.hp.n_side * hp.n_layers)

@@ -100,7 +100,7 @@ def scale_rows(model: RunnableModel, rows: Node) -> Node:
 def side_inputs(model: RunnableModel, tokens: Tokens) -> SideInputs | None:
     """Return the arrays that layers share beside the stream; None for a model without them."""
     architecture = model.architecture
-    if not architecture.n_side and not architecture.n_shared:
+    if not architecture.hp.n_side and not architecture.n_shared:
         return None
     embedded = embed(model, tokens)
     return SideInputs(architecture, model.weights, tokens, embedded, np.zeros_like(embedded))
@@ -110,8 +110,10 @@ def layers(model: RunnableModel, n_ctx: int, order: Iterable[int]) -> Iterator[L
     """Yield the layers in `order`, ready to run windows of `n_ctx` tokens."""
     architecture, dtype = model.architecture, model.weights.dtype
     factors = _factors(model, n_ctx)
-    full = rotation(architecture.rope, n_ctx, factors, dtype)
-    swa = rotation(architecture.rope_swa, n_ctx, None, dtype)
+    full = swa = None
+    if any(architecture.rotates):
+        full = rotation(architecture.rope, n_ctx, factors, dtype)
+        swa = rotation(architecture.rope_swa, n_ctx, None, dtype)
     for index in order:
         own = swa if architecture.windows[index] else full
         turn = own if architecture.rotates[index] else None

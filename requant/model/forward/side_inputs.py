@@ -43,7 +43,7 @@ class SideInputs:
 
     def layer_embedding(self, index: int) -> LayerEmbedding | None:
         """Read the second embedding's part for a layer; None where the model has none."""
-        width = self.architecture.n_side
+        width = self.architecture.hp.n_side
         if not width:
             return None
         ids = np.unique(self.tokens)
@@ -83,7 +83,7 @@ class SideInputs:
 
     def collect_rows(self, embedding: LayerEmbedding, by_window: Mapping[int, WindowInputs]) -> None:
         """Add the squared gradients of the second embedding's rows in one layer, of all windows in order."""
-        width = self.architecture.n_side
+        width = self.architecture.hp.n_side
         if self.squares is None:
             shape = len(embedding.ids), width * self.architecture.n_layers
             self.squares = np.zeros(shape, self.embedded.dtype)
@@ -140,5 +140,5 @@ class WindowInputs:
         self.rows = Node(own, self.embedded.tape)
         projected = self.embedded @ (embedding.projection.T * architecture.hp.n_embd**-0.5)
         projected = rms_norm(projected, embedding.norm, architecture.eps)
-        joined: Node = (projected + self.rows * architecture.n_side**0.5) * 2**-0.5
+        joined: Node = (projected + self.rows * architecture.hp.n_side**0.5) * 2**-0.5
         return joined

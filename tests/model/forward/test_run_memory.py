@@ -54,7 +54,9 @@ def test_shared_arrays_add_to_each_window_and_tables_of_rows_to_nothing(open_mod
     with open_model("gemma4-side") as source:
         model = read_model(Weights(source))
         fixed, per_window = memory_needs(model, N_TOKENS, 1, True)
-        without = replace(model, architecture=replace(model.architecture, n_side=0, n_shared=0))
+        without = replace(
+            model, architecture=replace(model.architecture, hp=replace(model.architecture.hp, n_side=0), n_shared=0)
+        )
         alone = memory_needs(without, N_TOKENS, 1, True)[1]
         kept = 2 * (16 + 16) + 1 * (32 + 32)  # keys and values of layers 2 and 3
         assert per_window - alone == 4 * N_TOKENS * (2 * 64 + 2 * (kept + 6 * 16))

@@ -16,12 +16,12 @@ from pathlib import Path
 from fuzz import bases, oracles
 from fuzz.gguf_mutants import edit, edit_bytes, edit_fields
 from fuzz.reader import Reader
-from fuzz.shape_mutants import shape_mutant, sound
+from fuzz.shape_mutants import other_mutant, shape_mutant, sound
 from fuzz.text_mutants import json_mutant, lines_mutant, tokens_mutant, toml_mutant
 
 # kind -> its oracle, and its part of all mutants in 25ths
 KINDS = {
-    "model": (oracles.model, 8),
+    "model": (oracles.model, 6),
     "split": (oracles.model, 2),
     "imatrix": (oracles.gguf_imatrix, 2),
     "statistics": (oracles.gguf_imatrix, 1),
@@ -31,10 +31,12 @@ KINDS = {
     "record": (oracles.record, 1),
     "types": (oracles.types, 1),
     "shapes": (oracles.shapes, 2),
+    "architectures": (oracles.shapes, 2),
     "jobs": (oracles.jobs, 1),
     "tokens": (oracles.tokens, 1),
 }
 PARTS = sum(part for _, part in KINDS.values())
+IN_SHAPES = {"shapes": shape_mutant, "architectures": other_mutant}
 IN_GGUF = ("model", "split", "imatrix", "statistics")
 TEXTS = {"types": lines_mutant, "jobs": toml_mutant, "tokens": tokens_mutant}  # the others of texts are JSON
 # of each mutant: seconds of the processor, bytes that Python traces; of the process: seconds in all, bytes it grows by
@@ -62,8 +64,8 @@ def mutant(kind, seed, index):
         for _ in range(rng.choice((0, 1, 1, 2))):
             edit_fields(rng, fields)
         return {"file": _edited(rng, b"".join(fields))}
-    if kind == "shapes":
-        return {"file": shape_mutant(rng)}
+    if kind in IN_SHAPES:
+        return {"file": IN_SHAPES[kind](rng)}
     return {"file": TEXTS.get(kind, json_mutant)(rng, bases.texts(kind))}
 
 
@@ -153,7 +155,7 @@ def run(kind, seed, indices, keep, *, compare=1):
     with warnings.catch_warnings(), Reader() as reader, Place() as place:
         warnings.simplefilter("error")
         signal.signal(signal.SIGALRM, _stop)
-        if kind == "shapes":  # kernels are compiled or loaded before any mutant's time is taken
+        if kind in IN_SHAPES:  # kernels are compiled or loaded before any mutant's time is taken
             oracles.shapes(place.put({"file": b"".join(sound().fields())}), 2)
         for index in indices:
             files = mutant(kind, seed, index)

@@ -1,9 +1,11 @@
-"""Mutants of shapes and of hyperparameters against each other, of a small model that can be run as it is."""
+"""Mutants of shapes and of hyperparameters against each other, of small models that can be run as they are."""
 
+import functools
 import random
 import struct
 
-from gguf_files import ARR, F32, STR, U32
+from gguf_files import ARR, BOOL, F32, STR, U32
+from model.forward.architectures import MAKERS
 
 from fuzz.gguf_mutants import Gguf, value_fields
 
@@ -64,6 +66,37 @@ def sound(*, experts=False):
     for index in range(LAYERS):
         tensors += _layer(index, experts=experts)
     return Gguf(pairs, [*tensors, [b"output.weight", (WIDTH, TOKENS), 1]], data=DATA)
+
+
+# of architectures.py: a mixer or a feed-forward part of each kind
+OTHERS = (
+    *("qwen35moe", "qwen3next", "gemma4-experts", "gemma4-side", "gpt-oss", "glm4moe", "deepseek2", "deepseek32"),
+    *("nemotron_h_moe-latent", "granitehybrid", "falcon-h1", "lfm2moe", "kimi-linear", "bailingmoe3", "laguna"),
+)
+
+
+@functools.cache
+def other(name):
+    """A model of architectures.py with F16 weights and no vocabulary but the rows of its embedding."""
+    model = MAKERS[name](1)
+    pairs = [(b"general.architecture", value_fields(STR, model.arch))]
+    for key, value in model.keys.items():
+        kinds = {bool: BOOL, int: U32, float: F32, str: STR}
+        kind = kinds[type(value[0] if isinstance(value, list) else value)]
+        fields = value_fields(ARR, (kind, value)) if isinstance(value, list) else value_fields(kind, value)
+        pairs.append((f"{model.arch}.{key}".encode(), fields))
+    tensors = []
+    for tensor in model.tensors:
+        tensors.append([tensor.name.encode(), tuple(TOKENS if n == 257 else n for n in tensor.shape), 1])
+    return Gguf(pairs, tensors, data=DATA * 2)
+
+
+def other_mutant(rng):
+    """Bytes of a model of another architecture with up to three changes."""
+    gguf = other(rng.choice(OTHERS)).copy()
+    for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
+        rng.choice((_edit_key, _edit_key, _edit_key, _edit_shape, _edit_shape, _edit_size, _edit_tensor))(rng, gguf)
+    return b"".join(gguf.fields())
 
 
 def shape_mutant(rng):

@@ -10,7 +10,7 @@ import pytest
 from fuzz.run import KINDS, mutant, numbers, run
 
 MUTANTS, ALL, SEED = 40_000, 200_000, 1
-HEAVY = {"shapes": 8}  # of a kind that is scored and converted, one mutant in so many
+HEAVY = {"shapes": 8, "architectures": 16}  # of a kind that is scored and converted, one mutant in so many
 
 
 @pytest.mark.parametrize("mutants", [MUTANTS, pytest.param(ALL, marks=pytest.mark.slow)])

@@ -20,6 +20,12 @@ def test_the_reference_is_not_stale():
     assert ran.returncode == 0, ran.stderr
 
 
+def test_the_page_of_architectures_is_not_stale():
+    words = [sys.executable, ROOT / "scripts" / "docs" / "architectures.py", "--check"]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_a_stale_page_is_noticed(monkeypatch, tmp_path):
     sys.path.insert(0, str(ROOT / "scripts" / "docs"))
     import reference

@@ -152,6 +152,7 @@ _NEMOTRON = Family(
 FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(("llama", "mistral3"), Family("attention", "dense, experts", halves=False)),
     "ernie4_5": Family("attention", "dense", halves=False),
+    "arcee": Family("attention", "ungated dense", halves=False, activation="relu2"),
     **dict.fromkeys(("internlm2", "xverse"), Family("attention", "dense", outside="output.weight", halves=False)),
     "glm4": Family("attention", "joined dense", _SANDWICH, halves=False),
     "phi3": Family("attention", "joined dense"),

@@ -201,14 +201,16 @@ SECTIONS = {"rope__dimension_sections": [2, 1, 1, 0]}
 LN = {"attention__layer_norm_rms_epsilon": None, "attention__layer_norm_epsilon": 1e-5}
 
 
-def plain(name, *, norms=("attn_norm", "ffn_norm"), norm="", biases=(), fused=False, gate=0, tied=False, **keys):
+def plain(
+    name, *, norms=("attn_norm", "ffn_norm"), norm="", biases=(), fused=False, gated=True, gate=0, tied=False, **keys
+):
     """Register a decoder of attention and a dense part."""
 
     @model(name, tied=tied, **keys)
     def layer(m, il):
         m.norms(*norms)
         m.attention(norm=norm, biases=biases, gate=gate)
-        m.dense(fused=fused)
+        m.dense(fused=fused, gated=gated)
 
 
 def routed(name, *, norms=("attn_norm", "ffn_norm"), dense=0, attention=None, experts=None, **keys):
@@ -228,6 +230,7 @@ for other in ("ernie4_5", "internlm2", "exaone", "xverse"):
     plain(other)
 plain("qwen3vl", norm="head", rope__dimension_sections=[3, 3, 2, 0])
 plain("pangu-embedded", biases="qkvo")
+plain("arcee", gated=False)
 plain("glm4", norms=SANDWICH, biases="qkv", fused=True, rope__dimension_count=8)
 plain("seed_oss", norms=AFTER, biases="qkv")
 plain("mistral3", attention__temperature_scale=0.1, **(YARN | {"rope__scaling__original_context_length": 16}))

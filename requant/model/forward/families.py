@@ -115,7 +115,7 @@ class Family:
 
     @property
     def shares_keys(self) -> bool:
-        """Whether layers may read keys of earlier ones."""
+        """Return whether layers may read the keys of earlier ones."""
         return SHARED_KEYS in self.mixers
 
     def has_state(self, names: Collection[str]) -> bool:

@@ -1,4 +1,4 @@
-"""The dimensions that keys demand of each tensor, as tables; what a key does not tell, another tensor of the layer does.
+"""The dimensions that keys demand of each tensor, as tables; what no key tells, another tensor of the layer does.
 
 A layer has the table of a decoder, and that of its mixer where it has another than attention; a new mixer is a table in
 MIXERS. Source: load_arch_tensors of each architecture in llama.cpp's src/models.

@@ -134,7 +134,7 @@ class ConversionRun:
 
         plan, importance = planned.plan, planned.importance
         importance.save(self.importance.path, session.source, force=False, sidecar_of=self.out.name)
-        prepare_kernels(session.monitor, formats_used(plan))
+        prepare_kernels(session.monitor, formats_used(plan), threads=session.options.threads)
         return convert(
             session.source,
             plan,

@@ -1,57 +1,98 @@
-"""Preparation of kernels: what a command needs is compiled before its work begins."""
+"""Preparation of kernels: what a command needs is compiled before its work begins, or while the model is run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from requant.common.address_space import check_address_space
-from requant.common.interrupt import Abandoned, run_interruptible
-from requant.common.monitor import Advance, Monitor
+from requant.common.interrupt import run_interruptible
+from requant.common.monitor import Monitor
 
 if TYPE_CHECKING:
     from requant.formats import BlockFormat
 
+_COMPILING = "compiling the block kernels, once; this takes up to half a minute"
 
-def prepare_kernels(monitor: Monitor, formats: Iterable[BlockFormat | None], *, encode: bool = True) -> None:
+
+def prepare_kernels(
+    monitor: Monitor, formats: Iterable[BlockFormat | None], *, encode: bool = True, threads: int | None = None
+) -> None:
     """Load the kernels of `formats`, without `encode` those that decode, and log it if they must be compiled."""
+    from requant.api.compile_kernels import compile_apart
+
+    missing = _load_known(formats, encode=encode)
+    if not missing:
+        return
+    monitor.info(_COMPILING)
+    with (
+        monitor.progress("compiling", len(missing), " types") as advance,
+        compile_apart(missing, encode=encode, threads=threads) as wait,
+    ):
+        run_interruptible(wait, progress=advance)
+        run_interruptible(_load, missing, encode=encode)
+
+
+@contextmanager
+def prepare_meanwhile(
+    monitor: Monitor, formats: Iterable[BlockFormat | None], *, threads: int | None = None
+) -> Iterator[Callable[[], None]]:
+    """Begin to compile what is missing of the kernels of `formats`, and yield a function that waits until all is ready.
+
+    Log it if they must be compiled.
+    """
+    from requant.api.compile_kernels import compile_apart
+
+    missing = _load_known(formats, encode=True)
+    if missing:
+        monitor.info(_COMPILING)
+    with compile_apart(missing, encode=True, threads=threads) as wait:
+
+        def finish() -> None:
+            wait(lambda _: None)
+            _load(missing, encode=True)
+
+        yield finish
+
+
+def _load_known(formats: Iterable[BlockFormat | None], *, encode: bool) -> list[BlockFormat]:
+    """Load the kernels that the cache has, and return the formats of which it lacks some."""
     check_address_space()
-    from numba.core.event import Event, Listener, install_listener
+    return run_interruptible(_load_cached, [f for f in formats if f is not None and f.can_decode], encode=encode)
+
+
+def _load_cached(formats: Sequence[BlockFormat], *, encode: bool) -> list[BlockFormat]:
+    from numba.core.event import Listener, install_listener
 
     from requant.formats.codec import warm_up
 
-    wanted = [fmt for fmt in formats if fmt is not None and fmt.can_decode]
-    compiling = False
+    own = threading.get_ident()
 
-    def warm(progress: Advance) -> None:
-        class Announcer(Listener):  # Numba needs a class; loading from its cache is no compile event
-            def on_start(self, event: Event) -> None:
-                nonlocal compiling
-                if not compiling:
-                    compiling = True
-                    with suppress(Abandoned):  # a thread of another caller may be compiling
-                        progress(0)
+    class Refuser(Listener):  # Numba needs a class; loading from its cache is no compile event
+        def on_start(self, event: Any) -> None:
+            if threading.get_ident() == own:  # another thread may compile its own
+                raise _NotCached
 
-            def on_end(self, event: Event) -> None:
-                pass
+        def on_end(self, event: Any) -> None:
+            pass
 
-        with install_listener("numba:compile", Announcer()):
-            for fmt in wanted:
+    missing = []
+    with install_listener("numba:compile", Refuser()):
+        for fmt in formats:
+            try:
                 warm_up([fmt], encode=encode)
-                progress(1)
+            except _NotCached:
+                missing.append(fmt)
+    return missing
 
-    with ExitStack() as stack:
-        ready, advance = 0, list[Advance]()
 
-        def step(n: int) -> None:
-            nonlocal ready
-            ready += n
-            if compiling and not advance:
-                monitor.info("compiling the block kernels, once; this takes up to half a minute")
-                advance.append(stack.enter_context(monitor.progress("compiling", len(wanted), " types")))
-                advance[0](ready)
-            elif advance:
-                advance[0](n)
+def _load(formats: Sequence[BlockFormat], *, encode: bool) -> None:
+    from requant.formats.codec import warm_up
 
-        run_interruptible(warm, progress=step)
+    warm_up(formats, encode=encode)
+
+
+class _NotCached(Exception):
+    """Raised where a kernel would have to be compiled."""

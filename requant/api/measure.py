@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from requant.api.kernels import prepare_kernels
+from requant.api.kernels import prepare_kernels, prepare_meanwhile
 from requant.common.atomic_write import check_writable
 from requant.common.inputs import add_inputs
 from requant.common.interrupt import run_interruptible
@@ -35,7 +35,11 @@ def score(source: Source, calibration: CalibrationOptions, options: ScoringOptio
     from requant.model.forward.architecture import NotRun
     from requant.scoring import fisher, layerwise
 
-    prepare_kernels(monitor, {t.format for t in source.tensors} | {by_name(name) for name in options.types})
+    decoded, by_statistics = {t.format for t in source.tensors}, calibration.statistics is not None
+    wanted = [*decoded, *(by_name(name) for name in options.types)]
+    reason = None if calibration.quick or by_statistics else fisher.find_run_obstacle(source)
+    if calibration.quick or by_statistics or reason is not None:
+        prepare_kernels(monitor, wanted, threads=options.threads)
     if calibration.statistics is not None:
         statistics = read_importance(calibration.statistics, source)
         assert statistics is not None
@@ -43,7 +47,6 @@ def score(source: Source, calibration: CalibrationOptions, options: ScoringOptio
             return ScoringResult(
                 run_interruptible(fisher.score_by_statistics, source, statistics, options, progress=advance)
             )
-    reason = None if calibration.quick else fisher.find_run_obstacle(source)
     if calibration.quick or reason is not None:
         if reason is not None:
             better = isinstance(reason, NotRun) and options.imatrix is None
@@ -55,8 +58,14 @@ def score(source: Source, calibration: CalibrationOptions, options: ScoringOptio
     with monitor.working("reading text"):
         text = run_interruptible(read_windows, calibration, source)
     monitor.warn(*text.notes)
-    with monitor.progress("scoring", fisher.n_steps(source), " layers") as advance:
-        found = run_interruptible(fisher.score_by_gradients, source, text, options, progress=advance)
+    prepare_kernels(monitor, decoded, encode=False)
+    with (
+        prepare_meanwhile(monitor, wanted, threads=options.threads) as finish,
+        monitor.progress("scoring", fisher.n_steps(source), " layers") as advance,
+    ):
+        found = run_interruptible(
+            fisher.score_by_gradients, source, text, options, before_encoding=finish, progress=advance
+        )
     return found if options.weigh and options.imatrix is None else ScoringResult(found.losses)
 
 

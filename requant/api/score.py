@@ -42,7 +42,7 @@ def score_to_files(
         check_writable(out, force=force)
     if kept is not None:
         check_writable(kept, force=force and kept == emitted, is_own=is_importance_file if force else None)
-    scored = session.score(session.request.types, weigh=session.measures_importance)
+    scored = session.score(session.types, weigh=session.measures_importance)
     losses = replace(scored.losses, options=score_arguments(session))
     importance = session.importance
     if (measured := measured_importance(scored)) is not None and kept is not None:

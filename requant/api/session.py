@@ -38,7 +38,7 @@ from requant.planning.request import (
 from requant.planning.rules import AUTO
 from requant.scoring.calibration_data import read_windows
 from requant.scoring.losses import GRADIENTS, Losses, ScoringResult, read_losses
-from requant.scoring.options import DEFAULT_TYPES, CalibrationOptions, ScoringOptions
+from requant.scoring.options import CalibrationOptions, ScoringOptions
 
 if TYPE_CHECKING:
     from requant.common.cluster import Cluster
@@ -172,12 +172,19 @@ class Session:
         """Return the sum over all tensors of the bytes of the smallest candidate."""
         from requant.scoring.candidates import survey_tensors
 
-        tensors = survey_tensors(self.source, types=self._types, imatrix=self.imatrix, has_importance=True)
+        tensors = survey_tensors(
+            self.source,
+            types=self.types,
+            imatrix=self.imatrix,
+            has_importance=True,
+            allow_requantize=self.options.allow_requantize,
+        )
         return sum(min(c.n_bytes for c in t.candidates) for t in tensors)
 
     @property
-    def _types(self) -> tuple[str, ...]:
-        return self.request.types_to_score(DEFAULT_TYPES)
+    def types(self) -> tuple[str, ...]:
+        """Return the types to score."""
+        return self.request.types_to_score
 
     def find_losses(self, *, weigh: bool = True, any_budget: bool = False) -> tuple[Losses, Importance]:
         """Return the losses, given or measured now, and the importance: with `weigh` that measured on the way.
@@ -187,7 +194,7 @@ class Session:
         losses, importance = self.losses, self.importance
         if losses is None:
             weigh = weigh and self.measures_importance
-            scored = self.score(self._types, weigh=weigh) if any_budget else self._score_candidates(weigh)
+            scored = self.score(self.types, weigh=weigh) if any_budget else self._score_candidates(weigh)
             losses = scored.losses
             importance = measured_importance(scored) or importance
         self.request.try_rules(losses)
@@ -258,18 +265,18 @@ class Session:
         check_feasible(
             self.source,
             self.request,
-            self._types,
+            self.types,
             imatrix=self.imatrix,
             allow_requantize=self.options.allow_requantize,
             has_importance=weigh,
         )
         whole = self.losses_without_scoring()
-        return self.score(self._types, weigh=weigh) if whole is None else ScoringResult(whole)
+        return self.score(self.types, weigh=weigh) if whole is None else ScoringResult(whole)
 
     def score(self, types: tuple[str, ...], *, weigh: bool) -> ScoringResult:
-        """Measure the losses of `types`, () for the usual ones; weigh: measure importance on the way."""
+        """Measure the losses of `types`; weigh: measure importance on the way."""
         options = ScoringOptions(
-            types=types or DEFAULT_TYPES,
+            types=types,
             imatrix=self.imatrix,
             effort=Effort.DEFAULT if self.options.effort is None else self.options.effort,
             allow_requantize=self.options.allow_requantize,

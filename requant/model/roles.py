@@ -37,14 +37,15 @@ _FALLBACK = {
 
 _FLOORS = {
     **dict.fromkeys(("attn_k_b", "attn_v_b", "attn_kv_a_mqa"), "Q8_0"),  # latent attention: every head goes through
-    **dict.fromkeys(("per_layer_token_embd", "inp_gate", "proj"), "Q8_0"),
+    **dict.fromkeys(("inp_gate", "proj"), "Q8_0"),
 }
+_READ_BY_ROWS = ("markov_w1", "selector_predecessor", "selector_successor")  # on the device, which decodes few types so
 _FLOORS_IN_ARCH = {
     **{(arch, "fc"): "Q8_0" for arch in ("eagle3", "dflash")},  # fuses residual streams of the target
     **{(arch, "output"): "Q6_K" for arch in ("eagle3", "dflash")},
     ("gemma4-assistant", "token_embd"): "Q6_K",  # its output
-    # looked up by rows on the device, where few types are decoded by rows
-    **{("dflash", part): "Q8_0" for part in ("markov_w1", "selector_predecessor", "selector_successor")},
+    **{("dflash", part): "Q8_0" for part in _READ_BY_ROWS},
+    ("qwen4exp", "per_layer_token_embd"): "Q8_0",  # its rows are of hashed n-grams, many to a row
     **{(arch, part): "Q8_0" for arch in kept.GLM5 for part in ("attn_q_a", "attn_q_b")},
 }
 
@@ -197,24 +198,29 @@ def usable_types(n_per_row: int, types: Iterable[str]) -> tuple[list[str], dict[
 
 
 def candidates(
-    arch: str, name: str, shape: Sequence[int], types: Iterable[str], *, has_importance: bool
+    arch: str, name: str, shape: Sequence[int], types: Iterable[str], *, has_importance: bool, by_name: bool = False
 ) -> tuple[list[str], dict[str, str]]:
     """Return the `types` that suit the tensor, and for each other type the reason, as `usable_types` does.
 
-    They suit it by block, floor of its role, low-bit ban and importance. The tensor must be one that may be quantized
-    (`never_quantize`).
+    They suit it by block, floor of its role, low-bit ban and importance; by_name: without floor and ban, which are this
+    project's, because the user asks for the types. The tensor must be one that may be quantized (`never_quantize`).
     """
     usable, skipped = usable_types(shape[0], types)
-    reasons = {t: _reason_unsuitable(arch, name, t, has_importance) for t in usable}
+    reasons = {t: _reason_unsuitable(arch, name, t, has_importance, by_name) for t in usable}
     skipped |= {t: reason for t, reason in reasons.items() if reason is not None}
     return [t for t in usable if t not in skipped], skipped
 
 
-def _reason_unsuitable(arch: str, name: str, type_name: str, has_importance: bool) -> str | None:
+def _reason_unsuitable(arch: str, name: str, type_name: str, has_importance: bool, by_name: bool) -> str | None:
     role, floor = role_of(name), floor_type(arch, name)
-    if floor is not None and is_below(type_name, floor):
+    free = by_name and role not in _READ_BY_ROWS
+    if not free and floor is not None and is_below(type_name, floor):
         return f"{role} gets no type smaller than {floor}"
-    if role.removeprefix("enc.").removeprefix("dec.") in _NOT_LOW_BIT and format_of(type_name).bpw <= LOW_BIT_BPW:
+    if (
+        not free
+        and role.removeprefix("enc.").removeprefix("dec.") in _NOT_LOW_BIT
+        and format_of(type_name).bpw <= LOW_BIT_BPW
+    ):
         return f"{role} does not survive {format_of(type_name).bpw:.2f} bits per weight"
     if needs_importance(type_name, role) and not has_importance:
         return "it needs an importance matrix that covers the tensor"

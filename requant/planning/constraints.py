@@ -205,12 +205,14 @@ class Constraints:
     floors: tuple[Rule, ...] = ()
     groups: tuple[str, ...] = ()
     types: tuple[str, ...] = ()  # empty: all that were scored
+    odd_rows: frozenset[str] = frozenset()  # types that only rows get which no super-block divides
     output_type: str | None = None
     embedding_type: str | None = None
     devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # tensor -> where it may be; else as scored
     units: Mapping[str, str] = field(default_factory=dict)  # tensor -> group that shares its device, where it may vary
     shares: Mapping[str, float] = field(default_factory=dict)  # tensor -> the share read for each token, else 1
     unusable: Mapping[str, frozenset[str]] = field(default_factory=dict)  # device -> types that do not run there
+    not_on_cpu: frozenset[str] = frozenset()  # types that the CPU does not multiply with, because they are slow there
     largest_on_cpu: int | None = None  # bytes; no tensor there is larger
     timing: Timing | None = None
     price: float = 0.0  # loss that a second per token is worth
@@ -227,7 +229,10 @@ class Constraints:
 
     def can_run(self, tensor: TensorLosses, type_name: str, device: str) -> bool:
         """Return whether the engine runs the tensor in that type on the device; copied tensors run anywhere."""
-        return tensor.reason is not None or type_name not in self.unusable.get(device, ())
+        if tensor.reason is not None:
+            return True
+        slow = device == "cpu" and type_name in self.not_on_cpu and type_name != tensor.source_type
+        return type_name not in self.unusable.get(device, ()) and not (slow and self.share(tensor) > 0)
 
     def use(self, tensor: TensorLosses, candidate: Candidate, device: str) -> Use:
         """Memory, time and loss of the tensor as `candidate` on the device."""

@@ -15,11 +15,18 @@ from requant.formats import FORMATS
 from requant.scoring.options import DEFAULT_TYPES
 
 GB = 1e9
+_FAST_ON_CPU = (*DEFAULT_TYPES, "IQ4_XS", "IQ4_NL", "MXFP4")  # as fast there as Q4_0
 _IQ = ("IQ4_XS", "IQ4_NL", "IQ3_S", "IQ3_XXS", "IQ2_S")
 _ALL = frozenset(f.name for f in FORMATS.values())
 _NEW = frozenset(["NVFP4", "MXFP4", "Q1_0", "Q2_0"])
 _GRIDS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")  # a tuple: plans list them in order
 _SLOW_ON_CPU = {**dict.fromkeys(_GRIDS, 2.0), "IQ4_XS": 1.2, "IQ4_NL": 1.1, "NVFP4": 1.5, "MXFP4": 1.2}
+# Decoders of the CPU without vector instructions, or with lookups in a grid: 2 to 14 times as long for a weight as
+# those of Q4_0 (ggml_vec_dot_* of ggml 0.20, AVX-512)
+SLOW_ON_CPU = frozenset([*_GRIDS, "Q2_0"])
+# Two bits without a super-block: where K and IQ types fit, plans with it lose more than predicted (tiny model, 3 bits
+# per weight: measured divergence 0.0250 with it, 0.0210 without)
+ONLY_FOR_ODD_ROWS = frozenset(["Q2_0"])
 _SLOW_ON_GPU = dict.fromkeys(_GRIDS, 1.2)
 
 
@@ -49,7 +56,7 @@ _TERNARY = frozenset(["TQ1_0", "TQ2_0"])
 _CUDA = Engine(
     "llama.cpp-cuda",
     "llama.cpp",
-    candidates=(*DEFAULT_TYPES, *_IQ),
+    candidates=(*DEFAULT_TYPES, *_IQ, "MXFP4", "Q2_0"),
     cannot={"gpu": _TERNARY},
     bandwidth=_CARD,
     slower=_SLOW_ON_GPU | {"NVFP4": 1.3},
@@ -59,7 +66,7 @@ _KNOWN = (
     replace(
         _CUDA,
         name="llama.cpp-blackwell",
-        candidates=(*DEFAULT_TYPES, *_IQ, "MXFP4", "NVFP4"),
+        candidates=(*DEFAULT_TYPES, *_IQ, "MXFP4", "NVFP4", "Q2_0"),
         bandwidth=_CARD | {"gpu": 800 * GB, "pcie": 32 * GB},
         slower=_SLOW_ON_GPU,
         preferred="NVFP4",
@@ -71,10 +78,23 @@ _KNOWN = (
         cannot={"gpu": frozenset(["NVFP4", "TQ1_0"])},
         bandwidth={"gpu": 200 * GB, "cpu": 100 * GB, "pcie": 200 * GB},
     ),
-    Engine("llama.cpp-cpu", "llama.cpp", has_gpu=False, bandwidth=_CARD, slower=_SLOW_ON_CPU),
-    replace(_CUDA, name="ik_llama.cpp", family="ik_llama.cpp", cannot={"gpu": _NEW | _TERNARY, "cpu": _NEW}),
-    replace(_CUDA, name="ollama", family="ollama", experts=False),
-    replace(_CUDA, name="koboldcpp", family="koboldcpp"),
+    Engine(
+        "llama.cpp-cpu",
+        "llama.cpp",
+        candidates=_FAST_ON_CPU,
+        has_gpu=False,
+        bandwidth=_CARD,
+        slower=_SLOW_ON_CPU,
+    ),
+    replace(
+        _CUDA,
+        name="ik_llama.cpp",
+        family="ik_llama.cpp",
+        candidates=(*DEFAULT_TYPES, *_IQ),
+        cannot={"gpu": _NEW | _TERNARY, "cpu": _NEW},
+    ),
+    replace(_CUDA, name="ollama", family="ollama", candidates=(*DEFAULT_TYPES, *_IQ, "MXFP4"), experts=False),
+    replace(_CUDA, name="koboldcpp", family="koboldcpp", candidates=(*DEFAULT_TYPES, *_IQ, "MXFP4")),
     Engine(
         "sharpinference",
         "sharpinference",
@@ -86,9 +106,8 @@ _KNOWN = (
 )
 ENGINES = {engine.name: engine for engine in _KNOWN}
 _SYNONYMS = dict.fromkeys(["lmstudio", "lm-studio", "lm studio", "lms"], _CUDA.name)  # LM Studio runs llama.cpp
-# without --engine: every type runs on every device, and candidates are types that any build reads
 DEFAULT = "llama.cpp"
-GENERIC = replace(_CUDA, name="", candidates=DEFAULT_TYPES, cannot={})
+GENERIC = replace(_CUDA, name="", cannot={})  # without --engine: llama.cpp on a GPU, whose build may be any
 
 
 def engine_named(name: str | None) -> Engine:

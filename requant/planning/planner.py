@@ -10,7 +10,7 @@ from requant.container.infos import round_up
 from requant.container.metadata import read_alignment
 from requant.container.source import Source, require_model
 from requant.container.splitting import total_size
-from requant.errors import BadInput, InfeasibleBudget, brief
+from requant.errors import BadInput, InfeasibleBudget, UsageError, brief
 from requant.model.engine_settings import CELL_PADDING, DEFAULT_UBATCH
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 from requant.planning.constraints import size_limit
@@ -22,7 +22,7 @@ from requant.planning.searches import attempt, search_cache_types, search_contex
 from requant.planning.settled import SettledRequest
 from requant.planning.summaries import compare_mixtures
 from requant.planning.ubatch import BATCHES, describe_batch
-from requant.scoring.losses import UNSCORED, Losses
+from requant.scoring.losses import UNSCORED, Losses, TensorLosses
 
 if TYPE_CHECKING:
     from requant.container.imatrix import Imatrix
@@ -156,16 +156,31 @@ def check_feasible(
 ) -> None:
     """Plan with all losses 0, so that every planning error appears before hours of scoring.
 
-    Raises what `Planner.best` raises with losses of `types`, BadInput for a source that must not be quantized again.
+    Raises what `Planner.best` raises with losses of `types`, BadInput where all that does not fit is quantized already.
     """
     from requant.scoring.candidates import build_losses, check_requantization, survey_tensors
 
-    tensors = survey_tensors(source, types=types, imatrix=imatrix, has_importance=has_importance)
+    def survey(*, again: bool) -> tuple[TensorLosses, ...]:
+        return survey_tensors(
+            source, types=types, imatrix=imatrix, has_importance=has_importance, allow_requantize=again
+        )
+
+    free, tensors = survey(again=True), survey(again=allow_requantize)
     types_kv = [("F16" if x == AUTO else x) for x in (request.cache_type_k, request.cache_type_v)]
     n_ctx = CELL_PADDING if request.n_ctx == MAX_CONTEXT else request.n_ctx
     smallest = replace(request, cache_type_k=types_kv[0], cache_type_v=types_kv[1], n_ctx=n_ctx)
-    Planner(source, build_losses(source, tensors, ""), imatrix).solve(smallest)
-    check_requantization(source, tensors, allow_requantize)  # last: what is wrong with the request is told first
+    try:
+        Planner(source, build_losses(source, free, ""), imatrix).solve(smallest)  # first: is the request itself wrong?
+    except InfeasibleBudget:
+        if tensors == free or all(t.reason is not None for t in tensors):
+            raise
+    if tensors == free:
+        return
+    try:
+        Planner(source, build_losses(source, tensors, ""), imatrix).solve(smallest)
+    except (InfeasibleBudget, UsageError):
+        check_requantization(source, tensors)
+        raise
 
 
 def losses_without_scoring(source: Source, request: PlanRequest) -> Losses | None:

@@ -33,7 +33,7 @@ from requant.planning.constraints import Constraints
 from requant.planning.plan import Choice, Plan
 from requant.planning.solver.solve import solve
 from requant.scoring.candidates import build_losses, check_requantization, survey_tensors
-from requant.scoring.losses import Losses, TensorLosses
+from requant.scoring.losses import ALREADY_QUANTIZED, Losses, TensorLosses
 
 if TYPE_CHECKING:
     from requant.container.imatrix import Imatrix
@@ -101,8 +101,10 @@ def uniform_plan(
     pinned = [r.type for r in constraints.pins] + [
         t for t in (constraints.output_type, constraints.embedding_type) if t
     ]
-    surveyed = survey_tensors(source, types=list(dict.fromkeys((*wanted, *pinned))), imatrix=imatrix)
-    notes = check_requantization(source, surveyed, allow_requantize)
+    surveyed = survey_tensors(
+        source, types=list(dict.fromkeys((*wanted, *pinned))), imatrix=imatrix, allow_requantize=allow_requantize
+    )
+    notes = check_requantization(source, surveyed)
     arch, is_float = require_model(source), format_of(type_name).block_weights == 1
     surveyed = tuple(  # to a type without blocks, small matrices are converted too: an engine may need it
         allow_type(t, type_name, arch) if t.reason is None or is_float else t for t in surveyed
@@ -203,16 +205,16 @@ def _plan_with_types(
     effort: Effort,
 ) -> Plan:
     """Build a plan that gives tensors these types; a type of more bits than the tensor's own leaves it as it is."""
-    surveyed = survey_tensors(source, types=())
-    notes = check_requantization(source, surveyed, allow_requantize)
+    surveyed = survey_tensors(source, types=(), allow_requantize=allow_requantize)
+    notes = check_requantization(source, surveyed)
     if imatrix is not None:
         types, more = _replace_unmeasured(source, types, imatrix)
         notes += more
     choices = []
     for tensor, known in zip(source.tensors, surveyed, strict=True):
-        wanted = tensor.format.name if tensor.name in source.preserved else types.get(tensor.name, tensor.format.name)
+        free = tensor.name in types and tensor.name not in source.preserved and known.reason != ALREADY_QUANTIZED
+        wanted = types[tensor.name] if free else tensor.format.name
         fmt = tensor.format if not is_below(wanted, tensor.format.name) else format_of(wanted)
-        free = tensor.name in types and tensor.name not in source.preserved
         reason = None if free else known.reason or "nothing says what it should be"
         device = "gpu" if known.on_gpu else "cpu"
         place = tensor.name, known.role, known.layer, tensor.shape, tensor.format.name

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from requant.errors import UsageError
 from requant.model.engine_settings import EngineSettings
 from requant.planning.constraints import Constraints, Rule, loss_limit
-from requant.planning.engines import ENGINES, Engine, engine_named
+from requant.planning.engines import ENGINES, ONLY_FOR_ODD_ROWS, SLOW_ON_CPU, Engine, engine_named
 from requant.planning.options import MEMORY, PLAN_OPTIONS
 from requant.planning.rule_matches import check_rules
 from requant.planning.rules import AUTO, MAX_CONTEXT, read_tensor_types
@@ -97,11 +97,32 @@ class PlanRequest:
         """Call `check_rules` with these rules; do it in the main thread, where Ctrl-C can stop a slow expression."""
         check_rules(losses, self.constraints)
 
-    def types_to_score(self, default: tuple[str, ...]) -> tuple[str, ...]:
-        """Return --types, or the engine's candidates, or the `default`, and every type that another option names."""
+    @property
+    def types_to_score(self) -> tuple[str, ...]:
+        """Return --types, or the engine's candidates, and every type that another option names."""
+        usual = self.types or tuple(t for t in engine_named(self.engine).candidates if t not in self._useless)
+        return tuple(dict.fromkeys((*usual, *self._named_types)))
+
+    @property
+    def not_on_cpu(self) -> frozenset[str]:
+        """Return the types that are too slow for the CPU to multiply with, where the user names none of them."""
+        return frozenset() if self.types or not self.on_devices else SLOW_ON_CPU.difference(self._named_types)
+
+    @property
+    def odd_rows(self) -> frozenset[str]:
+        """Return the types that only rows get which no super-block divides, where the user names none of them."""
+        return frozenset() if self.types else ONLY_FOR_ODD_ROWS.difference(self._named_types)
+
+    @property
+    def _useless(self) -> frozenset[str]:
+        """The candidates that no tensor could have: without --vram, all of them are on the CPU."""
+        return self.not_on_cpu if self.ram is not None and self.vram is None else frozenset()
+
+    @property
+    def _named_types(self) -> tuple[str, ...]:
+        """The types that rules name."""
         named = (*(r.type for r in self.pins + self.floors), self.output_type, self.embedding_type)
-        usual = self.types or (default if self.engine is None else engine_named(self.engine).candidates)
-        return tuple(dict.fromkeys((*usual, *(t for t in named if t is not None))))
+        return tuple(t for t in named if t is not None)
 
 
 OPTIONS_BY_FIELD = tuple(o for f in fields(PlanRequest) for o in PLAN_OPTIONS if o.field == f.name)  # fields' order

@@ -55,7 +55,12 @@ class SettledRequest:
         cache_loss: of the request's cache types, a part of --max-loss. spread: False for all layers on the GPU.
         """
         losses = add_asked_types(losses, request.constraints)
-        base = replace(request.constraints, unusable=request.profile.cannot)
+        base = replace(
+            request.constraints,
+            unusable=request.profile.cannot,
+            not_on_cpu=request.not_on_cpu,
+            odd_rows=request.odd_rows,
+        )
         deployment, notes, memories = None, tuple[str, ...](), tuple[Memory, ...]()
         if request.on_devices:
             deployment, notes = Deployment.for_request(source, losses, request)

@@ -14,7 +14,7 @@ from requant.model.hyperparameters import check_counts, read_hyperparameters
 from requant.model.kept import projector_types
 from requant.model.memory import on_device
 from requant.model.roles import candidates, is_below, is_lookup, is_tied, layer_of, never_quantize, role_of
-from requant.scoring.losses import TOO_SMALL, Candidate, Losses, TensorLosses
+from requant.scoring.losses import ALREADY_QUANTIZED, TOO_SMALL, Candidate, Losses, TensorLosses
 from requant.scoring.options import DEFAULT_TYPES, ScoringOptions
 
 # as in llama-quantize: weights that were already rounded to fewer bits lose more than their size shows
@@ -30,8 +30,14 @@ def survey_to_score(
 
     Raises what `survey_tensors` and `check_requantization` raise, UsageError for a type that cannot be written.
     """
-    surveyed = survey_tensors(source, types=options.types, imatrix=options.imatrix, has_importance=has_importance)
-    notes = check_requantization(source, surveyed, options.allow_requantize)
+    surveyed = survey_tensors(
+        source,
+        types=options.types,
+        imatrix=options.imatrix,
+        has_importance=has_importance,
+        allow_requantize=options.allow_requantize,
+    )
+    notes = check_requantization(source, surveyed)
     for name in options.types:
         encoded_format(name)
     if options.imatrix is not None:
@@ -45,12 +51,13 @@ def survey_tensors(
     types: Sequence[str] = DEFAULT_TYPES,
     imatrix: Imatrix | None = None,
     has_importance: bool = False,
+    allow_requantize: bool = False,
 ) -> tuple[TensorLosses, ...]:
     """Return every tensor with its role and its candidates, or the reason why it keeps its type; all losses are 0.
 
     Types of more bits than the tensor has are no candidates: they would waste bytes and repair nothing. has_importance:
-    all tensors will have measured importance, whether an imatrix covers them or not. Raises BadInput for a file that
-    is no model.
+    all tensors will have measured importance, whether an imatrix covers them or not. allow_requantize: tensors that are
+    already quantized below Q8_0 have candidates, too. Raises BadInput for a file that is no model.
     """
     arch = require_model(source)
     check_counts(source.metadata)
@@ -67,6 +74,8 @@ def survey_tensors(
         reason = source.preserved.get(t.name) or never_quantize(*args, projectors=projectors)
         if reason is None and never_quantize(*args, model_weights=weights, projectors=projectors) is not None:
             reason = TOO_SMALL
+        if reason is None and not allow_requantize and t.format.name not in _REQUANTIZABLE:
+            reason = ALREADY_QUANTIZED
         smaller, skipped = _smaller_types(arch, t, types, is_measured) if reason is None else ([], {})
         others = [Candidate(name, encoded_format(name).n_bytes(t.n_weights), 0.0) for name in smaller]
         found.append(
@@ -166,15 +175,20 @@ def encoded_format(name: str) -> BlockFormat:
     return fmt
 
 
-def check_requantization(source: Source, tensors: Sequence[TensorLosses], allowed: bool) -> list[str]:
-    """Return notes on a source with matrices already rounded below Q8_0. Raise BadInput for it unless `allowed`."""
-    rounded = [t for t in tensors if t.reason is None and t.source_type not in _REQUANTIZABLE]
+def check_requantization(source: Source, tensors: Sequence[TensorLosses]) -> list[str]:
+    """Return notes on a source with matrices already rounded below Q8_0.
+
+    Raises BadInput where they keep their types and nothing else is left to quantize.
+    """
+    copied = [t for t in tensors if t.reason == ALREADY_QUANTIZED]
+    rounded = copied or [t for t in tensors if t.reason is None and t.source_type not in _REQUANTIZABLE]
     if not rounded:
         return []
-    total = sum(t.n_weights for t in tensors)
-    share = sum(t.n_weights for t in rounded) / total
+    share = sum(t.n_weights for t in rounded) / sum(t.n_weights for t in tensors)
     what = f"{len(rounded)} of its tensors ({share:.0%} of the weights) are already quantized below Q8_0"
-    if not allowed:
+    if not copied:
+        return [f"{what}: losses count from what is left of them, not from the original model"]
+    if all(t.reason is not None for t in tensors):
         hint = "start from an F16, BF16 or Q8_0 file, or pass --allow-requantize to lose quality twice"
-        raise BadInput(source.path, what, got=rounded[0].source_type, hint=hint)
-    return [f"{what}: losses count from what is left of them, not from the original model"]
+        raise BadInput(source.path, f"{what}, and nothing else can be quantized", got=copied[0].source_type, hint=hint)
+    return [f"{what} and are copied; --allow-requantize would round them twice"]

@@ -61,12 +61,17 @@ Information = Callable[[int, slice, WeightRows], Floats | FisherFactors]
 
 
 def score_by_gradients(
-    source: Source, text: TokenWindows, options: ScoringOptions, progress: Callable[[int], None] = lambda _: None
+    source: Source,
+    text: TokenWindows,
+    options: ScoringOptions,
+    progress: Callable[[int], None] = lambda _: None,
+    before_encoding: Callable[[], None] = lambda: None,
 ) -> ScoringResult:
     """Return the predicted KL divergence, in nats per token, of every candidate of every tensor of `source`.
 
     The encoders weight columns by `options.imatrix`, or else, with `options.weigh`, by the mean squares of the inputs
-    seen here. `progress` is called with layers done, `n_steps` of them. Raises what `survey_to_score` and `read_model`
+    seen here. `progress` is called with layers done, `n_steps` of them, `before_encoding` when the model has been run
+    forward: what compiles the encoders has that long. Raises what `survey_to_score` and `read_model`
     raise, NumericFault for weights or activations that are not finite.
     """
     surveyed, notes = survey_to_score(source, options, has_importance=options.weigh)
@@ -78,6 +83,7 @@ def score_by_gradients(
     run = GradientRun(model, tokens, statistics, options.threads, progress, side=side)
     with Checkpoints() as checkpoints:
         x = run.forward(checkpoints)
+        before_encoding()
         normed, log_sum = run.output_gradient(x)
         output = _OutputMatrix(model, normed.reshape(-1, x.shape[-1]), log_sum.reshape(-1, 1))
         run.backward(x, checkpoints, scorer.score_layer)

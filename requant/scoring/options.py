@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from requant.common.cluster import Cluster
     from requant.container.imatrix import Imatrix
 
-# the others by --types: FP4 depends on the engine, IQ and ternary types cost compile time and speed on the CPU
+# types that every engine runs fast on every device; planning.engines has those that an engine adds
 DEFAULT_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 
 

@@ -1,9 +1,11 @@
 import json
 import os
+import re
 import resource
 import shlex
 from pathlib import Path
 
+import ggml
 import numpy as np
 import pytest
 from commands import IMATRIX, TINY, assert_failed, names, run, spawn
@@ -11,6 +13,7 @@ from conversions import half, normal, single, small_model
 from gguf_files import STR, File, Tensor, pair
 
 from requant.common.units import parse_size
+from requant.formats import by_name
 
 NAN = np.full((4, 256), np.nan, np.float32)
 
@@ -384,3 +387,24 @@ def test_latin_terminals_get_every_name(tmp_path):
 def test_a_named_pipe_is_no_model(capsys, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert_failed(run(capsys, "inspect", tmp_path / "pipe"), 3, "FIFO")
+
+
+def test_master_weights_below_q8_0_are_copied_and_the_rest_is_planned(capsys, tmp_path):
+    """As gpt-oss, whose experts are released in MXFP4; the others are in 16 bits."""
+    made, out = tmp_path / "made.gguf", tmp_path / "out.gguf"
+    assert run(capsys, "convert", TINY, made, "--type", "F16", "--tensor-type", "ffn_=MXFP4").code == 0
+    note = r"30 of its tensors \(59% of the weights\) are already quantized below Q8_0 and are copied"
+
+    def mixed(path):
+        found = {name: t[0] for name, t in ggml.file_tensors(path).items()}
+        return {t for name, t in found.items() if "ffn_" in name and "norm" not in name}, found["output.weight"]
+
+    for words in (["--type", "Q5_K"], ["--size", "6MB", "--quick"], ["--preset", "Q5_K_S"], ["--like", TINY]):
+        ran = run(capsys, "convert", made, out, *words, "--force")
+        assert ran.code == 0 and re.search(note, ran.out + ran.err), (words, ran.out, ran.err)
+        experts, output = mixed(out)
+        assert experts == {by_name("MXFP4").type_id} and (output != 1 or "--like" in words)
+    words = ["plan", made, "--quick", "--size"]
+    assert_failed(run(capsys, *words, "3.6MB"), 4, "the 30 tensors that are already below Q8_0", "--allow-requantize")
+    assert_failed(run(capsys, *words, "6MB", "--tensor-type", "ffn_=Q3_K"), 2, "only tensors that stay as they are")
+    assert run(capsys, *words, "3.6MB", "--allow-requantize").code == 0

@@ -9,7 +9,6 @@ from real_models import IMATRIX, TINY, gemma3, smollm2
 
 from requant.container.imatrix import read_imatrix
 from requant.container.source import open_source
-from requant.errors import BadInput
 from requant.formats import FORMATS
 from requant.planning.constraints import Constraints, bpw_limit
 from requant.planning.planner import Planner
@@ -116,11 +115,12 @@ def test_a_plan_for_a_budget_says_what_the_source_said(tmp_path, before, imatrix
     assert np.mean(divergences(before, after)) <= CEILINGS["Q4_K"]
 
 
-def test_smollm2_quantized_again_is_refused_and_then_still_knows_paris(tmp_path):
+def test_smollm2_is_quantized_again_only_if_asked_and_then_still_knows_paris(tmp_path):
     (source_answer,) = engine.answers(smollm2(), FRANCE, n_likely=50)
     with open_source(smollm2()) as source:
-        with pytest.raises(BadInput, match="already quantized below Q8_0"):
-            uniform_plan(source, "Q4_K")
+        kept = uniform_plan(source, "Q4_0")
+        assert {c.type for c in kept.choices if c.source_type == "Q4_1"} == {"Q4_1"}
+        assert kept.types()["token_embd.weight"] == "Q4_0" and "are already quantized below Q8_0" in kept.notes[0]
         plan = uniform_plan(source, "Q4_K", allow_requantize=True)
         made = convert(source, plan, tmp_path / "out.gguf")
     assert made.size < smollm2().stat().st_size

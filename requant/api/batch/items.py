@@ -25,7 +25,7 @@ from requant.errors import BadInput, OutputRefused, UsageError, printable
 from requant.planning.options import PLAN_OPTIONS
 from requant.planning.plan import Plan
 from requant.planning.request import FromBudget, PlanFrom, PlanRequest
-from requant.scoring.options import DEFAULT_TYPES, CalibrationOptions
+from requant.scoring.options import CalibrationOptions
 
 _CALIBRATION = {f.name for f in fields(CalibrationOptions)}
 _SCORING = _CALIBRATION | {"imatrix", "no_imatrix", "effort", "allow_requantize"}
@@ -71,7 +71,7 @@ class BatchItem:
     @property
     def types(self) -> tuple[str, ...]:
         """Return the types to score."""
-        return self.options.request.types_to_score(DEFAULT_TYPES)
+        return self.options.request.types_to_score
 
     def score_arguments(self) -> list[str]:
         """Return the options for `requant score`, without the types."""

@@ -110,8 +110,9 @@ class _ProblemBuilder:
             return tuple(c for c in tensor.candidates if c.type == tensor.source_type)
         if pin is not None:
             return (_find_pinned(tensor, pin),)
-        types = self.constraints.types
-        left = tuple(c for c in tensor.candidates if not types or c.type in types)
+        types, is_even = self.constraints.types, format_of("Q2_K").divides(tensor.shape[0])
+        useless = self.constraints.odd_rows - {tensor.source_type} if is_even else ()
+        left = tuple(c for c in tensor.candidates if (not types or c.type in types) and c.type not in useless)
         if not left:
             self.notes.append(f"{brief(tensor.name)} can have none of --types: all that were scored are considered")
             left = tensor.candidates

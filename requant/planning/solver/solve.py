@@ -17,7 +17,7 @@ from requant.errors import InfeasibleBudget
 from requant.planning.constraints import LOSS_STEP, Constraints, Limit, name_part
 from requant.planning.plan import Choice, Plan
 from requant.planning.solver.problem import Item, Option, Problem, constrain
-from requant.scoring.losses import loss_unit
+from requant.scoring.losses import ALREADY_QUANTIZED, loss_unit
 
 if TYPE_CHECKING:
     from requant.planning.solver.knapsack import Answer
@@ -103,7 +103,7 @@ def _check_feasible(problem: Problem) -> None:
     if faults:
         limit, smallest = faults[0]
         message = "; ".join(_describe_shortfall(problem, *fault) for fault in faults)
-        raise InfeasibleBudget(limit.budget, smallest, f"{message}{_suggest_remedy(problem.constraints)}")
+        raise InfeasibleBudget(limit.budget, smallest, f"{message}{_suggest_remedy(problem)}")
 
 
 def _describe_shortfall(problem: Problem, limit: Limit, smallest: int) -> str:
@@ -138,8 +138,9 @@ def _round_up(n_bytes: int) -> str:
     return f"{-(-100 * n_bytes // unit) / 100:g}{name}" if unit > 1 else f"{n_bytes}B"
 
 
-def _suggest_remedy(constraints: Constraints) -> str:
+def _suggest_remedy(problem: Problem) -> str:
     """The other options to loosen, as the end of a message."""
+    constraints = problem.constraints
     given = (
         ("--tensor-type", constraints.pins),
         ("--min-type", constraints.floors),
@@ -149,6 +150,9 @@ def _suggest_remedy(constraints: Constraints) -> str:
     )
     options = [option for option, value in given if value]
     loosen = f" or loosen {', '.join(options)}" if options else ", or allow smaller types with --types"
+    copied = sum(t.reason == ALREADY_QUANTIZED for t in problem.losses.tensors)
+    if copied:
+        loosen += f", or give --allow-requantize to quantize again the {copied} tensors that are already below Q8_0"
     held = {limit.option for limit in constraints.limits}
     return loosen + (", or give --ram SIZE for layers on the CPU" if "--vram" in held and "--ram" not in held else "")
 

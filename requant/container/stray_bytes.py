@@ -9,18 +9,17 @@ from requant.container.source import Source, SourceFile
 from requant.errors import FILE_NAME, brief, quote
 
 
-def find_stray_bytes(target: Source, *, is_padded: bool) -> Iterator[str]:
-    """Yield a line for each file of `target` with bytes after its last tensor, and one if its padding is not zero.
+def find_stray_bytes(target: Source) -> Iterator[str]:
+    """Yield a line for each file of `target`, written by requant, with bytes after its last tensor or other padding.
 
-    is_padded: the padding of the last tensor must be there too, which some other tools do not write. Raises
-    InputOutputError.
+    Raises InputOutputError.
     """
     for file in target.opened:
         header = file.header
         name = "the file" if len(target.opened) == 1 else f"'{brief(file.path.name, FILE_NAME)}'"
         if header.trailing_bytes:
             yield f"{name} has {header.trailing_bytes} bytes after its last tensor, which belong to no tensor"
-        if header.missing_bytes and is_padded:
+        if header.missing_bytes:
             yield f"{name} is cut short: the last {header.missing_bytes} bytes of its padding are missing"
         if (place := _find_filled_padding(file)) is not None:
             yield f"{name} has bytes that are not zero in its padding, the first {place}"

@@ -249,7 +249,9 @@ def test_a_table_has_the_rows_and_cells_it_should_have(ran, folder):
 def test_the_curve_is_numbers_only(ran):
     head, *rows = csv.reader(io.StringIO(ran["frontier"][1]))
     assert rows and all(len(row) == len(head) for row in rows)
-    assert all(cell == "" or float(cell) >= 0 for row in rows for cell in row)
+    assert head[-2:] == ["loss_unit", "method"]
+    assert all(cell == "" or float(cell) >= 0 for row in rows for cell in row[:-2])
+    assert all(row[-2:] == ["points", "dfix"] for row in rows)
 
 
 def test_a_tensor_type_file_has_a_line_for_each_tensor_it_decides(folder, ran):

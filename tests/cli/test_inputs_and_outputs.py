@@ -273,7 +273,7 @@ def test_whatever_a_command_opens_is_an_input(capsys, tmp_path, made, listening)
         with inputs.collect_inputs():
             listening.append(set())
             assert run(capsys, *words).code == 0, words
-            opened = {os.path.realpath(path) for path in listening.pop() if path.startswith(str(given))}
+            opened = {path for path in map(os.path.realpath, listening.pop()) if path.startswith(f"{given}{os.sep}")}
             assert opened and opened <= {os.path.realpath(found.path) for found in inputs._all.get().values()}, words
 
 

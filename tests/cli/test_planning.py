@@ -59,7 +59,9 @@ def test_an_explanation_names_the_alternatives(capsys, losses):
     assert "it stays as it is" in run(capsys, *asked, "output_norm.weight").out
     assert_failed(run(capsys, *asked, "nope"), 2, "no tensor 'nope'")
     assert_failed(run(capsys, "plan", TINY, "--explain", "output.weight"), 2)
-    assert_failed(run(capsys, "plan", TINY, "--bpw", "5", "--explain", "output.weight"), 2, "with --losses")
+    assert_failed(
+        run(capsys, "plan", TINY, "--bpw", "5", "--explain", "output.weight"), 2, "then give --losses LOSSES.json"
+    )
 
 
 def test_a_preset_is_llama_quantizes_and_a_clone_has_anothers_types(capsys, tmp_path, losses):

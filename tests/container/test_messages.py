@@ -57,7 +57,7 @@ def test_a_header_that_ends_too_early_says_in_what(tmp_path):
 
 KEY, NAME = b"\xff" * 100, b"\xff" * 60
 HINT = "a newer requant may know it"
-FORK = "a type of ik_llama.cpp); start from a model in types of llama.cpp"
+FORK = "a type of ik_llama.cpp, which requant neither reads nor writes); start from a model in types of llama.cpp"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Sources: single files and shards, opened whole, read from threads, and watched for change."""
 
+import gc
 import os
 import shutil
 import threading
@@ -121,6 +122,7 @@ def _count_descriptors():
 
 def test_more_files_than_may_be_open_are_read_from_threads(few_descriptors, tmp_path):
     paths = write_files(tmp_path, split_files(count=9))
+    gc.collect()  # what other tests left open
     before = _count_descriptors()
     with open_source(paths[0]) as source, ThreadPoolExecutor(6) as threads:
         assert _count_descriptors() <= before + 4

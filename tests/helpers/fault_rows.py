@@ -102,8 +102,9 @@ def made_of(*tensors, **changes):
 
 def words_of(folder, row):
     kind = ("--type", row.type) if row.type else ()
+    threads = () if "--threads" in row.words else ("--threads", "2")
     own = [folder / word if re.fullmatch(r"\w+\.(json|gguf)", word) else word for word in row.words]
-    return ["convert", folder / row.model, folder / row.out, *kind, "--json", "--threads", "2", *own]
+    return ["convert", folder / row.model, folder / row.out, *kind, "--json", *threads, *own]
 
 
 class Silent:

@@ -19,7 +19,7 @@ from requant.planning.request import PlanRequest, choose_plan_from
 from requant.planning.rules import AUTO, MAX_CONTEXT
 from requant.report.start_command import start_command as llama_server
 from requant.scoring.candidates import survey_tensors
-from requant.scoring.losses import Losses
+from requant.scoring.losses import Losses, loss_unit
 
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny-llama-f16.gguf"
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -283,7 +283,7 @@ def test_the_frontier_falls_from_the_smallest_to_the_largest_plan(source, losses
     assert all(a.predicted_loss >= b.predicted_loss and a.file_bytes < b.file_bytes for a, b in pairs)
     head, *lines = curve_to_csv(points, losses).splitlines()
     assert head == "bpw,tensor_bytes,file_bytes,vram_bytes,predicted_loss,gap,ubatch,loss_unit,method"
-    assert all(line.endswith(",points,cfix") for line in lines)
+    assert lines and all(line.endswith(f",{loss_unit(losses.method)},{losses.method}") for line in lines)
     plan = Planner(source, losses).best(PlanRequest(bpw=points[3].bpw + 1e-4))
     assert plan.n_bytes == points[3].tensor_bytes and total_size(output_layouts(source, plan)) == points[3].file_bytes
 

@@ -186,7 +186,7 @@ def test_an_infeasible_vram_says_what_is_needed_and_that_is_enough():
     with pytest.raises(InfeasibleBudget) as caught:
         solve(drawn, Constraints((vram_limit(500_000, 100_000),), memory={"kv_cache": 300_000, "compute": 100_000}))
     error = caught.value
-    assert "--vram 488.28 KiB is" in str(error) and "KV cache 292.97 KiB" in str(error)
+    assert "--vram 488.28 KiB (500 KB) is" in str(error) and "KV cache 292.97 KiB" in str(error)
     suggested = parse_size(str(error).split("raise it to ")[1].split(",")[0])
     assert suggested >= error.smallest
     assert solve(drawn, Constraints((vram_limit(suggested, suggested - 400_000),))).n_bytes <= suggested

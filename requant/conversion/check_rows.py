@@ -18,17 +18,19 @@ from requant.formats import codec
 from requant.formats.codec import Bytes, Floats
 from requant.model.nonfinite import Nonfinite, find_nonfinite
 from requant.model.weight_scales import SCALED_TYPE, read_weight_scales, scaled_matrix_name
+from requant.planning.output_metadata import COMPENSATION_KEY
 
 SAMPLE_ROWS = 64
 FACTOR, SLACK = 1.5, 0.001  # sampled rows against the whole tensor: a row's error differs from its neighbour's
-COPY, SAMPLE, NOTHING = "copy", "sample", "nothing"
+COPY, SAMPLE, NOTHING, COMPENSATED = "copy", "sample", "nothing", "compensated"
 
 
 @dataclass(frozen=True, slots=True)
 class RowRange:
     """Rows of a tensor of the output, and the tensor of the source that they are compared with.
 
-    how: COPY compares every byte, SAMPLE some rows, NOTHING none. scales: per matrix, the scale that the engine applies
+    how: COPY compares every byte, SAMPLE some rows, NOTHING none, nor does COMPENSATED: such weights may be far off where
+    their results are not. scales: per matrix, the scale that the engine applies
     to the output's weights over that for the source's weights. digest: number of the source's digest in the record that
     these rows are a part of, None where it has none; it is of `leaf_rows` each.
     """
@@ -82,6 +84,8 @@ def split_into_ranges(
     if source is not None and tensor.name in source and source.tensor(tensor.name).shape == tensor.shape:
         origin = source.tensor(tensor.name)
         how = NOTHING if _is_new_scale(tensor, target, source) else _find_comparison(origin, tensor)
+        if how == SAMPLE and _is_compensated(target, recorded):
+            how = COMPENSATED
         new, old = read_weight_scales(target, tensor), read_weight_scales(source, origin)
         scales = scales if new is None else scales * new
         scales = scales if old is None else scales * old**-1
@@ -102,6 +106,11 @@ def _find_comparison(origin: SourceTensor, tensor: SourceTensor) -> str:
     if origin.type_id == tensor.type_id:
         return COPY
     return SAMPLE if origin.format.can_decode and tensor.format.can_decode and tensor.n_bytes else NOTHING
+
+
+def _is_compensated(target: Source, recorded: Converted | None) -> bool:
+    """Return whether the tensor was encoded with compensation, or without a record may have been."""
+    return COMPENSATION_KEY in target.metadata if recorded is None else recorded.compensation is not None
 
 
 def _is_new_scale(tensor: SourceTensor, target: Source, source: Source) -> bool:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from requant.container.remote import Readable
 from requant.container.source import SourceTensor
-from requant.conversion.record import Anomalies
+from requant.conversion.record import Anomalies, Compensation
 from requant.errors import InputOutputError, NumericFault, quote
 from requant.formats import BlockFormat, Effort, codec
 from requant.formats.codec import CHUNK_WEIGHTS, Bytes, Floats
@@ -43,12 +43,24 @@ class Writable(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class EncodedTensor:
+    """All bytes of a tensor (n_rows, row_bytes), encoded before they are written; figures: of the compensation.
+
+    compensated: of each of its matrices, whether its rounding was compensated; others are rounded plainly.
+    """
+
+    blocks: Bytes
+    compensated: tuple[bool, ...]
+    figures: Compensation
+
+
+@dataclass(frozen=True, slots=True)
 class TensorJob:
     """A tensor to write as `format` at `offset` of a file of the output.
 
     importance: (n_matrices, n_per_row) or None. scales: (1,) or (n_matrices,), by which the weights are divided before
     they are encoded, or None. source_sha256: with scales, the digest in hex of the rows of each piece that they were
-    found from.
+    found from. encoded: its bytes, where they are known already.
     """
 
     tensor: SourceTensor
@@ -60,6 +72,7 @@ class TensorJob:
     effort: Effort
     scales: Floats | None = None
     source_sha256: tuple[str, ...] = ()
+    encoded: EncodedTensor | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -257,11 +270,13 @@ def _encode(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray
     if job.scales is not None:
         scale = float(chunk.select_matrix(job.scales))
         x /= np.float32(scale)
-    encoded = codec.quantize(x, job.format, importance, job.effort)
+    rows = slice(chunk.first_row, chunk.first_row + chunk.n_rows)
+    encoded = codec.quantize(x, job.format, importance, job.effort) if job.encoded is None else job.encoded.blocks[rows]
     errors = codec.row_errors(x, codec.dequantize(encoded, job.format), importance)
     errors *= scale**2
     limit = codec.row_limit(job.format)
-    lost = codec.lost_row(errors, limit)
+    # a compensated row trades errors of its weights for less error of its result, and may be far off
+    lost = codec.lost_row(np.where(_find_compensated(chunk)[:, None], [1.0, 0.0, 1.0, 0.0], errors), limit)
     if lost is not None:
         path, what = source.files[job.tensor.file], f"row {chunk.first_row + lost} is lost: relative error"
         if not np.isfinite(errors[lost, 1]):
@@ -270,6 +285,13 @@ def _encode(source: Readable, data: Bytes, chunk: Chunk) -> tuple[Bytes, NDArray
         raise lost_weights_fault(job, what, codec.relative_error(errors[lost : lost + 1, [0, 1, 0, 1]]), limit, path)
     blocks = 0 if importance is None else np.count_nonzero(codec.find_unweighted_blocks(x, job.format, importance))
     return encoded, errors.sum(axis=0), Anomalies(unweighted=int(blocks), vanished=codec.vanished_rows(errors))
+
+
+def _find_compensated(chunk: Chunk) -> NDArray[np.bool_]:
+    """Mark the rows of the chunk whose rounding was compensated, (n_rows,)."""
+    found = (False,) if chunk.job.encoded is None else chunk.job.encoded.compensated
+    rows = np.arange(chunk.first_row, chunk.first_row + chunk.n_rows)
+    return np.array(found)[rows * len(found) // max(1, chunk.job.tensor.n_rows)]
 
 
 def find_peaks(source: Readable, piece: Piece) -> tuple[list[float], str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from requant.conversion.prepare import prepare_output
 from requant.conversion.record import Conversion, Converted
 from requant.conversion.second_level import add_scales, write_scales
 from requant.conversion.verify import verify_output
-from requant.conversion.write import collect_tensors, write_pieces
+from requant.conversion.write import WrittenTensors, collect_tensors, write_pieces
 from requant.conversion.write_on_cluster import write_pieces_on_cluster
 from requant.errors import InputOutputError, quote
 from requant.formats import KERNELS
@@ -137,12 +137,35 @@ def _write(
     info: Callable[[str], None],
 ) -> dict[str, Converted]:
     """Write the tensors of `jobs`, or take them over as an earlier run wrote them; return them by name."""
-    if options.cluster is None:
-        run = write_pieces(source, output, jobs, threads=n_threads(options.threads), progress=progress, info=info)
-    else:
-        run = write_pieces_on_cluster(options.cluster, source, output, jobs, progress=progress, info=info)
-    with contextlib.closing(run) as pieces:
-        return {made.name: made for made in collect_tensors(source, output, pieces)}
+    found: dict[str, Converted] = {}
+    for batch in _split_into_batches(source, output, jobs, options):
+        encoded = [job for job in batch if job.encoded is not None]
+        others = [job for job in batch if job.encoded is None]
+        runs = [write_pieces(source, output, encoded, threads=n_threads(options.threads), progress=progress, info=info)]
+        if options.cluster is None:
+            runs.append(
+                write_pieces(source, output, others, threads=n_threads(options.threads), progress=progress, info=info)
+            )
+        else:
+            runs.append(
+                write_pieces_on_cluster(options.cluster, source, output, others, progress=progress, info=info)
+            )
+        for run in runs:
+            with contextlib.closing(run) as pieces:
+                found |= {made.name: made for made in collect_tensors(source, output, pieces)}
+    return found
+
+
+def _split_into_batches(
+    source: Source, output: Output, jobs: Sequence[TensorJob], options: ConversionOptions
+) -> Iterable[Sequence[TensorJob]]:
+    """Return the jobs in batches, each to be written before the next: all of them, or those of a walk."""
+    if options.compensation is None or output.is_published:
+        return [jobs]
+    from requant.conversion.compensation.walk import Walk
+
+    by_name = {job.tensor.name: job for job in jobs}
+    return Walk(source, options.compensation, by_name, WrittenTensors(output), options).batches()
 
 
 def _conversion(

@@ -12,6 +12,7 @@ from requant.container.splitting import WHOLE, Splitting
 
 if TYPE_CHECKING:
     from requant.common.cluster import Cluster
+    from requant.conversion.compensation.walk import CompensationText
     from requant.conversion.record import Conversion
 
 KEEP_TYPE = "keep-type"
@@ -20,11 +21,11 @@ POLICIES = ("error", KEEP_TYPE)  # for tensors that hold NaN or infinity
 
 @dataclass(frozen=True, slots=True)
 class ConversionOptions:
-    """Options of writing an output; none of them changes the bytes of the tensors.
+    """Options of writing an output; none of them changes the bytes of the tensors, but `compensation`.
 
     splitting: into which files. force: replace files that exist. verify: read output and source again and compare them
     before the output gets its name. threads: None for one per processor. cluster: its workers do all that takes long;
-    they must share the storage of source and output.
+    they must share the storage of source and output. compensation: the text of a plan whose encoders compensate.
     """
 
     splitting: Splitting = WHOLE
@@ -32,6 +33,7 @@ class ConversionOptions:
     verify: bool = True
     threads: int | None = None
     cluster: Cluster | None = None
+    compensation: CompensationText | None = None
 
 
 DEFAULTS = ConversionOptions()

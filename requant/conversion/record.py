@@ -51,6 +51,25 @@ class Anomalies:
 
 
 @dataclass(frozen=True, slots=True)
+class Compensation:
+    """The errors of a tensor that was encoded with compensation, measured on held-out windows of the text.
+
+    error: of what comes out of its matrices, relative, against the original model; plain_error: the same if all of it
+    were rounded plainly, inherited_error: if it were not rounded at all, for it gets other inputs; all None where no
+    held-out token reached it. n_plain: how many of its `n_matrices` (experts)
+    are rounded plainly, because they saw too few tokens or erred no less. ridge: of the target of a single matrix, None
+    without one.
+    """
+
+    error: float | None
+    plain_error: float | None
+    inherited_error: float | None
+    n_matrices: int
+    n_plain: int
+    ridge: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SourceDigest:
     """The digest, in hex, of `n_rows` rows of a tensor of the source, as they were read to make the output.
 
@@ -69,7 +88,8 @@ class Converted:
     rmse: relative error over the whole tensor, measured, weighted by importance if there was any; 0 for a copy.
     rmse_unweighted: the same with all columns alike. sha256: of its bytes in the output, in hex. odd: its numeric
     anomalies, None without any. source: the digests of all its rows in the source, in order; () in old records and for
-    a scale that was added. weighted: importance was used; None in old records.
+    a scale that was added. weighted: importance was used; None in old records. compensation: None for a tensor that was
+    rounded plainly from the start.
     """
 
     name: str
@@ -82,6 +102,7 @@ class Converted:
     odd: Anomalies | None = None
     source: tuple[SourceDigest, ...] = ()
     weighted: bool | None = None
+    compensation: Compensation | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ Always: the structure, zeros in the padding, no byte after it, and every weight 
 finite as it has recorded. Without it: the digests in the metadata, of the headers and of every tensor. With the source:
 metadata key by key, names and shapes, copies byte by byte, and of every encoded tensor up to 64 rows evenly spread:
 none may be lost, and their relative error, all columns alike, must be at most 1.5 times the recorded one plus 0.001;
-without a record, 3 times the error of the type on normal weights. With source and record: all bytes of the source have
+without a record, 3 times the error of the type on normal weights. Tensors that were encoded with compensation are left
+out there: their weights may be far off where their results are not. With source and record: all bytes of the source have
 the digests of those that the output was made from. Only `encode_again` shows that each encoded byte follows from the
 source.
 """
@@ -25,6 +26,7 @@ from requant.container.remote import RemoteReader, RemoteSource, remote_sources
 from requant.container.source import Source, SourceTensor
 from requant.container.stray_bytes import find_stray_bytes
 from requant.conversion.check_rows import (
+    COMPENSATED,
     COPY,
     NOTHING,
     SAMPLE,
@@ -129,10 +131,11 @@ def _describe_comparisons(against: tuple[str, ...], tensors: list[CheckedTensor]
         yield "digests in its metadata: not compared, their form is not known"
     if SOURCE not in against:
         return
-    n = {how: sum(t.how == how for t in tensors) for how in (COPY, SAMPLE, NOTHING)}
+    n = {how: sum(t.how == how for t in tensors) for how in (COPY, SAMPLE, COMPENSATED, NOTHING)}
     parts = [
         f"{n[COPY]} copied tensors byte for byte" if n[COPY] else "",
         f"{n[SAMPLE]} encoded tensors by up to {SAMPLE_ROWS} rows each" if n[SAMPLE] else "",
+        f"{n[COMPENSATED]} compensated tensors by names and shapes" if n[COMPENSATED] else "",
         f"{n[NOTHING]} tensors not compared" if n[NOTHING] else "",
     ]
     yield f"source: {', '.join(filter(None, parts))}"

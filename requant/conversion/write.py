@@ -33,9 +33,10 @@ from requant.conversion.chunks import (
     split_into_pieces,
     write_chunk,
 )
-from requant.conversion.record import Anomalies, Converted, SourceDigest
+from requant.conversion.record import Anomalies, Compensation, Converted, SourceDigest
 from requant.errors import BadInput, InputOutputError, NumericFault, SourceChanged, quote
 from requant.formats import codec
+from requant.formats.codec import Bytes
 
 _CHECK_EVERY = 64  # chunks between two checks of the source for changes
 _HEX = 64  # digits of a SHA-256
@@ -49,8 +50,8 @@ class WrittenPiece:
     """A piece as it stands in the output.
 
     sha256: of its bytes, in hex. source_sha256: of the rows of the source that it was made from. errors: None for a
-    copy. tensor_sha256: with the last piece of a tensor, the digest of all bytes of the tensor. is_new: not from an
-    earlier run.
+    copy. compensation: of its tensor. tensor_sha256: with the last piece of a tensor, the digest of all bytes of the
+    tensor. is_new: not from an earlier run.
     """
 
     piece: Piece
@@ -58,6 +59,7 @@ class WrittenPiece:
     source_sha256: str
     errors: Sums | None
     anomalies: Anomalies
+    compensation: Compensation | None = None
     tensor_sha256: str | None = None
     is_new: bool = True
 
@@ -66,7 +68,8 @@ class WrittenPiece:
         """Its record in the journal."""
         errors = None if self.errors is None else [float(e) for e in self.errors]
         digests = {"sha256": self.sha256, "source_sha256": self.source_sha256}
-        return {**self.piece.place, **digests, "errors": errors, "odd": to_plain(self.anomalies)}
+        line = {**self.piece.place, **digests, "errors": errors, "odd": to_plain(self.anomalies)}
+        return line if self.compensation is None else line | {"compensation": to_plain(self.compensation)}
 
 
 def find_recorded(piece: Piece, lines: Mapping[tuple[str, int], Line]) -> WrittenPiece | None:
@@ -77,6 +80,8 @@ def find_recorded(piece: Piece, lines: Mapping[tuple[str, int], Line]) -> Writte
     sha256, source_sha256, errors = (line.get(key) for key in ("sha256", "source_sha256", "errors"))
     try:
         anomalies = parse_record(Anomalies, line.get("odd"), "odd", "")
+        found = line.get("compensation")
+        compensation = None if found is None else parse_record(Compensation, found, "compensation", "")
     except BadInput:
         return None
     if not _is_digest(sha256) or not _is_digest(source_sha256) or (errors is None) != piece.job.choice.copied:
@@ -85,7 +90,7 @@ def find_recorded(piece: Piece, lines: Mapping[tuple[str, int], Line]) -> Writte
         return WrittenPiece(piece, sha256, source_sha256, None, anomalies, is_new=False)
     if not isinstance(errors, list) or len(errors) != 4 or not all(type(e) is float and e >= 0 for e in errors):
         return None
-    return WrittenPiece(piece, sha256, source_sha256, np.array(errors), anomalies, is_new=False)
+    return WrittenPiece(piece, sha256, source_sha256, np.array(errors), anomalies, compensation, is_new=False)
 
 
 def _is_digest(value: object) -> TypeGuard[str]:
@@ -151,6 +156,33 @@ def write_pieces(
             raise
 
 
+class WrittenTensors:
+    """The tensors that are in `output`, from this run or an earlier one."""
+
+    def __init__(self, output: Output) -> None:
+        self._output, self._lines = output, index_records(output.records)
+
+    def has(self, job: TensorJob) -> bool:
+        """Return whether an earlier run wrote all of the job's tensor, and it still reads as it was recorded."""
+        for piece in split_into_pieces(job):
+            before, digest = find_recorded(piece, self._lines), hashlib.sha256()
+            if before is None:
+                return False
+            for chunk in piece.chunks:
+                digest.update(read_chunk(None, self._output, chunk).data.reshape(-1).data)
+            if digest.hexdigest() != before.sha256:
+                return False
+        return True
+
+    def read(self, job: TensorJob) -> Bytes:
+        """Return the bytes of the job's tensor, (n_rows, row_bytes)."""
+        return read_chunk(None, self._output, Chunk(job, 0, job.tensor.n_rows)).data
+
+    def read_rows(self, job: TensorJob, rows: NDArray[np.int64]) -> Bytes:
+        """Return the bytes of some rows of the job's tensor, (n, row_bytes)."""
+        return np.concatenate([read_chunk(None, self._output, Chunk(job, int(row), 1)).data for row in rows])
+
+
 def check_source_rows(source: Readable, piece: Piece, sha256: str) -> None:
     """Read the piece's rows of the source again. Raises SourceChanged unless their digest is `sha256`."""
     if hash_rows(source, piece) != sha256:
@@ -198,7 +230,8 @@ class PieceBuilder:
         if before is not None:
             return replace(before, tensor_sha256=tensor)
         errors = None if piece.job.choice.copied else self._errors
-        return WrittenPiece(piece, self.sha256, self.source_sha256, errors, self._anomalies, tensor)
+        compensation = None if piece.job.encoded is None else piece.job.encoded.figures
+        return WrittenPiece(piece, self.sha256, self.source_sha256, errors, self._anomalies, compensation, tensor)
 
 
 def collect_tensors(source: Source, output: Output, pieces: Iterable[WrittenPiece]) -> Iterator[Converted]:
@@ -218,7 +251,7 @@ def collect_tensors(source: Source, output: Output, pieces: Iterable[WrittenPiec
         total = total if written.errors is None else total + written.errors
         anomalies += written.anomalies
         if written.tensor_sha256 is not None:
-            made = _describe_tensor(source, piece.job, total, written.tensor_sha256)
+            made = _describe_tensor(source, written, total, written.tensor_sha256)
             yield replace(made, odd=None if anomalies == Anomalies() else anomalies, source=tuple(digests))
 
 
@@ -230,10 +263,11 @@ def _check_scales(source: Source, written: WrittenPiece) -> None:
         raise InputOutputError(source.files[job.tensor.file], what, hint="check disk and memory, then run it again")
 
 
-def _describe_tensor(source: Source, job: TensorJob, total: Sums, sha256: str) -> Converted:
-    error = codec.relative_error(total[None, :])
+def _describe_tensor(source: Source, written: WrittenPiece, total: Sums, sha256: str) -> Converted:
+    job, compensation, error = written.piece.job, written.compensation, codec.relative_error(total[None, :])
     limit = codec.ceiling(total[0], job.tensor.n_weights, job.format)
-    if not job.choice.copied and not error <= limit:
+    is_plain = compensation is None or compensation.n_plain == compensation.n_matrices
+    if not job.choice.copied and is_plain and not error <= limit:
         raise lost_weights_fault(job, "relative error", error, limit, source.files[job.tensor.file])
     return Converted(
         name=job.tensor.name,
@@ -244,4 +278,5 @@ def _describe_tensor(source: Source, job: TensorJob, total: Sums, sha256: str) -
         rmse_unweighted=math.sqrt(total[1] / total[0]) if total[0] > 0 else 0.0,
         sha256=sha256,
         weighted=job.importance is not None,
+        compensation=compensation,
     )

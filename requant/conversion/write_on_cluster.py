@@ -194,7 +194,8 @@ def _unpack_result(
     if before is not None and not found.is_new:
         return replace(before, tensor_sha256=whole)
     errors = None if found.errors is None else np.array(found.errors)
-    return WrittenPiece(piece, found.sha256, found.source_sha256, errors, found.anomalies, whole)
+    digests = found.sha256, found.source_sha256
+    return WrittenPiece(piece, *digests, errors, found.anomalies, tensor_sha256=whole)
 
 
 def _write_piece(task: _WriteTask) -> _WriteResult:

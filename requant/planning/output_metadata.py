@@ -36,7 +36,7 @@ _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 # parallel arrays: tensors, and whether their products may take 4-bit activations
 _EXTRA_KEYS = ("general.tensor_extra.name", "general.tensor_extra.prec_a4")
 _OWN = "requant."
-KERNELS_KEY, EFFORT_KEY = "requant.kernels", "requant.effort"
+KERNELS_KEY, EFFORT_KEY, COMPENSATION_KEY = "requant.kernels", "requant.effort", "requant.compensation"
 
 
 def may_differ(key: str) -> bool:
@@ -137,6 +137,7 @@ def _own_values(source: Source, plan: Plan) -> Changes:
         KERNELS_KEY: ("u32", KERNELS),
         "requant.plan_sha256": ("str", plan.sha256()),
         EFFORT_KEY: ("str", plan.effort.name.lower()),
+        **({} if plan.compensation is None else {COMPENSATION_KEY: ("str", plan.compensation)}),
         "requant.source.name": ("str", printable(source.name)),
         "requant.source.header_sha256": ("str", source.header_sha256),
         **_layer_values(plan),

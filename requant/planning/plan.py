@@ -42,6 +42,7 @@ from requant.scoring.losses import (
 PLAN_SCHEMA = "requant.plan/2"
 EDITED = "the plan was edited after solving: how far it is from the best is not known"
 COPY = "every tensor keeps its type"
+COMPENSATIONS = ("fast", "best")  # how the encoders may compensate their errors
 DEVICES = ("gpu", "cpu", "none")  # none: not loaded, as layers of multi-token prediction that are not asked for
 # types of the keys in `budget` and `runtime` that become the start command; all other keys are free
 _START_KEYS: dict[str, dict[str, Any]] = {
@@ -136,6 +137,7 @@ class Plan:
     solver: str = ""
     notes: tuple[str, ...] = ()
     effort: Effort = Effort.DEFAULT  # of the encoders
+    compensation: str | None = None  # fast or best: how the encoders compensate their errors; None: they do not
     measured_kld: float | None = None  # nats per token, on held-out text; None: not measured
     cache_loss: float = 0.0  # measured for the KV cache's types, where these were chosen with the weights' types
     timing: Timing | None = None  # None: time was not considered
@@ -240,9 +242,10 @@ class Plan:
         return {c.name: c.type for c in self.choices}
 
     def sha256(self) -> str:
-        """Hash of all that determines the output's bytes: the source's header, each tensor's type and the effort."""
+        """Hash of what determines the output's bytes: the source's header, each tensor's type, effort and compensation."""
         decides = {"header_sha256": self.header_sha256, "types": self.types(), "effort": to_plain(self.effort)}
-        return hash_json(decides)
+        own = {} if self.compensation is None else {"compensation": self.compensation}
+        return hash_json(decides | own)
 
     def _repr_html_(self) -> str:
         return html(self)
@@ -276,6 +279,8 @@ def _build_plan(raw: dict[str, Any], recorded: object, path: object) -> Plan:
     if any(limit.alignment < 1 for limit in limits):
         raise BadInput(path, "alignment in limits must be 1 or above", got=0)
     plan: Plan = parse_record(Plan, raw | {"limits": []}, "", path)
+    if plan.compensation not in (None, *COMPENSATIONS):
+        raise BadInput(path, "compensation is not known", got=brief(plan.compensation), hint=" or ".join(COMPENSATIONS))
     if any(c.device not in DEVICES for c in plan.choices):
         raise BadInput(path, f"device must be one of {', '.join(DEVICES)}")
     _check_start_keys(plan, path)

@@ -9,7 +9,7 @@ import numpy as np
 
 from requant.model.forward.architecture import Architecture
 from requant.model.forward.checkpoints import Checkpoints
-from requant.model.forward.layer import NULL_HOOK, Layer
+from requant.model.forward.layer import NULL_HOOK, Layer, NullHook
 from requant.model.forward.passes import RunnableModel, Tokens, backward, forward, output_gradient
 from requant.model.forward.side_inputs import SideInputs
 from requant.model.forward.tape import Array
@@ -110,7 +110,7 @@ class GradientRun:
 
 
 @dataclass(frozen=True, slots=True)
-class _Summer:
+class _Summer(NullHook):
     """A hook that sums the squares of one window, and with `keep` holds the inputs and gradients themselves."""
 
     keep: bool

@@ -16,22 +16,21 @@ if TYPE_CHECKING:
 
 def run_layer(layer: Layer, x: Node) -> Node:
     """Run one window: x (n_tokens, n_embd), the residual stream -> the stream behind the layer."""
-    scale = layer.architecture.residual_scale
     normed = layer.norm("attn_norm", x)
     mixed = _mix(layer, normed)
     if mixed is None:  # a layer of a feed-forward part alone
-        return x + scale_by(feed(layer, normed), scale)
+        return layer.add(x, feed(layer, normed))
     if not (layer.has("ffn_up") or layer.has("ffn_gate_inp")):
-        return x + scale_by(mixed, scale)
+        return layer.add(x, mixed)
     if layer.architecture.family.parallel:
-        return x + scale_by(mixed + feed(layer, normed), scale)
+        return layer.add(x, mixed + feed(layer, normed))
     # without a norm of its own, the feed-forward part reads what the norm behind attention gives
     before = "ffn_norm" if layer.has("ffn_norm") or not layer.has("attn_norm") else "post_attention_norm"
     if before != "post_attention_norm":
         mixed = layer.norm("post_attention_norm", mixed)
-    x = x + scale_by(mixed, scale)
+    x = layer.add(x, mixed)
     added = apply_pair(layer, x) if layer.has("pre_ffw_norm_2") else feed(layer, layer.norm(before, x))
-    x = x + scale_by(layer.norm("post_ffw_norm", added), scale)
+    x = layer.add(x, layer.norm("post_ffw_norm", added))
     if layer.has("inp_gate"):
         assert layer.side is not None
         inner = gelu(layer.product("inp_gate", x)) * layer.side.side_embedding()
@@ -55,8 +54,3 @@ def _mix(layer: Layer, x: Node) -> Node | None:
         return attended
     mixed = mix_by_mamba(layer, x)
     return mixed if attended is None else attended + mixed
-
-
-def scale_by(x: Node, scale: float) -> Node:
-    """Return x times a number, which is often 1."""
-    return x if scale == 1.0 else x * scale

@@ -65,7 +65,7 @@ def apply_experts(layer: Layer, x: Node, logits: Node) -> Node:
     for expert in range(logits.shape[1]):
         tokens, slots = np.nonzero(used == expert)
         if tokens.size:
-            y = apply_dense(layer, inner[tokens], "_exps", expert)
+            y = apply_dense(layer, layer.select(inner, tokens), "_exps", expert)
             parts.append(y * shares[tokens, slots].reshape(-1, 1))
             rows.append(tokens)
     out = scatter(*parts, rows=rows, n=len(x))

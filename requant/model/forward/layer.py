@@ -29,6 +29,12 @@ class Hook(Protocol):
     def gradients(self, name: str, expert: int | None, x: Array, g: Array) -> None:
         """Observe the gradient of the log-likelihood at the product, g: (n_tokens, n_rows), with the inputs x."""
 
+    def selected(self, x: Array, tokens: Array) -> None:
+        """Observe that x holds the inputs of an expert, a row for each of these tokens of the window."""
+
+    def added(self, part: Array, stream: Array) -> None:
+        """Observe that `part` is added to the residual stream, which becomes `stream`."""
+
 
 class NullHook:
     """A hook that does nothing."""
@@ -38,6 +44,12 @@ class NullHook:
 
     def gradients(self, name: str, expert: int | None, x: Array, g: Array) -> None:
         """Ignore the gradient."""
+
+    def selected(self, x: Array, tokens: Array) -> None:
+        """Ignore the selection."""
+
+    def added(self, part: Array, stream: Array) -> None:
+        """Ignore the addition."""
 
 
 NULL_HOOK: Hook = NullHook()
@@ -86,6 +98,19 @@ class Layer:
             weight, bias = weight[expert], None if bias is None else bias[expert]
         self.hook.inputs(name, expert, x.value)
         return linear(x, weight, bias, partial(self.hook.gradients, name, expert))
+
+    def select(self, x: Node, tokens: Array) -> Node:
+        """Return the rows of x of the tokens that an expert gets."""
+        chosen = x[tokens]
+        self.hook.selected(chosen.value, tokens)
+        return chosen
+
+    def add(self, x: Node, part: Node) -> Node:
+        """Add a part's result to the residual stream x."""
+        scale = self.architecture.residual_scale
+        stream = x + (part if scale == 1.0 else part * scale)
+        self.hook.added(part.value, stream.value)
+        return stream
 
     def rotate(self, x: Node) -> Node:
         """Rotate queries or keys (n_tokens, n_head, d) by their positions, where the layer does."""

@@ -80,10 +80,14 @@ def check_tokens(model: RunnableModel, tokens: Tokens) -> None:
         raise BadInput(model.weights.source.path, "has no such token", got=int(bad), limit=f"ids below {n_vocab}")
 
 
-def embed(model: RunnableModel, tokens: Tokens) -> Array:
-    """Return the stream that enters the first layer."""
+def embed(model: RunnableModel, tokens: Tokens, read_rows: Callable[[Array], Array] | None = None) -> Array:
+    """Return the stream that enters the first layer.
+
+    read_rows: returns rows of the embedding by their ids, by default those of the model.
+    """
     ids, place = np.unique(tokens, return_inverse=True)
-    rows = scale_rows(model, Node(model.weights.rows(EMBEDDING, ids))).value
+    raw = model.weights.rows(EMBEDDING, ids) if read_rows is None else read_rows(ids)
+    rows = scale_rows(model, Node(raw)).value
     stream: Array = rows[place.reshape(tokens.shape)]
     return stream
 
@@ -97,12 +101,15 @@ def scale_rows(model: RunnableModel, rows: Node) -> Node:
     return scaled
 
 
-def side_inputs(model: RunnableModel, tokens: Tokens) -> SideInputs | None:
-    """Return the arrays that layers share beside the stream; None for a model without them."""
+def side_inputs(model: RunnableModel, tokens: Tokens, embedded: Array | None = None) -> SideInputs | None:
+    """Return the arrays that layers share beside the stream; None for a model without them.
+
+    embedded: the stream that enters the first layer, where it is not the model's own.
+    """
     architecture = model.architecture
     if not architecture.hp.n_side and not architecture.n_shared:
         return None
-    embedded = embed(model, tokens)
+    embedded = embed(model, tokens) if embedded is None else embedded
     return SideInputs(architecture, model.weights, tokens, embedded, np.zeros_like(embedded))
 
 
@@ -227,8 +234,7 @@ class Head:
 
     def normalize(self, x: Node) -> Node:
         """Apply the output norm: x (n, n_embd), the stream -> the inputs of the matrix."""
-        architecture = self.model.architecture
-        return (layer_norm if architecture.layer_norm else rms_norm)(x, self.norm, architecture.eps)
+        return apply_output_norm(self.model, x, self.norm)
 
     def logits(self, normed: Array) -> tuple[Array, Backward]:
         """Return the logits (n, n_vocab); back: their gradient -> the gradient at the product with the matrix."""
@@ -236,6 +242,12 @@ class Head:
         if self.bias is not None:
             logits += self.bias
         return self.model.finish_logits(logits)
+
+
+def apply_output_norm(model: RunnableModel, x: Node, weight: Array) -> Node:
+    """Apply the output norm with this weight: x (n, n_embd), the stream -> the inputs of the output matrix."""
+    architecture = model.architecture
+    return (layer_norm if architecture.layer_norm else rms_norm)(x, weight, architecture.eps)
 
 
 def read_head(model: RunnableModel) -> Head:

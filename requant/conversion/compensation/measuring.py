@@ -1,0 +1,221 @@
+"""Measurement of a stage: the moments of its inputs, the ridges of its targets, and held-out inputs for the check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from requant.common.threads import run_indexed
+from requant.conversion.compensation.encoding import CheckPart, MatrixWork
+from requant.conversion.compensation.moments import (
+    CHECK,
+    Moments,
+    add_products,
+    add_squares,
+    mirror,
+    split_windows,
+)
+from requant.conversion.compensation.stages import Inputs, Stage, Stream, read_inputs
+from requant.conversion.compensation.targets import choose_ridges, find_feedback, run_alone, sample_rows
+from requant.model.forward.layer import Layer
+from requant.model.forward.passes import RunnableModel, apply_output_norm
+from requant.model.forward.side_inputs import LayerEmbedding
+from requant.model.forward.tape import Array, Node
+
+_BATCH = 4  # windows whose inputs are in memory at a time
+_LEAST_SHARE = 4  # an expert with fewer tokens than this part of its columns is rounded plainly
+
+# inputs of a window in the original and in the quantized model, and what the residual stream of the latter lacks
+Pair = tuple[Array, Array, Array]
+ReadRows = Callable[[Array], Array]  # row numbers -> these rows of a matrix
+
+
+class PairReader(Protocol):
+    """The inputs of matrices in both models."""
+
+    def read(self, window: int) -> Pair:
+        """Return the inputs of one window."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageRun:
+    """A stage of a layer, run in both models; layers and streams: of the original and of the quantized one."""
+
+    stage: Stage
+    layers: tuple[Layer, Layer]
+    streams: Sequence[Stream]
+    embedding: LayerEmbedding | None
+
+    def inputs(self, window: int) -> tuple[Inputs, Inputs]:
+        """Return the inputs of a window in both models."""
+        first, second = zip(self.layers, self.streams, strict=True)
+        return tuple(read_inputs(self.stage, *each, window, self.embedding) for each in (first, second))  # type: ignore[return-value]
+
+    def read(self, window: int) -> Pair:
+        """Return the inputs of a window, for a stage of single matrices."""
+        own, other = self.inputs(window)
+        lacking = own.stream - other.stream
+        lacking /= np.float32(self.layers[0].architecture.residual_scale)
+        return own.by_matrix[None][0], other.by_matrix[None][0], lacking
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRun:
+    """The inputs of the output matrix: the streams behind the last layer through the output norm."""
+
+    model: RunnableModel
+    norm: Array
+    streams: Sequence[Stream]
+
+    def read(self, window: int) -> Pair:
+        """Return the inputs of a window; nothing is added to the stream behind it."""
+        own, other = (apply_output_norm(self.model, Node(s.x[window]), self.norm).value for s in self.streams)
+        return own, other, np.zeros((len(own), 0), own.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Rows of matrices by name, of which those in `writers` add to the residual stream; a: weights of all tokens."""
+
+    rows: Mapping[str, tuple[int, ReadRows]]  # how many, and how they are read
+    writers: frozenset[str]
+    a: Array
+
+
+def measure_dense(reader: PairReader, measured: Measured, threads: int | None) -> dict[str, MatrixWork]:
+    """Return how each of the matrices, which share their inputs, is to be encoded."""
+    halves, parts = _sum_halves(reader, measured, threads)
+    for half in halves:
+        mirror(half.h)
+    wanted, names = list[list[Array]](), list(measured.rows)
+    for name in names:
+        n, read = measured.rows[name]
+        sampled = sample_rows(n)
+        rows = read(sampled)
+        wanted.append([run_alone(lambda h=half, w=rows, s=sampled, m=name: h.wanted(w, m, s)) for half in halves])
+    halves[0].add_target(halves[1])
+    ridges = choose_ridges([half.h for half in halves], wanted, threads)
+    halves[0].h += halves[1].h
+    feedback = find_feedback(halves[0].h)
+    work = {}
+    for name, ridge in zip(names, ridges, strict=True):
+        own = [part if name in measured.writers else CheckPart(part.y, part.x, part.a) for part in parts]
+        work[name] = MatrixWork(feedback, halves[0], name, own, ridge=ridge)
+    return work
+
+
+def _sum_halves(
+    reader: PairReader, measured: Measured, threads: int | None
+) -> tuple[list[Moments], list[CheckPart]]:
+    """Return the moments of both halves of the windows, and the inputs of those for the check."""
+    n = len(measured.a)
+    which = split_windows(n)
+    halves, parts = list[Moments](), list[CheckPart]()
+    for first in range(0, n, _BATCH):
+        windows = range(first, min(first + _BATCH, n))
+        with closing(run_indexed(lambda i, w=windows: reader.read(w[i]), len(windows), threads)) as found:
+            pairs = dict(zip(windows, found, strict=True))
+        for part in (0, 1, CHECK):
+            chosen = [w for w in windows if which[w] == part]
+            if not chosen:
+                continue
+            x, y, lacking = (np.concatenate([pairs[w][i] for w in chosen]) for i in range(3))
+            a = measured.a[chosen].reshape(-1, 1)
+            if not halves:
+                shapes = {name: (measured.rows[name][0], y.shape[1]) for name in measured.writers}
+                halves += [Moments.zeros(y.shape[1], shapes) for _ in range(2)]
+            if part == CHECK:
+                parts.append(CheckPart(y, x, a, lacking))
+                continue
+            half = halves[part]
+            add_squares(half.h, a, y, threads)
+            assert half.c is not None
+            add_products(half.c, (x - y) * a, y, threads)
+            for total in half.d.values():
+                add_products(total, lacking * a, y, threads)
+    return halves, parts
+
+
+def measure_tied(normed: Array, a: Array, lookup: Array, threads: int | None) -> MatrixWork:
+    """Return how an embedding is to be encoded that gives the logits too.
+
+    normed: its inputs as the output matrix (n_windows, n_ctx, n_embd); a: weights of tokens. lookup: (n_embd,), the
+    squared gradients at the rows that are looked up, in the same unit, summed over tokens.
+    """
+    which, n = split_windows(len(a)), normed.shape[2]
+    h, parts = np.zeros((n, n), np.float32), list[CheckPart]()
+    for part, y, weights in zip(which, normed, a, strict=True):
+        if part == CHECK:
+            parts.append(CheckPart(y, y, weights[:, None]))
+        else:
+            add_squares(h, weights[:, None], y, threads)
+    mirror(h)
+    shares = [np.float32(np.mean(found)) for found in (which != CHECK, which == CHECK)]
+    per_row = lookup.astype(np.float32)
+    h[np.diag_indices(n)] += per_row * shares[0]
+    return MatrixWork(find_feedback(h), Moments(h), parts=parts, lookup=per_row * shares[1])
+
+
+def measure_several(
+    run: StageRun, a: Array, n_matrices: int, threads: int | None
+) -> list[MatrixWork]:
+    """Return how each expert's (or head's) matrix is to be encoded: without a target, its moments near those of all.
+
+    An expert of few tokens gets the moments (N h + n h_all) / (N + n), of means over its N tokens and over all.
+    """
+    which = split_windows(len(a))
+    with closing(run_indexed(run.inputs, len(a), threads)) as found:
+        windows = list(found)
+    seen = [_Seen() for _ in range(n_matrices)]
+    for window, (own, other) in enumerate(windows):
+        for matrix, (y, tokens) in other.by_matrix.items():
+            assert matrix is not None
+            at = np.arange(a.shape[1]) if tokens is None else tokens
+            if which[window] == CHECK:
+                x = _match(own.by_matrix.get(matrix), at, y)
+                seen[matrix].parts.append(CheckPart(y, x, a[window, at].reshape(-1, 1)))
+            else:
+                seen[matrix].inputs.append((y, a[window, at].reshape(-1, 1)))
+    n = next(y.shape[1] for each in seen for y, _ in each.inputs)
+    total, n_total = np.zeros((n, n), np.float32), 0
+    for each in seen:
+        for y, weights in each.inputs:
+            add_squares(total, weights, y, threads)
+            n_total += len(y)
+    total /= np.float32(n_total)
+    return [each.work(total, threads) for each in seen]
+
+
+def _match(found: tuple[Array, Array | None] | None, tokens: Array, y: Array) -> Array:
+    """Return the inputs in the original model of these tokens; of a token that it sends elsewhere, those in `y`."""
+    if found is None:
+        return y
+    x, at = found
+    own = tokens if at is None else at
+    _, here, there = np.intersect1d(tokens, own, assume_unique=True, return_indices=True)
+    matched = y.copy()
+    matched[here] = x[there]
+    return matched
+
+
+class _Seen:
+    """The inputs of one expert: in the quantized model with the weights of tokens, and for the check."""
+
+    def __init__(self) -> None:
+        self.inputs: list[tuple[Array, Array]] = []
+        self.parts: list[CheckPart] = []
+
+    def work(self, mean: Array, threads: int | None) -> MatrixWork:
+        """Return how the matrix is to be encoded; mean: the moments over all experts, per token."""
+        n_tokens, n = sum(len(y) for y, _ in self.inputs), len(mean)
+        if n_tokens * _LEAST_SHARE < n or not self.parts:
+            return MatrixWork(None, parts=self.parts)
+        h = mean * np.float32(n)
+        for y, weights in self.inputs:
+            add_squares(h, weights, y, threads)
+        mirror(h)
+        return MatrixWork(find_feedback(h), Moments(h), parts=self.parts)

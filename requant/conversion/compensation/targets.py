@@ -1,0 +1,128 @@
+"""Targets of the rounding: weights that undo what the quantized model lacks so far, as far as held-out windows agree.
+
+With the sums of `moments`, W x + d is best met from y by W + (W c + d) (h + r diag(h))^-1. That overfits with a small
+ridge r, so the ridge of each matrix is chosen by how well the solution from one half of the windows suits the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from requant.common.threads import for_each, run_indexed
+from requant.conversion.compensation.factors import factorize, invert_triangle, solve_rows
+from requant.conversion.compensation.moments import column_scale
+from requant.formats.codec import Floats
+from requant.model.forward.tape import Array
+
+Result = TypeVar("Result")
+
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # relative to each column's own second moment
+LARGE_RIDGES, LARGE = (1.0, 10.0, 100.0), 4096  # of matrices with more columns, where a factor takes long
+DAMPING = 0.01  # of the feedback, relative likewise
+_SAMPLED_ROWS = 192  # of a matrix, by which its ridge is chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """The factor (n, n) of `encode_compensated`, upper triangular, and the importance of its scale search (n,)."""
+
+    factor: Floats
+    importance: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Solver:
+    """The Cholesky factor of moments whose columns were divided by `scale`."""
+
+    factor: Array
+    scale: Array
+
+    @classmethod
+    def of(cls, h: Array, ridge: float) -> Solver | None:
+        """Factorize h + ridge diag(h); None where that fails."""
+        scale = column_scale(h)
+        if scale is None:
+            return None
+        a = _scaled(h, scale, ridge, np.float32)
+        try:
+            factorize(a)
+        except np.linalg.LinAlgError:
+            return None
+        return cls(a, scale.astype(np.float32))
+
+    def solve(self, wanted: Array) -> Array:
+        """Return wanted (h + ridge diag(h))^-1; wanted: (n_rows, n)."""
+        change: Array = solve_rows(self.factor, wanted / self.scale) / self.scale
+        return change
+
+
+def sample_rows(n: int) -> Array:
+    """Return the rows, evenly spread, by which the ridge of a matrix of `n` rows is chosen."""
+    return np.arange(0, n, max(1, n // _SAMPLED_ROWS))
+
+
+def choose_ridges(
+    halves: Sequence[Array], wanted: Sequence[Sequence[Array]], threads: int | None
+) -> list[float | None]:
+    """Return the ridge of each matrix with the least error on the half that it was not solved on; None: no target.
+
+    halves: h of both. wanted: of each matrix W c + d of both halves, for its sampled rows.
+    """
+    n = len(halves[0])
+    ridges = RIDGES if n <= LARGE else LARGE_RIDGES
+    gains = np.full((len(ridges), 2, len(wanted)), np.inf)
+
+    def work(index: int) -> None:
+        ridge, half = divmod(index, 2)
+        solver = Solver.of(halves[half], ridges[ridge])
+        if solver is None:
+            return
+        for i, pair in enumerate(wanted):
+            change = solver.solve(pair[half])
+            missed = change @ halves[1 - half] - 2 * pair[1 - half]
+            gains[ridge, half, i] = np.einsum("ij,ij->", change, missed, dtype=np.float64)
+
+    for_each(work, 2 * len(ridges), threads if n <= LARGE else 1)
+    total = np.nan_to_num(gains.sum(axis=1), nan=np.inf)
+    best = total.argmin(axis=0)
+    return [ridges[k] if total[k, i] < 0 else None for i, k in enumerate(best)]
+
+
+def find_feedback(h: Array) -> Feedback | None:
+    """Return the feedback of rounding with the moments `h` (n, n), damped; None where they are singular all the same."""
+    scale = column_scale(h)
+    if scale is None:
+        return None
+
+    def work() -> Feedback | None:
+        a = _scaled(h, scale, DAMPING, np.float64)[::-1, ::-1]
+        try:
+            factorize(a)
+        except np.linalg.LinAlgError:
+            return None
+        importance = (np.diag(a)[::-1] * scale) ** 2
+        invert_triangle(a)
+        factor = np.empty(h.shape, np.float32)
+        np.divide(a[::-1, ::-1], scale, out=factor, casting="same_kind")
+        return Feedback(factor, (importance / importance.mean()).astype(np.float32))
+
+    return run_alone(work)
+
+
+def run_alone(work: Callable[[], Result]) -> Result:
+    """Return the result of `work`, run with one BLAS thread, so that it does not depend on their number."""
+    (found,) = run_indexed(lambda _: work(), 1, 1)
+    return found
+
+
+def _scaled(h: Array, scale: Array, ridge: float, dtype: type) -> Array:
+    """Return h with unit diagonal plus the ridge."""
+    a = h.astype(dtype)
+    a /= scale.astype(dtype)[:, None]
+    a /= scale.astype(dtype)
+    a[np.diag_indices(len(a))] += dtype(ridge)
+    return a

@@ -22,7 +22,7 @@ STRIP = 16  # columns of u that a cache line holds
 
 
 @kernel
-def _subtract(x, e, u, panel, first, last, begin, end):
+def subtract(x, e, u, panel, first, last, begin, end):
     """Take the errors e[first:last], whole STEPs, off the columns `begin` to `end` of a tile."""
     for strip in range(begin, end, STRIP):
         for i in range(first, last, STEP):
@@ -44,7 +44,7 @@ def _subtract(x, e, u, panel, first, last, begin, end):
 def spread_errors(x, e, u, panel, last, begin, end):
     """Take the errors of the columns from `panel` to `panel` + `last` off the columns `begin` to `end`."""
     for t in range(x.shape[0]):
-        _subtract(x[t], e[t], u, panel, 0, last, begin, end)
+        subtract(x[t], e[t], u, panel, 0, last, begin, end)
 
 
 @kernel
@@ -102,7 +102,7 @@ def round_columns(x, e, u, place, levels, factors, codes, sums):
     low, high = np.float32(levels.low), np.float32(levels.high)
     for t in range(x.shape[0]):
         for begin in range(first, first + codes.shape[1], STEP):
-            _subtract(x[t], e[t], u, panel, first - panel, begin - panel, begin, begin + STEP)
+            subtract(x[t], e[t], u, panel, first - panel, begin - panel, begin, begin + STEP)
             for i in range(begin, begin + STEP):
                 errors, at, diagonal = e[t, i - panel], i - first, u[i, i]
                 _round_column(x[t, i], errors, diagonal, levels.kind, low, high, factors[t, at // sub], codes[t, at])

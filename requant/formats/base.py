@@ -31,6 +31,8 @@ class Kernels(Protocol):
     decode(blocks, out): (n,) LAYOUT -> (n, N) float32, bit for bit what ggml's `to_float` gives.
     encode(x, importance, blocks, effort): (n, N) float32 and (k, N) float32 -> (n,) LAYOUT; block b is weighted by
     importance[b % k], so k is 1, or the number of blocks in a row. effort: an Effort as int.
+    A type that feedback.py writes has encode in two steps, fit(x, importance, effort) and pack(found, blocks), and the
+    LEVELS of its codes (encoders/fit.py) or the WORDS and SHAPE of its codebook (encoders/grid_search.py).
     """
 
     LAYOUT: np.dtype[np.void]

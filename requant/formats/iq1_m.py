@@ -11,7 +11,8 @@ Source: block_iq1_m in ggml-common.h (scales as bytes), dequantize_row_iq1_m in 
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.encoders.grid_search import grid_encoder
+from requant.formats.encoders.fit import encoder
+from requant.formats.encoders.grid_search import grid_fit
 from requant.formats.encoders.grid_words import Shape
 from requant.formats.encoders.search import SearchBudget
 from requant.formats.grids import IQ1_DELTA, IQ1_S
@@ -56,9 +57,8 @@ def decode(blocks, out):
                     out[b, 8 * g + j] = scale * (np.float32(IQ1_S[index, j]) + delta)
 
 
-@grid_encoder("IQ1_S", SHAPE, BY_EFFORT, decode)
 @kernel
-def encode(found, blocks):
+def pack(found, blocks):
     d, ls, index, minus = found["d"], found["ls"], found["index"], found["minus"]
     for b in range(blocks.shape[0]):
         for k in range(4):
@@ -72,3 +72,7 @@ def encode(found, blocks):
             low = (index[b, 2 * h] >> np.uint16(8)) | np.uint16(minus[b, 2 * h]) << np.uint16(3)
             high = (index[b, 2 * h + 1] >> np.uint16(8)) | np.uint16(minus[b, 2 * h + 1]) << np.uint16(3)
             blocks["qh"][b, h] = low | high << np.uint16(4)
+
+
+fit = grid_fit("IQ1_S", SHAPE, BY_EFFORT, LAYOUT, decode, pack)
+encode = encoder(fit, pack)

@@ -10,7 +10,8 @@ Source: block_iq1_s in ggml-common.h, dequantize_row_iq1_s in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.encoders.grid_search import grid_encoder
+from requant.formats.encoders.fit import encoder
+from requant.formats.encoders.grid_search import grid_fit
 from requant.formats.encoders.grid_words import Shape
 from requant.formats.encoders.search import SearchBudget
 from requant.formats.grids import IQ1_DELTA, IQ1_S
@@ -53,9 +54,8 @@ def decode(blocks, out):
                     out[b, 32 * s + 8 * g + j] = scale * (np.float32(IQ1_S[index, j]) + delta)
 
 
-@grid_encoder("IQ1_S", SHAPE, BY_EFFORT, decode)
 @kernel
-def encode(found, blocks):
+def pack(found, blocks):
     d, ls, index, minus = found["d"], found["ls"], found["index"], found["minus"]
     for b in range(blocks.shape[0]):
         blocks["d"][b] = d[b]
@@ -65,3 +65,7 @@ def encode(found, blocks):
                 bits |= (index[b, 4 * s + g] >> np.uint16(8)) << np.uint16(3 * g)
                 blocks["qs"][b, 4 * s + g] = index[b, 4 * s + g] & np.uint16(255)
             blocks["qh"][b, s] = bits
+
+
+fit = grid_fit("IQ1_S", SHAPE, BY_EFFORT, LAYOUT, decode, pack)
+encode = encoder(fit, pack)

@@ -11,7 +11,8 @@ Source: block_iq2_xs in ggml-common.h, dequantize_row_iq2_xs in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.encoders.grid_search import grid_encoder
+from requant.formats.encoders.fit import encoder
+from requant.formats.encoders.grid_search import grid_fit
 from requant.formats.encoders.grid_words import Shape
 from requant.formats.encoders.search import SearchBudget
 from requant.formats.grids import EVEN_SIGNS, IQ2_XS
@@ -19,6 +20,7 @@ from requant.formats.jit import kernel
 
 N = 256
 LAYOUT = np.dtype([("d", "<u2"), ("qs", "<u2", (N // 8,)), ("scales", "u1", (N // 32,))])  # d: binary16 bits
+WORDS = IQ2_XS
 SHAPE = Shape(
     sub=16,
     dim=8,
@@ -53,9 +55,8 @@ def decode(blocks, out):
                     out[b, 8 * g + j] = -value if (signs >> np.uint32(j)) & np.uint32(1) else value
 
 
-@grid_encoder("IQ2_XS", SHAPE, BY_EFFORT, decode)
 @kernel
-def encode(found, blocks):
+def pack(found, blocks):
     d, ls, index, signs = found["d"], found["ls"], found["index"], found["signs"]
     for b in range(blocks.shape[0]):
         blocks["d"][b] = d[b]
@@ -63,3 +64,7 @@ def encode(found, blocks):
             blocks["scales"][b, s] = ls[b, 2 * s] | ls[b, 2 * s + 1] << np.uint8(4)
         for g in range(N // 8):
             blocks["qs"][b, g] = index[b, g] | np.uint16(signs[b, g] & np.uint8(127)) << np.uint16(9)
+
+
+fit = grid_fit("IQ2_XS", SHAPE, BY_EFFORT, LAYOUT, decode, pack)
+encode = encoder(fit, pack)

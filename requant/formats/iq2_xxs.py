@@ -11,7 +11,8 @@ Source: block_iq2_xxs in ggml-common.h, dequantize_row_iq2_xxs in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.encoders.grid_search import grid_encoder
+from requant.formats.encoders.fit import encoder
+from requant.formats.encoders.grid_search import grid_fit
 from requant.formats.encoders.grid_words import Shape
 from requant.formats.encoders.search import SearchBudget
 from requant.formats.grids import EVEN_SIGNS, IQ2_XXS
@@ -19,6 +20,7 @@ from requant.formats.jit import kernel
 
 N = 256
 LAYOUT = np.dtype([("d", "<u2"), ("qs", "<u2", (N // 8,))])  # d: binary16 bits
+WORDS = IQ2_XXS
 SHAPE = Shape(
     sub=32,
     dim=8,
@@ -54,9 +56,8 @@ def decode(blocks, out):
                     out[b, 32 * s + 8 * g + j] = -value if (signs >> np.uint32(j)) & np.uint32(1) else value
 
 
-@grid_encoder("IQ2_XXS", SHAPE, BY_EFFORT, decode)
 @kernel
-def encode(found, blocks):
+def pack(found, blocks):
     d, ls, index, signs = found["d"], found["ls"], found["index"], found["signs"]
     for b in range(blocks.shape[0]):
         blocks["d"][b] = d[b]
@@ -68,3 +69,7 @@ def encode(found, blocks):
             blocks["qs"][b, 4 * s + 1] = index[b, 4 * s + 2] | index[b, 4 * s + 3] << np.uint16(8)
             blocks["qs"][b, 4 * s + 2] = rest & np.uint32(0xFFFF)
             blocks["qs"][b, 4 * s + 3] = rest >> np.uint32(16)
+
+
+fit = grid_fit("IQ2_XXS", SHAPE, BY_EFFORT, LAYOUT, decode, pack)
+encode = encoder(fit, pack)

@@ -11,7 +11,8 @@ Source: block_iq3_s in ggml-common.h, dequantize_row_iq3_s in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.encoders.grid_search import grid_encoder
+from requant.formats.encoders.fit import encoder
+from requant.formats.encoders.grid_search import grid_fit
 from requant.formats.encoders.grid_words import Shape
 from requant.formats.encoders.search import SearchBudget
 from requant.formats.grids import IQ3_S
@@ -27,6 +28,7 @@ LAYOUT = np.dtype(
         ("scales", "u1", (N // 64,)),
     ]
 )
+WORDS = IQ3_S
 SHAPE = Shape(
     sub=32,
     dim=4,
@@ -64,9 +66,8 @@ def decode(blocks, out):
                     out[b, 32 * s + 8 * g + j] = -value if (signs >> np.uint32(j)) & np.uint32(1) else value
 
 
-@grid_encoder("IQ3_S", SHAPE, BY_EFFORT, decode)
 @kernel
-def encode(found, blocks):
+def pack(found, blocks):
     d, ls, index, signs = found["d"], found["ls"], found["index"], found["signs"]
     for b in range(blocks.shape[0]):
         blocks["d"][b] = d[b]
@@ -81,3 +82,7 @@ def encode(found, blocks):
             blocks["qh"][b, s] = high
         for g in range(N // 8):
             blocks["signs"][b, g] = signs[b, g]
+
+
+fit = grid_fit("IQ3_S", SHAPE, BY_EFFORT, LAYOUT, decode, pack)
+encode = encoder(fit, pack)

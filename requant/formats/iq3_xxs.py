@@ -11,7 +11,8 @@ Source: block_iq3_xxs in ggml-common.h (where qs and signs are one array), dequa
 import numpy as np
 
 from requant.formats.bits import half_to_float
-from requant.formats.encoders.grid_search import grid_encoder
+from requant.formats.encoders.fit import encoder
+from requant.formats.encoders.grid_search import grid_fit
 from requant.formats.encoders.grid_words import Shape
 from requant.formats.encoders.search import SearchBudget
 from requant.formats.grids import EVEN_SIGNS, IQ3_XXS
@@ -19,6 +20,7 @@ from requant.formats.jit import kernel
 
 N = 256
 LAYOUT = np.dtype([("d", "<u2"), ("qs", "u1", (N // 4,)), ("signs", "<u4", (N // 32,))])  # d: binary16 bits
+WORDS = IQ3_XXS
 SHAPE = Shape(
     sub=32,
     dim=4,
@@ -53,9 +55,8 @@ def decode(blocks, out):
                     out[b, 32 * s + 8 * g + j] = -value if (signs >> np.uint32(j)) & np.uint32(1) else value
 
 
-@grid_encoder("IQ3_XXS", SHAPE, BY_EFFORT, decode)
 @kernel
-def encode(found, blocks):
+def pack(found, blocks):
     d, ls, index, signs = found["d"], found["ls"], found["index"], found["signs"]
     for b in range(blocks.shape[0]):
         blocks["d"][b] = d[b]
@@ -66,3 +67,7 @@ def encode(found, blocks):
             for g in range(4):
                 rest |= np.uint32(signs[b, 4 * s + g] & np.uint8(127)) << np.uint32(7 * g)
             blocks["signs"][b, s] = rest
+
+
+fit = grid_fit("IQ3_XXS", SHAPE, BY_EFFORT, LAYOUT, decode, pack)
+encode = encoder(fit, pack)

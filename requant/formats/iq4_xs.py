@@ -11,6 +11,7 @@ Source: block_iq4_xs in ggml-common.h, dequantize_row_iq4_xs in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
+from requant.formats.encoders.fit import IQ4, Levels, encoder
 from requant.formats.encoders.iq4 import encode_iq4
 from requant.formats.encoders.search import SearchBudget, is_flat
 from requant.formats.grids import IQ4_LEVELS
@@ -21,6 +22,7 @@ SUBS, SUB = 8, 32
 SCALE_TOP = 32
 # fewer candidates than in IQ4_NL: the integer scales are chosen again
 SEARCH = (SearchBudget(3, 1, 1, 1), SearchBudget(6, 1, 2, 1), SearchBudget(16, 2, 4, 2))
+LEVELS = Levels(IQ4, 0, 0, -SCALE_TOP, SCALE_TOP - 1)
 LAYOUT = np.dtype([("d", "<u2"), ("scales_h", "<u2"), ("scales_l", "u1", (4,)), ("qs", "u1", (N // 2,))])
 
 
@@ -40,10 +42,14 @@ def decode(blocks, out):
                 out[b, 32 * s + 16 + i] = scale * np.float32(IQ4_LEVELS[codes >> np.uint32(4)])
 
 
-def encode(x, importance, blocks, effort):
+def fit(x, importance, effort):
     first, span = (-20.0, 36.0) if is_flat(importance) else (-24.0, 45.0)
-    blocks["d"], scales, codes = encode_iq4(x, importance, SUBS, SCALE_TOP, SEARCH[effort], first, span)
-    _pack((scales + np.int8(SCALE_TOP)).view(np.uint8), codes, blocks)
+    return encode_iq4(x, importance, SUBS, SCALE_TOP, SEARCH[effort], first, span)
+
+
+def pack(found, blocks):
+    blocks["d"] = found.d
+    _pack((found.scales + np.int8(SCALE_TOP)).view(np.uint8), found.codes, blocks)
 
 
 @kernel
@@ -58,3 +64,6 @@ def _pack(scales, codes, blocks):
         scales_h[b] = high
         for p in range(SUBS // 2):
             scales_l[b, p] = (scales[b, 2 * p] & np.uint8(15)) | (scales[b, 2 * p + 1] & np.uint8(15)) << np.uint8(4)
+
+
+encode = encoder(fit, pack)

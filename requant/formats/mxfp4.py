@@ -10,6 +10,7 @@ Source: block_mxfp4 in ggml-common.h, dequantize_row_mxfp4 in ggml-quants.c; OCP
 import numpy as np
 
 from requant.formats.bits import e8m0_half_to_float
+from requant.formats.encoders.fit import FP4, Levels, encoder
 from requant.formats.encoders.levels import encode_fp4
 from requant.formats.encoders.search import is_flat
 from requant.formats.grids import FP4_LEVELS
@@ -19,6 +20,7 @@ N = 32
 # scales by effort, without importance and with: below and above the one with the largest weight's power of two; no
 # others are ever better
 TRIED = (((0, 1), (1, 1)), ((1, 1), (2, 1)), ((1, 1), (3, 1)))
+LEVELS = Levels(FP4)
 LAYOUT = np.dtype([("e", "u1"), ("qs", "u1", (N // 2,))])
 NAN_SCALE = {"e": 255}  # E8M0 has no infinity, and this one NaN
 
@@ -34,10 +36,13 @@ def decode(blocks, out):
             out[b, 16 + i] = scale * np.float32(FP4_LEVELS[codes >> np.uint32(4)])
 
 
-def encode(x, importance, blocks, effort):
-    scales, codes = encode_fp4(x, importance, 1, True, *TRIED[effort][0 if is_flat(importance) else 1])
-    blocks["e"] = scales[:, 0]
-    _pack(codes, blocks)
+def fit(x, importance, effort):
+    return encode_fp4(x, importance, 1, True, *TRIED[effort][0 if is_flat(importance) else 1])
+
+
+def pack(found, blocks):
+    blocks["e"] = found.scales[:, 0]
+    _pack(found.codes, blocks)
 
 
 @kernel
@@ -46,3 +51,6 @@ def _pack(codes, blocks):
     for b in range(codes.shape[0]):
         for i in range(N // 2):
             qs[b, i] = codes[b, 0, i] | codes[b, 0, i + N // 2] << np.uint8(4)
+
+
+encode = encoder(fit, pack)

@@ -12,6 +12,7 @@ Source: block_nvfp4 in ggml-common.h, dequantize_row_nvfp4 in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import ue4m3_half_to_float
+from requant.formats.encoders.fit import FP4, Levels, encoder
 from requant.formats.encoders.levels import encode_fp4
 from requant.formats.encoders.search import is_flat
 from requant.formats.grids import FP4_LEVELS
@@ -21,6 +22,7 @@ N = 64
 SUBS, SUB = 4, 16
 # scales by effort, without importance and with: below and above the one that holds the largest weight
 TRIED = (((0, 4), (0, 4)), ((1, 5), (1, 5)), ((2, 7), (4, 9)))
+LEVELS = Levels(FP4)
 LAYOUT = np.dtype([("d", "u1", (4,)), ("qs", "u1", (N // 2,))])
 
 
@@ -36,9 +38,13 @@ def decode(blocks, out):
                 out[b, 16 * s + 8 + i] = scale * np.float32(FP4_LEVELS[codes >> np.uint32(4)])
 
 
-def encode(x, importance, blocks, effort):
-    blocks["d"], codes = encode_fp4(x, importance, SUBS, False, *TRIED[effort][0 if is_flat(importance) else 1])
-    _pack(codes, blocks)
+def fit(x, importance, effort):
+    return encode_fp4(x, importance, SUBS, False, *TRIED[effort][0 if is_flat(importance) else 1])
+
+
+def pack(found, blocks):
+    blocks["d"] = found.scales
+    _pack(found.codes, blocks)
 
 
 @kernel
@@ -48,3 +54,6 @@ def _pack(codes, blocks):
         for s in range(SUBS):
             for i in range(SUB // 2):
                 qs[b, SUB // 2 * s + i] = codes[b, s, i] | codes[b, s, i + SUB // 2] << np.uint8(4)
+
+
+encode = encoder(fit, pack)

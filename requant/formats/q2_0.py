@@ -8,11 +8,13 @@ Source: block_q2_0 in ggml-common.h, dequantize_row_q2_0 in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
+from requant.formats.encoders.fit import LINEAR, Levels, encoder
 from requant.formats.encoders.symmetric import BLOCKS, encode_symmetric
 from requant.formats.jit import kernel
 
 N = 64
 TOP = 2
+LEVELS = Levels(LINEAR, -TOP, TOP - 1)
 LAYOUT = np.dtype([("d", "<u2"), ("qs", "u1", (N // 4,))])  # d: binary16 bits; qs: four codes, lowest first
 
 
@@ -28,10 +30,13 @@ def decode(blocks, out):
                 out[b, 4 * i + j] = scale * np.float32(code - np.int32(1))
 
 
-def encode(x, importance, blocks, effort):
-    d, _, codes = encode_symmetric(x, importance, 1, TOP, 1, BLOCKS[effort], -0.6, 1.6)
-    blocks["d"] = d ^ np.uint16(0x8000)
-    _pack(codes, blocks)
+def fit(x, importance, effort):
+    return encode_symmetric(x, importance, 1, TOP, 1, BLOCKS[effort], -0.6, 1.6)
+
+
+def pack(found, blocks):
+    blocks["d"] = found.d ^ np.uint16(0x8000)
+    _pack(found.codes, blocks)
 
 
 @kernel
@@ -44,3 +49,6 @@ def _pack(codes, blocks):
             for k in range(4):
                 byte |= (np.uint8(3) - codes[b, 0, 4 * i + k]) << np.uint8(2 * k)
             qs[b, i] = byte
+
+
+encode = encoder(fit, pack)

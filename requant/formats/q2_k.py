@@ -10,12 +10,14 @@ import numpy as np
 
 from requant.formats.bits import half_to_float
 from requant.formats.encoders.affine import encode_affine
+from requant.formats.encoders.fit import LINEAR, Levels, encoder
 from requant.formats.encoders.shrinkage import grow
 from requant.formats.jit import kernel
 
 N = 256
 SUBS, SUB = 16, 16
 TOP, SCALE_TOP = 3, 15
+LEVELS = Levels(LINEAR, 0, TOP, 0, SCALE_TOP, SCALE_TOP)
 LAYOUT = np.dtype([("scales", "u1", (16,)), ("qs", "u1", (64,)), ("d", "<u2"), ("dmin", "<u2")])
 
 
@@ -34,12 +36,17 @@ def decode(blocks, out):
                 out[b, SUB * s + i] = dl * np.float32(q) - ml
 
 
-def encode(x, importance, blocks, effort):
-    d, dmin, scales, mins, codes = encode_affine(x, importance, SUBS, TOP, SCALE_TOP, -0.5, 1.05, effort)
-    blocks["d"], blocks["dmin"] = d, dmin
-    _pack(scales, mins, codes, blocks)
-    grow(x, importance, blocks, decode, d, dmin)
-    blocks["d"], blocks["dmin"] = d, dmin
+def fit(x, importance, effort):
+    found = encode_affine(x, importance, SUBS, TOP, SCALE_TOP, -0.5, 1.05, effort)
+    blocks = np.empty(len(x), LAYOUT)
+    pack(found, blocks)
+    grow(x, importance, blocks, decode, found.d, found.dmin)
+    return found
+
+
+def pack(found, blocks):
+    blocks["d"], blocks["dmin"] = found.d, found.dmin
+    _pack(found.scales, found.mins, found.codes, blocks)
 
 
 @kernel
@@ -53,3 +60,6 @@ def _pack(scales, mins, codes, blocks):
             for i in range(SUB):
                 low = codes[b, s, i] | codes[b, s + 2, i] << np.uint8(2)
                 qs[b, SUB * p + i] = low | codes[b, s + 4, i] << np.uint8(4) | codes[b, s + 6, i] << np.uint8(6)
+
+
+encode = encoder(fit, pack)

@@ -11,6 +11,7 @@ Source: block_q3_K in ggml-common.h, dequantize_row_q3_K in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
+from requant.formats.encoders.fit import LINEAR, Levels, encoder
 from requant.formats.encoders.search import SearchBudget, is_flat
 from requant.formats.encoders.symmetric import encode_symmetric
 from requant.formats.jit import kernel
@@ -24,6 +25,7 @@ SEARCH = (
     ((SearchBudget(3, 0, 1, 0, 1), -0.6, 1.0), (SearchBudget(8, 1, 1, 1, 1), -0.9, 4.2)),
     ((SearchBudget(4, 1, 2, 1, 1), -0.6, 1.0), (SearchBudget(16, 2, 4, 2, 2), -0.9, 4.2)),
 )
+LEVELS = Levels(LINEAR, -TOP, TOP - 1, -SCALE_TOP, SCALE_TOP - 1)
 LAYOUT = np.dtype([("hmask", "u1", (32,)), ("qs", "u1", (64,)), ("scales", "u1", (12,)), ("d", "<u2")])
 
 
@@ -45,11 +47,15 @@ def decode(blocks, out):
                 out[b, SUB * s + i] = dl * np.float32(np.int32(q) - np.int32(4))
 
 
-def encode(x, importance, blocks, effort):
+def fit(x, importance, effort):
     # without importance the best scale is near the range; with it, it may well clip the largest weight
     budget, first, span = SEARCH[effort][0] if is_flat(importance) else SEARCH[effort][1]
-    blocks["d"], scales, codes = encode_symmetric(x, importance, SUBS, TOP, SCALE_TOP, budget, first, span)
-    _pack((scales + np.int8(SCALE_TOP)).view(np.uint8), codes, blocks)
+    return encode_symmetric(x, importance, SUBS, TOP, SCALE_TOP, budget, first, span)
+
+
+def pack(found, blocks):
+    blocks["d"] = found.d
+    _pack((found.scales + np.int8(SCALE_TOP)).view(np.uint8), found.codes, blocks)
 
 
 @kernel
@@ -75,3 +81,6 @@ def _pack(scales, codes, blocks):
                 for k in range(8):
                     mask |= (codes[b, 2 * k + odd, i] >> np.uint8(2)) << np.uint8(k)
                 hmask[b, SUB * odd + i] = mask
+
+
+encode = encoder(fit, pack)

@@ -11,12 +11,14 @@ import numpy as np
 from requant.formats.base import Effort
 from requant.formats.bits import half_to_float
 from requant.formats.encoders.blocks import round_symmetric
+from requant.formats.encoders.fit import LINEAR, Levels, encoder
 from requant.formats.encoders.search import is_flat
 from requant.formats.encoders.symmetric import BLOCKS, encode_symmetric
 from requant.formats.jit import kernel
 
 N = 32
 TOP = 8
+LEVELS = Levels(LINEAR, -TOP, TOP - 1)
 LAYOUT = np.dtype([("d", "<u2"), ("qs", "u1", (16,))])
 
 
@@ -31,12 +33,15 @@ def decode(blocks, out):
             out[b, i + half] = scale * (np.float32(qs[b, i] >> np.uint8(4)) - np.float32(8.0))
 
 
-def encode(x, importance, blocks, effort):
+def fit(x, importance, effort):
     if effort < Effort.BEST and is_flat(importance):
-        blocks["d"], codes = round_symmetric(x, TOP)
-    else:
-        blocks["d"], _, codes = encode_symmetric(x, importance, 1, TOP, 1, BLOCKS[effort], -0.9, 1.5)
-    _pack(codes.reshape(x.shape), blocks)
+        return round_symmetric(x, TOP)
+    return encode_symmetric(x, importance, 1, TOP, 1, BLOCKS[effort], -0.9, 1.5)
+
+
+def pack(found, blocks):
+    blocks["d"] = found.d
+    _pack(found.codes[:, 0], blocks)
 
 
 @kernel
@@ -46,3 +51,6 @@ def _pack(codes, blocks):
     for b in range(codes.shape[0]):
         for i in range(half):
             qs[b, i] = codes[b, i] | codes[b, i + half] << np.uint8(4)
+
+
+encode = encoder(fit, pack)

@@ -12,11 +12,13 @@ from requant.formats.base import Effort
 from requant.formats.bits import half_to_float
 from requant.formats.encoders.affine import encode_affine
 from requant.formats.encoders.blocks import round_affine
+from requant.formats.encoders.fit import LINEAR, Levels, encoder
 from requant.formats.encoders.search import is_flat
 from requant.formats.jit import kernel
 
 N = 32
 TOP = 15
+LEVELS = Levels(LINEAR, 0, TOP)
 LAYOUT = np.dtype([("d", "<u2"), ("m", "<u2"), ("qs", "u1", (16,))])
 
 
@@ -31,13 +33,15 @@ def decode(blocks, out):
             out[b, i + half] = scale * np.float32(qs[b, i] >> np.uint8(4)) + low
 
 
-def encode(x, importance, blocks, effort):
+def fit(x, importance, effort):
     if effort < Effort.BEST and is_flat(importance):
-        blocks["d"], blocks["m"], codes = round_affine(x, TOP)
-    else:
-        blocks["d"], negative, _, _, codes = encode_affine(x, importance, 1, TOP, 1, -1.0, 2.1, effort)
-        blocks["m"] = negative ^ np.uint16(0x8000)
-    _pack(codes.reshape(x.shape), blocks)
+        return round_affine(x, TOP)
+    return encode_affine(x, importance, 1, TOP, 1, -1.0, 2.1, effort)
+
+
+def pack(found, blocks):
+    blocks["d"], blocks["m"] = found.d, found.dmin ^ np.uint16(0x8000)
+    _pack(found.codes[:, 0], blocks)
 
 
 @kernel
@@ -47,3 +51,6 @@ def _pack(codes, blocks):
     for b in range(codes.shape[0]):
         for i in range(half):
             qs[b, i] = codes[b, i] | codes[b, i + half] << np.uint8(4)
+
+
+encode = encoder(fit, pack)

@@ -10,12 +10,14 @@ import numpy as np
 
 from requant.formats.bits import half_to_float
 from requant.formats.encoders.affine import encode_affine
+from requant.formats.encoders.fit import LINEAR, Levels, encoder
 from requant.formats.jit import kernel
 from requant.formats.scales import pack_scales, unpack_factors
 
 N = 256
 SUBS, SUB = 8, 32
 TOP, SCALE_TOP = 15, 63
+LEVELS = Levels(LINEAR, 0, TOP, 0, SCALE_TOP, SCALE_TOP)
 LAYOUT = np.dtype([("d", "<u2"), ("dmin", "<u2"), ("scales", "u1", (12,)), ("qs", "u1", (128,))])
 
 
@@ -34,11 +36,13 @@ def decode(blocks, out):
                 out[b, 2 * SUB * p + SUB + i] = d1 * np.float32(q >> np.uint8(4)) - m1
 
 
-def encode(x, importance, blocks, effort):
-    blocks["d"], blocks["dmin"], scales, mins, codes = encode_affine(
-        x, importance, SUBS, TOP, SCALE_TOP, -1.0, 2.1, effort
-    )
-    _pack(scales, mins, codes, blocks)
+def fit(x, importance, effort):
+    return encode_affine(x, importance, SUBS, TOP, SCALE_TOP, -1.0, 2.1, effort)
+
+
+def pack(found, blocks):
+    blocks["d"], blocks["dmin"] = found.d, found.dmin
+    _pack(found.scales, found.mins, found.codes, blocks)
 
 
 @kernel
@@ -49,3 +53,6 @@ def _pack(scales, mins, codes, blocks):
         for p in range(SUBS // 2):
             for i in range(SUB):
                 qs[b, SUB * p + i] = codes[b, 2 * p, i] | codes[b, 2 * p + 1, i] << np.uint8(4)
+
+
+encode = encoder(fit, pack)

@@ -11,12 +11,14 @@ import numpy as np
 from requant.formats.base import Effort
 from requant.formats.bits import half_to_float
 from requant.formats.encoders.blocks import round_symmetric
+from requant.formats.encoders.fit import LINEAR, Levels, encoder
 from requant.formats.encoders.search import is_flat
 from requant.formats.encoders.symmetric import BLOCKS, encode_symmetric
 from requant.formats.jit import kernel
 
 N = 32
 TOP = 16
+LEVELS = Levels(LINEAR, -TOP, TOP - 1)
 LAYOUT = np.dtype([("d", "<u2"), ("qh", "u1", (4,)), ("qs", "u1", (16,))])
 
 
@@ -34,12 +36,15 @@ def decode(blocks, out):
             out[b, i + half] = scale * np.float32(np.int32((qs[b, i] >> np.uint8(4)) | second) - np.int32(16))
 
 
-def encode(x, importance, blocks, effort):
+def fit(x, importance, effort):
     if effort < Effort.BEST and is_flat(importance):
-        blocks["d"], codes = round_symmetric(x, TOP)
-    else:
-        blocks["d"], _, codes = encode_symmetric(x, importance, 1, TOP, 1, BLOCKS[effort], -0.9, 1.5)
-    _pack(codes.reshape(x.shape), blocks)
+        return round_symmetric(x, TOP)
+    return encode_symmetric(x, importance, 1, TOP, 1, BLOCKS[effort], -0.9, 1.5)
+
+
+def pack(found, blocks):
+    blocks["d"] = found.d
+    _pack(found.codes[:, 0], blocks)
 
 
 @kernel
@@ -54,3 +59,6 @@ def _pack(codes, blocks):
             for i in range(8):
                 high |= (codes[b, 8 * k + i] >> np.uint8(4)) << np.uint8(i)
             qh[b, k] = high
+
+
+encode = encoder(fit, pack)

@@ -10,12 +10,14 @@ import numpy as np
 
 from requant.formats.bits import half_to_float
 from requant.formats.encoders.affine import encode_affine
+from requant.formats.encoders.fit import LINEAR, Levels, encoder
 from requant.formats.jit import kernel
 from requant.formats.scales import pack_scales, unpack_factors
 
 N = 256
 SUBS, SUB = 8, 32
 TOP, SCALE_TOP = 31, 63
+LEVELS = Levels(LINEAR, 0, TOP, 0, SCALE_TOP, SCALE_TOP)
 LAYOUT = np.dtype([("d", "<u2"), ("dmin", "<u2"), ("scales", "u1", (12,)), ("qh", "u1", (32,)), ("qs", "u1", (128,))])
 
 
@@ -49,11 +51,13 @@ def decode(blocks, out):
             out[b, 224 + i] = d7 * np.float32((q >> np.uint8(4)) | (h & np.uint8(128)) >> np.uint8(3)) - m7
 
 
-def encode(x, importance, blocks, effort):
-    blocks["d"], blocks["dmin"], scales, mins, codes = encode_affine(
-        x, importance, SUBS, TOP, SCALE_TOP, -2.0, 3.5, effort
-    )
-    _pack(scales, mins, codes, blocks)
+def fit(x, importance, effort):
+    return encode_affine(x, importance, SUBS, TOP, SCALE_TOP, -2.0, 3.5, effort)
+
+
+def pack(found, blocks):
+    blocks["d"], blocks["dmin"] = found.d, found.dmin
+    _pack(found.scales, found.mins, found.codes, blocks)
 
 
 @kernel
@@ -69,3 +73,6 @@ def _pack(scales, mins, codes, blocks):
             for p in range(SUBS // 2):
                 low, upper = codes[b, 2 * p, i] & np.uint8(15), codes[b, 2 * p + 1, i] & np.uint8(15)
                 qs[b, SUB * p + i] = low | upper << np.uint8(4)
+
+
+encode = encoder(fit, pack)

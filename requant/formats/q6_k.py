@@ -10,6 +10,7 @@ Source: block_q6_K in ggml-common.h, dequantize_row_q6_K in ggml-quants.c.
 import numpy as np
 
 from requant.formats.bits import half_to_float
+from requant.formats.encoders.fit import LINEAR, Levels, encoder
 from requant.formats.encoders.search import SearchBudget
 from requant.formats.encoders.symmetric import encode_symmetric
 from requant.formats.jit import kernel
@@ -18,6 +19,7 @@ N = 256
 SUBS, SUB = 16, 16
 TOP, SCALE_TOP = 32, 128
 SEARCH = (SearchBudget(5, 1, 1, 0, 1), SearchBudget(6, 1, 1, 1, 1), SearchBudget(20, 2, 2, 2, 2))
+LEVELS = Levels(LINEAR, -TOP, TOP - 1, -SCALE_TOP, SCALE_TOP - 1)
 LAYOUT = np.dtype([("ql", "u1", (128,)), ("qh", "u1", (64,)), ("scales", "i1", (16,)), ("d", "<u2")])
 
 
@@ -44,11 +46,13 @@ def decode(blocks, out):
                 out[b, SUB * (s + 6) + i] = d3 * np.float32(np.int32(q3) - np.int32(32))
 
 
-def encode(x, importance, blocks, effort):
-    blocks["d"], blocks["scales"], codes = encode_symmetric(
-        x, importance, SUBS, TOP, SCALE_TOP, SEARCH[effort], -3.0, 7.0
-    )
-    _pack(codes, blocks)
+def fit(x, importance, effort):
+    return encode_symmetric(x, importance, SUBS, TOP, SCALE_TOP, SEARCH[effort], -3.0, 7.0)
+
+
+def pack(found, blocks):
+    blocks["d"], blocks["scales"] = found.d, found.scales
+    _pack(found.codes, blocks)
 
 
 @kernel
@@ -64,3 +68,6 @@ def _pack(codes, blocks):
                 ql[b, low + 32 + i] = (c & np.uint8(15)) | (g & np.uint8(15)) << np.uint8(4)
                 upper = (e >> np.uint8(4)) << np.uint8(4) | (g >> np.uint8(4)) << np.uint8(6)
                 qh[b, high + i] = a >> np.uint8(4) | (c >> np.uint8(4)) << np.uint8(2) | upper
+
+
+encode = encoder(fit, pack)

@@ -44,7 +44,7 @@ def errors(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 def test_every_value_goes_to_the_nearest_level_of_iq4():
     v = np.arange(-140, 140, 0.25)
-    code, level = apply(iq4._code, v, np.uint8), apply(iq4._level, v, np.float32)
+    code, level = apply(iq4.code_of_iq4, v, np.uint8), apply(iq4.level_of_iq4, v, np.float32)
     assert np.array_equal(level, IQ4[code])
     assert np.array_equal(np.abs(level - v), np.abs(IQ4 - v[:, None]).min(1))
     tied = np.abs(IQ4[np.minimum(code + 1, 15)] - v) == np.abs(level - v)
@@ -53,9 +53,9 @@ def test_every_value_goes_to_the_nearest_level_of_iq4():
 
 def test_every_value_goes_to_the_nearest_level_of_fp4():
     v = np.concatenate([np.arange(-20, 20, 0.125), [1e-40, -1e-40, 1e30, -3.4e38]])
-    code = apply(levels._fp4_code, v, np.uint8)
+    code = apply(levels.code_of_fp4, v, np.uint8)
     assert np.array_equal(np.abs(FP4[code] - v), np.abs(FP4 - v[:, None]).min(1))
-    assert np.array_equal(apply(levels._fp4_level, np.abs(v), np.float32), np.abs(FP4[code]))
+    assert np.array_equal(apply(levels.level_of_fp4, np.abs(v), np.float32), np.abs(FP4[code]))
     assert not (code == 8).any()
 
 

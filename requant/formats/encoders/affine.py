@@ -3,6 +3,7 @@
 import numpy as np
 
 from requant.formats.bits import float_to_half, half_to_float
+from requant.formats.encoders.fit import Fit
 from requant.formats.encoders.search import (
     BASE_LM,
     BASE_LS,
@@ -280,11 +281,10 @@ def _encode(subs, importance, search, budget, out):
 
 
 def encode_affine(x, importance, n_subs, top, scale_top, first, span, effort):
-    """Return codes 0..top of `x` (n, N) with sub-blocks of N / n_subs weights: x = d * scale * code - dmin * min.
+    """Fit codes 0..top of `x` (n, N) with sub-blocks of N / n_subs weights: x = d * scale * code - dmin * min.
 
-    Returns d, dmin: (n,) binary16 bits; scales, mins: (n, n_subs) uint8 up to `scale_top`; codes: (n, n_subs, sub)
-    uint8. With n_subs 1 there are no integer scales (all 1), and dmin may be negative. `first` and `span` are those
-    of _search_affine.
+    The Fit has scales and mins up to `scale_top`. With n_subs 1 there are no integer scales (all 1), and dmin may be
+    negative. `first` and `span` are those of _search_affine.
     """
     n, sub = len(x), x.shape[1] // n_subs
     d, dmin = np.empty(n, np.uint16), np.empty(n, np.uint16)
@@ -294,4 +294,4 @@ def encode_affine(x, importance, n_subs, top, scale_top, first, span, effort):
     budget = BLOCKS[effort] if n_subs == 1 else SUPER_BLOCKS[effort][0 if is_flat(importance) else 1]
     search = ScaleSearch(top, scale_top, n_subs, first, span)
     _encode(subs, weights, search, budget, (d, dmin, scales, mins, codes))
-    return d, dmin, scales.reshape(n, n_subs), mins.reshape(n, n_subs), codes.reshape(n, n_subs, sub)
+    return Fit(d, scales.reshape(n, n_subs), codes.reshape(n, n_subs, sub), dmin, mins.reshape(n, n_subs))

@@ -8,6 +8,7 @@ in any order and vectorize along the row, without the tiles of search.py.
 import numpy as np
 
 from requant.formats.bits import bits_to_float, float_to_half, round_to_half
+from requant.formats.encoders.fit import Fit
 from requant.formats.encoders.search import LANES, ONE, ZERO
 from requant.formats.jit import kernel
 
@@ -79,10 +80,10 @@ def _round_symmetric(x, bits, top, d, codes):
 
 
 def round_symmetric(x, top):
-    """Return d, (n,) binary16 bits, and codes 0 .. 2 top - 1, (n, N) uint8, of `x` (n, N): x = d * (code - top)."""
+    """Fit codes 0 .. 2 top - 1 of `x` (n, N): x = d * (code - top)."""
     d, codes = np.empty(len(x), np.uint16), np.empty(x.shape, np.uint8)
     _round_symmetric(x, x.view(np.int32), top, d, codes)
-    return d, codes
+    return Fit(d, np.ones((len(x), 1), np.int8), codes[:, None])
 
 
 @kernel
@@ -133,7 +134,8 @@ def _round_affine(x, bits, top, d, m, codes):
 
 
 def round_affine(x, top):
-    """Return d and m, (n,) binary16 bits, and codes 0 .. top, (n, N) uint8, of `x` (n, N): x = d * code + m."""
+    """Fit codes 0 .. top of `x` (n, N): x = d * code - dmin."""
     d, m, codes = np.empty(len(x), np.uint16), np.empty(len(x), np.uint16), np.empty(x.shape, np.uint8)
     _round_affine(x, x.view(np.int32), top, d, m, codes)
-    return d, m, codes
+    ones = np.ones((len(x), 1), np.uint8)
+    return Fit(d, ones, codes[:, None], m ^ np.uint16(0x8000), ones)

@@ -8,7 +8,6 @@ One search serves all these formats, so it is compiled once: it writes FOUND, an
 x, w, t: as in grid_words.py.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,25 +72,25 @@ ALIKE = np.float32(0.9)  # least ratio of squared mean and mean square; 0.64 whe
 N_CANDIDATES, N_SCALES = 5, 16  # tried for a sub-block's first scale, and for d
 
 
-def grid_encoder(
-    codebook: str, shape: Shape, by_effort: Sequence[SearchBudget], decode: Any
-) -> Callable[[Any], Callable[[Any, Any, Any, int], None]]:
-    """Turn the kernel pack(found, blocks) of a format into its encode(x, importance, blocks, effort)."""
+def grid_fit(
+    codebook: str, shape: Shape, by_effort: Sequence[SearchBudget], layout: Any, decode: Any, pack: Any
+) -> Callable[[Any, Any, int], Any]:
+    """Return fit(x, importance, effort) of a format with the kernels decode(blocks, out) and pack(found, blocks).
 
-    def decorate(pack: Any) -> Callable[[Any, Any, Any, int], None]:
-        @functools.wraps(pack)
-        def encode(x: Any, importance: Any, blocks: Any, effort: int) -> None:
-            found = np.zeros(len(x), FOUND)
-            search(x, importance, neighbours(codebook), shape, by_effort[effort], found)
-            pack(found, blocks)
-            d = found["d"].copy()
-            grow(x, importance, blocks, decode, d)
-            found["d"] = d
-            pack(found, blocks)
+    It returns FOUND (n,) of x (n, 256) and importance (k, 256).
+    """
 
-        return encode
+    def fit(x: Any, importance: Any, effort: int) -> Any:
+        found = np.zeros(len(x), FOUND)
+        search(x, importance, neighbours(codebook), shape, by_effort[effort], found)
+        blocks = np.empty(len(x), layout)
+        pack(found, blocks)
+        d = found["d"].copy()
+        grow(x, importance, blocks, decode, d)
+        found["d"] = d
+        return found
 
-    return decorate
+    return fit
 
 
 @kernel

@@ -7,6 +7,7 @@ threshold that is reached, which vectorizes where a table would not; a threshold
 import numpy as np
 
 from requant.formats.bits import float_to_half, round_to_half
+from requant.formats.encoders.fit import Fit
 from requant.formats.encoders.levels import SMALLEST_PEAK, F
 from requant.formats.encoders.search import (
     BASE_LS,
@@ -48,7 +49,7 @@ NOTHING = F(-1e30)  # explained; eight of it can be added
 
 
 @kernel
-def _level(v):
+def level_of_iq4(v):
     """Return the level of IQ4 nearest to `v`."""
     q = F(-127.0)
     q += F(23.0) if v >= F(-115.5) else F(0.0)
@@ -70,8 +71,8 @@ def _level(v):
 
 
 @kernel
-def _code(v):
-    """Return the place of `v` among the 15 thresholds of _level."""
+def code_of_iq4(v):
+    """Return the place of `v` among the 15 thresholds of level_of_iq4."""
     q = np.int32(v >= F(-115.5)) + np.int32(v >= F(-93.5)) + np.int32(v >= F(-74.0)) + np.int32(v >= F(-57.0))
     q += np.int32(v >= F(-42.0)) + np.int32(v >= F(-28.5)) + np.int32(v >= F(-16.0)) + np.int32(v >= F(-4.5))
     q += np.int32(v >= F(7.0)) + np.int32(v >= F(19.0)) + np.int32(v >= F(31.5)) + np.int32(v >= F(45.5))
@@ -88,7 +89,7 @@ def _sums(x, w, t):
     for i in range(x.shape[0]):
         for j in range(LANES):
             v = x[i, j]
-            q = _level(v * t[TRY_INVERSE, j])
+            q = level_of_iq4(v * t[TRY_INVERSE, j])
             wq = w[i, j] * q
             t[LL, j] += wq * q
             t[XL, j] += wq * v
@@ -227,7 +228,7 @@ def _write(subs, start, t, codes):
         scale = t[D, j] * t[LS, j]
         inverse = ONE / scale if scale != ZERO else ZERO
         for i in range(subs.shape[1]):
-            codes[start + j, i] = _code(subs[start + j, i] * inverse)
+            codes[start + j, i] = code_of_iq4(subs[start + j, i] * inverse)
 
 
 @kernel
@@ -253,14 +254,14 @@ def _encode(subs, importance, search, budget, out):
 
 
 def encode_iq4(x, importance, n_subs, scale_top, budget, first, span):
-    """Return codes of `x` (n, N) with sub-blocks of N / n_subs weights: x = d * scale * level of IQ4.
+    """Fit codes of `x` (n, N) with sub-blocks of N / n_subs weights: x = d * scale * level of IQ4.
 
-    Returns d: (n,) binary16 bits; scales: (n, n_subs) int8 in -scale_top .. scale_top - 1; codes: (n, n_subs, sub)
-    uint8. With n_subs 1 there are no integer scales (all 1). `first` and `span` are those of _search.
+    The Fit has scales in -scale_top .. scale_top - 1, int8; with n_subs 1 there are none (all 1). `first` and `span`
+    are those of _search.
     """
     n, sub = len(x), x.shape[1] // n_subs
     d, scales = np.empty(n, np.uint16), np.empty(n * n_subs, np.int8)
     codes = np.empty((n * n_subs, sub), np.uint8)
     subs, weights = x.reshape(-1, sub), importance.reshape(-1, sub)
     _encode(subs, weights, ScaleSearch(15, scale_top, n_subs, first, span), budget, (d, scales, codes))
-    return d, scales.reshape(n, n_subs), codes.reshape(n, n_subs, sub)
+    return Fit(d, scales.reshape(n, n_subs), codes.reshape(n, n_subs, sub))

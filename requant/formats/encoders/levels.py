@@ -16,6 +16,7 @@ from requant.formats.bits import (
     round_to_half,
     ue4m3_half_to_float,
 )
+from requant.formats.encoders.fit import Fit
 from requant.formats.encoders.search import (
     BASE_LS,
     GAIN,
@@ -45,16 +46,16 @@ SMALLEST_PEAK = F(2.0**-100)  # below it all is zero; its inverse is far from ov
 
 
 @kernel
-def _fp4_level(v):
+def level_of_fp4(v):
     """Return the doubled E2M1 magnitude nearest to `v` >= 0: a whole number up to 4, then one bit of mantissa."""
     rounded = bits_to_float((F(v).view(np.uint32) + np.uint32(0x00200000)) & np.uint32(0xFFC00000))
     return np.rint(v) if v < F(4.0) else min(rounded, F(12.0))
 
 
 @kernel
-def _fp4_code(v):
+def code_of_fp4(v):
     """Return the E2M1 code nearest to `v`; zero is always 0."""
-    q = _fp4_level(abs(v))
+    q = level_of_fp4(abs(v))
     magnitude = (F(q).view(np.uint32) >> np.uint32(22)) - np.uint32(254) if q >= F(2.0) else np.uint32(q)
     return np.uint8(magnitude + np.uint32(8) * np.uint32(v < ZERO and q > ZERO))
 
@@ -68,7 +69,7 @@ def _fp4_sums(x, w, t):
     for i in range(x.shape[0]):
         for j in range(LANES):
             v = abs(x[i, j])
-            q = _fp4_level(v * t[TRY_INVERSE, j])
+            q = level_of_fp4(v * t[TRY_INVERSE, j])
             wq = w[i, j] * q
             t[LL, j] += wq * q
             t[XL, j] += wq * v
@@ -203,26 +204,30 @@ def _search_fp4(x, w, exponent_only, below, above, t):
 
 
 @kernel
-def _encode_fp4(subs, importance, exponent_only, below, above, scales, codes):
+def _encode_fp4(subs, importance, exponent_only, below, above, out):
     """Kernel of encode_fp4, with the same arrays; one for both formats."""
+    scales, codes, steps = out
     x, w, t = buffers(subs.shape[1])
     for start in range(0, subs.shape[0], LANES):
         load(subs, importance, start, x, w)
         _search_fp4(x, w, exponent_only, below, above, t)
         for j in range(min(LANES, subs.shape[0] - start)):
             scales[start + j] = np.uint8(t[LS, j])
+            steps[start + j] = t[D, j]
             inverse = ONE / t[D, j]
             for i in range(subs.shape[1]):
-                codes[start + j, i] = _fp4_code(subs[start + j, i] * inverse)
+                codes[start + j, i] = code_of_fp4(subs[start + j, i] * inverse)
 
 
 def encode_fp4(x, importance, n_subs, exponent_only, below, above):
-    """Return E2M1 codes of `x` (n, N) with sub-blocks of N / n_subs weights: x = half the scale * level of FP4.
+    """Fit E2M1 codes of `x` (n, N) with sub-blocks of N / n_subs weights: x = half the scale * level of FP4.
 
-    Returns scales: (n, n_subs) uint8, E8M0 (`exponent_only`) or UE4M3; codes: (n, n_subs, sub) uint8. `below` and
-    `above` are those of _search_fp4.
+    The Fit has scales in E8M0 (`exponent_only`) or UE4M3, uint8, and no d. `below` and `above` are those of
+    _search_fp4.
     """
     n, sub = len(x), x.shape[1] // n_subs
-    scales, codes = np.empty(n * n_subs, np.uint8), np.empty((n * n_subs, sub), np.uint8)
-    _encode_fp4(x.reshape(-1, sub), importance.reshape(-1, sub), exponent_only, below, above, scales, codes)
-    return scales.reshape(n, n_subs), codes.reshape(n, n_subs, sub)
+    scales, codes = np.empty((n, n_subs), np.uint8), np.empty((n, n_subs, sub), np.uint8)
+    steps = np.empty((n, n_subs), np.float32)
+    out = scales.reshape(-1), codes.reshape(-1, sub), steps.reshape(-1)
+    _encode_fp4(x.reshape(-1, sub), importance.reshape(-1, sub), exponent_only, below, above, out)
+    return Fit(None, scales, codes, steps=steps)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from requant.formats.bits import float_to_half, half_to_float
+from requant.formats.encoders.fit import Fit
 from requant.formats.encoders.search import (
     BASE_LS,
     ERROR,
@@ -226,14 +227,14 @@ def _encode(subs, importance, search, budget, out):
 
 
 def encode_symmetric(x, importance, n_subs, top, scale_top, budget, first, span):
-    """Return codes 0 .. 2 top - 1 of `x` (n, N) with sub-blocks of N / n_subs weights: x = d * scale * (code - top).
+    """Fit codes 0 .. 2 top - 1 of `x` (n, N) with sub-blocks of N / n_subs weights: x = d * scale * (code - top).
 
-    Returns d: (n,) binary16 bits; scales: (n, n_subs) int8 in -scale_top .. scale_top - 1; codes: (n, n_subs, sub)
-    uint8. With n_subs 1 there are no integer scales (all 1). `first` and `span` are those of _search_symmetric.
+    The Fit has scales in -scale_top .. scale_top - 1, int8; with n_subs 1 there are none (all 1). `first` and `span`
+    are those of _search_symmetric.
     """
     n, sub = len(x), x.shape[1] // n_subs
     d, scales = np.empty(n, np.uint16), np.empty(n * n_subs, np.int8)
     codes = np.empty((n * n_subs, sub), np.uint8)
     subs, weights = x.reshape(-1, sub), importance.reshape(-1, sub)
     _encode(subs, weights, ScaleSearch(top, scale_top, n_subs, first, span), budget, (d, scales, codes))
-    return d, scales.reshape(n, n_subs), codes.reshape(n, n_subs, sub)
+    return Fit(d, scales.reshape(n, n_subs), codes.reshape(n, n_subs, sub))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from requant.api.compensation import read_compensation_text
 from requant.api.importance import Importance
 from requant.api.kernels import prepare_kernels
 from requant.api.session import Planned, Session
@@ -133,6 +134,7 @@ class ConversionRun:
         from requant.conversion.prepare import formats_used
 
         plan, importance = planned.plan, planned.importance
+        text = read_compensation_text(session, plan)
         importance.save(self.importance.path, session.source, force=False, sidecar_of=self.out.name)
         prepare_kernels(session.monitor, formats_used(plan), threads=session.options.threads)
         return convert(
@@ -141,7 +143,7 @@ class ConversionRun:
             self.out,
             imatrix=importance.imatrix,
             losses=session.losses,
-            options=self.options,
+            options=replace(self.options, compensation=text),
             claim=self.claim,
             monitor=session.monitor,
         )
@@ -231,6 +233,8 @@ def _describe_request(session: Session, splitting: Splitting, measure: int | Non
         "imatrix": None if session.imatrix is None else session.imatrix.sha256,
         "no_imatrix": session.options.no_imatrix,
         "effort": session.options.effort,
+        "compensate": session.options.compensate,
+        "no_compensate": session.options.no_compensate,
         "measure": measure,
         "allow_requantize": session.options.allow_requantize,
         "nonfinite": None if session.options.nonfinite == POLICIES[0] else session.options.nonfinite,

@@ -20,16 +20,31 @@ _LOSSES = "losses.json"  # the name of losses that were given as data
 
 
 def record_options(plan: Plan, session: Session, measure: int | None = None) -> Plan:
-    """Return the plan with the effort given, the options that decided it, and those of its losses if these were given.
+    """Return the plan with the effort and compensation given, the options that decided it, and those of given losses.
 
-    A plan that was given keeps its options as long as its effort stays the same.
+    A plan that was given keeps its options as long as effort and compensation stay the same.
     """
     given = session.options.effort
-    effort = plan.effort if given is None else given
+    effort, (compensation, notes) = plan.effort if given is None else given, _find_compensation(plan, session)
+    changed = replace(plan, effort=effort, compensation=compensation, notes=tuple(dict.fromkeys((*plan.notes, *notes))))
     if isinstance(session.plan_from, FromPlan):
-        return plan if effort == plan.effort else replace(plan, effort=effort, options=())
+        return changed if changed.sha256() == plan.sha256() else replace(changed, options=())
     scoring = () if session.losses is None else session.losses.options
-    return replace(plan, effort=effort, options=plan_arguments(session, measure), scoring=scoring)
+    return replace(changed, options=plan_arguments(session, measure), scoring=scoring)
+
+
+def _find_compensation(plan: Plan, session: Session) -> tuple[str | None, list[str]]:
+    """Return the compensation of a conversion by the plan, and notes: none where the model cannot be run."""
+    from requant.scoring.fisher import find_run_obstacle
+
+    options = session.options
+    wanted = None if options.no_compensate else options.compensate or plan.compensation
+    if wanted is None or plan.is_copy:
+        return None, []
+    obstacle = find_run_obstacle(session.source)
+    if obstacle is None:
+        return wanted, []
+    return None, [f"the encoders do not compensate their errors: the model cannot be run, {obstacle.what}"]
 
 
 def plan_arguments(session: Session, measure: int | None = None) -> tuple[str, ...]:
@@ -42,7 +57,8 @@ def plan_arguments(session: Session, measure: int | None = None) -> tuple[str, .
         given["measure"] = measure
     words = [f"--{name}={value.name if isinstance(value, Path) else value}" for name, value in given.items()]
     own = _calibration_words(session.calibration) if session.losses is None else ()
-    return _split((*_request_words(session.request), *words, *own, *_encoding_words(session)))
+    compensate = [f"--compensate={options.compensate}"] if (options := session.options).compensate is not None else []
+    return _split((*_request_words(session.request), *words, *own, *_encoding_words(session), *compensate))
 
 
 def score_arguments(session: Session) -> tuple[str, ...]:

@@ -13,7 +13,9 @@ from typing import Any, TypedDict, TypeVar
 from requant.api.arrays import parse_effort
 from requant.api.session_options import SessionOptions
 from requant.common.monitor import Progress
+from requant.errors import UsageError, brief
 from requant.planning.options import PLAN_OPTIONS
+from requant.planning.plan import COMPENSATIONS
 from requant.planning.request import (
     OPTIONS_BY_FIELD,
     FromBudget,
@@ -193,10 +195,14 @@ def parse_threads(threads: int | None) -> int | None:
 
 def parse_session_options(given: Mapping[str, Any]) -> SessionOptions:
     """Return how losses are measured and weights are encoded. Raises UsageError."""
-    losses, effort = given.get("losses"), given.get("effort")
+    losses, effort, compensate = given.get("losses"), given.get("effort"), given.get("compensate")
+    if compensate not in (None, True, False, *COMPENSATIONS):
+        raise UsageError(f"--compensate: '{brief(str(compensate))}' is not known; it is {' or '.join(COMPENSATIONS)}")
     return SessionOptions(
         imatrix=_parse_path(given, "imatrix"),
         no_imatrix=bool(given.get("no_imatrix")),
+        compensate=COMPENSATIONS[0] if compensate is True else compensate or None,
+        no_compensate=compensate is False,
         losses=Path(losses) if isinstance(losses, str | os.PathLike) else losses,
         threads=parse_threads(given.get("threads")),
         effort=None if effort is None else parse_effort(effort),

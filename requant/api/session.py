@@ -317,6 +317,10 @@ def open_session(
     imatrix = options.imatrix or calibration.statistics
     if options.no_imatrix and imatrix is not None:
         raise UsageError("--no-imatrix and --imatrix or --statistics cannot be given together")
+    if options.no_compensate and options.compensate is not None:
+        raise UsageError("--compensate and --no-compensate cannot be given together")
+    if calibration.quick and options.compensate is not None:
+        raise UsageError("--quick runs no model, and --compensate measures what comes out of it; leave one of them out")
     source.add_to_inputs()
     groups = (request, calibration, options)
     add_model_inputs(*plan_from_option(plan_from).values(), *(getattr(g, f.name) for g in groups for f in fields(g)))

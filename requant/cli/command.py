@@ -49,6 +49,19 @@ class WordChoice(click.Choice):  # type: ignore[type-arg,unused-ignore]  # gener
         return super().convert(str(value).lower(), param, ctx)
 
 
+class OptionalValue(click.Option):
+    """An option whose value, behind an equals sign, may be left out; then it is `bare`."""
+
+    def __init__(self, *args: Any, bare: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.bare = bare
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the option and its help, with the value in brackets."""
+        record = super().get_help_record(ctx)
+        return None if record is None else (record[0].replace(f" {self.metavar}", f"[={self.metavar}]"), record[1])
+
+
 def common() -> list[click.Option]:
     """Return the options of every command, which may stand before and after its name."""
     flag = functools.partial(click.Option, is_flag=True, expose_value=False)
@@ -88,7 +101,7 @@ class Command(click.Command):
             from requant.cli.foreign_words import check_words
 
             check_words(args, options_by_name(self, ctx), self.name or "")
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, _add_values(args, options_by_name(self, ctx)))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; at the verbose level log its files and its time."""
@@ -111,6 +124,14 @@ class Command(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write examples, exit codes and related commands."""
         write_page(self.page, formatter)
+
+
+def _add_values(args: list[str], named: Mapping[str, click.Option]) -> list[str]:
+    """Return the words, with the value of each option that may stand without one; it never takes the next word."""
+    end = args.index("--") if "--" in args else len(args)
+    found = ((word, named.get(word)) for word in args[:end])
+    words = [f"{word}={o.bare}" if isinstance(o, OptionalValue) else word for word, o in found]
+    return words + args[end:]
 
 
 def options_by_name(command: click.Command, ctx: click.Context) -> dict[str, click.Option]:

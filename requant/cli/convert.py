@@ -86,6 +86,7 @@ class ConversionOutput:
 @options.threads
 @options.cluster
 @options.effort
+@options.compensate
 @options.allow_requantize
 @options.splitting
 @options.report

@@ -40,7 +40,7 @@ HEADINGS = {
     ),
     "Scoring": (
         *("--losses", "--imatrix", "--no-imatrix", "--statistics", "--quick", "--text", "--tokens", "--windows"),
-        *("--window", "--no-gradients", "--effort", "--measure"),
+        *("--window", "--no-gradients", "--effort", "--measure", "--compensate", "--no-compensate"),
     ),
     "Output": (
         *("--output", "--emit-imatrix", "--emit-tensor-types", "--explain", "--frontier", "--tensors", "--json"),

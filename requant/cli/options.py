@@ -12,12 +12,13 @@ import click
 
 from requant.api.session_options import SessionOptions
 from requant.cli import completion
-from requant.cli.command import WRITTEN, WordChoice
+from requant.cli.command import WRITTEN, OptionalValue, WordChoice
 from requant.common.units import suggest_number
 from requant.container.splitting import Splitting
 from requant.errors import FILE_NAME, UsageError, brief, is_address
 from requant.formats import Effort
 from requant.planning.options import PLAN_OPTIONS
+from requant.planning.plan import COMPENSATIONS
 from requant.planning.request import OPTIONS_BY_FIELD, build_request
 from requant.planning.rules import LARGEST, parse_bytes, parse_mixture, parse_written_type
 from requant.scoring.options import CalibrationOptions, check_calibration
@@ -131,6 +132,17 @@ effort = click.option(
     callback=parsed_by(lambda name, _: Effort[name.upper()]),
     show_default=Effort.DEFAULT.name.lower(),
     help="How hard the encoders search for less error.",
+)
+compensate = _together(
+    click.option(
+        "--compensate",
+        cls=OptionalValue,
+        bare=COMPENSATIONS[0],
+        type=WordChoice(COMPENSATIONS),
+        metavar="HOW",
+        help="Run the model, and round every weight to make up for the errors of those before it: fast, or best.",
+    ),
+    click.option("--no-compensate", is_flag=True, help="Round every weight by itself, whatever the plan says."),
 )
 allow_requantize = click.option(
     "--allow-requantize", is_flag=True, help="Accept a model that is already quantized below Q8_0."

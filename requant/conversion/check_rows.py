@@ -29,10 +29,10 @@ COPY, SAMPLE, NOTHING, COMPENSATED = "copy", "sample", "nothing", "compensated"
 class RowRange:
     """Rows of a tensor of the output, and the tensor of the source that they are compared with.
 
-    how: COPY compares every byte, SAMPLE some rows, NOTHING none, nor does COMPENSATED: such weights may be far off where
-    their results are not. scales: per matrix, the scale that the engine applies
-    to the output's weights over that for the source's weights. digest: number of the source's digest in the record that
-    these rows are a part of, None where it has none; it is of `leaf_rows` each.
+    how: COPY compares every byte, SAMPLE some rows, NOTHING none, nor does COMPENSATED: such weights may be far off
+    where their results are not. scales: per matrix, the scale that the engine applies to the output's weights over that
+    for the source's weights. digest: number of the source's digest in the record that these rows are a part of, None
+    where it has none; it is of `leaf_rows` each.
     """
 
     tensor: SourceTensor

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from requant._version import __version__
 from requant.common.inputs import add_inputs, collect_inputs, own_files
@@ -37,6 +37,9 @@ from requant.formats.jit import SOURCE_STATE
 from requant.planning.output_metadata import imatrix_used
 from requant.planning.plan import Plan
 from requant.scoring.losses import Losses
+
+if TYPE_CHECKING:
+    from requant.conversion.compensation.walk import CompensationText
 
 _HEAD_VERSION = 2
 
@@ -76,7 +79,7 @@ def convert(
         output = Output(
             output_paths(Path(out), prepared.layouts),
             prepared.layouts,
-            _head(source, plan, imatrix, claimed.request),
+            _head(source, plan, imatrix, claimed.request, options.compensation),
             claimed.journal,
             force=options.force,
             extras=claimed.extras,
@@ -91,6 +94,10 @@ def convert(
         tensors = tuple(found[t.name] for layout in output.layouts for t in layout.tensors)
         layouts = fill_in_digests(output.layouts, [t.sha256 for t in tensors])
         made = _conversion(output.paths[0], layouts, plan, imatrix, tensors)
+        if options.compensation is not None:
+            made = replace(
+                made, compensation_text=options.compensation.name, compensation_tokens=options.compensation.sha256
+            )
         source.check_unchanged()
         if not output.is_published:
             output.seal(layouts)
@@ -121,10 +128,17 @@ def resume_key(source: Source, request: Mapping[str, Any]) -> Line:
     return {"asked": dict(request), "source": files, **versions}
 
 
-def _head(source: Source, plan: Plan, imatrix: Imatrix | None, request: Mapping[str, Any]) -> Line:
+def _head(
+    source: Source,
+    plan: Plan,
+    imatrix: Imatrix | None,
+    request: Mapping[str, Any],
+    compensation: CompensationText | None,
+) -> Line:
     choices = json.loads(plan.to_json())
     del choices["sha256"]  # shows only that something differs, not what
-    return resume_key(source, request) | {"imatrix": None if imatrix is None else imatrix.sha256, "plan": choices}
+    head = resume_key(source, request) | {"imatrix": None if imatrix is None else imatrix.sha256, "plan": choices}
+    return head if compensation is None else head | {"compensation_tokens": compensation.sha256}
 
 
 def _write(
@@ -147,9 +161,7 @@ def _write(
                 write_pieces(source, output, others, threads=n_threads(options.threads), progress=progress, info=info)
             )
         else:
-            runs.append(
-                write_pieces_on_cluster(options.cluster, source, output, others, progress=progress, info=info)
-            )
+            runs.append(write_pieces_on_cluster(options.cluster, source, output, others, progress=progress, info=info))
         for run in runs:
             with contextlib.closing(run) as pieces:
                 found |= {made.name: made for made in collect_tensors(source, output, pieces)}

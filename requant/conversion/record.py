@@ -119,6 +119,8 @@ class Conversion:
     tensors: tuple[Converted, ...] = field(repr=False)
     notes: tuple[str, ...] = ()
     kernels: int | None = None  # version of the encoders; None in old records
+    compensation_text: str | None = None  # name of the text by which the encoders compensated their errors
+    compensation_tokens: str | None = None  # SHA-256 of its windows of token ids, as 32-bit integers
 
     def _repr_html_(self) -> str:
         return html(self)

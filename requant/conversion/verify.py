@@ -5,10 +5,9 @@ Always: the structure, zeros in the padding, no byte after it, and every weight 
 finite as it has recorded. Without it: the digests in the metadata, of the headers and of every tensor. With the source:
 metadata key by key, names and shapes, copies byte by byte, and of every encoded tensor up to 64 rows evenly spread:
 none may be lost, and their relative error, all columns alike, must be at most 1.5 times the recorded one plus 0.001;
-without a record, 3 times the error of the type on normal weights. Tensors that were encoded with compensation are left
-out there: their weights may be far off where their results are not. With source and record: all bytes of the source have
-the digests of those that the output was made from. Only `encode_again` shows that each encoded byte follows from the
-source.
+without a record, 3 times the error of the type on normal weights. Compensated tensors are left out there: their weights
+may be far off where their results are not. With source and record: all bytes of the source have the digests of those
+that the output was made from. Only `encode_again` shows that each encoded byte follows from the source.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ class Plan:
         return {c.name: c.type for c in self.choices}
 
     def sha256(self) -> str:
-        """Hash of what determines the output's bytes: the source's header, each tensor's type, effort and compensation."""
+        """Hash of what determines the output's bytes: the source's header, the types, effort and compensation."""
         decides = {"header_sha256": self.header_sha256, "types": self.types(), "effort": to_plain(self.effort)}
         own = {} if self.compensation is None else {"compensation": self.compensation}
         return hash_json(decides | own)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sized
+from statistics import median
+from typing import TYPE_CHECKING
 
-from requant.errors import REMARK, brief
+from requant.errors import FILE_NAME, REMARK, brief
+
+if TYPE_CHECKING:
+    from requant.conversion.record import Conversion
 
 
 def bits_per_weight(n_bytes: int, n_weights: int) -> float:
@@ -25,6 +30,17 @@ def loss_heading(what: str, unit: str | None) -> str:
 def count_tensors(tensors: Sized) -> str:
     """Return how many tensors there are: `1 tensor`, `2 tensors`."""
     return f"{len(tensors)} tensor{'s' * (len(tensors) != 1)}"
+
+
+def describe_compensation(made: Conversion) -> str:
+    """Return how the rounding of an output was compensated, and by how much its results err less, as a sentence."""
+    found = [t.compensation for t in made.tensors if t.compensation is not None]
+    ratios = [c.error / c.plain_error for c in found if c.error is not None and c.plain_error]
+    name = brief(made.compensation_text or "", FILE_NAME)
+    less = f"; their results err {median(ratios):.2f} times as much as rounded plainly (median)" if ratios else ""
+    n, n_plain = sum(c.n_matrices for c in found), sum(c.n_plain for c in found)
+    plain = f"; {n_plain} of {n} matrices are rounded plainly" if n_plain else ""
+    return f"Rounding of {count_tensors(found)} compensated ({made.plan.compensation}) on {name}{less}{plain}"
 
 
 def reason_lines(pairs: Iterable[tuple[str | None, str]], most: int, *, frequent_first: bool = False) -> list[str]:

@@ -30,7 +30,10 @@ from requant.scoring.options import CalibrationOptions
 _CALIBRATION = {f.name for f in fields(CalibrationOptions)}
 _SCORING = _CALIBRATION | {"imatrix", "no_imatrix", "effort", "allow_requantize"}
 _SCORES = 2  # layout of kept scores; part of a request, so that those of another layout are made again
-_PLANNING = {"plan", "type_name", "preset", "like", "measure"} | {option.keyword for option in PLAN_OPTIONS}
+_WINDOWS = {"text", "tokens", "n_windows", "window"}
+_PLANNING = {"plan", "type_name", "preset", "like", "measure", "compensate", "no_compensate"} | {
+    option.keyword for option in PLAN_OPTIONS
+}
 _IRRELEVANT = {"threads", "no_verify", "losses"}  # to the bytes of the output
 
 
@@ -80,6 +83,8 @@ class BatchItem:
     def convert_words(self, *, bytes_only: bool = False) -> list[str]:
         """Return the options for `requant convert --plan`; `bytes_only`: of these that decide the output's bytes."""
         left = {rule.parameter for rule in self.keys.values()} - _PLANNING - _CALIBRATION - {"imatrix", "effort"}
+        if self.plan is not None and self.plan.compensation is not None:
+            left |= _WINDOWS
         return self._select_words(left - _IRRELEVANT if bytes_only else left)
 
     def score_request(self) -> str:

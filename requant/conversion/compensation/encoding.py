@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -62,7 +63,7 @@ class _Rows:
     format: BlockFormat
     effort: Effort
     rows: Floats
-    target: Floats | None
+    target: Array | None
     feedback: Feedback | None
     importance: Floats | None
     h: Array | None
@@ -79,7 +80,7 @@ class _Pair:
 
 @dataclass(frozen=True, slots=True)
 class TensorEncoder:
-    """A tensor to be encoded both ways, of whose matrices `work` tells how; of each those bytes are taken that err less.
+    """A tensor to be encoded both ways, as `work` says for each matrix; those bytes are taken that err less.
 
     units: of each matrix, the factor from the weights in the file to those that the model has. best: search on after
     the feedback. cluster: its workers encode; what is encoded is computed here, so that the bytes are the same.
@@ -101,8 +102,7 @@ class TensorEncoder:
         for matrix, work in enumerate(self.work):
             solver = None
             if work.ridge is not None and work.moments is not None:
-                moments, ridge = work.moments, work.ridge
-                solver = run_alone(lambda m=moments, r=ridge: Solver.of(m.h, r))
+                solver = run_alone(partial(Solver.of, work.moments.h, work.ridge))
             places = [slice(a, min(a + step, n)) for a in range(0, n, step)]
 
             def make(place: slice, matrix: int = matrix, solver: Solver | None = solver) -> _Rows:
@@ -110,7 +110,9 @@ class TensorEncoder:
 
             pairs = self._encode_rows(make, places)
 
-            def measure(i: int, matrix: int = matrix, pairs: Sequence[_Pair] = pairs, at: Sequence[slice] = places) -> Array:
+            def measure(
+                i: int, matrix: int = matrix, pairs: Sequence[_Pair] = pairs, at: Sequence[slice] = places
+            ) -> Array:
                 return self._measure_rows(matrix, at[i], pairs[i])
 
             with contextlib.closing(run_indexed(measure, len(places), self.threads)) as found:
@@ -143,16 +145,17 @@ class TensorEncoder:
         job, work, unit = self.job, self.work[matrix], np.float32(self.units[matrix])
         own = None if job.importance is None else job.importance[matrix if len(job.importance) > 1 else 0]
         rows = self._read_rows(matrix, place)
-        target = None if work.feedback is None else rows
+        target: Array | None = None if work.feedback is None else rows
         if work.feedback is not None and work.moments is not None and solver is not None:
             target = rows + solver.solve(work.moments.wanted(rows * unit, work.name, place)) / unit
         h = work.moments.h if self.best and work.moments is not None else None
         return _Rows(job.tensor.name, job.format, job.effort, rows, target, work.feedback, own, h)
 
     def _measure_rows(self, matrix: int, place: slice, pair: _Pair) -> Array:
-        """Return errors on held-out tokens: of compensated, plain and exact rows; the result's energy, and the rounding.
+        """Return errors on held-out tokens: of compensated, plain and exact rows; the energy, and the rounding.
 
-        Exact rows err by what their inputs lack. The last is the sum over rows of the relative error of the rounding itself, infinite where it loses a row.
+        Exact rows err by what their inputs lack. The energy is that of the result. The rounding is the sum over rows of
+        its own relative error, infinite where it loses a row.
         """
         work, unit, fmt = self.work[matrix], np.float32(self.units[matrix]), self.job.format
         weights, sums = self._read_rows(matrix, place) * unit, np.zeros(5)
@@ -182,15 +185,14 @@ def _encode_both(task: _Rows) -> _Pair:
         return _Pair(None, plain, None)
     factor, importance = task.feedback.factor, task.feedback.importance
     search = {} if task.h is None else {"polish": task.h}
-    blocks, rounding = encode_compensated(
-        task.format, task.target, factor, importance, effort=task.effort, **search
-    )
+    blocks, rounding = encode_compensated(task.format, task.target, factor, importance, effort=task.effort, **search)
     return _Pair(blocks, plain, rounding)
 
 
 def _describe(sums: Array, taken: Sequence[bool], work: Sequence[MatrixWork]) -> Compensation:
     """Return the figures of a tensor from the sums of its matrices."""
-    error, (plain_error, inherited, energy) = np.where(taken, sums[:, 0], sums[:, 1]).sum(), sums[:, 1:4].sum(axis=0)
+    own = np.where(taken, sums[:, 0], sums[:, 1])
+    error, plain_error, inherited, energy = np.column_stack([own, sums[:, 1:4]]).sum(axis=0)
     known = energy > 0 and bool(np.isfinite([error, plain_error, inherited, energy]).all())
 
     def relative(found: float) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -96,7 +97,7 @@ def measure_dense(reader: PairReader, measured: Measured, threads: int | None) -
         n, read = measured.rows[name]
         sampled = sample_rows(n)
         rows = read(sampled)
-        wanted.append([run_alone(lambda h=half, w=rows, s=sampled, m=name: h.wanted(w, m, s)) for half in halves])
+        wanted.append([run_alone(partial(half.wanted, rows, name, sampled)) for half in halves])
     halves[0].add_target(halves[1])
     ridges = choose_ridges([half.h for half in halves], wanted, threads)
     halves[0].h += halves[1].h
@@ -108,16 +109,14 @@ def measure_dense(reader: PairReader, measured: Measured, threads: int | None) -
     return work
 
 
-def _sum_halves(
-    reader: PairReader, measured: Measured, threads: int | None
-) -> tuple[list[Moments], list[CheckPart]]:
+def _sum_halves(reader: PairReader, measured: Measured, threads: int | None) -> tuple[list[Moments], list[CheckPart]]:
     """Return the moments of both halves of the windows, and the inputs of those for the check."""
     n = len(measured.a)
     which = split_windows(n)
     halves, parts = list[Moments](), list[CheckPart]()
     for first in range(0, n, _BATCH):
         windows = range(first, min(first + _BATCH, n))
-        with closing(run_indexed(lambda i, w=windows: reader.read(w[i]), len(windows), threads)) as found:
+        with closing(run_indexed(lambda i: reader.read(windows[i]), len(windows), threads)) as found:  # noqa: B023
             pairs = dict(zip(windows, found, strict=True))
         for part in (0, 1, CHECK):
             chosen = [w for w in windows if which[w] == part]
@@ -160,9 +159,7 @@ def measure_tied(normed: Array, a: Array, lookup: Array, threads: int | None) ->
     return MatrixWork(find_feedback(h), Moments(h), parts=parts, lookup=per_row * shares[1])
 
 
-def measure_several(
-    run: StageRun, a: Array, n_matrices: int, threads: int | None
-) -> list[MatrixWork]:
+def measure_several(run: StageRun, a: Array, n_matrices: int, threads: int | None) -> list[MatrixWork]:
     """Return how each expert's (or head's) matrix is to be encoded: without a target, its moments near those of all.
 
     An expert of few tokens gets the moments (N h + n h_all) / (N + n), of means over its N tokens and over all.

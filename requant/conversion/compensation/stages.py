@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from requant.model.forward.decoder import run_layer
-from requant.model.forward.layer import Layer, NullHook
+from requant.model.forward.layer import Hook, Layer, NullHook
 from requant.model.forward.ops import linear
 from requant.model.forward.side_inputs import LayerEmbedding, SideInputs
 from requant.model.forward.tape import Array, Node
@@ -34,7 +35,7 @@ class Stream:
     x: Array
     side: SideInputs | None
 
-    def run(self, layer: Layer, window: int, hook: NullHook, embedding: LayerEmbedding | None) -> Array:
+    def run(self, layer: Layer, window: int, hook: Hook, embedding: LayerEmbedding | None) -> Array:
         """Return the stream of a window behind the layer."""
         own = None if self.side is None else self.side.window(window, embedding)
         out: Array = run_layer(replace(layer, hook=hook, side=own), Node(self.x[window])).value
@@ -75,15 +76,11 @@ def find_stages(layer: Layer, stream: Stream, embedding: LayerEmbedding | None) 
     ]
 
 
-def read_inputs(
-    stage: Stage, layer: Layer, stream: Stream, window: int, embedding: LayerEmbedding | None
-) -> Inputs:
+def read_inputs(stage: Stage, layer: Layer, stream: Stream, window: int, embedding: LayerEmbedding | None) -> Inputs:
     """Run a layer over a window as far as the stage, and return its inputs."""
     watch = _Watch(stage, stream.x[window])
-    try:
+    with contextlib.suppress(_ReachedError):
         stream.run(layer, window, watch, embedding)
-    except _ReachedError:
-        pass
     return Inputs(watch.found, watch.stream)
 
 

@@ -93,7 +93,7 @@ def choose_ridges(
 
 
 def find_feedback(h: Array) -> Feedback | None:
-    """Return the feedback of rounding with the moments `h` (n, n), damped; None where they are singular all the same."""
+    """Return the feedback of rounding with the moments `h` (n, n), damped; None where no column is used."""
     scale = column_scale(h)
     if scale is None:
         return None
@@ -121,7 +121,7 @@ def run_alone(work: Callable[[], Result]) -> Result:
 
 def _scaled(h: Array, scale: Array, ridge: float, dtype: type) -> Array:
     """Return h with unit diagonal plus the ridge."""
-    a = h.astype(dtype)
+    a: Array = h.astype(dtype)
     a /= scale.astype(dtype)[:, None]
     a /= scale.astype(dtype)
     a[np.diag_indices(len(a))] += dtype(ridge)

@@ -49,7 +49,7 @@ class TokenWeights:
         mean = float(total.mean())
         if not mean > 0 or not np.isfinite(mean):
             return np.ones(total.shape, np.float32), 1.0
-        return (total / mean).astype(np.float32), mean
+        return np.asarray(total / mean, np.float32), mean
 
 
 def n_weighing_steps(model: RunnableModel) -> int:

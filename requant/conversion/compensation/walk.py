@@ -6,6 +6,7 @@ earlier run wrote is read back, so that a run that resumes walks the same way an
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -41,18 +42,24 @@ from requant.model.weight_scales import read_weight_scales
 class CompensationText:
     """A model, windows of tokens (n_windows, n_ctx) of a text to compensate with, and the weights of these tokens.
 
-    best: search on after the feedback.
+    name: of the text. best: search on after the feedback.
     """
 
+    name: str
     model: RunnableModel
     tokens: Tokens
     weights: TokenWeights
     best: bool = False
 
+    @property
+    def sha256(self) -> str:
+        """The digest of the tokens in hex."""
+        return hashlib.sha256(self.tokens.astype("<i4").tobytes()).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """One walk: yields jobs to write, with their bytes where these were found here, and continues once they are written.
+    """One walk: it yields jobs to write, some with their bytes, and goes on once they are written.
 
     jobs: of all tensors by name.
     """

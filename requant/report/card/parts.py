@@ -14,7 +14,7 @@ from requant.formats import Effort, by_bits
 from requant.planning.constraints import Limit
 from requant.planning.plan import COPY, Choice, Plan
 from requant.report.card import markdown as md
-from requant.report.figures import bits_per_weight, percent
+from requant.report.figures import bits_per_weight, describe_compensation, percent
 from requant.report.view import PART_NAMES, budget_bars
 from requant.scoring.losses import NATS
 
@@ -126,6 +126,8 @@ def method_lines(made: Conversion) -> str:
         lines.append(f"Columns were weighed by importance from {md.code(made.imatrix, FILE_NAME)}.")
     if plan.effort != Effort.DEFAULT:
         lines.append(f"Effort of the encoders: {plan.effort.name.lower()}.")
+    if plan.compensation is not None:
+        lines.append(f"{md.text(describe_compensation(made))}.")
     if plan.measured_kld is not None:
         lines.append(f"KL divergence measured on held-out text while planning: {plan.measured_kld:.4g} nats per token.")
     lines += [f"{md.text(note[:1].upper() + note[1:])}." for note in (*plan.notes, *made.notes)]

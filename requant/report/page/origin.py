@@ -63,6 +63,7 @@ def origin_section(plan: Plan, made: Conversion | None, source_sha256: str | Non
         "method": plan.method,
         "solver": plan.solver,
         "effort of the encoders": plan.effort.name.lower(),
+        "rounding": None if plan.compensation is None else f"compensated, {plan.compensation}",
     }
     rows = (
         tag("div", tag("dt", label), tag("dd", text(value, REMARK if label == "solver" else FILE_NAME)))

@@ -10,7 +10,7 @@ from requant.common.units import format_size
 from requant.conversion.verification import PLAUSIBLE, READABLE, SAME, WRONG
 from requant.errors import FILE_NAME, brief, printable
 from requant.formats import by_bits
-from requant.report.figures import percent
+from requant.report.figures import describe_compensation, percent
 
 if TYPE_CHECKING:
     from requant.container.source import Source
@@ -36,7 +36,8 @@ def conversion_text(made: Conversion, *, verified: bool) -> str:
     measured = f"relative error of the weights (root mean square), measured{weighted}"
     head = measured if errors else "every tensor is a copy"
     written = f"{printable(str(made.output))}: {format_size(made.size)}, {made.plan.bpw:.3f} bits per weight, {state}"
-    return "\n".join([head, *errors, "", written])
+    compensated = [] if made.plan.compensation is None else [describe_compensation(made)]
+    return "\n".join([head, *errors, *compensated, "", written])
 
 
 def _error_lines(encoded: list[Converted]) -> list[str]:

@@ -14,8 +14,9 @@ from blocks import edge_blocks, random_blocks, sane_blocks
 from compare import assert_same_bytes, assert_same_floats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from uncompiled import compensate_rows
 
-from requant.formats import FORMATS, Effort, by_name
+from requant.formats import FORMATS, Effort, by_name, feedback
 from requant.formats.base import BlockFormat
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "decode_golden.npz"
@@ -138,3 +139,5 @@ def test_uncompiled_kernels_give_the_same_bits(fmt, golden, rows, uncompiled):
         blocks = np.zeros(x.shape[0], fmt.kernels.LAYOUT)
         fmt.kernels.encode(x, np.ones((1, fmt.block_weights), np.float32), blocks, Effort.DEFAULT.value)
         assert_same_bytes(uncompiled[f"{fmt.name}.encoded"], blocks.view(np.uint8).reshape(x.shape[0], -1), fmt.name)
+    if fmt.can_encode and feedback.can_compensate(fmt):
+        assert_same_bytes(uncompiled[f"{fmt.name}.compensated"], compensate_rows(fmt, rows), f"{fmt.name} compensated")

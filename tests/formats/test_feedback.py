@@ -7,7 +7,8 @@ from compare import assert_same_bytes, assert_same_floats
 
 from requant.formats import FORMATS, Effort, by_name, codec, feedback
 from requant.formats.base import BlockFormat
-from requant.formats.encoders.columns import LANES
+from requant.formats.encoders.search import LANES
+from requant.formats.polish import to_rows
 
 COMPENSATED = [fmt for fmt in FORMATS.values() if fmt.can_encode and feedback.can_compensate(fmt)]
 each_format = pytest.mark.parametrize("fmt", COMPENSATED, ids=lambda fmt: fmt.name)
@@ -70,8 +71,8 @@ def test_error_at_the_output_is_far_below_that_of_plain_encoding(fmt, problems):
 def test_blocks_decode_to_the_values_that_were_counted(fmt, problems):
     x, _, u, importance = problems[fmt.block_weights]
     for effort in Effort:
-        blocks, values, _ = feedback.round_rows(fmt, x, u, importance, effort)
-        assert np.array_equal(decode(fmt, blocks), values)
+        fits, values, _ = feedback.round_rows(fmt, x, u, importance, effort)
+        assert np.array_equal(decode(fmt, feedback.pack_rows(fmt, fits)), to_rows(values, len(x)))
 
 
 @each_format

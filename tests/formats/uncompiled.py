@@ -15,7 +15,7 @@ import numba
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from requant.formats import FORMATS, Effort
+from requant.formats import FORMATS, Effort, feedback
 from requant.formats.base import BlockFormat
 
 
@@ -35,6 +35,16 @@ def encode_rows(fmt: BlockFormat, x: np.ndarray) -> np.ndarray:
     return blocks.view(np.uint8).reshape(rows.shape[0], -1)
 
 
+def compensate_rows(fmt: BlockFormat, x: np.ndarray) -> np.ndarray:
+    """Encode the first columns of x (n, 256) with feedback, two blocks of them where the row has as many."""
+    n = min(2 * fmt.block_weights, x.shape[1])
+    distance = np.arange(n)[None] - np.arange(n)[:, None]
+    factor = np.triu(np.float32(0.7) ** np.abs(distance) * np.cos(distance)).astype(np.float32)
+    importance = 1 + np.arange(n, dtype=np.float32) % np.float32(5)
+    with np.errstate(over="raise", invalid="raise", divide="ignore"):
+        return feedback.encode_compensated(fmt, np.ascontiguousarray(x[:, :n]), factor, importance)[0]
+
+
 def run(fmt: BlockFormat, golden: Mapping[str, np.ndarray], x: np.ndarray) -> dict[str, np.ndarray]:
     results: dict[str, np.ndarray] = {}
     try:
@@ -42,6 +52,8 @@ def run(fmt: BlockFormat, golden: Mapping[str, np.ndarray], x: np.ndarray) -> di
         results["edges"] = decode_golden(fmt, golden[f"{fmt.name}.edges"], "ignore")
         if fmt.can_encode:
             results["encoded"] = encode_rows(fmt, x)
+            if feedback.can_compensate(fmt):
+                results["compensated"] = compensate_rows(fmt, x)
     except (Warning, ArithmeticError, TypeError, LookupError):
         results["failure"] = np.array(traceback.format_exc())  # the other formats are still run
     return {f"{fmt.name}.{kind}": result for kind, result in results.items()}

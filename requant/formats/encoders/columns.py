@@ -48,7 +48,7 @@ def spread_errors(x, e, u, panel, last, begin, end):
 
 
 @kernel
-def _round_column(w, e, diagonal, kind, low, high, factors, codes):
+def round_column(w, e, diagonal, kind, low, high, factors, codes):
     """Round the column w (LANES,): its codes, its errors over the diagonal element of u into e.
 
     factors: (3, LANES), the scale, its inverse and the minimum of each row; w becomes the values of the codes.
@@ -105,7 +105,7 @@ def round_columns(x, e, u, place, levels, factors, codes, sums):
             subtract(x[t], e[t], u, panel, first - panel, begin - panel, begin, begin + STEP)
             for i in range(begin, begin + STEP):
                 errors, at, diagonal = e[t, i - panel], i - first, u[i, i]
-                _round_column(x[t, i], errors, diagonal, levels.kind, low, high, factors[t, at // sub], codes[t, at])
+                round_column(x[t, i], errors, diagonal, levels.kind, low, high, factors[t, at // sub], codes[t, at])
                 _add_squares(x[t, i], errors, diagonal, sums[t])
                 for k in range(i + 1, begin + STEP):
                     share, v = u[i, k], x[t, k]

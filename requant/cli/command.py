@@ -97,11 +97,12 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the words. Raises UsageError for those of other tools."""
+        args = _add_values(args, options_by_name(self, ctx))
         if not ctx.resilient_parsing:
             from requant.cli.foreign_words import check_words
 
             check_words(args, options_by_name(self, ctx), self.name or "")
-        return super().parse_args(ctx, _add_values(args, options_by_name(self, ctx)))
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; at the verbose level log its files and its time."""

@@ -110,7 +110,7 @@ def _find_comparison(origin: SourceTensor, tensor: SourceTensor) -> str:
 
 def _is_compensated(target: Source, recorded: Converted | None) -> bool:
     """Return whether the tensor was encoded with compensation, or without a record may have been."""
-    return COMPENSATION_KEY in target.metadata if recorded is None else recorded.compensation is not None
+    return COMPENSATION_KEY in target.metadata if recorded is None else recorded.is_compensated
 
 
 def _is_new_scale(tensor: SourceTensor, target: Source, source: Source) -> bool:

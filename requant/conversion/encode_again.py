@@ -25,7 +25,7 @@ from requant.formats import KERNELS, Effort, format_of
 from requant.formats.codec import Bytes
 from requant.model.roles import layer_of, role_of
 from requant.planning.output_layout import weight_scale_names
-from requant.planning.output_metadata import EFFORT_KEY, IMATRIX_FILE, KERNELS_KEY, compare_imatrix
+from requant.planning.output_metadata import COMPENSATION_KEY, EFFORT_KEY, IMATRIX_FILE, KERNELS_KEY, compare_imatrix
 from requant.planning.plan import Choice, Plan
 
 
@@ -34,7 +34,8 @@ class Encodings:
     """The choices of a plan that are encoded again.
 
     unweighted: how many others there are whose importance, `needed` in words, is not given. unknown: how many others
-    there are of types that requant does not write. kernels: version of the encoders that wrote the output, if known.
+    there are of types that requant does not write, compensated: whose rounding depends on a run of the model. kernels:
+    version of the encoders that wrote the output, if known.
     """
 
     plan: Plan
@@ -44,11 +45,12 @@ class Encodings:
     imatrix: Imatrix | None
     needed: str
     kernels: int | None
+    compensated: int = 0
 
     @property
     def is_complete(self) -> bool:
         """Return whether all encoded tensors are encoded again."""
-        return not self.unweighted and not self.unknown
+        return not self.unweighted and not self.unknown and not self.compensated
 
     @property
     def other_kernels(self) -> str:
@@ -66,6 +68,8 @@ class Encodings:
             yield f"{what}, weighted by importance that is not given ({self.needed}); give its file with --imatrix"
         if self.unknown:
             yield f"not encoded again: {self.unknown} encoded tensors of types that requant does not write"
+        if self.compensated:
+            yield f"not encoded again: {self.compensated} compensated tensors; the same `requant convert` makes them again"
         if self.other_kernels:
             yield self.other_kernels
 
@@ -83,10 +87,13 @@ def choose_encodings(
     choices = [c for c in used.choices if not c.copied and c.name in target and c.name in source]
     choices = [c for c in choices if target.tensor(c.name).format.name == c.type]
     known = [c for c in choices if format_of(c.type).can_encode and source.tensor(c.name).format.can_decode]
+    compensated = _find_compensated(target, record, known)
+    known = [c for c in known if c.name not in compensated]
     weighted, needed = (set[str](), "") if imatrix is not None else _find_weighted(target, record, known)
     chosen = tuple(c for c in known if c.name not in weighted)
     kernels = target.metadata.get_int(KERNELS_KEY) if record is None else record.kernels
-    return Encodings(used, chosen, len(known) - len(chosen), len(choices) - len(known), imatrix, needed, kernels)
+    n_unknown = len(choices) - len(known) - len(compensated)
+    return Encodings(used, chosen, len(known) - len(chosen), n_unknown, imatrix, needed, kernels, len(compensated))
 
 
 def _check_imatrix(target: Source, record: Conversion | None, imatrix: Imatrix) -> None:
@@ -110,6 +117,14 @@ def _find_weighted(target: Source, record: Conversion | None, choices: Sequence[
     name = target.metadata.get(IMATRIX_FILE)
     names = {c.name for c in choices if name is not None and format_of(c.type).block_weights > 1}
     return names, brief(str(name), FILE_NAME)
+
+
+def _find_compensated(target: Source, record: Conversion | None, choices: Sequence[Choice]) -> Collection[str]:
+    """Return the tensors that were, or without a record may have been, encoded with compensation."""
+    names = {c.name for c in choices}
+    if record is None:
+        return names if COMPENSATION_KEY in target.metadata else ()
+    return {t.name for t in record.tensors if t.is_compensated} & names
 
 
 def _read_plan(target: Source, source: Source) -> Plan:

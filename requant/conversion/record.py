@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_type_hints
@@ -68,6 +69,18 @@ class Compensation:
     n_plain: int
     ridge: float | None = None
 
+    @property
+    def share(self) -> float:
+        """The error that the rounding itself adds over that of plain rounding, squared: from 0 to 1.
+
+        A target that undoes what earlier matrices did counts as no error, not as less.
+        """
+        if self.error is None or self.plain_error is None or self.inherited_error is None:
+            return 1.0
+        inherited = self.inherited_error**2
+        plain = self.plain_error**2 - inherited
+        return min(1.0, max(0.0, (self.error**2 - inherited) / plain)) if plain > 0 else 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class SourceDigest:
@@ -104,6 +117,11 @@ class Converted:
     weighted: bool | None = None
     compensation: Compensation | None = None
 
+    @property
+    def is_compensated(self) -> bool:
+        """Return whether the rounding of any of its matrices was compensated."""
+        return self.compensation is not None and self.compensation.n_plain < self.compensation.n_matrices
+
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
@@ -124,6 +142,14 @@ class Conversion:
 
     def _repr_html_(self) -> str:
         return html(self)
+
+    @property
+    def predicted_kl(self) -> float | None:
+        """The KL divergence that the plan predicts, with the loss of each compensated tensor scaled by its `share`."""
+        if self.plan.predicted_kl is None:
+            return None
+        shares = {t.name: t.compensation.share for t in self.tensors if t.compensation is not None}
+        return self.plan.predicted_kl - math.fsum(c.loss * (1 - shares.get(c.name, 1.0)) for c in self.plan.choices)
 
     def to_json(self) -> str:
         """Return the record's text: ASCII, one tensor a line, the same for the same source, plan and version."""

@@ -266,10 +266,7 @@ def _check_scales(source: Source, written: WrittenPiece) -> None:
 def _describe_tensor(source: Source, written: WrittenPiece, total: Sums, sha256: str) -> Converted:
     job, compensation, error = written.piece.job, written.compensation, codec.relative_error(total[None, :])
     limit = codec.ceiling(total[0], job.tensor.n_weights, job.format)
-    is_plain = compensation is None or compensation.n_plain == compensation.n_matrices
-    if not job.choice.copied and is_plain and not error <= limit:
-        raise lost_weights_fault(job, "relative error", error, limit, source.files[job.tensor.file])
-    return Converted(
+    made = Converted(
         name=job.tensor.name,
         source_type=job.tensor.format.name,
         type=job.format.name,
@@ -280,3 +277,6 @@ def _describe_tensor(source: Source, written: WrittenPiece, total: Sums, sha256:
         weighted=job.importance is not None,
         compensation=compensation,
     )
+    if not job.choice.copied and not made.is_compensated and not error <= limit:
+        raise lost_weights_fault(job, "relative error", error, limit, source.files[job.tensor.file])
+    return made

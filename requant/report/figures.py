@@ -35,12 +35,13 @@ def count_tensors(tensors: Sized) -> str:
 def describe_compensation(made: Conversion) -> str:
     """Return how the rounding of an output was compensated, and by how much its results err less, as a sentence."""
     found = [t.compensation for t in made.tensors if t.compensation is not None]
-    ratios = [c.error / c.plain_error for c in found if c.error is not None and c.plain_error]
     name = brief(made.compensation_text or "", FILE_NAME)
-    less = f"; their results err {median(ratios):.2f} times as much as rounded plainly (median)" if ratios else ""
+    less = f"; it adds {median(c.share for c in found):.2f} times the squared error of plain rounding" if found else ""
+    if made.predicted_kl is not None and made.plan.predicted_kl is not None:
+        less += f" (median), so predicted KL falls from {made.plan.predicted_kl:.4g} to {made.predicted_kl:.4g} nats"
     n, n_plain = sum(c.n_matrices for c in found), sum(c.n_plain for c in found)
     plain = f"; {n_plain} of {n} matrices are rounded plainly" if n_plain else ""
-    return f"Rounding of {count_tensors(found)} compensated ({made.plan.compensation}) on {name}{less}{plain}"
+    return f"Rounding of {count_tensors(found)} compensated ({made.plan.compensation}), measured on {name}{less}{plain}"
 
 
 def reason_lines(pairs: Iterable[tuple[str | None, str]], most: int, *, frequent_first: bool = False) -> list[str]:

@@ -177,13 +177,12 @@ def measure_several(run: StageRun, a: Array, n_matrices: int, threads: int | Non
                 seen[matrix].parts.append(CheckPart(y, x, a[window, at].reshape(-1, 1)))
             else:
                 seen[matrix].inputs.append((y, a[window, at].reshape(-1, 1)))
-    n = next(y.shape[1] for each in seen for y, _ in each.inputs)
-    total, n_total = np.zeros((n, n), np.float32), 0
+    n = next(x.shape[1] for own, _ in windows for x, _ in own.by_matrix.values())
+    total = np.zeros((n, n), np.float32)
     for each in seen:
-        for y, weights in each.inputs:
-            add_squares(total, weights, y, threads)
-            n_total += len(y)
-    total /= np.float32(n_total)
+        each.join(n)
+        add_squares(total, each.a, each.y, threads)
+    total /= np.float32(sum(len(each.y) for each in seen))
     return [each.work(total, threads) for each in seen]
 
 
@@ -200,19 +199,24 @@ def _match(found: tuple[Array, Array | None] | None, tokens: Array, y: Array) ->
 
 
 class _Seen:
-    """The inputs of one expert: in the quantized model with the weights of tokens, and for the check."""
+    """The inputs of one expert: of each window in the quantized model with the weights of tokens, and for the check."""
 
     def __init__(self) -> None:
         self.inputs: list[tuple[Array, Array]] = []
         self.parts: list[CheckPart] = []
 
+    def join(self, n: int) -> None:
+        """Join the inputs of all windows to y (n_tokens, n) and their weights a (n_tokens, 1)."""
+        none = np.zeros((0, n), np.float32), np.zeros((0, 1), np.float32)
+        self.y, self.a = (np.concatenate(part) for part in zip(none, *self.inputs, strict=True))
+        self.inputs.clear()
+
     def work(self, mean: Array, threads: int | None) -> MatrixWork:
         """Return how the matrix is to be encoded; mean: the moments over all experts, per token."""
-        n_tokens, n = sum(len(y) for y, _ in self.inputs), len(mean)
-        if n_tokens * _LEAST_SHARE < n or not self.parts:
+        n = len(mean)
+        if len(self.y) * _LEAST_SHARE < n or not self.parts:
             return MatrixWork(None, parts=self.parts)
         h = mean * np.float32(n)
-        for y, weights in self.inputs:
-            add_squares(h, weights, y, threads)
+        add_squares(h, self.a, self.y, threads)
         mirror(h)
         return MatrixWork(find_feedback(h), Moments(h), parts=self.parts)

@@ -32,7 +32,7 @@ def split_windows(n: int) -> Array:
 
 @dataclass(slots=True)
 class Moments:
-    """Sums over tokens: h of a y y', c of a (x - y) y', and d of a d y' by name of the matrices that write to the stream.
+    """Sums over tokens: h of a y y', c of a (x - y) y', and by name d of a d y' of matrices that write to the stream.
 
     c: None where there is no target.
     """

@@ -94,7 +94,11 @@ def summary(plan: Plan, width: int = WIDTH) -> str:
         ("loss", _loss_figures(plan)),
         *([("batch", f"{plan.budget['ubatch']} tokens at once")] if "ubatch" in plan.budget else []),
         *([] if plan.effort == Effort.DEFAULT else [("effort", plan.effort.name.lower())]),
-        *([] if plan.compensation is None else [("rounding", f"compensated, {plan.compensation}")]),
+        *(
+            []
+            if plan.compensation is None
+            else [("rounding", f"compensated ({plan.compensation}); the loss is that of plain rounding")]
+        ),
         *((brief(limit.option), _limit_figures(plan, limit)) for limit in plan.limits),
         *_device_lines(plan),
         *(("stays", line) for line in _reasons((c.reason, c.name) for c in plan.choices if c.reason is not None)),

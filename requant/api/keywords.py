@@ -202,7 +202,7 @@ def parse_session_options(given: Mapping[str, Any]) -> SessionOptions:
         imatrix=_parse_path(given, "imatrix"),
         no_imatrix=bool(given.get("no_imatrix")),
         compensate=COMPENSATIONS[0] if compensate is True else compensate or None,
-        no_compensate=compensate is False,
+        no_compensate=bool(given.get("no_compensate")),
         losses=Path(losses) if isinstance(losses, str | os.PathLike) else losses,
         threads=parse_threads(given.get("threads")),
         effort=None if effort is None else parse_effort(effort),

@@ -154,7 +154,8 @@ class Model:
         *,
         type: str | None = None,
         measure: int | None = None,
-        compensate: bool | str | None = None,
+        compensate: str | bool | None = None,
+        no_compensate: bool = False,
         nonfinite: str = POLICIES[0],
         no_verify: bool = False,
         keep_split: bool = False,
@@ -169,7 +170,7 @@ class Model:
         when it is called in the same way again; restart begins anew. force: replace files that exist. no_verify: read
         neither output nor source again. measure: of so many plans near the best, that of least measured divergence.
         compensate: "fast" (or True) or "best", to run the model and round every weight to make up for the errors of
-        those before it; False not to, whatever the plan says.
+        those before it; no_compensate: round every weight by itself, whatever the plan says.
         nonfinite: "keep-type" copies tensors that hold NaN or infinity. keep_split, max_shard_size: how the output is
         split. The other keywords are those of `plan`. Raises what `plan` does, and OutputRefused where the output is
         there or in use, InputOutputError, SourceChanged, NumericFault for weights that do not survive in their type.
@@ -177,7 +178,7 @@ class Model:
         check_keywords(asked, Planning, "convert")
         options = ConversionOptions(_parse_splitting(keep_split, max_shard_size), force=force, verify=not no_verify)
         n = None if measure is None else parse_count(measure, "--measure", 1, 64)
-        asked_too = {"plan": plan, "type": type, "compensate": compensate}
+        asked_too = {"plan": plan, "type": type, "compensate": compensate, "no_compensate": no_compensate}
         with self._open_conversion({**asked, **asked_too}, nonfinite) as session:
             return converting.convert_to_file(session, Path(out), options=options, measure=n, restart=restart)
 
@@ -190,7 +191,8 @@ class Model:
         *,
         type: str | None = None,
         measure: int | None = None,
-        compensate: bool | str | None = None,
+        compensate: str | bool | None = None,
+        no_compensate: bool = False,
         nonfinite: str = POLICIES[0],
         keep_split: bool = False,
         max_shard_size: Size | None = None,
@@ -206,7 +208,7 @@ class Model:
         check_keywords(asked, Planning, "try_convert")
         options = ConversionOptions(_parse_splitting(keep_split, max_shard_size), force=force)
         n = None if measure is None else parse_count(measure, "--measure", 1, 64)
-        asked_too = {"plan": plan, "type": type, "compensate": compensate}
+        asked_too = {"plan": plan, "type": type, "compensate": compensate, "no_compensate": no_compensate}
         with self._open_conversion({**asked, **asked_too}, nonfinite) as session:
             found = converting.try_conversion(session, Path(out), options=options, measure=n, restart=restart)
             session.monitor.warn(*found.prepared.notes)

@@ -11,8 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from compensated import quantized, random_tokens, text_for
 from conversions import convert, half, plan_for, single, small_model
 from gguf_files import STR, File, Tensor, pair
+from model.forward.architectures import MAKERS
 
 from requant.common.cluster import Cluster
 from requant.container import output as output_module
@@ -20,6 +22,7 @@ from requant.container.imatrix import read_imatrix
 from requant.container.source import open_source
 from requant.container.splitting import Splitting
 from requant.conversion import chunks
+from requant.conversion.compensation import encoding
 from requant.errors import InputOutputError, NumericFault, SourceChanged, UsageError
 from requant.formats import by_name
 from requant.formats.codec import warm_up
@@ -114,6 +117,18 @@ def test_a_cluster_writes_the_same_bytes_and_the_same_record(tmp_path, source, i
     assert there == made(source, tmp_path / "here", imatrix=imatrix)
     assert sum(done) == sum(t.n_bytes for t in source.tensors) + sum(t.n_bytes for t in there[1].tensors)
     assert len(done) > 60
+
+
+def test_a_compensated_output_is_the_same(tmp_path, cluster, monkeypatch):
+    monkeypatch.setattr(encoding, "CHUNK_WEIGHTS", 512)
+    with open_source(MAKERS["olmoe"](1).write(tmp_path / "source.gguf")) as source:
+        text, found = text_for(source, random_tokens(8, 48)), []
+        for name, workers in (("here", None), ("there", cluster)):
+            out = tmp_path / f"{name}.gguf"
+            done = convert(source, quantized(source, "Q4_0"), out, compensation=text, cluster=workers)
+            found.append((out.read_bytes(), done.tensors))
+    assert found[0] == found[1]
+    assert any(t.is_compensated for t in found[0][1])
 
 
 def test_a_split_output_is_the_same(tmp_path, source, cluster):

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conversions import choice, convert, plan_of, verify
+from compensated import quantized, random_tokens, text_for
+from conversions import convert, verify
 from model.forward.architectures import MAKERS
 
 from requant.container import output
@@ -13,40 +14,9 @@ from requant.conversion import chunks
 from requant.conversion.compensation import encoding, factors, walk
 from requant.conversion.compensation.moments import CHECK, split_windows
 from requant.conversion.compensation.targets import choose_ridges, find_feedback
-from requant.conversion.compensation.token_weights import weigh_tokens
-from requant.conversion.compensation.walk import CompensationText
 from requant.conversion.record import Conversion
 from requant.errors import NumericFault, OutputRefused
-from requant.formats import by_name, feedback
-from requant.model.forward.passes import read_model
-from requant.model.forward.weights import Weights
-from requant.model.roles import never_quantize
-
-
-def quantized(source, *types):
-    """A compensated plan that gives the matrices of `source` the first of `types` that suits them."""
-    choices = []
-    for tensor in source.tensors:
-        stays = never_quantize(
-            source.metadata.get_str("general.architecture"), tensor.name, tensor.shape, tensor.type_id
-        )
-        fits = [name for name in types if by_name(name).divides(tensor.n_per_row) and stays is None]
-        choices.append(choice(tensor, fits[0] if fits else tensor.format.name))
-    return replace(plan_of(source, choices), compensation="fast")
-
-
-def text_for(source, tokens, weights=None):
-    model = read_model(Weights(source))
-    return CompensationText("a text.txt", model, tokens, weights or weigh_tokens(model, tokens, threads=1))
-
-
-def random_tokens(n, n_ctx, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (n, n_ctx), np.int32)
-
-
-def moments(n, n_tokens, seed=0):
-    x = np.random.default_rng(seed).standard_normal((n_tokens, n)).astype(np.float32)
-    return (x * np.geomspace(1, 30, n, dtype=np.float32)).T @ x
+from requant.formats import feedback
 
 
 @pytest.mark.parametrize("n", [1, 5, 256, 300, 700])

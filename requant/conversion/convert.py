@@ -94,10 +94,7 @@ def convert(
         tensors = tuple(found[t.name] for layout in output.layouts for t in layout.tensors)
         layouts = fill_in_digests(output.layouts, [t.sha256 for t in tensors])
         made = _conversion(output.paths[0], layouts, plan, imatrix, tensors)
-        if options.compensation is not None:
-            made = replace(
-                made, compensation_text=options.compensation.name, compensation_tokens=options.compensation.sha256
-            )
+        made = _add_text(made, options.compensation)
         source.check_unchanged()
         if not output.is_published:
             output.seal(layouts)
@@ -197,6 +194,11 @@ def _conversion(
         notes=tuple(odd),
         kernels=KERNELS,
     )
+
+
+def _add_text(made: Conversion, text: CompensationText | None) -> Conversion:
+    """Return the record with the text by which the encoders compensated their errors."""
+    return made if text is None else replace(made, compensation_text=text.name, compensation_tokens=text.sha256)
 
 
 def _verify(

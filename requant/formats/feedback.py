@@ -57,8 +57,8 @@ def round_rows(
 ) -> tuple[list[Any], Floats, NDArray[np.float64]]:
     """Return what a format's fit gives, for each block of a row with its codes chosen by feedback; and their values.
 
-    The values are in tiles, (n_rows / LANES rounded up, n_in, LANES). Last, the sums of squares of weights and of errors,
-    (n_rows, 2). Arguments as in `encode_compensated`.
+    The values are in tiles, (n_rows / LANES rounded up, n_in, LANES). Last, the sums of squares of weights and of
+    errors, (n_rows, 2). Arguments as in `encode_compensated`.
     """
     kernels: Any = fmt.kernels
     n_rows, n_in = weights.shape

@@ -9,35 +9,14 @@ import numpy as np
 from requant.formats.encoders.columns import spread_errors
 from requant.formats.encoders.descent import Codes, polish_codes
 from requant.formats.encoders.fit import FP4, IQ4, Fit
-from requant.formats.encoders.search import LANES
+from requant.formats.encoders.tiles import halves, to_rows, to_tiles
 from requant.formats.encoders.word_descent import Words, polish_words
 from requant.formats.grids import FP4_LEVELS, IQ4_LEVELS
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from requant.formats.codec import Floats
 
 SWEEPS = 3  # more gain 1 to 2 %
-
-
-def to_tiles(rows: NDArray[Any]) -> NDArray[Any]:
-    """Return `rows` (n, k) as tiles (n / LANES rounded up, k, LANES), filled up with zeros."""
-    n_tiles = -(-len(rows) // LANES)
-    padded = np.zeros((n_tiles * LANES, rows.shape[1]), rows.dtype)
-    padded[: len(rows)] = rows
-    return np.ascontiguousarray(padded.reshape(n_tiles, LANES, -1).transpose(0, 2, 1))
-
-
-def to_rows(tiles: NDArray[Any], n_rows: int) -> NDArray[Any]:
-    """Return the first `n_rows` rows of `tiles` (n_tiles, k, LANES): (n_rows, k)."""
-    rows = tiles.transpose(0, 2, 1).reshape(-1, tiles.shape[1])
-    return np.ascontiguousarray(rows[:n_rows])
-
-
-def halves(bits: NDArray[np.uint16]) -> Floats:
-    """Return binary16 `bits` (n,) as floats (n, 1)."""
-    return np.ascontiguousarray(bits).view(np.float16).astype(np.float32)[:, None]
 
 
 def polish_fits(kernels: Any, fits: list[Any], x: Floats, weights: Floats, h: Floats) -> None:

@@ -78,7 +78,7 @@ def test_the_tokenizer_of_the_engine_is_ours():
 
 def test_a_stopped_calibration_goes_on_behind_its_last_batch(tmp_path):
     tokens, checkpoint = windows(2 * BATCH + 1, 16), tmp_path / "checkpoint.npz"
-    steps = []
+    others, steps = children(), []
 
     def stop(n):
         steps.append(n)
@@ -88,7 +88,7 @@ def test_a_stopped_calibration_goes_on_behind_its_last_batch(tmp_path):
     with open_source(MAKERS["qwen35"](1).write(tmp_path / "model.gguf")) as source:
         with pytest.raises(KeyboardInterrupt):
             calibrate_in_engine(source, tokens, OPTIONS, checkpoint=checkpoint, progress=stop)
-        assert checkpoint.exists() and not children()
+        assert checkpoint.exists() and set(children()) <= set(others)
         again = []
         found = calibrate_in_engine(source, tokens, OPTIONS, checkpoint=checkpoint, progress=again.append)
         assert again == [BATCH, *[1] * (BATCH + 1)] and not checkpoint.exists()

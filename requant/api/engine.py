@@ -21,23 +21,31 @@ if TYPE_CHECKING:
     from requant.common.monitor import Monitor
     from requant.scoring.options import CalibrationOptions
 
+_RUNS_ITSELF = "requant runs this model itself, without the engine"
+
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """The choice of llama.cpp; reason: why requant does not run the model, None where llama.cpp was asked for."""
+    """The choice of llama.cpp for the files at `paths`, asked for or not.
 
+    reason: why requant does not run one of the models, None where it runs them.
+    """
+
+    paths: frozenset[str]
     reason: BadInput | None
+    wanted: bool
 
     @contextmanager
     def explained(self, monitor: Monitor) -> Iterator[None]:
-        """Warn behind a run in the engine why it was not requant's; an error of the engine gets the reason too."""
+        """Warn behind a run in the engine why it was not requant's; add to an error whether requant runs the model."""
         try:
             yield
         except BadInput as error:
-            if self.reason is None or error.hint is not None or error.path != self.reason.path:
+            if error.hint is not None or error.path not in self.paths:
                 raise
-            raise error.with_hint(f"nor does requant run it: {self.reason.what}") from error
-        if self.reason is not None:
+            hint = _RUNS_ITSELF if self.reason is None else f"nor does requant run it: {self.reason.what}"
+            raise error.with_hint(hint) from error
+        if self.reason is not None and not self.wanted:
             monitor.warn(f"{self.reason}; {ENGINE} ran it")
 
 
@@ -49,20 +57,31 @@ def choose_engine(sources: Sequence[Source], *, wanted: bool) -> EngineChoice | 
     architectures = {require_model(source) for source in sources}
     for source in sources:
         check_predicts_tokens(source.metadata, {t.name for t in source.tensors})
-    if wanted:
-        check_installed()
-        return EngineChoice(None)
+    reason = _find_obstacle(sources)
+    if not wanted and not isinstance(reason, NotRun):
+        if reason is not None:
+            raise reason
+        return None
     try:
-        for source in sources:
-            read_architecture(source)
-    except NotRun as reason:
+        check_installed()
+    except UsageError as missing:
+        if reason is None:
+            raise UsageError(f"{missing}; {_RUNS_ITSELF}") from missing
+        if wanted:
+            raise
+        raise reason.with_hint(f"llama.cpp may run it, but {missing}") from missing
+    if reason is not None and not wanted and architectures <= FAMILIES.keys():
+        raise reason.with_hint("llama.cpp may run it: --engine")  # an odd file is given to the engine on request only
+    return EngineChoice(frozenset(str(source.path) for source in sources), reason, wanted)
+
+
+def _find_obstacle(sources: Sequence[Source]) -> BadInput | None:
+    """Return why requant does not run the first model that it does not run, or None."""
+    for source in sources:
         try:
-            check_installed()
-        except UsageError as missing:
-            raise reason.with_hint(f"llama.cpp may run it, but {missing}") from missing
-        if architectures <= FAMILIES.keys():  # an odd file is given to the engine on request only
-            raise reason.with_hint("llama.cpp may run it: --engine") from reason
-        return EngineChoice(reason)
+            read_architecture(source)
+        except BadInput as reason:
+            return reason
     return None
 
 

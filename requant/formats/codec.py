@@ -45,7 +45,7 @@ def dequantize(data: Bytes, fmt: BlockFormat) -> Floats:
     """
     if not fmt.can_decode or data.ndim != 2 or data.shape[1] % fmt.block_bytes:
         raise UsageError(f"an array of shape {data.shape} cannot be read as rows of {fmt.name}")
-    _check_arithmetic()
+    check_arithmetic()
     n_blocks = data.shape[1] // fmt.block_bytes
     blocks = np.ascontiguousarray(data, np.uint8).reshape(-1).view(fmt.kernels.LAYOUT)
     out = np.empty((blocks.size, fmt.block_weights), np.float32)
@@ -66,7 +66,7 @@ def quantize(x: Floats, fmt: BlockFormat, importance: Floats | None = None, effo
         raise UsageError(f"{fmt.name} cannot be written")
     if x.ndim != 2 or not fmt.divides(x.shape[1]):
         raise UsageError(f"rows of shape {x.shape} are no multiple of {fmt.name}'s block of {fmt.block_weights}")
-    _check_arithmetic()
+    check_arithmetic()
     n = fmt.block_weights
     weights = np.ones((1, n), np.float32) if importance is None else scaled_importance(importance).reshape(-1, n)
     rows = np.ascontiguousarray(x, np.float32).reshape(-1, n)
@@ -206,7 +206,7 @@ def warm_up(formats: Iterable[BlockFormat], *, encode: bool = True) -> None:
             find_unweighted_blocks(x, fmt, x[0])
 
 
-def _check_arithmetic() -> None:
+def check_arithmetic() -> None:
     """Raise NumericFault where this thread flushes subnormal numbers to zero: the bytes would depend on that."""
     if _rows().vanishes(_TINY, _HALF):
         hint = "a library has changed it (-ffast-math, torch.set_flush_denormal); do without, or in another process"

@@ -12,7 +12,8 @@ from requant.formats.encoders.codewords import round_words
 from requant.formats.encoders.columns import PANEL, round_columns, spread_errors
 from requant.formats.encoders.fit import Fit
 from requant.formats.encoders.search import LANES
-from requant.formats.polish import halves, polish_fits, to_rows, to_tiles
+from requant.formats.encoders.tiles import halves, to_rows, to_tiles
+from requant.formats.polish import polish_fits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,12 +42,14 @@ def encode_compensated(
     importance: (n_in,), 1 / diag(U)^2 or any other, for the search of a block's scales on the compensated weights.
     polish: H, (n_in, n_in), damped or not; coordinate descent then lowers e H e' of each row further.
     Returns the blocks (n_rows, row_bytes), and for each row the sum of the squared rounding errors over that of the
-    weights as they were when they were rounded, float64; infinite for a row that does not fit the scales of `fmt`. Rows
-    do not depend on one another.
+    weights as they were when they were rounded (before polishing), float64; infinite for a row that does not fit the
+    scales of `fmt`. Rows do not depend on one another; multiples of LANES, 64, take the least time. All float32.
+    Raises NumericFault where the CPU flushes subnormals.
     """
-    fits, x, sums = round_rows(fmt, weights, factor, importance, effort)
+    codec.check_arithmetic()
+    fits, x, sums = round_rows(fmt, weights, np.ascontiguousarray(factor), importance, effort)
     if polish is not None:
-        polish_fits(fmt.kernels, fits, x, weights, polish)
+        polish_fits(fmt.kernels, fits, x, weights, np.ascontiguousarray(polish))
     energy, error = sums.T
     rounding = np.divide(error, energy, out=np.zeros(len(sums)), where=energy != 0)
     return pack_rows(fmt, fits), np.nan_to_num(rounding, nan=np.inf, posinf=np.inf)
@@ -57,12 +60,11 @@ def round_rows(
 ) -> tuple[list[Any], Floats, NDArray[np.float64]]:
     """Return what a format's fit gives, for each block of a row with its codes chosen by feedback; and their values.
 
-    The values are in tiles, (n_rows / LANES rounded up, n_in, LANES). Last, the sums of squares of weights and of errors,
-    (n_rows, 2). Arguments as in `encode_compensated`.
+    The values are in tiles, (n_rows / LANES rounded up, n_in, LANES). Last, the sums of squares of weights and of
+    errors, (n_rows, 2). Arguments as in `encode_compensated`.
     """
     kernels: Any = fmt.kernels
     n_rows, n_in = weights.shape
-    scaled = codec.scaled_importance(importance)
     x = to_tiles(weights)
     n_tiles, width = len(x), fmt.block_weights
     e = np.zeros((n_tiles, PANEL, LANES), np.float32)
@@ -73,7 +75,7 @@ def round_rows(
         for first in range(panel, end, width):
             spread_errors(x, e, factor, panel, first - panel, first, first + width)
             rows = to_rows(x[:, first : first + width], n_rows)
-            fits.append(_fit(fmt, rows, scaled[first : first + width], effort))
+            fits.append(_fit(fmt, rows, codec.scaled_importance(importance[first : first + width]), effort))
             _round_block(kernels, fits[-1], (x, e, factor, sums), panel, first)
         spread_errors(x, e, factor, panel, end - panel, end, n_in)
     return fits, x, to_rows(sums, n_rows)

@@ -8,58 +8,67 @@ import numpy as np
 
 from requant.formats.encoders.columns import spread_errors
 from requant.formats.encoders.descent import Codes, polish_codes
-from requant.formats.encoders.fit import FP4, IQ4
-from requant.formats.encoders.search import LANES
+from requant.formats.encoders.fit import FP4, IQ4, Fit
+from requant.formats.encoders.tiles import halves, to_rows, to_tiles
+from requant.formats.encoders.word_descent import Words, polish_words
 from requant.formats.grids import FP4_LEVELS, IQ4_LEVELS
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from requant.formats.codec import Floats
-    from requant.formats.encoders.fit import Fit
 
 SWEEPS = 3  # more gain 1 to 2 %
 
 
-def to_tiles(rows: NDArray[Any]) -> NDArray[Any]:
-    """Return `rows` (n, k) as tiles (n / LANES rounded up, k, LANES), filled up with zeros."""
-    n_tiles = -(-len(rows) // LANES)
-    padded = np.zeros((n_tiles * LANES, rows.shape[1]), rows.dtype)
-    padded[: len(rows)] = rows
-    return np.ascontiguousarray(padded.reshape(n_tiles, LANES, -1).transpose(0, 2, 1))
-
-
-def to_rows(tiles: NDArray[Any], n_rows: int) -> NDArray[Any]:
-    """Return the first `n_rows` rows of `tiles` (n_tiles, k, LANES): (n_rows, k)."""
-    rows = tiles.transpose(0, 2, 1).reshape(-1, tiles.shape[1])
-    return np.ascontiguousarray(rows[:n_rows])
-
-
-def halves(bits: NDArray[np.uint16]) -> Floats:
-    """Return binary16 `bits` (n,) as floats (n, 1)."""
-    return np.ascontiguousarray(bits).view(np.float16).astype(np.float32)[:, None]
-
-
-def polish_fits(kernels: Any, fits: list[Fit], x: Floats, weights: Floats, h: Floats) -> None:
+def polish_fits(kernels: Any, fits: list[Any], x: Floats, weights: Floats, h: Floats) -> None:
     """Lower the error (v - w) H (v - w)' of rows that `fits` hold, one for each block of a row, in place.
 
     x: their values in tiles (n_tiles, n_in, LANES), brought up to date; weights: (n_rows, n_in); h: (n_in, n_in). A row
     whose error would not fall stays as it is.
     """
-    target = to_tiles(weights)
-    r, before = np.zeros_like(x), _state(fits, x.copy())
+    target, r = to_tiles(weights), np.zeros_like(x)
+    before, after = _state(kernels, fits, x.copy()), _state(kernels, fits, x)
     spread_errors(r, target - x, h, 0, x.shape[1], 0, x.shape[1])
-    errors = [np.einsum("tij,tij->tj", x - target, r, dtype=np.float64)]
-    after = _state(fits, x)
-    polish_codes(after, r, h, kernels.LEVELS, _table(kernels.LEVELS), SWEEPS)
-    errors.append(np.einsum("tij,tij->tj", x - target, r, dtype=np.float64))
-    better = (errors[1] < errors[0])[:, None]
+    error = np.einsum("tij,tij->tj", x - target, r, dtype=np.float64)
+    if isinstance(after, Codes):
+        polish_codes(after, r, h, kernels.LEVELS, _table(kernels.LEVELS), SWEEPS)
+    else:
+        polish_words(after, r, h, kernels.SHAPE, np.ascontiguousarray(kernels.WORDS.T, np.float32), SWEEPS)
+    better = np.einsum("tij,tij->tj", x - target, r, dtype=np.float64) < error
     for new, old in zip(after, before, strict=True):
-        np.copyto(new, old, where=~better)
-    _write(fits, after)
+        np.copyto(new, old, where=~better[:, None])
+    if isinstance(after, Codes):
+        _store_codes(fits, after)
+    else:
+        _store_words(kernels.SHAPE, fits, after)
 
 
-def _state(fits: list[Fit], x: Floats) -> Codes:
+def _state(kernels: Any, fits: list[Any], x: Floats) -> Any:
+    """Return the arrays of `fits` in tiles, Codes or Words."""
+    return _codes_of(fits, x) if isinstance(fits[0], Fit) else _words_of(kernels.SHAPE, kernels.WORDS.shape[1], fits, x)
+
+
+def _words_of(shape: Any, dim: int, fits: list[Any], x: Floats) -> Words:
+    """Return the arrays of `fits`, FOUND of each block of a row, in tiles."""
+
+    def tiles(name: str, n: int) -> Any:
+        return to_tiles(np.concatenate([fit[name][:, :n] for fit in fits], axis=1))
+
+    d = np.concatenate([halves(fit["d"]) for fit in fits], axis=1) * shape.unit
+    scales = 1 + 2 * tiles("ls", 256 // shape.sub).astype(np.float32)
+    return Words(x, tiles("index", 256 // dim), tiles("signs", 32), to_tiles(d), scales)
+
+
+def _store_words(shape: Any, fits: list[Any], state: Words) -> None:
+    """Write the arrays in tiles back into `fits`."""
+    parts = [np.split(to_rows(part, len(fits[0])), len(fits), axis=1) for part in state[1:]]
+    for k, fit in enumerate(fits):
+        index, signs, d, scales = (part[k] for part in parts)
+        fit["index"][:, : index.shape[1]], fit["signs"] = index, signs
+        fit["d"] = (d[:, 0] / shape.unit).astype(np.float16).view(np.uint16)
+        fit["ls"][:, : scales.shape[1]] = (scales - 1) / 2
+
+
+def _codes_of(fits: list[Fit], x: Floats) -> Codes:
     """Return the arrays of `fits` in tiles."""
     ones = np.ones((len(fits[0].codes), 1), np.float32)
     zeros = np.zeros_like(fits[0].scales, np.float32)
@@ -77,7 +86,7 @@ def _state(fits: list[Fit], x: Floats) -> Codes:
     )
 
 
-def _write(fits: list[Fit], state: Codes) -> None:
+def _store_codes(fits: list[Fit], state: Codes) -> None:
     """Write the arrays in tiles back into `fits`."""
     n_rows = len(fits[0].codes)
     codes, d, dmin, scales, mins = (np.split(to_rows(part, n_rows), len(fits), axis=1) for part in state[1:])

@@ -12,7 +12,7 @@ from requant.formats import FORMATS, GGML, KERNELS, kernel_cache, table_digest
 
 # the required packages, and those of extras
 PACKAGES = ("click", "gguf", "highspy", "llvmlite", "numba", "numpy", "threadpoolctl", "tqdm")
-OPTIONAL = ("distributed", "matplotlib", "tokenizers")
+OPTIONAL = ("distributed", "matplotlib", "tokenizers", "xllamacpp")
 
 
 @dataclass(frozen=True, slots=True)

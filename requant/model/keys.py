@@ -12,6 +12,8 @@ from requant.errors import BadInput, brief
 
 MAX_COUNT = 2**31 - 1
 
+_STILL_WORK = "inspect, verify and diff still read the file"
+
 
 @dataclass(frozen=True, slots=True)
 class ArchitectureKeys:
@@ -29,7 +31,7 @@ class ArchitectureKeys:
         return self.metadata.array_length(f"{self.arch}.{key}")
 
     def error(
-        self, key: str, what: str, *, got: object = None, limit: object = None, hint: str | None = None
+        self, key: str, what: str, *, got: object = None, limit: object = None, hint: str | None = _STILL_WORK
     ) -> BadInput:
         """Return the error that names the file and the key."""
         return BadInput(self.metadata.path, f"key '{brief(self.arch)}.{key}' {what}", got=got, limit=limit, hint=hint)

@@ -7,7 +7,6 @@ be those that are known. The library may end the process on a file that it canno
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import importlib
 import importlib.metadata
@@ -257,8 +256,12 @@ def check_installed() -> Path:
 
 def _load_library() -> Any:
     folder = check_installed()
-    with contextlib.suppress(ImportError):
+    try:
         importlib.import_module("xllamacpp")  # loads the libraries that its own needs
+    except MemoryError:
+        raise
+    except Exception as error:  # a broken package may raise anything
+        raise UsageError(f"xllamacpp cannot be imported: {brief(str(error), FILE_NAME)}; {_REINSTALL}") from error
     path = next(_libraries(folder), None)
     if path is None:
         raise UsageError(f"xllamacpp has no library in {folder}; {_REINSTALL}")

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 20  # misfits to tell of; a file may have a million
 _NOT_RUN = "no engine runs such a model"
+QUICK_WORKS = "score, plan and convert with --quick still work"
 _SIDE, _OWN_KEYS = "side embedding", "own keys"
 
 
@@ -43,7 +44,7 @@ class Misfit(BadInput):
 def check_fit(source: Source, hp: Hyperparameters) -> None:
     """Raise Misfit for the first tensor of `source`, or key, with which no engine runs the model."""
     for misfit in find_misfits(source, hp):
-        raise misfit.with_hint(f"{_NOT_RUN}; score, plan and convert with --quick still work")
+        raise misfit.with_hint(f"{_NOT_RUN}; {QUICK_WORKS}")
 
 
 def describe_misfits(source: Source) -> list[str]:

@@ -29,7 +29,7 @@ from requant.container.source import Source, SourceTensor, require_model
 from requant.errors import BadInput, brief
 from requant.formats import codec
 from requant.formats.codec import Floats
-from requant.model.forward.architecture import read_architecture
+from requant.model.forward.architecture import NotRun, read_architecture
 from requant.model.forward.checkpoints import Checkpoints
 from requant.model.forward.passes import (
     EMBEDDING,
@@ -43,7 +43,7 @@ from requant.model.forward.side_inputs import TABLE
 from requant.model.forward.tape import Array
 from requant.model.forward.weights import Weights
 from requant.model.roles import n_matrices
-from requant.model.tensor_shapes import Misfit
+from requant.model.tensor_shapes import QUICK_WORKS, Misfit
 from requant.model.weight_scales import SCALED_TYPE, read_weight_scales, takes_weight_scale, weight_scale_for
 from requant.scoring import gradient_run
 from requant.scoring.calibration_data import TokenWindows
@@ -145,16 +145,21 @@ def _factored_information(statistics: Imatrix, tensor: SourceTensor) -> Informat
 
 
 def find_run_obstacle(source: Source) -> BadInput | None:
-    """Return why the model cannot be run, and so has no gradients, or None. Raise Misfit where no engine runs it."""
+    """Return why requant cannot run the model, which has no gradients then, or None.
+
+    Raises BadInput where its keys or tensors are such that no model of its architecture has them.
+    """
     require_model(source)
     for name, why in source.preserved.items():
         return BadInput(source.path, f"tensor '{brief(name)}' is no good to compute with: {why}")
     try:
         read_architecture(source)
+    except NotRun as reason:
+        return reason
     except Misfit:
         raise
     except BadInput as error:
-        return error
+        raise error.with_hint(QUICK_WORKS) from error
     return None
 
 

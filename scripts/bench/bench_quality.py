@@ -36,6 +36,7 @@ from requant.model.forward.weights import Weights
 from requant.model.hyperparameters import read_hyperparameters
 from requant.model.mixtures import mixture_types
 from requant.planning.constraints import Constraints, size_limit
+from requant.planning.engines import ONLY_FOR_ODD_ROWS, engine_named
 from requant.planning.output_floor import with_output_floor
 from requant.planning.rerank import planned_weights
 from requant.planning.solver.solve import solve
@@ -44,7 +45,7 @@ from requant.scoring.calibration_data import WindowSpec, drawn_windows, read_tex
 from requant.scoring.evaluate import judge, summary
 from requant.scoring.fisher import score_by_gradients
 from requant.scoring.layerwise import score
-from requant.scoring.options import DEFAULT_TYPES, ScoringOptions, StatisticsOptions
+from requant.scoring.options import ScoringOptions, StatisticsOptions
 
 MODELS = {
     "tiny": (lambda: real_models.TINY, 45),
@@ -83,13 +84,13 @@ class Bench:
         self.reference = read_head(base), forward(base, self.tokens)
         text = read_text_windows(FIXTURES / "calibration.txt", source, WindowSpec(n=8))
         options = ScoringOptions(types, self.imatrix)
-        codec.warm_up({t.format for t in source.tensors} | {by_name(name) for name in (*types, *DEFAULT_TYPES)})
+        codec.warm_up({t.format for t in source.tensors} | {by_name(name) for name in types})
         begun = time.perf_counter()
         on_text = score_by_gradients(source, text, options).losses
         self.seconds = time.perf_counter() - begun
         random = drawn_windows(source, WindowSpec(n=8))
         self.losses = {
-            "c": score(source, ScoringOptions()),
+            "c": score(source, ScoringOptions(types)),
             "d": score(source, options),
             "e": on_text,
             "r": score_by_gradients(source, random, options).losses,
@@ -119,7 +120,7 @@ class Bench:
         return self.kld(Weights(self.source, change))
 
     def plan(self, which, size):
-        losses, constraints = self.losses[which], Constraints(limits=(size_limit(size, 0),))
+        losses, constraints = self.losses[which], Constraints((size_limit(size, 0),), odd_rows=ONLY_FOR_ODD_ROWS)
         return solve(with_output_floor(losses, constraints), constraints)
 
     def of_types(self, types, losses):
@@ -186,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--mixtures", default=MIXTURES)
-    parser.add_argument("--types", default=",".join(DEFAULT_TYPES))
+    parser.add_argument("--types", default=",".join(engine_named("llama.cpp").candidates))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()

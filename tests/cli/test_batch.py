@@ -96,9 +96,13 @@ def test_a_batch_makes_the_bytes_of_single_conversions_from_one_scoring(capsys, 
     job = {"source": TINY, "output": "out/{basename}-{sizelabel}-{encoding}.gguf", "budgets": budgets}
     jobs = write_jobs(tmp_path, [job], **GRADIENTS)
     found, err = batch(jobs)
-    assert found["schema"] == "requant.batch/1" and statuses(found) == ["done", "done"] and err.count("scoring") == 1
+    assert (
+        found["schema"] == "requant.batch/1"
+        and statuses(found) == ["done", "done"]
+        and err.count("requant: scoring") == 1
+    )
     outputs = [Path(row["output"]) for row in found["jobs"]]
-    assert [p.name for p in outputs] == ["tiny-llama-10M-Q2_K_FILE4M.gguf", "tiny-llama-10M-Q8_0_12M_CTX512.gguf"]
+    assert [p.name for p in outputs] == ["tiny-llama-10M-IQ2_S_FILE4M.gguf", "tiny-llama-10M-Q8_0_12M_CTX512.gguf"]
     singly = ("--size", "4MiB"), ("--vram", "12MiB", "--ctx", 512)
     for asked, out, row in zip(singly, outputs, found["jobs"], strict=True):
         alone = tmp_path / "alone.gguf"

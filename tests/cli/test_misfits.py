@@ -227,6 +227,9 @@ REFUSED = [
     ("nemotron_h", more("hc_base.weight", 64), "'hc_base.weight' is not one that the forward pass of 'nemotron_h'"),
     ("deepseek32", keyed(attention__indexer__top_k=16), "which is not run", "(got 32, limit 16); --window 16"),
     ("glm-dsa", keyed(attention__indexer__top_k=31), "which is not run", "(got 32, limit 31); --window 31"),
+]
+# of one whose keys contradict each other
+CONTRADICTORY = [
     ("glm4moe", keyed(attention__head_count=0), "key 'glm4moe.attention.head_count' is out of range"),
     ("lfm2", keyed(attention__head_count=0), "key 'lfm2.attention.head_count' is out of range"),
     ("nemotron_h", keyed(attention__head_count=0), "key 'nemotron_h.attention.head_count' is out of range"),
@@ -247,7 +250,7 @@ def make(folder, name, edit):
 
 @pytest.mark.parametrize("command", ["evaluate", "calibrate"])
 def test_a_broken_model_of_any_architecture_is_refused_in_one_line(capsys, tmp_path, command):
-    for name, edit, *said in (*BROKEN, *REFUSED):
+    for name, edit, *said in (*BROKEN, *REFUSED, *CONTRADICTORY):
         path = make(tmp_path, name, edit)
         ran = go(capsys, tmp_path, command, [*RUN[command], "-q"])
         assert_failed(ran, 3, f"{path}: ", *said, *([NO_ENGINE] if (name, edit, *said) in BROKEN else []))
@@ -259,6 +262,9 @@ def test_other_commands_that_run_it_refuse_it_too(capsys, tmp_path, command):
     for name, edit, said in BROKEN[::4]:
         make(tmp_path, name, edit)
         assert_failed(go(capsys, tmp_path, command, [*RUN[command], "-q"]), 3, said, NO_ENGINE)
+    for name, edit, said in CONTRADICTORY[::2]:
+        make(tmp_path, name, edit)
+        assert_failed(go(capsys, tmp_path, command, [*RUN[command], "-q"]), 3, said, "still")
 
 
 @pytest.mark.parametrize("command", TOLD)

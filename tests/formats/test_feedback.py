@@ -8,7 +8,8 @@ from compare import assert_same_bytes, assert_same_floats
 from requant.formats import FORMATS, Effort, by_name, codec, feedback
 from requant.formats.base import BlockFormat
 from requant.formats.encoders.search import LANES
-from requant.formats.polish import to_rows
+from requant.formats.encoders.tiles import to_rows
+from requant.formats.polish import polish_fits
 
 COMPENSATED = [fmt for fmt in FORMATS.values() if fmt.can_encode and feedback.can_compensate(fmt)]
 each_format = pytest.mark.parametrize("fmt", COMPENSATED, ids=lambda fmt: fmt.name)
@@ -76,10 +77,24 @@ def test_blocks_decode_to_the_values_that_were_counted(fmt, problems):
 
 
 @each_format
-def test_rows_do_not_depend_on_the_rows_beside_them(fmt, problems):
-    x, _, u, importance = problems[fmt.block_weights]
-    together, rounding = feedback.encode_compensated(fmt, x, u, importance)
-    parts = [feedback.encode_compensated(fmt, part, u, importance) for part in (x[:1], x[1:8], x[8:70], x[70:])]
+def test_polishing_lowers_the_error_of_every_row(fmt, problems):
+    x, h, u, importance = problems[fmt.block_weights]
+    fits, values, _ = feedback.round_rows(fmt, x, u, importance, Effort.DEFAULT)
+    before = output_errors(x, to_rows(values, len(x)), h)
+    polish_fits(fmt.kernels, fits, values, x, h.astype(np.float32))
+    after = decode(fmt, feedback.pack_rows(fmt, fits))
+    assert np.array_equal(after, to_rows(values, len(x)))
+    ratio = output_errors(x, after, h) / before
+    assert ratio.max() < 1 + 1e-5 and np.median(ratio) < 0.96
+
+
+@each_format
+@pytest.mark.parametrize("polished", [False, True], ids=["fast", "best"])
+def test_rows_do_not_depend_on_the_rows_beside_them(fmt, polished, problems):
+    x, h, u, importance = problems[fmt.block_weights]
+    kept = {"polish": h.astype(np.float32) if polished else None}
+    together, rounding = feedback.encode_compensated(fmt, x, u, importance, **kept)
+    parts = [feedback.encode_compensated(fmt, part, u, importance, **kept) for part in (x[:1], x[1:8], x[8:70], x[70:])]
     assert_same_bytes(np.concatenate([blocks for blocks, _ in parts]), together, fmt.name)
     assert np.array_equal(np.concatenate([own for _, own in parts]), rounding)
 
@@ -96,8 +111,10 @@ def test_independent_columns_are_encoded_as_without_compensation(fmt, problems):
 
 
 @each_format
-def test_odd_rows_stay_finite(fmt, problems):
-    x, _, u, importance = problems[fmt.block_weights]
+@pytest.mark.parametrize("polished", [False, True], ids=["fast", "best"])
+def test_odd_rows_stay_finite(fmt, polished, problems):
+    x, h, u, importance = problems[fmt.block_weights]
+    kept = {"polish": h.astype(np.float32) if polished else None}
     odd = x[:8].copy()
     odd[0] = 0
     odd[1] = 0.01
@@ -106,14 +123,26 @@ def test_odd_rows_stay_finite(fmt, problems):
     odd[4, ::7] = 3e4
     odd[5, 40:] = 0
     odd[6] *= 1e5
-    blocks, rounding = feedback.encode_compensated(fmt, odd, u, importance)
+    blocks, rounding = feedback.encode_compensated(fmt, odd, u, importance, **kept)
     values = decode(fmt, blocks)
     fits = np.arange(8) != 2  # a scale of 1e29 is beyond what most formats hold
     assert np.isfinite(values[fits]).all() and np.isfinite(rounding[fits]).all()
     assert rounding[2] > 0.5 or np.abs(values[2] / odd[2] - 1).max() < 1
     assert not values[0].any() and rounding[0] == 0
     assert np.abs(values[3]).max() <= 2.0**-24
-    assert_same_bytes(blocks[7:], feedback.encode_compensated(fmt, odd[7:], u, importance)[0], fmt.name)
+    assert_same_bytes(blocks[7:], feedback.encode_compensated(fmt, odd[7:], u, importance, **kept)[0], fmt.name)
+
+
+@each_format
+def test_polishing_bears_inputs_that_were_never_seen(fmt, problems):
+    x, h, u, importance = problems[fmt.block_weights]
+    h = h.astype(np.float32)
+    h[:40] = h[:, :40] = 0
+    fits, values, _ = feedback.round_rows(fmt, x[:5], u, importance, Effort.DEFAULT)
+    before = output_errors(x[:5], to_rows(values, 5), h)
+    polish_fits(fmt.kernels, fits, values, x[:5], h)
+    after = decode(fmt, feedback.pack_rows(fmt, fits))
+    assert np.isfinite(after).all() and (output_errors(x[:5], after, h) <= (1 + 1e-5) * before).all()
 
 
 @each_format

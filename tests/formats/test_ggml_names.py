@@ -30,6 +30,8 @@ OURS = {  # that gguf 0.19 does not name; {} stands for a part that is filled in
 OURS_OF_ARCHITECTURES = {
     "attention.recurrent_layers",  # of llama.cpp only
     "hyper_connection.count",  # of llama.cpp only
+    "kda.gate_lower_bound",  # of llama.cpp only
+    "num_loops",  # of llama.cpp only
     "rope.scale_linear",  # of files before 2023-10, which llama.cpp still reads
 }
 

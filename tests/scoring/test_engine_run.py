@@ -78,7 +78,7 @@ def test_the_tokenizer_of_the_engine_is_ours():
 
 def test_a_stopped_calibration_goes_on_behind_its_last_batch(tmp_path):
     tokens, checkpoint = windows(2 * BATCH + 1, 16), tmp_path / "checkpoint.npz"
-    steps = []
+    others, steps = children(), []
 
     def stop(n):
         steps.append(n)
@@ -88,7 +88,7 @@ def test_a_stopped_calibration_goes_on_behind_its_last_batch(tmp_path):
     with open_source(MAKERS["qwen35"](1).write(tmp_path / "model.gguf")) as source:
         with pytest.raises(KeyboardInterrupt):
             calibrate_in_engine(source, tokens, OPTIONS, checkpoint=checkpoint, progress=stop)
-        assert checkpoint.exists() and not children()
+        assert checkpoint.exists() and set(children()) <= set(others)
         again = []
         found = calibrate_in_engine(source, tokens, OPTIONS, checkpoint=checkpoint, progress=again.append)
         assert again == [BATCH, *[1] * (BATCH + 1)] and not checkpoint.exists()
@@ -166,6 +166,7 @@ def install(folder, monkeypatch, *, body="", library=None, version=llama_cpp.VER
         ({"library": b"no library"}, 2, "the library of xllamacpp cannot be used: "),
         ({"library": Path(np.linalg._umath_linalg.__file__).read_bytes()}, 2, "undefined symbol"),
         ({"body": "import os; os.kill(os.getpid(), 9)"}, 6, "was killed, as a system out of memory does"),
+        ({"body": "raise RuntimeError('built for\\nanother numpy')"}, 2, "xllamacpp cannot be imported: built for"),
         ({"body": "raise MemoryError"}, 6, "out of memory beside llama.cpp"),
         ({"body": "import os; os._exit(7)"}, 3, "ended the process of llama.cpp with exit code 7"),
     ],
@@ -176,7 +177,7 @@ def test_an_installation_that_does_not_work_is_one_line(tmp_path, monkeypatch, p
     monkeypatch.delitem(sys.modules, "xllamacpp", raising=False)
     with pytest.raises((UsageError, BadInput)) as error:
         measure_figures(real_models.TINY, None, windows(1, 16), threads=1)
-    assert error.value.exit_code == code and said in str(error.value)
+    assert error.value.exit_code == code and said in str(error.value) and "\n" not in str(error.value)
     assert code != 2 or "pip install" in str(error.value)
 
 

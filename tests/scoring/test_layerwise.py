@@ -244,11 +244,18 @@ def test_types_of_no_fewer_bits_than_the_source_are_left_out(tmp_path):
     assert set(tensor.skipped) == {"BF16", "F16", "F32"}
 
 
-def test_a_quantized_source_is_refused_unless_allowed(tmp_path):
+def test_quantized_tensors_are_copied_unless_allowed_and_a_model_of_nothing_else_is_refused(tmp_path):
     data = codec.quantize(normal((256, 8)), by_name("Q4_K")).tobytes()
-    file = small_model(Tensor(Q, (256, 8), 12, data=data), half(DOWN, (256, 8)))
-    with pytest.raises(BadInput, match=r"1 of its tensors \(47% of the weights\).*got Q4_K.*--allow-requantize"):
-        scored(tmp_path, file, types=("Q3_K",))
+    rounded = Tensor(Q, (256, 8), 12, data=data)
+    with pytest.raises(BadInput, match=r"1 of its tensors \(89% of the weights\).*got Q4_K.*--allow-requantize"):
+        scored(tmp_path, small_model(rounded), types=("Q3_K",))
+    file = small_model(rounded, half(DOWN, (256, 8)))
+    copied = scored(tmp_path, file, types=("Q3_K",))
+    assert copied.notes == (
+        "1 of its tensors (47% of the weights) are already quantized below Q8_0 and are copied; "
+        "--allow-requantize would round them twice",
+    )
+    assert [*by_type(copied, Q)] == ["Q4_K"] and "Q3_K" in by_type(copied, DOWN)
     allowed = scored(tmp_path, file, types=("Q3_K",), allow_requantize=True)
     assert len(allowed.notes) == 1 and "losses count from what is left of them" in allowed.notes[0]
     assert by_type(allowed, Q)["Q3_K"].loss > by_type(allowed, Q)["Q4_K"].loss == 0

@@ -83,7 +83,7 @@ def _invert(u, first, m):
 
 
 @kernel
-def _flip_costs(w, scale, shape, m, costs):
+def flip_costs(w, scale, shape, m, costs):
     """Compute what the other sign costs each weight by itself; costs: (n,)."""
     low, step, high = shape.low, shape.step, np.float32(shape.top)
     for i in range(costs.shape[0]):
@@ -104,7 +104,7 @@ def _lowest(costs):
 
 
 @kernel
-def _signs_of(w):
+def signs_of(w):
     signs = np.uint32(0)
     for i in range(w.shape[0]):
         signs |= np.uint32(w[i] < ZERO) << np.uint32(i)
@@ -112,14 +112,14 @@ def _signs_of(w):
 
 
 @kernel
-def _is_odd(signs):
+def is_odd(signs):
     signs ^= signs >> np.uint32(4)
     signs ^= signs >> np.uint32(2)
     return ((signs ^ (signs >> np.uint32(1))) & np.uint32(1)) == np.uint32(1)
 
 
 @kernel
-def _choose(words, w, scale, signs, odd, buffers):
+def choose_word(words, w, scale, signs, odd, buffers):
     """Return the key and the signs of the best word for the weights w (dim,); `odd`: one of the signs must change."""
     m, y, a, costs = buffers
     if not odd:
@@ -177,15 +177,15 @@ def round_words(x, e, u, place, shape, words, scales, out):
                     for i in range(STEP - g * dim):
                         w[i] = x[t, start + i, lane]
                     near, far = w[:dim], w[: STEP - g * dim]
-                    own = _signs_of(near)
-                    odd = shape.even and _is_odd(signs | _signs_of(far) << np.uint32(g * dim))
+                    own = signs_of(near)
+                    odd = shape.even and is_odd(signs | signs_of(far) << np.uint32(g * dim))
                     if odd:
-                        _flip_costs(far, scale, shape, diagonal[g * dim :], costs[: STEP - g * dim])
+                        flip_costs(far, scale, shape, diagonal[g * dim :], costs[: STEP - g * dim])
                         if dim < far.shape[0]:
                             flip = _lowest(costs[: far.shape[0]])
                             own ^= np.uint32(flip < np.uint32(dim)) << flip
                             odd = False
-                    key, own = _choose(words, near, scale, own, odd, (m[g], y, a, costs[:dim]))
+                    key, own = choose_word(words, near, scale, own, odd, (m[g], y, a, costs[:dim]))
                     word = key & np.int32(words.shape[1] - 1)
                     index[t, (at + g * dim) // dim, lane] = word
                     signs |= own << np.uint32(g * dim)

@@ -44,7 +44,8 @@ def subtract(x, e, u, panel, first, last, begin, end):
 def spread_errors(x, e, u, panel, last, begin, end):
     """Take the errors of the columns from `panel` to `panel` + `last` off the columns `begin` to `end`."""
     for t in range(x.shape[0]):
-        subtract(x[t], e[t], u, panel, 0, last, begin, end)
+        for first in range(0, last, PANEL):  # what stays in the cache while all columns take it
+            subtract(x[t], e[t], u, panel, first, min(first + PANEL, last), begin, end)
 
 
 @kernel

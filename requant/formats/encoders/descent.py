@@ -126,7 +126,7 @@ def _apply_better(x, at, first, changes, total):
 
 
 @kernel
-def _sum_products(directions, r, h, first, room, sums):
+def sum_products(directions, r, h, first, room, sums):
     """Compute the sums a'Ha, a'Hb, b'Hb, a'r and b'r of the directions a and b (width, LANES) of a block's values."""
     a, b = directions[0], directions[1]
     width = a.shape[0]
@@ -146,8 +146,8 @@ def _sum_products(directions, r, h, first, room, sums):
 
 
 @kernel
-def _solve(d, dmin, sums, signed, fall):
-    """Solve d and dmin (LANES,) for the sums of _sum_products; fall: by how much the error then falls."""
+def solve_factors(d, dmin, sums, signed, fall):
+    """Solve d and dmin (LANES,) for the sums of sum_products; fall: by how much the error then falls."""
     for j in range(LANES):
         aa, ab, bb, ra, rb = sums[0, j], sums[1, j], sums[2, j], sums[3, j], sums[4, j]
         det = aa * bb - ab * ab
@@ -169,7 +169,7 @@ def _solve(d, dmin, sums, signed, fall):
 
 @kernel
 def _refit_block(x, t, r, h, block, table, signed, buffers):
-    """Solve d and dmin of a block anew for its codes, integer scales and minima; buffers as in _apply_better, and room."""
+    """Solve d and dmin of a block anew for its codes, integer scales and minima; buffers hold the changes."""
     changes, directions, room, sums = buffers
     codes, values, e, fall = changes
     width = directions.shape[1]
@@ -180,8 +180,8 @@ def _refit_block(x, t, r, h, block, table, signed, buffers):
             codes[i, j] = x.codes[t, first + i, j]
             directions[0, i, j] = x.scales[t, s, j] * table[codes[i, j]]
             directions[1, i, j] = -x.mins[t, s, j]
-    _sum_products(directions, r, h, first, room, sums)
-    _solve(x.d[t, block], x.dmin[t, block], sums, signed, fall)
+    sum_products(directions, r, h, first, room, sums)
+    solve_factors(x.d[t, block], x.dmin[t, block], sums, signed, fall)
     for i in range(width):
         s = (first + i) // sub
         for j in range(LANES):
@@ -198,15 +198,12 @@ def polish_codes(x, r, h, levels, table, sweeps):
     """
     n = x.v.shape[1]
     width, sub = n // x.d.shape[1], n // x.scales.shape[1]
-    floats, room = np.zeros((2, PANEL, LANES), np.float32), np.zeros((n, LANES), np.float32)
-    total, e, values = np.zeros((PANEL, LANES), np.float32), floats[0], floats[1]
-    codes, fall, factors = (
-        np.zeros((PANEL, LANES), np.uint8),
-        np.zeros(LANES, np.float32),
-        np.zeros((3, LANES), np.float32),
-    )
+    floats, room = np.zeros((3, PANEL, LANES), np.float32), np.zeros((n, LANES), np.float32)
+    total, e, values = floats[0], floats[1], floats[2]
+    codes, factors = np.zeros((PANEL, LANES), np.uint8), np.zeros((3, LANES), np.float32)
     directions, sums = np.zeros((2, width, LANES), np.float32), np.zeros((5, LANES), np.float32)
-    best, best_scale, best_least = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
+    lanes = np.zeros((4, LANES), np.float32)
+    fall, best, best_scale, best_least = lanes[0], lanes[1], lanes[2], lanes[3]
     for t in range(x.v.shape[0]):
         row = x.v[t], x.codes[t]
         for panel_turn in range(sweeps * ((n + PANEL - 1) // PANEL)):

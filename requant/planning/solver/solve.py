@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 TIME_LIMIT = 60.0  # seconds
 REL_GAP = 1e-6  # at which the search may end, of the value above every item's least
 _CONFLICT_SECONDS, _CONFLICT_GAP = 3.0, 1e-3  # for the figure at which each limit could be met
+_ROUNDING = 1e-12  # of the sums that a gap compares
 _BARE = 1024  # bytes; below, the user probably forgot the unit
 
 
@@ -77,7 +78,8 @@ def solve_or_explain(
     fixed = constraints.fixed_cost
     picked = _break_ties(items, picked)
     value = math.fsum(o.value for o in picked) + fixed
-    gap = max(0.0, (value - bound - fixed) / value) if value > 0 else 0.0
+    gap = (value - bound - fixed) / value if value > 0 else 0.0
+    gap = gap if gap > _ROUNDING else 0.0
     return Solution(_build_plan(problem, picked, gap, how), value, bound + fixed, prices)
 
 

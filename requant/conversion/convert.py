@@ -93,8 +93,7 @@ def convert(
         found |= {made.name: made for made in write_scales(source, output, jobs, prepared.scaled)}
         tensors = tuple(found[t.name] for layout in output.layouts for t in layout.tensors)
         layouts = fill_in_digests(output.layouts, [t.sha256 for t in tensors])
-        made = _conversion(output.paths[0], layouts, plan, imatrix, tensors)
-        made = _add_text(made, options.compensation)
+        made = _add_text(_conversion(output.paths[0], layouts, plan, imatrix, tensors), options.compensation)
         source.check_unchanged()
         if not output.is_published:
             output.seal(layouts)

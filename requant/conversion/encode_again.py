@@ -69,7 +69,8 @@ class Encodings:
         if self.unknown:
             yield f"not encoded again: {self.unknown} encoded tensors of types that requant does not write"
         if self.compensated:
-            yield f"not encoded again: {self.compensated} compensated tensors; the same `requant convert` makes them again"
+            what = f"not encoded again: {self.compensated} compensated tensors"
+            yield f"{what}; the same `requant convert` makes them again"
         if self.other_kernels:
             yield self.other_kernels
 

@@ -13,6 +13,7 @@ import pytest
 from commands import IMATRIX, TINY, assert_failed, names, run, start
 from conversions import half, small_model
 from gguf_files import File, split_pairs, write_files
+from model.forward.architectures import MAKERS
 
 from requant.cli.batch_options import read_jobs
 
@@ -120,6 +121,20 @@ def test_a_batch_makes_the_bytes_of_single_conversions_from_one_scoring(capsys, 
     assert [row["size"] for row in again["jobs"]] == [row["size"] for row in found["jobs"]]
     assert before == [p.stat().st_mtime_ns for p in outputs]
     assert json.loads((tmp_path / "jobs.toml.requant" / "summary.json").read_text()) == again
+
+
+def test_a_batch_compensates_as_single_conversions_do(capsys, tmp_path):
+    model = MAKERS["granite"](1).write(tmp_path / "model.gguf")
+    how = {"compensate": "fast", "windows": 1, "window": 32}
+    job = {"source": model, "output": "out/{stem}.gguf", "budgets": [{"type": "q4_0"}]}
+    jobs = write_jobs(tmp_path, [job], **how)
+    found, _ = batch(jobs)
+    assert statuses(found) == ["done"]
+    alone = tmp_path / "alone.gguf"
+    ran = run(capsys, "convert", model, alone, "--type", "q4_0", "--compensate", "--windows", 1, "--window", 32)
+    assert ran.code == 0, ran
+    assert Path(found["jobs"][0]["output"]).read_bytes() == alone.read_bytes()
+    assert statuses(batch(jobs)[0]) == ["skipped"]
 
 
 def test_a_batch_copies_what_fits_as_it_is_without_scoring(capsys, tmp_path):

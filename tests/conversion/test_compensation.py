@@ -251,3 +251,14 @@ def test_activations_that_are_not_finite_stop_it_with_the_layer_named(tmp_path):
         pytest.raises(NumericFault, match="layer 1 are not finite"),
     ):
         text_for(source, random_tokens(4, 16))
+
+
+@pytest.mark.parametrize("type_name", ["NVFP4", "MXFP4", "IQ4_NL", "Q5_1"])
+def test_types_with_scales_of_their_own_read_back_as_they_were_measured(tmp_path, type_name):
+    out = tmp_path / "out.gguf"
+    with open_source(MAKERS["olmoe"](1).write(tmp_path / "source.gguf")) as source:
+        text = text_for(source, random_tokens(8, 48))
+        made = convert(source, quantized(source, type_name, "Q4_0"), out, compensation=text)
+        assert verify(out, source=source).ok
+    shares = [t.compensation.share for t in made.tensors if t.is_compensated and t.type == type_name]
+    assert np.mean(shares) < 1

@@ -96,6 +96,7 @@ PARTS = {  # dataclasses inside of others
     ],
     "requant.conversion.record.Conversion": [
         "requant.conversion.record.Converted",
+        "requant.conversion.record.Compensation",
         "requant.conversion.record.Anomalies",
         "requant.conversion.record.SourceDigest",
     ],

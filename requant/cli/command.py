@@ -50,11 +50,11 @@ class WordChoice(click.Choice):  # type: ignore[type-arg,unused-ignore]  # gener
 
 
 class OptionalValue(click.Option):
-    """An option whose value, behind an equals sign, may be left out; then it is `bare`."""
+    """An option whose value, one of `values`, may be left out; then it is the first of them."""
 
-    def __init__(self, *args: Any, bare: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.bare = bare
+    def __init__(self, *args: Any, values: tuple[str, ...], **kwargs: Any) -> None:
+        super().__init__(*args, type=WordChoice(values), **kwargs)
+        self.values, self.bare = values, values[0]
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Return the option and its help, with the value in brackets."""
@@ -128,10 +128,18 @@ class Command(click.Command):
 
 
 def _add_values(args: list[str], named: Mapping[str, click.Option]) -> list[str]:
-    """Return the words, with the value of each option that may stand without one; it never takes the next word."""
+    """Return the words, with the value of each option that may stand without one.
+
+    It takes the next word only where that is one of its values: others are files.
+    """
     end = args.index("--") if "--" in args else len(args)
-    found = ((word, named.get(word)) for word in args[:end])
-    words = [f"{word}={o.bare}" if isinstance(o, OptionalValue) else word for word, o in found]
+    words, left = list[str](), args[:end]
+    while left:
+        word = left.pop(0)
+        option = named.get(word)
+        if isinstance(option, OptionalValue):
+            word = f"{word}={left.pop(0) if left and left[0] in option.values else option.bare}"
+        words.append(word)
     return words + args[end:]
 
 

@@ -137,8 +137,7 @@ compensate = _together(
     click.option(
         "--compensate",
         cls=OptionalValue,
-        bare=COMPENSATIONS[0],
-        type=WordChoice(COMPENSATIONS),
+        values=COMPENSATIONS,
         metavar="HOW",
         help="Run the model, and round every weight to make up for the errors of those before it: fast, or best.",
     ),

@@ -53,6 +53,8 @@ DECIDING = {
     "nonfinite": (TYPE, None, "keep-type"),
     "no_imatrix": (TYPE, None, True),
     "effort": (TYPE, None, "fast"),
+    "compensate": (TYPE, None, "fast"),
+    "no_compensate": (TYPE, None, True),
     "allow_requantize": (TYPE, None, True),
     "keep": (TYPE, None, True),
     "max_size": (TYPE, None, "5MB"),

@@ -42,10 +42,13 @@ def test_what_cannot_be_is_refused_with_the_reason(capsys, tmp_path, words, said
     assert not list(tmp_path.iterdir())
 
 
-def test_the_option_stands_anywhere_and_takes_no_word(capsys, model, tmp_path):
-    ran = run(capsys, "convert", "--compensate", model, "--dry-run", tmp_path / "out.gguf", "--type", "q4_0")
+@pytest.mark.parametrize(
+    ("words", "how"), [(["--compensate"], "fast"), (["--compensate", "best"], "best"), (["--compensate=best"], "best")]
+)
+def test_the_option_stands_anywhere_and_takes_no_file(capsys, model, tmp_path, words, how):
+    ran = run(capsys, "convert", *words, model, "--dry-run", tmp_path / "out.gguf", "--type", "q4_0")
     assert ran.code == 0, ran
-    assert "compensated (fast); the loss is that of plain rounding" in ran.out
+    assert f"compensated ({how}); the loss is that of plain rounding" in ran.out
 
 
 def test_the_record_says_what_was_compensated_and_on_which_tokens(convert, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from commands import TINY, assert_failed, run, spawn
 from conversions import small_model
 
+from requant.cli.command import OptionalValue
 from requant.cli.foreign_options import UNRELATED
 from requant.cli.main import COMMANDS, find_command
 
@@ -192,7 +193,8 @@ def test_every_option_of_one_value_is_refused_with_two(capsys):
     for name in COMMANDS:
         for param in find_command(name).params:
             if isinstance(param, click.Option) and not param.is_flag and not param.multiple:
-                ran = run(capsys, name, TINY, TINY, param.opts[-1], "a", f"{param.opts[0]}=b")
+                first = [f"{param.opts[-1]}=a"] if isinstance(param, OptionalValue) else [param.opts[-1], "a"]
+                ran = run(capsys, name, TINY, TINY, *first, f"{param.opts[0]}=b")
                 flag = f"{param.opts[0]} is given twice, as a and as b"
                 assert_failed(ran, 2, flag)
 

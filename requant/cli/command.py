@@ -52,8 +52,8 @@ class WordChoice(click.Choice):  # type: ignore[type-arg,unused-ignore]  # gener
 class OptionalValue(click.Option):
     """An option whose value, one of `values`, may be left out; then it is the first of them."""
 
-    def __init__(self, *args: Any, values: tuple[str, ...], **kwargs: Any) -> None:
-        super().__init__(*args, type=WordChoice(values), **kwargs)
+    def __init__(self, names: list[str], *, values: tuple[str, ...], **kwargs: Any) -> None:
+        super().__init__(names, **({"type": WordChoice(values)} | kwargs))
         self.values, self.bare = values, values[0]
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:

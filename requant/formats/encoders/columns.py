@@ -18,7 +18,7 @@ from requant.formats.jit import kernel
 
 PANEL = 256  # columns whose errors reach those beyond together
 STEP = 8  # columns whose errors are taken off together; divides every block
-STRIP = 16  # columns of u that a cache line holds
+STRIP = 64  # columns of a tile, 16 KiB, that stay in the cache while they take the errors
 
 
 @kernel

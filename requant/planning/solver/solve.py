@@ -16,7 +16,7 @@ from requant.common.units import format_budget, format_size, parse_size
 from requant.errors import InfeasibleBudget
 from requant.planning.constraints import LOSS_STEP, Constraints, Limit, name_part
 from requant.planning.plan import Choice, Plan
-from requant.planning.solver.problem import Item, Option, Problem, constrain
+from requant.planning.solver.problem import Item, Option, Problem, constrain, output_name
 from requant.scoring.losses import ALREADY_QUANTIZED, loss_unit
 
 if TYPE_CHECKING:
@@ -142,16 +142,11 @@ def _round_up(n_bytes: int) -> str:
 
 def _suggest_remedy(problem: Problem) -> str:
     """The other options to loosen, as the end of a message."""
-    constraints = problem.constraints
-    given = (
-        ("--tensor-type", constraints.pins),
-        ("--min-type", constraints.floors),
-        ("--types", constraints.types),
-        ("--output-tensor-type", constraints.output_type),
-        ("--token-embedding-type", constraints.embedding_type),
-    )
-    options = [option for option, value in given if value]
+    constraints, options = problem.constraints, problem.constraints.given_rules
     loosen = f" or loosen {', '.join(options)}" if options else ", or allow smaller types with --types"
+    if problem.withheld:
+        output = output_name(problem.losses)
+        loosen += f", or name {', '.join(problem.withheld)} in --types: without gradients {output} gets it only by name"
     copied = sum(t.reason == ALREADY_QUANTIZED for t in problem.losses.tensors)
     if copied:
         loosen += f", or give --allow-requantize to quantize again the {copied} tensors that are already below Q8_0"

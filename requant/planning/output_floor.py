@@ -17,7 +17,7 @@ from requant.errors import InfeasibleBudget
 from requant.formats import format_of
 from requant.model.mixtures import default_type, mixture_names
 from requant.model.roles import is_below
-from requant.planning.solver.problem import Problem, constrain, output_name
+from requant.planning.solver.problem import Problem, constrain
 from requant.planning.solver.solve import REL_GAP, TIME_LIMIT, Solution, solve_or_explain
 from requant.scoring.losses import GRADIENT_FREE, Candidate, Losses, TensorLosses
 
@@ -86,7 +86,7 @@ def _lacks_floor(found: Solution, losses: Losses, constraints: Constraints) -> b
         return False
     if any(not step.holds(constraints) and step.mixture_costs(losses, constraints) for step in steps):
         return True
-    chosen = next(c for c in found.plan.choices if c.name == output_name(losses))
+    chosen = next(c for c in found.plan.choices if c.name == losses.output_name)
     return not constraints.types and not chosen.copied and is_below(chosen.type, _LEAST_WITHOUT_NOTE)
 
 
@@ -150,7 +150,7 @@ class _Step:
 
 def _steps(losses: Losses, constraints: Constraints) -> Iterator[_Step]:
     """Yield the floors from that of the largest mixture to that of the smallest."""
-    last = output_name(losses)
+    last = losses.output_name
     index = next((i for i, t in enumerate(losses.tensors) if t.name == last and t.reason is None), None)
     bounded = losses.method in GRADIENT_FREE and any(limit.unit == "bytes" for limit in constraints.limits)
     if not bounded or index is None or _is_pinned(last, constraints):

@@ -122,6 +122,12 @@ class Losses:
     # the importance as an Imatrix, or the Path of the file that these losses were read from
     importance: Any = field(default=None, repr=False, compare=False, metadata=IN_MEMORY)
 
+    @property
+    def output_name(self) -> str:
+        """The name of the output matrix: `output.weight`, or that of the embedding where it is tied."""
+        untied = any(t.name == "output.weight" for t in self.tensors)
+        return "output.weight" if untied else "token_embd.weight"
+
     def _repr_html_(self) -> str:
         return html(self)
 

@@ -9,7 +9,6 @@ from fractions import Fraction
 
 from requant.errors import InfeasibleBudget, UsageError, brief
 from requant.formats import format_of
-from requant.model.roles import is_tied
 from requant.planning.constraints import Constraints, Rule, Use
 from requant.planning.rule_matches import deciding_floors, deciding_pins, match_tensors
 from requant.scoring.losses import GRADIENT_FREE, Candidate, Losses, TensorLosses
@@ -50,11 +49,6 @@ class Problem:
         return sum(min(option.costs[limit] for option in item.options) for item in self.items)
 
 
-def output_name(losses: Losses) -> str:
-    """Return the name of the output matrix: `output.weight`, or that of the embedding where it is tied."""
-    return "token_embd.weight" if is_tied({t.name for t in losses.tensors}) else "output.weight"
-
-
 def constrain(losses: Losses, constraints: Constraints) -> Problem:
     """Build the problem from the candidates that the constraints allow.
 
@@ -82,7 +76,7 @@ class _ProblemBuilder:
 
     def __init__(self, losses: Losses, constraints: Constraints) -> None:
         self.losses, self.constraints, self.notes = losses, constraints, list[str]()
-        self.guarded = output_name(losses) if losses.method in GRADIENT_FREE else None
+        self.guarded = losses.output_name if losses.method in GRADIENT_FREE else None
 
     def build(self) -> Problem:
         allowed = self.allowed_candidates()

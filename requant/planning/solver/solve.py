@@ -16,7 +16,7 @@ from requant.common.units import format_budget, format_size, parse_size
 from requant.errors import InfeasibleBudget
 from requant.planning.constraints import LOSS_STEP, Constraints, Limit, name_part
 from requant.planning.plan import Choice, Plan
-from requant.planning.solver.problem import Item, Option, Problem, constrain, output_name
+from requant.planning.solver.problem import Item, Option, Problem, constrain
 from requant.scoring.losses import ALREADY_QUANTIZED, loss_unit
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _suggest_remedy(problem: Problem) -> str:
     constraints, options = problem.constraints, problem.constraints.given_rules
     loosen = f" or loosen {', '.join(options)}" if options else ""
     if problem.withheld:
-        output, types = output_name(problem.losses), ", ".join(problem.withheld)
+        output, types = problem.losses.output_name, ", ".join(problem.withheld)
         loosen += f", or name {types} in --types: without gradients {output} gets it only by name"
     elif not options:
         loosen = ", or allow smaller types with --types"

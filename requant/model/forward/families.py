@@ -163,7 +163,8 @@ _COHERE = Family(
 )
 _ROUTED = "dense, experts+selection?+shared"  # leading layers are dense
 _CHOSEN = "dense, experts+selection+shared"
-_PLAIN_ROUTED = "dense, plain experts+selection?+shared?"
+# without the shared expert, the graphs of glm4moe, hy_v3, step35 and kimi-linear add silu of the input: it is needed
+_PLAIN_ROUTED = "dense, plain experts+selection?+shared"
 _MLA = Family("latent", _ROUTED, keys=_ROUTER, halves=False, latent=True, routing=_MUST_SAY)
 _DEEPSEEK2 = replace(
     _MLA, keys=f"{_ROUTER} {_TEMPERATURE} attention.temperature_length {_YARN}", routing=_NOT_NORMALIZED
@@ -242,13 +243,13 @@ FAMILIES: Mapping[str, Family] = {
         routing=Routing("chosen", normalized=False),
     ),
     "glm4moe": Family(
-        *("attention+q norm?+k norm?", f"{_CHOSEN}?", _AFTER),
+        *("attention+q norm?+k norm?", _CHOSEN, _AFTER),
         keys=f"{_ROUTER} {_SECTIONS}",
         sections="blocks",
         routing=_SIGMOID,
     ),
     "hy_v3": Family("attention+qk norm", _PLAIN_ROUTED, keys=_ROUTER, routing=_SIGMOID),
-    "ernie4_5-moe": Family("attention", _PLAIN_ROUTED, halves=False),
+    "ernie4_5-moe": Family("attention", f"{_PLAIN_ROUTED}?", halves=False),
     **dict.fromkeys(
         ("dots1", "bailingmoe2"),
         Family("attention+qk norm", _ROUTED, outside="output.weight", keys=_ROUTER, routing=_MUST_SAY),
@@ -334,7 +335,7 @@ FAMILIES: Mapping[str, Family] = {
         routing=_SIGMOID,
     ),
     "kimi-linear": Family(
-        *("latent, kda+low rank", f"{_CHOSEN}?"),
+        *("latent, kda+low rank", _CHOSEN),
         outside="output.weight",
         keys="expert_weights_scale expert_gating_func",
         unrotated="all",

@@ -178,7 +178,7 @@ def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
     return Rope(
         n_dims=n_dims,
         halves=family.halves or (sections[0] > 0 and sections[1] > 0),
-        base=base * alpha ** (hp.key_length / (hp.key_length - 2)) if alpha > 0 else base,
+        base=base * alpha ** (hp.key_length / max(1, hp.key_length - 2)) if alpha > 0 else base,
         scale=1.0 if kind == "none" else 1 / factor,
         yarn=kind == "yarn",
         n_ctx_orig=keys.count("rope.scaling.original_context_length", hp.context_length, low=1),

@@ -48,31 +48,30 @@ class Family:
     """A row of the table: what the layers of an architecture may have, and what their tensors and keys do not tell.
 
     mixers, feeds: of which a layer has one each, or with `single` one of either: parts joined by +, separated by
-    commas. norms: of every layer. also: parts that a layer may have beside. outside: tensors
-    outside the layers that are needed, too.
-
-    keys: those keys that llama.cpp reads for the architecture and uses, among those that it reads for some only; a key
-    that any row names is not read for the others.
+    commas. norms: of every layer. also: parts that a layer may have beside. outside: tensors outside the layers that
+    are needed, too. keys: those keys that llama.cpp reads for the architecture and uses, among those that it reads for
+    some only; a key that any row names is not read for the others.
 
     halves: which dimensions rotate together (rope.py). sections: the order of the sections of M-RoPE, which rotates
     halves: `blocks` or `interleaved`. factors: tensors that divide the frequencies of the rotation; idle_factors: such
-    tensors that llama.cpp loads and does not use. scaled_embedding: rows are multiplied by the root of their
-    length; normed_embedding: they are divided by their root mean square. large: number of layers at which attention is
-    scaled by n_embd / n_head instead of the head's size.
+    tensors that llama.cpp loads and does not use. scaled_embedding: rows are multiplied by the root of their length;
+    normed_embedding: they are divided by their root mean square. large: number of layers at which attention is scaled
+    by n_embd / n_head instead of the head's size.
 
-    window_rope: the rotation in layers with a window: `own` has base 10000 where no key has it and no scaling, `plain`
-    the base of the others and no scaling, `same` both of the others. unrotated: layers without rotation: those
-    without a window where others have one (`full`), every `fourth`, `all`, all where the key rope.scaling.finetuned is
-    false (`keyed`), or none. half_rotated: half of the dimensions that the key names rotate in layers without a window.
+    window_rope: the rotation in layers with a window: `own` has base 10000 where no key has it, `unscaled` the base of
+    the others, both with the length of the others and no other scaling; `plain` their base alone, `same` all of theirs.
+    unrotated: layers without rotation: those without a window where others have one (`full`), every `fourth`, `all`,
+    all where the key rope.scaling.finetuned is false (`keyed`), or none. half_rotated: half of the dimensions that the
+    key names rotate in layers without a window.
 
     gate: how attention's output is gated: by half of each query head (`query`), or by the matrix attn_gate through this
     activation. late_qk_norm: queries and keys are normalised after the rotation. value_norm: values are normalised.
     unit_attention: scores are not scaled. interleaved_heads: value heads that share a key head are neighbours. latent:
     scaled as in DeepSeek 2.
 
-    parallel: attention and feed-forward part read the same norm. layer_norm: norms subtract the mean, `always` or
-    where the file has no key of the other kind (`keyed`). late_eps: the epsilon of norms behind blocks, 0 for that of
-    the others. averaged_shared: experts and shared expert count half each. multiplied_logits: the key logit_scale
+    parallel: attention and feed-forward part read the same norm. layer_norm: norms subtract the mean, `always` or where
+    the file has no key of the other kind (`keyed`). late_eps: the epsilon of norms behind blocks, 0 for that of the
+    others. averaged_shared: experts and shared expert count half each. multiplied_logits: the key logit_scale
     multiplies instead of dividing. attention_cap, logit_cap: without the key, 0 for none.
     """
 
@@ -293,7 +292,7 @@ FAMILIES: Mapping[str, Family] = {
         normed_embedding=True,
         gate="sigmoid",
         unrotated="full",
-        window_rope="plain",
+        window_rope="unscaled",
         late_eps=1e-8,
         multiplied_logits=True,
         logit_cap=30.0,

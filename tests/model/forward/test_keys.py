@@ -69,7 +69,7 @@ USUAL = [
     *(("sections", name) for name in ("glm4", "bailingmoe3", "glm4moe", "paddleocr", "ernie4_5")),
     *(("a fourth section", name) for name in ("glm4", "qwen35", "qwen3vl")),
     *(("softmax", name) for name in ("qwen3vlmoe", "dots1", "minimax-m2")),
-    *(("linear", name) for name in ("deepseek2", "kimi-linear", "afmoe")),
+    *(("linear", name) for name in ("deepseek2", "kimi-linear", "afmoe", "muse-glimmer")),
     *(("no cap", name) for name in ("gemma4", "muse-glimmer")),
     *(("a window", name) for name in ("lfm2", "ernie4_5")),
     ("other epsilon", "cohere2"),

@@ -106,6 +106,10 @@ def read_architecture(source: Source) -> Architecture:
     if hp.windows is not None:
         windows = tuple(hp.windows.size if own else 0 for own in hp.windows.layers)
     rope = _rope(keys, hp, family)
+    rope_swa = _rope_swa(keys, family, rope, hp)
+    if not family.own_dimensions:
+        n_dims = (rope_swa if windows[0] else rope).n_dims
+        rope, rope_swa = replace(rope, n_dims=n_dims), replace(rope_swa, n_dims=n_dims)
     logit_scale = keys.number("logit_scale", 0.0) or 1.0
     rms, mean = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
     layer_norm = family.layer_norm == "always" or (family.layer_norm == "keyed" and keys.get(rms) is None)
@@ -116,7 +120,7 @@ def read_architecture(source: Source) -> Architecture:
         eps=keys.number(eps, keys.number(other, 0.0) or None),
         layer_norm=layer_norm,
         rope=rope,
-        rope_swa=_rope_swa(keys, family, rope, hp),
+        rope_swa=rope_swa,
         rotates=_rotates(keys, family, windows),
         windows=windows,
         attention_scale=_attention_scale(keys, family, hp, rope),
@@ -253,7 +257,7 @@ def _attention_scale(keys: ArchitectureKeys, family: Family, hp: Hyperparameters
         return 1.0
     if family.large and family.large == hp.n_layers:
         return 1 / math.sqrt(hp.n_embd // hp.n_head[0])
-    if hp.latent is not None:
+    if hp.latent is not None and "latent" in family.mixers:
         length = 1.0
         if family.latent:
             growth = -0.1 * math.log(rope.scale)

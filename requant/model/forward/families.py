@@ -61,8 +61,9 @@ class Family:
     window_rope: the rotation in layers with a window: `own` has base 10000 where no key has it, `unscaled` the base of
     the others, both with the length of the others and no other scaling; `plain` their base alone, `same` all of theirs.
     unrotated: layers without rotation: those without a window where others have one (`full`), every `fourth`, `all`,
-    all where the key rope.scaling.finetuned is false (`keyed`), or none. half_rotated: half of the dimensions that the
-    key names rotate in layers without a window.
+    all where the key rope.scaling.finetuned is false (`keyed`), or none. own_dimensions: layers with a window rotate as
+    many dimensions as a key of theirs says; else all rotate as many as the first. half_rotated: half of the dimensions
+    that the key names rotate in layers without a window.
 
     gate: how attention's output is gated: by half of each query head (`query`), or by the matrix attn_gate through this
     activation. late_qk_norm: queries and keys are normalised after the rotation. value_norm: values are normalised.
@@ -92,6 +93,7 @@ class Family:
     large: int = 0
     window_rope: str = "own"
     unrotated: str = ""
+    own_dimensions: bool = False
     half_rotated: bool = False
     gate: str = ""
     late_qk_norm: bool = False
@@ -222,7 +224,8 @@ FAMILIES: Mapping[str, Family] = {
         norms=_SANDWICH,
         also="side embedding, scale",
         outside="rope_freqs.weight",
-        keys=f"{_WINDOW_BASE} rope.dimension_count_swa {_LOGIT_CAP} attention.shared_kv_layers",
+        keys=f"{_WINDOW_BASE} {_LOGIT_CAP} attention.shared_kv_layers",
+        own_dimensions=True,
         factors="rope_freqs",
         unit_attention=True,
         value_norm=True,
@@ -299,7 +302,8 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "laguna": Family(
         *("attention+qk norm+gate", _CHOSEN),
-        keys=f"{_ROUTER} {_WINDOW_BASE} rope.dimension_count_swa",
+        keys=f"{_ROUTER} {_WINDOW_BASE}",
+        own_dimensions=True,
         gate="softplus",
         window_rope="plain",
         routing=_SIGMOID,
@@ -316,7 +320,8 @@ FAMILIES: Mapping[str, Family] = {
     "step35": Family(
         *("attention+q norm?+k norm?+gate?", _PLAIN_ROUTED),
         outside="output.weight",
-        keys=f"{_ROUTER} {_WINDOW_BASE} rope.dimension_count_swa {_CLAMPS}",
+        keys=f"{_ROUTER} {_WINDOW_BASE} {_CLAMPS}",
+        own_dimensions=True,
         factors=f"rope_freqs {_LONG}",
         gate="sigmoid",
         half_rotated=True,

@@ -62,6 +62,8 @@ EACH = {
     "the old name": {"rope.scaling.type": None, "rope.scaling.factor": None, "rope.scale_linear": 4.0},
     "no scaling": LINEAR | {"rope.scaling.type": "none"},
     "no base": {"rope.freq_base": None},
+    "dimensions in windows": {"rope.dimension_count_swa": 8},
+    "a latent": {"attention.kv_lora_rank": 32},
 }
 USUAL = [
     *(("every scalar", name) for name in ("ernie4_5", "qwen3next", "granite", "mistral3", "step35", "deepseek2")),

@@ -83,6 +83,16 @@ class Session:
         return find_run_obstacle(self.source) is None
 
     @property
+    def method_to_come(self) -> str:
+        """Return the method by which losses would be measured where it is one without gradients, else an empty name."""
+        from requant.scoring.fisher import find_run_obstacle
+
+        quick, by_statistics = self.calibration.quick, self.calibration.statistics is not None
+        if not quick and (by_statistics or find_run_obstacle(self.source) is None):
+            return ""
+        return "dfix" if self.imatrix is None else "cfix"
+
+    @property
     def needs_scoring(self) -> bool:
         """Return whether a plan needs losses that are not given; scoring may take hours."""
         return isinstance(self.plan_from, FromBudget) and self.losses is None
@@ -109,8 +119,8 @@ class Session:
             remedy = f"{'leave --quick out' if quick and self.losses is None else 'score again without --quick'}, or "
         if self.losses is not None:
             check_loss_unit(self.request, self.losses.method, remedy)
-        elif quick or (obstacle is not None and self.calibration.statistics is None):
-            check_loss_unit(self.request, "dfix" if self.imatrix is None else "cfix", remedy)
+        elif self.method_to_come:
+            check_loss_unit(self.request, self.method_to_come, remedy)
 
     def check_importance(self) -> None:
         """Raise BadInput where the imatrix that the plan or the losses point to is missing, before all encoding."""
@@ -269,6 +279,7 @@ class Session:
             imatrix=self.imatrix,
             allow_requantize=self.options.allow_requantize,
             has_importance=weigh,
+            method=self.method_to_come,
         )
         whole = self.losses_without_scoring()
         return self.score(self.types, weigh=weigh) if whole is None else ScoringResult(whole)

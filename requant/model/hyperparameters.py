@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from requant.container.metadata import Metadata
     from requant.container.source import SourceTensor
 
+_SECOND_EMBEDDING = frozenset(["gemma3n", "gemma4", "gemma4-assistant", "qwen4exp"])
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS in llama-hparams.h
 
 
@@ -38,17 +39,13 @@ class Latent:
 
 @dataclass(frozen=True, slots=True)
 class Recurrence:
-    """The sizes of a recurrent mixer: of its state, groups of keys, heads, the inner stream, and a convolution.
-
-    least_decay: the bound of the logarithm of a decay that is sigmoid, 0 for an unbounded one.
-    """
+    """The sizes of a recurrent mixer: of its state, groups of keys, heads, the inner stream, and a convolution."""
 
     n_state: int
     n_groups: int
     n_heads: int
     n_inner: int
     n_taps: int
-    least_decay: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +139,7 @@ def read_hyperparameters(metadata: Metadata, tensors: Iterable[SourceTensor] = (
         n_ff_shared=_n_ff_shared(keys, n_ff_expert),
         n_draft_vocab=next((t.shape[0] for t in tensors if t.name == "d2t"), 0),
         n_rotated=keys.count("rope.dimension_count", key_length),
-        n_side=keys.count("embedding_length_per_layer_input", 0),
+        n_side=keys.count("embedding_length_per_layer_input", 0) if arch in _SECOND_EMBEDDING else 0,
         latent=_latent(keys),
         recurrence=_recurrence(keys),
         caches=caches_of(
@@ -167,7 +164,6 @@ def _recurrence(keys: ArchitectureKeys) -> Recurrence:
         n_heads=keys.largest("ssm.time_step_rank", 0),
         n_inner=keys.largest("ssm.inner_size", 0),
         n_taps=keys.largest("ssm.conv_kernel", 0) or keys.largest("shortconv.l_cache", 0),
-        least_decay=keys.number("kda.gate_lower_bound", 0.0),
     )
 
 

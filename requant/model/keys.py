@@ -17,18 +17,22 @@ _STILL_WORK = "inspect, verify and diff still read the file"
 
 @dataclass(frozen=True, slots=True)
 class ArchitectureKeys:
-    """The keys of one architecture; methods take a key without `<architecture>.` and raise BadInput."""
+    """The keys of one architecture; methods take a key without `<architecture>.` and raise BadInput.
+
+    ignored: keys that count as absent, since the architecture does not read them.
+    """
 
     metadata: Metadata
     arch: str
+    ignored: frozenset[str] = frozenset()
 
     def get(self, key: str) -> Any:
         """Return the value as it is, None where the key is absent."""
-        return self.metadata.get(f"{self.arch}.{key}")
+        return None if key in self.ignored else self.metadata.get(f"{self.arch}.{key}")
 
     def array_length(self, key: str) -> int | None:
         """Return the number of items, None where the value is no array."""
-        return self.metadata.array_length(f"{self.arch}.{key}")
+        return None if key in self.ignored else self.metadata.array_length(f"{self.arch}.{key}")
 
     def error(
         self, key: str, what: str, *, got: object = None, limit: object = None, hint: str | None = _STILL_WORK
@@ -38,7 +42,7 @@ class ArchitectureKeys:
 
     def number(self, key: str, default: float | None = None) -> float:
         """Return a finite number; `default` where the key is absent, an error without one."""
-        value = self.metadata.get_float(f"{self.arch}.{key}", default)
+        value = default if key in self.ignored else self.metadata.get_float(f"{self.arch}.{key}", default)
         if value is None or not math.isfinite(value):
             raise self.error(key, "is missing" if value is None else "is not finite", got=value)
         return value

@@ -15,7 +15,7 @@ class _WindowRule:
 
     `default`: the window without the key; `fixed`: the window whatever the key's value, if that is above 0.
     `optional`: no key, or 0, means no window at all; else the key is required. `array`: the file must list the layers
-    with a window.
+    with a window. A `period` of 0, which no key replaces, gives one to all.
     """
 
     period: int
@@ -48,6 +48,7 @@ _RULES = {
         _WindowRule(1, array=True),
     ),
     "dflash": _WindowRule(1, optional=True, array=True),
+    "lfm2": _WindowRule(0, optional=True),
 }
 _EXAONE4 = _WindowRule(4, default=4096)  # the 32B model only, recognised by its 64 layers
 
@@ -70,6 +71,7 @@ def windows_of(
     """
     none = SlidingWindows(0, (False,) * n_layers)
     rule = _EXAONE4 if arch == "exaone4" and n_trunk == 64 else _RULES.get(arch)
+    pattern = None if rule is not None and not rule.period else pattern
     if rule is None:
         return none
     if size == 0 and (rule.optional or rule.fixed is not None):

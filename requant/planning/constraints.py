@@ -243,6 +243,17 @@ class Constraints:
         return float(use.n_bytes) if self.objective == "bytes" else use.loss + self._time_cost(use.ns)
 
     @property
+    def given_rules(self) -> list[str]:
+        """The options that were given and limit the types."""
+        given = (
+            *(rule.option for rule in (*self.pins, *self.floors)),
+            *(["--types"] if self.types else []),
+            *(["--output-tensor-type"] if self.output_type else []),
+            *(["--token-embedding-type"] if self.embedding_type else []),
+        )
+        return list(dict.fromkeys(given))
+
+    @property
     def fixed_cost(self) -> float:
         """The price of the time per token that no choice of types changes."""
         return 0.0 if self.timing is None else self._time_cost(self.timing.fixed_ns)

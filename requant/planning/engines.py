@@ -50,6 +50,12 @@ class Engine:
     slower: Mapping[str, float] = field(default_factory=dict)
     preferred: str = ""
 
+    @property
+    def runs_nowhere(self) -> frozenset[str]:
+        """Return the types that run on none of its devices."""
+        devices = ("gpu", "cpu") if self.has_gpu else ("cpu",)
+        return frozenset.intersection(*(self.cannot.get(device, frozenset()) for device in devices))
+
 
 _CARD = {"gpu": 400 * GB, "cpu": 50 * GB, "pcie": 16 * GB}
 _TERNARY = frozenset(["TQ1_0", "TQ2_0"])

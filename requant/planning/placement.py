@@ -110,7 +110,7 @@ def _refine_copies(bounds: _Bounds, k: int, known: Solution) -> Solution:
     """Return the best at `k` over all sizes of the largest tensor on the CPU below its size in `known`."""
     least, most = bounds.smallest_copy[k], known.plan.memory.get("copies", 0)
     on_cpu = {c.name for c in known.plan.choices if c.device == "cpu" and c.share > 0}
-    sizes = {c.n_bytes for name in on_cpu for c in bounds.allowed[name] if least <= c.n_bytes < most}
+    sizes = {n for name in on_cpu for n in bounds.sizes_on_cpu[name] if least <= n < most}
     best = known
     for size in sorted(sizes, reverse=True)[:_REFINED]:
         try:
@@ -129,6 +129,7 @@ def _solve_quickly(losses: Losses, constraints: Constraints) -> Solution:
 class _Bounds:
     """Constraints and a lower bound of the value at every k; the prices of every solution raise the bounds.
 
+    sizes_on_cpu: for each tensor, the bytes of the candidates that the CPU multiplies with.
     codes: (n_places + 1, n_tensors) the column of a table for the devices of each tensor. constraints: at each k, with
     the smallest copy. short: at each k, the largest part of a limit by which the smallest types are over it, 0 or less
     where they fit.
@@ -139,6 +140,9 @@ class _Bounds:
         self.tied = is_tied({t.name for t in losses.tensors})
         allowed = allowed_candidates(losses, base)
         self.allowed = {t.name: found for t, found in zip(losses.tensors, allowed, strict=True)}
+        self.sizes_on_cpu = {
+            t.name: [c.n_bytes for c in self.allowed[t.name] if base.can_run(t, c.type, "cpu")] for t in losses.tensors
+        }
         places = range(deployment.n_places + 1)
         self.codes = np.array(
             [[_CODES[deployment.devices(t, k, tied=self.tied)] for t in losses.tensors] for k in places]
@@ -156,7 +160,7 @@ class _Bounds:
         """Bytes of the largest tensor that is multiplied but must be on the CPU at `k`, in its smallest type."""
         forced = (t for t, code in zip(self.losses.tensors, self.codes[k], strict=True) if code == _CODES["cpu",])
         multiplied = (t for t in forced if self.deployment.share(t, tied=self.tied) > 0)
-        return max((min(c.n_bytes for c in self.allowed[t.name]) for t in multiplied), default=0)
+        return max((min(self.sizes_on_cpu[t.name], default=0) for t in multiplied), default=0)
 
     def _find_shortages(self) -> list[float]:
         tables: dict[str, Floats] = {}

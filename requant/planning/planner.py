@@ -10,7 +10,7 @@ from requant.container.infos import round_up
 from requant.container.metadata import read_alignment
 from requant.container.source import Source, require_model
 from requant.container.splitting import total_size
-from requant.errors import BadInput, InfeasibleBudget, UsageError, brief
+from requant.errors import BadInput, InfeasibleBudget, RequantError, UsageError, brief
 from requant.model.engine_settings import CELL_PADDING, DEFAULT_UBATCH
 from requant.model.hyperparameters import Hyperparameters, read_hyperparameters
 from requant.planning.constraints import size_limit
@@ -22,7 +22,7 @@ from requant.planning.searches import attempt, search_cache_types, search_contex
 from requant.planning.settled import SettledRequest
 from requant.planning.summaries import compare_mixtures
 from requant.planning.ubatch import BATCHES, describe_batch
-from requant.scoring.losses import UNSCORED, Losses, TensorLosses
+from requant.scoring.losses import ALREADY_QUANTIZED, UNSCORED, Losses, TensorLosses
 
 if TYPE_CHECKING:
     from requant.container.imatrix import Imatrix
@@ -153,34 +153,58 @@ def check_feasible(
     imatrix: Imatrix | None,
     allow_requantize: bool,
     has_importance: bool = False,
+    method: str = "",
 ) -> None:
     """Plan with all losses 0, so that every planning error appears before hours of scoring.
 
+    method: that of the losses, where it is known before.
     Raises what `Planner.best` raises with losses of `types`, BadInput where all that does not fit is quantized already.
     """
-    from requant.scoring.candidates import build_losses, check_requantization, survey_tensors
+    from requant.scoring.candidates import build_losses, survey_tensors
 
     def survey(*, again: bool) -> tuple[TensorLosses, ...]:
         return survey_tensors(
             source, types=types, imatrix=imatrix, has_importance=has_importance, allow_requantize=again
         )
 
-    free, tensors = survey(again=True), survey(again=allow_requantize)
+    def fault_of(tensors: tuple[TensorLosses, ...]) -> InfeasibleBudget | UsageError | None:
+        try:
+            Planner(source, build_losses(source, tensors, method), imatrix).solve(smallest)
+        except (InfeasibleBudget, UsageError) as fault:
+            return fault
+        return None
+
     types_kv = [("F16" if x == AUTO else x) for x in (request.cache_type_k, request.cache_type_v)]
     n_ctx = CELL_PADDING if request.n_ctx == MAX_CONTEXT else request.n_ctx
     smallest = replace(request, cache_type_k=types_kv[0], cache_type_v=types_kv[1], n_ctx=n_ctx)
-    try:
-        Planner(source, build_losses(source, free, ""), imatrix).solve(smallest)  # first: is the request itself wrong?
-    except InfeasibleBudget:
-        if tensors == free or all(t.reason is not None for t in tensors):
-            raise
-    if tensors == free:
+    tensors = survey(again=allow_requantize)
+    fault = fault_of(tensors)
+    if fault is None:
         return
+    if all(t.reason != ALREADY_QUANTIZED for t in tensors):
+        raise fault
+    raise _explain_copies(source, tensors, fault, fault_of(survey(again=True)))
+
+
+def _explain_copies(
+    source: Source,
+    tensors: Sequence[TensorLosses],
+    fault: InfeasibleBudget | UsageError,
+    again: InfeasibleBudget | UsageError | None,
+) -> RequantError:
+    """The error of a request that fails while tensors below Q8_0 are copied; `again`: that with --allow-requantize."""
+    from requant.scoring.candidates import check_requantization
+
+    if isinstance(fault, UsageError) or isinstance(again, UsageError):
+        return again if isinstance(again, UsageError) else fault
+    what = f"--allow-requantize alone is not enough: {again}"
     try:
-        Planner(source, build_losses(source, tensors, ""), imatrix).solve(smallest)
-    except (InfeasibleBudget, UsageError):
         check_requantization(source, tensors)
-        raise
+    except BadInput as error:
+        return error if again is None else error.with_hint(f"start from an F16, BF16 or Q8_0 file; {what}")
+    if again is None:
+        return fault
+    return InfeasibleBudget(fault.budget, fault.smallest, f"{fault}; {what}", proven=fault.proven)
 
 
 def losses_without_scoring(source: Source, request: PlanRequest) -> Losses | None:
@@ -202,6 +226,6 @@ def losses_without_scoring(source: Source, request: PlanRequest) -> Losses | Non
     losses = build_losses(source, tensors, UNSCORED, notes=(note,))
     try:
         Planner(source, losses).solve(whole)
-    except InfeasibleBudget:
+    except (InfeasibleBudget, UsageError):  # the latter: the engine does not run a type that could be converted
         return None
     return losses

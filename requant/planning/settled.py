@@ -15,6 +15,7 @@ from requant.planning.options import PREFERENCE
 from requant.planning.output_floor import smallest_with_floor, solve_with_floor
 from requant.planning.placement import best_placement
 from requant.planning.request import PlanRequest
+from requant.planning.runnable import check_runnable
 from requant.planning.solver.solve import solve
 from requant.planning.summaries import reference_type, summarize_layers
 from requant.planning.ubatch import batch_memories, largest_batch, smallest_memory, weights_room
@@ -52,7 +53,8 @@ class SettledRequest:
     ) -> SettledRequest:
         """Derive the constraints and the deployment, with the smallest batch where the batch is open.
 
-        cache_loss: of the request's cache types, a part of --max-loss. spread: False for all layers on the GPU.
+        cache_loss: of the request's cache types, a part of --max-loss. spread: False for all layers on the GPU. Raises
+        UsageError for tensors whose types the engine does not run.
         """
         losses = add_asked_types(losses, request.constraints)
         base = replace(
@@ -61,6 +63,7 @@ class SettledRequest:
             not_on_cpu=request.not_on_cpu,
             odd_rows=request.odd_rows,
         )
+        check_runnable(losses, base, request.profile)
         deployment, notes, memories = None, tuple[str, ...](), tuple[Memory, ...]()
         if request.on_devices:
             deployment, notes = Deployment.for_request(source, losses, request)

@@ -55,7 +55,8 @@ def survey_tensors(
 ) -> tuple[TensorLosses, ...]:
     """Return every tensor with its role and its candidates, or the reason why it keeps its type; all losses are 0.
 
-    Types of more bits than the tensor has are no candidates: they would waste bytes and repair nothing. has_importance:
+    Types of more bits than the tensor has are no candidates: they would waste bytes and repair nothing; unless it is
+    rounded again and its own type is none of `types`, and so perhaps none that the engine runs. has_importance:
     all tensors will have measured importance, whether an imatrix covers them or not. allow_requantize: tensors that are
     already quantized below Q8_0 have candidates, too. Raises BadInput for a file that is no model.
     """
@@ -98,12 +99,18 @@ def survey_tensors(
 def _smaller_types(
     arch: str, tensor: SourceTensor, types: Sequence[str], has_importance: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the types that suit the tensor and have fewer bits than its own, and why the others are left out."""
+    """Return the types that suit the tensor and have fewer bits than its own, and why the others are left out.
+
+    Where its own is rounded below Q8_0 and none of `types`, the engine may not run it: then all that suit are returned.
+    """
     own = tensor.format.name
     suitable, skipped = candidates(arch, tensor.name, tensor.shape, types, has_importance=has_importance)
-    wasteful = [t for t in suitable if t != own and not is_below(t, own)]
+    others = [t for t in suitable if t != own]
+    if own not in (*types, *_REQUANTIZABLE):
+        return others, skipped
+    wasteful = [t for t in others if not is_below(t, own)]
     skipped |= dict.fromkeys(wasteful, f"no fewer bits than the source's {own}")
-    return [t for t in suitable if is_below(t, own)], skipped
+    return [t for t in others if is_below(t, own)], skipped
 
 
 def add_errors(

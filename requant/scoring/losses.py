@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LOSSES_SCHEMA = "requant.losses/1"
 TOO_SMALL = "it is too small to save anything"  # the reason of a tensor that keeps its type unless a pin names another
 IN_NATS = GRADIENTS, KFAC = "fisher", "kfac"  # methods whose losses are predicted KL divergence
+GRADIENT_FREE = "cfix", "dfix"  # methods that look at one matrix at a time, and can misjudge a large one
 UNSCORED = "unscored"  # the method of losses that are 0, because every tensor can only keep its type
 # the reason of a tensor that was rounded below Q8_0 before, unless --allow-requantize is given
 ALREADY_QUANTIZED = "it is already quantized below Q8_0; --allow-requantize would round it twice"
@@ -120,6 +121,12 @@ class Losses:
     imatrix_file: str | None = field(default=None, metadata={"parse": parse_file_path})
     # the importance as an Imatrix, or the Path of the file that these losses were read from
     importance: Any = field(default=None, repr=False, compare=False, metadata=IN_MEMORY)
+
+    @property
+    def output_name(self) -> str:
+        """The name of the output matrix: `output.weight`, or that of the embedding where it is tied."""
+        untied = any(t.name == "output.weight" for t in self.tensors)
+        return "output.weight" if untied else "token_embd.weight"
 
     def _repr_html_(self) -> str:
         return html(self)

@@ -387,3 +387,31 @@ def test_no_warning_is_given_without_a_reason():
         warnings.simplefilter("error")
         with requant.open(TINY) as m:
             m.score(quick=True, types="Q8_0")
+
+
+def test_master_weights_below_q8_0_are_copied_and_count_in_every_budget(tmp_path):
+    """As gpt-oss, whose experts are released in MXFP4; the others are in 16 bits."""
+    with requant.open(TINY) as whole:
+        whole.convert(tmp_path / "made.gguf", type="F16", tensor_type={"ffn_": "MXFP4"})
+    with requant.open(tmp_path / "made.gguf") as made:
+        experts = [t for t in made.source.tensors if "ffn_" in t.name and "norm" not in t.name]
+        before = {t.name: made.source.read_rows(t).tobytes() for t in experts}
+        assert len(before) == 30
+        asked = {"size": "6MB", "quick": True, "types": "Q3_K,Q4_K,Q6_K"}
+        plan = made.plan(**asked)
+        copied = [c for c in plan.choices if c.name in before]
+        assert all(c.copied and c.type == "MXFP4" and c.loss == 0 for c in copied)
+        assert "30 of its tensors (59% of the weights) are already quantized below Q8_0 and are copied" in plan.notes[0]
+        assert plan.n_bytes == sum(c.n_bytes for c in plan.choices) and sum(c.n_bytes for c in copied) > 3e6
+        record = made.convert(tmp_path / "out.gguf", **asked)
+        assert (tmp_path / "out.gguf").stat().st_size <= 6_000_000 and plan.notes[0] in record.plan.notes
+        assert not any(c.copied for c in record.plan.choices if c.name == "output.weight")
+        with pytest.raises(InfeasibleBudget, match="the 30 tensors that are already below Q8_0"):
+            made.plan(**{**asked, "size": "3.6MB"})
+        with pytest.raises(UsageError, match=r"30 tensors .* are MXFP4, which ik_llama.cpp does not run"):
+            made.plan(**asked, engine="ik_llama.cpp")
+        again = made.plan(**asked, engine="ik_llama.cpp", allow_requantize=True)
+        assert "MXFP4" not in again.types().values()
+    with requant.open(tmp_path / "out.gguf") as out:
+        after = {name: out.source.read_rows(out.source.tensor(name)).tobytes() for name in before}
+        assert after == before

@@ -463,3 +463,27 @@ def test_every_option_of_convert_that_says_what_an_output_becomes_is_a_key(tmp_p
     )
     assert item.convert_words() == ["--allow-requantize", "--threads=1"]
     assert item.score_arguments() == ["--allow-requantize", "--effort=fast"]
+
+
+def test_master_weights_below_q8_0_are_copied_in_every_job(capsys, tmp_path):
+    """As gpt-oss, whose experts are released in MXFP4; a job that rounds them again is scored apart."""
+    made, pins = tmp_path / "made.gguf", ("--type", "F16", "--tensor-type", "ffn_=MXFP4")
+    assert run(capsys, "convert", TINY, made, *pins).code == 0
+    usual = {"source": made, "quick": True, "types": ["Q2_K", "Q4_K", "Q6_K"]}
+    jobs = [
+        usual | {"output": "{budget}.gguf", "budgets": [{"size": "5MB"}, {"size": "6MB"}, {"size": "3.6MB"}]},
+        usual | {"output": "again-{budget}.gguf", "budgets": [{"size": "3.6MB"}], "allow_requantize": True},
+    ]
+    found, err = batch(write_jobs(tmp_path, jobs), "--keep-going", code=9)
+    rows = found["jobs"]
+    assert [row["status"] for row in rows].count("failed") == 1, (rows, err)
+    assert "the 30 tensors that are already below Q8_0" in err + json.dumps(rows)
+    limits = {"FILE5MB.gguf": 5e6, "FILE6MB.gguf": 6e6, "again-FILE3600000B.gguf": 3.6e6}
+    sizes = {path.name: path.stat().st_size for path in tmp_path.glob("*FILE*.gguf")}
+    assert sizes.keys() == limits.keys() and all(sizes[name] <= limits[name] for name in limits)
+    for name in sizes:
+        plan = json.loads((tmp_path / f"{name}.requant.json").read_text())["plan"]
+        types = {c["type"] for c in plan["choices"] if "ffn_" in c["name"] and "norm" not in c["name"]}
+        assert (types == {"MXFP4"}) != name.startswith("again"), (name, types)
+        noted = any("30 of its tensors" in note and "are copied" in note for note in plan["notes"])
+        assert noted != name.startswith("again")

@@ -229,3 +229,19 @@ def test_an_old_plan_with_a_limit_in_points_says_points(capsys, tmp_path, losses
     assert "of 1 points" in page.read_text() and not re.search(r"\bnats?\b", page.read_text())
     path.write_text(json.dumps(plan | {"loss_unit": "nats per token"}))
     assert_failed(run(capsys, "report", path, "-o", page, "--force"), 3, "loss_unit is not that of the method")
+
+
+@pytest.mark.parametrize("source_type", ["Q4_0", "MXFP4", "NVFP4"])
+def test_a_file_that_is_all_below_q8_0_gets_one_true_message(capsys, tmp_path, source_type):
+    source = tmp_path / "m.gguf"
+    assert run(capsys, "convert", TINY, source, "--type", source_type).code == 0
+    plan = ("plan", source, "--quick", "--size")
+    kept = "already quantized below Q8_0, and nothing else can be quantized"
+    for size in ("1MB", "1.5MB"):
+        ran = run(capsys, *plan, size)
+        assert_failed(ran, 3, kept, "start from an F16", "--allow-requantize alone is not enough: --size")
+        needed = re.search(r"raise it to ([0-9.]+MiB)", ran.err)[1]
+        assert_failed(run(capsys, *plan, size, "--allow-requantize"), 4, f"raise it to {needed}")
+    assert_failed(run(capsys, *plan, needed), 3, kept, "or pass --allow-requantize to lose quality twice")
+    assert run(capsys, *plan, needed, "--allow-requantize").code == 0
+    assert run(capsys, *plan, "7MB").code == 0

@@ -7,6 +7,7 @@ import math
 from hypothesis import strategies as st
 
 from requant.formats import by_name
+from requant.model.roles import layer_of
 from requant.scoring.losses import Candidate, Losses, TensorLosses
 
 TYPES = ("Q2_K", "Q3_K", "IQ4_NL", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -32,7 +33,7 @@ def tensor(
     types = losses_by_type | {source_type: 0.0}
     candidates = tuple(candidate(t, shape, loss) for t, loss in types.items())
     parts = name.split(".")
-    layer = int(parts[1]) if parts[0] == "blk" else None
+    layer = layer_of(name)
     n_bytes = by_name(source_type).n_bytes(math.prod(shape))
     role = parts[2] if layer is not None else parts[0]
     return TensorLosses(name, role, layer, shape, source_type, n_bytes, on_gpu, reason, candidates, skipped or {})

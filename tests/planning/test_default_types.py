@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from requant.planning.constraints import Constraints, Rule
-from requant.planning.engines import ENGINES, SLOW_ON_CPU
+import pytest
+from strategies import model, tensor
+
+from requant.errors import InfeasibleBudget, UsageError
+from requant.planning.constraints import Constraints, Rule, size_limit
+from requant.planning.engines import ENGINES, SLOW_ON_CPU, engine_named
+from requant.planning.output_floor import solve_with_floor
 from requant.planning.request import PlanRequest
+from requant.planning.runnable import check_runnable
 from requant.planning.solver.problem import allowed_candidates
-from requant.scoring.losses import Candidate, Losses, TensorLosses
+from requant.scoring.losses import ALREADY_QUANTIZED, Candidate, Losses, TensorLosses
 from requant.scoring.options import DEFAULT_TYPES
 
 GRIDS = {"IQ3_S", "IQ3_XXS", "IQ2_S"}
@@ -69,3 +75,89 @@ def test_the_cpu_multiplies_with_no_slow_type_unless_it_is_asked_for():
     (own,) = losses_of(4096, ["Q2_K"], "IQ3_S").tensors
     assert held.can_run(own, "IQ3_S", "cpu")
     assert not PlanRequest(vram=1, ram=1, types=("IQ3_S",)).not_on_cpu and not PlanRequest(bpw=4.0).not_on_cpu
+
+
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+BY_TYPE = {"Q2_0": 0.01, "MXFP4": 1e-3, "IQ4_NL": 1e-4, "Q8_0": 1e-6}
+
+
+def small_model(*tensors, method):
+    return replace(model(*tensors, tensor("blk.0.ffn_up.weight", {}, (576, 64), reason="x")), method=method)
+
+
+@pytest.mark.parametrize("name", [EMBEDDING, OUTPUT])
+@pytest.mark.parametrize(
+    ("method", "n_per_row", "has_it"),
+    [
+        ("dfix", 576, False),
+        ("cfix", 576, False),
+        ("fisher", 576, True),
+        ("kfac", 576, True),
+        ("", 576, True),
+        ("fisher", 512, False),
+    ],
+)
+def test_without_gradients_the_output_gets_two_bits_only_by_name(name, method, n_per_row, has_it):
+    losses = small_model(tensor(name, BY_TYPE, (n_per_row, 64)), method=method)
+    for request in (PlanRequest(bpw=3.0), PlanRequest(vram=1), PlanRequest(vram=1, ram=1)):
+        found, _ = allowed_candidates(losses, Constraints(odd_rows=request.odd_rows))
+        assert ("Q2_0" in {c.type for c in found}) == has_it
+    for asked in (PlanRequest(types=("Q2_0",)), PlanRequest(pins=(Rule("--tensor-type", name, "Q2_0"),))):
+        found, _ = allowed_candidates(losses, Constraints(odd_rows=asked.odd_rows))
+        assert "Q2_0" in {c.type for c in found}
+
+
+def test_a_table_that_is_not_the_output_may_have_two_bits():
+    both = tensor(EMBEDDING, BY_TYPE, (576, 64)), tensor(OUTPUT, BY_TYPE, (576, 64))
+    embedding, output, _ = allowed_candidates(
+        small_model(*both, method="dfix"), Constraints(odd_rows=PlanRequest(bpw=3.0).odd_rows)
+    )
+    assert "Q2_0" in {c.type for c in embedding} and "Q2_0" not in {c.type for c in output}
+
+
+def test_a_budget_that_only_two_bits_for_the_output_would_meet_says_so():
+    losses = small_model(tensor(EMBEDDING, BY_TYPE, (576, 64)), method="dfix")
+    least, odd = 576 * 64 * 2 + 576 * 64 * 17 // 32 - 1, PlanRequest(bpw=3.0).odd_rows
+    within = Constraints((size_limit(least, 0, 32),), odd_rows=odd)
+    with pytest.raises(
+        InfeasibleBudget, match=r"name Q2_0 in --types: without gradients token_embd.weight gets it only"
+    ):
+        solve_with_floor(losses, within)
+    named = replace(within, types=("Q2_0",), odd_rows=PlanRequest(types=("Q2_0",)).odd_rows)
+    assert solve_with_floor(losses, named).plan.types()[EMBEDDING] == "Q2_0"
+    assert solve_with_floor(replace(losses, method="fisher"), within).plan.types()[EMBEDDING] == "Q2_0"
+
+
+@pytest.mark.parametrize(("n_bytes", "is_rough"), [(2.7, True), (3.5, False), (5.0, False)])
+def test_a_rough_output_beside_copied_tensors_is_noted(n_bytes, is_rough):
+    """No mixture fits beside them, so no floor holds; the note is the warning."""
+    by_type = {"Q2_K": 0.01, "Q3_K": 1e-3, "Q4_K": 1e-4}
+    copied = tensor("blk.0.ffn_up.weight", {}, (256, 6400), source_type="Q8_0", reason=ALREADY_QUANTIZED)
+    losses = replace(model(tensor(EMBEDDING, by_type, (256, 64)), copied), method="dfix")
+    limit = size_limit(copied.n_bytes + int(256 * 64 * n_bytes / 8), 0, 32)
+    plan = solve_with_floor(losses, Constraints((limit,))).plan
+    assert (plan.types()[EMBEDDING] == "Q2_K") == is_rough
+    assert any("too small to keep the output" in note for note in plan.notes) == is_rough
+    named = solve_with_floor(losses, Constraints((limit,), types=("Q2_K",))).plan
+    assert not any("too small to keep the output" in note for note in named.notes)
+
+
+@pytest.mark.parametrize("engine", ["ik_llama.cpp", "sharpinference"])
+@pytest.mark.parametrize("source_type", ["MXFP4", "NVFP4"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_types_that_the_engine_does_not_run_are_named(engine, source_type, n):
+    names = [f"blk.{i}.ffn_up_exps.weight" for i in range(n)]
+    copied = [tensor(x, {}, (2880, 8), source_type=source_type, reason=ALREADY_QUANTIZED) for x in names]
+    losses, profile = model(tensor("blk.0.attn_q.weight", {"Q8_0": 0.1}, (2880, 8)), *copied), engine_named(engine)
+    with pytest.raises(UsageError) as caught:
+        check_runnable(losses, Constraints(), profile)
+    message = str(caught.value)
+    assert f"{source_type}, which {engine} does not run" in message and names[0] in message
+    assert "--allow-requantize" in message and "--engine (llama.cpp-cuda" in message
+    assert ("3 tensors" if n > 1 else "tensor blk") in message
+    check_runnable(losses, Constraints(), engine_named("llama.cpp-cuda"))
+    freed = model(*(tensor(x, {"IQ4_NL": 0.1, "Q4_0": 0.2}, (2880, 8), source_type=source_type) for x in names))
+    check_runnable(freed, Constraints(), profile)
+    with pytest.raises(UsageError, match="loosen --tensor-type"):
+        pinned = Constraints(pins=(Rule("--tensor-type", "exps", source_type),))
+        check_runnable(freed, pinned, profile)

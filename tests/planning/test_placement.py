@@ -18,11 +18,12 @@ from requant.model.hyperparameters import read_hyperparameters
 from requant.model.memory import memory_for
 from requant.planning.constraints import Constraints
 from requant.planning.deployment import Deployment
-from requant.planning.engines import ENGINES, GENERIC, engine_named, parse_bandwidth
+from requant.planning.engines import ENGINES, GENERIC, SLOW_ON_CPU, engine_named, parse_bandwidth
 from requant.planning.placement import best_placement
 from requant.planning.plan import Plan
+from requant.planning.solver.problem import constrain
 from requant.report.start_command import start_command
-from requant.scoring.losses import Losses
+from requant.scoring.losses import ALREADY_QUANTIZED, Losses
 
 ARGUMENTS = json.loads((Path(__file__).parents[2] / "fixtures" / "llama_arguments.json").read_text())["options"]
 KIB = 2**10
@@ -204,3 +205,46 @@ def test_other_engines_get_lines_of_their_own():
     assert "--overridetensors" in kobold and "--quantkv 1" in kobold and "--contextsize 8192" in kobold
     assert "-ot" in start_command(planned(engine="ik_llama.cpp", **experts), Path("o.gguf"))
     assert "-g 7 -c 8192 --kv-type q8_0" in start_command(planned(engine="sharpinference", **some), Path("o.gguf"))
+
+
+def with_masters(n_layers=4, n_expert=8, *, free=False):
+    """A model whose experts are MXFP4 in rows that no super-block divides, copied or, if `free`, rounded again."""
+    small = {"Q2_0": 0.2} if free else {}
+    kept, own = None if free else ALREADY_QUANTIZED, {"Q2_0": 0.05, "IQ4_NL": 0.01, "Q8_0": 0.001}
+    tensors = [tensor("token_embd.weight", own, (576, 100), on_gpu=False)]
+    for il in range(n_layers):
+        tensors.append(tensor(f"blk.{il}.attn_q.weight", own, (576, 576)))
+        tensors += [
+            tensor(f"blk.{il}.ffn_{x}_exps.weight", small, (576, 64, n_expert), source_type="MXFP4", reason=kept)
+            for x in ("gate", "up", "down")
+        ]
+    tensors.append(tensor("output.weight", own, (576, 100)))
+    return Losses("m.gguf", "0" * 64, "llama", "fisher", None, None, tuple(tensors))
+
+
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("engine", [GENERIC, ENGINES["llama.cpp-cuda"], ENGINES["ollama"]], ids=lambda e: e.name)
+def test_a_trial_without_a_type_for_a_tensor_is_only_infeasible(free, engine):
+    """Q2_0 does not count as what the CPU could have: with a buffer for its size alone, MXFP4 would fit nowhere."""
+    losses, hp = with_masters(free=free), hyperparameters(4, n_expert=8)
+    base = Constraints(not_on_cpu=SLOW_ON_CPU, odd_rows=frozenset(["Q2_0"]), unusable=engine.cannot)
+    met = 0
+    for vram, ram in itertools.product(range(800, 4000, 400), (2000, 4000, 8000)):
+        try:
+            found = best_placement(losses, base, deployment(hp, vram * KIB, ram * KIB, engine=engine))
+        except InfeasibleBudget as fault:
+            assert fault.budget < fault.smallest, (vram, ram)
+            continue
+        met += 1
+        plan = found.solution.plan
+        assert not any(c.type == "Q2_0" and c.device == "cpu" and c.share for c in plan.choices)
+    assert met > 8
+
+
+def test_a_device_without_a_type_for_a_tensor_is_named():
+    losses = Losses(
+        "m.gguf", "0" * 64, "llama", "fisher", None, None, (tensor("output.weight", {}, source_type="TQ2_0"),)
+    )
+    held = Constraints(unusable={"gpu": frozenset(["TQ2_0"])}, devices={"output.weight": ("gpu",)})
+    with pytest.raises(InfeasibleBudget, match=r"output.weight must be on the GPU, where it can have none of TQ2_0"):
+        constrain(losses, held)

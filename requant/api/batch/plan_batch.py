@@ -70,6 +70,7 @@ class _BatchPlanner:
                     imatrix=session.imatrix,
                     allow_requantize=item.options.session_options.allow_requantize,
                     has_importance=session.measures_importance,
+                    method=session.method_to_come,
                 )
 
     def plan_item(self, item: BatchItem) -> None:

@@ -6,11 +6,12 @@ Sources: the architectures' files in src/models, llama-model.cpp and llama-conte
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from requant.container.source import Source, require_model
 from requant.errors import BadInput, brief
-from requant.model.forward.families import FAMILIES, Family, Routing
+from requant.model.forward.families import FAMILIES, SOME_READ, Family, Routing
 from requant.model.forward.rope import Rope
 from requant.model.hyperparameters import Hyperparameters, check_counts, read_hyperparameters
 from requant.model.keys import ArchitectureKeys
@@ -18,6 +19,7 @@ from requant.model.kinds import check_predicts_tokens
 from requant.model.tensor_shapes import check_fit, place_in_layer, tensors_by_layer
 
 _LEAST_FACTOR = 1e-6  # of the scaling of rotations, and the largest is its inverse
+_GATINGS = ("softmax", "sigmoid", "chosen")  # by the key's value from 1
 _LITE_VOCABULARY = 154880  # of GLM 4.7 Flash, whose files may lack the key of the gating
 
 
@@ -55,6 +57,7 @@ class Architecture:
     clamps: tuple[float, ...]  # of the inner activations of experts, 0 for none
     shared_clamps: tuple[float, ...]  # of dense parts and shared experts
     layer_norm: bool  # norms subtract the mean
+    least_decay: float  # bound of the logarithm of a decay that is sigmoid, 0 for an unbounded one
     n_shared: int  # layers at the end that read keys and values of earlier ones
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
@@ -97,25 +100,32 @@ def read_architecture(source: Source) -> Architecture:
     hp = read_hyperparameters(source.metadata, source.tensors)
     _check_tensors(source, hp)
     check_fit(source, hp)
-    keys = ArchitectureKeys(source.metadata, arch)
     family = FAMILIES[arch]
+    keys = ArchitectureKeys(source.metadata, arch, SOME_READ.difference(family.keys.split()))
     windows = (0,) * hp.n_layers
     if hp.windows is not None:
         windows = tuple(hp.windows.size if own else 0 for own in hp.windows.layers)
     rope = _rope(keys, hp, family)
+    rope_swa = _rope_swa(keys, family, rope, hp)
+    if not family.own_dimensions:
+        n_dims = (rope_swa if windows[0] else rope).n_dims
+        rope, rope_swa = replace(rope, n_dims=n_dims), replace(rope_swa, n_dims=n_dims)
     logit_scale = keys.number("logit_scale", 0.0) or 1.0
+    rms, mean = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+    layer_norm = family.layer_norm == "always" or (family.layer_norm == "keyed" and keys.get(rms) is None)
+    eps, other = (mean, rms) if layer_norm else (rms, mean)
     found = Architecture(
         family=family,
         hp=hp,
-        eps=keys.number("attention.layer_norm_rms_epsilon", keys.number("attention.layer_norm_epsilon", 0.0) or None),
-        layer_norm=family.layer_norm and keys.get("attention.layer_norm_rms_epsilon") is None,
+        eps=keys.number(eps, keys.number(other, 0.0) or None),
+        layer_norm=layer_norm,
         rope=rope,
-        rope_swa=_rope_swa(keys, family, rope, hp),
+        rope_swa=rope_swa,
         rotates=_rotates(keys, family, windows),
         windows=windows,
-        attention_scale=_attention_scale(keys, family, hp),
-        attention_cap=keys.number("attn_logit_softcapping", 50.0) if arch == "gemma2" else 0.0,
-        logit_cap=keys.number("final_logit_softcapping", 30.0 if arch == "gemma2" else 0.0),
+        attention_scale=_attention_scale(keys, family, hp, rope),
+        attention_cap=keys.number("attn_logit_softcapping", family.attention_cap),
+        logit_cap=keys.number("final_logit_softcapping", family.logit_cap),
         routing=_routing(keys, family, hp),
         expert_scale=keys.number("expert_weights_scale", 0.0) or 1.0,
         expert_groups=_expert_groups(keys, hp),
@@ -123,6 +133,7 @@ def read_architecture(source: Source) -> Architecture:
         reach=keys.count("attention.indexer.top_k", 0),
         clamps=_clamps(keys, "swiglu_clamp_exp", hp.n_layers),
         shared_clamps=_clamps(keys, "swiglu_clamp_shexp", hp.n_layers),
+        least_decay=keys.number("kda.gate_lower_bound", 0.0),
         temperature=_temperature(keys, rope),
         embedding_scale=keys.number("embedding_scale", 0.0) or (hp.n_embd**0.5 if family.scaled_embedding else 1.0),
         residual_scale=keys.number("residual_scale", 0.0) or 1.0,
@@ -159,24 +170,59 @@ def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
     if not _LEAST_FACTOR <= factor <= 1 / _LEAST_FACTOR:
         limit = f"{_LEAST_FACTOR:g} to {1 / _LEAST_FACTOR:g}"
         raise keys.error("rope.scaling.factor", "is out of range", got=factor, limit=limit)
-    yarn = kind == "yarn"
     attn_factor = keys.number("rope.scaling.attn_factor", 1.0)
-    log_mul = keys.number("rope.scaling.yarn_log_multiplier", 0.0) * (10 if family.latent else 1)
-    if yarn and log_mul and factor > 1:  # then the length is not 1 + ln(factor)/10, but that over this
-        attn_factor /= 1 + 0.1 * log_mul * math.log(factor)
-        if keys.arch == "deepseek2":
-            attn_factor *= (1 + 0.1 * log_mul * math.log(factor)) / (1 + 0.1 * math.log(factor))
+    if kind == "yarn":
+        log_mul = _log_multiplier(keys, family)
+        own = log_mul if keys.arch == "deepseek2" and log_mul else 1.0
+        attn_factor *= _yarn_length(factor, own) / _yarn_length(factor, log_mul) / (1 + 0.1 * math.log(factor))
+    n_dims = hp.n_rotated // (2 if family.half_rotated else 1)
+    sections = _sections(keys)
+    base = keys.positive("rope.freq_base", 10000.0)
+    alpha = keys.number("rope.scaling.alpha", 0.0)
     return Rope(
-        n_dims=hp.n_rotated // (2 if family.half_rotated else 1),
-        halves=family.halves,
-        base=keys.positive("rope.freq_base", 10000.0),
+        n_dims=n_dims,
+        halves=family.halves or (sections[0] > 0 and sections[1] > 0),
+        base=base * alpha ** (hp.key_length / max(1, hp.key_length - 2)) if alpha > 0 else base,
         scale=1.0 if kind == "none" else 1 / factor,
-        yarn=yarn,
+        yarn=kind == "yarn",
         n_ctx_orig=keys.count("rope.scaling.original_context_length", hp.context_length, low=1),
         attn_factor=attn_factor,
         beta_fast=keys.positive("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=keys.positive("rope.scaling.yarn_beta_slow", 1.0),
+        still=_still_pairs(family, sections, n_dims // 2),
     )
+
+
+def _log_multiplier(keys: ArchitectureKeys, family: Family) -> float:
+    return keys.number("rope.scaling.yarn_log_multiplier", 0.0) * (10 if family.latent else 1)
+
+
+def _yarn_length(factor: float, multiplier: float) -> float:
+    """Return the length of rotated vectors by which yarn makes up for a longer context."""
+    return 1 + 0.1 * multiplier * math.log(factor) if factor > 1 else 1.0
+
+
+def _sections(keys: ArchitectureKeys) -> list[int]:
+    """Return the lengths of the four sections of M-RoPE in pairs, zeros without them."""
+    key = "rope.dimension_sections"
+    if keys.array_length(key) not in (None, 4):
+        raise keys.error(key, "has the wrong number of items", got=keys.array_length(key), limit="4 sections")
+    value = keys.get(key)
+    items = value if isinstance(value, list) else [value or 0] * 4
+    return [keys.check_integer(key, item) for item in items]
+
+
+def _still_pairs(family: Family, sections: Sequence[int], n_pairs: int) -> tuple[int, ...]:
+    """Return the pairs of dimensions that follow the fourth position of M-RoPE, which is 0 for text."""
+
+    def is_still(pair: int) -> bool:
+        place = pair % total
+        if family.sections == "interleaved":
+            return place >= 3 * sections[place % 3]
+        return place >= total - sections[3]
+
+    total = sum(sections)
+    return tuple(filter(is_still, range(n_pairs))) if total else ()
 
 
 def _rope_swa(keys: ArchitectureKeys, family: Family, rope: Rope, hp: Hyperparameters) -> Rope:
@@ -190,8 +236,7 @@ def _rope_swa(keys: ArchitectureKeys, family: Family, rope: Rope, hp: Hyperparam
 
 
 def _rotates(keys: ArchitectureKeys, family: Family, windows: tuple[int, ...]) -> tuple[bool, ...]:
-    # of cohere2moe alone, which rotates in its first, dense layers
-    n_dense = keys.count("leading_dense_block_count", 0) if family.averaged_shared else 0
+    n_dense = keys.count("leading_dense_block_count", 0)
 
     def rotates(il: int) -> bool:
         match family.unrotated:
@@ -206,36 +251,30 @@ def _rotates(keys: ArchitectureKeys, family: Family, windows: tuple[int, ...]) -
     return tuple(map(rotates, range(len(windows))))
 
 
-def _attention_scale(keys: ArchitectureKeys, family: Family, hp: Hyperparameters) -> float:
+def _attention_scale(keys: ArchitectureKeys, family: Family, hp: Hyperparameters, rope: Rope) -> float:
     """Return the factor on the scores, 0 for one over the root of the head's size."""
     if family.unit_attention:
         return 1.0
     if family.large and family.large == hp.n_layers:
         return 1 / math.sqrt(hp.n_embd // hp.n_head[0])
-    if hp.latent is not None:
-        factor = keys.number("rope.scaling.factor", 0.0) or 1.0
-        yarn = keys.metadata.get_str(f"{keys.arch}.rope.scaling.type", "") == "yarn"
-        growth = math.log(factor) if yarn and factor > 1 else 0.0
-        log_mul = keys.number("rope.scaling.yarn_log_multiplier", 0.0) * 10
-        length = 1 + 0.1 * growth if keys.arch != "deepseek2" or not log_mul else 1 + 0.1 * log_mul * growth
-        length /= 1 + 0.1 * log_mul * growth
-        return (length * (1 + 0.1 * log_mul * growth)) ** 2 / math.sqrt(hp.latent.key_length)
+    if hp.latent is not None and "latent" in family.mixers:
+        length = 1.0
+        if family.latent:
+            growth = -0.1 * math.log(rope.scale)
+            length = rope.attn_factor * (1 + growth) * (1 + _log_multiplier(keys, family) * growth)
+        return length**2 / math.sqrt(hp.latent.key_length)
     return keys.number("attention.scale", 0.0)
 
 
 def _routing(keys: ArchitectureKeys, family: Family, hp: Hyperparameters) -> Routing:
     """Return the routing with nothing left to the keys."""
-    routing = family.routing
-    gating, normalized = routing.gating, routing.normalized
+    gating, normalized = family.routing.gating, keys.get("expert_weights_norm")
     if family.latent and hp.n_trunk in (47, 48) and hp.n_vocab == _LITE_VOCABULARY:
         gating = "sigmoid"
-    if routing.keyed and hp.n_expert:
-        default = {"softmax": 1, "sigmoid": 2, "chosen": 3}.get(gating)
-        found = keys.count("expert_gating_func", default, low=1, high=3)
-        gating = ("softmax", "sigmoid", "chosen")[found - 1]
-    if normalized is None:
-        normalized = bool(keys.get("expert_weights_norm"))
-    return Routing(gating, normalized)
+    if hp.n_expert:
+        default = _GATINGS.index(gating) + 1 if gating else None
+        gating = _GATINGS[keys.count("expert_gating_func", default, low=1, high=3) - 1]
+    return Routing(gating, family.routing.normalized if normalized is None else bool(normalized))
 
 
 def _clamps(keys: ArchitectureKeys, key: str, n_layers: int) -> tuple[float, ...]:
@@ -249,9 +288,10 @@ def _temperature(keys: ArchitectureKeys, rope: Rope) -> Temperature | None:
     scale = keys.number("attention.temperature_scale", 0.0)
     if not scale:
         return None
-    length = keys.count("attention.temperature_length", 0) if keys.arch == "mistral4" else rope.n_ctx_orig
+    key = "attention.temperature_length"
+    length = rope.n_ctx_orig if key in keys.ignored else keys.count(key, 0)
     if length < 1:
-        raise keys.error("attention.temperature_length", "is missing beside attention.temperature_scale")
+        raise keys.error(key, "is missing beside attention.temperature_scale")
     return Temperature(scale, length)
 
 

@@ -47,6 +47,8 @@ def apply_dense(layer: Layer, x: Node, suffix: str = "", expert: int | None = No
                 inner = clamp(silu(gate), high=limit) * clamp(up, low=-limit, high=limit)
             else:
                 inner = GATED[activation](gate, up)
+        elif expert is not None:
+            inner = silu(up)
         else:
             inner = _gate_halves(up, activation)
     return layer.product(f"ffn_down{suffix}", inner, expert)
@@ -77,8 +79,9 @@ def _route(layer: Layer, logits: Node) -> tuple[Array, Node]:
     architecture = layer.architecture
     routing, n_used = architecture.routing, architecture.hp.n_expert_used
     bias = layer.weights.get("exp_probs_b.bias", layer.weights.get("exp_probs_b"))
-    # a softmax over all that is normalised over the chosen is a softmax over the chosen
-    chosen_only = routing.gating == "chosen" or (routing.gating == "softmax" and routing.normalized and bias is None)
+    # a softmax over all that is normalised over the chosen is a softmax over the chosen; groups add up the former
+    same = routing.gating == "softmax" and routing.normalized and bias is None and architecture.expert_groups[0] < 2
+    chosen_only = routing.gating == "chosen" or same
     activation = {"softmax": softmax, "sigmoid": sigmoid}
     scores = logits if chosen_only else activation[routing.gating](logits)
     ranked = scores.value if bias is None else scores.value + bias

@@ -32,6 +32,8 @@ PARTS: Mapping[str, Part] = {
     # keys and values of an earlier layer, or values that are the keys
     SHARED_KEYS: Part("attn_q attn_output attn_q_norm.weight", (), "attn_k attn_v attn_k_norm.weight"),
     "own keys": Part("attn_k attn_k_norm.weight"),
+    "q norm": Part("attn_q_norm.weight"),
+    "k norm": Part("attn_k_norm.weight"),
     "qk norm": Part("attn_q_norm.weight attn_k_norm.weight"),
     "output bias": Part("attn_output.bias"),
     "sinks": Part("attn_sinks.weight"),
@@ -58,6 +60,7 @@ PARTS: Mapping[str, Part] = {
     "joined dense": Part("ffn_up ffn_down", (), "ffn_gate"),  # up holds the gate too
     "ungated dense": Part("ffn_up ffn_down"),
     "experts": Part("ffn_gate_inp ffn_down_exps", ("ffn_gate_exps ffn_up_exps | ffn_gate_up_exps",)),
+    "plain experts": Part("ffn_gate_inp ffn_up_exps ffn_down_exps", (), "ffn_gate_exps"),
     "ungated experts": Part("ffn_gate_inp ffn_up_exps ffn_down_exps"),
     "biases of experts": Part("ffn_gate_inp.bias ffn_gate_exps.bias ffn_up_exps.bias ffn_down_exps.bias"),
     "selection": Part("", ("exp_probs_b.bias | exp_probs_b",)),
@@ -77,7 +80,6 @@ OUTSIDE = {
     "convolution": "token_embd_norm.weight",
     "side embedding": "per_layer_token_embd.weight per_layer_model_proj.weight per_layer_proj_norm.weight",
 }
-FACTORS = frozenset(f"{name}.weight" for name in ("rope_freqs", "rope_factors_long", "rope_factors_short"))
 
 
 def full_name(name: str) -> str:

@@ -356,9 +356,8 @@ def _factors(model: RunnableModel, n_ctx: int) -> NDArray[np.float32] | None:
     architecture, source = model.architecture, model.weights.source
     long = n_ctx > architecture.rope.n_ctx_orig
     for name in ("rope_freqs", "rope_factors_long" if long else "rope_factors_short"):
-        for prefix in ("", "blk.0."):
-            if f"{prefix}{name}.weight" in source:
-                found = Weights(source).get(f"{prefix}{name}.weight")
-                assert found is not None
-                return found.reshape(-1)[: architecture.rope.n_dims // 2]
+        if name in architecture.family.factors.split() and f"{name}.weight" in source:
+            found = Weights(source).get(f"{name}.weight")
+            assert found is not None
+            return found.reshape(-1)[: architecture.rope.n_dims // 2]
     return None

@@ -117,7 +117,8 @@ def mix_by_kda(layer: Layer, x: Node) -> Node:
     rates = _low_rank(layer, "ssm_f", x) + layer.weights["ssm_dt.bias"]
     factor = layer.weights["ssm_a"].reshape(1, n_head, 1)
     rates = rates.reshape(n, n_head, d)
-    log_decay = softplus(rates) * factor if not sizes.least_decay else sigmoid(rates * factor) * sizes.least_decay
+    least = layer.architecture.least_decay
+    log_decay = sigmoid(rates * factor) * least if least else softplus(rates) * factor
     beta = sigmoid(layer.product("ssm_beta", x))
     out = scan(l2_norm(q, eps) * d**-0.5, l2_norm(k, eps), v, log_decay.swap(0, 1), beta=_by_head(beta)).swap(0, 1)
     gate = sigmoid(_low_rank(layer, "ssm_g", x)).reshape(n, n_head, d)

@@ -22,7 +22,7 @@ class Rope:
 
     halves: dimension i rotates with i + n_dims/2, else with its neighbour. scale: of the angles, 1 without scaling;
     yarn: whether low frequencies alone are scaled; n_ctx_orig: the context that the model was trained for.
-    attn_factor: a factor on the length of the rotated vectors, beside that of yarn.
+    attn_factor: a factor on the length of the rotated vectors, beside that of yarn. still: pairs that do not rotate.
     """
 
     n_dims: int
@@ -34,6 +34,7 @@ class Rope:
     attn_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    still: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ def rotation(rope: Rope, n_tokens: int, factors: NDArray[np.float32] | None, dty
     """Return the rotation of positions 0 to n_tokens - 1; factors: (n_dims/2,) divisors of the frequencies."""
     i = np.arange(0, rope.n_dims, 2)
     frequencies = rope.base ** (-i / rope.n_dims)
+    frequencies[[*rope.still]] = 0
     if factors is not None:
         frequencies = frequencies / factors.astype(np.float64)
     length = rope.attn_factor

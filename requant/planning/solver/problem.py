@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from requant.errors import UsageError, brief
+from requant.errors import InfeasibleBudget, UsageError, brief
 from requant.formats import format_of
 from requant.planning.constraints import Constraints, Rule, Use
 from requant.planning.rule_matches import deciding_floors, deciding_pins, match_tensors
-from requant.scoring.losses import Candidate, Losses, TensorLosses
+from requant.scoring.losses import GRADIENT_FREE, Candidate, Losses, TensorLosses
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class Problem:
     constraints: Constraints
     items: tuple[Item, ...]  # ordered by their first tensor
     notes: tuple[str, ...]
+    withheld: tuple[str, ...] = ()  # types that the output gets only by name, because its losses are without gradients
 
     def least_cost(self, limit: int) -> int:
         """The least that all items together take of the limit with this index."""
@@ -51,7 +52,8 @@ class Problem:
 def constrain(losses: Losses, constraints: Constraints) -> Problem:
     """Build the problem from the candidates that the constraints allow.
 
-    Raises UsageError where they allow none, or a rule matches nothing.
+    Raises UsageError where the rules allow none or one matches nothing, InfeasibleBudget where none can be on the
+    devices: others may do.
     """
     return _ProblemBuilder(losses, constraints).build()
 
@@ -74,6 +76,7 @@ class _ProblemBuilder:
 
     def __init__(self, losses: Losses, constraints: Constraints) -> None:
         self.losses, self.constraints, self.notes = losses, constraints, list[str]()
+        self.guarded = losses.output_name if losses.method in GRADIENT_FREE else None
 
     def build(self) -> Problem:
         allowed = self.allowed_candidates()
@@ -81,7 +84,8 @@ class _ProblemBuilder:
             _Group(members, self._common_rows([allowed[m] for m in members], members, pattern))
             for members, pattern in self._tied_tensors()
         ]
-        return Problem(self.losses, self.constraints, tuple(self._items(groups)), tuple(self.notes))
+        items = tuple(self._items(groups))
+        return Problem(self.losses, self.constraints, items, tuple(self.notes), self._withheld())
 
     # candidates of each tensor
 
@@ -111,7 +115,8 @@ class _ProblemBuilder:
         if pin is not None:
             return (_find_pinned(tensor, pin),)
         types, is_even = self.constraints.types, format_of("Q2_K").divides(tensor.shape[0])
-        useless = self.constraints.odd_rows - {tensor.source_type} if is_even else ()
+        is_kept_off = is_even or tensor.name == self.guarded
+        useless = self.constraints.odd_rows - {tensor.source_type} if is_kept_off else ()
         left = tuple(c for c in tensor.candidates if (not types or c.type in types) and c.type not in useless)
         if not left:
             self.notes.append(f"{brief(tensor.name)} can have none of --types: all that were scored are considered")
@@ -124,6 +129,14 @@ class _ProblemBuilder:
         if not above:
             raise UsageError(f"{floor} leaves {brief(tensor.name)} none of {', '.join(c.type for c in left)}")
         return above
+
+    def _withheld(self) -> tuple[str, ...]:
+        """The types that rows without a super-block get, but not the output while its losses are without gradients."""
+        guarded = next((t for t in self.losses.tensors if t.name == self.guarded and t.reason is None), None)
+        if guarded is None or format_of("Q2_K").divides(guarded.shape[0]):
+            return ()
+        odd = self.constraints.odd_rows - {guarded.source_type}
+        return tuple(c.type for c in guarded.candidates if c.type in odd)
 
     # tensors of one type
 
@@ -202,11 +215,17 @@ class _ProblemBuilder:
                     break
             options.extend(joint)
         if not options:
-            raise UsageError(
-                f"{brief(tensors[0].name)} can have no type that runs where it must be; "
-                "score more types, or loosen a pin"
-            )
+            raise self._placement_error(groups)
         return Item(tuple(m for group in groups for m in group.members), tuple(options))
+
+    def _placement_error(self, groups: list[_Group]) -> InfeasibleBudget:
+        """The error where the devices leave tensors that are decided together no type; it names the first of them."""
+        tensor, types = self._members(groups[0])[0], [row[0].type for row in groups[0].rows]
+        where = " or ".join(f"the {device.upper()}" for device in self.constraints.allowed_devices(tensor))
+        what = f"{brief(tensor.name)} must be on {where}, where it can have none of {', '.join(types)}"
+        remedy = "; change --vram or --ram, name more types with --types, or loosen a rule"
+        limit = next(iter(self.constraints.limits), None)
+        return InfeasibleBudget(*((0, 0) if limit is None else (limit.budget, limit.budget)), what + remedy)
 
     def _option(self, group: _Group, row: tuple[Candidate, ...], device: str) -> Option | None:
         """The members as the candidates of `row`, the free ones on `device`; None where one cannot be there."""

@@ -142,16 +142,13 @@ def _round_up(n_bytes: int) -> str:
 
 def _suggest_remedy(problem: Problem) -> str:
     """The other options to loosen, as the end of a message."""
-    constraints = problem.constraints
-    given = (
-        ("--tensor-type", constraints.pins),
-        ("--min-type", constraints.floors),
-        ("--types", constraints.types),
-        ("--output-tensor-type", constraints.output_type),
-        ("--token-embedding-type", constraints.embedding_type),
-    )
-    options = [option for option, value in given if value]
-    loosen = f" or loosen {', '.join(options)}" if options else ", or allow smaller types with --types"
+    constraints, options = problem.constraints, problem.constraints.given_rules
+    loosen = f" or loosen {', '.join(options)}" if options else ""
+    if problem.withheld:
+        output, types = problem.losses.output_name, ", ".join(problem.withheld)
+        loosen += f", or name {types} in --types: without gradients {output} gets it only by name"
+    elif not options:
+        loosen = ", or allow smaller types with --types"
     copied = sum(t.reason == ALREADY_QUANTIZED for t in problem.losses.tensors)
     if copied:
         loosen += f", or give --allow-requantize to quantize again the {copied} tensors that are already below Q8_0"

@@ -229,6 +229,7 @@ BEHIND = ("post_attention_norm", "post_ffw_norm")
 for other in ("ernie4_5", "internlm2", "exaone", "xverse"):
     plain(other)
 plain("qwen3vl", norm="head", rope__dimension_sections=[3, 3, 2, 0])
+plain("paddleocr", rope__dimension_sections=[3, 3, 2, 0])
 plain("pangu-embedded", biases="qkvo")
 plain("arcee", gated=False)
 plain("glm4", norms=SANDWICH, biases="qkv", fused=True, rope__dimension_count=8)

@@ -270,9 +270,7 @@ def _load_library() -> Any:
     folder = check_installed()
     try:
         importlib.import_module("xllamacpp")  # loads the libraries that its own needs
-    except MemoryError:
-        raise
-    except Exception as error:  # a broken package may raise anything
+    except (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError) as error:
         raise UsageError(f"xllamacpp cannot be imported: {brief(str(error), FILE_NAME)}; {_REINSTALL}") from error
     path = next(_libraries(folder), None)
     if path is None:

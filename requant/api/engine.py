@@ -15,7 +15,7 @@ from requant.model.forward.families import FAMILIES
 from requant.model.kinds import check_predicts_tokens
 from requant.model.llama_cpp import ENGINE, check_installed
 from requant.scoring.calibration_data import Encoded, TokenWindows, encode, read_windows
-from requant.scoring.engine_run import check_loads, encode_in_engine
+from requant.scoring.engine_run import encode_in_engine
 
 if TYPE_CHECKING:
     from requant.common.monitor import Monitor
@@ -83,22 +83,6 @@ def _find_obstacle(sources: Sequence[Source]) -> BadInput | None:
         except BadInput as reason:
             return reason
     return None
-
-
-def imatrix_hint(source: Source) -> str:
-    """Return the hint that an imatrix makes better plans of a model that requant does not run.
-
-    It names `calibrate` only where llama.cpp loads the model; where that cannot be known, it says so.
-    """
-    try:
-        check_loads(source)
-    except UsageError as missing:
-        return (
-            f"; with an imatrix plans are better: --imatrix, or `requant calibrate` if llama.cpp runs it, but {missing}"
-        )
-    except BadInput:
-        return f"; {ENGINE} does not load it either"
-    return "; with an imatrix plans are better: `requant calibrate`, --imatrix"
 
 
 def read_windows_for_engine(source: Source, calibration: CalibrationOptions, monitor: Monitor) -> TokenWindows:

@@ -32,7 +32,6 @@ def score(source: Source, calibration: CalibrationOptions, options: ScoringOptio
 
     The result has statistics only where the encoders weight columns by them: with `options.weigh`, without an imatrix.
     """
-    from requant.api.engine import imatrix_hint
     from requant.model.forward.architecture import NotRun
     from requant.scoring import fisher, layerwise
 
@@ -50,8 +49,9 @@ def score(source: Source, calibration: CalibrationOptions, options: ScoringOptio
             )
     if calibration.quick or reason is not None:
         if reason is not None:
-            better = isinstance(reason, NotRun) and options.imatrix is None
-            hint = imatrix_hint(source) if better else ""
+            hint = ""
+            if isinstance(reason, NotRun) and options.imatrix is None:
+                hint = "; with an imatrix plans are better: `requant calibrate`, where llama.cpp runs it"
             why = reason.with_hint(None)
             monitor.warn(f"scoring without gradients: {why}; losses are in points and no KL divergence{hint}")
         with monitor.progress("scoring", sum(t.n_bytes for t in source.tensors)) as advance:

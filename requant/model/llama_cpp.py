@@ -26,7 +26,6 @@ ENGINE = f"llama.cpp (xllamacpp {VERSION})"
 _INSTALL = "pip install 'requant[engine]'"
 _REINSTALL = f"pip install --force-reinstall xllamacpp=={VERSION}"
 _F32, _DTYPES = 0, {0: np.float32, 26: np.int32}  # type ids of ggml
-_UNMAPPED = 0  # the mode of loading that no_alloc needs
 _PIECE = 512  # tokens that are run at once, which bounds the memory of their logits
 
 _VOID, _INT, _UINT, _FLOAT, _BOOL, _SIZE = (
@@ -106,22 +105,13 @@ OnNode = Callable[["LlamaCpp", GraphNode, bool], bool]  # node, whether it is as
 class LlamaCpp:
     """llama.cpp with one model loaded on the CPU; a context manager.
 
-    n_ctx: tokens of a window, 0 to read the vocabulary alone. only_check: build the model without reading its weights,
-    which takes no memory, so that a file which the engine does not load is refused. on_node: called for each node of
-    the graph, first to ask whether it is wanted, then with its values. Keys and values are F32 and attention is exact.
-    Raises UsageError without the package or with another release of it, BadInput for a file that the engine does not
-    load, InputOutputError where memory runs out.
+    n_ctx: tokens of a window, 0 to read the vocabulary alone. on_node: called for each node of the graph, first to ask
+    whether it is wanted, then with its values. Keys and values are F32 and attention is exact. Raises UsageError
+    without the package or with another release of it, BadInput for a file that the engine does not load,
+    InputOutputError where memory runs out.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        n_ctx: int = 0,
-        *,
-        threads: int = 1,
-        on_node: OnNode | None = None,
-        only_check: bool = False,
-    ) -> None:
+    def __init__(self, path: Path, n_ctx: int = 0, *, threads: int = 1, on_node: OnNode | None = None) -> None:
         self.path, self._log = path, list[str]()
         self._library = _load_library()
         self._on_log = _ON_LOG(lambda level, text, _: self._log.append(text.decode(errors="replace")))
@@ -129,9 +119,7 @@ class LlamaCpp:
         parameters = self._library.llama_model_default_params()
         _check_layout(parameters, _MODEL_DEFAULTS)
         parameters.n_gpu_layers, parameters.use_extra_bufts = 0, False  # repacked weights have no names of their own
-        parameters.vocab_only = n_ctx == 0 and not only_check
-        if only_check:
-            parameters.no_alloc, parameters.load_mode = True, _UNMAPPED
+        parameters.vocab_only = n_ctx == 0
         self._failure: BaseException | None = None
         self._context = None
         self._model = self._library.llama_model_load_from_file(os.fsencode(path), parameters)
@@ -270,9 +258,7 @@ def _load_library() -> Any:
     folder = check_installed()
     try:
         importlib.import_module("xllamacpp")  # loads the libraries that its own needs
-    except MemoryError:
-        raise
-    except Exception as error:  # a broken package may raise anything
+    except (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError) as error:
         raise UsageError(f"xllamacpp cannot be imported: {brief(str(error), FILE_NAME)}; {_REINSTALL}") from error
     path = next(_libraries(folder), None)
     if path is None:

@@ -18,7 +18,7 @@ GB = 1e9
 _FAST_ON_CPU = (*DEFAULT_TYPES, "IQ4_XS", "IQ4_NL", "MXFP4")  # as fast there as Q4_0
 _IQ = ("IQ4_XS", "IQ4_NL", "IQ3_S", "IQ3_XXS", "IQ2_S")
 _ALL = frozenset(f.name for f in FORMATS.values())
-_NEW = frozenset(["NVFP4", "MXFP4", "Q1_0", "Q2_0"])
+_NEWER = frozenset(["NVFP4", "Q1_0", "Q2_0"])  # than ik_llama.cpp
 _GRIDS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")  # a tuple: plans list them in order
 _SLOW_ON_CPU = {**dict.fromkeys(_GRIDS, 2.0), "IQ4_XS": 1.2, "IQ4_NL": 1.1, "NVFP4": 1.5, "MXFP4": 1.2}
 # Decoders of the CPU without vector instructions, or with lookups in a grid: 2 to 14 times as long for a weight as
@@ -96,8 +96,8 @@ _KNOWN = (
         _CUDA,
         name="ik_llama.cpp",
         family="ik_llama.cpp",
-        candidates=(*DEFAULT_TYPES, *_IQ),
-        cannot={"gpu": _NEW | _TERNARY, "cpu": _NEW},
+        candidates=(*DEFAULT_TYPES, *_IQ, "MXFP4"),
+        cannot={"gpu": _NEWER | _TERNARY, "cpu": _NEWER},
     ),
     replace(_CUDA, name="ollama", family="ollama", candidates=(*DEFAULT_TYPES, *_IQ, "MXFP4"), experts=False),
     replace(_CUDA, name="koboldcpp", family="koboldcpp", candidates=(*DEFAULT_TYPES, *_IQ, "MXFP4")),

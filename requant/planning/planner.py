@@ -20,6 +20,7 @@ from requant.planning.request import MEMORY_OPTIONS, PlanRequest, check_request
 from requant.planning.rules import AUTO, MAX_CONTEXT
 from requant.planning.searches import attempt, search_cache_types, search_context
 from requant.planning.settled import SettledRequest
+from requant.planning.solver.solve import BARE
 from requant.planning.summaries import compare_mixtures
 from requant.planning.ubatch import BATCHES, describe_batch
 from requant.scoring.losses import ALREADY_QUANTIZED, UNSCORED, Losses, TensorLosses
@@ -197,6 +198,8 @@ def _explain_copies(
 
     if isinstance(fault, UsageError) or isinstance(again, UsageError):
         return again if isinstance(again, UsageError) else fault
+    if fault.budget < BARE:
+        return fault
     what = f"--allow-requantize alone is not enough: {again}"
     try:
         check_requantization(source, tensors)

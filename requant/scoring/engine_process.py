@@ -135,17 +135,10 @@ def _tokenize(paths: Sequence[Path], text: NDArray[np.uint8], threads: int) -> I
     yield {"ids": ids, "bos": np.array(-1 if bos is None else bos)}
 
 
-def _check(paths: Sequence[Path], _: NDArray[Any], threads: int) -> Iterator[Arrays]:
-    """Yield nothing; load the model without its weights."""
-    with LlamaCpp(paths[0], threads=threads, only_check=True):
-        yield from ()
-
-
 TASKS: dict[str, Callable[[Sequence[Path], NDArray[Any], int], Iterator[Arrays]]] = {
     "sums": _collect_sums,
     "figures": _measure_figures,
     "tokens": _tokenize,
-    "check": _check,
 }
 
 

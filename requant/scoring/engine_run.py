@@ -99,11 +99,6 @@ def encode_in_engine(source: Source, text: str) -> Encoded:
     return Encoded(found["ids"], None if bos < 0 else bos)
 
 
-def check_loads(source: Source) -> None:
-    """Raise BadInput where the engine does not load the model, UsageError without the engine; weights are not read."""
-    _run("check", [source.path], np.empty(0), lambda _: None, threads=1, progress=lambda _: None)
-
-
 def _run(
     task: str,
     models: Sequence[Path],

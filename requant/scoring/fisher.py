@@ -42,6 +42,7 @@ from requant.model.forward.passes import (
 from requant.model.forward.side_inputs import TABLE
 from requant.model.forward.tape import Array
 from requant.model.forward.weights import Weights
+from requant.model.kinds import check_predicts_tokens
 from requant.model.roles import n_matrices
 from requant.model.tensor_shapes import QUICK_WORKS, Misfit
 from requant.model.weight_scales import SCALED_TYPE, read_weight_scales, takes_weight_scale, weight_scale_for
@@ -152,6 +153,10 @@ def find_run_obstacle(source: Source) -> BadInput | None:
     require_model(source)
     for name, why in source.preserved.items():
         return BadInput(source.path, f"tensor '{brief(name)}' is no good to compute with: {why}")
+    try:
+        check_predicts_tokens(source.metadata, {t.name for t in source.tensors})
+    except BadInput as reason:
+        return reason
     try:
         read_architecture(source)
     except NotRun as reason:

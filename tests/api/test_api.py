@@ -408,9 +408,9 @@ def test_master_weights_below_q8_0_are_copied_and_count_in_every_budget(tmp_path
         assert not any(c.copied for c in record.plan.choices if c.name == "output.weight")
         with pytest.raises(InfeasibleBudget, match="the 30 tensors that are already below Q8_0"):
             made.plan(**{**asked, "size": "3.6MB"})
-        with pytest.raises(UsageError, match=r"30 tensors .* are MXFP4, which ik_llama.cpp does not run"):
-            made.plan(**asked, engine="ik_llama.cpp")
-        again = made.plan(**asked, engine="ik_llama.cpp", allow_requantize=True)
+        with pytest.raises(UsageError, match=r"30 tensors .* are MXFP4, which sharpinference does not run"):
+            made.plan(**asked, engine="sharpinference")
+        again = made.plan(**asked, engine="sharpinference", allow_requantize=True)
         assert "MXFP4" not in again.types().values()
     with requant.open(tmp_path / "out.gguf") as out:
         after = {name: out.source.read_rows(out.source.tensor(name)).tobytes() for name in before}

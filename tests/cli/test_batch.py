@@ -310,7 +310,7 @@ def test_damaged_state_is_told_and_made_again(tmp_path):
     for path in [*kept.glob("scores/*/*.imatrix.gguf"), *kept.glob("plans/*/plan.json")]:
         path.write_bytes(path.read_bytes()[:-20])
     found, err = batch(jobs)
-    assert sum("it is made again" in line for line in err.splitlines()) == 2 and err.count("scoring") == 1
+    assert sum("it is made again" in line for line in err.splitlines()) == 2 and err.count("requant: scoring") == 1
     assert statuses(found) == ["done"] and out.read_bytes() == data
 
 

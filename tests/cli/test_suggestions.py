@@ -220,9 +220,8 @@ def test_part_of_a_name_to_explain_lists_the_names(capsys, losses):
 def test_a_budget_that_cannot_be_meant_is_told_before_a_source_that_is_quantized(capsys, tmp_path):
     made = tmp_path / "q4.gguf"
     assert run(capsys, "convert", TINY, made, "--type", "Q4_0", "-q").code == 0
-    assert_failed(
-        run(capsys, "plan", made, "--quick", "--vram", "150"), 4, "--vram 150 is in bytes; did you mean 150GiB?"
-    )
+    unit = "--vram 150 is in bytes; did you mean 150GiB?"
+    assert_failed(run(capsys, "plan", made, "--quick", "--vram", "150"), 4, unit)
     assert_failed(
         run(capsys, "plan", made, "--quick", "--vram", "8MiB", "--ctx", "64"), 3, "already quantized below Q8_0"
     )

@@ -166,10 +166,7 @@ def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
     kind = keys.metadata.get_str(f"{keys.arch}.rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise NotRun(keys.metadata.path, f"key '{keys.arch}.rope.scaling.type' is not known", got=brief(str(kind)))
-    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
-    if not _LEAST_FACTOR <= factor <= 1 / _LEAST_FACTOR:
-        limit = f"{_LEAST_FACTOR:g} to {1 / _LEAST_FACTOR:g}"
-        raise keys.error("rope.scaling.factor", "is out of range", got=factor, limit=limit)
+    factor = _scaling_factor(keys)
     attn_factor = keys.number("rope.scaling.attn_factor", 1.0)
     if kind == "yarn":
         log_mul = _log_multiplier(keys, family)
@@ -191,6 +188,14 @@ def _rope(keys: ArchitectureKeys, hp: Hyperparameters, family: Family) -> Rope:
         beta_slow=keys.positive("rope.scaling.yarn_beta_slow", 1.0),
         still=_still_pairs(family, sections, n_dims // 2),
     )
+
+
+def _scaling_factor(keys: ArchitectureKeys) -> float:
+    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
+    if not _LEAST_FACTOR <= factor <= 1 / _LEAST_FACTOR:
+        limit = f"{_LEAST_FACTOR:g} to {1 / _LEAST_FACTOR:g}"
+        raise keys.error("rope.scaling.factor", "is out of range", got=factor, limit=limit)
+    return factor
 
 
 def _log_multiplier(keys: ArchitectureKeys, family: Family) -> float:
@@ -231,7 +236,9 @@ def _rope_swa(keys: ArchitectureKeys, family: Family, rope: Rope, hp: Hyperparam
     usual = min(rope.n_dims * (2 if family.half_rotated else 1), hp.key_length_swa)
     n_dims = keys.count("rope.dimension_count_swa", usual, low=2, high=hp.key_length_swa)
     if family.window_rope == "same":
-        return replace(rope, base=base, n_dims=n_dims)
+        # where windows have a base of their own, no type of scaling but the factor alone decides
+        scale = rope.scale if "rope.freq_base_swa" in keys.ignored else 1 / _scaling_factor(keys)
+        return replace(rope, base=base, n_dims=n_dims, scale=scale)
     return Rope(n_dims, rope.halves, base, attn_factor=1.0 if family.window_rope == "plain" else rope.attn_factor)
 
 

@@ -27,7 +27,7 @@ TIME_LIMIT = 60.0  # seconds
 REL_GAP = 1e-6  # at which the search may end, of the value above every item's least
 _CONFLICT_SECONDS, _CONFLICT_GAP = 3.0, 1e-3  # for the figure at which each limit could be met
 _ROUNDING = 1e-12  # of the sums that a gap compares
-_BARE = 1024  # bytes; below, the user probably forgot the unit
+BARE = 1024  # bytes; below, the user probably forgot the unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def _describe_shortfall(problem: Problem, limit: Limit, smallest: int) -> str:
         parts["other"] = limit.other
     listed = ", ".join(f"{name_part(name, limit)} {format_size(size)}" for name, size in parts.items() if size)
     short = f"{limit.option} {format_budget(limit.budget)} is {format_size(smallest - limit.budget)} short"
-    if limit.budget < _BARE:
+    if limit.budget < BARE:
         short = f"{limit.option} {limit.budget} is in bytes; did you mean {limit.budget}GiB? It is too little"
     return f"{short}: the smallest plan needs {format_size(smallest)} ({listed}); raise it to {_round_up(smallest)}"
 

@@ -9,10 +9,7 @@ from pathlib import Path
 import click
 
 from requant.cli.foreign_options import ADVICE, COUNTERPARTS, UNRELATED
-from requant.container.infos import FORK, FORK_TYPES
 from requant.errors import UsageError, brief, find_similar
-from requant.formats import by_name
-from requant.model.mixtures import MIXTURE_ALIASES, mixture_names
 
 _SIZES = ("--vram", "--ram", "--size", "--reserve", "--max-memory", "--max-shard-size")
 _UNIT = re.compile(r"[KMGT]i?B?|B", re.IGNORECASE)
@@ -127,6 +124,10 @@ def _check_argument(word: str, options: Options, model: str) -> None:
     """Raise UsageError for a type or a mixture that stands where a file does, as in llama-quantize."""
     if Path(word).exists():
         return
+    from requant.container.infos import FORK, FORK_TYPES
+    from requant.formats import by_name
+    from requant.model.mixtures import MIXTURE_ALIASES, mixture_names
+
     if word.upper() == "COPY" and "--like" in options:
         model = model if not model.startswith("-") else "MODEL"
         raise UsageError(f"'{word}' is no file; to keep every type, give the model itself: --like {brief(model)}")

@@ -1,13 +1,16 @@
 """Plans against llama-quantize's mixtures at the same bytes: measured KL divergence, a JSON line per model and mixture.
 
-    python scripts/bench/bench_quality.py [--models tiny,smollm2,gemma3] [--mixtures Q2_K,..] [--seeds 3] [--markdown]
+    python scripts/bench/bench_quality.py [--models tiny,smollm2,gemma3] [--mixtures Q2_K,..] [--columns a,e,fast]
+        [--windows 4,16,28] [--markdown]
 
-For each mixture, at its size: kld_a the mixture with ggml's encoders; kld_b the mixture with ours; kld_c our plan
-without data; kld_d with an imatrix; kld_e from gradients on text; kld_r from gradients on random tokens; kld_f random
-allocations (the best and the mean of the seeds). All but c are encoded with the same imatrix, made by `calibrate` from
-fixtures/calibration.txt; `requant.scoring.evaluate` gives the divergence from the F16 model on fixtures/eval.txt, over
-as many windows of 512 as the golden figures of llama-perplexity have (45, 16 and 8). SmolLM2 and Gemma 3 come
-quantized; they are dithered by one step of their grid first, or the old grid would win every comparison.
+For each mixture, at its size: a the mixture with ggml's encoders; b the mixture with ours; c our plan without data;
+d with an imatrix; e from gradients on text; r from gradients on random tokens; f random allocations (the best of three
+seeds); fast and best: the plan e, compensated on --windows of 512 tokens of the text that ships with requant. All but c
+are encoded with the same imatrix, made by `calibrate` from fixtures/calibration.txt; `requant.scoring.evaluate` gives
+the divergence from the F16 model on fixtures/eval.txt, over as many windows of 512 as the golden figures of
+llama-perplexity have (45, 16 and 8), and for e, fast and best on fixtures/eval_technical.txt too, a text of another
+kind. SmolLM2 and Gemma 3 come quantized; they are dithered by one step of their grid first, or the old grid would win
+every comparison.
 """
 
 import argparse
@@ -25,11 +28,14 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "tes
 import ggml
 import real_models
 from bench_formats import dithered
+from conversions import convert
 
 from requant.container.imatrix import importance_for
 from requant.container.layout import lay_out
 from requant.container.part import PartFile
 from requant.container.source import open_source
+from requant.conversion.compensation.token_weights import weigh_tokens
+from requant.conversion.compensation.walk import CompensationText
 from requant.formats import by_name, codec
 from requant.model.forward.passes import forward, read_head, read_model
 from requant.model.forward.weights import Weights
@@ -41,7 +47,7 @@ from requant.planning.output_floor import with_output_floor
 from requant.planning.rerank import planned_weights
 from requant.planning.solver.solve import solve
 from requant.scoring.calibrate import calibrate
-from requant.scoring.calibration_data import WindowSpec, drawn_windows, read_text_windows
+from requant.scoring.calibration_data import WindowSpec, drawn_windows, read_text_windows, shipped_windows
 from requant.scoring.evaluate import judge, summary
 from requant.scoring.fisher import score_by_gradients
 from requant.scoring.layerwise import score
@@ -54,6 +60,7 @@ MODELS = {
 }
 MIXTURES = "Q2_K,IQ3_S,Q3_K_M,IQ4_XS,Q4_K_M,Q5_K_M"
 FIXTURES = real_models.FIXTURES
+TEXTS = ("eval.txt", "eval_technical.txt")
 
 
 def in_f16(path: Path, out: Path) -> Path:
@@ -76,36 +83,61 @@ def in_f16(path: Path, out: Path) -> Path:
 class Bench:
     """A model with its F16 logits, imatrix and losses."""
 
-    def __init__(self, source, n_windows, types):
+    def __init__(self, source, n_windows, types, columns):
         self.source = source
         self.imatrix = self._imatrix()
-        self.tokens = read_text_windows(FIXTURES / "eval.txt", source, WindowSpec()).windows[:n_windows]
+        texts = [read_text_windows(FIXTURES / name, source, WindowSpec()) for name in TEXTS]
+        self.tokens = [text.windows[:n_windows] for text in texts]
         base = read_model(Weights(source))
-        self.reference = read_head(base), forward(base, self.tokens)
+        self.reference = read_head(base), forward(base, np.concatenate(self.tokens))
         text = read_text_windows(FIXTURES / "calibration.txt", source, WindowSpec(n=8))
         options = ScoringOptions(types, self.imatrix)
         codec.warm_up({t.format for t in source.tensors} | {by_name(name) for name in types})
         begun = time.perf_counter()
         on_text = score_by_gradients(source, text, options).losses
         self.seconds = time.perf_counter() - begun
-        random = drawn_windows(source, WindowSpec(n=8))
-        self.losses = {
-            "c": score(source, ScoringOptions(types)),
-            "d": score(source, options),
-            "e": on_text,
-            "r": score_by_gradients(source, random, options).losses,
-        }
+        self.losses = {"e": on_text}
+        if "c" in columns:
+            self.losses["c"] = score(source, ScoringOptions(types))
+        if "d" in columns:
+            self.losses["d"] = score(source, options)
+        if "r" in columns:
+            self.losses["r"] = score_by_gradients(source, drawn_windows(source, WindowSpec(n=8)), options).losses
 
     def _imatrix(self):
         windows = read_text_windows(FIXTURES / "calibration.txt", self.source, WindowSpec()).windows
         statistics = calibrate(self.source, windows, StatisticsOptions(gradients=False))
         return statistics.imatrix(self.source, "calibration.txt")
 
+    def measure(self, weights, n_texts=1):
+        """The figures of a model on the first texts, each against F16."""
+        model, tokens = read_model(weights), self.tokens[:n_texts]
+        x, (head, base) = forward(model, np.concatenate(tokens)), self.reference
+        found, first = [], 0
+        for own in tokens:
+            part = slice(first, first + len(own))
+            found.append(summary(judge(read_head(model), x[part], own, (head, base[part])), own))
+            first = part.stop
+        return found
+
     def kld(self, weights):
-        model = read_model(weights)
-        return summary(
-            judge(read_head(model), forward(model, self.tokens), self.tokens, self.reference), self.tokens
-        ).mean_kld
+        return self.measure(weights)[0].mean_kld
+
+    def weigh(self, n_windows):
+        """The shipped text, with the weights of its tokens, and how long weighing them took."""
+        text = shipped_windows(self.source, WindowSpec(n=n_windows))
+        model, begun = read_model(Weights(self.source)), time.perf_counter()
+        weights = weigh_tokens(model, text.windows)
+        return CompensationText(text.name, model, text.windows, weights), time.perf_counter() - begun
+
+    def compensated(self, plan, text, how, folder):
+        """The figures of a plan that is converted with compensation, and how long that took."""
+        out, begun = Path(folder) / "compensated.gguf", time.perf_counter()
+        how, plan = replace(text, best=how == "best"), replace(plan, compensation=how)
+        convert(self.source, plan, out, imatrix=self.imatrix, compensation=how, force=True)
+        seconds = time.perf_counter() - begun
+        with open_source(out) as made:
+            return self.measure(Weights(made), len(TEXTS)), seconds
 
     def mixture(self, types):
         """The mixture with ggml's encoders."""
@@ -145,42 +177,73 @@ class Bench:
         return self.of_types({name: c.type for name, c in chosen.items()}, self.losses["e"])
 
     def planned(self, plan, imatrix=True):
-        return self.kld(planned_weights(self.source, plan, self.imatrix if imatrix else None))
+        return planned_weights(self.source, plan, self.imatrix if imatrix else None)
 
 
-def measure(bench, mixture, seeds):
+def measure(bench, mixture, columns, texts, folder):
+    """One row: the divergence of each of the columns."""
     hp = read_hyperparameters(bench.source.metadata, bench.source.tensors)
     types = mixture_types(mixture, bench.source.tensors, hp, has_imatrix=True)
     size = sum(
         by_name(types[t.name]).n_bytes(t.n_weights) if t.name in types else t.n_bytes for t in bench.source.tensors
     )
-    found = {"mixture": mixture, "bytes": size, "kld_a": bench.mixture(types)}
-    found["kld_b"] = bench.planned(bench.of_types(types, bench.losses["e"]))
-    for which in "cder":
-        plan = bench.plan(which, size)
-        found[f"kld_{which}"] = bench.planned(plan, imatrix=which != "c")
-        if which == "e":
-            found["predicted_e"] = plan.predicted_loss
-    if seeds:
-        drawn = [bench.planned(bench.random_plan(size, seed)) for seed in range(seeds)]
-        found |= {"kld_f_best": min(drawn), "kld_f_mean": float(np.mean(drawn))}
+    found = {"mixture": mixture, "bytes": size}
+    if "a" in columns:
+        found["a"] = bench.mixture(types)
+    if "b" in columns:
+        found["b"] = bench.kld(bench.planned(bench.of_types(types, bench.losses["e"])))
+    for which in "cdr":
+        if which in columns:
+            found[which] = bench.kld(bench.planned(bench.plan(which, size), imatrix=which != "c"))
+    if "f" in columns:
+        drawn = [bench.kld(bench.planned(bench.random_plan(size, seed))) for seed in range(3)]
+        found |= {"f": min(drawn), "f_mean": float(np.mean(drawn))}
+    plan = bench.plan("e", size)
+    found["predicted"] = plan.predicted_loss
+    found |= _figures("e", bench.measure(bench.planned(plan), len(TEXTS)))
+    for how in ("fast", "best"):
+        for n, (text, seconds) in texts.items() if how in columns else ():
+            name = how if len(texts) == 1 else f"{how} {n}"
+            figures, spent = bench.compensated(plan, text, how, folder)
+            found |= _figures(name, figures) | {f"{name}_seconds": round(seconds + spent, 1)}
     return found
 
 
+def _figures(name, found):
+    own, other = found
+    return {
+        name: own.mean_kld,
+        f"{name}_p999": own.p999_kld,
+        f"{name}_same_top": own.same_top,
+        f"{name}_technical": other.mean_kld,
+    }
+
+
 def markdown(rows):
-    print("| model | mixture | bytes | a, nats | b/a | c/a | d/a | e/a | e'/a | f/a, best of seeds |")
-    print("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    """The divergences over that of `a`, those of compensated plans over that of `e` too, and their geometric means."""
+    first = "a" if "a" in rows[0] else "e"
+    columns = [k.removesuffix("_same_top") for k in rows[0] if k.endswith("_same_top")]
+    ratios = [(name, first) for name in [*"bcdrf", *columns] if name in rows[0] and name != first]
+    others = columns[1:]
+    ratios += [(name, "e") for name in others if first != "e"]
+    ratios += [(f"{name}_technical", "e_technical") for name in others]
+    heads = [f"{a}/{b}".replace("_", " ") for a, b in ratios]
+    print(f"| model | mixture | bytes | {first}, nats | " + " | ".join(heads) + " |")
+    print("|---|---|" + "--:|" * (2 + len(ratios)))
     for r in rows:
-        ratios = " | ".join(f"{r[k] / r['kld_a']:.2f}" for k in ("kld_b", "kld_c", "kld_d", "kld_e", "kld_r"))
-        best = f"{r['kld_f_best'] / r['kld_a']:.2f}" if "kld_f_best" in r else ""
-        print(f"| {r['model']} | {r['mixture']} | {r['bytes']:,} | {r['kld_a']:.4f} | {ratios} | {best} |")
+        own = " | ".join(f"{r[a] / r[b]:.2f}" for a, b in ratios)
+        print(f"| {r['model']} | {r['mixture']} | {r['bytes']:,} | {r[first]:.4f} | {own} |")
     for model in dict.fromkeys(r["model"] for r in rows):
         own = [r for r in rows if r["model"] == model]
-        means = [
-            math.exp(np.mean([math.log(r[k] / r["kld_a"]) for r in own]))
-            for k in ("kld_b", "kld_c", "kld_d", "kld_e", "kld_r")
-        ]
-        print(f"| {model} | geometric mean | | | " + " | ".join(f"{m:.2f}" for m in means) + " | |")
+        means = [math.exp(np.mean([math.log(r[a] / r[b]) for r in own])) for a, b in ratios]
+        print(f"| {model} | geometric mean | | | " + " | ".join(f"{m:.2f}" for m in means) + " |")
+    if not others:
+        return
+    heads = [f"{name}, {what}" for name in columns for what in ("same top token", "99.9 % of tokens, nats")]
+    print("\n| model | mixture | " + " | ".join(heads) + " |\n|---|---|" + "--:|" * len(heads))
+    for r in rows:
+        cells = [f"{100 * r[f'{name}_same_top']:.1f} % | {r[f'{name}_p999']:.3f}" for name in columns]
+        print(f"| {r['model']} | {r['mixture']} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:
@@ -188,19 +251,22 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--mixtures", default=MIXTURES)
     parser.add_argument("--types", default=",".join(engine_named("llama.cpp").candidates))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--columns", default="a,b,c,d,e,r,f,fast,best")
+    parser.add_argument("--windows", default="28", help="of 512 tokens, to compensate with; several: a column for each")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
-    rows = []
+    rows, columns, windows = [], args.columns.split(","), [int(n) for n in args.windows.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         for model in args.models.split(","):
             path, n_windows = MODELS[model]
             base = path() if model == "tiny" else in_f16(path(), Path(folder) / "f16.gguf")
             with open_source(base) as source:
-                bench = Bench(source, n_windows, tuple(args.types.split(",")))
+                bench = Bench(source, n_windows, tuple(args.types.split(",")), columns)
+                compensates = {"fast", "best"} & set(columns)
+                texts = {n: bench.weigh(n) for n in windows} if compensates else {}
                 print(json.dumps({"model": model, "score_seconds": round(bench.seconds, 1)}), file=sys.stderr)
                 for mixture in args.mixtures.split(","):
-                    rows.append({"model": model} | measure(bench, mixture, args.seeds))
+                    rows.append({"model": model} | measure(bench, mixture, columns, texts, folder))
                     print(json.dumps(rows[-1]), flush=True)
     if args.markdown:
         markdown(rows)

@@ -5,6 +5,7 @@ Each process takes one group of types after another. A group shares a search, wh
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from requant.common.threads import n_threads
 from requant.formats import BlockFormat, format_of
 
 ENCODE, DECODE = "encode", "decode"
+_SEARCH = re.compile("^encode_|_fit$")  # the names that types import their searches by
 Progress = Callable[[int], None]
 Worker = subprocess.Popen[bytes]
 
@@ -103,7 +105,7 @@ def _group_by_search(formats: Sequence[BlockFormat]) -> list[list[str]]:
     """Return the names of the formats, those that encode with the same search together."""
     groups: dict[str, list[str]] = {}
     for fmt in formats:
-        searches = (getattr(value, "__module__", "") for name, value in vars(fmt.kernels).items() if "encode" in name)
+        searches = (getattr(value, "__module__", "") for name, value in vars(fmt.kernels).items() if _SEARCH.search(name))
         own = (name for name in searches if name.startswith("requant.formats.encoders."))
         groups.setdefault(next(own, ""), []).append(fmt.name)
     return list(groups.values())

@@ -8,6 +8,7 @@ from model.forward.architectures import MAKERS
 
 from requant.container.source import open_source
 from requant.model.forward.checkpoints import Checkpoints
+from requant.model.forward.layer import NullHook
 from requant.model.forward.passes import (
     EMBEDDING,
     Weights,
@@ -55,14 +56,11 @@ def test_the_next_token_is_as_likely_as_llama_cpp_finds_it(path):
     np.testing.assert_allclose(found, list(answer.likely.values()), atol=0.05 if "gemma4" in path.name else 0.02)
 
 
-class Gradients:
+class Gradients(NullHook):
     """A hook that computes the gradient of each matrix."""
 
     def __init__(self):
         self.prefix, self.found = "", {}
-
-    def inputs(self, name, expert, x):
-        pass
 
     def gradients(self, name, expert, x, g):
         key = self.prefix + name, expert or 0

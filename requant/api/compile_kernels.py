@@ -105,7 +105,8 @@ def _group_by_search(formats: Sequence[BlockFormat]) -> list[list[str]]:
     """Return the names of the formats, those that encode with the same search together."""
     groups: dict[str, list[str]] = {}
     for fmt in formats:
-        searches = (getattr(value, "__module__", "") for name, value in vars(fmt.kernels).items() if _SEARCH.search(name))
+        named = (value for name, value in vars(fmt.kernels).items() if _SEARCH.search(name))
+        searches = (getattr(value, "__module__", "") for value in named)
         own = (name for name in searches if name.startswith("requant.formats.encoders."))
         groups.setdefault(next(own, ""), []).append(fmt.name)
     return list(groups.values())

@@ -201,14 +201,15 @@ class Session:
 
         any_budget: measure all candidates, whatever the budget of the request.
         """
-        losses, importance = self.losses, self.importance
+        losses, importance, largest = self.losses, self.importance, self._read_largest_types()
         if losses is None:
             weigh = weigh and self.measures_importance
             scored = self.score(self.types, weigh=weigh) if any_budget else self._score_candidates(weigh)
             losses = scored.losses
             importance = measured_importance(scored) or importance
         self.request.try_rules(losses)
-        return self._limit_types(self.add_cache_losses(losses)), importance
+        losses = self.add_cache_losses(losses)
+        return losses if largest is None else largest(losses), importance
 
     def add_cache_losses(self, losses: Losses) -> Losses:
         """Return the losses; where cache types are to be chosen, with those of the KV cache, measured now."""
@@ -216,16 +217,20 @@ class Session:
             return losses
         return replace(losses, caches=self._measure_caches())
 
-    def _limit_types(self, losses: Losses) -> Losses:
-        """Return the losses; with --like, of no larger types than the other model has."""
+    def _read_largest_types(self) -> Callable[[Losses], Losses] | None:
+        """Return, for --like, what limits losses to no larger types than the other model has."""
         if not isinstance(self.plan_from, FromBudget) or self.plan_from.like is None:
-            return losses
+            return None
         from requant.planning.recipe import losses_like, types_like
 
         with open_source(self.plan_from.like) as other:
             types, notes = types_like(self.source, other)
-        limited = losses_like(losses, types)
-        return replace(limited, notes=(*limited.notes, *notes))
+
+        def limit(losses: Losses) -> Losses:
+            limited = losses_like(losses, types)
+            return replace(limited, notes=(*limited.notes, *notes))
+
+        return limit
 
     def _measure_caches(self) -> dict[str, float]:
         """Return the loss of each pair of KV cache types."""

@@ -14,7 +14,7 @@ from requant.common.threads import run_indexed
 from requant.container.source import Source
 from requant.conversion.chunks import EncodedTensor, TensorJob
 from requant.conversion.compensation.moments import Moments
-from requant.conversion.compensation.targets import Feedback, Solver, run_alone
+from requant.conversion.compensation.targets import Feedback, Solver, damped, run_alone
 from requant.conversion.record import Compensation
 from requant.errors import quote
 from requant.formats import BlockFormat, Effort, codec
@@ -108,7 +108,8 @@ class TensorEncoder:
             def make(place: slice, matrix: int = matrix, solver: Solver | None = solver) -> _Rows:
                 return self._make_rows(matrix, place, solver)
 
-            pairs = self._encode_rows(make, places)
+            with damped(work.moments):
+                pairs = self._encode_rows(make, places)
 
             def measure(
                 i: int, matrix: int = matrix, pairs: Sequence[_Pair] = pairs, at: Sequence[slice] = places

@@ -6,7 +6,8 @@ ridge r, so the ridge of each matrix is chosen by how well the solution from one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from requant.common.threads import for_each, run_indexed
 from requant.conversion.compensation.factors import factorize, invert_triangle, solve_rows
-from requant.conversion.compensation.moments import column_scale
+from requant.conversion.compensation.moments import Moments, column_scale
 from requant.formats.codec import Floats
 from requant.model.forward.tape import Array
 
@@ -22,7 +23,8 @@ Result = TypeVar("Result")
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # relative to each column's own second moment
 LARGE_RIDGES, LARGE = (1.0, 10.0, 100.0), 4096  # of matrices with more columns, where a factor takes long
-DAMPING = 0.01  # of the feedback, relative likewise
+DAMPING = 0.03  # of the feedback, relative likewise
+SEARCH_DAMPING = 0.1  # of the search after it, which otherwise fits what only these tokens have
 _SAMPLED_ROWS = 192  # of a matrix, by which its ridge is chosen
 
 
@@ -111,6 +113,19 @@ def find_feedback(h: Array) -> Feedback | None:
         return Feedback(factor, (importance / importance.mean()).astype(np.float32))
 
     return run_alone(work)
+
+
+@contextlib.contextmanager
+def damped(moments: Moments | None) -> Iterator[None]:
+    """Have the moments damped, in place, for the search after the feedback."""
+    if moments is None:
+        yield
+        return
+    at = np.diag_indices(len(moments.h))
+    own = moments.h[at]
+    moments.h[at] = own * np.float32(1 + SEARCH_DAMPING)
+    yield
+    moments.h[at] = own
 
 
 def run_alone(work: Callable[[], Result]) -> Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from requant.api.kernels import prepare_kernels
+from requant.api.kernels import Use, prepare_kernels, prepare_meanwhile
 from requant.common.interrupt import run_interruptible
 from requant.errors import UsageError
 from requant.scoring.calibration_data import read_windows
@@ -29,6 +29,7 @@ def read_compensation_text(session: Session, plan: Plan) -> CompensationText | N
     from requant.conversion.compensation.moments import LEAST_WINDOWS
     from requant.conversion.compensation.token_weights import n_weighing_steps, weigh_tokens
     from requant.conversion.compensation.walk import CompensationText
+    from requant.conversion.prepare import formats_used
     from requant.model.forward.passes import check_tokens, read_model
     from requant.model.forward.weights import Weights
 
@@ -40,9 +41,16 @@ def read_compensation_text(session: Session, plan: Plan) -> CompensationText | N
         what = f"--compensate needs {LEAST_WINDOWS} windows, and {text.name} has {len(text.windows)}"
         raise UsageError(f"{what}; give a longer --text, or a smaller --window")
     monitor.warn(*text.notes)
-    prepare_kernels(monitor, {t.format for t in source.tensors}, encode=False)
+    prepare_kernels(monitor, {t.format for t in source.tensors}, Use.DECODE)
     model = read_model(Weights(source))
     check_tokens(model, text.windows)
-    with monitor.progress("weighing tokens", n_weighing_steps(model), " layers") as advance:
+    best = plan.compensation == "best"
+    with (
+        prepare_meanwhile(
+            monitor, formats_used(plan), Use.SEARCH if best else Use.COMPENSATE, threads=threads
+        ) as finish,
+        monitor.progress("weighing tokens", n_weighing_steps(model), " layers") as advance,
+    ):
         weights = run_interruptible(weigh_tokens, model, text.windows, threads=threads, progress=advance)
-    return CompensationText(text.name, model, text.windows, weights, best=plan.compensation == "best")
+        run_interruptible(finish)
+    return CompensationText(text.name, model, text.windows, weights, best=best)

@@ -15,10 +15,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+from requant.api.kernels import Use, load_kernels
 from requant.common.threads import n_threads
 from requant.formats import BlockFormat, format_of
 
-ENCODE, DECODE = "encode", "decode"
 _SEARCH = re.compile("^encode_|_fit$")  # the names that types import their searches by
 Progress = Callable[[int], None]
 Worker = subprocess.Popen[bytes]
@@ -32,7 +32,7 @@ class Wait(Protocol):
 
 
 @contextmanager
-def compile_apart(formats: Sequence[BlockFormat], *, encode: bool, threads: int | None = None) -> Iterator[Wait]:
+def compile_apart(formats: Sequence[BlockFormat], use: Use, *, threads: int | None = None) -> Iterator[Wait]:
     """Compile the kernels of `formats` in processes, as many as `threads`; yield a function that waits for them.
 
     What a process that ends early leaves undone, the
@@ -56,7 +56,7 @@ def compile_apart(formats: Sequence[BlockFormat], *, encode: bool, threads: int 
         workers = []
         for _ in range(min(n_threads(threads), len(found))):
             with suppress(OSError):  # no further process can be started
-                workers.append(stack.enter_context(_start_worker(encode=encode)))
+                workers.append(stack.enter_context(_start_worker(use)))
         pool = stack.enter_context(ThreadPoolExecutor(max(len(workers), 1)))
         for worker in workers:
             stack.callback(worker.kill)
@@ -79,11 +79,11 @@ def _take(groups: SimpleQueue[list[str]]) -> list[str] | None:
     return None
 
 
-def _start_worker(*, encode: bool) -> Worker:
+def _start_worker(use: Use) -> Worker:
     root = str(Path(__file__).parents[2])  # in place of the current folder: this package and no other of its name
     code = f"import sys; sys.path[0] = {root!r}; from {__name__} import serve; serve()"
     return subprocess.Popen(
-        [sys.executable, "-c", code, ENCODE if encode else DECODE],
+        [sys.executable, "-c", code, use],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # what is wrong with the cache, this process says itself
@@ -114,9 +114,7 @@ def _group_by_search(formats: Sequence[BlockFormat]) -> list[list[str]]:
 
 def serve() -> None:
     """Compile the kernels of the types that each line of stdin names, and answer with a line."""
-    from requant.formats import codec
-
     for line in sys.stdin:
-        codec.warm_up((format_of(name) for name in line.split()), encode=sys.argv[1] == ENCODE)
+        load_kernels([format_of(name) for name in line.split()], Use(sys.argv[1]))
         sys.stdout.write("done\n")
         sys.stdout.flush()

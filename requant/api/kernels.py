@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from requant.common.address_space import check_address_space
@@ -14,30 +15,40 @@ from requant.common.monitor import Monitor
 if TYPE_CHECKING:
     from requant.formats import BlockFormat
 
+
+class Use(StrEnum):
+    """What kernels are for; each has those of the ones above it, SEARCH is encoding with `--compensate=best`."""
+
+    DECODE = "decode"
+    ENCODE = "encode"
+    COMPENSATE = "compensate"
+    SEARCH = "search"
+
+
 _COMPILING = "compiling the block kernels, once; this takes up to half a minute"
 
 
 def prepare_kernels(
-    monitor: Monitor, formats: Iterable[BlockFormat | None], *, encode: bool = True, threads: int | None = None
+    monitor: Monitor, formats: Iterable[BlockFormat | None], use: Use = Use.ENCODE, *, threads: int | None = None
 ) -> None:
-    """Load the kernels of `formats`, without `encode` those that decode, and log it if they must be compiled."""
+    """Load the kernels of `formats`, and log it if they must be compiled."""
     from requant.api.compile_kernels import compile_apart
 
-    missing = _load_known(formats, encode=encode)
+    missing = _load_known(formats, use)
     if not missing:
         return
     monitor.info(_COMPILING)
     with (
         monitor.progress("compiling", len(missing), " types") as advance,
-        compile_apart(missing, encode=encode, threads=threads) as wait,
+        compile_apart(missing, use, threads=threads) as wait,
     ):
         run_interruptible(wait, progress=advance)
-        run_interruptible(_load, missing, encode=encode)
+        run_interruptible(load_kernels, missing, use)
 
 
 @contextmanager
 def prepare_meanwhile(
-    monitor: Monitor, formats: Iterable[BlockFormat | None], *, threads: int | None = None
+    monitor: Monitor, formats: Iterable[BlockFormat | None], use: Use = Use.ENCODE, *, threads: int | None = None
 ) -> Iterator[Callable[[], None]]:
     """Begin to compile what is missing of the kernels of `formats`, and yield a function that waits until all is ready.
 
@@ -45,28 +56,26 @@ def prepare_meanwhile(
     """
     from requant.api.compile_kernels import compile_apart
 
-    missing = _load_known(formats, encode=True)
+    missing = _load_known(formats, use)
     if missing:
         monitor.info(_COMPILING)
-    with compile_apart(missing, encode=True, threads=threads) as wait:
+    with compile_apart(missing, use, threads=threads) as wait:
 
         def finish() -> None:
             wait(lambda _: None)
-            _load(missing, encode=True)
+            load_kernels(missing, use)
 
         yield finish
 
 
-def _load_known(formats: Iterable[BlockFormat | None], *, encode: bool) -> list[BlockFormat]:
+def _load_known(formats: Iterable[BlockFormat | None], use: Use) -> list[BlockFormat]:
     """Load the kernels that the cache has, and return the formats of which it lacks some."""
     check_address_space()
-    return run_interruptible(_load_cached, [f for f in formats if f is not None and f.can_decode], encode=encode)
+    return run_interruptible(_load_cached, [f for f in formats if f is not None and f.can_decode], use)
 
 
-def _load_cached(formats: Sequence[BlockFormat], *, encode: bool) -> list[BlockFormat]:
+def _load_cached(formats: Sequence[BlockFormat], use: Use) -> list[BlockFormat]:
     from numba.core.event import Listener, install_listener
-
-    from requant.formats.codec import warm_up
 
     own = threading.get_ident()
 
@@ -82,16 +91,19 @@ def _load_cached(formats: Sequence[BlockFormat], *, encode: bool) -> list[BlockF
     with install_listener("numba:compile", Refuser()):
         for fmt in formats:
             try:
-                warm_up([fmt], encode=encode)
+                load_kernels([fmt], use)
             except _NotCached:
                 missing.append(fmt)
     return missing
 
 
-def _load(formats: Sequence[BlockFormat], *, encode: bool) -> None:
-    from requant.formats.codec import warm_up
+def load_kernels(formats: Sequence[BlockFormat], use: Use) -> None:
+    """Load the kernels of `formats` from the cache, or compile them."""
+    from requant.formats import codec, feedback
 
-    warm_up(formats, encode=encode)
+    codec.warm_up(formats, encode=use is not Use.DECODE)
+    if use in {Use.COMPENSATE, Use.SEARCH}:
+        feedback.warm_up(formats, search=use is Use.SEARCH)
 
 
 class _NotCached(Exception):

@@ -16,6 +16,8 @@ from requant.formats.encoders.tiles import halves, to_rows, to_tiles
 from requant.formats.polish import polish_fits
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from requant.formats.base import BlockFormat
@@ -53,6 +55,17 @@ def encode_compensated(
     energy, error = sums.T
     rounding = np.divide(error, energy, out=np.zeros(len(sums)), where=energy != 0)
     return pack_rows(fmt, fits), np.nan_to_num(rounding, nan=np.inf, posinf=np.inf)
+
+
+def warm_up(formats: Iterable[BlockFormat], *, search: bool) -> None:
+    """Compile the kernels of `encode_compensated` for those of `formats` that it writes, or load them from the cache.
+
+    search: those of polishing too.
+    """
+    for fmt in formats:
+        if can_compensate(fmt):
+            one = np.eye(fmt.block_weights, dtype=np.float32)
+            encode_compensated(fmt, one[:1], one, one.sum(axis=0), polish=one if search else None)
 
 
 def round_rows(

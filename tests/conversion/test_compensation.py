@@ -23,11 +23,11 @@ from requant.formats import feedback
 def test_a_factor_and_its_inverse_replace_the_matrix_in_place(n):
     h = np.cov(np.random.default_rng(n).standard_normal((n, 3 * n + 2))).reshape(n, n) + 0.1 * np.eye(n)
     lower, rows = h.copy(), np.random.default_rng(1).standard_normal((3, n))
-    factors.factorize(lower)
+    inverses = factors.factorize(lower)
     np.testing.assert_allclose(lower, np.linalg.cholesky(h), atol=1e-10)
-    np.testing.assert_allclose(factors.solve_rows(lower, rows), rows @ np.linalg.inv(h), rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(factors.solve_rows(lower, inverses, rows), rows @ np.linalg.inv(h), rtol=1e-8, atol=1e-8)
     inverse = lower.copy()
-    factors.invert_triangle(inverse)
+    factors.invert_triangle(inverse, inverses)
     np.testing.assert_allclose(inverse @ lower, np.eye(n), atol=1e-9)
 
 

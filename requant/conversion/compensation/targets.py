@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from requant.common.threads import for_each, run_indexed
-from requant.conversion.compensation.factors import factorize, invert_triangle, solve_rows
+from requant.conversion.compensation.factors import Inverses, factorize, invert_triangle, solve_rows
 from requant.conversion.compensation.moments import Moments, column_scale
 from requant.formats.codec import Floats
 from requant.model.forward.tape import Array
@@ -41,6 +41,7 @@ class Solver:
     """The Cholesky factor of moments whose columns were divided by `scale`."""
 
     factor: Array
+    inverses: Inverses
     scale: Array
 
     @classmethod
@@ -51,14 +52,14 @@ class Solver:
             return None
         a = _scaled(h, scale, ridge, np.float32)
         try:
-            factorize(a)
+            inverses = factorize(a)
         except np.linalg.LinAlgError:
             return None
-        return cls(a, scale.astype(np.float32))
+        return cls(a, inverses, scale.astype(np.float32))
 
     def solve(self, wanted: Array) -> Array:
         """Return wanted (h + ridge diag(h))^-1; wanted: (n_rows, n)."""
-        change: Array = solve_rows(self.factor, wanted / self.scale) / self.scale
+        change: Array = solve_rows(self.factor, self.inverses, wanted / self.scale) / self.scale
         return change
 
 
@@ -77,16 +78,18 @@ def choose_ridges(
     n = len(halves[0])
     ridges = RIDGES if n <= LARGE else LARGE_RIDGES
     gains = np.full((len(ridges), 2, len(wanted)), np.inf)
+    joined = [np.concatenate([pair[half] for pair in wanted]) for half in range(2)]
+    starts = np.cumsum([0, *(len(pair[0]) for pair in wanted[:-1])])
 
     def work(index: int) -> None:
         ridge, half = divmod(index, 2)
         solver = Solver.of(halves[half], ridges[ridge])
         if solver is None:
             return
-        for i, pair in enumerate(wanted):
-            change = solver.solve(pair[half])
-            missed = change @ halves[1 - half] - 2 * pair[1 - half]
-            gains[ridge, half, i] = np.einsum("ij,ij->", change, missed, dtype=np.float64)
+        change = solver.solve(joined[half])
+        missed = change @ halves[1 - half] - 2 * joined[1 - half]
+        by_row = np.einsum("ij,ij->i", change, missed, dtype=np.float64)
+        gains[ridge, half] = np.add.reduceat(by_row, starts)
 
     for_each(work, 2 * len(ridges), threads if n <= LARGE else 1)
     total = np.nan_to_num(gains.sum(axis=1), nan=np.inf)
@@ -103,11 +106,11 @@ def find_feedback(h: Array) -> Feedback | None:
     def work() -> Feedback | None:
         a = _scaled(h, scale, DAMPING, np.float64)[::-1, ::-1]
         try:
-            factorize(a)
+            inverses = factorize(a)
         except np.linalg.LinAlgError:
             return None
         importance = (np.diag(a)[::-1] * scale) ** 2
-        invert_triangle(a)
+        invert_triangle(a, inverses)
         factor = np.empty(h.shape, np.float32)
         np.divide(a[::-1, ::-1], scale, out=factor, casting="same_kind")
         return Feedback(factor, (importance / importance.mean()).astype(np.float32))

@@ -57,9 +57,9 @@ class Compensation:
 
     error: of what comes out of its matrices, relative, against the original model; plain_error: the same if all of it
     were rounded plainly, inherited_error: if it were not rounded at all, for it gets other inputs; all None where no
-    held-out token reached it. n_plain: how many of its `n_matrices` (experts)
-    are rounded plainly, because they saw too few tokens or erred no less. ridge: of the target of a single matrix, None
-    without one.
+    held-out token reached it. n_plain: how many of its `n_matrices` (experts) are rounded plainly, `n_unseen` of them
+    because too few tokens reach them, the others because they erred no less. ridge: of the target of a single matrix,
+    None without one.
     """
 
     error: float | None
@@ -67,6 +67,7 @@ class Compensation:
     inherited_error: float | None
     n_matrices: int
     n_plain: int
+    n_unseen: int = 0
     ridge: float | None = None
 
     @property

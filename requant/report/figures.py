@@ -41,6 +41,8 @@ def describe_compensation(made: Conversion) -> str:
         less += f" (median), so predicted KL falls from {made.plan.predicted_kl:.4g} to {made.predicted_kl:.4g} nats"
     n, n_plain = sum(c.n_matrices for c in found), sum(c.n_plain for c in found)
     plain = f"; {n_plain} of {n} matrices are rounded plainly" if n_plain else ""
+    if n_unseen := sum(c.n_unseen for c in found):
+        plain += f", {n_unseen} of them because too few tokens reach them"
     return f"Rounding of {count_tensors(found)} compensated ({made.plan.compensation}), measured on {name}{less}{plain}"
 
 

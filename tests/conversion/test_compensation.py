@@ -226,7 +226,7 @@ def test_experts_that_saw_nothing_are_rounded_plainly_and_counted(tmp_path, sour
     plain = convert(source, replace(quantized(source, "Q4_0", "Q8_0"), compensation=None), tmp_path / "plain.gguf")
     experts = [t for t in made if "_exps" in t.name and t.compensation is not None]
     assert experts
-    assert all(0 < t.compensation.n_plain <= t.compensation.n_matrices for t in experts)
+    assert all(0 < t.compensation.n_unseen <= t.compensation.n_plain <= t.compensation.n_matrices for t in experts)
     same = {t.name: t.sha256 for t in plain.tensors}
     for tensor in experts:
         if tensor.compensation.n_plain == tensor.compensation.n_matrices:

@@ -205,5 +205,6 @@ def _describe(sums: Array, taken: Sequence[bool], work: Sequence[MatrixWork]) ->
         inherited_error=relative(inherited),
         n_matrices=len(work),
         n_plain=list(taken).count(False),
+        n_unseen=sum(each.feedback is None for each in work),
         ridge=work[0].ridge if len(work) == 1 and taken[0] else None,
     )

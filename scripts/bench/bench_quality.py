@@ -1,12 +1,12 @@
 """Plans against llama-quantize's mixtures at the same bytes: measured KL divergence, a JSON line per model and mixture.
 
     python scripts/bench/bench_quality.py [--models tiny,smollm2,gemma3] [--mixtures Q2_K,..] [--columns a,e,fast]
-        [--windows 4,16,28] [--markdown]
+        [--windows 8,32] [--text fixtures/calibration.txt] [--markdown]
 
 For each mixture, at its size: a the mixture with ggml's encoders; b the mixture with ours; c our plan without data;
 d with an imatrix; e from gradients on text; r from gradients on random tokens; f random allocations (the best of three
-seeds); fast and best: the plan e, compensated on --windows of 512 tokens of the text that ships with requant. All but c
-are encoded with the same imatrix, made by `calibrate` from fixtures/calibration.txt; `requant.scoring.evaluate` gives
+seeds); fast and best: the plan e, compensated on --windows of 512 tokens of --text, or of the text that ships with
+requant. All but c are encoded with the same imatrix, made by `calibrate` from fixtures/calibration.txt; `requant.scoring.evaluate` gives
 the divergence from the F16 model on fixtures/eval.txt, over as many windows of 512 as the golden figures of
 llama-perplexity have (45, 16 and 8), and for e, fast and best on fixtures/eval_technical.txt too, a text of another
 kind. SmolLM2 and Gemma 3 come quantized; they are dithered by one step of their grid first, or the old grid would win
@@ -123,9 +123,10 @@ class Bench:
     def kld(self, weights):
         return self.measure(weights)[0].mean_kld
 
-    def weigh(self, n_windows):
-        """The shipped text, with the weights of its tokens, and how long weighing them took."""
-        text = shipped_windows(self.source, WindowSpec(n=n_windows))
+    def weigh(self, n_windows, path):
+        """A text with the weights of its tokens, and how long weighing them took."""
+        size = WindowSpec(n=n_windows)
+        text = read_text_windows(path, self.source, size) if path else shipped_windows(self.source, size)
         model, begun = read_model(Weights(self.source)), time.perf_counter()
         weights = weigh_tokens(model, text.windows)
         return CompensationText(text.name, model, text.windows, weights), time.perf_counter() - begun
@@ -252,7 +253,8 @@ def main() -> None:
     parser.add_argument("--mixtures", default=MIXTURES)
     parser.add_argument("--types", default=",".join(engine_named("llama.cpp").candidates))
     parser.add_argument("--columns", default="a,b,c,d,e,r,f,fast,best")
-    parser.add_argument("--windows", default="28", help="of 512 tokens, to compensate with; several: a column for each")
+    parser.add_argument("--windows", default="32", help="of 512 tokens, to compensate with; several: a column for each")
+    parser.add_argument("--text", type=Path, help="to compensate with, by default the one that ships with requant")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
     rows, columns, windows = [], args.columns.split(","), [int(n) for n in args.windows.split(",")]
@@ -263,7 +265,7 @@ def main() -> None:
             with open_source(base) as source:
                 bench = Bench(source, n_windows, tuple(args.types.split(",")), columns)
                 compensates = {"fast", "best"} & set(columns)
-                texts = {n: bench.weigh(n) for n in windows} if compensates else {}
+                texts = {n: bench.weigh(n, args.text) for n in windows} if compensates else {}
                 print(json.dumps({"model": model, "score_seconds": round(bench.seconds, 1)}), file=sys.stderr)
                 for mixture in args.mixtures.split(","):
                     rows.append({"model": model} | measure(bench, mixture, columns, texts, folder))

@@ -3,14 +3,14 @@
     python scripts/bench/bench_quality.py [--models tiny,smollm2,gemma3] [--mixtures Q2_K,..] [--columns a,e,fast]
         [--windows 8,32] [--text fixtures/calibration.txt] [--markdown]
 
-For each mixture, at its size: a the mixture with ggml's encoders; b the mixture with ours; c our plan without data;
-d with an imatrix; e from gradients on text; r from gradients on random tokens; f random allocations (the best of three
+For each mixture, at its size: a the mixture with ggml's encoders; b the mixture with ours; c our plan without data; d
+with an imatrix; e from gradients on text; r from gradients on random tokens; f random allocations (the best of three
 seeds); fast and best: the plan e, compensated on --windows of 512 tokens of --text, or of the text that ships with
-requant. All but c are encoded with the same imatrix, made by `calibrate` from fixtures/calibration.txt; `requant.scoring.evaluate` gives
-the divergence from the F16 model on fixtures/eval.txt, over as many windows of 512 as the golden figures of
-llama-perplexity have (45, 16 and 8), and for e, fast and best on fixtures/eval_technical.txt too, a text of another
-kind. SmolLM2 and Gemma 3 come quantized; they are dithered by one step of their grid first, or the old grid would win
-every comparison.
+requant. All but c are encoded with the same imatrix, made by `calibrate` from fixtures/calibration.txt;
+`requant.scoring.evaluate` gives the divergence from the F16 model on fixtures/eval.txt, over as many windows of 512 as
+the golden figures of llama-perplexity have (45, 16 and 8), and for e, fast and best on fixtures/eval_technical.txt
+too, a text of another kind. SmolLM2 and Gemma 3 come quantized; they are dithered by one step of their grid first, or
+the old grid would win every comparison.
 """
 
 import argparse

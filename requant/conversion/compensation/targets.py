@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # relative to each column's own second moment
 LARGE_RIDGES, LARGE = (1.0, 10.0, 100.0), 4096  # of matrices with more columns, where a factor takes long
 DAMPING = 0.01  # of the feedback, relative likewise
+_ROWS = 256  # of a factor that are copied at a time
 _SAMPLED_ROWS = 192  # of a matrix, by which its ridge is chosen
 
 
@@ -66,25 +67,28 @@ def sample_rows(n: int) -> Array:
 
 
 def choose_ridges(
-    halves: Sequence[Array], wanted: Sequence[Sequence[Array]], threads: int | None
+    halves: Sequence[Sequence[Array]], wanted: Sequence[Sequence[Sequence[Array]]], threads: int | None
 ) -> list[float | None]:
     """Return the ridge of each matrix with the least error on the half that it was not solved on; None: no target.
 
-    halves: h of both. wanted: of each matrix W c + d of both halves, for its sampled rows.
+    halves: h of both, of each block of columns. wanted: of each matrix, half and block W c + d for its sampled rows.
     """
-    n = len(halves[0])
+    n = max(len(h) for h in halves[0])
     ridges = RIDGES if n <= LARGE else LARGE_RIDGES
     gains = np.full((len(ridges), 2, len(wanted)), np.inf)
 
     def work(index: int) -> None:
         ridge, half = divmod(index, 2)
-        solver = Solver.of(halves[half], ridges[ridge])
-        if solver is None:
-            return
-        for i, pair in enumerate(wanted):
-            change = solver.solve(pair[half])
-            missed = change @ halves[1 - half] - 2 * pair[1 - half]
-            gains[ridge, half, i] = np.einsum("ij,ij->", change, missed, dtype=np.float64)
+        found = np.zeros(len(wanted))
+        for block, (h, other) in enumerate(zip(halves[half], halves[1 - half], strict=True)):
+            solver = Solver.of(h, ridges[ridge])
+            if solver is None:
+                return
+            for i, pair in enumerate(wanted):
+                change = solver.solve(pair[half][block])
+                missed = change @ other - 2 * pair[1 - half][block]
+                found[i] += np.einsum("ij,ij->", change, missed, dtype=np.float64)
+        gains[ridge, half] = found
 
     for_each(work, 2 * len(ridges), threads if n <= LARGE else 1)
     total = np.nan_to_num(gains.sum(axis=1), nan=np.inf)
@@ -99,15 +103,18 @@ def find_feedback(h: Array) -> Feedback | None:
         return None
 
     def work() -> Feedback | None:
-        a = _scaled(h, scale, DAMPING, np.float64)[::-1, ::-1]
+        a = _scaled(h[::-1, ::-1], scale[::-1], DAMPING, np.float64)
         try:
             factorize(a)
         except np.linalg.LinAlgError:
             return None
         importance = (np.diag(a)[::-1] * scale) ** 2
         invert_triangle(a)
-        factor = np.empty(h.shape, np.float32)
-        np.divide(a[::-1, ::-1], scale, out=factor, casting="same_kind")
+        factor, n = np.empty(h.shape, np.float32), len(h)
+        for start in range(0, n, _ROWS):  # from the end of `a`, which gives back its memory as the factor is filled
+            stop = min(start + _ROWS, n)
+            np.divide(a[n - stop : n - start][::-1, ::-1], scale, out=factor[start:stop], casting="same_kind")
+            a.resize((n - stop, n), refcheck=False)
         return Feedback(factor, (importance / importance.mean()).astype(np.float32))
 
     return run_alone(work)
@@ -121,7 +128,7 @@ def run_alone(work: Callable[[], Result]) -> Result:
 
 def _scaled(h: Array, scale: Array, ridge: float, dtype: type) -> Array:
     """Return h with unit diagonal plus the ridge."""
-    a: Array = h.astype(dtype)
+    a: Array = h.astype(dtype, order="C")
     a /= scale.astype(dtype)[:, None]
     a /= scale.astype(dtype)
     a[np.diag_indices(len(a))] += dtype(ridge)

@@ -1,4 +1,4 @@
-"""The text of a compensated conversion: its windows of tokens, and the weight of each token in a pass back."""
+"""The text of a compensated conversion, with the weight of each token in a pass back, and its limit of memory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 from requant.api.kernels import Use, prepare_kernels, prepare_meanwhile
 from requant.common.interrupt import run_interruptible
+from requant.common.threads import n_threads
+from requant.common.units import format_size
 from requant.errors import UsageError
 from requant.scoring.calibration_data import read_windows
 
 if TYPE_CHECKING:
     from requant.api.session import Session
     from requant.conversion.compensation.walk import CompensationText
+    from requant.model.forward.passes import RunnableModel
     from requant.planning.plan import Plan
 
 _TIMES = 4  # as many windows as scoring runs: second moments need more tokens than their diagonals
@@ -21,8 +24,8 @@ _TIMES = 4  # as many windows as scoring runs: second moments need more tokens t
 def read_compensation_text(session: Session, plan: Plan) -> CompensationText | None:
     """Return the text by which the plan's encoders compensate their errors, None where they do not.
 
-    Raises UsageError for too few windows, BadInput for a text that is too short, NumericFault where activations or
-    gradients are not finite.
+    Raises UsageError for too few windows and for a limit of memory that is too small, BadInput for a text that is too
+    short, NumericFault where activations or gradients are not finite.
     """
     if plan.compensation is None:
         return None
@@ -44,6 +47,7 @@ def read_compensation_text(session: Session, plan: Plan) -> CompensationText | N
     prepare_kernels(monitor, {t.format for t in source.tensors}, Use.DECODE)
     model = read_model(Weights(source))
     check_tokens(model, text.windows)
+    room = _find_room(session, model, *text.windows.shape)
     best = plan.compensation == "best"
     with (
         prepare_meanwhile(
@@ -53,4 +57,30 @@ def read_compensation_text(session: Session, plan: Plan) -> CompensationText | N
     ):
         weights = run_interruptible(weigh_tokens, model, text.windows, threads=threads, progress=advance)
         run_interruptible(finish)
-    return CompensationText(text.name, model, text.windows, weights, best=best)
+    return CompensationText(text.name, model, text.windows, weights, best=best, room=room)
+
+
+def check_memory(session: Session) -> None:
+    """Raise UsageError, before any long work, where --max-memory cannot hold what the windows asked for need."""
+    from requant.model.forward.passes import read_model
+    from requant.model.forward.weights import Weights
+    from requant.scoring.fisher import find_run_obstacle
+
+    if session.options.max_memory is None or find_run_obstacle(session.source) is not None:
+        return
+    asked = session.calibration
+    _find_room(session, read_model(Weights(session.source)), _TIMES * (asked.n_windows or 1), asked.window)
+
+
+def _find_room(session: Session, model: RunnableModel, n_windows: int, n_ctx: int) -> int | None:
+    """Return the bytes that --max-memory leaves for moments, None without it. Raises UsageError where it is too low."""
+    from requant.conversion.compensation.memory import least_bytes, walk_bytes
+
+    limit = session.options.max_memory
+    if limit is None:
+        return None
+    least = least_bytes(model, n_windows, n_ctx, n_threads(session.options.threads))
+    if limit < least:
+        what = f"--max-memory {format_size(limit)} is too little for --compensate; it takes {format_size(least)}"
+        raise UsageError(f"{what}, less with fewer --windows, a smaller --window or fewer --threads")
+    return limit - walk_bytes(model, n_windows, n_ctx)

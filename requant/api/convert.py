@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from requant.api.compensation import read_compensation_text
+from requant.api.compensation import check_memory, read_compensation_text
 from requant.api.importance import Importance
 from requant.api.kernels import prepare_kernels
 from requant.api.session import Planned, Session
@@ -194,6 +194,7 @@ def _claim(session: Session, out: Path, options: ConversionOptions, measure: int
     """Claim the output for this run alone."""
     session.check_measure(measure)
     session.check_importance()
+    check_memory(session)
     options = replace(options, threads=session.options.threads, cluster=session.cluster)
 
     def write_record(made: Conversion) -> None:
@@ -235,6 +236,7 @@ def _describe_request(session: Session, splitting: Splitting, measure: int | Non
         "effort": session.options.effort,
         "compensate": session.options.compensate,
         "no_compensate": session.options.no_compensate,
+        "max_memory": session.options.max_memory,
         "measure": measure,
         "allow_requantize": session.options.allow_requantize,
         "nonfinite": None if session.options.nonfinite == POLICIES[0] else session.options.nonfinite,

@@ -25,7 +25,7 @@ from requant.planning.request import (
     check_frontier,
     choose_plan_from,
 )
-from requant.planning.rules import parse_count, parse_mixture, parse_written_type
+from requant.planning.rules import parse_bytes, parse_count, parse_mixture, parse_written_type
 from requant.scoring.losses import Losses
 from requant.scoring.options import CalibrationOptions, check_calibration
 
@@ -196,6 +196,7 @@ def parse_threads(threads: int | None) -> int | None:
 def parse_session_options(given: Mapping[str, Any]) -> SessionOptions:
     """Return how losses are measured and weights are encoded. Raises UsageError."""
     losses, effort, compensate = given.get("losses"), given.get("effort"), given.get("compensate")
+    max_memory = given.get("max_memory")
     if compensate not in (None, True, False, *COMPENSATIONS):
         raise UsageError(f"--compensate: '{brief(str(compensate))}' is not known; it is {' or '.join(COMPENSATIONS)}")
     return SessionOptions(
@@ -203,6 +204,7 @@ def parse_session_options(given: Mapping[str, Any]) -> SessionOptions:
         no_imatrix=bool(given.get("no_imatrix")),
         compensate=COMPENSATIONS[0] if compensate is True else compensate or None,
         no_compensate=bool(given.get("no_compensate")),
+        max_memory=None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
         losses=Path(losses) if isinstance(losses, str | os.PathLike) else losses,
         threads=parse_threads(given.get("threads")),
         effort=None if effort is None else parse_effort(effort),

@@ -156,6 +156,7 @@ class Model:
         measure: int | None = None,
         compensate: str | bool | None = None,
         no_compensate: bool = False,
+        max_memory: Size | None = None,
         nonfinite: str = POLICIES[0],
         no_verify: bool = False,
         keep_split: bool = False,
@@ -170,7 +171,8 @@ class Model:
         when it is called in the same way again; restart begins anew. force: replace files that exist. no_verify: read
         neither output nor source again. measure: of so many plans near the best, that of least measured divergence.
         compensate: "fast" (or True) or "best", to run the model and round every weight to make up for the errors of
-        those before it; no_compensate: round every weight by itself, whatever the plan says.
+        those before it; no_compensate: round every weight by itself, whatever the plan says. max_memory: bytes that a
+        compensated conversion stays below.
         nonfinite: "keep-type" copies tensors that hold NaN or infinity. keep_split, max_shard_size: how the output is
         split. The other keywords are those of `plan`. Raises what `plan` does, and OutputRefused where the output is
         there or in use, InputOutputError, SourceChanged, NumericFault for weights that do not survive in their type.
@@ -178,8 +180,8 @@ class Model:
         check_keywords(asked, Planning, "convert")
         options = ConversionOptions(_parse_splitting(keep_split, max_shard_size), force=force, verify=not no_verify)
         n = None if measure is None else parse_count(measure, "--measure", 1, 64)
-        asked_too = {"plan": plan, "type": type, "compensate": compensate, "no_compensate": no_compensate}
-        with self._open_conversion({**asked, **asked_too}, nonfinite) as session:
+        rounding = {"compensate": compensate, "no_compensate": no_compensate, "max_memory": max_memory}
+        with self._open_conversion({**asked, "plan": plan, "type": type, **rounding}, nonfinite) as session:
             return converting.convert_to_file(session, Path(out), options=options, measure=n, restart=restart)
 
     @document_keywords(Planning)
@@ -193,6 +195,7 @@ class Model:
         measure: int | None = None,
         compensate: str | bool | None = None,
         no_compensate: bool = False,
+        max_memory: Size | None = None,
         nonfinite: str = POLICIES[0],
         keep_split: bool = False,
         max_shard_size: Size | None = None,
@@ -208,8 +211,8 @@ class Model:
         check_keywords(asked, Planning, "try_convert")
         options = ConversionOptions(_parse_splitting(keep_split, max_shard_size), force=force)
         n = None if measure is None else parse_count(measure, "--measure", 1, 64)
-        asked_too = {"plan": plan, "type": type, "compensate": compensate, "no_compensate": no_compensate}
-        with self._open_conversion({**asked, **asked_too}, nonfinite) as session:
+        rounding = {"compensate": compensate, "no_compensate": no_compensate, "max_memory": max_memory}
+        with self._open_conversion({**asked, "plan": plan, "type": type, **rounding}, nonfinite) as session:
             found = converting.try_conversion(session, Path(out), options=options, measure=n, restart=restart)
             session.monitor.warn(*found.prepared.notes)
             return found.planned.plan

@@ -343,6 +343,9 @@ def open_session(
     losses = read_losses(options.losses) if isinstance(options.losses, Path) else options.losses
     plan = plan_from.plan if isinstance(plan_from, FromPlan) else None
     plan = read_any_plan(plan) if isinstance(plan, Path) else plan
+    compensates = options.compensate is not None or (plan is not None and plan.compensation is not None)
+    if options.max_memory is not None and (options.no_compensate or not compensates):
+        raise UsageError("--max-memory limits only what --compensate takes; leave it out, or give --compensate too")
     importance = find_importance(imatrix, plan, losses, source, off=options.no_imatrix)
     session = Session(
         source=source,

@@ -12,7 +12,6 @@ from requant.cli import messages, options
 from requant.cli.command import Command
 from requant.container.source import open_source
 from requant.errors import UsageError
-from requant.planning.rules import parse_bytes
 from requant.report.text.result import statistics_text
 from requant.scoring.options import CalibrationOptions, StatisticsOptions, check_calibration
 
@@ -25,12 +24,7 @@ from requant.scoring.options import CalibrationOptions, StatisticsOptions, check
 @options.window
 @options.result_file("statistics", is_text=False)
 @click.option("--no-gradients", is_flag=True, help="Only inputs: what --imatrix needs, in a third of the time.")
-@click.option(
-    "--max-memory",
-    callback=options.parsed_by(parse_bytes),
-    metavar="SIZE",
-    help="Stay below this; more passes over the model.",
-)
+@options.max_memory("more passes over the model")
 @options.engine
 @options.threads
 @options.force

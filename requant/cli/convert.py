@@ -87,6 +87,7 @@ class ConversionOutput:
 @options.cluster
 @options.effort
 @options.compensate
+@options.max_memory("--compensate may gain less")
 @options.allow_requantize
 @options.splitting
 @options.report

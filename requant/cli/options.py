@@ -143,6 +143,14 @@ compensate = _together(
     ),
     click.option("--no-compensate", is_flag=True, help="Round every weight by itself, whatever the plan says."),
 )
+
+
+def max_memory(price: str) -> Decorator:
+    """Add --max-memory, which has a price."""
+    said = f"Stay below this; {price}."
+    return click.option("--max-memory", callback=parsed_by(parse_bytes), metavar="SIZE", help=said)
+
+
 allow_requantize = click.option(
     "--allow-requantize", is_flag=True, help="Accept a model that is already quantized below Q8_0."
 )

@@ -55,6 +55,7 @@ DECIDING = {
     "effort": (TYPE, None, "fast"),
     "compensate": (TYPE, None, "fast"),
     "no_compensate": (TYPE, None, True),
+    "max_memory": (TYPE | {"compensate": "fast"}, None, "4GiB"),
     "allow_requantize": (TYPE, None, True),
     "keep": (TYPE, None, True),
     "max_size": (TYPE, None, "5MB"),

@@ -125,13 +125,14 @@ def test_a_batch_makes_the_bytes_of_single_conversions_from_one_scoring(capsys, 
 
 def test_a_batch_compensates_as_single_conversions_do(capsys, tmp_path):
     model = MAKERS["granite"](1).write(tmp_path / "model.gguf")
-    how = {"compensate": "fast", "windows": 1, "window": 32}
+    how = {"compensate": "fast", "windows": 1, "window": 32, "max_memory": "1GiB"}
     job = {"source": model, "output": "out/{stem}.gguf", "budgets": [{"type": "q4_0"}]}
     jobs = write_jobs(tmp_path, [job], **how)
     found, _ = batch(jobs)
     assert statuses(found) == ["done"]
     alone = tmp_path / "alone.gguf"
-    ran = run(capsys, "convert", model, alone, "--type", "q4_0", "--compensate", "--windows", 1, "--window", 32)
+    words = ("--type", "q4_0", "--compensate", "--windows", 1, "--window", 32, "--max-memory", "1GiB")
+    ran = run(capsys, "convert", model, alone, *words)
     assert ran.code == 0, ran
     assert Path(found["jobs"][0]["output"]).read_bytes() == alone.read_bytes()
     assert statuses(batch(jobs)[0]) == ["skipped"]

@@ -29,6 +29,8 @@ def convert(capsys, model, tmp_path):
     [
         (("--quick", "--compensate"), "--quick runs no model, and --compensate measures what comes out of it"),
         (("--compensate", "--no-compensate"), "--compensate and --no-compensate cannot be given together"),
+        (("--max-memory", "8GiB"), "--max-memory limits only what --compensate takes; leave it out, or give"),
+        (("--compensate", "--max-memory", "1MiB"), "--max-memory 1.00 MiB is too little for --compensate; it takes"),
         (("--compensate=fats",), "--compensate: 'fats' is not known; did you mean fast?"),
         (("--compensate", "--windows", 8, "--window", 8192), "--compensate needs 3 windows, and"),
     ],
@@ -60,6 +62,14 @@ def test_the_record_says_what_was_compensated_and_on_which_tokens(convert, tmp_p
     assert made.plan.options[-2:] == ("--compensate", "fast")
     assert len(made.compensation_tokens) == 64
     assert any(t.is_compensated for t in made.tensors)
+
+
+def test_a_limit_that_holds_all_moments_changes_nothing(capsys, convert, model, tmp_path):
+    convert("--compensate", *WINDOWS)
+    words = ("--type", "q4_0", "--compensate", "--max-memory", "1GiB", *WINDOWS, "--threads", 1)
+    ran = run(capsys, "convert", model, tmp_path / "b.gguf", *words)
+    assert ran.code == 0, ran
+    assert (tmp_path / "b.gguf").read_bytes() == (tmp_path / "out.gguf").read_bytes()
 
 
 def test_a_plan_keeps_it_and_an_option_overrules_it(capsys, convert, model, tmp_path):

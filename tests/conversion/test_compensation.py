@@ -11,7 +11,7 @@ from model.forward.architectures import MAKERS
 from requant.container import output
 from requant.container.source import open_source
 from requant.conversion import chunks
-from requant.conversion.compensation import encoding, factors, walk
+from requant.conversion.compensation import encoding, factors, measuring, memory, walk
 from requant.conversion.compensation.moments import CHECK, split_windows
 from requant.conversion.compensation.targets import choose_ridges, find_feedback
 from requant.conversion.record import Conversion
@@ -42,6 +42,29 @@ def test_the_factor_of_the_feedback_is_that_of_the_inverse_of_the_damped_moments
     np.testing.assert_allclose(spread, spread[0], rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("n", "room", "widths"),
+    [
+        (14336, None, [14336]),
+        (4096, 2**28, [4096]),
+        (4096, 2**28 - 1, [2048, 2048]),
+        (14336, 2**30, [3584] * 4),
+        (2560, 36_000_000, [768, 768, 1024]),
+        (600, 0, [256, 256, 88]),
+        (96, 0, [96]),
+    ],
+)
+def test_columns_are_cut_into_the_fewest_blocks_that_fit_the_room(n, room, widths):
+    columns = memory.split_columns(n, room)
+    assert [at.stop - at.start for at in columns] == widths
+    assert [at.start for at in columns[1:]] == [at.stop for at in columns[:-1]]
+
+
+def test_one_block_counts_the_sums_for_the_residual_stream_too():
+    assert len(memory.split_columns(1024, 2**24, 0)) == 1
+    assert len(memory.split_columns(1024, 2**24, 1)) == 2
+
+
 @pytest.mark.parametrize("h", [np.zeros((40, 40), np.float32), np.full((40, 40), np.nan, np.float32)])
 def test_moments_of_inputs_that_are_never_used_or_not_finite_give_no_feedback(h):
     assert find_feedback(h) is None
@@ -65,7 +88,7 @@ def test_a_target_is_taken_only_where_it_holds_on_the_other_half():
         halves.append(y.T @ y)
         real.append(truth @ halves[-1])
         noise.append(rng.standard_normal((8, 400)).astype(np.float32) @ y)
-    ridges = choose_ridges(halves, [real, noise], 1)
+    ridges = choose_ridges([[h] for h in halves], [[[w] for w in real], [[w] for w in noise]], 1)
     assert ridges[0] <= 0.1
     assert ridges[1] is None or ridges[1] >= 10
 
@@ -128,12 +151,60 @@ def test_the_bytes_do_not_depend_on_the_threads(tmp_path, source, text, monkeypa
     assert any(t.is_compensated for t in found[0][1])
 
 
+@pytest.fixture
+def blocks(monkeypatch):
+    """Blocks of 32 columns are allowed; the list has the columns of each matrix that was measured in blocks."""
+    monkeypatch.setattr(memory, "COLUMNS", 32)
+    found = []
+
+    def split(*how):
+        found.append(memory.split_columns(*how))
+        return found[-1]
+
+    monkeypatch.setattr(walk, "split_columns", split)
+    return found
+
+
+def test_blocks_of_columns_err_less_than_plain_rounding_and_do_not_depend_on_the_threads(
+    tmp_path, source, text, blocks
+):
+    whole = content(source, text, tmp_path / "whole.gguf")
+    assert all(len(columns) == 1 for columns in blocks)
+    blocks.clear()
+    small = replace(text, room=0)
+    found = [content(source, small, tmp_path / f"{n}.gguf", threads=n) for n in (1, 3)]
+    assert {len(columns) for columns in blocks} == {1, 2}
+    assert found[0] == found[1] != whole
+    shares = [t.compensation.share for t in found[0][1] if t.is_compensated]
+    assert np.mean(shares) < 0.9
+
+
+def test_moments_of_blocks_are_those_on_the_diagonal():
+    rng, a = np.random.default_rng(0), np.ones((4, 8), np.float32)
+    windows = rng.standard_normal((4, 2, 8, 64)).astype(np.float32)
+    reader = type("Reader", (), {"read": lambda _, w: (*windows[w], np.zeros((8, 3), np.float32))})()
+    columns, w = (slice(0, 32), slice(32, 64)), rng.standard_normal((3, 64)).astype(np.float32)
+    rows = {"w": (len(w), w.__getitem__)}
+    cut, whole = (
+        measuring.measure_dense(reader, measuring.Measured(rows, frozenset(rows), a, each), 1)["w"].blocks
+        for each in (columns, (slice(0, 64),))
+    )
+    assert [block.moments.at for block in cut] == list(columns)
+    assert whole[0].moments.d and not any(block.moments.d for block in cut)
+    for block in cut:
+        at = block.moments.at
+        np.testing.assert_allclose(block.moments.h, whole[0].moments.h[at, at], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(block.moments.c, whole[0].moments.c[at, at], rtol=1e-5, atol=1e-5)
+
+
 class Stop(BaseException):
     """A stop that only cleanup code handles."""
 
 
 @pytest.mark.parametrize("after", [1, 4, 9, 14, 19])
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, source, text, monkeypatch, after):
+    monkeypatch.setattr(memory, "COLUMNS", 32)
+    text = replace(text, room=0 if after == 9 else None)  # in blocks too
     monkeypatch.setattr(output, "COMMIT_BYTES", 1)
     monkeypatch.setattr(chunks, "PIECE_BYTES", 200)  # so that it stops within a tensor too
     monkeypatch.setattr(chunks, "CHUNK_WEIGHTS", 512)

@@ -82,9 +82,10 @@ class BatchItem:
 
     def convert_words(self, *, bytes_only: bool = False) -> list[str]:
         """Return the options for `requant convert --plan`; `bytes_only`: of these that decide the output's bytes."""
-        left = {rule.parameter for rule in self.keys.values()} - _PLANNING - _CALIBRATION - {"imatrix", "effort"}
+        left = {rule.parameter for rule in self.keys.values()} - _PLANNING - _CALIBRATION
+        left -= {"imatrix", "effort", "max_memory"}
         if self.plan is not None and self.plan.compensation is not None:
-            left |= _WINDOWS
+            left |= _WINDOWS | {"max_memory"}
         return self._select_words(left - _IRRELEVANT if bytes_only else left)
 
     def score_request(self) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -37,15 +38,23 @@ class CheckPart:
 
 
 @dataclass(frozen=True, slots=True)
-class MatrixWork:
-    """One matrix of a tensor to be encoded with compensation; without `feedback` it is rounded plainly.
+class Block:
+    """Columns with moments of their own; without `feedback` they are rounded plainly."""
 
-    moments: of its inputs, in which it is called `name`. parts: held-out tokens. lookup: the error per squared error of
-    a weight in each column (n,), of an embedding. ridge: of its target, None to round its own weights.
+    moments: Moments
+    feedback: Feedback | None
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixWork:
+    """One matrix of a tensor to be encoded with compensation; without `blocks` it is rounded plainly.
+
+    blocks: all of its columns, usually in one. name: of the matrix in their moments. parts: held-out tokens. lookup:
+    the error per squared error of a weight in each column (n,), of an embedding. ridge: of its target, None to round
+    its own weights.
     """
 
-    feedback: Feedback | None
-    moments: Moments | None = None
+    blocks: Sequence[Block] = ()
     name: str = ""
     parts: Sequence[CheckPart] = ()
     lookup: Array | None = None
@@ -54,19 +63,18 @@ class MatrixWork:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Rows of a matrix in the units of the file: `rows` as they are, `target` as they are to be rounded, if they are.
+    """Rows of a matrix in the units of the file: `rows` as they are, `target` as they are to be rounded by `blocks`.
 
-    h: for the search after the feedback, None without one.
+    blocks: columns with their feedback, and h for the search after it, None without one.
     """
 
     name: str
     format: BlockFormat
     effort: Effort
     rows: Floats
-    target: Array | None
-    feedback: Feedback | None
+    target: Array
+    blocks: Sequence[tuple[slice, Feedback, Array | None]]
     importance: Floats | None
-    h: Array | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +87,22 @@ class _Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodedMatrix:
+    """The bytes of a matrix (n_rows, row_bytes), whether they are compensated, and the sums of `_measure_rows`.
+
+    is_unseen: too few tokens reach it.
+    """
+
+    blocks: Bytes
+    taken: bool
+    sums: Array
+    ridge: float | None
+    is_unseen: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TensorEncoder:
-    """A tensor to be encoded both ways, as `work` says for each matrix; those bytes are taken that err less.
+    """A tensor to be encoded both ways, matrix by matrix; those bytes are taken that err less.
 
     units: of each matrix, the factor from the weights in the file to those that the model has. best: search on after
     the feedback. cluster: its workers encode; what is encoded is computed here, so that the bytes are the same.
@@ -89,40 +111,34 @@ class TensorEncoder:
     source: Source
     job: TensorJob
     units: Floats
-    work: Sequence[MatrixWork]
     best: bool
     threads: int
     cluster: Cluster | None = None
 
-    def encode(self) -> EncodedTensor:
-        """Return all bytes of the tensor."""
-        job, n = self.job, self.job.tensor.n_rows // len(self.work)
-        step = max(1, CHUNK_WEIGHTS // job.tensor.n_per_row)
-        blocks, taken, sums = list[Bytes](), list[bool](), np.zeros((len(self.work), 5))
-        for matrix, work in enumerate(self.work):
-            solver = None
-            if work.ridge is not None and work.moments is not None:
-                solver = run_alone(partial(Solver.of, work.moments.h, work.ridge))
-            places = [slice(a, min(a + step, n)) for a in range(0, n, step)]
+    @property
+    def n_rows(self) -> int:
+        """Rows of a matrix."""
+        return self.job.tensor.n_rows // len(self.units)
 
-            def make(place: slice, matrix: int = matrix, solver: Solver | None = solver) -> _Rows:
-                return self._make_rows(matrix, place, solver)
+    def encode(self, matrix: int, work: MatrixWork) -> EncodedMatrix:
+        """Return all bytes of a matrix."""
+        step, solvers = max(1, CHUNK_WEIGHTS // self.job.tensor.n_per_row), list[Solver | None]()
+        if work.ridge is not None:
+            solvers = [run_alone(partial(Solver.of, block.moments.h, work.ridge)) for block in work.blocks]
+        places = [slice(a, min(a + step, self.n_rows)) for a in range(0, self.n_rows, step)]
+        with damped(block.moments for block in work.blocks):
+            pairs = self._encode_rows(lambda place: self._make_rows(matrix, work, place, solvers), places)
 
-            with damped(work.moments):
-                pairs = self._encode_rows(make, places)
+        def measure(i: int) -> Array:
+            return self._measure_rows(matrix, work, places[i], pairs[i])
 
-            def measure(
-                i: int, matrix: int = matrix, pairs: Sequence[_Pair] = pairs, at: Sequence[slice] = places
-            ) -> Array:
-                return self._measure_rows(matrix, at[i], pairs[i])
-
-            with contextlib.closing(run_indexed(measure, len(places), self.threads)) as found:
-                sums[matrix] = np.sum(list(found), axis=0)
-            most = codec.ceiling(0.0, 0, job.format) ** 2 * n
-            error, plain_error, _, _, rounding = sums[matrix]
-            taken.append(work.feedback is not None and bool(error < plain_error) and bool(rounding <= most))
-            blocks += [pair.blocks if taken[-1] and pair.blocks is not None else pair.plain for pair in pairs]
-        return EncodedTensor(np.concatenate(blocks), tuple(taken), _describe(sums, taken, self.work))
+        with contextlib.closing(run_indexed(measure, len(places), self.threads)) as found:
+            sums = np.sum(list(found), axis=0)
+        most = codec.ceiling(0.0, 0, self.job.format) ** 2 * self.n_rows
+        error, plain_error, _, _, rounding = sums
+        taken = pairs[0].blocks is not None and bool(error < plain_error) and bool(rounding <= most)
+        chosen = [pair.blocks if taken and pair.blocks is not None else pair.plain for pair in pairs]
+        return EncodedMatrix(np.concatenate(chosen), taken, sums, work.ridge, is_unseen=not work.blocks)
 
     def _encode_rows(self, make: Callable[[slice], _Rows], places: Sequence[slice]) -> list[_Pair]:
         if self.cluster is None:
@@ -135,30 +151,36 @@ class TensorEncoder:
 
     def _read_rows(self, matrix: int, place: slice) -> Floats:
         """Return rows of a matrix in the units of the file."""
-        job, n = self.job, self.job.tensor.n_rows // len(self.work)
-        data = self.source.read_rows(job.tensor, matrix * n + place.start, place.stop - place.start)
+        job = self.job
+        data = self.source.read_rows(job.tensor, matrix * self.n_rows + place.start, place.stop - place.start)
         rows = codec.dequantize(data, job.tensor.format)
         if job.scales is not None:
             rows /= job.scales[matrix if len(job.scales) > 1 else 0]
         return rows
 
-    def _make_rows(self, matrix: int, place: slice, solver: Solver | None) -> _Rows:
-        job, work, unit = self.job, self.work[matrix], np.float32(self.units[matrix])
+    def _make_rows(self, matrix: int, work: MatrixWork, place: slice, solvers: Sequence[Solver | None]) -> _Rows:
+        job, unit = self.job, np.float32(self.units[matrix])
         own = None if job.importance is None else job.importance[matrix if len(job.importance) > 1 else 0]
         rows = self._read_rows(matrix, place)
-        target: Array | None = None if work.feedback is None else rows
-        if work.feedback is not None and work.moments is not None and solver is not None:
-            target = rows + solver.solve(work.moments.wanted(rows * unit, work.name, place)) / unit
-        h = work.moments.h if self.best and work.moments is not None else None
-        return _Rows(job.tensor.name, job.format, job.effort, rows, target, work.feedback, own, h)
+        target = rows.copy() if solvers else rows
+        for block, solver in zip(work.blocks, solvers, strict=False):
+            if solver is not None:
+                change = solver.solve(block.moments.wanted(rows * unit, work.name, place)) / unit
+                target[:, block.moments.at] += change
+        blocks = [
+            (block.moments.at, block.feedback, block.moments.h if self.best else None)
+            for block in work.blocks
+            if block.feedback is not None
+        ]
+        return _Rows(job.tensor.name, job.format, job.effort, rows, target, blocks, own)
 
-    def _measure_rows(self, matrix: int, place: slice, pair: _Pair) -> Array:
+    def _measure_rows(self, matrix: int, work: MatrixWork, place: slice, pair: _Pair) -> Array:
         """Return errors on held-out tokens: of compensated, plain and exact rows; the energy, and the rounding.
 
         Exact rows err by what their inputs lack. The energy is that of the result. The rounding is the sum over rows of
         its own relative error, infinite where it loses a row.
         """
-        work, unit, fmt = self.work[matrix], np.float32(self.units[matrix]), self.job.format
+        unit, fmt = np.float32(self.units[matrix]), self.job.format
         weights, sums = self._read_rows(matrix, place) * unit, np.zeros(5)
         plain = codec.dequantize(pair.plain, fmt) * unit
         tried = (plain if pair.blocks is None else codec.dequantize(pair.blocks, fmt) * unit, plain, weights)
@@ -182,16 +204,32 @@ class TensorEncoder:
 def _encode_both(task: _Rows) -> _Pair:
     """Encode rows both ways; a task of a cluster's worker."""
     plain = codec.quantize(task.rows, task.format, task.importance, task.effort)
-    if task.feedback is None or task.target is None:
+    if not task.blocks:
         return _Pair(None, plain, None)
-    factor, importance = task.feedback.factor, task.feedback.importance
-    search = {} if task.h is None else {"polish": task.h}
-    blocks, rounding = encode_compensated(task.format, task.target, factor, importance, effort=task.effort, **search)
+    blocks, rounding = plain.copy(), np.zeros(len(plain))
+    for at, feedback, h in task.blocks:
+        how: dict[str, Any] = {"effort": task.effort} | ({} if h is None else {"polish": h})
+        target = np.ascontiguousarray(task.target[:, at])
+        found, own = encode_compensated(task.format, target, feedback.factor, feedback.importance, **how)
+        blocks[:, task.format.n_bytes(at.start) : task.format.n_bytes(at.stop)] = found
+        rounding += own * (target.shape[1] / task.target.shape[1])
     return _Pair(blocks, plain, rounding)
 
 
-def _describe(sums: Array, taken: Sequence[bool], work: Sequence[MatrixWork]) -> Compensation:
+def encode_matrices(encoders: Sequence[TensorEncoder], work: Iterable[MatrixWork]) -> list[EncodedTensor]:
+    """Return all bytes of tensors whose matrices are encoded by the same work, which is made for one after another."""
+    found = [[encoder.encode(i, each) for encoder in encoders] for i, each in enumerate(work)]
+    return [_join(matrices) for matrices in zip(*found, strict=True)]
+
+
+def _join(matrices: Sequence[EncodedMatrix]) -> EncodedTensor:
+    taken = tuple(matrix.taken for matrix in matrices)
+    return EncodedTensor(np.concatenate([matrix.blocks for matrix in matrices]), taken, _describe(matrices))
+
+
+def _describe(matrices: Sequence[EncodedMatrix]) -> Compensation:
     """Return the figures of a tensor from the sums of its matrices."""
+    sums, taken = np.stack([matrix.sums for matrix in matrices]), [matrix.taken for matrix in matrices]
     own = np.where(taken, sums[:, 0], sums[:, 1])
     error, plain_error, inherited, energy = np.column_stack([own, sums[:, 1:4]]).sum(axis=0)
     known = energy > 0 and bool(np.isfinite([error, plain_error, inherited, energy]).all())
@@ -203,8 +241,8 @@ def _describe(sums: Array, taken: Sequence[bool], work: Sequence[MatrixWork]) ->
         error=relative(error),
         plain_error=relative(plain_error),
         inherited_error=relative(inherited),
-        n_matrices=len(work),
-        n_plain=list(taken).count(False),
-        n_unseen=sum(each.feedback is None for each in work),
-        ridge=work[0].ridge if len(work) == 1 and taken[0] else None,
+        n_matrices=len(matrices),
+        n_plain=taken.count(False),
+        n_unseen=sum(matrix.is_unseen for matrix in matrices),
+        ridge=matrices[0].ridge if len(matrices) == 1 and taken[0] else None,
     )

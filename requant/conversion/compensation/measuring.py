@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -11,15 +11,9 @@ from typing import Protocol
 import numpy as np
 
 from requant.common.threads import run_indexed
-from requant.conversion.compensation.encoding import CheckPart, MatrixWork
-from requant.conversion.compensation.moments import (
-    CHECK,
-    Moments,
-    add_products,
-    add_squares,
-    mirror,
-    split_windows,
-)
+from requant.conversion.compensation.encoding import Block, CheckPart, MatrixWork
+from requant.conversion.compensation.memory import BATCH
+from requant.conversion.compensation.moments import CHECK, Moments, add_squares, mirror, split_windows
 from requant.conversion.compensation.stages import Inputs, Stage, Stream, read_inputs
 from requant.conversion.compensation.targets import choose_ridges, find_feedback, run_alone, sample_rows
 from requant.model.forward.layer import Layer
@@ -27,7 +21,6 @@ from requant.model.forward.passes import RunnableModel, apply_output_norm
 from requant.model.forward.side_inputs import LayerEmbedding
 from requant.model.forward.tape import Array, Node
 
-_BATCH = 4  # windows whose inputs are in memory at a time
 _LEAST_SHARE = 4  # an expert with fewer tokens than this part of its columns is rounded plainly
 
 # inputs of a window in the original and in the quantized model, and what the residual stream of the latter lacks
@@ -80,42 +73,55 @@ class OutputRun:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Rows of matrices by name, of which those in `writers` add to the residual stream; a: weights of all tokens."""
+    """Rows of matrices by name, of which those in `writers` add to the residual stream; a: weights of all tokens.
+
+    columns: the blocks that have moments of their own. A block's target is for its own inputs; what the stream lacks
+    is taken up only where there is one.
+    """
 
     rows: Mapping[str, tuple[int, ReadRows]]  # how many, and how they are read
     writers: frozenset[str]
     a: Array
+    columns: Sequence[slice]
 
 
 def measure_dense(reader: PairReader, measured: Measured, threads: int | None) -> dict[str, MatrixWork]:
     """Return how each of the matrices, which share their inputs, is to be encoded."""
-    halves, parts = _sum_halves(reader, measured, threads)
-    for half in halves:
-        mirror(half.h)
-    wanted, names = list[list[Array]](), list(measured.rows)
+    (first, second), parts = _sum_halves(reader, measured, threads)
+    for moments in (*first, *second):
+        mirror(moments.h)
+    wanted, names = list[list[list[Array]]](), list(measured.rows)
     for name in names:
         n, read = measured.rows[name]
         sampled = sample_rows(n)
         rows = read(sampled)
-        wanted.append([run_alone(partial(half.wanted, rows, name, sampled)) for half in halves])
-    halves[0].add_target(halves[1])
-    ridges = choose_ridges([half.h for half in halves], wanted, threads)
-    halves[0].h += halves[1].h
-    feedback = find_feedback(halves[0].h)
+        halves = [[run_alone(partial(m.wanted, rows, name, sampled)) for m in half] for half in (first, second)]
+        wanted.append(halves)
+    for moments, other in zip(first, second, strict=True):
+        moments.add_target(other)
+    ridges = choose_ridges([[m.h for m in half] for half in (first, second)], wanted, threads)
+    blocks = []
+    for moments in first:
+        moments.h += second.pop(0).h
+        blocks.append(Block(moments, find_feedback(moments.h)))
     work = {}
     for name, ridge in zip(names, ridges, strict=True):
         own = [part if name in measured.writers else CheckPart(part.y, part.x, part.a) for part in parts]
-        work[name] = MatrixWork(feedback, halves[0], name, own, ridge=ridge)
+        work[name] = MatrixWork(blocks, name, own, ridge=ridge)
     return work
 
 
-def _sum_halves(reader: PairReader, measured: Measured, threads: int | None) -> tuple[list[Moments], list[CheckPart]]:
-    """Return the moments of both halves of the windows, and the inputs of those for the check."""
+def _sum_halves(
+    reader: PairReader, measured: Measured, threads: int | None
+) -> tuple[list[list[Moments]], list[CheckPart]]:
+    """Return the moments of both halves of the windows by block, and the inputs of those for the check."""
     n = len(measured.a)
-    which = split_windows(n)
-    halves, parts = list[Moments](), list[CheckPart]()
-    for first in range(0, n, _BATCH):
-        windows = range(first, min(first + _BATCH, n))
+    which, parts = split_windows(n), list[CheckPart]()
+    writers = measured.writers if len(measured.columns) == 1 else ()
+    n_rows = {name: measured.rows[name][0] for name in writers}
+    halves = [[Moments.zeros(at, n_rows) for at in measured.columns] for _ in range(2)]
+    for first in range(0, n, BATCH):
+        windows = range(first, min(first + BATCH, n))
         with closing(run_indexed(lambda i: reader.read(windows[i]), len(windows), threads)) as found:  # noqa: B023
             pairs = dict(zip(windows, found, strict=True))
         for part in (0, 1, CHECK):
@@ -124,66 +130,65 @@ def _sum_halves(reader: PairReader, measured: Measured, threads: int | None) -> 
                 continue
             x, y, lacking = (np.concatenate([pairs[w][i] for w in chosen]) for i in range(3))
             a = measured.a[chosen].reshape(-1, 1)
-            if not halves:
-                shapes = {name: (measured.rows[name][0], y.shape[1]) for name in measured.writers}
-                halves += [Moments.zeros(y.shape[1], shapes) for _ in range(2)]
             if part == CHECK:
                 parts.append(CheckPart(y, x, a, lacking))
                 continue
-            half = halves[part]
-            add_squares(half.h, a, y, threads)
-            assert half.c is not None
-            add_products(half.c, (x - y) * a, y, threads)
-            for total in half.d.values():
-                add_products(total, lacking * a, y, threads)
+            for moments in halves[part]:
+                moments.add(a, (x, y, lacking), threads)
     return halves, parts
 
 
-def measure_tied(normed: Array, a: Array, lookup: Array, threads: int | None) -> MatrixWork:
+def measure_tied(normed: Array, a: Array, lookup: Array, columns: Sequence[slice], threads: int | None) -> MatrixWork:
     """Return how an embedding is to be encoded that gives the logits too.
 
     normed: its inputs as the output matrix (n_windows, n_ctx, n_embd); a: weights of tokens. lookup: (n_embd,), the
     squared gradients at the rows that are looked up, in the same unit, summed over tokens.
     """
-    which, n = split_windows(len(a)), normed.shape[2]
-    h, parts = np.zeros((n, n), np.float32), list[CheckPart]()
+    which, parts = split_windows(len(a)), list[CheckPart]()
+    sums = [np.zeros((at.stop - at.start,) * 2, np.float32) for at in columns]
     for part, y, weights in zip(which, normed, a, strict=True):
         if part == CHECK:
             parts.append(CheckPart(y, y, weights[:, None]))
-        else:
-            add_squares(h, weights[:, None], y, threads)
-    mirror(h)
+            continue
+        for at, h in zip(columns, sums, strict=True):
+            add_squares(h, weights[:, None], y[:, at], threads)
     shares = [np.float32(np.mean(found)) for found in (which != CHECK, which == CHECK)]
-    per_row = lookup.astype(np.float32)
-    h[np.diag_indices(n)] += per_row * shares[0]
-    return MatrixWork(find_feedback(h), Moments(h), parts=parts, lookup=per_row * shares[1])
+    per_row, blocks = lookup.astype(np.float32), []
+    for at, h in zip(columns, sums, strict=True):
+        mirror(h)
+        h[np.diag_indices(len(h))] += per_row[at] * shares[0]
+        blocks.append(Block(Moments(at, h), find_feedback(h)))
+    return MatrixWork(blocks, parts=parts, lookup=per_row * shares[1])
 
 
-def measure_several(run: StageRun, a: Array, n_matrices: int, threads: int | None) -> list[MatrixWork]:
-    """Return how each expert's (or head's) matrix is to be encoded: without a target, its moments near those of all.
+def measure_several(
+    run: StageRun, a: Array, n_matrices: int, columns: Sequence[slice], threads: int | None
+) -> Iterator[MatrixWork]:
+    """Yield how each expert's (or head's) matrix is to be encoded: without a target, its moments near those of all.
 
     An expert of few tokens gets the moments (N h + n h_all) / (N + n), of means over its N tokens and over all.
     """
     which = split_windows(len(a))
-    with closing(run_indexed(run.inputs, len(a), threads)) as found:
-        windows = list(found)
     seen = [_Seen() for _ in range(n_matrices)]
-    for window, (own, other) in enumerate(windows):
-        for matrix, (y, tokens) in other.by_matrix.items():
-            assert matrix is not None
-            at = np.arange(a.shape[1]) if tokens is None else tokens
-            if which[window] == CHECK:
-                x = _match(own.by_matrix.get(matrix), at, y)
-                seen[matrix].parts.append(CheckPart(y, x, a[window, at].reshape(-1, 1)))
-            else:
-                seen[matrix].inputs.append((y, a[window, at].reshape(-1, 1)))
-    n = next(x.shape[1] for own, _ in windows for x, _ in own.by_matrix.values())
-    total = np.zeros((n, n), np.float32)
+    with closing(run_indexed(run.inputs, len(a), threads)) as found:
+        for window, (own, other) in enumerate(found):
+            for matrix, (y, tokens) in other.by_matrix.items():
+                assert matrix is not None
+                at = np.arange(a.shape[1]) if tokens is None else tokens
+                if which[window] == CHECK:
+                    x = _match(own.by_matrix.get(matrix), at, y)
+                    seen[matrix].parts.append(CheckPart(y, x, a[window, at].reshape(-1, 1)))
+                else:
+                    seen[matrix].inputs.append((y, a[window, at].reshape(-1, 1)))
+    totals = [np.zeros((block.stop - block.start,) * 2, np.float32) for block in columns]
     for each in seen:
-        each.join(n)
-        add_squares(total, each.a, each.y, threads)
-    total /= np.float32(sum(len(each.y) for each in seen))
-    return [each.work(total, threads) for each in seen]
+        each.join(columns[-1].stop)
+        for block, total in zip(columns, totals, strict=True):
+            add_squares(total, each.a, each.y[:, block], threads)
+    n = np.float32(sum(len(each.y) for each in seen))
+    means = [np.divide(total, n, out=total) for total in totals]
+    for each in seen:
+        yield each.work(columns, means, threads)
 
 
 def _match(found: tuple[Array, Array | None] | None, tokens: Array, y: Array) -> Array:
@@ -211,12 +216,14 @@ class _Seen:
         self.y, self.a = (np.concatenate(part) for part in zip(none, *self.inputs, strict=True))
         self.inputs.clear()
 
-    def work(self, mean: Array, threads: int | None) -> MatrixWork:
-        """Return how the matrix is to be encoded; mean: the moments over all experts, per token."""
-        n = len(mean)
+    def work(self, columns: Sequence[slice], means: Sequence[Array], threads: int | None) -> MatrixWork:
+        """Return how the matrix is to be encoded; means: the moments over all experts, per token, of each block."""
+        n, blocks = columns[-1].stop, list[Block]()
         if len(self.y) * _LEAST_SHARE < n or not self.parts:
-            return MatrixWork(None, parts=self.parts)
-        h = mean * np.float32(n)
-        add_squares(h, self.a, self.y, threads)
-        mirror(h)
-        return MatrixWork(find_feedback(h), Moments(h), parts=self.parts)
+            return MatrixWork(parts=self.parts)
+        for at, mean in zip(columns, means, strict=True):
+            h = mean * np.float32(n)
+            add_squares(h, self.a, self.y[:, at], threads)
+            mirror(h)
+            blocks.append(Block(Moments(at, h), find_feedback(h)))
+        return MatrixWork(blocks, parts=self.parts)

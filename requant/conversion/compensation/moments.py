@@ -32,26 +32,38 @@ def split_windows(n: int) -> Array:
 
 @dataclass(slots=True)
 class Moments:
-    """Sums over tokens: h of a y y', c of a (x - y) y', and by name d of a d y' of matrices that write to the stream.
+    """Sums over tokens for the columns `at` of the inputs: h of a y y', c of a (x - y) y', and by name d of a d y'.
 
-    c: None where there is no target.
+    c: None where there is no target. d: of matrices that write to the stream, where `at` is all of their columns.
     """
 
+    at: slice
     h: Array
     c: Array | None = None
     d: dict[str, Array] = field(default_factory=dict)
 
     @classmethod
-    def zeros(cls, n: int, writers: Mapping[str, tuple[int, int]]) -> Moments:
-        """Return empty sums for `n` columns; writers: the shapes of the matrices that write to the stream, by name."""
-        d = {name: np.zeros(shape, np.float32) for name, shape in writers.items()}
-        return cls(np.zeros((n, n), np.float32), np.zeros((n, n), np.float32), d)
+    def zeros(cls, at: slice, writers: Mapping[str, int]) -> Moments:
+        """Return empty sums; writers: the rows of the matrices that write to the stream, by name."""
+        n = at.stop - at.start
+        d = {name: np.zeros((n_rows, n), np.float32) for name, n_rows in writers.items()}
+        return cls(at, np.zeros((n, n), np.float32), np.zeros((n, n), np.float32), d)
 
     def wanted(self, rows: Array, name: str, which: Array | slice) -> Array:
-        """Return W c + d for `rows` of the matrix `name`, which are its rows `which`."""
+        """Return W c + d for `rows` of the matrix `name`, which are its rows `which`, with all their columns."""
         assert self.c is not None
-        found: Array = rows @ self.c
+        found: Array = rows[:, self.at] @ self.c
         return found + self.d[name][which] if name in self.d else found
+
+    def add(self, a: Array, pair: tuple[Array, Array, Array], threads: int | None) -> None:
+        """Add tokens of the weights a (n_tokens, 1); pair: x and y with all their columns, and d."""
+        x, y, lacking = pair
+        own = y[:, self.at]
+        add_squares(self.h, a, own, threads)
+        assert self.c is not None
+        add_products(self.c, (x[:, self.at] - own) * a, own, threads)
+        for total in self.d.values():
+            add_products(total, lacking * a, own, threads)
 
     def add_target(self, other: Moments) -> None:
         """Add c and d of other tokens, which are dropped there."""

@@ -7,7 +7,7 @@ ridge r, so the ridge of each matrix is chosen by how well the solution from one
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # relative to each colum
 LARGE_RIDGES, LARGE = (1.0, 10.0, 100.0), 4096  # of matrices with more columns, where a factor takes long
 DAMPING = 0.03  # of the feedback, relative likewise
 SEARCH_DAMPING = 0.1  # of the search after it, which otherwise fits what only these tokens have
+_ROWS = 256  # of a factor that are copied at a time
 _SAMPLED_ROWS = 192  # of a matrix, by which its ridge is chosen
 
 
@@ -69,27 +70,30 @@ def sample_rows(n: int) -> Array:
 
 
 def choose_ridges(
-    halves: Sequence[Array], wanted: Sequence[Sequence[Array]], threads: int | None
+    halves: Sequence[Sequence[Array]], wanted: Sequence[Sequence[Sequence[Array]]], threads: int | None
 ) -> list[float | None]:
     """Return the ridge of each matrix with the least error on the half that it was not solved on; None: no target.
 
-    halves: h of both. wanted: of each matrix W c + d of both halves, for its sampled rows.
+    halves: h of both, of each block of columns. wanted: of each matrix, half and block W c + d for its sampled rows.
     """
-    n = len(halves[0])
+    n = max(len(h) for h in halves[0])
     ridges = RIDGES if n <= LARGE else LARGE_RIDGES
     gains = np.full((len(ridges), 2, len(wanted)), np.inf)
-    joined = [np.concatenate([pair[half] for pair in wanted]) for half in range(2)]
-    starts = np.cumsum([0, *(len(pair[0]) for pair in wanted[:-1])])
+    joined = [[np.concatenate(rows) for rows in zip(*(pair[half] for pair in wanted), strict=True)] for half in (0, 1)]
+    starts = np.cumsum([0, *(len(pair[0][0]) for pair in wanted[:-1])])
 
     def work(index: int) -> None:
         ridge, half = divmod(index, 2)
-        solver = Solver.of(halves[half], ridges[ridge])
-        if solver is None:
-            return
-        change = solver.solve(joined[half])
-        missed = change @ halves[1 - half] - 2 * joined[1 - half]
-        by_row = np.einsum("ij,ij->i", change, missed, dtype=np.float64)
-        gains[ridge, half] = np.add.reduceat(by_row, starts)
+        total = np.zeros(len(starts))
+        for block, (h, other) in enumerate(zip(halves[half], halves[1 - half], strict=True)):
+            solver = Solver.of(h, ridges[ridge])
+            if solver is None:
+                return
+            own, others = joined[half][block], joined[1 - half][block]
+            change = solver.solve(own)
+            missed = change @ other - 2 * others
+            total += np.add.reduceat(np.einsum("ij,ij->i", change, missed, dtype=np.float64), starts)
+        gains[ridge, half] = total
 
     for_each(work, 2 * len(ridges), threads if n <= LARGE else 1)
     total = np.nan_to_num(gains.sum(axis=1), nan=np.inf)
@@ -104,31 +108,32 @@ def find_feedback(h: Array) -> Feedback | None:
         return None
 
     def work() -> Feedback | None:
-        a = _scaled(h, scale, DAMPING, np.float64)[::-1, ::-1]
+        a = _scaled(h[::-1, ::-1], scale[::-1], DAMPING, np.float64)
         try:
             inverses = factorize(a)
         except np.linalg.LinAlgError:
             return None
         importance = (np.diag(a)[::-1] * scale) ** 2
         invert_triangle(a, inverses)
-        factor = np.empty(h.shape, np.float32)
-        np.divide(a[::-1, ::-1], scale, out=factor, casting="same_kind")
+        factor, n = np.empty(h.shape, np.float32), len(h)
+        for start in range(0, n, _ROWS):  # from the end of `a`, which gives back its memory as the factor is filled
+            stop = min(start + _ROWS, n)
+            np.divide(a[n - stop : n - start][::-1, ::-1], scale, out=factor[start:stop], casting="same_kind")
+            a.resize((n - stop, n), refcheck=False)
         return Feedback(factor, (importance / importance.mean()).astype(np.float32))
 
     return run_alone(work)
 
 
 @contextlib.contextmanager
-def damped(moments: Moments | None) -> Iterator[None]:
-    """Have the moments damped, in place, for the search after the feedback."""
-    if moments is None:
-        yield
-        return
-    at = np.diag_indices(len(moments.h))
-    own = moments.h[at]
-    moments.h[at] = own * np.float32(1 + SEARCH_DAMPING)
+def damped(parts: Iterable[Moments]) -> Iterator[None]:
+    """Have moments damped, in place, for the search after the feedback."""
+    kept = [(moments.h, np.diag(moments.h).copy()) for moments in parts]
+    for h, own in kept:
+        np.fill_diagonal(h, own * np.float32(1 + SEARCH_DAMPING))
     yield
-    moments.h[at] = own
+    for h, own in kept:
+        np.fill_diagonal(h, own)
 
 
 def run_alone(work: Callable[[], Result]) -> Result:
@@ -139,7 +144,7 @@ def run_alone(work: Callable[[], Result]) -> Result:
 
 def _scaled(h: Array, scale: Array, ridge: float, dtype: type) -> Array:
     """Return h with unit diagonal plus the ridge."""
-    a: Array = h.astype(dtype)
+    a: Array = h.astype(dtype, order="C")
     a /= scale.astype(dtype)[:, None]
     a /= scale.astype(dtype)
     a[np.diag_indices(len(a))] += dtype(ridge)

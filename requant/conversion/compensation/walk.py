@@ -7,7 +7,7 @@ earlier run wrote is read back, so that a run that resumes walks the same way an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from requant.common.threads import for_each, n_threads
 from requant.container.source import Source
 from requant.conversion.chunks import TensorJob
-from requant.conversion.compensation.encoding import MatrixWork, TensorEncoder
+from requant.conversion.compensation.encoding import MatrixWork, TensorEncoder, encode_matrices
 from requant.conversion.compensation.measuring import (
     Measured,
     OutputRun,
@@ -24,6 +24,7 @@ from requant.conversion.compensation.measuring import (
     measure_several,
     measure_tied,
 )
+from requant.conversion.compensation.memory import split_columns
 from requant.conversion.compensation.stages import Stream, find_stages
 from requant.conversion.compensation.token_weights import TokenWeights
 from requant.conversion.options import ConversionOptions
@@ -42,7 +43,7 @@ from requant.model.weight_scales import read_weight_scales
 class CompensationText:
     """A model, windows of tokens (n_windows, n_ctx) of a text to compensate with, and the weights of these tokens.
 
-    name: of the text. best: search on after the feedback.
+    name: of the text. best: search on after the feedback. room: bytes for the moments of a stage, None for any.
     """
 
     name: str
@@ -50,6 +51,7 @@ class CompensationText:
     tokens: Tokens
     weights: TokenWeights
     best: bool = False
+    room: int | None = None
 
     @property
     def sha256(self) -> str:
@@ -131,14 +133,16 @@ class Walk:
         layer, threads = run.layers[0], self.options.threads
         prefix = f"blk.{layer.index}."
         a, _ = self.text.weights.of_stage([prefix + name for name in run.stage.names])
+        n, room = jobs[0].tensor.n_per_row, self.text.room
         if run.stage.several:
-            found = measure_several(run, a, len(layer.weights[run.stage.names[0]]), threads)
-            return [self._encode(job, found) for job in jobs]
+            n_matrices = len(layer.weights[run.stage.names[0]])
+            return self._encode(jobs, n_matrices, measure_several(run, a, n_matrices, split_columns(n, room), threads))
         rows = {job.tensor.name: layer.weights[job.tensor.name.removeprefix(prefix)] for job in jobs}
         readers = {name: (len(weights), weights.__getitem__) for name, weights in rows.items()}
         writers = frozenset(name for name in rows if name.removeprefix(prefix) in run.stage.writers)
-        work = measure_dense(run, Measured(readers, writers, a), threads)
-        return [self._encode(job, [work[job.tensor.name]]) for job in jobs]
+        columns = split_columns(n, room, sum(len(rows[name]) for name in writers))
+        work = measure_dense(run, Measured(readers, writers, a, columns), threads)
+        return [done for job in jobs for done in self._encode([job], 1, [work[job.tensor.name]])]
 
     def _encode_output(self, job: TensorJob) -> TensorJob:
         """Encode a matrix of its own that gives the logits."""
@@ -150,8 +154,9 @@ class Walk:
         norm = model.weights.get(model.norm_name)
         assert norm is not None
         reader = OutputRun(model, norm, self.streams)
-        work = measure_dense(reader, Measured(readers, frozenset(), a), self.options.threads)
-        return self._encode(job, [work[name]])
+        columns = split_columns(job.tensor.n_per_row, self.text.room)
+        work = measure_dense(reader, Measured(readers, frozenset(), a, columns), self.options.threads)
+        return self._encode([job], 1, [work[name]])[0]
 
     def _encode_tied(self, job: TensorJob) -> TensorJob:
         """Encode the embedding that gives the logits too, for the inputs that it has in the original model."""
@@ -159,13 +164,19 @@ class Walk:
         if not self._is_open(job) or self.written.has(job) or weights.normed is None or weights.lookup is None:
             return job
         a, mean = weights.of_stage([EMBEDDING])
-        return self._encode(job, [measure_tied(weights.normed, a, weights.lookup / mean, self.options.threads)])
+        columns = split_columns(job.tensor.n_per_row, self.text.room)
+        work = measure_tied(weights.normed, a, weights.lookup / mean, columns, self.options.threads)
+        return self._encode([job], 1, [work])[0]
 
-    def _encode(self, job: TensorJob, work: Sequence[MatrixWork]) -> TensorJob:
-        options, units = self.options, self._units(job, len(work))
-        threads = n_threads(options.threads)
-        encoder = TensorEncoder(self.source, job, units, work, self.text.best, threads, options.cluster)
-        return replace(job, encoded=encoder.encode())
+    def _encode(self, jobs: Sequence[TensorJob], n_matrices: int, work: Iterable[MatrixWork]) -> list[TensorJob]:
+        """Encode tensors of `n_matrices` matrices, the same ones of all by the same work."""
+        options, best, threads = self.options, self.text.best, n_threads(self.options.threads)
+        encoders = [
+            TensorEncoder(self.source, job, self._units(job, n_matrices), best, threads, options.cluster)
+            for job in jobs
+        ]
+        done = encode_matrices(encoders, work)
+        return [replace(job, encoded=encoded) for job, encoded in zip(jobs, done, strict=True)]
 
     def _units(self, job: TensorJob, n: int) -> Floats:
         """Return, for each of the tensor's `n` matrices, the factor from the output's weights to the model's."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from requant.api.kernels import Use, prepare_kernels, prepare_meanwhile
+from requant.api.kernels import Purpose, prepare_kernels, prepare_meanwhile
 from requant.common.interrupt import run_interruptible
 from requant.common.threads import n_threads
 from requant.common.units import format_size
@@ -44,15 +44,14 @@ def read_compensation_text(session: Session, plan: Plan) -> CompensationText | N
         what = f"--compensate needs {LEAST_WINDOWS} windows, and {text.name} has {len(text.windows)}"
         raise UsageError(f"{what}; give a longer --text, or a smaller --window")
     monitor.warn(*text.notes)
-    prepare_kernels(monitor, {t.format for t in source.tensors}, Use.DECODE)
+    prepare_kernels(monitor, {t.format for t in source.tensors}, Purpose.DECODE)
     model = read_model(Weights(source))
     check_tokens(model, text.windows)
     room = _find_room(session, model, *text.windows.shape)
     best = plan.compensation == "best"
+    purpose = Purpose.SEARCH if best else Purpose.COMPENSATE
     with (
-        prepare_meanwhile(
-            monitor, formats_used(plan), Use.SEARCH if best else Use.COMPENSATE, threads=threads
-        ) as finish,
+        prepare_meanwhile(monitor, formats_used(plan), purpose, threads=threads) as finish,
         monitor.progress("weighing tokens", n_weighing_steps(model), " layers") as advance,
     ):
         weights = run_interruptible(weigh_tokens, model, text.windows, threads=threads, progress=advance)

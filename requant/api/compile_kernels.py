@@ -15,7 +15,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from requant.api.kernels import Use, load_kernels
+from requant.api.kernels import Purpose, load_kernels
 from requant.common.threads import n_threads
 from requant.formats import BlockFormat, format_of
 
@@ -32,7 +32,7 @@ class Wait(Protocol):
 
 
 @contextmanager
-def compile_apart(formats: Sequence[BlockFormat], use: Use, *, threads: int | None = None) -> Iterator[Wait]:
+def compile_apart(formats: Sequence[BlockFormat], purpose: Purpose, *, threads: int | None = None) -> Iterator[Wait]:
     """Compile the kernels of `formats` in processes, as many as `threads`; yield a function that waits for them.
 
     What a process that ends early leaves undone, the
@@ -56,7 +56,7 @@ def compile_apart(formats: Sequence[BlockFormat], use: Use, *, threads: int | No
         workers = []
         for _ in range(min(n_threads(threads), len(found))):
             with suppress(OSError):  # no further process can be started
-                workers.append(stack.enter_context(_start_worker(use)))
+                workers.append(stack.enter_context(_start_worker(purpose)))
         pool = stack.enter_context(ThreadPoolExecutor(max(len(workers), 1)))
         for worker in workers:
             stack.callback(worker.kill)
@@ -79,11 +79,11 @@ def _take(groups: SimpleQueue[list[str]]) -> list[str] | None:
     return None
 
 
-def _start_worker(use: Use) -> Worker:
+def _start_worker(purpose: Purpose) -> Worker:
     root = str(Path(__file__).parents[2])  # in place of the current folder: this package and no other of its name
     code = f"import sys; sys.path[0] = {root!r}; from {__name__} import serve; serve()"
     return subprocess.Popen(
-        [sys.executable, "-c", code, use],
+        [sys.executable, "-c", code, purpose],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # what is wrong with the cache, this process says itself
@@ -115,6 +115,6 @@ def _group_by_search(formats: Sequence[BlockFormat]) -> list[list[str]]:
 def serve() -> None:
     """Compile the kernels of the types that each line of stdin names, and answer with a line."""
     for line in sys.stdin:
-        load_kernels([format_of(name) for name in line.split()], Use(sys.argv[1]))
+        load_kernels([format_of(name) for name in line.split()], Purpose(sys.argv[1]))
         sys.stdout.write("done\n")
         sys.stdout.flush()

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from requant.api.kernels import Use, prepare_kernels, prepare_meanwhile
+from requant.api.kernels import Purpose, prepare_kernels, prepare_meanwhile
 from requant.common.atomic_write import check_writable
 from requant.common.inputs import add_inputs
 from requant.common.interrupt import run_interruptible
@@ -59,7 +59,7 @@ def score(source: Source, calibration: CalibrationOptions, options: ScoringOptio
     with monitor.working("reading text"):
         text = run_interruptible(read_windows, calibration, source)
     monitor.warn(*text.notes)
-    prepare_kernels(monitor, decoded, Use.DECODE)
+    prepare_kernels(monitor, decoded, Purpose.DECODE)
     with (
         prepare_meanwhile(monitor, wanted, threads=options.threads) as finish,
         monitor.progress("scoring", fisher.n_steps(source), " layers") as advance,
@@ -105,7 +105,7 @@ def calibrate(
     with monitor.working("reading text"):
         text = run_interruptible(read_windows, calibration, source)
     monitor.warn(*text.notes)
-    prepare_kernels(monitor, {t.format for t in source.tensors}, Use.DECODE)
+    prepare_kernels(monitor, {t.format for t in source.tensors}, Purpose.DECODE)
     steps = calibrate_.n_steps(source, text.windows, options)
     with monitor.progress("calibrating", steps, " layers") as advance:
         found = run_interruptible(
@@ -140,7 +140,7 @@ def evaluate(
         evaluate_.check_base(source, base)
     with monitor.working("reading text"):
         text = run_interruptible(read_windows, calibration, source)
-    prepare_kernels(monitor, {t.format for s in sources for t in s.tensors}, Use.DECODE)
+    prepare_kernels(monitor, {t.format for s in sources for t in s.tensors}, Purpose.DECODE)
     steps = sum(m.architecture.n_layers for m in (model, reference) if m is not None) + 1
     with monitor.progress("evaluating", steps, " layers") as advance:
         found = run_interruptible(

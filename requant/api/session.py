@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from requant.api.importance import Importance, find_importance, point_to_importance
 from requant.api.invocation import record_options
-from requant.api.kernels import Use, prepare_kernels
+from requant.api.kernels import Purpose, prepare_kernels
 from requant.api.measure import check_can_run, score
 from requant.api.session_options import SessionOptions
 from requant.common.interrupt import run_interruptible
@@ -379,7 +379,7 @@ def apply_nonfinite_policy(source: Source, options: SessionOptions, monitor: Mon
 
     if options.nonfinite != KEEP_TYPE:
         return
-    prepare_kernels(monitor, {t.format for t in source.tensors}, Use.DECODE)
+    prepare_kernels(monitor, {t.format for t in source.tensors}, Purpose.DECODE)
     with monitor.progress("scanning", sum(t.n_bytes for t in source.tensors)) as advance:
         found = run_interruptible(preserve_nonfinite, source, threads=options.threads, progress=advance)
     monitor.warn(*found)

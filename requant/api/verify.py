@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from requant.api.kernels import Use, prepare_kernels
+from requant.api.kernels import Purpose, prepare_kernels
 from requant.api.measure import read_importance
 from requant.common.atomic_write import has_schema
 from requant.common.interrupt import run_interruptible
@@ -48,7 +48,7 @@ def verify(
         if full and source is not None:
             encodings = choose_encodings(target, source, record, plan, read_importance(imatrix, source))
         sources = [target] if source is None else [target, source]
-        prepare_kernels(monitor, {t.format for s in sources for t in s.tensors}, Use.DECODE)
+        prepare_kernels(monitor, {t.format for s in sources for t in s.tensors}, Purpose.DECODE)
         with monitor.progress("verifying", sum(t.n_bytes for t in target.tensors)) as advance:
             found = run_interruptible(
                 verify_output, target, source=source, record=record, threads=threads, progress=advance

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from requant.api.compensation import check_memory, read_compensation_text
+from requant.api.compensation import check_compensation, read_compensation_text
 from requant.api.importance import Importance
 from requant.api.kernels import prepare_kernels
 from requant.api.session import Planned, Session
@@ -194,7 +194,7 @@ def _claim(session: Session, out: Path, options: ConversionOptions, measure: int
     """Claim the output for this run alone."""
     session.check_measure(measure)
     session.check_importance()
-    check_memory(session)
+    check_compensation(session)
     options = replace(options, threads=session.options.threads, cluster=session.cluster)
 
     def write_record(made: Conversion) -> None:

@@ -197,13 +197,13 @@ def parse_session_options(given: Mapping[str, Any]) -> SessionOptions:
     """Return how losses are measured and weights are encoded. Raises UsageError."""
     losses, effort, compensate = given.get("losses"), given.get("effort"), given.get("compensate")
     max_memory = given.get("max_memory")
-    if compensate not in (None, True, False, *COMPENSATIONS):
+    if not isinstance(compensate, bool | None) and compensate not in COMPENSATIONS:
         raise UsageError(f"--compensate: '{brief(str(compensate))}' is not known; it is {' or '.join(COMPENSATIONS)}")
     return SessionOptions(
         imatrix=_parse_path(given, "imatrix"),
         no_imatrix=bool(given.get("no_imatrix")),
         compensate=COMPENSATIONS[0] if compensate is True else compensate or None,
-        no_compensate=bool(given.get("no_compensate")),
+        no_compensate=bool(given.get("no_compensate")) or compensate is False,
         max_memory=None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
         losses=Path(losses) if isinstance(losses, str | os.PathLike) else losses,
         threads=parse_threads(given.get("threads")),

@@ -171,8 +171,8 @@ class Model:
         when it is called in the same way again; restart begins anew. force: replace files that exist. no_verify: read
         neither output nor source again. measure: of so many plans near the best, that of least measured divergence.
         compensate: "fast" (or True) or "best", to run the model and round every weight to make up for the errors of
-        those before it; no_compensate: round every weight by itself, whatever the plan says. max_memory: bytes that a
-        compensated conversion stays below.
+        those before it; False, or no_compensate: round every weight by itself, whatever the plan says. max_memory:
+        bytes that a compensated conversion stays below.
         nonfinite: "keep-type" copies tensors that hold NaN or infinity. keep_split, max_shard_size: how the output is
         split. The other keywords are those of `plan`. Raises what `plan` does, and OutputRefused where the output is
         there or in use, InputOutputError, SourceChanged, NumericFault for weights that do not survive in their type.

@@ -93,6 +93,12 @@ class Session:
         return "dfix" if self.imatrix is None else "cfix"
 
     @property
+    def compensates(self) -> bool:
+        """Return whether encoders are to compensate their errors, by an option or by the plan."""
+        asked = self.options.compensate or (None if self.plan is None else self.plan.compensation)
+        return asked is not None and not self.options.no_compensate
+
+    @property
     def needs_scoring(self) -> bool:
         """Return whether a plan needs losses that are not given; scoring may take hours."""
         return isinstance(self.plan_from, FromBudget) and self.losses is None
@@ -104,6 +110,14 @@ class Session:
         if not self.request.has_budget:
             raise UsageError("--measure chooses among plans for a budget; give --vram, --size or --bpw with it")
         check_can_run(self.source, "leave --measure out, and compare outputs with `requant evaluate`")
+
+    def check_rounding(self) -> None:
+        """Raise UsageError where other options do not go with how the encoders round."""
+        if self.calibration.quick and self.compensates:
+            what = "--quick runs no model, and --compensate measures what comes out of it"
+            raise UsageError(f"{what}; leave one of them out, or give --no-compensate")
+        if self.options.max_memory is not None and not self.compensates:
+            raise UsageError("--max-memory limits only what --compensate takes; leave it out, or give --compensate too")
 
     def check_loss_unit(self) -> None:
         """Raise UsageError where an option is in nats per token and the losses are, or will be, in another unit."""
@@ -335,17 +349,12 @@ def open_session(
         raise UsageError("--no-imatrix and --imatrix or --statistics cannot be given together")
     if options.no_compensate and options.compensate is not None:
         raise UsageError("--compensate and --no-compensate cannot be given together")
-    if calibration.quick and options.compensate is not None:
-        raise UsageError("--quick runs no model, and --compensate measures what comes out of it; leave one of them out")
     source.add_to_inputs()
     groups = (request, calibration, options)
     add_model_inputs(*plan_from_option(plan_from).values(), *(getattr(g, f.name) for g in groups for f in fields(g)))
     losses = read_losses(options.losses) if isinstance(options.losses, Path) else options.losses
     plan = plan_from.plan if isinstance(plan_from, FromPlan) else None
     plan = read_any_plan(plan) if isinstance(plan, Path) else plan
-    compensates = options.compensate is not None or (plan is not None and plan.compensation is not None)
-    if options.max_memory is not None and (options.no_compensate or not compensates):
-        raise UsageError("--max-memory limits only what --compensate takes; leave it out, or give --compensate too")
     importance = find_importance(imatrix, plan, losses, source, off=options.no_imatrix)
     session = Session(
         source=source,
@@ -359,6 +368,7 @@ def open_session(
         cluster=cluster,
         monitor=monitor,
     )
+    session.check_rounding()
     session.check_loss_unit()
     return session
 

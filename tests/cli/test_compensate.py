@@ -1,6 +1,7 @@
 """The option --compensate: what it refuses, what it records, and plans that carry it."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from commands import FIXTURES, TINY, assert_failed, run
 from model.forward.architectures import MAKERS
 
 import requant
+from requant.api import session
 from requant.conversion.record import read_conversion
 from requant.errors import UsageError
 
@@ -127,7 +129,38 @@ def test_the_python_api_takes_a_word_or_true(model, tmp_path):
         how = {"type": "Q4_0", "windows": 1, "window": 32}
         made = opened.convert(tmp_path / "a.gguf", compensate=True, **how)
         assert made.plan.compensation == "fast"
-        again = opened.convert(tmp_path / "b.gguf", made.plan, no_compensate=True)
-        assert again.plan.compensation is None
+        for out, off in (("b.gguf", {"no_compensate": True}), ("d.gguf", {"compensate": False})):
+            assert opened.convert(tmp_path / out, made.plan, **off).plan.compensation is None
         with pytest.raises(UsageError, match="--compensate: 'slow' is not known"):
             opened.convert(tmp_path / "c.gguf", compensate="slow", **how)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (range(100), "needs 3 windows, and ids.txt has 1"),
+        ([7, 8] * 200, "ids.txt repeats itself: its tokens differ no more"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_a_text_that_will_not_do_is_told_before_scoring(  # noqa: PLR0917
+    capsys, monkeypatch, model, tmp_path, tokens, said, more
+):
+    monkeypatch.setattr(session.Session, "make_plan", None)
+    ids = tmp_path / "ids.txt"
+    ids.write_text(" ".join(map(str, tokens)))
+    words = ("--bpw", 5, "--compensate", "--tokens", ids, "--windows", 1, "--window", 64, *more)
+    assert_failed(run(capsys, "convert", model, tmp_path / "out.gguf", *words), 2, said)
+
+
+def test_what_no_model_is_run_for_cannot_be_compensated_by_a_plan(capsys, convert, model, tmp_path):
+    convert("--compensate", *WINDOWS)
+    words = ("convert", model, tmp_path / "again.gguf", "--plan", tmp_path / "out.gguf.requant.json", "--quick")
+    assert_failed(run(capsys, *words), 2, "--quick runs no model", "give --no-compensate")
+    assert run(capsys, *words, "--no-compensate").code == 0
+
+
+def test_the_least_limit_that_is_named_is_enough(capsys, convert):
+    ran = convert("--compensate", *WINDOWS, "--max-memory", "1MiB")
+    least = re.search(r"it takes (\d+ MiB)", ran.err)[1].replace(" ", "")
+    assert convert("--compensate", *WINDOWS, "--max-memory", least).code == 0

@@ -56,9 +56,8 @@ def plan_arguments(session: Session, measure: int | None = None) -> tuple[str, .
     if measure is not None:
         given["measure"] = measure
     words = [f"--{name}={value.name if isinstance(value, Path) else value}" for name, value in given.items()]
-    own = _calibration_words(session.calibration) if session.losses is None else ()
-    compensate = [f"--compensate={options.compensate}"] if (options := session.options).compensate is not None else []
-    return _split((*_request_words(session.request), *words, *own, *_encoding_words(session), *compensate))
+    own = _calibration_words(session.calibration) if session.losses is None or session.compensates else ()
+    return _split((*_request_words(session.request), *words, *own, *_encoding_words(session)))
 
 
 def score_arguments(session: Session) -> tuple[str, ...]:
@@ -90,7 +89,7 @@ def _calibration_words(calibration: CalibrationOptions) -> Iterator[str]:
 
 
 def _encoding_words(session: Session) -> Iterator[str]:
-    """Yield --imatrix, --no-imatrix, --effort and --allow-requantize where given."""
+    """Yield --imatrix, --no-imatrix, --effort, --allow-requantize, --max-memory and --compensate where given."""
     imatrix, effort = session.options.imatrix, session.options.effort
     if imatrix is not None:
         yield f"--imatrix={imatrix.name}"
@@ -100,6 +99,10 @@ def _encoding_words(session: Session) -> Iterator[str]:
         yield f"--effort={effort.name.lower()}"
     if session.options.allow_requantize:
         yield "--allow-requantize"
+    if session.options.max_memory is not None:
+        yield f"--max-memory={session.options.max_memory}B"
+    if session.options.compensate is not None:
+        yield f"--compensate={session.options.compensate}"
 
 
 def _split(words: tuple[str, ...]) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ def test_the_record_says_what_was_compensated_and_on_which_tokens(convert, tmp_p
     assert "compensated (fast), measured on requant's calibration.txt" in ran.out
     made = read_conversion(tmp_path / "out.gguf.requant.json")
     assert made.plan.compensation == "fast"
-    assert made.plan.options[-2:] == ("--compensate", "fast")
+    assert made.plan.options[-6:] == ("--windows", "1", "--window", "32", "--compensate", "fast")
     assert len(made.compensation_tokens) == 64
     assert any(t.is_compensated for t in made.tensors)
 
@@ -160,7 +160,9 @@ def test_what_no_model_is_run_for_cannot_be_compensated_by_a_plan(capsys, conver
     assert run(capsys, *words, "--no-compensate").code == 0
 
 
-def test_the_least_limit_that_is_named_is_enough(capsys, convert):
+def test_the_least_limit_that_is_named_is_enough_and_recorded(convert, tmp_path):
     ran = convert("--compensate", *WINDOWS, "--max-memory", "1MiB")
     least = re.search(r"it takes (\d+ MiB)", ran.err)[1].replace(" ", "")
     assert convert("--compensate", *WINDOWS, "--max-memory", least).code == 0
+    options = read_conversion(tmp_path / "out.gguf.requant.json").plan.options
+    assert options[options.index("--max-memory") + 1] == f"{int(least.removesuffix('MiB')) << 20}B"

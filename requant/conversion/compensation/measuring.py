@@ -97,12 +97,12 @@ def measure_dense(reader: PairReader, measured: Measured, threads: int | None) -
         rows = read(sampled)
         halves = [[run_alone(partial(m.wanted, rows, name, sampled)) for m in half] for half in (first, second)]
         wanted.append(halves)
-    for moments, other in zip(first, second, strict=True):
-        moments.add_target(other)
+    for i, moments in enumerate(first):
+        moments.add_target(second[i])
     ridges = choose_ridges([[m.h for m in half] for half in (first, second)], wanted, threads)
     blocks = []
     for moments in first:
-        moments.h += second.pop(0).h
+        moments.h += second.pop(0).h  # which nothing else holds, so that its memory serves the factor
         blocks.append(Block(moments, find_feedback(moments.h)))
     work = {}
     for name, ridge in zip(names, ridges, strict=True):

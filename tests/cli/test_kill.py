@@ -31,7 +31,8 @@ def test_no_kill_power_cut_or_signal_changes_a_byte():
     assert found["power cuts"]["operations_lost"] > 0
 
 
-@pytest.mark.parametrize("call", ["fdatasync", pytest.param("fsync", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["fdatasync", "fsync"])
 def test_a_forgotten_flush_is_found(call):
     code, lines = kill_test("--kills", 0, "--crashes", 25, "--signals", 0, "--slowest", 0, "--without", call)
     assert code == 1 and any(line["what"] == "failure" for line in lines)

@@ -201,7 +201,7 @@ class Stop(BaseException):
     """A stop that only cleanup code handles."""
 
 
-@pytest.mark.parametrize("after", [1, 4, 9, 14, 19])
+@pytest.mark.parametrize("after", [1, 9, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 14, 19))])
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, source, text, monkeypatch, after):
     monkeypatch.setattr(memory, "COLUMNS", 32)
     text = replace(text, room=0 if after == 9 else None)  # in blocks too

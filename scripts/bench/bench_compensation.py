@@ -2,11 +2,13 @@
 
     taskset -c 0 python scripts/bench/bench_compensation.py kernels [--columns 256 1024 4096] [--types Q4_K]
     python scripts/bench/bench_compensation.py layer [--windows 2] [--window 512] [--type q4_k] [--max-memory 4GiB]
+    python scripts/bench/bench_compensation.py cost
 
 `kernels` has the CPU seconds that a million weights take on one thread: of `codec.quantize` and of `encode_compensated`
 without and with the search after the feedback, the fastest of interleaved runs. `layer` converts a random model of one
 layer of an 8B's width in a process of its own, with the CPU time of each part, the peak of its own memory (RssAnon)
 during each, and the peak of the process. What follows for whole models is arithmetic: each part by its operations.
+`cost` has the CPU time on the tiny model beside that of scoring on the same tokens.
 """
 
 import argparse
@@ -243,6 +245,50 @@ def count_operations(stages, n_tokens):
     return found
 
 
+def cost(options):
+    """Scoring the tiny model, and what compensation takes beside it on the same tokens."""
+    from conversions import convert
+    from real_models import TINY
+
+    from requant.container.source import open_source
+    from requant.conversion.compensation.token_weights import weigh_tokens
+    from requant.conversion.compensation.walk import CompensationText
+    from requant.formats.feedback import warm_up
+    from requant.model.forward.passes import read_model
+    from requant.model.forward.weights import Weights
+    from requant.planning.constraints import Constraints, size_limit
+    from requant.planning.engines import engine_named
+    from requant.planning.solver.solve import solve
+    from requant.scoring.calibration_data import WindowSpec, shipped_windows
+    from requant.scoring.fisher import score_by_gradients
+    from requant.scoring.options import ScoringOptions
+
+    types, spent = engine_named("llama.cpp").candidates, [0.0]
+    codec.warm_up(by_name(name) for name in types)
+    warm_up([by_name(name) for name in types], search=True)
+
+    def since():
+        before, spent[0] = spent[0], time.process_time()
+        return spent[0] - before
+
+    with tempfile.TemporaryDirectory() as folder, open_source(TINY) as source:
+        text = shipped_windows(source, WindowSpec(n=options.windows))
+        since()
+        losses = score_by_gradients(source, text, ScoringOptions(types)).losses
+        scoring = since()
+        plan, model = solve(losses, Constraints((size_limit(options.size, 0),))), read_model(Weights(source))
+        since()
+        weights = weigh_tokens(model, text.windows)
+        weighing = since()
+        print(f"scoring {scoring:.1f} CPU s, weighing tokens {weighing:.1f}")
+        for how in ("fast", "best"):
+            given = CompensationText(text.name, model, text.windows, weights, best=how == "best")
+            since()
+            convert(source, replace(plan, compensation=how), Path(folder) / how, compensation=given)
+            walk = since()
+            print(f"{how} {walk:.1f} CPU s; with weighing {(weighing + walk) / scoring:.2f} times scoring")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -261,6 +307,10 @@ def main():
     own.add_argument("--how", default="fast")
     own.add_argument("--max-memory")
     own.set_defaults(work=layer)
+    own = commands.add_parser("cost")
+    own.add_argument("--windows", type=int, default=32)
+    own.add_argument("--size", type=int, default=5111296)
+    own.set_defaults(work=cost)
     own = commands.add_parser("write")  # in a process of its own, as that of `run` is
     own.add_argument("path", type=Path)
     own.add_argument("n", type=int, nargs=2)
